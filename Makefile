@@ -1,0 +1,78 @@
+# `make` explains itself; every target makes .venv first, and only when it is not up to date.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SAY := printf '\033[36m·\033[0m %s\n'
+DONE := printf '\033[32m✓\033[0m %s\n'
+FAIL := printf '\033[31m✗\033[0m %s\n'
+
+.PHONY: help
+help: ## This list
+	@printf '\033[1mhiveio\033[0m  event-sourced services as container images\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  \033[36mmake %-10s\033[0m %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(READY) ## Make .venv from requirements.lock (PYTHON=python3.12 to choose)
+	@$(DONE) "ready: .venv, $$($(BIN)/python --version)"
+
+$(READY): requirements.lock runtime/pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { $(FAIL) "no $(PYTHON) here; name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		$(FAIL) "$$($(PYTHON) --version) is too old: 3.11 or newer is needed; name one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		$(FAIL) "$(PYTHON) comes without ensurepip, so it cannot make .venv; on Debian: apt install python3-venv"; exit 1; }
+	@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+		$(SAY) "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; fi
+	@$(SAY) "installing $$(grep -c '^[a-z].*==' requirements.lock) locked packages, each checked by its hash (a minute, the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(SAY) "installing hiveio itself, editable"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e runtime
+	@touch $@
+
+.PHONY: run
+run: $(READY) ## The bank example as a story, on a real Kafka and Valkey (ONCE=1: no waiting)
+	@$(BIN)/python -m examples.bank.story $(if $(ONCE),--once)
+
+.PHONY: services
+services: $(READY) ## Kafka and Valkey in the foreground (KAFKA_PORT, REDIS_PORT, HIVEIO_DATA)
+	@$(BIN)/python -m tests.services
+
+.PHONY: test
+test: $(READY) ## All tests (T='-k name -x' for pytest)
+	@$(BIN)/pytest $(T)
+
+.PHONY: fault
+fault: $(READY) ## Kill, pause and cut things under load, and check what is left (N=rounds)
+	@$(if $(N),N='$(N)') $(BIN)/pytest tests/faults -m fault $(T)
+
+.PHONY: bench
+bench: $(READY) ## Benchmarks
+	@$(BIN)/python -m tests.bench
+
+.PHONY: lint
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## Put the code in form
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: lock
+lock: $(READY) ## Write requirements.lock from requirements.in
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+		requirements.in -o requirements.lock
+	@$(DONE) "requirements.lock; make setup installs it"
+
+.PHONY: clean
+clean: $(READY) ## Remove caches and what was built; .venv and downloads stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@$(DONE) "clean"

@@ -1,0 +1,17 @@
+"""hiveio/consumer: events come in from the log, the actor keeps its projection, queries are answered from it."""
+
+from hiveio.actor import performing
+from hiveio.consumer import Consumer
+from hiveio.process import serve
+from hiveio.routes import Route, queries
+from hiveio.service import Service
+
+
+def consumer(service: Service) -> list[Route]:
+    handlers = [(contract, performing(contract)) for contract in service.contracts]
+    service.use(Consumer(service.settings, handlers))
+    return [route for contract, handler in handlers for route in queries(contract, handler)]
+
+
+if __name__ == "__main__":
+    serve(consumer)

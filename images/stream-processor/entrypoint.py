@@ -1,0 +1,22 @@
+"""hiveio/stream-processor: a command comes in, the actor decides on its aggregate, the log says whether it counts."""
+
+from hiveio.process import serve
+from hiveio.routes import Route, messages
+from hiveio.service import Service
+from hiveio.transaction.log import TransactionLog, outcomes, snapshots, transacting
+
+
+def stream_processor(service: Service) -> list[Route]:
+    log = service.use(TransactionLog(service.settings, service.contracts))
+    return [
+        outcomes(log),
+        *(
+            route
+            for contract in service.contracts
+            for route in (*messages(contract, transacting(contract, log)), snapshots(contract, log))
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    serve(stream_processor)

@@ -1,0 +1,293 @@
+"""The actor and its messages: what a user writes, and what the runtime reads from its annotations.
+
+The annotations of ``perform`` and ``replay`` are the routing, the validation and the schema, declared once.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome
+from hiveio.errors import BadAnnotation, NameTaken
+
+
+class Command(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asks an actor for something. Comes from outside and refuses unknown fields; a class may relax that."""
+
+
+class Query(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asks an actor for an answer that changes nothing: decoded from path and query string of a ``GET``.
+
+    A query may name a ``path`` of its own; otherwise it stands on its actor's.
+    """
+
+    path: ClassVar[str] = ""
+
+
+class Event(Struct, frozen=True):
+    """Says what happened. Comes from the log, so fields it does not know are ignored."""
+
+
+class Model(Struct, frozen=True):
+    """The state of an aggregate, folded from its events: the snapshot."""
+
+
+State = TypeVar("State", bound=Model)
+
+
+class Transaction(Protocol):
+    """The ``tx`` of a ``perform`` that works on several aggregates as one transaction."""
+
+    async def get(self, actor: type["Actor"], id: str) -> Any:
+        """The state of another aggregate, at the snapshot of everything read before; None if it never was."""
+
+    def emit(self, actor: type["Actor"], id: str, event: Event) -> None:
+        """Write an event to another aggregate, in the same transaction."""
+
+
+class Actor:
+    """The domain rules of one kind of aggregate. Derive from it, and write ``perform`` and, for a state, ``replay``.
+
+    - ``perform(self, state, message)`` or ``perform(self, message)``; two further parameters are known by their
+      names: ``context`` (a Context) and ``tx`` (a Transaction; stream processor). It returns one event, a list of
+      events or None; in base and consumer any value, as the reply. ``Rejected`` refuses. It may run several times for
+      one command, so in the stream processor it has no effects of its own.
+    - ``replay(self, state, event)`` returns the state after the event. It is a pure function and never refuses.
+    - ``start``, ``stop`` and ``ready`` may be plain or ``async``.
+    """
+
+    path: ClassVar[str] = ""
+    name: ClassVar[str] = ""  # in the log; default: the name of the class
+    isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
+    schema_version: ClassVar[int] = 1  # raise it when replay changes: snapshots are then folded anew from the log
+
+    perform: Callable[..., Any]
+    replay: Callable[..., Any] | None = None
+
+    def scope(self, id: str) -> str:
+        """Aggregates of one scope share a partition of the log; a transaction stays inside one scope."""
+        return id
+
+    def start(self) -> Awaitable[None] | None:
+        """Open what the actor needs; awaited before the first message."""
+        return None
+
+    def stop(self) -> Awaitable[None] | None:
+        """Close it; awaited after the last message."""
+        return None
+
+    def ready(self) -> Awaitable[bool] | bool:
+        """Joins the readiness of the service."""
+        return True
+
+
+Invoke = Callable[[Any, Any, Context | None, Transaction | None], Any]
+_MESSAGES = (Command, Event, Query)
+_KNOWN = ("context", "tx")
+
+
+class Contract:
+    """An actor with what its annotations say. Made once a process; raises BadAnnotation.
+
+    ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
+    ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log.
+    """
+
+    def __init__(self, kind: type[Actor]) -> None:
+        self.kind = kind
+        self.name = kind.name or kind.__name__
+        self.path = kind.path
+        self.serializable = kind.isolation == "serializable"
+        if kind.isolation not in ("snapshot", "serializable"):
+            raise BadAnnotation(f"{kind.__name__}.isolation is {kind.isolation!r}; it is 'snapshot' or 'serializable'")
+        if not callable(getattr(kind, "perform", None)):
+            raise BadAnnotation(f"{kind.__name__} has no method perform(self, state, message)")
+        self._read_perform(kind)
+        self._read_replay(kind)
+        self.actor = kind()
+        self.invoke: Invoke = self._invoker(self.actor)
+        self.replay: Callable[[Any, Any], Any] | None = self.actor.replay
+        self.command_codec = Codec(self.commands.values())
+        self.event_codec = Codec(self.events.values(), strict=False)
+        self.heard_codec = Codec(self.heard.values(), strict=False)
+        self.model_decoder = msgspec.json.Decoder(self.model | None if self.model else Any)
+
+    def _read_perform(self, kind: type[Actor]) -> None:
+        name = f"{kind.__name__}.perform"
+        hints = _hints(kind.perform, name)
+        parameters = list(inspect.signature(kind.perform).parameters.values())[1:]
+        for p in parameters:
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise BadAnnotation(f"{name} takes *{p.name}; it takes state, message and, by name, context and tx")
+        ours = [p.name for p in parameters if p.name not in _KNOWN]
+        self.wants_context, self.wants_tx = (any(p.name == known for p in parameters) for known in _KNOWN)
+        if len(ours) not in (1, 2):
+            raise BadAnnotation(
+                f"{name} takes {len(ours)} parameters; it takes (self, state, message) or (self, message)"
+            )
+        self.stateful = len(ours) == 2
+        if ours[-1] not in hints:
+            raise BadAnnotation(f"{name}: the parameter {ours[-1]} has no annotation; name the messages that it takes")
+        taken = _members(hints[ours[-1]])
+        for member in taken:
+            if not (isinstance(member, type) and issubclass(member, _MESSAGES)) or member in _MESSAGES:
+                raise BadAnnotation(f"{name}: {ours[-1]} takes {_called(member)}, which is no Command, Event or Query")
+        self.commands: dict[str, type[Struct]] = _named(t for t in taken if not issubclass(t, Query))
+        self.heard: dict[str, type[Struct]] = _named(t for t in taken if issubclass(t, Event))
+        self.queries: dict[str, type[Query]] = _named(t for t in taken if issubclass(t, Query))
+        self.returns = [] if "return" not in hints else _members(hints["return"], into_lists=True)
+        self.is_async = inspect.iscoroutinefunction(kind.perform)
+
+    def _read_replay(self, kind: type[Actor]) -> None:
+        self.model: type[Model] | None = None
+        events = [t for t in self.returns if isinstance(t, type) and issubclass(t, Event)]
+        if kind.replay is None:
+            self.events: dict[str, type[Event]] = _named(events)
+            return
+        name = f"{kind.__name__}.replay"
+        hints = _hints(kind.replay, name)
+        parameters = list(inspect.signature(kind.replay).parameters)[1:]
+        if len(parameters) != 2:
+            raise BadAnnotation(f"{name} takes {len(parameters)} parameters; it takes (self, state, event)")
+        if inspect.iscoroutinefunction(kind.replay):
+            raise BadAnnotation(f"{name} is async; it is a pure function of state and event")
+        event = parameters[1]
+        if event not in hints:
+            raise BadAnnotation(f"{name}: the parameter {event} has no annotation; name the events that it folds")
+        for member in (folded := _members(hints[event])):
+            if not (isinstance(member, type) and issubclass(member, Event)) or member is Event:
+                raise BadAnnotation(f"{name}: {event} takes {_called(member)}, which is no Event")
+        if "return" not in hints:
+            raise BadAnnotation(f"{name} has no return annotation; name the Model that it folds")
+        models = [t for t in _members(hints["return"]) if t is not types.NoneType]
+        if len(models) != 1 or not (isinstance(models[0], type) and issubclass(models[0], Model)):
+            raise BadAnnotation(f"{name} returns {_called(hints['return'])}, which is no Model")
+        self.model = models[0]
+        self.events = _named(folded)
+        for t in events:
+            if t not in folded:
+                raise BadAnnotation(f"{kind.__name__}.perform returns {t.__name__}, which {name} does not take")
+
+    def _invoker(self, actor: Actor) -> Invoke:
+        perform, stateful = actor.perform, self.stateful
+        wants_context, wants_tx = self.wants_context, self.wants_tx
+        if not (wants_context or wants_tx):
+            if stateful:
+                return lambda state, message, context, tx: perform(state, message)
+            return lambda state, message, context, tx: perform(message)
+
+        def invoke(state: Any, message: Any, context: Context | None, tx: Transaction | None) -> Any:
+            known: dict[str, Any] = {}
+            if wants_context:
+                known["context"] = context
+            if wants_tx:
+                known["tx"] = tx
+            return perform(state, message, **known) if stateful else perform(message, **known)
+
+        return invoke
+
+    def checked_events(self, returned: Any) -> list[Event]:
+        """What ``perform`` returned, as a list. Raises TypeError (a fault of the actor) for what is not its event."""
+        if returned is None:
+            return []
+        events = list(returned) if isinstance(returned, list | tuple) else [returned]
+        for event in events:
+            self.check_event(event)
+        return events
+
+    def check_event(self, event: Any) -> None:
+        if self.events.get(type(event).__name__) is not type(event):
+            known = ", ".join(self.events) or "none"
+            raise TypeError(f"{self.name} gave {event!r}, which is none of its events: {known}")
+
+
+def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:
+    """The contracts of all actors of a container. Raises NameTaken for two messages or two actors of one name."""
+    made = [Contract(kind) for kind in kinds]
+    actors: dict[str, Contract] = {}
+    messages: dict[str, type] = {}
+    for contract in made:
+        if contract.name in actors:
+            raise NameTaken(f"two actors are named {contract.name}; give one of them another `name`")
+        actors[contract.name] = contract
+        for group in (contract.commands, contract.queries, contract.events):
+            for name, kind in group.items():
+                if messages.setdefault(name, kind) is not kind:
+                    raise NameTaken(
+                        f"two messages are named {name}: {messages[name].__module__}.{messages[name].__qualname__} and "
+                        f"{kind.__module__}.{kind.__qualname__}; on the wire only the name tells them apart"
+                    )
+    return made
+
+
+def performing(contract: Contract) -> Handler:
+    """The innermost handler: runs the actor without a state and answers with what it returns."""
+    invoke, is_async, wants_context = contract.invoke, contract.is_async, contract.wants_context
+    events_only = bool(contract.events) and all(
+        t is types.NoneType or (isinstance(t, type) and issubclass(t, Event)) for t in contract.returns
+    )
+
+    async def handle(envelope: Envelope) -> Outcome:
+        result = invoke(None, envelope.message, envelope.context() if wants_context else None, None)
+        if is_async or inspect.isawaitable(result):
+            result = await result
+        if events_only and result is not None:
+            contract.checked_events(result)
+        return Outcome(result)
+
+    return handle
+
+
+def query_decoder(kind: type[Query]) -> Callable[[dict[str, Any]], Query]:
+    """Decodes a query from its parameters: text is converted to the types of its fields. Raises Invalid (422)."""
+    lists = {f.name for f in msgspec.structs.fields(kind) if get_origin(f.type) in (list, tuple, set, frozenset)}
+
+    def decode(parameters: dict[str, Any]) -> Query:
+        values = {
+            name: value if name in lists or not isinstance(value, list) else value[-1] if len(value) == 1 else value
+            for name, value in parameters.items()
+        }
+        try:
+            return msgspec.convert(values, kind, strict=False)
+        except msgspec.ValidationError as error:
+            from hiveio.envelope import invalid
+
+            raise invalid(error) from None
+
+    return decode
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise BadAnnotation(f"{name}: an annotation cannot be resolved: {error}") from None
+
+
+def _members(annotation: Any, *, into_lists: bool = False) -> list[Any]:
+    """The members of a union; with ``into_lists`` also the items of ``list[...]``."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(get_args(annotation)[0], into_lists=into_lists)
+    if origin in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) for m in _members(arg, into_lists=into_lists)]
+    if into_lists and origin in (list, tuple, Sequence, Iterable):
+        return [m for arg in get_args(annotation) if arg is not Ellipsis for m in _members(arg)]
+    return [annotation]
+
+
+def _called(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _named(kinds: Iterable[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        if found.setdefault(kind.__name__, kind) is not kind:
+            raise NameTaken(f"two messages are named {kind.__name__}; on the wire only the name tells them apart")
+    return found

@@ -1,0 +1,262 @@
+"""The environment, read once into one frozen object. The README's table of settings is generated from it."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from hiveio.errors import ConfigError
+
+# Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
+_UNSUPPORTED = re.compile(r"(SECURE|SSL_CERT|SSL_KEY|PRODUCER_ACK|TELEMETRY\w*)$")
+# What Kubernetes and container links set for a service that happens to be named kafka.
+_LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
+
+
+def _cpu_quota() -> int:
+    """Whole CPUs that the cgroup and the affinity mask allow, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            allowed = min(allowed, int(quota) // int(period))
+    except (OSError, ValueError):
+        pass
+    return max(1, allowed)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    parse.__doc__ = f"a whole number from {low} to {high}"
+    return parse
+
+
+def _fraction(text: str) -> float:
+    """a number from 0 to 1"""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _flag(text: str) -> bool:
+    """true or false"""
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _text(text: str) -> str:
+    """any text"""
+    return text
+
+
+def _topic(text: str) -> str:
+    """a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"""
+    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", text):
+        raise ValueError
+    return text
+
+
+def _topics(text: str) -> tuple[str, ...]:
+    """a topic name, a comma-separated list of them, or ^regex"""
+    if text.startswith("^"):
+        re.compile(text)
+        return (text,)
+    return tuple(_topic(name.strip()) for name in text.split(","))
+
+
+def _path(text: str) -> str:
+    """a path that starts with /"""
+    if not text.startswith("/"):
+        raise ValueError
+    return text
+
+
+def _redis_url(text: str) -> str:
+    """a URL redis://host:port/db, rediss:// or unix://"""
+    if not re.match(r"(rediss?|unix)://", text):
+        raise ValueError
+    return text
+
+
+def _redis_urls(text: str) -> tuple[str, ...]:
+    """one or more comma-separated URLs redis://host:port/db"""
+    return tuple(_redis_url(url.strip()) for url in text.split(","))
+
+
+def _one(text: str) -> int:
+    """1"""
+    if text != "1":
+        raise ValueError
+    return 1
+
+
+def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
+    """A field of ``Settings``: its name in the environment, default, parser (whose docstring says what is allowed)."""
+    about = {"name": name, "parse": parse, "text": text, "shown": shown}
+    if callable(default):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, with its default. ``Settings.read()`` takes them from an environment."""
+
+    actor_module: str = setting("ACTOR_MODULE", "", _text, "the actor: `module` or `module:Class`")
+    actor_path: str = setting("ACTOR_PATH", "/actor", _text, "the folder from which the actor is loaded")
+    port: int = setting("PORT", 3000, _whole(0, 65535), "port of the HTTP server")
+    cluster_size: int = setting("CLUSTER_SIZE", _cpu_quota, _whole(1, 256), "worker processes", "the CPU quota")
+    http_version: int = setting("HTTP_VERSION", 1, _one, "HTTP version")
+    ping_url: str = setting("PING_URL", "/ping", _path, "path of the ping")
+    body_limit: int = setting("BODY_LIMIT", 1 << 20, _whole(1, 1 << 30), "largest request body, bytes; beyond it 413")
+    request_timeout_ms: int = setting(
+        "REQUEST_TIMEOUT", 10_000, _whole(1, 600_000), "longest time to an answer, ms; then 504 or 503"
+    )
+    drain_timeout_ms: int = setting(
+        "DRAIN_TIMEOUT", 20_000, _whole(1, 600_000), "longest time from SIGTERM to the end, ms"
+    )
+    brokers: str = setting("EVENT_STORE_BROKERS", "", _text, "Kafka brokers, `host:port,…`")
+    topic: str = setting("EVENT_STORE_TOPIC", "", _topic, "topic of events")
+    producer_topic: str = setting(
+        "EVENT_STORE_PRODUCER_TOPIC", "", _topic, "topic that events are written to", "EVENT_STORE_TOPIC"
+    )
+    consumer_topic: tuple[str, ...] = setting(
+        "EVENT_STORE_CONSUMER_TOPIC",
+        (),
+        _topics,
+        "topics that events are read from: name, list or `^regex`",
+        "EVENT_STORE_TOPIC",
+    )
+    client_id: str = setting("EVENT_STORE_ID", "hiveio", _text, "client id towards Kafka")
+    group_id: str = setting("EVENT_STORE_GROUP_ID", "", _text, "consumer group")
+    from_start: bool = setting(
+        "EVENT_STORE_FROM_START",
+        False,
+        _flag,
+        "a group without a committed offset begins at the first event, not at the next",
+    )
+    partitions: int = setting(
+        "EVENT_STORE_PARTITIONS", 1, _whole(1, 10_000), "partitions with which topics are created; fixed from then on"
+    )
+    buffer: int = setting("EVENT_STORE_BUFFER", 500, _whole(1, 100_000), "most records in a batch")
+    buffer_timeout_ms: int = setting(
+        "EVENT_STORE_TIMEOUT", 1, _whole(0, 60_000), "longest time a record waits for its batch under load, ms"
+    )
+    cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis that holds the transaction cache")
+    lock_urls: tuple[str, ...] = setting("LOCK_URLS", (), _redis_urls, "Redlock nodes", "CACHE_URL")
+    lock_ttl_ms: int = setting("LOCK_TTL", 2_000, _whole(50, 600_000), "time to live of a lock, ms")
+    lock_drift_factor: float = setting(
+        "LOCK_DRIFT_FACTOR", 0.01, _fraction, "share of LOCK_TTL allowed for clock drift"
+    )
+    lock_retry_count: int = setting(
+        "LOCK_RETRY_COUNT", 50, _whole(0, 100_000), "retries of a command or a lock; then 409"
+    )
+    lock_retry_delay_ms: int = setting("LOCK_RETRY_DELAY", 20, _whole(0, 60_000), "time between retries, ms")
+    lock_retry_jitter_ms: int = setting("LOCK_RETRY_JITTER", 20, _whole(0, 60_000), "most random time added to it, ms")
+    idempotency_count: int = setting(
+        "IDEMPOTENCY_COUNT",
+        10_000,
+        _whole(1, 10_000_000),
+        "records for which every command id is remembered; fixed when the log is made",
+    )
+    idempotency_time_s: int = setting(
+        "IDEMPOTENCY_TIME",
+        3_600,
+        _whole(0, 31_536_000),
+        "seconds for which an Idempotency-Key is remembered; fixed when the log is made",
+    )
+    kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>
+
+    @property
+    def written_topic(self) -> str:
+        return self.producer_topic or self.topic
+
+    @property
+    def log_topic(self) -> str:
+        """The transaction log."""
+        return f"{self.written_topic}.transactions"
+
+    @property
+    def read_topics(self) -> tuple[str, ...]:
+        return self.consumer_topic or ((self.topic,) if self.topic else ())
+
+    @property
+    def lock_nodes(self) -> tuple[str, ...]:
+        return self.lock_urls or (self.cache_url,)
+
+    def need(self, **reasons: str) -> None:
+        """Raise ConfigError for the first attribute that is not set: ``need(brokers="the producer writes")``."""
+        names = {f.name: f.metadata["name"] for f in fields(self) if f.metadata}
+        names |= {"written_topic": "EVENT_STORE_TOPIC", "read_topics": "EVENT_STORE_TOPIC"}
+        for attribute, reason in reasons.items():
+            if not getattr(self, attribute):
+                raise ConfigError(f"{names[attribute]} is not set: {reason}")
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Take the settings from an environment. ``NAME_FILE`` names a file that holds the value of ``NAME``.
+
+        Raises ConfigError with the name, the value and what is allowed.
+        """
+        for name, value in environ.items():
+            if _UNSUPPORTED.match(name) and value.lower() not in ("", "0", "false"):
+                raise ConfigError(f"{name}={value}: this setting is not supported yet; remove it")
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            if not f.metadata:
+                continue
+            name, parse = f.metadata["name"], f.metadata["parse"]
+            text = _lookup(environ, name)
+            if text is None or text == "":
+                continue
+            try:
+                values[f.name] = parse(text.strip())
+            except (ValueError, KeyError, re.error):
+                raise ConfigError(f"{name}={text!r} is wrong: it takes {parse.__doc__}") from None
+        return cls(**values, kafka=_kafka(environ))
+
+
+def _lookup(environ: Mapping[str, str], name: str) -> str | None:
+    if name in environ:
+        return environ[name]
+    path = environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{name}_FILE={path!r} cannot be read: {error.strerror}") from None
+
+
+def _kafka(environ: Mapping[str, str]) -> dict[str, str]:
+    """``KAFKA_SASL_MECHANISM=PLAIN`` → ``{"sasl.mechanism": "PLAIN"}``"""
+    found = {}
+    for name in environ:
+        if name.startswith("KAFKA_") and not _LINKED.match(name):
+            plain = name.removesuffix("_FILE")
+            value = _lookup(environ, plain)
+            if value is not None:
+                found[plain.removeprefix("KAFKA_").lower().replace("_", ".")] = value
+    return found
+
+
+def settings_table() -> str:
+    """The table of settings as Markdown, one row a setting."""
+    rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
+    for f in fields(Settings):
+        if not f.metadata:
+            continue
+        default = f.metadata["shown"] or (f.default if f.default is not MISSING else "")
+        default = "" if default in ("", ()) else str(default).lower() if isinstance(default, bool) else default
+        rows.append(f"| `{f.metadata['name']}` | {default} | {f.metadata['text']} |")
+    rows.append("| `KAFKA_<NAME>` | | any librdkafka property: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism` |")
+    rows.append("| `<NAME>_FILE` | | a file that holds the value of any setting above, for secrets |")
+    return "\n".join(rows)

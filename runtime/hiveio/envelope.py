@@ -1,0 +1,211 @@
+"""The envelope: a Flux Standard Action on the wire, one decoded message inside.
+
+On the wire the type stands in the envelope, not in the payload (a domain may have a field named ``type``)::
+
+    {"type": "Deposit", "payload": {"amount": 5}, "meta": {"source": "web"}}
+
+One calling convention carries everything: ``Handler = Callable[[Envelope], Awaitable[Outcome]]``. An edge (HTTP, the
+consumer loop) makes the envelope, a handler answers it.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import UnionType
+from typing import Any, Union
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from hiveio.errors import Invalid, Malformed, TooLarge
+
+META_LIMIT = 4096  # bytes
+ID_LIMIT = 255  # bytes of UTF-8
+
+_encoder = msgspec.json.Encoder()
+encode_json: Callable[[Any], bytes] = _encoder.encode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Context(Struct, frozen=True, kw_only=True):
+    """What surrounds a message. ``None`` where a role has no such thing.
+
+    ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version
+    (stream processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
+    """
+
+    id: str | None = None
+    topic: str | None = None
+    key: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    position: tuple[int, int, int] | None = None
+    version: int | None = None
+    time: float | None = None
+    headers: Mapping[str, str] = {}
+    meta: Mapping[str, Any] | None = None
+
+
+class Envelope(Struct, kw_only=True):
+    """One message on its way to an actor.
+
+    ``message`` is the decoded payload, ``id`` the aggregate's id (from the path, or the key of a record), ``meta`` the
+    client's meta as it came, ``key`` the Idempotency-Key, ``if_match`` the version that the client expects,
+    ``body`` the request's bytes.
+    """
+
+    message: Any
+    id: str = ""
+    meta: Raw | None = None
+    key: str | None = None
+    if_match: int | None = None
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+    record: Context | None = None  # where it came from the log
+
+    def context(self, version: int | None = None) -> Context:
+        """The context that an actor sees. Made only for an actor that asks for it."""
+        if self.record:
+            return self.record
+        meta = _decode_object(self.meta) if self.meta else None
+        return Context(id=self.id or None, key=self.key, version=version, headers=self.headers, meta=meta)
+
+
+class Outcome(Struct):
+    """The answer to an envelope: one message, a list of them, any other value, or nothing."""
+
+    value: Any = None
+    status: int = 200
+    headers: dict[str, str] = {}
+    encoded: bytes | None = None  # the body, where it is encoded already
+
+
+Handler = Callable[[Envelope], Awaitable[Outcome]]
+
+
+class _Wire(Struct, omit_defaults=True):
+    type: str
+    payload: Any
+    meta: Raw | None = None
+
+
+class _Untyped(Struct, tag_field="type", tag="\0"):
+    """Keeps every union a real one, so that a body without a type is an error and not a default."""
+
+
+def encode_message(message: Struct, meta: Raw | None = None) -> bytes:
+    """The envelope of a message, as JSON."""
+    return _encoder.encode(_Wire(type(message).__name__, message, meta))
+
+
+def encode_value(value: Any, meta: Raw | None = None) -> bytes:
+    """The body of an answer: a message in its envelope, several as an array of them, any other value as itself."""
+    if isinstance(value, Struct):
+        return encode_message(value, meta)
+    if isinstance(value, list) and value and all(isinstance(item, Struct) for item in value):
+        return b"[" + b",".join([encode_message(item, meta) for item in value]) + b"]"
+    return _encoder.encode(value)
+
+
+class Codec:
+    """Decodes envelopes of a fixed set of message types, in one pass.
+
+    ``strict`` refuses unknown members of the envelope (what comes from outside); the log's own are ignored.
+    """
+
+    def __init__(self, types: Iterable[type[Struct]], *, strict: bool = True) -> None:
+        self.types = {kind.__name__: kind for kind in types}
+        self.envelopes = {name: _envelope_type(name, kind, strict) for name, kind in self.types.items()}
+        union = Union[(_Untyped, *self.envelopes.values())]  # made at run time
+        self._decode = msgspec.json.Decoder(union).decode
+        self._payloads = {name: msgspec.json.Decoder(kind) for name, kind in self.types.items()}
+
+    def decode(self, body: bytes) -> tuple[Any, Raw | None]:
+        """The message and its meta.
+
+        A missing payload is an empty one. Where there is just one type, a body without ``type`` is the payload.
+        Raises Malformed (400) for what is not JSON, Invalid (422) with a JSON pointer for what does not fit.
+        """
+        try:
+            try:
+                envelope = self._decode(body)
+            except msgspec.ValidationError as error:
+                if len(self.types) == 1 and str(error) == "Object missing required field `type`":
+                    ((name, decoder),) = self._payloads.items()
+                    return decoder.decode(body), None
+                raise self._invalid(error) from None
+            payload = envelope.payload
+            if payload is UNSET:
+                name = type(envelope).__struct_config__.tag
+                try:
+                    payload = self._payloads[name].decode(b"{}")
+                except msgspec.ValidationError as error:
+                    raise invalid(error, "/payload") from None
+            meta = envelope.meta
+            if meta is UNSET:
+                return payload, None
+            return payload, _checked(meta)
+        except msgspec.ValidationError as error:
+            raise invalid(error) from None
+        except msgspec.DecodeError as error:
+            raise Malformed(f"the body is not JSON: {error}") from None
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        except RecursionError:
+            raise Malformed("the body is nested too deeply") from None
+
+    def _invalid(self, error: msgspec.ValidationError) -> Invalid:
+        known = ", ".join(sorted(self.types))
+        text = str(error)
+        if text == "Object missing required field `type`":
+            return Invalid(f"the message has no type; this path takes: {known}", pointer="/type")
+        if text.startswith("Invalid value") and text.endswith("at `$.type`"):
+            value = re.match(r"Invalid value '(.*)'", text, re.DOTALL)
+            return Invalid(f"unknown type {value[1] if value else ''!r}; this path takes: {known}", pointer="/type")
+        return invalid(error)
+
+
+def _envelope_type(name: str, kind: type[Struct], strict: bool) -> type[Struct]:
+    # A name of its own (DepositMessage): the schema of the envelope and of the payload stand side by side.
+    fields: list[tuple[str, type | UnionType, Any]] = [
+        ("payload", kind | UnsetType, UNSET),
+        ("meta", Raw | UnsetType, UNSET),
+    ]
+    return msgspec.defstruct(
+        f"{name}Message", fields, tag_field="type", tag=name, forbid_unknown_fields=strict, module=kind.__module__
+    )
+
+
+def _checked(meta: Raw) -> Raw | None:
+    """Raw passes what is not UTF-8 and never looks inside: look before it goes on to a topic."""
+    if len(meta) > META_LIMIT:
+        raise TooLarge(f"meta has {len(meta)} bytes; at most {META_LIMIT} are taken", pointer="/meta")
+    if bytes(meta) == b"null":
+        return None
+    try:
+        _decode_object(meta)
+    except msgspec.ValidationError:
+        raise Invalid("meta is not an object", pointer="/meta") from None
+    return meta.copy()  # a view of the whole body would keep it in memory
+
+
+def invalid(error: msgspec.ValidationError, base: str = "") -> Invalid:
+    """msgspec's message as a 422 with the JSON pointer of the field."""
+    text, _, where = str(error).rpartition(" - at `") if " - at `" in str(error) else (str(error), "", "")
+    pointer = base + _pointer(where.rstrip("`"))
+    if field := re.search(r"(?:missing required|unknown) field `(.+?)`", text):
+        pointer += "/" + _escaped(field[1])
+    return Invalid(text, pointer=pointer)
+
+
+def _pointer(path: str) -> str:
+    """``$.lines[0].sku`` → ``/lines/0/sku``; ``[...]`` (somewhere in a dict or set) ends the pointer."""
+    parts = []
+    for name, index in re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", path.removeprefix("key in ")):
+        if index == "...":
+            break
+        parts.append(_escaped(name or index))
+    return "".join("/" + part for part in parts)
+
+
+def _escaped(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")

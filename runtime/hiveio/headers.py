@@ -1,0 +1,71 @@
+"""What the headers of a request mean."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from hiveio.errors import Refused, UnsupportedMediaType
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_KEY = re.compile(rb"[\x20-\x7e]{1,255}")
+_QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
+_MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
+_CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECASE)
+
+
+class HeaderView(Mapping[str, str]):
+    """A request's headers by their lower-case names, decoded only when somebody looks."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: dict[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.lower().encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI wants them. Raises ValueError for a line break in a value."""
+    pairs = []
+    for name, value in headers.items():
+        if "\n" in value or "\r" in value:
+            raise ValueError(f"the header {name} has a line break")
+        pairs.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    return pairs
+
+
+def idempotency_key(raw: bytes) -> str:
+    """An Idempotency-Key, bare or as the quoted string of the IETF draft. Raises Refused."""
+    key = raw.strip()
+    if key.startswith(b'"'):
+        quoted = _QUOTED.fullmatch(key)
+        key = re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else b""
+    if not _KEY.fullmatch(key):
+        raise Refused("Idempotency-Key has 1 to 255 printable ASCII characters")
+    return key.decode()
+
+
+def expected_version(raw: bytes) -> int:
+    """An If-Match that names one version. Raises Refused."""
+    match = _VERSION.fullmatch(raw.strip())
+    if not match:
+        raise Refused('If-Match names one version, as in If-Match: "5"')
+    return int(match[1] or match[2])
+
+
+def check_media_type(value: bytes) -> None:
+    """Raises UnsupportedMediaType (415) for what is not JSON in UTF-8."""
+    if not _MEDIA_TYPE.fullmatch(value.partition(b";")[0].strip()) or _CHARSET.search(value):
+        raise UnsupportedMediaType("the body is JSON in UTF-8: send it as application/json")
+
+
+def sane_request_id(value: bytes | None) -> str | None:
+    """The client's X-Request-Id where it may stand in a log line and a header."""
+    return value.decode() if value and _REQUEST_ID.fullmatch(value) else None

@@ -1,0 +1,365 @@
+"""The HTTP edge: request → Envelope → Handler → response. The only user of Starlette.
+
+Paths of actors are matched in front of Starlette, which serves the probes and what matches nothing: an endpoint inside
+it costs two thirds more a request. For the same reason a request is counted, timed and bounded right here.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from time import monotonic
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
+
+from hiveio import metrics
+from hiveio.envelope import Envelope, encode_value
+from hiveio.errors import (
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+    Unknown,
+)
+from hiveio.headers import HeaderView, check_media_type, encoded, expected_version, idempotency_key, sane_request_id
+from hiveio.logs import request_id
+from hiveio.openapi import document
+from hiveio.problem import CONTENT_TYPE, encode_problem
+from hiveio.routes import Resource, Route, Router, path_text
+from hiveio.service import Service
+
+MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
+MOST_DISCARDED = 16 << 20  # bytes of a body that is refused, read on so that the client sees the answer
+
+Headers = list[tuple[bytes, bytes]]
+
+_JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", CONTENT_TYPE.encode())
+_CLOSE = (b"connection", b"close")
+_NONE: Mapping[str, str] = {}
+
+log = logging.getLogger("hiveio.http")
+
+
+class Edge:
+    """The ASGI application of one worker.
+
+    Every request gets an answer within REQUEST_TIMEOUT, or 504; at most ``MOST_CONCURRENT`` are in flight. A client's
+    fault is answered with a 4xx problem, and a 500 is a fault of the actor or of ours, logged with its traceback.
+    """
+
+    def __init__(self, service: Service, routes: Iterable[Route]) -> None:
+        settings = service.settings
+        self.service = service
+        self.router = Router(routes, settings.ping_url)
+        self.body_limit = settings.body_limit
+        self.timeout = settings.request_timeout_ms / 1000
+        self.requests = 0  # that came in, ever
+        self._exact, self._trailing = self.router.exact, self.router.trailing
+        # In the order in which they came; all have the same bound, so the first is the first to be overdue.
+        self._running: dict[asyncio.Task[Any], float] = {}
+        self._overdue: set[asyncio.Task[Any]] = set()
+        self._tallies: dict[tuple[str, str], metrics.Tally] = {}
+        self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
+        self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
+        self._probes = _probes(service, self.router)
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- time
+
+    def watch(self) -> None:
+        """Bound the time of requests, and publish their counts, from now on; to be called on the loop."""
+        self._timer = asyncio.get_running_loop().call_later(min(0.25, max(0.01, self.timeout / 20)), self.watch)
+        metrics.flush()
+        latest = monotonic() - self.timeout
+        while self._running:
+            task, started = next(iter(self._running.items()))
+            if started > latest:
+                break
+            # One watchdog for all: asyncio.timeout would cost a timer a request.
+            del self._running[task]
+            self._overdue.add(task)
+            task.cancel()
+
+    def unwatch(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        metrics.flush()
+
+    # -- one request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})
+            return
+        started = monotonic()
+        self.requests += 1
+        raw_path: bytes = scope["raw_path"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        reference = (sane_request_id(given) if given else None) or next(self._ids)
+        request_id.set(reference)
+
+        resource = self._exact.get(raw_path)
+        raw: bytes | list[bytes] = b""
+        if resource is None:
+            head, _, raw = raw_path.rpartition(b"/")
+            resource = self._trailing.get(head)
+            if resource is None and (found := self.router.find(raw_path)) is not None:
+                resource, raw = found
+        if resource is None or not resource.routes:
+            await self._serve_ours(scope, receive, send, reference, started)
+            return
+
+        method: str = scope["method"]
+        route = resource.routes.get(method)
+        status = 500
+        answer: Headers = [_JSON]
+        body = b""
+        discard = False
+        try:
+            if route is None and (method != "HEAD" or (route := resource.routes.get("GET")) is None):
+                status = self._without_route(resource, method, answer)
+            if route is not None:
+                status, body = await self._answer(route, raw, scope, headers, receive, send, answer)
+        except Problem as problem:
+            status, body, discard = problem.status, encode_problem(problem), isinstance(problem, TooLarge)
+            answer = [_PROBLEM, *encoded(problem.headers)]
+        except _Gone:
+            return
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            log.exception("%s %s: the actor awaited what was cancelled", method, resource.path)
+            answer, body = [_PROBLEM], _FAULT
+        except Exception:
+            log.exception("%s %s failed", method, resource.path)
+            answer, body = [_PROBLEM], _FAULT
+
+        length = len(body)
+        if status != 204:
+            answer.append((b"content-length", b"%d" % length))
+        answer.append((b"x-request-id", reference.encode()))
+        if self.service.draining:
+            answer.append(_CLOSE)
+        if method == "HEAD":
+            body = b""
+        tally = self._route_tallies.get(id(route)) or self._tally(method, resource.path)
+        tally.add(status, monotonic() - started)
+        await send({"type": "http.response.start", "status": status, "headers": answer})
+        await send({"type": "http.response.body", "body": body})
+        if discard:
+            await _discard(receive)
+
+    async def _answer(
+        self,
+        route: Route,
+        raw: bytes | list[bytes],
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        answer: Headers,
+    ) -> tuple[int, bytes]:
+        """Status and body of an answer; further headers go to ``answer``. Raises Problem, and what actors raise."""
+        if self.service.draining:
+            raise Unavailable("this instance is shutting down")
+        if len(self._running) >= MOST_CONCURRENT:
+            raise Unavailable("too many requests at once")
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[task] = monotonic()
+        arrived = False
+        try:
+            body = await self._body(headers, receive, send) if route.reads_body else b""
+            arrived = True
+            identifier, parameters = "", _NONE
+            if route.by_id:
+                identifier = path_text(raw if isinstance(raw, bytes) else raw[0])
+            elif route.names:
+                parts = [raw] if isinstance(raw, bytes) else raw
+                values = {name: path_text(part) for name, part in zip(route.names, parts, strict=True)}
+                identifier, parameters = values.pop("id", ""), values
+            message, meta = route.decode(body, identifier, parameters, scope["query_string"])
+            key = headers.get(b"idempotency-key")
+            if_match = headers.get(b"if-match")
+            outcome = await route.handler(
+                Envelope(
+                    message=message,
+                    id=identifier,
+                    meta=meta,
+                    key=None if key is None else idempotency_key(key),
+                    if_match=None if if_match is None else expected_version(if_match),
+                    body=body,
+                    headers=HeaderView(headers),
+                )
+            )
+        except asyncio.CancelledError:
+            if task not in self._overdue:
+                raise
+            if not arrived:
+                raise RequestTimeout("the request did not arrive in full in time") from None
+            log.warning("%s %s took longer than REQUEST_TIMEOUT", route.method, route.path)
+            raise Unknown("no answer within REQUEST_TIMEOUT; it may have happened, or may happen still") from None
+        finally:
+            if self._running.pop(task, None) is None:
+                self._overdue.discard(task)
+                task.uncancel()  # the cancellation was the watchdog's and ends here
+        if outcome.headers:
+            answer.extend(encoded(outcome.headers))
+        status = route.success if outcome.status == 200 else outcome.status
+        if status == 204:
+            return status, b""
+        return status, outcome.encoded if outcome.encoded is not None else encode_value(outcome.value, meta)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> bytes:
+        media_type = headers.get(b"content-type")
+        if media_type and media_type != b"application/json":
+            check_media_type(media_type)
+        limit = self.body_limit
+        length = headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise TooLarge(f"the body has more than {limit} bytes")
+        if b"expect" in headers:
+            await send({"type": "http.response.informational", "status": 100, "headers": []})
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(body) > limit:
+                raise TooLarge(f"the body has more than {limit} bytes")
+            return body
+        chunks = [body]
+        size = len(body)
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise TooLarge(f"the body has more than {limit} bytes")
+        return b"".join(chunks)
+
+    def _without_route(self, resource: Resource, method: str, answer: Headers) -> int:
+        """A method that the path does not take. OPTIONS is answered for every path."""
+        if method != "OPTIONS":
+            raise MethodNotAllowed(f"{method} is not taken here", headers={"Allow": resource.allow})
+        answer[:] = [(b"allow", resource.allow.encode())]
+        return 204
+
+    def _tally(self, method: str, path: str) -> metrics.Tally:
+        # The client chooses the method: only known ones become labels.
+        label = method if method in _METHODS else "other"
+        if (tally := self._tallies.get((label, path))) is None:
+            tally = self._tallies[label, path] = metrics.Tally(label, path)
+        return tally
+
+    async def _serve_ours(self, scope: Scope, receive: Receive, send: Send, reference: str, started: float) -> None:
+        """Probes, and 404 for what matches nothing."""
+        status = 500
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", reference.encode())]
+                if self.service.draining:
+                    message["headers"].append(_CLOSE)
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
+            await send(message)
+
+        await self._probes(scope, receive, send_with_id)
+        path = scope["path"] if scope["path"] in self._ours else "(none)"
+        self._tally(scope["method"], path).add(status, monotonic() - started)
+
+    @property
+    def _ours(self) -> set[str]:
+        return {path.decode() for path, resource in self._exact.items() if not resource.routes}
+
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_FAULT = encode_problem(Problem())
+
+
+class _Gone(Exception):
+    """The client hung up before its request had arrived; nobody waits for an answer."""
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on what a client sends still: closing on it would take the answer from its hands."""
+    size = 0
+    try:
+        async with asyncio.timeout(2):
+            while size < MOST_DISCARDED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
+
+
+def _probes(service: Service, router: Router) -> Starlette:
+    described: dict[str, Any] = {}
+
+    async def livez(request: Request) -> Response:
+        if dead := service.dead():
+            return JSONResponse({"alive": False, "stuck": dead}, 503)
+        return PlainTextResponse("alive")
+
+    async def readyz(request: Request) -> Response:
+        checks = await service.readiness()
+        ready = not any(checks.values())
+        if "verbose" not in request.query_params:
+            return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
+        listed = [{"name": name, "ready": not reason, "reason": reason} for name, reason in checks.items()]
+        return JSONResponse({"ready": ready, "checks": listed}, 200 if ready else 503)
+
+    async def ping(request: Request) -> Response:
+        return PlainTextResponse("pong")
+
+    async def numbers(request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    async def openapi(request: Request) -> Response:
+        if not described:
+            described.update(document(router.routes))
+        return JSONResponse(described)
+
+    async def problem(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return Response(_FAULT, 500, media_type=CONTENT_TYPE)
+        found: Problem
+        if error.status_code == 405:
+            allow = (error.headers or {}).get("Allow", "GET, HEAD")
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allow})
+            found = MethodNotAllowed(f"{request.method} is not taken here", headers={"Allow": allow})
+        else:
+            found = NotFound("nothing stands here")
+        return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)
+
+    endpoints = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": numbers,
+        "/openapi.json": openapi,
+        service.settings.ping_url: ping,
+    }
+    return Starlette(
+        routes=[StarletteRoute(path, endpoint) for path, endpoint in endpoints.items()],
+        exception_handlers={HTTPException: problem, Exception: problem},
+    )

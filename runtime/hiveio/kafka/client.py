@@ -1,0 +1,113 @@
+"""What every Kafka client of this package shares: its configuration, its log lines, its threads."""
+
+import functools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaException, Producer
+
+from hiveio.config import Settings
+from hiveio.errors import ConfigError
+
+logger = logging.getLogger("hiveio.kafka")
+Client = TypeVar("Client")
+
+# Properties that safety rests on, or that another setting holds; with the reason that the error gives.
+_OURS = (
+    dict.fromkeys(("bootstrap.servers", "metadata.broker.list"), "EVENT_STORE_BROKERS says it")
+    | dict.fromkeys(("auto.offset.reset",), "EVENT_STORE_FROM_START says it")
+    | {"client.id": "EVENT_STORE_ID says it", "group.id": "EVENT_STORE_GROUP_ID says it"}
+    | {"group.instance.id": "the workers of a container would share it"}
+    | {"allow.auto.create.topics": "topics are made with the retention that events need"}
+    | dict.fromkeys(("acks", "request.required.acks"), "an answered event is on every replica in sync")
+    | dict.fromkeys(
+        ("enable.idempotence", "retries", "message.send.max.retries", "enable.gapless.guarantee", "transactional.id"),
+        "an event is written once and in order",
+    )
+    | {"delivery.report.only.error": "an event is answered when it is stored"}
+    | dict.fromkeys(
+        ("enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store"),
+        "an offset is committed after its effect",
+    )
+    | {"partition.assignment.strategy": "KAFKA_GROUP_PROTOCOL is consumer or classic, and each has its own"}
+    | {"enable.partition.eof": "the consumer loop reads events only"}
+    | {"log.queue": "log lines go through logging"}
+)
+
+
+def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
+    """The properties of a client: brokers, id, logging, then ``own`` defaults, then KAFKA_*, which tune them.
+
+    ``own`` is written with underscores (``linger_ms=0``). Raises ConfigError for a KAFKA_* property that is unknown,
+    has a wrong value, or that safety rests on.
+    """
+    for name in settings.kafka:
+        if name in _OURS:
+            raise ConfigError(f"{_variable(name)} cannot be set: {_OURS[name]}")
+    tuning = {_property(name): value for name, value in settings.kafka.items()}
+    if tuning:
+        _check(frozenset(tuning.items()))
+    return {
+        "bootstrap.servers": settings.brokers,
+        "client.id": settings.client_id,
+        "logger": logger,
+        **{_property(name.replace("_", ".")): value for name, value in own.items()},
+        **tuning,
+    }
+
+
+def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:
+    """A client of this kind. Raises ConfigError for what librdkafka refuses (properties that contradict each other)."""
+    try:
+        return kind(dict(config))
+    except KafkaException as error:
+        raise ConfigError(f"the Kafka client refuses its configuration: {error.args[0].str()}") from None
+
+
+def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    """A daemon thread for calls into librdkafka that takes no signals: they are the main thread's.
+
+    It is born with them blocked: blocked by itself, there would be a moment before.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
+
+
+def _property(name: str) -> str:
+    return "log_level" if name == "log.level" else name  # the one of them that is spelt with an underscore
+
+
+def _variable(name: str) -> str:
+    return "KAFKA_" + name.upper().replace(".", "_")
+
+
+@functools.lru_cache(maxsize=8)
+def _check(tuning: frozenset[tuple[str, str]]) -> None:
+    """Ask librdkafka about each property alone, so that the error names the one variable that is wrong."""
+    silent = logging.Logger("silent", logging.CRITICAL + 1)
+    for name, value in sorted(tuning):
+        try:
+            Producer({name: value, "logger": silent})
+        except KafkaException as error:
+            text = error.args[0].str()
+            if "No such configuration property" in text:
+                text = "librdkafka has no such property"
+            elif name.startswith(("sasl.", "ssl.", "security.")):
+                continue  # these need each other: the client that has all of them judges them
+            raise ConfigError(f"{_variable(name)}={value!r} is wrong: {text}") from None
+
+
+def _of_this_client(record: logging.LogRecord) -> bool:
+    # One environment tunes producers and consumers; each would warn about the other's properties.
+    return "property and will be ignored by this" not in record.getMessage()
+
+
+logger.addFilter(_of_this_client)

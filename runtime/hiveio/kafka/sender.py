@@ -1,0 +1,382 @@
+"""The batching sender: records in, places in the log out. Idempotent, acks=all, every delivery awaited."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from hiveio.config import Settings
+from hiveio.errors import TooLarge, Unavailable, Unknown
+from hiveio.kafka.client import client_config, make, start_thread
+from hiveio.kafka.topics import FOREVER, ensure_topic
+
+# Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So there are
+# two producers, one without linger and one with: measured, gathering in front of a single one saves little, because
+# librdkafka sends what it has at the first record of a group.
+EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
+LOADED_S = 0.02  # and so long after that too
+MOST_RECORDS, MOST_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
+OVERHEAD = 1000  # bytes of a record batch and a record around key, value and headers, more than enough
+SWEEP_S = 0.05  # how late a deadline may be noticed
+TURN_S = 0.1  # the longest the poll thread waits
+STUCK_S = 30.0
+OPEN_S = 5.0  # the longest the start waits for the topic
+logger = logging.getLogger("hiveio.sender")
+
+Place = tuple[int, int]  # partition, offset
+Stored = asyncio.Future[Place]
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class _Record:
+    """A record on its way. It is its own delivery callback: nothing else is made for it."""
+
+    __slots__ = ("client", "deadline", "error", "future", "place", "size")
+
+    def __init__(self, client: "_Client", size: int, deadline: float, future: "Stored") -> None:
+        self.client, self.size, self.deadline, self.future = client, size, deadline, future
+        self.error: KafkaError | None = None
+        self.place: Place = (-1, -1)
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        # On the poll thread.
+        if error is None:
+            self.place = (message.partition() or 0, message.offset() or 0)  # never None where there is no error
+        else:
+            self.error = error
+        self.client.reported.append(self)
+
+
+class _Client:
+    """One librdkafka producer with its poll thread. It is replaced as a whole after a fatal error."""
+
+    def __init__(self, sender: "Sender", config: dict[str, Any]) -> None:
+        self.sender, self.config = sender, config
+        self.reported: list[_Record] = []
+        self.fatal: str | None = None
+        self.ended = False
+        self.turned = time.monotonic()
+        self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
+        self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.thread = start_thread(f"{self.sender.name} poll", self._run)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._FATAL or error.fatal():
+            self.fatal = error.str()
+        else:
+            logger.warning("%s: %s", self.sender.name, error.str())
+
+    def _run(self) -> None:
+        poll, loop = self.producer.poll, self.sender.loop
+        try:
+            while not self.ended:
+                poll(TURN_S)
+                self.turned = time.monotonic()
+                if self.reported:
+                    # poll serves all reports of a produce response before it returns: one wake of the loop for all
+                    reported, self.reported = self.reported, []
+                    loop.call_soon_threadsafe(self.sender.settle, reported)
+                if self.fatal:
+                    loop.call_soon_threadsafe(self.sender.replace, self, self.fatal)
+                    self.fatal = None
+        except RuntimeError:  # the loop is closed
+            pass
+
+
+class Sender:
+    """Sends records; each future is done when Kafka has stored its record, or its outcome is unknown.
+
+    - Idle, a record goes out at once; with ``EAGER`` in flight, records are gathered for at most
+      ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
+      stored in order, per key or partition; and so is what is sent after an answer.
+    - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503).
+    - After ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored, and keeps
+      its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``), so memory stays bounded.
+    - ``topic`` is made at the start when it is missing; nothing is taken before it is there.
+    - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
+      one producer, and all it takes is stored in the order of the calls.
+    """
+
+    def __init__(
+        self, settings: Settings, *, topic: str | None = None, name: str = "sender", **properties: Any
+    ) -> None:
+        settings.need(brokers="the sender writes to Kafka")
+        if topic == "":
+            settings.need(written_topic="events are written to it")
+        self.name = name
+        self._settings, self._topic = settings, topic
+        self._config = client_config(
+            settings,
+            linger_ms=0,
+            batch_num_messages=settings.buffer,
+            delivery_timeout_ms=300_000,  # a time-out here makes an outcome unknown; it is not REQUEST_TIMEOUT
+            queue_buffering_max_messages=MOST_RECORDS,
+            queue_buffering_max_kbytes=MOST_BYTES >> 10,
+            socket_nagle_disable=True,
+        ) | {"acks": "all", "enable.idempotence": True}
+        self._config |= {key.replace("_", "."): value for key, value in properties.items()}
+        # The queue is bounded here, so that it is refused before any of a request's records is sent. librdkafka's own
+        # bound counts its bookkeeping too: it is larger, and never met.
+        self._most_records = int(self._config["queue.buffering.max.messages"])
+        self._most_bytes = int(self._config["queue.buffering.max.kbytes"]) << 10
+        self._config |= {
+            "queue.buffering.max.messages": self._most_records + 1000,
+            "queue.buffering.max.kbytes": (self._most_bytes >> 10) + 65536,
+        }
+        self._limit = int(self._config.get("message.max.bytes", 1_000_000))
+        self._timeout_s = settings.request_timeout_ms / 1000
+        self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
+        self._clients: list[_Client] = []  # the one that sends at once first, the one that gathers last
+        self._loaded_until = 0.0
+        self._pending: dict[_Record, None] = {}  # in the order of their deadlines
+        self._late: set[_Record] = set()  # past their deadline, and still in librdkafka's hands
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[str | None] | None = None
+        self._bytes = 0
+        self._drained: asyncio.Future[None] | None = None
+        self._closed: str | None = "it has not started"
+
+    # -- component
+
+    async def start(self) -> None:
+        """Raises ConfigError for properties that librdkafka refuses, Unsafe for a topic that is not as it should be.
+
+        Without Kafka it starts all the same, takes nothing, and goes on trying: readiness says so.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._make_clients()
+        self._sweep()
+        if self._topic is None:
+            self._closed = None
+        else:
+            self._closed = f"the topic {self._topic} is being looked up"
+            self._opening = asyncio.create_task(self._open(self._topic))
+            await asyncio.wait([self._opening], timeout=OPEN_S)
+            if self._opening.done():
+                self._opening.result()
+
+    async def _open(self, name: str) -> None:
+        while True:
+            try:
+                topic = await ensure_topic(self._settings, name, FOREVER)
+                break
+            except Unavailable as error:
+                self._closed = str(error)
+            await asyncio.sleep(0.5)
+        # What the topic does not take is refused before it is sent: a failed delivery would be an unknown outcome.
+        limit = int(topic.config.get("max.message.bytes", self._limit))
+        if limit < self._limit:
+            self._limit = limit
+            self._config |= {"message.max.bytes": max(limit, 1000), "batch.size": limit}
+            clients, self._clients = self._clients, []
+            await self._end(clients)
+            self._make_clients()
+        self._closed = None
+
+    def _make_clients(self) -> None:
+        lingers = sorted({int(self._config["linger.ms"]), self._linger_ms})
+        for linger_ms in lingers:
+            client = _Client(self, self._config | {"linger.ms": linger_ms})
+            self._clients.append(client)
+            client.start()
+
+    async def stop(self) -> None:
+        """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
+        self._closed = "it is stopping"
+        bound_s = self._settings.drain_timeout_ms / 1000 * 0.8
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._pending:
+            self._drained = self.loop.create_future()
+            await asyncio.wait([self._drained], timeout=bound_s)
+        for record in [*self._pending]:
+            self._fail(record, Unknown("the service stopped before Kafka answered"))
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        clients, self._clients = self._clients, []
+        await self._end(clients)
+
+    async def ready(self) -> str | None:
+        """None when Kafka answers and there is room, else the reason."""
+        if self._closed is not None or not self._clients:
+            return f"{self.name}: {self._closed}"
+        if len(self._pending) + len(self._late) >= self._most_records or self._bytes >= self._most_bytes:
+            return f"{self.name}: the queue to Kafka is full"
+        if self._opening is not None and self._opening.done() and (error := self._opening.exception()):
+            return f"{self.name}: {error}"
+        if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask, self._clients[0].producer))
+        return await asyncio.shield(self._asking)
+
+    def alive(self) -> bool:
+        """Whether the poll threads turn."""
+        return all(time.monotonic() - client.turned < STUCK_S for client in self._clients)
+
+    def _ask(self, producer: Producer) -> str | None:
+        try:
+            producer.list_topics(self._topic or "", timeout=1.0) if self._topic else producer.list_topics(timeout=1.0)
+        except KafkaException as error:
+            return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
+        return None
+
+    # -- sending
+
+    def admit(self, sizes: Sequence[int]) -> None:
+        """Raise what ``send`` would raise for one of these records, before any is sent; sizes in bytes, with headers.
+
+        TooLarge (413) and Unavailable (503) are definite: nothing was or will be written.
+        """
+        if self._closed is not None:
+            raise Unavailable(f"events are not taken: {self._closed}")
+        if max(sizes) + OVERHEAD > self._limit:
+            raise TooLarge(f"a record of {max(sizes)} bytes is larger than Kafka takes ({self._limit} bytes)")
+        held = len(self._pending) + len(self._late)
+        if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
+            raise Unavailable("the queue to Kafka is full")
+
+    def send(
+        self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, partition: int | None = None
+    ) -> Stored:
+        """Take a record. The future gives partition and offset when it is stored, or fails with Unknown (504).
+
+        Raises Unavailable or TooLarge at once, see ``admit``.
+        """
+        size = _size(value, key, headers)
+        self.admit((size,))
+        return self._send(self._choose(), topic, value, key, headers, partition, size)
+
+    def send_all(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes, Headers]],
+        key: str | bytes | None,
+        partition: int | None = None,
+    ) -> list[Stored]:
+        """Take records of one key, all of them or, raising what ``admit`` raises, none."""
+        sizes = [_size(value, key, headers) for value, headers in records]
+        self.admit(sizes)
+        client = self._choose()
+        return [
+            self._send(client, topic, value, key, headers, partition, size)
+            for (value, headers), size in zip(records, sizes, strict=True)
+        ]
+
+    def _choose(self) -> _Client:
+        now = self.loop.time()
+        if len(self._pending) >= EAGER:
+            self._loaded_until = now + LOADED_S
+        return self._clients[-1 if now < self._loaded_until else 0]
+
+    def _send(
+        self,
+        client: _Client,
+        topic: str,
+        value: bytes,
+        key: str | bytes | None,
+        headers: Headers,
+        partition: int | None,
+        size: int,
+    ) -> Stored:
+        future: Stored = self.loop.create_future()
+        record = _Record(client, size, self.loop.time() + self._timeout_s, future)
+        self._pending[record] = None
+        self._bytes += size
+        try:
+            client.producer.produce(
+                topic, value, key, partition=-1 if partition is None else partition, headers=headers, on_delivery=record
+            )
+        except BufferError:
+            self._fail(record, Unavailable("the queue to Kafka is full"))
+        except KafkaException as failure:
+            # Nothing was written, and nothing will be: an error of produce() itself is definite.
+            error = failure.args[0]
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                self._fail(record, TooLarge(f"the record is larger than Kafka takes: {error.str()}"))
+            else:
+                self._fail(record, Unavailable(f"the record cannot be sent: {error.str()}"))
+                if error.fatal() or error.code() == KafkaError._FATAL:
+                    self.loop.call_soon(self.replace, client, error.str())
+        return future
+
+    # -- reports, on the loop
+
+    def settle(self, reported: list[_Record]) -> None:
+        for record in reported:
+            if record.error is None:
+                self._release(record)
+                if not record.future.done():
+                    record.future.set_result(record.place)
+            else:
+                # Whatever the error: librdkafka may have sent it before, and it may have been stored.
+                self._fail(record, Unknown(f"Kafka did not confirm the record: {record.error.str()}"))
+
+    def _release(self, record: _Record) -> None:
+        if record in self._pending:
+            del self._pending[record]
+        elif record in self._late:
+            self._late.discard(record)
+        else:
+            return
+        self._bytes -= record.size
+        if self._drained is not None and not self._pending and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _fail(self, record: _Record, error: Exception) -> None:
+        self._release(record)
+        _set_exception(record.future, error)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for record in self._pending:
+            if record.deadline > now:
+                break
+            self._late.add(record)
+            _set_exception(record.future, Unknown(f"Kafka did not confirm the record within {self._timeout_s:g} s"))
+        if self._late:
+            for record in self._late & self._pending.keys():
+                del self._pending[record]
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    # -- clients
+
+    def replace(self, client: _Client, reason: str) -> None:
+        """After a fatal error: a new producer; the outcome of all that the old one held is unknown."""
+        if client not in self._clients:
+            return
+        logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
+        new = _Client(self, client.config)
+        self._clients[self._clients.index(client)] = new
+        new.start()
+        for record in [*self._pending, *self._late]:
+            if record.client is client:
+                self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
+        self._ending = asyncio.ensure_future(self._end([client]))
+
+    async def _end(self, clients: list[_Client]) -> None:
+        for client in clients:
+            client.ended = True
+        for client in clients:
+            if client.thread is not None:
+                await asyncio.to_thread(client.thread.join, 5.0)
+            client.producer.purge()  # or its end would wait for what it still holds
+
+
+def _size(value: bytes, key: str | bytes | None, headers: Headers) -> int:
+    """Of key, value and headers; a text of other than ASCII counts a little less than its bytes: see OVERHEAD."""
+    size = len(value) + (len(key) if key else 0)
+    for name, text in headers:
+        size += len(name) + (len(text) if text else 0)
+    return size
+
+
+def _set_exception(future: Stored, error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # a request that has gone away does not ask: no "exception was never retrieved"

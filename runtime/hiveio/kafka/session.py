@@ -1,0 +1,71 @@
+"""Writing one partition without a gap: a record can land only after all that were sent before it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from hiveio.config import Settings
+from hiveio.errors import Unavailable
+from hiveio.kafka.client import client_config
+
+GROUP_BYTES = 800_000  # of one request; less than Kafka takes
+WAIT_S = 10.0
+
+
+class Outgoing(NamedTuple):
+    key: str
+    value: bytes
+    headers: list[tuple[str, str]]
+
+
+class Session:
+    """One producer for one stretch of records. After the first failure it sends nothing any more.
+
+    One request is in flight at a time: records gather until ``flush`` (a long linger keeps them), and the next group
+    waits for the delivery of the one before. A request that was given up may still land, alone and in its place.
+    """
+
+    def __init__(self, settings: Settings, topic: str, partition: int) -> None:
+        self._topic, self._partition = topic, partition
+        self._failure: KafkaError | None = None
+        self._producer = Producer(
+            client_config(settings)
+            | {
+                "acks": "all",
+                "enable.idempotence": True,
+                "enable.gapless.guarantee": True,
+                "max.in.flight": 1,
+                "delivery.timeout.ms": 300_000,
+                "linger.ms": 60_000,
+                "batch.num.messages": 100_000,
+                "batch.size": 1_000_000,
+                "delivery.report.only.error": True,
+                "on_delivery": self._report,
+                "socket.nagle.disable": True,
+            }
+        )
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failure = error
+
+    async def send(self, group: Sequence[Outgoing]) -> None:
+        """All of the group are delivered. Raises Unavailable, and the session is over: each may have landed or not."""
+        try:
+            for key, value, headers in group:
+                self._producer.produce(self._topic, value, key, self._partition, headers=headers)
+            left = await asyncio.to_thread(self._producer.flush, WAIT_S)
+        except (KafkaException, BufferError) as error:
+            self.close()
+            raise Unavailable(f"{self._topic}/{self._partition}: {error}") from None
+        if self._failure is not None or left:
+            self.close()
+            reason = self._failure.str() if self._failure is not None else f"no answer within {WAIT_S:.0f} s"
+            raise Unavailable(f"{self._topic}/{self._partition}: {reason}")
+
+    def close(self) -> None:
+        """Give up what is not sent."""
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+        self._producer.poll(0)

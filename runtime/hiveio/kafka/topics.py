@@ -1,0 +1,97 @@
+"""Topics as this runtime needs them: made when missing, checked when there."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from hiveio.config import Settings
+from hiveio.errors import Unavailable, Unsafe
+from hiveio.kafka.client import client_config
+
+TIMEOUT_S = 10.0
+FOREVER = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
+
+
+class Topic(NamedTuple):
+    """``id`` changes when a topic is deleted and made anew under its old name."""
+
+    name: str
+    id: str
+    partitions: int
+    config: dict[str, str]
+
+
+def admin(settings: Settings) -> AdminClient:
+    return AdminClient(client_config(settings))
+
+
+async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:
+    """The topic, made with ``settings.partitions`` partitions if it is not there.
+
+    Replication is min(3, brokers) with ``min.insync.replicas`` 2 where there are 3 brokers, unclean election off.
+    Raises Unavailable when Kafka does not answer, Unsafe when the topic has another number of partitions.
+    """
+    return await asyncio.to_thread(_ensure, settings, name, dict(config))
+
+
+def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
+    try:
+        with_admin = admin(settings)
+        found = _describe(with_admin, name)
+        if found is None:
+            _create(with_admin, settings, name, config)
+            found = _wait_for(with_admin, name)
+    except KafkaException as error:
+        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {error.args[0].str()}") from None
+    if found.partitions != settings.partitions:
+        raise Unsafe(
+            f"topic {name} has {found.partitions} partitions and EVENT_STORE_PARTITIONS is {settings.partitions}: "
+            f"the number is fixed when a topic is made; set EVENT_STORE_PARTITIONS={found.partitions}"
+        )
+    return found
+
+
+def _describe(client: AdminClient, name: str) -> Topic | None:
+    cluster = client.list_topics(timeout=TIMEOUT_S)
+    if name not in cluster.topics or cluster.topics[name].error is not None:
+        return None
+    from confluent_kafka import TopicCollection
+
+    try:
+        described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    entries = client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result()
+    config = {key: entry.value for key, entry in entries.items() if entry.value is not None}
+    return Topic(name, str(described.topic_id), len(described.partitions), config)
+
+
+def _create(client: AdminClient, settings: Settings, name: str, config: dict[str, str]) -> None:
+    brokers = len(client.list_topics(timeout=TIMEOUT_S).brokers)
+    config = {"unclean.leader.election.enable": "false"} | config
+    if brokers >= 3:
+        config["min.insync.replicas"] = "2"
+    new = NewTopic(name, settings.partitions, replication_factor=min(3, brokers), config=config)
+    try:
+        client.create_topics([new], request_timeout=TIMEOUT_S)[name].result()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another instance was faster
+            raise
+
+
+def _wait_for(client: AdminClient, name: str) -> Topic:
+    """A topic just made is not at once known to every broker."""
+    import time
+
+    end = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < end:
+        if (found := _describe(client, name)) is not None:
+            return found
+        time.sleep(0.05)
+    raise Unavailable(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")

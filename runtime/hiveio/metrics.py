@@ -1,0 +1,118 @@
+"""Prometheus over all workers of a process.
+
+``prometheus_client`` decides at its import whether its values are shared between processes, so it is imported here, in
+one place, after the folder for the shared values was made. Import ``Counter``, ``Gauge`` and ``Histogram`` from here.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from bisect import bisect_left
+
+
+def _folder() -> str:
+    """An empty folder of this process and its workers, in memory where that is possible.
+
+    Always a new one: a folder inherited with the environment belongs to another process.
+    """
+    memory = "/dev/shm"
+    made = tempfile.mkdtemp(prefix="hiveio-metrics-", dir=memory if os.access(memory, os.W_OK) else None)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = made
+    return made
+
+
+folder = _folder()
+_owner = os.getpid()
+
+
+def remove() -> None:
+    """Remove the shared values; what is counted later is lost."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# Workers are forks and run exit handlers too: only the owner removes the folder.
+atexit.register(lambda: remove() if os.getpid() == _owner else None)
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client.exposition import CONTENT_TYPE_LATEST  # noqa: E402
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
+
+__all__ = [
+    "CONTENT_TYPE_LATEST",
+    "Counter",
+    "Gauge",
+    "Histogram",
+    "Tally",
+    "exposition",
+    "flush",
+    "remove",
+    "worker_gone",
+]
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_requests = Counter("hiveio_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
+_seconds = Histogram("hiveio_http_request_seconds", "Time to an answer", ["method", "route"], buckets=SECONDS)
+_tallies: list["Tally"] = []
+
+
+class Tally:
+    """Counts the requests of one method and route, in plain integers.
+
+    A shared counter costs a lock and a write to a mapped file, several of them a request; so they are written in
+    groups, by ``flush``, a few times a second.
+    """
+
+    __slots__ = ("_counters", "_counts", "_histogram", "_labels", "_statuses", "_sum")
+
+    def __init__(self, method: str, route: str) -> None:
+        self._labels = (method, route)
+        self._histogram = _seconds.labels(method, route)
+        self._counters: dict[int, Counter] = {}
+        self._counts = [0] * (len(SECONDS) + 1)
+        self._sum = 0.0
+        self._statuses: dict[int, int] = {}
+        _tallies.append(self)
+
+    def add(self, status: int, seconds: float) -> None:
+        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self._sum += seconds
+        self._statuses[status] = self._statuses.get(status, 0) + 1
+
+    def flush(self) -> None:
+        if not self._statuses:
+            return
+        statuses, self._statuses = self._statuses, {}
+        for status, count in statuses.items():
+            counter = self._counters.get(status)
+            if counter is None:
+                counter = self._counters[status] = _requests.labels(*self._labels, str(status))
+            counter.inc(count)
+        # prometheus_client has no way to add a group of observations: its own fields, pinned and covered by a test.
+        histogram = self._histogram
+        for index, count in enumerate(self._counts):
+            if count:
+                histogram._buckets[index].inc(count)
+                self._counts[index] = 0
+        histogram._sum.inc(self._sum)
+        self._sum = 0.0
+
+
+def flush() -> None:
+    """Write what the tallies hold to the shared values."""
+    for tally in _tallies:
+        tally.flush()
+
+
+def exposition() -> bytes:
+    """The metrics of all workers, as text; those of the other workers up to a fraction of a second old."""
+    flush()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def worker_gone(pid: int) -> None:
+    """Forget the live gauges of a worker that ended."""
+    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

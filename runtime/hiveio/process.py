@@ -1,0 +1,188 @@
+"""The process: gunicorn's master and its workers around one service. ``serve`` is what an entrypoint calls."""
+
+import gc
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+import uvloop  # noqa: F401 - missing, gunicorn would fall back to a slower loop; here the start fails
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
+from hiveio import logs, metrics
+from hiveio.actor import Contract
+from hiveio.config import Settings
+from hiveio.errors import ConfigError, Stop
+from hiveio.loader import load
+from hiveio.routes import Route
+from hiveio.service import Service
+from hiveio.worker import FAST_PARSER, Worker, told
+
+KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
+STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
+REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers do not mix
+
+Build = Callable[[Service], list[Route]]
+
+log = logging.getLogger("hiveio")
+
+
+def serve(build: Build) -> NoReturn:
+    """Run the service until SIGTERM, SIGINT or SIGQUIT. Ends with exit code 0, or that of a Stop and its one line.
+
+    ``build`` is called in each worker, on its loop: clients of Kafka do not survive a fork.
+    """
+    # As PID 1 a signal without a handler is lost, and the container would be killed later.
+    for early in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(early, lambda number, frame: os._exit(0))
+    logs.configure()
+    try:
+        if not FAST_PARSER:
+            raise Stop("gunicorn's C parser is missing: install gunicorn[fast]")
+        settings = Settings.read()
+        contracts = load(settings)
+        application = Application(settings, contracts, build)
+    except Stop as error:
+        _end(error.exit_code, str(error))
+    Master(application).run()
+    sys.exit(0)
+
+
+def _end(code: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: threads that an actor's module started must not keep a process that cannot serve.
+    metrics.remove()
+    os._exit(code)
+
+
+def _listening(port: int) -> socket.socket:
+    """Raises ConfigError. Bound here and not by gunicorn, which tries for five seconds and exits with many lines."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("0.0.0.0", port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"PORT={port} cannot be listened on: {error.strerror}") from None
+    return listener
+
+
+class GunicornLogger(Logger):  # type: ignore[misc]
+    """gunicorn's warnings and errors go where all logs go; of its chatter we keep nothing, there is no access log."""
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.error_log.setLevel(logging.WARNING)
+        self.error_log.propagate = True
+
+
+class Application(BaseApplication):  # type: ignore[misc]
+    """gunicorn's view of the service, and what master and workers share."""
+
+    def __init__(self, settings: Settings, contracts: list[Contract], build: Build) -> None:
+        self.settings = settings
+        self.contracts = contracts
+        self.build = build
+        self.master: Master | None = None
+        self.listener = _listening(settings.port)
+        self.port: int = self.listener.getsockname()[1]
+        self._reports, self._reporter = os.pipe()
+        os.set_blocking(self._reports, False)
+        super().__init__()
+
+    def load_config(self) -> None:
+        drain_s = self.settings.drain_timeout_ms / 1000
+        chosen: dict[str, Any] = {
+            "bind": [f"fd://{self.listener.detach()}"] if self.listener.fileno() >= 0 else self.cfg.bind,
+            "worker_class": Worker,
+            "workers": self.settings.cluster_size,
+            "logger_class": GunicornLogger,
+            "graceful_timeout": math.ceil(drain_s),
+            "timeout": STUCK_S,
+            "keepalive": KEEPALIVE_S,
+            "asgi_loop": "uvloop",
+            "asgi_lifespan": "off",
+            "http_parser": "fast",
+            # A client that hangs up cancels nothing: what it sent is carried out, within REQUEST_TIMEOUT.
+            "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
+            "control_socket_disable": True,
+            "when_ready": _ready,
+            "child_exit": _child_exit,
+        }
+        if os.access("/dev/shm", os.W_OK):
+            chosen["worker_tmp_dir"] = "/dev/shm"
+        for name, value in chosen.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> None:
+        """Workers make their own application."""
+
+    def report(self, error: BaseException) -> None:
+        """In a worker: tell the master why the process has to end."""
+        code, line = told(error)
+        record = msgspec.json.encode((code, line.encode("utf-8", "replace")[:REPORT_LIMIT].decode("utf-8", "ignore")))
+        os.write(self._reporter, record + b"\n")
+
+    def reported(self) -> tuple[int, str] | None:
+        """In the master: the first report of a worker."""
+        try:
+            records = os.read(self._reports, 65536)
+        except BlockingIOError:
+            return None
+        return msgspec.json.decode(records.splitlines()[0], type=tuple[int, str])
+
+    def stopping_before(self, worker: Worker) -> bool:
+        """In a new worker: whether the signal to end came before it had handlers of its own."""
+        assert self.master is not None
+        early = self.master.SIG_QUEUE
+        return any(early.get_nowait() == signal.SIGTERM for _ in range(early.qsize()))
+
+    def clean(self) -> None:
+        """In a worker without a master: what the master would have removed."""
+        metrics.remove()
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's master, which drains on every signal to end and passes on the exit code of a Stop."""
+
+    def __init__(self, application: Application) -> None:
+        self._code = 0
+        application.master = self
+        super().__init__(application)
+
+    def signal(self, sig: int, frame: Any) -> None:
+        # Ctrl-C and SIGQUIT would end workers without a flush, also while they drain.
+        super().signal(signal.SIGTERM if sig in (signal.SIGINT, signal.SIGQUIT) else sig, frame)
+
+    def check_report(self) -> None:
+        if self._code == 0 and (report := self.app.reported()):
+            self._code, line = report
+            print(line, file=sys.stderr, flush=True)
+            raise HaltServer("", self._code)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> NoReturn:
+        try:
+            self.stop()
+        except HaltServer:  # a worker failed while the others were drained
+            self.stop()
+        log.info("stopped")
+        sys.exit(exit_status or self._code)
+
+
+def _ready(master: Master) -> None:
+    log.info("listening", extra={"port": master.app.port, "workers": master.app.settings.cluster_size})
+    gc.freeze()  # before the fork: pages that the collector never touches stay shared
+
+
+def _child_exit(master: Master, worker: Worker) -> None:
+    metrics.worker_gone(worker.pid)
+    master.check_report()

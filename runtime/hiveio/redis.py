@@ -1,0 +1,150 @@
+"""Redis: one connection, and scripts whose calls travel together.
+
+All calls of one script made in one tick of the event loop become one EVALSHA, and all EVALSHAs of a tick one write;
+while that is under way the next ones gather. That is 4 to 6 µs of our CPU a call instead of 57.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis as RedisClient
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from hiveio.errors import HiveError, Unavailable
+
+log = logging.getLogger("hiveio.redis")
+TIMEOUT_S = 2.0
+MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
+
+Argument = str | bytes | int
+
+
+class ScriptFailed(HiveError):
+    """A script raised: a fault of ours, or keys that somebody changed by hand."""
+
+
+class Script:
+    """A Lua file of ``hiveio/transaction/lua``.
+
+    It gets one key, the arguments common to all calls of the batch, and then those of each call; it answers with a
+    list: one item for the batch, then one for each call. It is harmless when it runs twice.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.text = resources.files("hiveio.transaction").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        self.sha = ""
+
+
+_Batch = list[tuple[Sequence[Argument], "asyncio.Future[tuple[Any, Any]]"]]
+_Key = tuple[Script, str, tuple[Argument, ...]]
+
+
+class Redis:
+    """A client for one node. Every wait is bounded by TIMEOUT_S; nothing is sent again by itself."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url
+        self._timeout_s = timeout_s
+        self._client: RedisClient = RedisClient.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=4,
+            protocol=2,
+        )
+        self._batches: dict[_Key, _Batch] = {}
+        self._flushing: asyncio.Task[None] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without its secrets, for messages."""
+        return self.url.rpartition("@")[2].removeprefix("redis://")
+
+    async def execute(self, *command: Argument) -> Any:
+        """One command. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(2 * self._timeout_s):
+                return await self._client.execute_command(*command)
+        except ResponseError as error:
+            raise ScriptFailed(f"Redis at {self.shown}: {command[0]!r}: {error}") from None
+        except (RedisError, OSError, TimeoutError) as error:
+            raise Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}") from None
+
+    def call(
+        self, script: Script, key: str, common: tuple[Argument, ...], own: Sequence[Argument]
+    ) -> "asyncio.Future[tuple[Any, Any]]":
+        """Join the next batch of this script. The result is the batch's item and this call's.
+
+        Fails with Unavailable when Redis does not answer (the script may have run), ScriptFailed when it raised.
+        """
+        future = asyncio.get_running_loop().create_future()
+        self._batches.setdefault((script, key, common), []).append((own, future))
+        if self._flushing is None:
+            self._flushing = asyncio.ensure_future(self._flush())
+        return future
+
+    async def _flush(self) -> None:
+        try:
+            while self._batches:
+                batches, self._batches = self._batches, {}
+                await self._send(list(_cut(batches)))
+        finally:
+            self._flushing = None
+
+    async def _send(self, batches: list[tuple[_Key, _Batch]]) -> None:
+        try:
+            replies = await self._evaluate(batches)
+        except (RedisError, OSError, TimeoutError) as error:
+            unavailable = Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
+            replies = [unavailable] * len(batches)
+        for ((script, _, _), batch), reply in zip(batches, replies, strict=True):
+            if isinstance(reply, ResponseError):
+                reply = ScriptFailed(f"{script.name}.lua at {self.shown}: {reply}")
+            elif isinstance(reply, RedisError):
+                reply = Unavailable(f"Redis at {self.shown} does not answer: {_reason(reply)}")
+            for index, (_, future) in enumerate(batch, 1):
+                if future.done():
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result((reply[0], reply[index] if index < len(reply) else None))
+
+    async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:
+        for attempt in (1, 2):
+            pipeline = self._client.pipeline(transaction=False)
+            for (script, key, common), batch in batches:
+                if not script.sha:
+                    script.sha = await self._client.script_load(script.text)
+                arguments = [argument for own, _ in batch for argument in own]
+                pipeline.execute_command("EVALSHA", script.sha, 1, key, *common, *arguments)
+            async with asyncio.timeout(2 * self._timeout_s):
+                replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            if attempt == 2 or not any(isinstance(reply, NoScriptError) for reply in replies):
+                break
+            # A restart forgets the scripts. The others of this write have run: running twice is harmless.
+            for script in {key[0] for key, _ in batches}:
+                await self._client.script_load(script.text)
+        return replies
+
+    async def stop(self) -> None:
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing], timeout=2 * self._timeout_s)
+        await self._client.aclose()
+
+
+def _cut(batches: dict[_Key, _Batch]) -> Any:
+    for key, batch in batches.items():
+        for start in range(0, len(batch), MOST_CALLS):
+            yield key, batch[start : start + MOST_CALLS]
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,125 @@
+"""The service of one worker process: its actors and the components that its role needs, with one life.
+
+Components start in the order in which they were registered, then the actors; everything stops in reverse.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from hiveio.actor import Contract
+from hiveio.config import Settings
+
+READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
+
+log = logging.getLogger("hiveio")
+
+
+class Component(Protocol):
+    """Something with a life of its own: a producer, a consumer loop, a cache."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Begin. May raise Stop, which ends the process. What takes long belongs to ``ready``."""
+
+    async def stop(self) -> None:
+        """End: flush what is accepted. Called when no request is in flight any more, or the time for them is over.
+
+        Called too when ``start`` failed or was cut short.
+        """
+
+    async def ready(self) -> str | None:
+        """None, or the reason why not. It is given ``READY_TIMEOUT``."""
+
+    def alive(self) -> bool:
+        """Whether its own loops turn. No dependency may enter here: a restart would not bring it back."""
+
+
+C = TypeVar("C", bound=Component)
+
+
+class Service:
+    """What a role is built on: ``settings``, ``contracts`` and the components that it uses."""
+
+    def __init__(self, settings: Settings, contracts: list[Contract]) -> None:
+        self.settings = settings
+        self.contracts = contracts
+        self.components: list[Component] = []
+        self.draining = False
+        self.started = False
+        self.failed: Callable[[BaseException], None] = lambda error: None
+        self._running: list[tuple[str, Callable[[], Any]]] = []
+
+    def use(self, component: C) -> C:
+        """Register a component, and give it back. Its life is the worker's from now on."""
+        self.components.append(component)
+        return component
+
+    def fail(self, error: BaseException) -> None:
+        """End the process in good order, with this error: a component found at run time that it cannot go on.
+
+        To be called on the loop.
+        """
+        self.failed(error)
+
+    async def start(self) -> None:
+        """Start components, then actors. Raises what they raise; ``stop`` then ends those that had begun."""
+        for component in self.components:
+            self._running.append((component.name, component.stop))
+            await component.start()
+        for contract in self.contracts:
+            actor = contract.actor
+            self._running.append((contract.name, actor.stop))
+            await _settled(actor.start())
+        self.started = True
+
+    async def stop(self) -> None:
+        """Stop what was started, in reverse order. One that fails does not keep the others from stopping."""
+        while self._running:
+            name, stop = self._running[-1]
+            try:
+                await _settled(stop())
+            except Exception:
+                log.exception("%s did not stop cleanly", name)
+            self._running.pop()
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The names of what is not stopped yet."""
+        return [name for name, _ in reversed(self._running)]
+
+    def dead(self) -> list[str]:
+        """The names of components whose loops do not turn."""
+        return [component.name for component in self.components if not component.alive()]
+
+    async def readiness(self) -> dict[str, str | None]:
+        """For each dependency None, or the reason why it is not ready. Takes at most ``READY_TIMEOUT``."""
+        if self.draining or not self.started:
+            return {"service": "draining" if self.draining else "starting"}
+        checks: dict[str, Awaitable[str | None]] = {
+            component.name: _answer(component.ready) for component in self.components
+        }
+        checks |= {contract.name: _answer(contract.actor.ready) for contract in self.contracts}
+        answers = await asyncio.gather(*checks.values())
+        return dict(zip(checks, answers, strict=True))
+
+
+async def _settled(result: Any) -> Any:
+    """Actors write plain or async methods."""
+    return await result if inspect.isawaitable(result) else result
+
+
+async def _answer(ready: Callable[[], Any]) -> str | None:
+    """A component answers None or a reason, an actor true or false."""
+    try:
+        answer = await asyncio.wait_for(_settled(ready()), READY_TIMEOUT)
+    except TimeoutError:
+        return f"no answer within {READY_TIMEOUT} s"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if answer is None or answer is True:
+        return None
+    return answer if isinstance(answer, str) and answer else "not ready"

@@ -1,0 +1,187 @@
+"""The cache of the transaction log in Redis: for each scope, the fold of its log up to a watermark.
+
+The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>}``, whose braces keep a scope on one shard;
+``<mark>`` is ``<scope>:<fingerprint>``, one for each version of the models, so old and new run side by side.
+
+=============================== ==============================================================================
+``<mark>``                      the watermark: ``offset|time|topic id|generation|transaction id before it``
+``<mark>:<gen>:a:<aggregate>``  ``version head snapshot``
+``<mark>:<gen>:ids``            hash: command id → ``offset:time:keyed``
+``<mark>:<gen>:order:<keyed>``  list: the same, oldest first, to forget by
+``<mark>:<gen>:verdicts:<n>``   bitmap of 65,536 verdicts; ``…:floor``: the first that is kept
+``<scope>:lock:<aggregate>``    lock: token of its instance (on the nodes of LOCK_URLS)
+``<scope>:wanted:<aggregate>``  somebody else waits for the lock
+``<scope>:intent:<aggregate>``  phase one of a transaction
+``<scope>:publisher``           lease of the publisher
+=============================== ==============================================================================
+
+Everything that counts moves in one script (apply) which compares the watermark first, so a cache that fell back to an
+older state is an older prefix with its own true watermark. A generation that is found wrong is left behind whole.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from hiveio.actor import Contract
+from hiveio.errors import Unsafe
+from hiveio.redis import Redis, Script, ScriptFailed
+from hiveio.transaction.rule import Known, Window
+
+LEFTOVERS = 1_000  # keys of an old generation looked at in one step
+
+_BEGIN, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
+    Script(name) for name in ("begin", "prepare", "apply", "verdicts", "reset", "lease")
+)
+
+
+class Watermark(NamedTuple):
+    """Everything below ``offset`` is applied. Compared whole: offset, record before it, topic, generation."""
+
+    offset: int
+    time: int
+    topic: str
+    generation: str
+    transaction: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.offset}|{self.time}|{self.topic}|{self.generation}|{self.transaction}"
+
+    @classmethod
+    def parse(cls, text: bytes) -> "Watermark | None":
+        parts = text.decode().split("|", 4)
+        if len(parts) != 5:
+            return None
+        return cls(int(parts[0]), int(parts[1]), *parts[2:])
+
+
+class Entry(Struct):
+    """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it.
+
+    ``state`` is None for an aggregate that never was. An entry whose ``head`` is None says only that the aggregate
+    was touched by a record that others applied: what it is now stands in the cache from ``at`` on.
+    """
+
+    version: int = 0
+    head: str | None = ""
+    state: Any = None
+    snapshot: bytes = b""
+    at: int = 0
+
+    @property
+    def text(self) -> bytes:
+        return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
+
+
+Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
+
+
+def fingerprint(contracts: Iterable[Contract]) -> str:
+    """Names what the snapshots mean: another model, or another ``schema_version``, is another cache."""
+    meaning = [
+        (c.name, c.kind.schema_version, msgspec.json.schema(c.model) if c.model else None)
+        for c in sorted(contracts, key=lambda contract: contract.name)
+    ]
+    return f"{zlib.crc32(msgspec.json.encode(meaning, order='deterministic')):08x}"
+
+
+class Cache:
+    """The calls to the cache, each one script. Calls of one kind made in one tick travel together."""
+
+    def __init__(self, redis: Redis, topic: str, meaning: str) -> None:
+        self.redis, self._topic, self._meaning = redis, topic, meaning
+
+    def scope(self, partition: int) -> str:
+        return f"hive:{{{self._topic}/{partition}}}"
+
+    def mark(self, partition: int) -> str:
+        return f"{self.scope(partition)}:{self._meaning}"
+
+    def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
+        """The watermark, and the entry and the command id as they stand at it."""
+        return self.redis.call(_BEGIN, self.mark(partition), (), (aggregate, command))
+
+    def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
+        """The cache's vote: 1, or the aggregate that moved."""
+        own = [token, len(heads), *(part for pair in heads for part in pair)]
+        return self.redis.call(_PREPARE, self.mark(partition), (self.scope(partition), ttl_ms), own)
+
+    async def apply(
+        self,
+        partition: int,
+        base: Watermark,
+        to: Watermark,
+        verdicts: str,
+        entries: Sequence[tuple[str, bytes]],
+        ids: Sequence[tuple[str, str]],
+        window: Window,
+        published: int,
+    ) -> tuple[bool, bytes]:
+        """Move the cache from ``base`` to ``to``. False with the watermark that stands, if it is not ``base``."""
+        arguments: list[str | bytes | int] = [
+            base.text,
+            to.text,
+            base.offset,
+            verdicts,
+            *window,
+            published,
+            len(entries),
+        ]
+        for pair in (*entries, *ids):
+            arguments.extend(pair)
+        moved, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
+        return moved == 1, stands
+
+    async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
+        """The watermark, and for each offset '1' accepted, '0' void or '?' not on record."""
+        stands, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
+        return stands, verdicts.decode()
+
+    async def reset(self, partition: int, found: bytes, to: Watermark) -> tuple[bool, bytes]:
+        moved, stands = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
+        return moved == 1, stands
+
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> bool:
+        """Whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
+        _, held = await self.redis.call(_LEASE, f"{self.scope(partition)}:publisher", (), (holder, ttl_ms))
+        return bool(held)
+
+    async def forget(self, partition: int, generation: str) -> None:
+        """Remove what a generation left behind."""
+        cursor: Any = 0
+        while True:
+            cursor, keys = await self.redis.execute(
+                "SCAN", cursor, "MATCH", _escaped(f"{self.mark(partition)}:{generation}:") + "*", "COUNT", LEFTOVERS
+            )
+            if keys:
+                await self.redis.execute("UNLINK", *keys)
+            if int(cursor) == 0:
+                return
+
+    async def check(self) -> None:
+        """Raises Unsafe for a Redis that may evict keys, Unavailable when it does not answer."""
+        try:
+            found = await self.redis.execute("CONFIG", "GET", "maxmemory-policy")
+            policy = found[1].decode() if found else "noeviction"
+        except ScriptFailed:  # CONFIG is forbidden by some providers; INFO says it too
+            memory = await self.redis.execute("INFO", "memory")
+            text = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else str(memory)
+            policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
+        if policy != "noeviction":
+            raise Unsafe(
+                f"Redis at {self.redis.shown} has maxmemory-policy {policy}: a cache that drops keys by itself is not "
+                "the fold of the log; set maxmemory-policy noeviction"
+            )
+
+
+def known(text: bytes | None) -> Known | None:
+    return Known.parse(text.decode()) if text else None
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + c if c in "*?[]{}\\^" else c for c in text)

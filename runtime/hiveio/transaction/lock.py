@@ -1,0 +1,76 @@
+"""Redlock: a lock over one or several independent Redis nodes.
+
+It prevents wasted work and nothing more: the order of the log decides, so a lock that is lost, doubled or stolen
+costs retries and never an update. After Redlock (the algorithm of the Redis documentation) and node-redlock: a lock is
+held when a quorum of nodes gave it, for ``ttl - elapsed - drift``, drift being ``drift factor * ttl + 2 ms``, counted
+from before the first request on a monotonic clock.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from hiveio.redis import Redis, Script
+
+_LOCK, _UNLOCK = Script("lock"), Script("unlock")
+DRIFT_MS = 2
+
+
+class Locked(NamedTuple):
+    """``until`` is the monotonic time up to which the lock is surely held; 0 if it is not. ``wanted``: another
+    instance waits for it. ``reason`` names each node that refused, and why; ``away``: too few of them answered."""
+
+    until: float
+    wanted: bool = False
+    reason: str = ""
+    away: bool = False
+
+
+class Redlock:
+    """Locks of one instance; its token owns them. All of a call are locked, or none."""
+
+    def __init__(self, nodes: Sequence[Redis], token: str, ttl_ms: int, drift_factor: float, remember_ms: int) -> None:
+        self._nodes, self.token, self._ttl_ms, self._remember_ms = nodes, token, ttl_ms, remember_ms
+        self._valid_s = (ttl_ms - drift_factor * ttl_ms - DRIFT_MS) / 1000
+        self._quorum = len(nodes) // 2 + 1
+
+    def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+        """Lock these aggregates (or extend what is held already), and tell ``done``."""
+        own = [self.token, len(aggregates), *sorted(aggregates)]
+        common = (self._ttl_ms, self._remember_ms)
+        start = time.monotonic()
+        votes: list[Any] = []
+
+        def voted(node: Redis, future: "asyncio.Future[tuple[Any, Any]]") -> None:
+            votes.append((node, future.exception() or future.result()[1]))
+            if len(votes) == len(self._nodes):
+                done(self._count(scope, aggregates, votes, start))
+
+        for node in self._nodes:
+            node.call(_LOCK, scope, common, own).add_done_callback(lambda future, node=node: voted(node, future))
+
+    def _count(self, scope: str, aggregates: Sequence[str], votes: list[Any], start: float) -> Locked:
+        reasons, yes, silent, wanted = [], 0, 0, False
+        for node, vote in votes:
+            if isinstance(vote, BaseException):
+                silent += 1
+                reasons.append(f"{node.shown}: {vote}")
+            elif vote[0] == 1:
+                yes += 1
+                wanted = wanted or vote[1] == 1
+            else:
+                reasons.append(f"{node.shown}: {vote[1].decode()} is locked by another instance")
+        until = start + self._valid_s
+        if yes >= self._quorum and until > time.monotonic():
+            return Locked(until, wanted)
+        if yes:
+            self.release(scope, aggregates)
+        away = len(self._nodes) - silent < self._quorum
+        return Locked(0.0, reason="; ".join(reasons) or "the lock came later than it lasts", away=away)
+
+    def release(self, scope: str, aggregates: Sequence[str]) -> None:
+        """Give locks back. Not awaited: if a node does not hear of it, its lock ends by its time."""
+        own = [self.token, len(aggregates), *aggregates]
+        for node in self._nodes:
+            node.call(_UNLOCK, scope, (), own).add_done_callback(lambda future: future.exception())

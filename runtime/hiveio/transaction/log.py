@@ -1,0 +1,218 @@
+"""The unified transaction log: Kafka's log and Redis' cache as one component of a service."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from hiveio.actor import Contract
+from hiveio.config import Settings
+from hiveio.envelope import Envelope, Handler, Outcome
+from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe
+from hiveio.kafka.appender import Appender
+from hiveio.kafka.tail import LogReader, Tail
+from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
+from hiveio.redis import Redis
+from hiveio.routes import Route, query_parameters
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Cache, fingerprint
+from hiveio.transaction.engine import Engine
+from hiveio.transaction.lock import Redlock
+from hiveio.transaction.publisher import Publisher
+from hiveio.transaction.record import FORMAT, Format
+from hiveio.transaction.rule import HASH, Window
+from hiveio.transaction.scope import Scope
+
+log = logging.getLogger("hiveio.transaction")
+
+_LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
+START_S = 20.0  # until the backends are there; then the start fails
+
+
+class TransactionLog:
+    """Owns the clients, the scopes, the engine and the publishers of one instance. A Component of the service."""
+
+    name = "transaction log"
+
+    def __init__(self, settings: Settings, contracts: Sequence[Contract]) -> None:
+        settings.need(
+            brokers="the transaction log is in Kafka",
+            written_topic="it names the event topic, and with .transactions the log",
+            cache_url="the transaction cache is in Redis",
+        )
+        for contract in contracts:
+            if contract.replay is None or contract.model is None:
+                raise BadAnnotation(f"{contract.name} has no replay: a stream processor folds its state from events")
+            if "/" in contract.name:
+                raise BadAnnotation(f"the actor name {contract.name!r} contains a /")
+        self.settings, self.contracts = settings, contracts
+        self.engine: Engine
+        self.scopes: list[Scope] = []
+        self._publishers: list[Publisher] = []
+        self._nodes: list[Redis] = []
+        self._started = False
+
+    async def start(self) -> None:
+        s = self.settings
+        instance = os.urandom(6).hex()
+        by_url = {url: Redis(url) for url in dict.fromkeys((s.cache_url, *s.lock_nodes))}
+        self._nodes = list(by_url.values())
+        cache_node = by_url[s.cache_url]
+        self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
+        topic, _ = await _patiently(self._backends)
+        self._reader = LogReader(s, s.log_topic)
+        self._events = LogReader(s, s.written_topic)
+        self._tail = Tail(s, s.log_topic)
+        self._publishing = Tail(s, s.log_topic)
+        lock_nodes = [by_url[url] for url in s.lock_nodes]
+        remember_ms = 4 * (s.lock_retry_delay_ms + s.lock_retry_jitter_ms) + 100
+        lock = Redlock(lock_nodes, instance, s.lock_ttl_ms, s.lock_drift_factor, remember_ms)
+        by_name = {contract.name: contract for contract in self.contracts}
+        window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        self.scopes = [
+            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window)
+            for p in range(topic.partitions)
+        ]
+        self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
+        self._appender = Appender(s, s.log_topic, self.engine.failed)
+        self._appender.start()
+        for scope in self.scopes:
+            await _patiently(lambda scope=scope: self._pin(scope.partition))
+        self._tail.start()
+        self._publishing.start()
+        self.engine.start(self._appender)
+        for scope in self.scopes:
+            scope.start()
+            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance)
+            self._publishers.append(publisher)
+            publisher.start()
+        self._started = True
+
+    async def _backends(self) -> tuple[Topic, Topic]:
+        """The topics, made if need be, and a Redis that keeps what it is given."""
+        await self._cache.check()
+        s = self.settings
+        found = await ensure_topic(s, s.log_topic, _LOG_TOPIC)
+        events = await ensure_topic(s, s.written_topic, FOREVER)
+        for topic in (found, events):
+            if topic.config.get("retention.ms") != "-1" or topic.config.get("cleanup.policy") != "delete":
+                raise Unsafe(
+                    f"topic {topic.name} has retention.ms={topic.config.get('retention.ms')} and cleanup.policy="
+                    f"{topic.config.get('cleanup.policy')}: events would be lost; set retention.ms=-1, cleanup.policy=delete"
+                )
+        return found, events
+
+    async def _pin(self, partition: int) -> None:
+        """The first record of a partition pins what verdicts depend on. Of two written at once the first counts."""
+        s = self.settings
+        mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
+        first = await self._reader.read(partition, 0)
+        if first is None:
+            self._appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(mine))
+            for _ in range(100):
+                if (first := await self._reader.read(partition, 0)) is not None:
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                raise Unavailable(f"the format record of {s.log_topic}/{partition} does not arrive")
+        try:
+            found = records.decode(first.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, Format):
+            raise Corrupt(f"{s.log_topic}/{partition}/0 is no format record: this topic is no transaction log")
+        if found != mine:
+            raise Unsafe(f"{s.log_topic}/{partition} was made with {found} and the settings say {mine}")
+
+    async def stop(self) -> None:
+        """Answer what was taken, publish what was accepted, give the locks back; each within its share of the time."""
+        share = self.settings.drain_timeout_ms / 1000 / 5
+        if self._started:
+            await self.engine.drain(2 * share)
+            for publisher in self._publishers:
+                await publisher.stop(share / len(self._publishers))
+            for scope in self.scopes:
+                await scope.stop()
+            await self._appender.stop(share)
+            await self._tail.stop()
+            await self._publishing.stop()
+            await asyncio.to_thread(self._reader.close)
+            await asyncio.to_thread(self._events.close)
+        for node in self._nodes:
+            await node.stop()
+
+    async def ready(self) -> str | None:
+        for scope in self.scopes:
+            if scope.state:
+                return scope.state
+        try:
+            await self._cache.redis.execute("PING")
+        except Unavailable as error:
+            return error.detail
+        return None
+
+    def alive(self) -> bool:
+        return not self._started or (self._tail.alive() and self._publishing.alive())
+
+
+async def _patiently(step: Any) -> Any:
+    """Try until the backends are there, for START_S: containers are started in any order."""
+    end = asyncio.get_running_loop().time() + START_S
+    pause = 0.1
+    while True:
+        try:
+            return await step()
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() > end:
+                raise Unsafe(f"gave up after {START_S:.0f} s: {error.detail}") from None
+            log.info("waiting: %s", error.detail)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+
+def transacting(contract: Contract, log: TransactionLog) -> Handler:
+    """Performs a command on its aggregate, as a transaction."""
+
+    async def handle(envelope: Envelope) -> Outcome:
+        return await log.engine.submit(contract, envelope)
+
+    return handle
+
+
+def snapshots(contract: Contract, log: TransactionLog) -> Route:
+    """GET on the actor's path answers with the state of an aggregate and its ETag.
+
+    It includes every write acknowledged before the request came; ``?consistency=cached`` may be older and says so.
+    """
+
+    def decode(body: bytes, id: str, parameters: Mapping[str, str], query: bytes) -> tuple[bool, None]:
+        wanted = query_parameters(query).get("consistency", ["linearizable"])[-1] if query else "linearizable"
+        if wanted not in ("linearizable", "cached"):
+            raise Invalid(f"consistency is {wanted!r}; it is linearizable or cached", pointer="/consistency")
+        return wanted == "cached", None
+
+    async def handle(envelope: Envelope) -> Outcome:
+        cached = envelope.message
+        state, version = await log.engine.read(contract, envelope.id, cached=cached)
+        headers = {"ETag": f'"{version}"'} | ({"Hive-Consistency": "cached"} if cached else {})
+        return Outcome(state, headers=headers)
+
+    return Route(
+        method="GET", path=contract.path, decode=decode, handler=handle, contract=contract,
+        gives=(contract.model,), summary="The state of an aggregate",
+    )  # fmt: skip
+
+
+def outcomes(log: TransactionLog) -> Route:
+    """GET /transactions/{id} answers with the definite outcome of a transaction; asking closes one that is open."""
+
+    async def handle(envelope: Envelope) -> Outcome:
+        return Outcome(await log.engine.outcome(envelope.id))
+
+    return Route(
+        method="GET", path="/transactions/{id}", decode=lambda body, id, parameters, query: (None, None), handler=handle,
+        summary="The outcome of a transaction", ours=True,
+    )  # fmt: skip

@@ -1,0 +1,17 @@
+-- Reads aggregates and command ids of one scope: a consistent cut at the watermark it returns.
+-- KEYS[1]  the watermark, "offset|time|topic|generation|transaction"
+-- ARGV     for each call: aggregate or '', command id or ''
+-- returns  {watermark or '', then for each call {entry or false, id entry or false}}
+-- entry    "version head snapshot";  id entry  "offset:time:keyed"
+local watermark = redis.call('GET', KEYS[1]) or ''
+local generation = string.match(watermark, '^%d+|%d+|[^|]*|([^|]*)|')
+local replies = {watermark}
+for i = 1, #ARGV, 2 do
+  local entry, id = false, false
+  if generation then
+    if ARGV[i] ~= '' then entry = redis.call('GET', KEYS[1] .. ':' .. generation .. ':a:' .. ARGV[i]) end
+    if ARGV[i + 1] ~= '' then id = redis.call('HGET', KEYS[1] .. ':' .. generation .. ':ids', ARGV[i + 1]) end
+  end
+  replies[#replies + 1] = {entry, id}
+end
+return replies

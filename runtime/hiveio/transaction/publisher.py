@@ -1,0 +1,185 @@
+"""Accepted events → event topic: in log order, gapless, one record an event.
+
+One *session* reads the event partition to its end, resumes after the position of its last record, and sends in log
+order; a record can land only after those before it, and any failure ends the session. Sessions of several instances
+may overlap (a lease keeps that rare, and a dead holder is succeeded when it ends), so repeats occur; each record names
+its position and the one before, by which a consumer drops repeats and would notice a gap. Modelled in Publisher.tla.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+
+from hiveio.config import Settings
+from hiveio.errors import HiveError, Unavailable
+from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.transaction import metrics
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.record import Commit
+from hiveio.transaction.scope import Scope
+
+log = logging.getLogger("hiveio.publisher")
+
+LEASE_MS = 2_500  # a dead holder is succeeded after it
+RENEW_S = 0.8
+GROUP = 500  # most events in one request
+GROUP_BYTES = 600_000
+
+
+class Publisher:
+    """Publishes one scope, while it holds the lease."""
+
+    def __init__(
+        self, settings: Settings, scope: Scope, cache: Cache, tail: Tail, events: LogReader, holder: str
+    ) -> None:
+        self._settings, self._scope, self._cache, self._tail = settings, scope, cache, tail
+        self._events, self._holder = events, holder
+        self._topic = settings.written_topic
+        self._inbox: deque[LogRecord] = deque()
+        self._news = asyncio.Event()
+        self._renewed = 0.0
+        self._previous = ""
+        self._after = (-1, -1)  # offset and index of the last event published
+        self._task: asyncio.Task[None] | None = None
+        self.read = 0  # the log is published, or holds nothing to publish, below this offset
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self, timeout_s: float) -> None:
+        """Publish what this instance has accepted, within the bound, and hand the lease on."""
+        if self._task is None:
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while self._renewed and self.read < self._scope.next and not self._task.done() and loop.time() < end:
+            await asyncio.sleep(0.01)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._renewed:
+            try:
+                await self._cache.lease(self._scope.partition, self._holder, 1)
+            except HiveError:
+                pass  # it ends by its time
+
+    async def _run(self) -> None:
+        while not self._scope.failed:
+            try:
+                if await self._held():
+                    await self._session()
+            except Unavailable as error:
+                log.warning("publishing %s/%s pauses: %s", self._topic, self._scope.partition, error)
+            except HiveError as error:
+                log.error("publishing %s/%s fails: %s", self._topic, self._scope.partition, error)
+            self._renewed = 0.0
+            await asyncio.sleep(RENEW_S * (0.5 + random.random() / 2))
+
+    async def _held(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._renewed and now - self._renewed < RENEW_S:
+            return True
+        if not await self._cache.lease(self._scope.partition, self._holder, LEASE_MS):
+            return False
+        self._renewed = now
+        return True
+
+    async def _session(self) -> None:
+        await self._resume()
+        session = Session(self._settings, self._topic, self._scope.partition)
+        log.info("publishing %s/%s after %s", self._topic, self._scope.partition, self._previous or "the start")
+        try:
+            while await self._held():
+                group = await self._gather()
+                if group:
+                    await session.send(group)
+                    metrics.published.inc(len(group))
+                self._scope.published = self.read
+        finally:
+            session.close()
+            self._tail.unfollow(self._scope.partition)
+            self._tail.taken(len(self._inbox))
+            self._inbox.clear()
+
+    async def _resume(self) -> None:
+        last = await asyncio.to_thread(self._events.read_message, self._scope.partition, -1)
+        self._previous, self._after = "", (-1, -1)
+        if last is not None:
+            headers = dict(last.headers() or [])
+            position = headers.get("hive-position")
+            if position is None:
+                raise Unavailable(f"the last record has no position: only this service may write {self._topic}")
+            self._previous = position.decode()
+            _, offset, index = self._previous.split(":")
+            self._after = (int(offset), int(index))
+        self.read = max(0, self._after[0])
+        self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
+
+    def _arrived(self, batch: list[LogRecord]) -> None:
+        self._inbox.extend(batch)
+        self._news.set()
+
+    def _broken(self, reason: str) -> None:
+        log.error("%s/%s cannot be read: %s", self._scope.topic, self._scope.partition, reason)
+
+    async def _gather(self) -> list[Outgoing]:
+        """The next events to publish; none if there are none within a moment."""
+        if not self._inbox:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(RENEW_S / 2):
+                    await self._news.wait()
+            except TimeoutError:
+                return []
+        batch = list(self._inbox)[:GROUP]
+        try:
+            async with asyncio.timeout(RENEW_S / 2):
+                await self._scope.reach(batch[0].offset + 1)
+        except TimeoutError:
+            return []  # not judged yet: the lease is renewed meanwhile
+        batch = [message for message in batch if message.offset < self._scope.next]
+        verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1)
+        group: list[Outgoing] = []
+        size = 0
+        for message in batch:
+            verdict = verdicts[message.offset - batch[0].offset]
+            if verdict == "?":
+                break  # being folded anew
+            if size and size + len(message.value) > GROUP_BYTES:
+                break
+            if verdict == "1":
+                size += len(message.value)
+                group += self._outgoing(message)
+            self._inbox.popleft()
+            self._tail.taken(1)
+            self.read = message.offset + 1
+        if not group and verdicts[0] == "?":
+            await asyncio.sleep(0.1)
+        return group
+
+    def _outgoing(self, message: LogRecord) -> list[Outgoing]:
+        record = records.decode(message.value)
+        if not isinstance(record, Commit):
+            return []
+        group = []
+        index = 0
+        for write in record.writes:
+            actor, _, id = write.aggregate.partition("/")
+            for version, event in enumerate(write.events, write.version + 1):
+                if (message.offset, index) > self._after:
+                    position = f"{self._scope.partition}:{message.offset}:{index}"
+                    headers = [
+                        ("hive-actor", actor),
+                        ("hive-id", f"{message.key}.{index}"),
+                        ("hive-position", position),
+                        ("hive-version", str(version)),
+                        ("content-type", "application/json"),
+                    ]
+                    if self._previous:
+                        headers.append(("hive-previous", self._previous))
+                    group.append(Outgoing(id, bytes(event), headers))
+                    self._previous = position
+                index += 1
+        return group

@@ -1,0 +1,89 @@
+"""Records of the transaction log, encoded and decoded.
+
+A record is one Kafka message that holds one whole transaction. Its key is the transaction id (one per append, never
+used twice), its value JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
+"""
+
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+FORMAT = 1
+
+
+class CommandId(NamedTuple):
+    """What is executed at most once: the Idempotency-Key (or a fresh one) at its target."""
+
+    target: str
+    key: str
+
+    @property
+    def text(self) -> str:
+        # The length keeps "a/b" + "c" and "a" + "b/c" apart.
+        return f"{len(self.target)}:{self.target}/{self.key}"
+
+
+def aggregate(actor: str, id: str) -> str:
+    return f"{actor}/{id}"
+
+
+class Write(Struct, frozen=True, array_like=True):
+    """An aggregate written: the head it was performed on, its version before, and its events as envelopes."""
+
+    aggregate: str
+    head: str
+    version: int
+    events: tuple[Raw, ...] = ()
+
+
+class Read(Struct, frozen=True, array_like=True):
+    """An aggregate read, and validated at commit."""
+
+    aggregate: str
+    head: str
+
+
+class Format(Struct, frozen=True, tag_field="kind", tag="format"):
+    """The first record of every partition pins what verdicts depend on."""
+
+    format: int
+    partitions: int
+    hash: str
+    idempotency_count: int
+    idempotency_time_ms: int
+
+
+class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
+    """A transaction of one scope. The first write is the command's target, if need be without events.
+
+    ``refusal`` is the problem document of a refused command, which writes no events.
+    """
+
+    command: CommandId
+    writes: tuple[Write, ...]
+    reads: tuple[Read, ...] = ()
+    keyed: bool = False
+    hash: str = ""
+    refusal: dict[str, Any] | None = None
+
+
+class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):
+    """Moves the heads of its aggregates, and closes a command that has not been executed."""
+
+    aggregates: tuple[str, ...]
+    command: CommandId | None = None
+    keyed: bool = False
+
+
+Record = Format | Commit | Barrier
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(Record).decode
+
+
+def touched(record: Record) -> tuple[str, ...]:
+    """The aggregates whose heads the record moves when it is accepted."""
+    if isinstance(record, Commit):
+        return tuple([write.aggregate for write in record.writes])
+    return record.aggregates if isinstance(record, Barrier) else ()

@@ -1,0 +1,264 @@
+"""The queue and the chain of one aggregate.
+
+A *run* exists while an instance works on an aggregate: it holds the lock, knows the *tip* (the state after the last
+record it appended, read back or not), and performs the commands of its queue on the tip, first in first out, without
+waiting for each verdict. Each record names the head it was performed on, so when one is void all behind it are void
+too, and begin again in their order.
+
+::
+
+            open            locked, begun         void
+    IDLE ─────────▶ OPENING ─────────────▶ OPEN ───────▶ BROKEN ─┐ all read back
+                     ▲    │ locked elsewhere │ another one waits  │
+                     │    ▼                  ▼                    │
+                     ├── PAUSED ◀────────────┘                    │
+                     └────────────────────────────────────────────┘
+    An OPEN run without anything to do closes when its last record is applied.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from hiveio.errors import Conflict, HiveError, Problem, Unavailable
+from hiveio.transaction.cache import Begun, Entry
+from hiveio.transaction.lock import Locked
+
+if TYPE_CHECKING:
+    from hiveio.transaction.engine import Command, Engine
+    from hiveio.transaction.scope import Pending, Scope
+
+QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
+CHAIN = 256  # records appended and not read back
+IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
+
+
+class Taken(HiveError):
+    """An aggregate cannot be had at once: its lock is another instance's, or it is being begun again."""
+
+
+class Run:
+    """One aggregate in work. All methods are called on the event loop; none waits."""
+
+    def __init__(self, engine: "Engine", scope: "Scope", aggregate: str) -> None:
+        self.engine, self.scope, self.aggregate = engine, scope, aggregate
+        self.queue: deque[Command] = deque()
+        self.expected = 0  # commands on their way to the queue
+        self.guests = 0  # commands at work that have read this aggregate
+        self.in_flight: dict[str, Pending] = {}
+        self.redo: list[Command] = []
+        self.tip: Entry | None = None
+        self.state = IDLE
+        self.performing = False
+        self.until = 0.0  # the lock is surely held up to here
+        self._turn = 0.0  # after this time another instance that waits gets its turn
+        self._wanted = False
+        self._renewing = False
+        self._closing = False
+        self._locked: Locked | None = None
+        self._begun: Begun | BaseException | None = None
+        self._opening: tuple[str, ...] = ()
+        self._visitors: list[asyncio.Future[None]] = []
+        self._attempts = 0
+        self._asked = 0.0
+
+    # -- opening
+
+    def open(self) -> None:
+        """Lock and begin in one round trip; with the other aggregates of the first command, all or nothing."""
+        if self.state is OPENING:
+            return
+        self.state = OPENING
+        needs = {self.aggregate, *self.queue[0].needs} if self.queue else {self.aggregate}
+        self._opening = tuple(sorted(needs))
+        self._locked = self._begun = None
+        self._asked = time.monotonic()
+        self.engine.lock.acquire(self.engine.cache.scope(self.scope.partition), self._opening, self._on_locked)
+        begin = self.engine.cache.begin(self.scope.partition, self.aggregate)
+        begin.add_done_callback(self._on_begun)
+
+    async def visit(self) -> Entry:
+        """The tip, for a command of another run. Raises Taken: waiting while holding another lock could be for ever."""
+        if self.state is IDLE:
+            self.open()
+        if self.state is OPENING:
+            future: asyncio.Future[None] = self.engine.loop.create_future()
+            self._visitors.append(future)
+            await future
+        if self.state is not OPEN or self.tip is None:
+            raise Taken(f"{self.aggregate} is {self.state}")
+        return self.tip
+
+    def _on_locked(self, locked: Locked) -> None:
+        self._locked = locked
+        if self._begun is not None:
+            self._opened(locked, self._begun)
+
+    def _on_begun(self, future: "asyncio.Future[Begun]") -> None:
+        self._begun = future.exception() or future.result()
+        if self._locked is not None:
+            self._opened(self._locked, self._begun)
+
+    def _opened(self, locked: Locked, begun: Begun | BaseException) -> None:
+        self.engine.metrics.lock_seconds.observe(time.monotonic() - self._asked)
+        entry: Entry | None = None
+        problem: Problem = Unavailable(self.scope.state or "the cache is behind the log")
+        if isinstance(begun, BaseException):
+            problem = Unavailable(str(begun))
+        elif not locked.until:
+            problem = Unavailable(locked.reason) if locked.away else Conflict(locked.reason)
+        elif self.scope.saw(begun[0]) and self.scope.ready:
+            entry = self.scope.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
+        if entry is None:
+            if locked.until:
+                self._release(self._opening)
+            self._again(problem)
+            return
+        self.tip, self.state, self._attempts = entry, OPEN, 0
+        self._take_turn(locked)
+        for name in self._opening:
+            if name != self.aggregate:
+                self.engine.run(self.scope, name).join()
+        self._welcome(None)
+        self.pump()
+
+    def join(self) -> None:
+        """Be open for a command of another run, which has this lock already."""
+        if self.state in (IDLE, PAUSED):
+            self.open()
+
+    def _welcome(self, error: Taken | None) -> None:
+        visitors, self._visitors = self._visitors, []
+        for future in visitors:
+            if not future.done():
+                future.set_exception(error) if error else future.set_result(None)
+
+    def _take_turn(self, locked: Locked) -> None:
+        self.until, self._wanted = locked.until, locked.wanted
+        self._turn = time.monotonic() + self.engine.turn_s
+
+    def _again(self, problem: Problem) -> None:
+        """The lock is another's, or a backend is away: try later. The first command pays for the attempts."""
+        self._attempts += 1
+        self.state, self.tip = PAUSED, None
+        self._welcome(Taken(problem.detail))
+        if self._attempts > self.engine.retry_count:
+            self._attempts = 0
+            if self.queue:
+                self.engine.give_up(self.queue.popleft(), problem)
+        self._pause(1)
+
+    def _pause(self, times: int) -> None:
+        self.engine.loop.call_later(times * self.engine.retry_delay_s(), self._resume)
+
+    def _resume(self) -> None:
+        if self.state is not PAUSED:
+            return
+        while self.queue and self.queue[0].over:
+            self.queue.popleft()
+        if self.queue or self.expected:
+            self.open()
+        else:
+            self.engine.closed(self)
+
+    # -- performing
+
+    def push(self, command: "Command") -> None:
+        self.queue.append(command)
+        if self.state is OPEN:
+            self.pump()
+        elif self.state is IDLE:
+            self.open()
+
+    def pump(self) -> None:
+        """Perform what is queued, as far as the chain, the lock and the turn allow."""
+        now = time.monotonic()
+        while self.queue and self.state is OPEN and not self.performing and len(self.in_flight) < CHAIN:
+            if now >= self.until or (self._wanted and now >= self._turn):
+                break
+            command = self.queue.popleft()
+            if not command.over:
+                self.engine.perform(self, command)
+        if self.state is not OPEN or self.performing:
+            return
+        if self.queue and now >= self._turn and not self._wanted and now < self.until:
+            self._renew()
+        if self.in_flight or self.guests:
+            return
+        if self.queue and (now >= self.until or (self._wanted and now >= self._turn)):
+            self._yield()
+        elif not self.queue and not self.expected and not self._closing:
+            self._closing = True
+            self.scope.when_applied((self.tip.at if self.tip else 1) - 1, self._idle)
+
+    def _renew(self) -> None:
+        if not self._renewing:
+            self._renewing = True
+            self.engine.lock.acquire(self.engine.cache.scope(self.scope.partition), (self.aggregate,), self._on_renewed)
+
+    def _on_renewed(self, locked: Locked) -> None:
+        self._renewing = False
+        if self.state is not OPEN:
+            return
+        self._take_turn(locked)
+        if locked.wanted:
+            self._turn = 0.0
+        self.pump()
+
+    def _yield(self) -> None:
+        """Another instance waits, or the lock is lost: give it up once the cache shows our work, and come back."""
+        self.state, self.tip = PAUSED, None
+        self.scope.when_applied(self.scope.next - 1, lambda: self._release((self.aggregate,)))
+        self._pause(2)
+
+    def set_aside(self, command: "Command") -> None:
+        """A further aggregate of this command is not to be had: give up this lock, then lock the whole set."""
+        self.queue.appendleft(command)
+        self.state = BROKEN
+
+    # -- verdicts
+
+    def settled(self, pending: "Pending", verdict: bool | None) -> None:
+        self.in_flight.pop(pending.tx, None)
+        if verdict is not True and self.state is OPEN:
+            self.state = BROKEN
+        if self.state is BROKEN:
+            self._drained()
+        else:
+            self.pump()
+
+    def _drained(self) -> None:
+        """All that was appended is read back: what was void begins again, before what came later."""
+        if self.in_flight or self.performing:
+            return
+        self.queue.extendleft(reversed(self.redo))
+        self.redo.clear()
+        self.tip, self.state = None, PAUSED
+        if self.queue and len(self.queue[0].needs) > 1:
+            self._release((self.aggregate,))
+            self._pause(1)
+        else:
+            self.open()
+
+    def performed(self) -> None:
+        """A command that took its time has come to its end."""
+        self.performing = False
+        if self.state is BROKEN:
+            self._drained()
+        else:
+            self.pump()
+
+    # -- closing
+
+    def _idle(self) -> None:
+        self._closing = False
+        if self.state is OPEN and not (self.queue or self.expected or self.in_flight or self.performing or self.guests):
+            self._release((self.aggregate,))
+            self.engine.closed(self)
+
+    def _release(self, aggregates: tuple[str, ...]) -> None:
+        """Give locks back, but for those of other runs of this instance."""
+        self.until = 0.0
+        mine = [name for name in aggregates if name == self.aggregate or name not in self.engine.runs]
+        self.engine.lock.release(self.engine.cache.scope(self.scope.partition), mine)

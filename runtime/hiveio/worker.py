@@ -1,0 +1,230 @@
+"""One worker process: start, serve, drain. gunicorn's ASGI worker with a life that leaves time to flush.
+
+gunicorn's own counts idle connections as work, kills a worker whose requests outlive ``graceful_timeout`` before
+anything is flushed, and gives start and stop a fixed 30 s. Here DRAIN_TIMEOUT is divided: requests in flight get
+``REQUEST_SHARE`` of it, components the rest, and the worker is gone before its master loses patience.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import traceback
+from typing import Any
+
+import gunicorn_h1c  # type: ignore[import-untyped]
+from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
+from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
+
+from hiveio.errors import Stop
+from hiveio.http import Edge
+from hiveio.problem import CONTENT_TYPE, status_problem
+from hiveio.service import Service
+
+REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
+RESERVE = 0.1  # of it, for the end of the process
+QUIET_S = 0.1  # without a new request: listeners may close without cutting a client off
+LINGER_S = 0.5  # at most, for clients that never pause
+BEAT_S = 1.0
+
+log = logging.getLogger("hiveio")
+
+
+# Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
+FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
+
+
+class Connection(ASGIProtocol):  # type: ignore[misc]
+    """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.worker.connections.add(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.connections.discard(self)
+        super().connection_lost(exc)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request came in whose answer is not out."""
+        return self._current_request is not None and not self._conn_lost_handled
+
+    def _handle_h1c_exception(self, exc: Exception) -> bool:
+        # gunicorn answers the errors of limits only; the others would drop the connection without a word.
+        if super()._handle_h1c_exception(exc):
+            return True
+        if isinstance(exc, gunicorn_h1c.ParseError):
+            self._send_error_response(400, str(exc))
+            self._close_transport()
+            return True
+        return False
+
+    def _send_error_response(self, status: int, message: str) -> None:
+        body = status_problem(status, message)
+        head = (
+            f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self._safe_write(head.encode("latin-1") + body)
+
+
+class Worker(ASGIWorker):  # type: ignore[misc]
+    """Runs the service of one process. ``self.app`` is the ``process.Application``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connections: set[Connection] = set()
+        self.failure: BaseException | None = None
+        self.orphan = False
+        self._end = asyncio.Event()
+
+    # -- what gunicorn calls
+
+    def load_wsgi(self) -> None:
+        """The application needs a running loop: it is made in ``_serve``."""
+
+    def handle_exit_signal(self) -> None:
+        """SIGTERM. A second one changes nothing."""
+        self.alive = False
+        self._end.set()
+
+    def handle_quit_signal(self) -> None:
+        """SIGINT (Ctrl-C reaches every process of a terminal) and SIGQUIT drain too."""
+        self.handle_exit_signal()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # A signal between the fork and this line went to the master's handler, inherited here.
+        if self.app.stopping_before(self):
+            self.handle_exit_signal()
+
+    def run(self) -> None:
+        try:
+            self.loop.run_until_complete(self._serve())
+        except Exception as error:
+            log.exception("the worker failed")
+            self.failure = error
+        finally:
+            self._cleanup()
+            if self.orphan:
+                self.app.clean()
+        if self.failure is not None:
+            self.app.report(self.failure)
+
+    # -- its life
+
+    async def _serve(self) -> None:
+        settings = self.app.settings
+        service = Service(settings, self.app.contracts)
+        service.failed = self._fail
+        beat = asyncio.create_task(self._beat())
+        try:
+            edge = Edge(service, self.app.build(service))
+            self.asgi = edge
+            if not await self._started(service):
+                return
+            for listener in self.sockets:
+                server = await self.loop.create_server(lambda: Connection(self), sock=listener.sock)
+                self.servers.append(server)
+            edge.watch()
+            _settle_memory()
+            log.info("worker serves", extra={"actors": [contract.name for contract in service.contracts]})
+            await self._end.wait()
+            await self._drain(service, edge, settings.drain_timeout_ms / 1000)
+            edge.unwatch()
+        except Exception as error:
+            # An error here comes back the same in every new worker: the process ends, its supervisor decides.
+            self._fail(error)
+        finally:
+            self.alive = False
+            beat.cancel()
+            await self._stopped(service, settings.drain_timeout_ms / 1000 * (1 - REQUEST_SHARE - RESERVE))
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+        self.handle_exit_signal()
+
+    async def _started(self, service: Service) -> bool:
+        """Start the components; False if the process is to end before that is done."""
+        starting = asyncio.create_task(service.start())
+        ending = asyncio.create_task(self._end.wait())
+        try:
+            await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await starting
+                return False
+            starting.result()
+            return True
+        finally:
+            ending.cancel()
+
+    async def _beat(self) -> None:
+        """Tells the master that the loop turns, and ends a worker whose master is gone."""
+        while True:
+            self.notify()
+            if self.ppid != os.getppid() and not self.orphan:
+                log.error("the master process is gone; shutting down")
+                self.orphan = True
+                self.handle_exit_signal()
+            await asyncio.sleep(BEAT_S)
+
+    async def _drain(self, service: Service, edge: Edge, budget_s: float) -> None:
+        """Answer what came in, then stop the components."""
+        began = self.loop.time()
+        service.draining = True
+        busy = sum(connection.busy for connection in self.connections)
+        log.info("draining", extra={"requests": busy, "connections": len(self.connections)})
+        # From here on every answer says "Connection: close". A client about to send its next request on an open
+        # connection, or waiting to be accepted, gets a 503 instead of a reset.
+        linger = min(LINGER_S, budget_s * 0.2)
+        quiet = min(QUIET_S, linger)
+        seen, since = edge.requests, began
+        while (now := self.loop.time()) - began < linger and now - since < quiet:
+            await asyncio.sleep(quiet / 10)
+            if edge.requests != seen:
+                seen, since = edge.requests, self.loop.time()
+        for server in self.servers:
+            server.close()
+        await self._answered(budget_s * REQUEST_SHARE - (self.loop.time() - began))
+        if cut := sum(connection.busy for connection in self.connections):
+            log.error("requests outlived their share of DRAIN_TIMEOUT", extra={"requests": cut})
+        left = budget_s * (1 - RESERVE) - (self.loop.time() - began)
+        await self._stopped(service, left)
+        # What a component answered while it stopped goes out still.
+        await self._answered(min(0.2, budget_s * RESERVE / 2))
+        for connection in list(self.connections):
+            connection._close_transport()
+        await asyncio.sleep(0)
+
+    async def _answered(self, within_s: float) -> None:
+        until = self.loop.time() + within_s
+        # Looked at again and again: an event would cost every request something.
+        while self.loop.time() < until and any(c.busy for c in self.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def _stopped(self, service: Service, within_s: float) -> None:
+        try:
+            async with asyncio.timeout(within_s):
+                await service.stop()
+        except TimeoutError:
+            log.error("not stopped within DRAIN_TIMEOUT", extra={"components": service.unfinished})
+
+
+def _settle_memory() -> None:
+    """What lives now lives on: keep the collector from walking it again (10 % of the requests, a third of the p99)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line with which a process ends for this error."""
+    if isinstance(error, Stop):
+        return error.exit_code, str(error)
+    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+    return Stop.exit_code, f"the service could not go on: {type(error).__name__}: {error}"

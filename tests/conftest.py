@@ -1,0 +1,80 @@
+"""The services as fixtures, and the order of the tests: the fast ones first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.services import Kafka, Redis, ServiceUnavailable
+
+ROOT = Path(__file__).parent
+FOLDERS = ("unit", "contract", "integration", "faults")
+SERVICES = ("kafka", "redis", "docker")
+
+
+def require(service: str, reason: object) -> NoReturn:
+    """Skip the test because `service` cannot be had here, or fail it if HIVEIO_REQUIRE (a comma list) names it."""
+    message = f"{service} cannot be had here: {reason}"
+    if service in os.environ.get("HIVEIO_REQUIRE", "").replace(" ", "").split(","):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """One broker for all tests: leave it running, use a `topic` of your own; fault tests start theirs."""
+    try:
+        with Kafka() as service:
+            yield service
+    except ServiceUnavailable as error:
+        require("kafka", error)
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """One server for all tests: leave it running, use keys of your own; fault tests start theirs."""
+    try:
+        with Redis() as service:
+            yield service
+    except ServiceUnavailable as error:
+        require("redis", error)
+
+
+@pytest.fixture(scope="session")
+def docker() -> str:
+    """The path of the `docker` command, with an engine that answers."""
+    command = shutil.which("docker")
+    if command is None:
+        require("docker", "no docker in PATH")
+    answer = subprocess.run([command, "info"], capture_output=True, text=True, check=False, timeout=30)
+    if answer.returncode != 0:
+        require("docker", answer.stderr.strip() or "the engine does not answer")
+    return command
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic name used by nobody else; the topic is not made."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT).parts[0] if item.path.is_relative_to(ROOT) else ""
+        return FOLDERS.index(folder) if folder in FOLDERS else FOLDERS.index("contract")
+
+    items.sort(key=rank)  # stable: within a folder the order stays
+    for item in items:
+        for service in SERVICES:
+            if service in getattr(item, "fixturenames", ()):
+                item.add_marker(service)
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(func_only=True))  # the first start fetches jars, and bounds itself

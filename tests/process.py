@@ -1,0 +1,185 @@
+"""A role's entrypoint as a real process, for tests.
+
+    with Role("base", {"REQUEST_TIMEOUT": "500"}, module="accounts", actor_path=folder) as role:
+        httpx.post(role.url + "/accounts/1", json=...)
+        assert role.stop() == 0
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parent.parent
+STARTED_S = 30.0
+
+
+def wait_until(condition: Callable[[], Any], within_s: float = 10.0, what: str = "the condition") -> Any:
+    """The first true value of ``condition``; AssertionError after ``within_s``."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"{what} did not come true within {within_s} s")
+
+
+class Role:
+    """``images/<name>/entrypoint.py`` as a subprocess, on a free port.
+
+    ``environ`` are its settings; nothing else is inherited but PATH and HOME. As a context manager it waits until
+    /readyz is 200, and at the end drains it, or kills it after an error; ``wait=False`` does not wait.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        environ: Mapping[str, str] | None = None,
+        *,
+        actor_path: str | os.PathLike[str] = "/actor",
+        module: str = "",
+        wait: bool = True,
+    ) -> None:
+        self.name = name
+        self.wait = wait
+        self.environ = {
+            **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONWARNINGS": "default",
+            "ACTOR_PATH": str(actor_path),
+            "ACTOR_MODULE": module,
+            "CLUSTER_SIZE": "1",
+            "PORT": "0",
+            **(environ or {}),
+        }
+        self.lines: list[str] = []  # of stdout
+        self.errors: list[str] = []  # of stderr
+
+    # -- life
+
+    def start(self) -> "Role":
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "images" / self.name / "entrypoint.py")],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [
+            threading.Thread(target=_collect, args=(stream, lines), daemon=True)
+            for stream, lines in ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
+        ]
+        for reader in self._readers:
+            reader.start()
+        return self
+
+    def __enter__(self) -> "Role":
+        self.start()
+        try:
+            return self.ready() if self.wait else self
+        except BaseException:
+            self.kill()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.resume()
+            self.kill() if kind else self.stop()
+        self._join()
+
+    def ready(self, within_s: float = STARTED_S) -> "Role":
+        """Wait until /readyz is 200."""
+        wait_until(self._is_ready, within_s, f"{self.name} ready; it said: {self.text()}")
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}: {self.text()}"
+        if not self.port:
+            return False
+        try:
+            return httpx.get(self.url + "/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def terminate(self, sent: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(sent)
+
+    def stop(self, within_s: float = 30.0) -> int:
+        """SIGTERM, and the exit code."""
+        self.terminate()
+        return self.ended(within_s)
+
+    def ended(self, within_s: float = 30.0) -> int:
+        """Wait for the end: the exit code."""
+        code = self.process.wait(within_s)
+        self._join()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to the process and its workers."""
+        for process in (*self.workers(), self.process):
+            try:
+                process.kill()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                pass
+        self.process.wait(10)
+        self._join()
+
+    def pause(self) -> None:
+        """SIGSTOP to all its processes: it hangs, and keeps its connections."""
+        for process in (psutil.Process(self.process.pid), *self.workers()):
+            process.suspend()
+
+    def resume(self) -> None:
+        for process in (psutil.Process(self.process.pid), *self.workers()):
+            process.resume()
+
+    def _join(self) -> None:
+        for reader in self._readers:
+            reader.join(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+
+    # -- what it shows
+
+    def workers(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    @property
+    def port(self) -> int | None:
+        return next((line["port"] for line in self.logs("listening")), None)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def logs(self, message: str | None = None) -> list[dict[str, Any]]:
+        """The log lines so far, decoded; only those with this message. Raises if one is not JSON."""
+        found = [json.loads(line) for line in list(self.lines)]
+        return [line for line in found if message is None or line["message"] == message]
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Log lines above info."""
+        return [line for line in self.logs() if line["level"] not in ("info", "debug")]
+
+    def text(self) -> str:
+        return "\n".join(["", *self.lines, *self.errors])
+
+
+def _collect(stream: Any, lines: list[str]) -> None:
+    for line in stream:
+        lines.append(line.rstrip("\n"))

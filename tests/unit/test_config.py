@@ -1,0 +1,76 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from hiveio.config import Settings, settings_table
+from hiveio.errors import ConfigError
+
+
+def test_defaults() -> None:
+    settings = Settings.read({})
+    assert settings.port == 3000
+    assert settings.request_timeout_ms == 10_000
+    assert settings.body_limit == 1 << 20
+    assert settings.cluster_size >= 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"PORT": "70000"}, "PORT='70000' is wrong: it takes a whole number from 0 to 65535"),
+        ({"PORT": "http"}, "PORT='http' is wrong: it takes a whole number from 0 to 65535"),
+        ({"LOCK_DRIFT_FACTOR": "2"}, "LOCK_DRIFT_FACTOR='2' is wrong: it takes a number from 0 to 1"),
+        ({"EVENT_STORE_FROM_START": "yes"}, "EVENT_STORE_FROM_START='yes' is wrong: it takes true or false"),
+        ({"EVENT_STORE_TOPIC": "a b"}, "EVENT_STORE_TOPIC='a b' is wrong: it takes a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"),
+        ({"EVENT_STORE_CONSUMER_TOPIC": "^("}, "EVENT_STORE_CONSUMER_TOPIC='^(' is wrong: it takes a topic name, a comma-separated list of them, or ^regex"),
+        ({"PING_URL": "ping"}, "PING_URL='ping' is wrong: it takes a path that starts with /"),
+        ({"CACHE_URL": "localhost"}, "CACHE_URL='localhost' is wrong: it takes a URL redis://host:port/db, rediss:// or unix://"),
+        ({"LOCK_URLS": "redis://a,b"}, "LOCK_URLS='redis://a,b' is wrong: it takes one or more comma-separated URLs redis://host:port/db"),
+        ({"HTTP_VERSION": "2"}, "HTTP_VERSION='2' is wrong: it takes 1"),
+        ({"SECURE": "true"}, "SECURE=true: this setting is not supported yet; remove it"),
+        ({"TELEMETRY_URL": "http://x"}, "TELEMETRY_URL=http://x: this setting is not supported yet; remove it"),
+        ({"PORT_FILE": "/nowhere"}, "PORT_FILE='/nowhere' cannot be read: No such file or directory"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_wrong_value_names_setting_value_and_what_is_allowed(environ: dict[str, str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.read(environ)
+    assert str(caught.value) == line
+
+
+def test_unset_and_off_are_no_use_of_an_unsupported_setting() -> None:
+    assert Settings.read({"SECURE": "false", "TELEMETRY": "", "PORT": ""}).port == 3000
+
+
+def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("redis://secret\n")
+    environ = {"CACHE_URL_FILE": str(tmp_path / "secret"), "KAFKA_SASL_PASSWORD_FILE": str(tmp_path / "secret")}
+    settings = Settings.read(environ)
+    assert settings.cache_url == "redis://secret"
+    assert settings.kafka == {"sasl.password": "redis://secret"}
+
+
+def test_librdkafka_properties_and_not_the_links_of_an_orchestrator() -> None:
+    environ = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_PORT": "tcp://1.2.3.4", "KAFKA_SERVICE_HOST": "1.2.3.4"}
+    assert Settings.read(environ).kafka == {"sasl.mechanism": "PLAIN"}
+
+
+def test_topics() -> None:
+    settings = Settings.read({"EVENT_STORE_TOPIC": "bank", "EVENT_STORE_CONSUMER_TOPIC": "a, b"})
+    assert (settings.written_topic, settings.log_topic) == ("bank", "bank.transactions")
+    assert settings.read_topics == ("a", "b")
+
+
+def test_need_names_what_is_missing_and_why() -> None:
+    with pytest.raises(ConfigError, match=r"^EVENT_STORE_BROKERS is not set: the producer writes$"):
+        Settings.read({}).need(brokers="the producer writes")
+    with pytest.raises(ConfigError, match=r"^EVENT_STORE_TOPIC is not set: x$"):
+        Settings.read({"EVENT_STORE_BROKERS": "a:1"}).need(brokers="y", written_topic="x")
+
+
+def test_the_table_has_a_row_for_every_setting() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", settings_table(), re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert {"PORT", "BODY_LIMIT", "DRAIN_TIMEOUT", "LOCK_TTL"} <= set(rows)

@@ -1,0 +1,136 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from hiveio import Command, Event
+from hiveio.envelope import META_LIMIT, Codec, Envelope, encode_message, encode_value
+from hiveio.errors import Invalid, Malformed, TooLarge
+
+
+class Line(Command):
+    sku: str
+    count: int = 1
+
+
+class Order(Command):
+    lines: list[Line]
+    type: str = ""
+    notes: dict[str, int] = {}
+
+
+class Cancel(Command):
+    pass
+
+
+class Ordered(Event):
+    type: str
+    count: int
+
+
+CODEC = Codec([Order, Cancel])
+ONE = Codec([Line])
+LOG = Codec([Ordered], strict=False)
+
+texts = st.text(st.characters(codec="utf-8"))
+
+
+@given(texts, st.integers(-(2**63), 2**63 - 1), st.none() | st.dictionaries(texts, texts, max_size=5))
+def test_what_is_encoded_is_decoded(type_: str, count: int, meta: dict[str, str] | None) -> None:
+    raw = None if meta is None else Raw(json.dumps(meta).encode())
+    message, found = LOG.decode(encode_message(Ordered(type_, count), raw))
+    assert message == Ordered(type_, count)
+    assert (None if found is None else json.loads(bytes(found))) == meta
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "payload", "meta", "sku", "x"]), inner),
+)  # fmt: skip
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 100_000)
+@example(b'{"a":' * 100_000)
+@example(b'{"type":"Cancel","meta":' + b"[" * 100_000)
+@example(b'{"type":"Cancel","meta":{"a":' + b"[" * 3_000 + b"]" * 3_000 + b"}}")
+@example(b'{"type":"Cancel","meta":{"\xff":1}}')
+@example(b'{"type":"\xff"}')
+@example(b'{"type":"\\ud800"}')
+@example(b'{"type":"Order","payload":{"notes":{"\\ud800":"x"},"lines":[]}}')
+@example(b'{"type":"Cancel","meta":null}')
+@example(b'{"type":"Cancel","payload":null}')
+@example(b"")
+def test_any_bytes_give_a_result_or_one_of_three_errors(body: bytes) -> None:
+    for codec in (CODEC, ONE, LOG):
+        try:
+            message, meta = codec.decode(body)
+        except (Malformed, Invalid, TooLarge):
+            continue
+        assert type(message) in codec.types.values()
+        assert meta is None or isinstance(json.loads(bytes(meta)), dict)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        ("{}", "/type", "the message has no type; this path takes: Cancel, Order"),
+        ('{"type":"Nope"}', "/type", "unknown type 'Nope'; this path takes: Cancel, Order"),
+        ('{"type":"Order"}', "/payload/lines", "missing required field `lines`"),
+        ('{"type":"Order","payload":{"lines":[],"x":1}}', "/payload/x", "unknown field `x`"),
+        ('{"type":"Order","payload":{"lines":[{"sku":5}]}}', "/payload/lines/0/sku", "Expected `str`, got `int`"),
+        ('{"type":"Order","payload":{"lines":[],"notes":{"a":"b"}}}', "/payload/notes", "Expected `int`, got `str`"),
+        ('{"type":"Cancel","extra":1}', "/extra", "unknown field `extra`"),
+        ('{"type":"Cancel","meta":5}', "/meta", "meta is not an object"),
+        ('{"type":5}', "/type", "Expected `str`"),
+        ("[]", "", "Expected `object`, got `array`"),
+    ],
+)
+def test_the_pointer_names_the_field(body: str, pointer: str, detail: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        CODEC.decode(body.encode())
+    assert caught.value.members["pointer"] == pointer
+    assert detail in caught.value.detail
+
+
+def test_a_body_without_type_is_the_payload_of_the_only_message() -> None:
+    assert ONE.decode(b'{"sku":"a"}') == (Line("a"), None)
+    with pytest.raises(Invalid) as caught:
+        ONE.decode(b'{"sku":5}')
+    assert caught.value.members["pointer"] == "/sku"
+
+
+def test_a_missing_payload_is_an_empty_one() -> None:
+    assert CODEC.decode(b'{"type":"Cancel"}') == (Cancel(), None)
+
+
+def test_meta_has_a_limit() -> None:
+    def body(size: int) -> bytes:
+        return b'{"type":"Cancel","meta":{"a":"%s"}}' % (b"x" * (size - len('{"a":""}')))
+
+    assert len(bytes(CODEC.decode(body(META_LIMIT))[1] or b"")) == META_LIMIT
+    with pytest.raises(TooLarge):
+        CODEC.decode(body(META_LIMIT + 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded"),
+    [
+        (None, b"null"),
+        ({"a": 1}, b'{"a":1}'),
+        ([], b"[]"),
+        ([1], b"[1]"),
+        (Ordered("t", 1), b'{"type":"Ordered","payload":{"type":"t","count":1}}'),
+        ([Cancel(), Cancel()], b'[{"type":"Cancel","payload":{}},{"type":"Cancel","payload":{}}]'),
+    ],
+)
+def test_the_body_of_an_answer(value: Any, encoded: bytes) -> None:
+    assert encode_value(value) == encoded
+
+
+def test_the_context_is_made_from_the_envelope() -> None:
+    context = Envelope(message=Cancel(), id="a", key="k", meta=Raw(b'{"x":1}')).context(version=3)
+    assert (context.id, context.key, context.version, context.meta) == ("a", "k", 3, {"x": 1})
