@@ -1,8 +1,8 @@
 """A role's entrypoint as a real process, for tests.
 
-    with Role("base", {"REQUEST_TIMEOUT": "500"}, module="accounts", actor_path=folder) as role:
-        httpx.post(role.url + "/accounts/1", json=...)
-        assert role.stop() == 0
+with Role("base", {"REQUEST_TIMEOUT": "500"}, module="accounts", actor_path=folder) as role:
+    httpx.post(role.url + "/accounts/1", json=...)
+    assert role.stop() == 0
 """
 
 import json
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
 STARTED_S = 30.0
@@ -153,9 +153,9 @@ class Role:
 
     # -- what it shows
 
-    def workers(self) -> list[psutil.Process]:
+    def workers(self) -> list[Any]:
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
@@ -181,5 +181,4 @@ class Role:
 
 
 def _collect(stream: Any, lines: list[str]) -> None:
-    for line in stream:
-        lines.append(line.rstrip("\n"))
+    lines.extend(line.rstrip("\n") for line in stream)

@@ -16,10 +16,16 @@ from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, NameTaken
 
 
+# Type checkers know then that the classes derived from these are frozen, as they are.
+_frozen = typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+
+
+@_frozen
 class Command(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks an actor for something. Comes from outside and refuses unknown fields; a class may relax that."""
 
 
+@_frozen
 class Query(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks an actor for an answer that changes nothing: decoded from path and query string of a ``GET``.
 
@@ -29,10 +35,12 @@ class Query(Struct, frozen=True, forbid_unknown_fields=True):
     path: ClassVar[str] = ""
 
 
+@_frozen
 class Event(Struct, frozen=True):
     """Says what happened. Comes from the log, so fields it does not know are ignored."""
 
 
+@_frozen
 class Model(Struct, frozen=True):
     """The state of an aggregate, folded from its events: the snapshot."""
 
@@ -245,7 +253,10 @@ def performing(contract: Contract) -> Handler:
 
 def query_decoder(kind: type[Query]) -> Callable[[dict[str, Any]], Query]:
     """Decodes a query from its parameters: text is converted to the types of its fields. Raises Invalid (422)."""
-    lists = {f.name for f in msgspec.structs.fields(kind) if get_origin(f.type) in (list, tuple, set, frozenset)}
+    sequences = (list, tuple, set, frozenset)
+    lists = {
+        f.name for f in msgspec.structs.fields(kind) if any((get_origin(t) or t) in sequences for t in _members(f.type))
+    }
 
     def decode(parameters: dict[str, Any]) -> Query:
         values = {

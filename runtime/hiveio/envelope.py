@@ -115,7 +115,7 @@ class Codec:
     def __init__(self, types: Iterable[type[Struct]], *, strict: bool = True) -> None:
         self.types = {kind.__name__: kind for kind in types}
         self.envelopes = {name: _envelope_type(name, kind, strict) for name, kind in self.types.items()}
-        union = Union[(_Untyped, *self.envelopes.values())]  # made at run time
+        union: Any = Union[(_Untyped, *self.envelopes.values())]  # made at run time
         self._decode = msgspec.json.Decoder(union).decode
         self._payloads = {name: msgspec.json.Decoder(kind) for name, kind in self.types.items()}
 

@@ -92,6 +92,7 @@ class Problem(HiveError):
 
     status = 500
     title = "Internal Server Error"
+    urn = ""  # its type, where that is not told by the class: an answer that is repeated from a record
 
     def __init__(self, detail: str = "", *, headers: dict[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail or self.title)

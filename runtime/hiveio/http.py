@@ -181,7 +181,15 @@ class Edge:
         self._running[task] = monotonic()
         arrived = False
         try:
-            body = await self._body(headers, receive, send) if route.reads_body else b""
+            body = b""
+            if route.reads_body:
+                self._check_headers(headers)
+                if b"expect" in headers:
+                    await send({"type": "http.response.informational", "status": 100, "headers": []})
+                message = await receive()
+                body = message.get("body", b"")
+                if message.get("more_body") or len(body) > self.body_limit or message["type"] == "http.disconnect":
+                    body = await self._long_body(message, receive)
             arrived = True
             identifier, parameters = "", _NONE
             if route.by_id:
@@ -190,12 +198,12 @@ class Edge:
                 parts = [raw] if isinstance(raw, bytes) else raw
                 values = {name: path_text(part) for name, part in zip(route.names, parts, strict=True)}
                 identifier, parameters = values.pop("id", ""), values
-            message, meta = route.decode(body, identifier, parameters, scope["query_string"])
+            payload, meta = route.decode(body, identifier, parameters, scope["query_string"])
             key = headers.get(b"idempotency-key")
             if_match = headers.get(b"if-match")
             outcome = await route.handler(
                 Envelope(
-                    message=message,
+                    message=payload,
                     id=identifier,
                     meta=meta,
                     key=None if key is None else idempotency_key(key),
@@ -222,35 +230,28 @@ class Edge:
             return status, b""
         return status, outcome.encoded if outcome.encoded is not None else encode_value(outcome.value, meta)
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> bytes:
+    def _check_headers(self, headers: dict[bytes, bytes]) -> None:
         media_type = headers.get(b"content-type")
         if media_type and media_type != b"application/json":
             check_media_type(media_type)
-        limit = self.body_limit
         length = headers.get(b"content-length")
-        if length is not None and length.isdigit() and int(length) > limit:
-            raise TooLarge(f"the body has more than {limit} bytes")
-        if b"expect" in headers:
-            await send({"type": "http.response.informational", "status": 100, "headers": []})
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > limit:
-                raise TooLarge(f"the body has more than {limit} bytes")
-            return body
-        chunks = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
+        if length is not None and length.isdigit() and int(length) > self.body_limit:
+            raise TooLarge(f"the body has more than {self.body_limit} bytes")
+
+    async def _long_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """A body that comes in several parts, of which this is the first. Raises TooLarge."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
             if message["type"] == "http.disconnect":
                 raise _Gone
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > limit:
-                raise TooLarge(f"the body has more than {limit} bytes")
-        return b"".join(chunks)
+            if size > self.body_limit:
+                raise TooLarge(f"the body has more than {self.body_limit} bytes")
+            if not message.get("more_body"):
+                return b"".join(chunks)
+            message = await receive()
 
     def _without_route(self, resource: Resource, method: str, answer: Headers) -> int:
         """A method that the path does not take. OPTIONS is answered for every path."""

@@ -30,27 +30,30 @@ class Progress:
     Publishers repeat and overlap, and never leave a gap: what is above the last seen is new, all else is a repeat.
     """
 
-    __slots__ = ("_at", "last")
+    __slots__ = ("last",)
 
     def __init__(self, last: bytes | None = None) -> None:
+        """Raises Corrupt when ``last`` is no position."""
+        if last is not None:
+            parse_position(last)
         self.last = last
-        self._at = None if last is None else parse_position(last)
 
     def take(self, position: bytes, previous: bytes | None) -> bool:
         """Whether the event is new. Raises Corrupt when events are missing between the last seen and this one."""
-        at = parse_position(position)
-        seen = self._at
-        if seen is not None:
+        last = self.last
+        if last is None:
+            parse_position(position)
+        elif previous != last:  # else it follows, and there is nothing to compare
+            at, seen = parse_position(position), parse_position(last)
             if at[0] != seen[0]:
-                raise Corrupt(f"position {_text(position)} comes after {_text(self.last)}: two logs in one partition")
+                raise Corrupt(f"position {_text(position)} comes after {_text(last)}: two logs in one partition")
             if at <= seen:
                 return False
-            if previous != self.last:
-                raise Corrupt(
-                    f"events are missing: position {_text(position)} comes after {_text(previous)}, "
-                    f"and the last one seen is {_text(self.last)}"
-                )
-        self.last, self._at = position, at
+            raise Corrupt(
+                f"events are missing: position {_text(position)} comes after {_text(previous)}, "
+                f"and the last one seen is {_text(last)}"
+            )
+        self.last = position
         return True
 
 

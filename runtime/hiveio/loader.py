@@ -23,7 +23,12 @@ def load(settings: Settings) -> list[Contract]:
     if settings.actor_path not in sys.path:
         sys.path.insert(0, settings.actor_path)
     module = _import(name, settings.actor_path)
-    return contracts(_actors(module, name, attribute))
+    try:
+        return contracts(_actors(module, name, attribute))
+    except LoadError:
+        raise
+    except Exception as error:  # the __init__ of an actor
+        raise _raised(name, error) from None
 
 
 def _import(name: str, path: str) -> ModuleType:

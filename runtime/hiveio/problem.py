@@ -12,15 +12,19 @@ CONTENT_TYPE = "application/problem+json"
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-def encode_problem(problem: Problem) -> bytes:
+def problem_document(problem: Problem) -> dict[str, Any]:
     """The document. ``type`` is a URN made of the class, so an actor's own subclass of Rejected has one of its own."""
     name = _CAPITAL.sub("-", type(problem).__name__).lower()
-    document: dict[str, Any] = {**problem.members}
-    document["type"] = "about:blank" if type(problem) in (Problem, Refused) else f"urn:hiveio:problem:{name}"
-    document["title"] = problem.title
-    document["status"] = problem.status
+    urn = "about:blank" if type(problem) in (Problem, Refused) else f"urn:hiveio:problem:{name}"
+    document: dict[str, Any] = {"type": problem.urn or urn, "title": problem.title, "status": problem.status}
     if problem.detail:
         document["detail"] = problem.detail
+    return document | {name: value for name, value in problem.members.items() if name not in document}
+
+
+def encode_problem(problem: Problem) -> bytes:
+    """The document as JSON."""
+    document = problem_document(problem)
     try:
         return encode_json(document)
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from gunicorn.sock import TCPSocket  # type: ignore[import-untyped]
 
 from hiveio import logs, metrics
 from hiveio.actor import Contract
@@ -79,6 +80,8 @@ def _listening(port: int) -> socket.socket:
 class GunicornLogger(Logger):  # type: ignore[misc]
     """gunicorn's warnings and errors go where all logs go; of its chatter we keep nothing, there is no access log."""
 
+    access_log_enabled = False
+
     def setup(self, cfg: Any) -> None:
         self.cfg = cfg
         self.error_log.setLevel(logging.WARNING)
@@ -102,7 +105,6 @@ class Application(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         drain_s = self.settings.drain_timeout_ms / 1000
         chosen: dict[str, Any] = {
-            "bind": [f"fd://{self.listener.detach()}"] if self.listener.fileno() >= 0 else self.cfg.bind,
             "worker_class": Worker,
             "workers": self.settings.cluster_size,
             "logger_class": GunicornLogger,
@@ -115,6 +117,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             # A client that hangs up cancels nothing: what it sent is carried out, within REQUEST_TIMEOUT.
             "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
             "control_socket_disable": True,
+            "pre_request": _nothing,  # by default it formats a debug line
             "when_ready": _ready,
             "child_exit": _child_exit,
         }
@@ -159,6 +162,12 @@ class Master(Arbiter):  # type: ignore[misc]
         application.master = self
         super().__init__(application)
 
+    def start(self) -> None:
+        listener = self.app.listener
+        address = listener.getsockname()
+        self.LISTENERS = [TCPSocket(address, self.cfg, self.log, fd=listener.detach())]
+        super().start()
+
     def signal(self, sig: int, frame: Any) -> None:
         # Ctrl-C and SIGQUIT would end workers without a flush, also while they drain.
         super().signal(signal.SIGTERM if sig in (signal.SIGINT, signal.SIGQUIT) else sig, frame)
@@ -176,6 +185,10 @@ class Master(Arbiter):  # type: ignore[misc]
             self.stop()
         log.info("stopped")
         sys.exit(exit_status or self._code)
+
+
+def _nothing(worker: Worker, request: Any) -> None:
+    pass
 
 
 def _ready(master: Master) -> None:

@@ -71,7 +71,7 @@ class Redis:
         """One command. Raises Unavailable."""
         try:
             async with asyncio.timeout(2 * self._timeout_s):
-                return await self._client.execute_command(*command)
+                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except ResponseError as error:
             raise ScriptFailed(f"Redis at {self.shown}: {command[0]!r}: {error}") from None
         except (RedisError, OSError, TimeoutError) as error:

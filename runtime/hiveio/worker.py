@@ -13,7 +13,6 @@ import os
 import traceback
 from typing import Any
 
-import gunicorn_h1c  # type: ignore[import-untyped]
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
@@ -55,7 +54,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         # gunicorn answers the errors of limits only; the others would drop the connection without a word.
         if super()._handle_h1c_exception(exc):
             return True
-        if isinstance(exc, gunicorn_h1c.ParseError):
+        if isinstance(exc, ValueError):  # the base of all of the parser's errors; it has two families of them
             self._send_error_response(400, str(exc))
             self._close_transport()
             return True
@@ -70,11 +69,24 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         self._safe_write(head.encode("latin-1") + body)
 
 
+class PlainConfig:
+    """gunicorn's settings as plain attributes: it looks up a dozen a request, each through three calls."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._config, name)
+        setattr(self, name, value)
+        return value
+
+
 class Worker(ASGIWorker):  # type: ignore[misc]
     """Runs the service of one process. ``self.app`` is the ``process.Application``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
         self.failure: BaseException | None = None
         self.orphan = False
@@ -204,7 +216,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
     async def _answered(self, within_s: float) -> None:
         until = self.loop.time() + within_s
         # Looked at again and again: an event would cost every request something.
-        while self.loop.time() < until and any(c.busy for c in self.connections):  # noqa: ASYNC110
+        while self.loop.time() < until and any(c.busy for c in self.connections):
             await asyncio.sleep(0.01)
 
     async def _stopped(self, service: Service, within_s: float) -> None:

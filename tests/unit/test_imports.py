@@ -15,7 +15,7 @@ RANKS = [
     {"envelope"},
     {"actor"},
     {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
-    {"producer", "consumer", "transaction"},
+    {"lane", "producer", "consumer", "transaction"},
     {"worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -30,7 +30,6 @@ class Appender:
         self._most = settings.buffer
         self._gathered: list[tuple[int, str, bytes]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self.in_flight = 0  # appended and not read back; counted by the caller
         self._producer = self._client()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, name=f"appender {topic}", daemon=True)
@@ -42,7 +41,7 @@ class Appender:
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 0,
-                "delivery.timeout.ms": 300_000,  # a time-out here would only make an outcome unknown; it is not REQUEST_TIMEOUT
+                "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
                 "queue.buffering.max.messages": LIMIT,
                 "delivery.report.only.error": True,
                 "on_delivery": self._report,
@@ -53,11 +52,14 @@ class Appender:
     def start(self) -> None:
         self._thread.start()
 
-    def append(self, partition: int, key: str, value: bytes) -> None:
-        """Hand a record over. Raises TooLarge or Unavailable when it is certain that it was not appended."""
+    def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
+        """Hand a record over; ``in_flight`` are those appended and not read back, which decide whether it may wait.
+
+        Raises TooLarge or Unavailable when it is certain that it was not appended.
+        """
         if len(self._gathered) >= self._most:
             self._flush()
-        if not self._gathered and self.in_flight < EAGER:
+        if not self._gathered and in_flight < EAGER:
             self._produce(partition, key, value)
             return
         if len(self._producer) >= LIMIT - self._most:

@@ -105,9 +105,12 @@ def _check(tuning: frozenset[tuple[str, str]]) -> None:
             raise ConfigError(f"{_variable(name)}={value!r} is wrong: {text}") from None
 
 
-def _of_this_client(record: logging.LogRecord) -> bool:
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if text.endswith(": retrying"):
+        record.levelno, record.levelname = logging.INFO, "INFO"  # seen at every first start on a new cluster
     # One environment tunes producers and consumers; each would warn about the other's properties.
-    return "property and will be ignored by this" not in record.getMessage()
+    return "property and will be ignored by this" not in text
 
 
-logger.addFilter(_of_this_client)
+logger.addFilter(_worth_a_line)

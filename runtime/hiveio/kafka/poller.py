@@ -201,7 +201,7 @@ class Poller:
             self._loop.call_soon_threadsafe(self._owner.take, taken)
 
     def _answer(self, consumer: Consumer) -> None:
-        """Here and not on another thread: ``list_topics`` beside a poll blocks both for ever (confluent-kafka 2.16.1)."""
+        """Here and not on another thread: ``list_topics`` beside a poll blocks both for ever (2.16.1)."""
         asked, self._asked = self._asked, None
         try:
             consumer.list_topics(timeout=1.0)

@@ -96,8 +96,8 @@ class Sender:
       ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
       stored in order, per key or partition; and so is what is sent after an answer.
     - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503).
-    - After ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored, and keeps
-      its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``), so memory stays bounded.
+    - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
+      and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
     - ``topic`` is made at the start when it is missing; nothing is taken before it is there.
     - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
       one producer, and all it takes is stored in the order of the calls.
@@ -130,7 +130,8 @@ class Sender:
             "queue.buffering.max.kbytes": (self._most_bytes >> 10) + 65536,
         }
         self._limit = int(self._config.get("message.max.bytes", 1_000_000))
-        self._timeout_s = settings.request_timeout_ms / 1000
+        # A little before the edge gives up on the request, because the edge does not know the record.
+        self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
         self._clients: list[_Client] = []  # the one that sends at once first, the one that gathers last
         self._loaded_until = 0.0
@@ -338,7 +339,7 @@ class Sender:
             if record.deadline > now:
                 break
             self._late.add(record)
-            _set_exception(record.future, Unknown(f"Kafka did not confirm the record within {self._timeout_s:g} s"))
+            _set_exception(record.future, Unknown("Kafka did not confirm the record within REQUEST_TIMEOUT"))
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]

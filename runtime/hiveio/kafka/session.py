@@ -17,7 +17,7 @@ WAIT_S = 10.0
 class Outgoing(NamedTuple):
     key: str
     value: bytes
-    headers: list[tuple[str, str]]
+    headers: list[tuple[str, str | bytes | None]]
 
 
 class Session:
@@ -35,7 +35,6 @@ class Session:
             | {
                 "acks": "all",
                 "enable.idempotence": True,
-                "enable.gapless.guarantee": True,
                 "max.in.flight": 1,
                 "delivery.timeout.ms": 300_000,
                 "linger.ms": 60_000,

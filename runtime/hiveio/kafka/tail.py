@@ -25,6 +25,13 @@ class LogRecord(NamedTuple):
     time: int
 
 
+def _record(message: Message) -> LogRecord:
+    key, offset = message.key(), message.offset()
+    assert offset is not None
+    text = key.decode("utf-8", "replace") if isinstance(key, bytes) else ""
+    return LogRecord(offset, text, message.value() or b"", message.timestamp()[1])
+
+
 OnRecords = Callable[[list[LogRecord]], None]
 OnError = Callable[[str], None]
 
@@ -33,7 +40,8 @@ def _consumer(settings: Settings, **extra: object) -> Consumer:
     return Consumer(
         client_config(settings)
         | {
-            "group.id": f"{settings.client_id}.tail",  # asked for by the client; no group is joined, nothing is committed
+            # asked for by the client; no group is joined, nothing is committed
+            "group.id": f"{settings.client_id}.tail",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
@@ -105,7 +113,7 @@ class Tail:
                 if not self._following:
                     self._moved.wait(1.0)
                     continue
-                # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 ms of consume alone
+                # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 of consume alone
                 first = self._consumer.poll(POLL_S)
                 if first is None:
                     continue
@@ -137,22 +145,15 @@ class Tail:
         groups: dict[int, list[LogRecord]] = {}
         failures: dict[int, str] = {}
         for message in messages:
-            error = message.error()
+            partition, error = message.partition(), message.error()
+            assert partition is not None
             if error is None:
-                group = groups.get(message.partition())
+                group = groups.get(partition)
                 if group is None:
-                    group = groups[message.partition()] = []
-                key = message.key()
-                group.append(
-                    LogRecord(
-                        message.offset(),
-                        key.decode("utf-8", "replace") if key else "",
-                        message.value() or b"",
-                        message.timestamp()[1],
-                    )
-                )
+                    group = groups[partition] = []
+                group.append(_record(message))
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                failures[message.partition()] = error.str()
+                failures[partition] = error.str()
         with self._lock:  # a follow() made meanwhile makes what was read before it void
             arrived = groups.keys() | failures.keys()
             current = {p: self._following[p] for p in arrived if p not in self._wanted and p in self._following}
@@ -233,13 +234,7 @@ class LogReader:
         message = await asyncio.to_thread(self.read_message, partition, OFFSET_END if end else offset)
         if message is None:
             return None
-        key = message.key()
-        return LogRecord(
-            message.offset(),
-            key.decode("utf-8", "replace") if key else "",
-            message.value() or b"",
-            message.timestamp()[1],
-        )
+        return _record(message)
 
     def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
@@ -254,8 +249,9 @@ class LogReader:
                 self._records.unassign()
             except KafkaException as error:
                 raise Unavailable(f"{self._topic}/{partition}/{offset}: {error.args[0].str()}") from None
-            if message is None or message.error() is not None:
-                reason = message.error().str() if message is not None else "no answer"
+            failure = message.error() if message is not None else None
+            if message is None or failure is not None:
+                reason = failure.str() if failure is not None else "no answer"
                 raise Unavailable(f"{self._topic}/{partition}/{offset} cannot be read: {reason}")
             if message.offset() != offset:
                 raise Unavailable(f"{self._topic}/{partition}/{offset} was not given, but {message.offset()}")

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from hiveio.actor import Contract
 from hiveio.errors import Unsafe
-from hiveio.redis import Redis, Script, ScriptFailed
+from hiveio.redis import Argument, Redis, Script, ScriptFailed
 from hiveio.transaction.rule import Known, Window
 
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
@@ -108,7 +108,7 @@ class Cache:
 
     def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
         """The cache's vote: 1, or the aggregate that moved."""
-        own = [token, len(heads), *(part for pair in heads for part in pair)]
+        own: list[Argument] = [token, len(heads), *(part for pair in heads for part in pair)]
         return self.redis.call(_PREPARE, self.mark(partition), (self.scope(partition), ttl_ms), own)
 
     async def apply(
@@ -121,8 +121,8 @@ class Cache:
         ids: Sequence[tuple[str, str]],
         window: Window,
         published: int,
-    ) -> tuple[bool, bytes]:
-        """Move the cache from ``base`` to ``to``. False with the watermark that stands, if it is not ``base``."""
+    ) -> bytes:
+        """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then."""
         arguments: list[str | bytes | int] = [
             base.text,
             to.text,
@@ -132,10 +132,12 @@ class Cache:
             published,
             len(entries),
         ]
-        for pair in (*entries, *ids):
-            arguments.extend(pair)
-        moved, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
-        return moved == 1, stands
+        for name, entry in entries:
+            arguments += (name, entry)
+        for command, id in ids:
+            arguments += (command, id)
+        _, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
+        return bytes(stands)
 
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
         """The watermark, and for each offset '1' accepted, '0' void or '?' not on record."""

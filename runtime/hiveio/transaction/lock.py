@@ -9,9 +9,10 @@ from before the first request on a monotonic clock.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from hiveio.redis import Redis, Script
+from hiveio.redis import Argument, Redis, Script
 
 _LOCK, _UNLOCK = Script("lock"), Script("unlock")
 DRIFT_MS = 2
@@ -37,7 +38,7 @@ class Redlock:
 
     def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
         """Lock these aggregates (or extend what is held already), and tell ``done``."""
-        own = [self.token, len(aggregates), *sorted(aggregates)]
+        own: list[Argument] = [self.token, len(aggregates), *sorted(aggregates)]
         common = (self._ttl_ms, self._remember_ms)
         start = time.monotonic()
         votes: list[Any] = []
@@ -48,7 +49,7 @@ class Redlock:
                 done(self._count(scope, aggregates, votes, start))
 
         for node in self._nodes:
-            node.call(_LOCK, scope, common, own).add_done_callback(lambda future, node=node: voted(node, future))
+            node.call(_LOCK, scope, common, own).add_done_callback(partial(voted, node))
 
     def _count(self, scope: str, aggregates: Sequence[str], votes: list[Any], start: float) -> Locked:
         reasons, yes, silent, wanted = [], 0, 0, False
@@ -71,6 +72,6 @@ class Redlock:
 
     def release(self, scope: str, aggregates: Sequence[str]) -> None:
         """Give locks back. Not awaited: if a node does not hear of it, its lock ends by its time."""
-        own = [self.token, len(aggregates), *aggregates]
+        own: list[Argument] = [self.token, len(aggregates), *aggregates]
         for node in self._nodes:
             node.call(_UNLOCK, scope, (), own).add_done_callback(lambda future: future.exception())

@@ -101,7 +101,7 @@ class TransactionLog:
             if topic.config.get("retention.ms") != "-1" or topic.config.get("cleanup.policy") != "delete":
                 raise Unsafe(
                     f"topic {topic.name} has retention.ms={topic.config.get('retention.ms')} and cleanup.policy="
-                    f"{topic.config.get('cleanup.policy')}: events would be lost; set retention.ms=-1, cleanup.policy=delete"
+                    f"{topic.config.get('cleanup.policy')}: events would be lost; set retention.ms=-1 and delete"
                 )
         return found, events
 
@@ -201,9 +201,14 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
         return Outcome(state, headers=headers)
 
     return Route(
-        method="GET", path=contract.path, decode=decode, handler=handle, contract=contract,
-        gives=(contract.model,), summary="The state of an aggregate",
-    )  # fmt: skip
+        method="GET",
+        path=contract.path,
+        decode=decode,
+        handler=handle,
+        contract=contract,
+        gives=(contract.model,),
+        summary="The state of an aggregate",
+    )
 
 
 def outcomes(log: TransactionLog) -> Route:
@@ -213,6 +218,10 @@ def outcomes(log: TransactionLog) -> Route:
         return Outcome(await log.engine.outcome(envelope.id))
 
     return Route(
-        method="GET", path="/transactions/{id}", decode=lambda body, id, parameters, query: (None, None), handler=handle,
-        summary="The outcome of a transaction", ours=True,
-    )  # fmt: skip
+        method="GET",
+        path="/transactions/{id}",
+        decode=lambda body, id, parameters, query: (None, None),
+        handler=handle,
+        summary="The outcome of a transaction",
+        ours=True,
+    )

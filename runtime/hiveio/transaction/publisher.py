@@ -55,7 +55,7 @@ class Publisher:
             return
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        while self._renewed and self.read < self._scope.next and not self._task.done() and loop.time() < end:
+        while self._renewed and self.read < self._scope.view.next and not self._task.done() and loop.time() < end:
             await asyncio.sleep(0.01)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -107,9 +107,8 @@ class Publisher:
         last = await asyncio.to_thread(self._events.read_message, self._scope.partition, -1)
         self._previous, self._after = "", (-1, -1)
         if last is not None:
-            headers = dict(last.headers() or [])
-            position = headers.get("hive-position")
-            if position is None:
+            position = dict(last.headers() or []).get("hive-position")
+            if not isinstance(position, bytes):
                 raise Unavailable(f"the last record has no position: only this service may write {self._topic}")
             self._previous = position.decode()
             _, offset, index = self._previous.split(":")
@@ -139,7 +138,7 @@ class Publisher:
                 await self._scope.reach(batch[0].offset + 1)
         except TimeoutError:
             return []  # not judged yet: the lease is renewed meanwhile
-        batch = [message for message in batch if message.offset < self._scope.next]
+        batch = [message for message in batch if message.offset < self._scope.view.next]
         verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1)
         group: list[Outgoing] = []
         size = 0
@@ -170,7 +169,7 @@ class Publisher:
             for version, event in enumerate(write.events, write.version + 1):
                 if (message.offset, index) > self._after:
                     position = f"{self._scope.partition}:{message.offset}:{index}"
-                    headers = [
+                    headers: list[tuple[str, str | bytes | None]] = [
                         ("hive-actor", actor),
                         ("hive-id", f"{message.key}.{index}"),
                         ("hive-position", position),

@@ -79,7 +79,12 @@ class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_default
 Record = Format | Commit | Barrier
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Record).decode
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
+def decode(value: bytes) -> Record:
+    """Raises msgspec.MsgspecError, UnicodeDecodeError or RecursionError for what is no record."""
+    return _decoder.decode(value)
 
 
 def touched(record: Record) -> tuple[str, ...]:

@@ -40,12 +40,12 @@ class Known(NamedTuple):
 class Window(NamedTuple):
     """How long command ids are remembered: in records, and keyed ones also in log time."""
 
-    count: int
+    records: int
     time_ms: int
 
     def holds(self, known: Known, offset: int, time: int) -> bool:
         """Whether a command id is remembered when the record at ``offset`` and log time ``time`` is judged."""
-        return offset - known.offset <= self.count or (known.keyed and time - known.time <= self.time_ms)
+        return offset - known.offset <= self.records or (known.keyed and time - known.time <= self.time_ms)
 
 
 def accepts(record: Record, head_of: Callable[[str], str], known: bool) -> bool:

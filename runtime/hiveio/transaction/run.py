@@ -26,7 +26,8 @@ from hiveio.transaction.cache import Begun, Entry
 from hiveio.transaction.lock import Locked
 
 if TYPE_CHECKING:
-    from hiveio.transaction.engine import Command, Engine
+    from hiveio.transaction.command import Command
+    from hiveio.transaction.engine import Engine
     from hiveio.transaction.scope import Pending, Scope
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
@@ -61,7 +62,6 @@ class Run:
         self._opening: tuple[str, ...] = ()
         self._visitors: list[asyncio.Future[None]] = []
         self._attempts = 0
-        self._asked = 0.0
 
     # -- opening
 
@@ -73,7 +73,6 @@ class Run:
         needs = {self.aggregate, *self.queue[0].needs} if self.queue else {self.aggregate}
         self._opening = tuple(sorted(needs))
         self._locked = self._begun = None
-        self._asked = time.monotonic()
         self.engine.lock.acquire(self.engine.cache.scope(self.scope.partition), self._opening, self._on_locked)
         begin = self.engine.cache.begin(self.scope.partition, self.aggregate)
         begin.add_done_callback(self._on_begun)
@@ -101,7 +100,6 @@ class Run:
             self._opened(self._locked, self._begun)
 
     def _opened(self, locked: Locked, begun: Begun | BaseException) -> None:
-        self.engine.metrics.lock_seconds.observe(time.monotonic() - self._asked)
         entry: Entry | None = None
         problem: Problem = Unavailable(self.scope.state or "the cache is behind the log")
         if isinstance(begun, BaseException):
@@ -109,7 +107,7 @@ class Run:
         elif not locked.until:
             problem = Unavailable(locked.reason) if locked.away else Conflict(locked.reason)
         elif self.scope.saw(begun[0]) and self.scope.ready:
-            entry = self.scope.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
+            entry = self.scope.view.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
         if entry is None:
             if locked.until:
                 self._release(self._opening)
@@ -122,6 +120,12 @@ class Run:
                 self.engine.run(self.scope, name).join()
         self._welcome(None)
         self.pump()
+
+    def leave(self) -> None:
+        """A command that has read this aggregate is done with it."""
+        self.guests -= 1
+        if not self.guests:
+            self.pump()
 
     def join(self) -> None:
         """Be open for a command of another run, which has this lock already."""
@@ -209,7 +213,7 @@ class Run:
     def _yield(self) -> None:
         """Another instance waits, or the lock is lost: give it up once the cache shows our work, and come back."""
         self.state, self.tip = PAUSED, None
-        self.scope.when_applied(self.scope.next - 1, lambda: self._release((self.aggregate,)))
+        self.scope.when_applied(self.scope.view.next - 1, lambda: self._release((self.aggregate,)))
         self._pause(2)
 
     def set_aside(self, command: "Command") -> None:
@@ -218,6 +222,10 @@ class Run:
         self.state = BROKEN
 
     # -- verdicts
+
+    def appended(self, pending: "Pending", tip: Entry) -> None:
+        self.tip = tip
+        self.in_flight[pending.tx] = pending
 
     def settled(self, pending: "Pending", verdict: bool | None) -> None:
         self.in_flight.pop(pending.tx, None)

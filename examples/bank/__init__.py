@@ -1,0 +1,1 @@
+"""A small bank on hiveio: accounts, statements, page visits and fee quotes."""

@@ -1,0 +1,258 @@
+"""The transaction log and its cache in memory, behind the real engine, scopes and rule.
+
+Each class here stands in for the one it derives from, so that mypy finds where they part. Only what talks to Kafka and
+Redis is replaced: what decides is the code that runs in production, and the contract tests run over both.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hiveio.actor import Contract
+from hiveio.config import Settings
+from hiveio.kafka.appender import Appender
+from hiveio.kafka.tail import LogReader, LogRecord, OnError, OnRecords, Tail
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Begun, Cache, Watermark
+from hiveio.transaction.engine import Engine
+from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.log import TransactionLog
+from hiveio.transaction.record import FORMAT, Format, Record
+from hiveio.transaction.rule import HASH, Known, Prefix, Window
+from hiveio.transaction.scope import Scope
+
+HELD_S = 3600.0  # nobody dies here: a lock lasts until it is given back
+
+
+class MemoryLog:
+    """The records of a log, by partition. Plain data: it outlives the event loop of those who read and write it."""
+
+    def __init__(self, settings: Settings) -> None:
+        s = self.settings = settings
+        pinned = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
+        self.partitions: list[list[LogRecord]] = [[] for _ in range(s.partitions)]
+        self.prefixes = [Prefix() for _ in range(s.partitions)]
+        self.readers: list[MemoryTail] = []
+        for partition in range(s.partitions):
+            self.append(partition, f"format-{partition}", records.encode(pinned))
+
+    def append(self, partition: int, key: str, value: bytes) -> None:
+        written = self.partitions[partition]
+        message = LogRecord(len(written), key, value, int(time.time() * 1000))
+        written.append(message)
+        self.prefixes[partition].append(key, records.decode(value), message.time)
+        for tail in self.readers:
+            tail.wake()
+
+    def judged(self, partition: int, first: int = 0) -> list[tuple[int, Record, bool]]:
+        """Offset, record and verdict (by the rule, told without the engine) of the records from ``first`` on."""
+        verdicts = self.prefixes[partition].verdicts
+        return [(m.offset, records.decode(m.value), verdicts[m.offset]) for m in self.partitions[partition][first:]]
+
+
+class MemoryTail(Tail):
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._at: dict[int, tuple[int, OnRecords]] = {}
+        self._woken = False
+        log.readers.append(self)
+
+    def start(self) -> None:
+        self.wake()
+
+    async def stop(self) -> None:
+        self._log.readers.remove(self)
+
+    def alive(self) -> bool:
+        return True
+
+    def follow(self, partition: int, offset: int, on_records: OnRecords, on_error: OnError) -> None:
+        self._at[partition] = (offset, on_records)
+        self.wake()
+
+    def unfollow(self, partition: int) -> None:
+        self._at.pop(partition, None)
+
+    def taken(self, count: int) -> None:
+        pass
+
+    def wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._woken = False
+        for partition, (offset, on_records) in list(self._at.items()):
+            if found := self._log.partitions[partition][offset:]:
+                self._at[partition] = (offset + len(found), on_records)
+                on_records(found)
+
+
+class MemoryReader(LogReader):
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    async def end(self, partition: int) -> int:
+        return len(self._log.partitions[partition])
+
+    async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
+        found = self._log.partitions[partition]
+        return found[-1] if end and found else found[offset] if 0 <= offset < len(found) else None
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryAppender(Appender):
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
+        self._log.append(partition, key, value)
+
+    async def stop(self, timeout_s: float) -> None:
+        pass
+
+
+class _Generation:
+    """What the cache holds of one scope since it was begun anew."""
+
+    def __init__(self, watermark: Watermark) -> None:
+        self.watermark = watermark
+        self.entries: dict[str, bytes] = {}
+        self.ids: dict[str, str] = {}
+        self.verdicts: dict[int, str] = {}
+
+
+class MemoryCache(Cache):
+    """As the scripts in ``transaction/lua`` do it: what counts moves in ``apply``, from one watermark only."""
+
+    def __init__(self, settings: Settings, meaning: str) -> None:
+        self._topic, self._meaning = settings.log_topic, meaning
+        self._scopes: dict[int, _Generation] = {}
+
+    def forget_all(self) -> None:
+        """What FLUSHALL does."""
+        self._scopes.clear()
+
+    def _stands(self, partition: int) -> bytes:
+        scope = self._scopes.get(partition)
+        return scope.watermark.text.encode() if scope else b""
+
+    def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
+        future: asyncio.Future[Begun] = asyncio.get_running_loop().create_future()
+        scope = self._scopes.get(partition)
+        id = scope.ids.get(command) if scope else None
+        entry = scope.entries.get(aggregate) if scope else None
+        future.set_result((self._stands(partition), (entry, id.encode() if id else None)))
+        return future
+
+    async def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
+        entries = self._scopes[partition].entries
+        moved = (name for name, head in heads if entries.get(name, b"0 ").split(b" ")[1].decode() != head)
+        return self._stands(partition), next((name.encode() for name in moved), 1)
+
+    async def apply(
+        self,
+        partition: int,
+        base: Watermark,
+        to: Watermark,
+        verdicts: str,
+        entries: Sequence[tuple[str, bytes]],
+        ids: Sequence[tuple[str, str]],
+        window: Window,
+        published: int,
+    ) -> bytes:
+        scope = self._scopes.get(partition)
+        if scope is None or scope.watermark != base:
+            return self._stands(partition)
+        scope.entries.update(entries)
+        scope.ids.update(ids)
+        scope.verdicts.update(enumerate(verdicts, base.offset))
+        gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
+        for text in gone:
+            del scope.ids[text]
+        scope.watermark = to
+        return self._stands(partition)
+
+    async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
+        scope = self._scopes.get(partition)
+        known = scope.verdicts if scope else {}
+        return self._stands(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
+
+    async def reset(self, partition: int, found: bytes, to: Watermark) -> tuple[bool, bytes]:
+        if self._stands(partition) != found:
+            return False, self._stands(partition)
+        self._scopes[partition] = _Generation(to)
+        return True, self._stands(partition)
+
+    async def forget(self, partition: int, generation: str) -> None:
+        pass  # gone with its _Generation
+
+    async def check(self) -> None:
+        pass
+
+
+class MemoryLock(Redlock):
+    """Locks of one instance over ``held``, which the instances share."""
+
+    def __init__(self, token: str, held: dict[tuple[str, str], str]) -> None:
+        self.token, self._held = token, held
+        self._loop = asyncio.get_running_loop()
+
+    def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+        names = [(scope, name) for name in aggregates]
+        taken = [name for _, name in names if self._held.get((scope, name), self.token) != self.token]
+        if not taken:
+            self._held.update(dict.fromkeys(names, self.token))
+        until = 0.0 if taken else time.monotonic() + HELD_S
+        reason = f"{', '.join(taken)} is locked by another instance" if taken else ""
+        self._loop.call_soon(done, Locked(until, reason=reason))
+
+    def release(self, scope: str, aggregates: Sequence[str]) -> None:
+        for name in aggregates:
+            if self._held.get((scope, name)) == self.token:
+                del self._held[scope, name]
+
+
+class MemoryTransactionLog(TransactionLog):
+    """The transaction log of one instance, in memory. Instances that share ``log`` and ``cache`` are one cluster."""
+
+    def __init__(self, contracts: Sequence[Contract], log: MemoryLog, cache: MemoryCache) -> None:
+        super().__init__(log.settings, contracts)
+        self.log, self.cache = log, cache
+        self.locks: dict[tuple[str, str], str] = {}
+
+    async def start(self) -> None:
+        s = self.settings
+        self._tail, reader = MemoryTail(self.log), MemoryReader(self.log)
+        by_name = {contract.name: contract for contract in self.contracts}
+        window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        self.scopes = [
+            Scope(partition, s.log_topic, "memory", self.cache, self._tail, reader, by_name, window)
+            for partition in range(s.partitions)
+        ]
+        lock = MemoryLock(f"{id(self):x}", self.locks)
+        self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
+        self.engine.start(MemoryAppender(self.log))
+        for scope in self.scopes:
+            scope.start()
+        while not all(scope.ready or scope.failed for scope in self.scopes):
+            await asyncio.sleep(0)
+        self._started = True
+
+    async def stop(self) -> None:
+        if self._started:
+            await self.engine.drain(self.settings.drain_timeout_ms / 1000)
+            for scope in self.scopes:
+                await scope.stop()
+            await self._tail.stop()
+
+    async def ready(self) -> str | None:
+        return next((scope.state for scope in self.scopes if scope.state), None)
+
+    def alive(self) -> bool:
+        return True

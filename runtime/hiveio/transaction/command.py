@@ -1,0 +1,148 @@
+"""A command on its way, and what its perform reads and writes."""
+
+import asyncio
+import base64
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Raw
+
+from hiveio.actor import Actor, Contract, Event
+from hiveio.envelope import Envelope, Outcome
+from hiveio.errors import Problem, SeveralScopes
+from hiveio.transaction.cache import Entry
+from hiveio.transaction.record import CommandId, aggregate
+from hiveio.transaction.scope import Scope
+
+if TYPE_CHECKING:
+    from hiveio.transaction.engine import Engine
+    from hiveio.transaction.run import Run
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Command:
+    """One command. ``needs`` are the aggregates that it is known to touch, ``attempts`` what it has cost so far."""
+
+    def __init__(self, contract: Contract, envelope: Envelope, scope: Scope, id: CommandId, deadline: float) -> None:
+        self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
+        self.target = id.target
+        self.keyed = envelope.key is not None
+        self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
+        self.needs = {id.target}
+        self.attempts = 0
+        self.begun = scope.view.next
+        self.appended = False  # a record of it may be in the log and is not read back
+        self.over = False  # answered: nothing is begun for it any more
+        self.body, self.version = b"null", 0  # the answer
+        self.refusal: Problem | None = None  # the answer, if its domain refuses
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def token(self) -> str:
+        """The id to ask for the outcome with: it names the command, whose record may have had several attempts."""
+        text = msgspec.json.encode((self.contract.name, self.envelope.id, self.id.key, self.keyed))
+        return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+
+
+def parse_token(token: str) -> tuple[str, str, str, bool]:
+    """Actor, id, key and whether that is an Idempotency-Key. Raises ValueError."""
+    try:
+        text = base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4))
+        return msgspec.json.decode(text, type=tuple[str, str, str, bool])
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        raise ValueError(token) from None
+
+
+class Reading:
+    """The ``tx`` of one perform: what it has read, at which heads, and what it writes."""
+
+    def __init__(self, engine: "Engine", command: Command, run: "Run", tip: Entry) -> None:
+        self._engine, self._command = engine, command
+        self.runs = {command.target: run}
+        self.entries = {command.target: tip}
+        self.events: dict[str, list[Event]] = {}
+
+    @property
+    def state(self) -> Any:
+        return self.entries[self._command.target].state
+
+    @property
+    def version(self) -> int:
+        return self.entries[self._command.target].version
+
+    async def get(self, actor: type[Actor], id: str) -> Any:
+        """See hiveio.Transaction. Raises Taken, which begins the command again with the whole set locked."""
+        name = self._named(actor, id)
+        if name not in self.entries:
+            self._command.needs.add(name)
+            if name not in self.runs:
+                run = self.runs[name] = self._engine.run(self._command.scope, name)
+                run.guests += 1
+            self.entries[name] = await self.runs[name].visit()
+        return self.entries[name].state
+
+    def emit(self, actor: type[Actor], id: str, event: Event) -> None:
+        name = self._named(actor, id)
+        self._engine.by_kind[actor].check_event(event)
+        self.events.setdefault(name, []).append(event)
+
+    @property
+    def complete(self) -> bool:
+        return self.events.keys() <= self.entries.keys()
+
+    async def read_written(self) -> None:
+        """Read the aggregates that are written and were not read: a write needs a head."""
+        for name in self.events.keys() - self.entries.keys():
+            actor, _, id = name.partition("/")
+            await self.get(self._engine.contracts[actor].kind, id)
+
+    def moved(self) -> bool:
+        """Whether something read has moved on meanwhile."""
+        return any(self.runs[name].tip is not entry for name, entry in self.entries.items())
+
+    def close(self) -> None:
+        for name, run in self.runs.items():
+            if name != self._command.target:
+                run.leave()
+        self.runs = {}
+
+    def _named(self, actor: type[Actor], id: str) -> str:
+        contract = self._engine.by_kind.get(actor)
+        if contract is None:
+            raise TypeError(f"{actor!r} is not an actor of this service")
+        name = aggregate(contract.name, id)
+        scope, mine = self._engine.partition(contract, id), self._command.scope.partition
+        if scope != mine:
+            raise SeveralScopes(
+                f"{self._command.target} is in scope {mine} and {name} in scope {scope}: a transaction stays inside "
+                "one scope; let the scope(id) of their actors give both the same, or make the topics with one partition",
+                aggregates=[self._command.target, name],
+                scopes=[mine, scope],
+            )
+        return name
+
+
+def fresh_ids() -> Iterator[str]:
+    """Ids that are never used twice, by no process: 64 random bits and a count."""
+    prefix = os.urandom(8).hex()
+    return (f"{prefix}-{_base36(number)}" for number in itertools.count(1))
+
+
+def answer_body(events: Sequence[Raw]) -> bytes:
+    """One event is its envelope, several are an array of them."""
+    if len(events) == 1:
+        return bytes(events[0])
+    return b"[" + b",".join(map(bytes, events)) + b"]" if events else b"null"
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits

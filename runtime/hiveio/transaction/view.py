@@ -1,0 +1,137 @@
+"""What an instance knows of a scope by itself: entries that are exact at ``next``, and recent command ids and verdicts.
+
+The view is a pure function of the log, so it is right whatever the cache does. It is bounded: what it lacks comes from
+the cache, at a watermark, and ``reconcile`` takes the newer of the two.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from hiveio.actor import Contract
+from hiveio.envelope import encode_json
+from hiveio.errors import Corrupt, HiveError
+from hiveio.transaction.cache import Entry
+from hiveio.transaction.rule import Known
+
+AGGREGATES = 50_000  # kept in memory
+RECENT = 50_000  # command ids kept in memory
+VERDICTS = 100_000  # kept in memory, for the publisher
+
+
+class View:
+    """Everything below the offset ``next`` is judged."""
+
+    def __init__(self, contracts: Mapping[str, Contract], where: str) -> None:
+        self._contracts, self._where = contracts, where
+        self.next = 0
+        self.time = 0  # the log's, ms: the highest so far
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
+        self.recent: OrderedDict[str, Known] = OrderedDict()
+        self.since = 0  # ``recent`` has every id recorded in [since, next)
+        self._verdicts, self._verdicts_from = bytearray(), 0
+
+    def begin(self, offset: int, time: int) -> None:
+        """Forget everything, and go on from this offset."""
+        self.next = self.since = self._verdicts_from = offset
+        self.time = time
+        self._verdicts = bytearray()
+        self.entries.clear()
+        self.recent.clear()
+
+    def entry(self, name: str) -> Entry | None:
+        """The aggregate as it stands at ``next``; None if the view does not know."""
+        entry = self.entries.get(name)
+        return entry if entry is not None and entry.head is not None else None
+
+    def head(self, name: str) -> str:
+        head = self.entries[name].head
+        assert head is not None, name
+        return head
+
+    def knows(self, text: str) -> Known | None:
+        """The command id, if it was recorded since ``since``."""
+        return self.recent.get(text)
+
+    def keep(self, name: str, entry: Entry) -> None:
+        self.entries[name] = entry
+        self.entries.move_to_end(name)
+
+    def mark_touched(self, name: str, offset: int) -> None:
+        """A record that others applied has written the aggregate: what it is now stands in the cache."""
+        held = self.entries.get(name)
+        if held is None or held.at <= offset:
+            self.keep(name, Entry(head=None, at=offset + 1))
+
+    def reconcile(self, name: str, at: int, text: bytes | None) -> Entry | None:
+        """The newer of what the cache gave at watermark ``at`` and what the view has; None if neither is current."""
+        mine = self.entries.get(name)
+        if mine is not None and (mine.at > at or (at <= self.next and mine.head is not None)):
+            return mine if mine.head is not None else None
+        entry = self.parsed(name, at, text)
+        self.keep(name, entry)
+        return entry
+
+    def parsed(self, name: str, at: int, text: bytes | None) -> Entry:
+        """An entry of the cache."""
+        if not text:
+            return Entry(at=at)
+        version, head, snapshot = text.split(b" ", 2)
+        state = self._contract(name).model_decoder.decode(snapshot) if snapshot else None
+        return Entry(int(version), head.decode(), state, snapshot, at)
+
+    def folded(self, name: str, entry: Entry, events: Sequence[msgspec.Raw]) -> tuple[Any, bytes]:
+        """State and snapshot after these events, exactly as every reader of the log folds them. Raises what
+        ``replay`` raises."""
+        if not events:
+            return entry.state, entry.snapshot
+        contract = self._contract(name)
+        state, replay = entry.state, contract.replay
+        assert replay is not None
+        for event in events:
+            state = replay(state, contract.event_codec.decode(event)[0])
+        # Decoded again: a field that was given the wrong type is found before it reaches the log.
+        snapshot = encode_json(state)
+        return contract.model_decoder.decode(snapshot), snapshot
+
+    def _contract(self, name: str) -> Contract:
+        contract = self._contracts.get(name.partition("/")[0])
+        if contract is None:
+            raise Corrupt(f"{self._where}: {name} is in the log and no actor of this service is named so")
+        return contract
+
+    def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
+        """Fold what an accepted record did to one aggregate. Raises Corrupt, and nothing goes past it."""
+        old = self.entries[name]
+        try:
+            state, snapshot = self.folded(name, old, events)
+        except HiveError:
+            raise
+        except Exception as error:
+            text = f"{self._where}/{offset}: {name} cannot be folded: {type(error).__name__}: {error}"
+            raise Corrupt(text) from error
+        self.keep(name, Entry(old.version + len(events), tx, state, snapshot, offset + 1))
+
+    def judged(self, verdict: str) -> None:
+        self._verdicts.append(ord(verdict))
+
+    def verdicts(self, first: int, end: int) -> str | None:
+        """For each offset '1' accepted, '0' void or '?'; None if that is too long ago."""
+        start = self._verdicts_from
+        return self._verdicts[first - start : end - start].decode() if first >= start else None
+
+    def trim(self, unapplied: Callable[[], Collection[str]], applied: int) -> None:
+        """Keep the bounds. What the cache does not have yet, and what only the view knows to be stale there, stays."""
+        if len(self.entries) > AGGREGATES:
+            needed = unapplied()
+            for name in list(self.entries)[: len(self.entries) - AGGREGATES]:
+                if name not in needed and self.entries[name].at <= applied:
+                    del self.entries[name]
+        while len(self.recent) > RECENT:
+            _, oldest = self.recent.popitem(last=False)
+            self.since = max(self.since, oldest.offset + 1)
+        if len(self._verdicts) > 2 * VERDICTS:
+            del self._verdicts[:VERDICTS]
+            self._verdicts_from += VERDICTS

@@ -1,0 +1,84 @@
+"""Serves as images/stream-processor does, built wrong on purpose: ``HIVEIO_BROKEN`` lists how.
+
+``lockless`` breaks nothing that may count: safety does not depend on locks.
+"""
+
+import asyncio
+import os
+import runpy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaError, Message, Producer
+
+import hiveio.kafka.appender
+import hiveio.transaction.scope
+from hiveio.kafka.appender import Appender
+from hiveio.process import serve
+from hiveio.transaction import cache
+from hiveio.transaction.lock import Locked, Redlock
+
+ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
+
+
+def lockless() -> None:
+    """Every lock is given to everybody."""
+
+    def acquire(self: Redlock, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+        asyncio.get_running_loop().call_soon(done, Locked(time.monotonic() + 1))
+
+    def release(self: Redlock, scope: str, aggregates: Sequence[str]) -> None:
+        """Nothing is held."""
+
+    setattr(Redlock, "acquire", acquire)  # noqa: B010 - a method is not assigned to elsewhere
+    setattr(Redlock, "release", release)  # noqa: B010
+
+
+def acknowledges_on_report() -> None:
+    """A command counts as accepted when Kafka has stored its record."""
+    original = Appender._report
+
+    def producer(config: dict[str, Any]) -> Producer:
+        return Producer(config | {"delivery.report.only.error": False})
+
+    def stored(self: Appender, key: str, offset: int) -> None:
+        engine: Any = self._failed.__self__  # type: ignore[attr-defined]
+        for scope in engine.scopes:
+            pending = scope.pending.get(key)
+            if pending is not None and pending.owner is not None:
+                engine._answer(pending.owner, offset)
+
+    def report(self: Appender, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset())
+        original(self, error, message)
+
+    setattr(hiveio.kafka.appender, "Producer", producer)  # noqa: B010
+    setattr(Appender, "_report", report)  # noqa: B010
+
+
+def accepts_everything() -> None:
+    """The rule is skipped."""
+    setattr(hiveio.transaction.scope, "accepts", lambda record, head_of, known: True)  # noqa: B010
+
+
+def applies_blindly() -> None:
+    """The cache is moved from whatever watermark stands."""
+    line = "if stands ~= ARGV[1] then return {0, stands} end\n"
+    assert line in cache._APPLY.text
+    cache._APPLY.text = cache._APPLY.text.replace(line, "")
+
+
+WAYS = {
+    "lockless": lockless,
+    "report": acknowledges_on_report,
+    "rule": accepts_everything,
+    "apply": applies_blindly,
+}
+
+if __name__ == "__main__":
+    for way in filter(None, os.environ.get("HIVEIO_BROKEN", "").split(",")):
+        WAYS[way]()
+    serve(runpy.run_path(str(ORIGINAL), run_name="entrypoint")["stream_processor"])

@@ -1,0 +1,214 @@
+"""The checker's own fold of the transaction log, written from DESIGN.md, section 5: it imports nothing of the engine.
+
+Point 2 of FAULTS.md is found here; the other points are found by comparing with what is folded.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tests.faults import actors
+
+Replay = Callable[[Any, dict[str, Any]], Any]
+
+
+def _replayed(actor: Any, events: tuple[type, ...]) -> Replay:
+    kinds = {kind.__name__: kind for kind in events}
+
+    def replay(state: Any, envelope: dict[str, Any]) -> Any:
+        return actor.replay(state, msgspec.convert(envelope["payload"], kinds[envelope["type"]]))
+
+    return replay
+
+
+REPLAYS: Mapping[str, Replay] = {
+    "Account": _replayed(
+        actors.AccountActor(), (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received)
+    ),
+    "Tally": _replayed(actors.TallyActor(), (actors.Added,)),
+}
+
+
+class Finding(NamedTuple):
+    """Something that may not be. ``point`` is that of FAULTS.md, ``where`` an aggregate, offset or command."""
+
+    point: int
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.point}] {self.where}: {self.text}"
+
+
+class Record(NamedTuple):
+    """A message of the transaction log, as it was read."""
+
+    offset: int
+    tx: str
+    value: bytes
+    time: int = 0
+
+
+class Written(NamedTuple):
+    """What an accepted transaction wrote to one aggregate. ``before`` and ``after`` are its versions by the fold."""
+
+    aggregate: str
+    before: int
+    after: int
+    events: list[dict[str, Any]]
+
+
+@dataclass
+class Accepted:
+    """An accepted commit."""
+
+    offset: int
+    tx: str
+    target: str
+    key: str
+    keyed: bool
+    refusal: dict[str, Any] | None
+    writes: list[Written]
+
+    @property
+    def markers(self) -> set[str]:
+        return {event["payload"]["marker"] for write in self.writes for event in write.events}
+
+
+@dataclass
+class Published:
+    """An event as it has to stand on the event topic."""
+
+    position: str
+    key: str
+    value: Any
+    headers: dict[str, str]
+
+
+@dataclass
+class Timeline:
+    """One aggregate: its head, and its state after each of its events. ``ends`` are the versions between commits."""
+
+    head: str = ""
+    states: list[Any] = field(default_factory=lambda: [None])
+    ends: set[int] = field(default_factory=lambda: {0})
+
+    @property
+    def version(self) -> int:
+        return len(self.states) - 1
+
+
+class Fold:
+    """Takes the records of one partition in order."""
+
+    def __init__(self, partition: int = 0, replays: Mapping[str, Replay] = REPLAYS) -> None:
+        self.partition, self._replays = partition, replays
+        self.count_window, self.time_window = 0, 0
+        self.next, self.time = 0, 0
+        self.last = ""  # transaction id of the last record
+        self.verdicts: list[bool] = []
+        self.aggregates: dict[str, Timeline] = {}
+        self.ids: dict[str, tuple[int, int, bool]] = {}  # command id → offset, time, keyed
+        self.commits: dict[int, Accepted] = {}
+        self.events: list[Published] = []
+        self.findings: list[Finding] = []
+        self._transactions: dict[str, int] = {}
+
+    def take(self, record: Record) -> bool:
+        """The verdict on the next record."""
+        if record.offset != self.next:
+            self._found(2, record.offset, f"the log goes on at {record.offset}, not at {self.next}")
+        if (earlier := self._transactions.setdefault(record.tx, record.offset)) != record.offset:
+            self._found(2, record.offset, f"the transaction id {record.tx} was used at {earlier} already")
+        body: dict[str, Any] = json.loads(record.value)
+        self.next, self.last, self.time = record.offset + 1, record.tx, max(self.time, record.time)
+        verdict = self._judge(record, body)
+        self.verdicts.append(verdict)
+        return verdict
+
+    def known(self, command: str) -> bool:
+        """Whether the command id is in the window of the record that is being judged."""
+        if command not in self.ids:
+            return False
+        offset, time, keyed = self.ids[command]
+        return self.next - 1 - offset <= self.count_window or (keyed and self.time - time <= self.time_window)
+
+    def _judge(self, record: Record, body: dict[str, Any]) -> bool:
+        kind = body["kind"]
+        if kind == "format":
+            if record.offset == 0:
+                self.count_window = body["idempotency_count"]
+                self.time_window = body["idempotency_time_ms"]
+            return True
+        command = _command(body["command"]) if body.get("command") else None
+        known = command is not None and self.known(command)
+        if kind == "commit":
+            reads: list[list[str]] = body.get("reads", [])
+            needed = [(w[0], w[1]) for w in body["writes"]] + [(r[0], r[1]) for r in reads]
+            if known or any(self._head(name) != head for name, head in needed):
+                return False
+            self._commit(record, body)
+        elif kind == "barrier":
+            for name in body["aggregates"]:
+                self.aggregates.setdefault(name, Timeline()).head = record.tx
+        else:
+            self._found(2, record.offset, f"a record of the kind {kind!r}")
+        if command is not None and not known:
+            self.ids[command] = (record.offset, self.time, body.get("keyed", False))
+        return True
+
+    def _head(self, name: str) -> str:
+        timeline = self.aggregates.get(name)
+        return timeline.head if timeline else ""
+
+    def _commit(self, record: Record, body: dict[str, Any]) -> None:
+        target, key = body["command"]
+        writes = []
+        names = [write[0] for write in body["writes"]]
+        if len(set(names)) < len(names) or target not in names:
+            self._found(3, record.offset, f"target {target}, and it writes {names}")
+        for name, _, version, events in body["writes"]:
+            timeline = self.aggregates.setdefault(name, Timeline())
+            if version != timeline.version:
+                self._found(2, f"{record.offset} {name}", f"written on version {version}, it has {timeline.version}")
+            timeline.head = record.tx
+            before = timeline.version
+            for event in events:
+                timeline.states.append(self._replays[name.partition("/")[0]](timeline.states[-1], event))
+                self._publish(record, name, timeline.version, event)
+            timeline.ends.add(timeline.version)
+            writes.append(Written(name, before, timeline.version, events))
+        self.commits[record.offset] = Accepted(
+            record.offset, record.tx, target, key, body.get("keyed", False), body.get("refusal"), writes
+        )
+
+    def _publish(self, record: Record, name: str, version: int, event: dict[str, Any]) -> None:
+        last = self.events[-1].position.split(":") if self.events else ["", "-1", ""]
+        index = int(last[2]) + 1 if int(last[1]) == record.offset else 0
+        actor, _, id = name.partition("/")
+        position = f"{self.partition}:{record.offset}:{index}"
+        headers = {
+            "hive-actor": actor,
+            "hive-id": f"{record.tx}.{index}",
+            "hive-position": position,
+            "hive-version": str(version),
+        }
+        if self.events:
+            headers["hive-previous"] = self.events[-1].position
+        self.events.append(Published(position, id, event, headers))
+
+    def _found(self, point: int, where: object, text: str) -> None:
+        self.findings.append(Finding(point, str(where), text))
+
+
+def _command(pair: list[str]) -> str:
+    target, key = pair
+    return f"{len(target)}:{target}/{key}"
+
+
+def plain(state: Any) -> Any:
+    """A state as its JSON."""
+    return json.loads(msgspec.json.encode(state))

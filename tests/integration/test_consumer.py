@@ -1,0 +1,450 @@
+"""The consumer loop on a real Kafka: every event handled, in order, the offset last."""
+
+import asyncio
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from hiveio import Actor, Context, Event, Rejected, Unavailable
+from hiveio import lane as lane_module
+from hiveio.actor import contracts, performing
+from hiveio.config import Settings
+from hiveio.consumer import Consumer
+from hiveio.errors import ConfigError
+from tests.integration.topics import Written, committed, make_topic, write
+from tests.process import Role, wait_until
+from tests.services import Kafka
+
+
+class Deposited(Event):
+    amount: int
+
+
+class Withdrawn(Event):
+    amount: int
+
+
+class Recorder(Actor):
+    """Keeps what it is given. ``on_event`` may be set by a test."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []  # partition, offset, amount
+        self.on_event: Callable[[int, Context], Awaitable[None]] | None = None
+
+    async def perform(self, event: Deposited, context: Context) -> None:
+        if self.on_event:
+            await self.on_event(event.amount, context)
+        assert context.partition is not None
+        assert context.offset is not None
+        self.seen.append((context.partition, context.offset, event.amount))
+
+    def amounts(self) -> list[int]:
+        return [amount for _, _, amount in self.seen]
+
+
+class Ledger(Actor):
+    """Takes both events, without a context."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def perform(self, event: Deposited | Withdrawn) -> None:
+        self.sum += event.amount if isinstance(event, Deposited) else -event.amount
+
+
+class Member:
+    """A consumer in this process."""
+
+    def __init__(self, settings: Settings, *kinds: type[Actor]) -> None:
+        made = contracts(kinds or [Recorder])
+        self.actor: Any = made[0].actor
+        self.actors: list[Any] = [contract.actor for contract in made]
+        self.consumer = Consumer(settings, [(contract, performing(contract)) for contract in made])
+
+    async def until(self, condition: Callable[[], Any], within_s: float = 30.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not condition():  # noqa: ASYNC110 - an actor tells nobody what it did
+                await asyncio.sleep(0.005)
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(30):
+            while await self.consumer.ready() is not None:  # noqa: ASYNC110 - as a probe asks
+                await asyncio.sleep(0.02)
+
+    def partitions(self) -> set[int]:
+        return {partition for _, partition in self.consumer._lanes}
+
+
+@asynccontextmanager
+async def member(settings: Settings, *kinds: type[Actor]) -> AsyncIterator[Member]:
+    made = Member(settings, *kinds)
+    await made.consumer.start()
+    try:
+        yield made
+    finally:
+        await made.consumer.stop()
+
+
+@pytest.fixture(params=["consumer", "classic"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def settings(kafka: Kafka, topic: str) -> Callable[..., Settings]:
+    group = uuid.uuid4().hex
+
+    def made(**changes: Any) -> Settings:
+        values: dict[str, Any] = {"brokers": kafka.brokers, "topic": topic, "group_id": group, "from_start": True}
+        return Settings(**(values | changes))
+
+    return made
+
+
+def wire(amount: int, kind: str = "Deposited") -> bytes:
+    return msgspec.json.encode({"type": kind, "payload": {"amount": amount}})
+
+
+def plain(amounts: Iterable[int], partition: int = 0) -> list[Written]:
+    return [(partition, f"a{amount % 7}", wire(amount), {}) for amount in amounts]
+
+
+def positioned(offsets: Iterable[int], partition: int = 0) -> list[Written]:
+    """What a publisher sends for the transactions at these offsets, one event each; the amount is the offset."""
+    return [
+        (partition, "a", wire(o), {"hive-position": f"0:{o}:0"} | ({"hive-previous": f"0:{o - 1}:0"} if o else {}))
+        for o in offsets
+    ]
+
+
+async def test_all_in_order_over_a_restart(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], protocol: str
+) -> None:
+    make_topic(kafka.brokers, topic, 3)
+    write(kafka.brokers, topic, [record for p in range(3) for record in plain(range(1000), p)])
+    tuned = settings(kafka={"group.protocol": protocol})
+    async with member(tuned) as first:
+        await first.until(lambda: len(first.actor.seen) >= 1000)
+    write(kafka.brokers, topic, plain(range(1000, 1010), 1))
+    async with member(tuned) as second:
+        await second.until(lambda: len(first.actor.seen) + len(second.actor.seen) >= 3010)
+        await second.ready()
+    offsets = defaultdict(list)
+    for partition, offset, amount in [*first.actor.seen, *second.actor.seen]:
+        assert offset == amount
+        offsets[partition].append(offset)
+    assert offsets == {0: [*range(1000)], 1: [*range(1010)], 2: [*range(1000)]}, "a stop in good order repeats nothing"
+
+
+async def test_the_context(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
+    make_topic(kafka.brokers, topic)
+    headers = {"hive-position": "0:7:0", "hive-version": "3", "hive-key": "k", "traceparent": "00-x"}
+    value = b'{"type":"Deposited","payload":{"amount":1},"meta":{"source":"web"}}'
+    write(kafka.brokers, topic, [(0, "aé", value, headers)])
+    contexts: list[Context] = []
+
+    async def keep(amount: int, context: Context) -> None:
+        contexts.append(context)
+
+    async with member(settings()) as one:
+        one.actor.on_event = keep
+        await one.until(lambda: contexts)
+    (context,) = contexts
+    assert (context.id, context.key, context.topic, context.partition, context.offset) == ("aé", "k", topic, 0, 0)
+    assert (context.position, context.version, context.meta) == ((0, 7, 0), 3, {"source": "web"})
+    assert context.headers == headers
+    assert context.time is not None
+    assert context.time > 1e9
+
+
+async def test_each_actor_takes_its_types_and_others_are_skipped(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    make_topic(kafka.brokers, topic)
+    records: list[Written] = [
+        (0, "a", wire(5), {}),
+        (0, "a", wire(2, "Withdrawn"), {}),
+        (0, None, wire(9, "Closed"), {}),
+    ]
+    write(kafka.brokers, topic, [*records, (0, "a", None, {}), (0, None, wire(1), {})])
+    async with member(settings(), Recorder, Ledger) as one:
+        await one.until(lambda: one.actor.amounts() == [5, 1])
+        assert one.actors[1].sum == 4
+        assert one.consumer.counts.skipped == 2
+
+
+async def test_from_now_on_misses_nothing_once_it_is_ready(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain([1, 2]))
+    async with member(settings(from_start=False)) as first:
+        await first.ready()
+        await first.until(lambda: first.partitions())
+    write(kafka.brokers, topic, plain([3]))  # while nobody is there
+    async with member(settings(from_start=False)) as second:
+        await second.until(lambda: second.actor.amounts() == [3])
+    assert first.actor.amounts() == []
+
+
+async def test_topics_by_expression(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
+    for name in (f"{topic}-a", f"{topic}-b"):
+        make_topic(kafka.brokers, name)
+        write(kafka.brokers, name, plain([1]))
+    async with member(settings(consumer_topic=(f"^{topic}-[ab]",))) as one:
+        await one.until(lambda: one.actor.amounts() == [1, 1])
+
+
+async def test_repeats_of_a_publisher_are_dropped_also_after_a_restart(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, positioned([0, 1, 2, 1, 2, 3]))
+    async with member(settings()) as first:
+        await first.until(lambda: first.actor.amounts() == [0, 1, 2, 3])
+        await first.until(lambda: committed(kafka.brokers, settings().group_id, topic) == (6, "0:3:0"))
+    write(kafka.brokers, topic, positioned([2, 3, 4]))
+    async with member(settings()) as second:
+        await second.until(lambda: second.actor.seen)
+        assert second.actor.amounts() == [4]
+        assert second.consumer.counts.repeated == 2
+
+
+async def test_a_gap_stops_its_partition_loudly(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*positioned([0, 1, 3, 4]), *plain(range(5), 1)])
+    async with member(settings()) as one:
+        await one.until(lambda: len(one.actor.seen) == 7)
+        await one.until(lambda: one.consumer.counts.failed)
+        assert f"{topic}/0/2" in (await one.consumer.ready() or "")
+        assert "events are missing" in (await one.consumer.ready() or "")
+        assert one.consumer.alive()
+    assert committed(kafka.brokers, settings().group_id, topic, 0)[0] == 2
+
+
+@pytest.mark.parametrize("poison", [b"{", wire(1)[:-4], b'{"type":"Deposited","payload":{"amount":"many"}}'])
+async def test_what_cannot_be_decoded_stops_only_its_partition(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], poison: bytes
+) -> None:
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*plain([0, 1]), (0, "a", poison, {}), *plain([3]), *plain(range(100), 1)])
+    async with member(settings()) as one:
+        await one.until(lambda: len(one.actor.seen) == 102 and one.consumer.counts.failed)
+        assert f"{topic}/0/2: the record cannot be decoded" in (await one.consumer.ready() or "")
+        write(kafka.brokers, topic, plain(range(100, 110), 1))
+        await one.until(lambda: len(one.actor.seen) == 112)
+
+
+async def test_a_handler_that_raises_is_tried_again_and_then_stops_only_its_partition(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "FIRST_S", 0.01)
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*plain(range(10)), *plain(range(10), 1)])
+    attempts: Counter[int] = Counter()
+
+    async def fail(amount: int, context: Context) -> None:
+        if context.partition == 0:
+            attempts[amount] += 1
+            if amount == 3 and attempts[amount] < 4:
+                raise ValueError("not yet")
+            if amount == 5:
+                raise ValueError("never")
+
+    async with member(settings()) as one:
+        one.actor.on_event = fail
+        await one.until(lambda: one.consumer.counts.failed)
+        await one.until(lambda: len(one.actor.seen) == 15)
+        assert attempts[3] == 4
+        assert attempts[5] == lane_module.ATTEMPTS
+        assert attempts[6] == 0
+        assert f"{topic}/0/5: ValueError after 8 attempts: never" in (await one.consumer.ready() or "")
+    async with member(settings()) as healed:  # nothing of it is lost
+        await healed.until(lambda: healed.actor.amounts() == [5, 6, 7, 8, 9])
+
+
+async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "FIRST_S", 0.001)
+    monkeypatch.setattr(lane_module, "LONGEST_S", 0.002)
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*plain([0]), *plain([0], 1)])
+    attempts: Counter[int] = Counter()
+
+    async def fail(amount: int, context: Context) -> None:
+        assert context.partition is not None
+        attempts[context.partition] += 1
+        if context.partition == 0:
+            raise Rejected("no")
+        if attempts[1] < 30:
+            raise Unavailable("the database is away")
+
+    async with member(settings()) as one:
+        one.actor.on_event = fail
+        await one.until(lambda: one.actor.seen and one.consumer.counts.failed)
+    assert attempts == {0: 1, 1: 30}
+
+
+async def test_a_slow_handler_holds_up_only_its_partition_and_keeps_its_membership(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One record takes longer than max.poll.interval.ms; behind it stands more than the queue takes."""
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*plain(range(500)), *plain(range(500), 1)])
+    begun: list[float] = []
+
+    async def slow(amount: int, context: Context) -> None:
+        if context.partition == 0 and amount == 0:
+            begun.append(1)
+            await asyncio.sleep(8)
+
+    short = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000", "group.protocol": "classic"}
+    async with member(settings(buffer=20, kafka=short)) as one:
+        one.actor.on_event = slow
+        await one.until(lambda: sum(p == 1 for p, _, _ in one.actor.seen) == 500)
+        assert not any(p == 0 for p, _, _ in one.actor.seen)
+        await one.until(lambda: len(one.actor.seen) == 1000)
+    assert len(begun) == 1, "the record was delivered again"
+    assert not caplog.records
+
+
+async def test_two_members_never_share_a_partition_under_load(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], protocol: str
+) -> None:
+    partitions, count = 4, 1500
+    make_topic(kafka.brokers, topic, partitions)
+    write(kafka.brokers, topic, [record for p in range(partitions) for record in plain(range(count), p)])
+    tuned = settings(buffer=50, kafka={"group.protocol": protocol})
+    busy: dict[int, str] = {}
+    handled: list[tuple[int, int, str]] = []
+
+    def watched(name: str) -> Callable[[int, Context], Awaitable[None]]:
+        async def handle(amount: int, context: Context) -> None:
+            partition, offset = context.partition, context.offset
+            assert partition is not None
+            assert offset is not None
+            assert partition not in busy, f"{partition} is handled by {busy[partition]} and {name}"
+            busy[partition] = name
+            await asyncio.sleep(0.001)
+            del busy[partition]
+            handled.append((partition, offset, name))
+
+        return handle
+
+    async with member(tuned) as first:
+        first.actor.on_event = watched("first")
+        await first.until(lambda: len(handled) > 100)
+        async with member(tuned) as second:
+            second.actor.on_event = watched("second")
+            await second.until(
+                lambda: second.partitions() and {name for _, _, name in handled[-50:]} == {"first", "second"}
+            )
+            assert not first.partitions() & second.partitions()
+        await first.until(lambda: len(set(handled)) and len({h[:2] for h in handled}) == partitions * count, 60)
+        assert first.consumer.counts.failed == 0
+    for partition in range(partitions):
+        offsets = [offset for p, offset, _ in handled if p == partition]
+        assert offsets == [*range(count)], "skipped, repeated or out of order"
+
+
+async def test_an_actor_that_stores_its_position_is_asked_for_it(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    class Positioned(Recorder):
+        async def position(self, topic: str, partition: int) -> int | None:
+            return 4 if partition == 0 else None
+
+    make_topic(kafka.brokers, topic, 2)
+    write(kafka.brokers, topic, [*positioned([0, 1, 2, 3, 2, 3, 4]), *plain(range(3), 1)])
+    async with member(settings(), Positioned, Ledger) as one:
+        await one.until(lambda: len(one.actor.seen) == 4)
+        assert sorted(one.actor.seen) == [(0, 6, 4), (1, 0, 0), (1, 1, 1), (1, 2, 2)], "repeats of before are repeats"
+        await one.until(lambda: one.actors[1].sum == 10 + 3)
+
+
+async def test_a_topic_made_anew_is_noticed(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
+    class Ahead(Recorder):
+        def position(self, topic: str, partition: int) -> int | None:
+            return 100
+
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain(range(3)))
+    async with member(settings(), Ahead) as one:
+        await one.until(lambda: one.consumer.counts.failed)
+        assert "made anew" in (await one.consumer.ready() or "")
+    assert not one.actor.seen
+
+
+async def test_a_topic_that_comes_later(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
+    async with member(settings(kafka={"topic.metadata.refresh.interval.ms": "500"})) as one:
+        await asyncio.sleep(0.5)  # it looks for the topic and does not find it
+        make_topic(kafka.brokers, topic)
+        write(kafka.brokers, topic, plain([1]))
+        await one.until(lambda: one.actor.seen)
+        await one.ready()
+
+
+def test_what_a_consumer_needs(settings: Callable[..., Settings]) -> None:
+    for name, says in (("group_id", "EVENT_STORE_GROUP_ID"), ("topic", "EVENT_STORE_TOPIC"), ("brokers", "BROKERS")):
+        with pytest.raises(ConfigError, match=says):
+            Member(settings(**{name: ""}))
+
+
+# -- as a process
+
+PROJECTION = '''
+import os, signal
+from hiveio import Actor, Event, Query
+
+class Deposited(Event):
+    amount: int
+class Total(Query):
+    pass
+
+class Projection(Actor):
+    """Its effects are lines of a file, so that they outlive it."""
+    path = "/total"
+
+    def perform(self, message: Deposited | Total) -> dict[str, int] | None:
+        if isinstance(message, Total):
+            with open(os.environ["EFFECTS"]) as file:
+                return {"lines": len(file.readlines())}
+        with open(os.environ["EFFECTS"], "a") as file:
+            file.write(f"{message.amount}\\n")
+        if message.amount == 500 and not os.path.exists(os.environ["EFFECTS"] + ".killed"):
+            open(os.environ["EFFECTS"] + ".killed", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+'''
+
+
+def test_killed_after_the_effect_and_before_the_commit(kafka: Kafka, topic: str, tmp_path: Path) -> None:
+    (tmp_path / "projection.py").write_text(PROJECTION)
+    effects = tmp_path / "effects"
+    effects.touch()
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain(range(1000)))
+    environ = {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": topic,
+        "EVENT_STORE_FROM_START": "true",
+        "EFFECTS": str(effects),
+    }
+    with Role("consumer", environ, actor_path=tmp_path, module="projection") as role:
+        wait_until(lambda: "999" in effects.read_text().split(), 60, "all events")
+        shown = httpx.get(role.url + "/total").json()
+    assert role.process.returncode == 0, role.text()
+    lines = [int(line) for line in effects.read_text().split()]
+    assert shown == {"lines": len(lines)}
+    assert set(lines) == set(range(1000)), "skipped"
+    assert lines.count(500) == 2, "delivered again"
+    assert committed(kafka.brokers, topic, topic)[0] == 1000

@@ -1,0 +1,61 @@
+"""A topic as tests see it: made, written and read with clients of their own."""
+
+from collections.abc import Iterable, Mapping
+
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+Written = tuple[int, str | None, bytes | None, Mapping[str, str]]  # partition, key, value, headers
+
+
+def make_topic(brokers: str, topic: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_topics([NewTopic(topic, partitions, 1, config=dict(config or {}))])[topic].result(30)
+
+
+def write(brokers: str, topic: str, records: Iterable[Written]) -> None:
+    """Write and return when all is stored."""
+    producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True})
+    failed = []
+    for partition, key, value, headers in records:
+        producer.produce(
+            topic,
+            value,
+            key,
+            partition,
+            headers=list(headers.items()),
+            on_delivery=lambda error, message: failed.append(error) if error else None,
+        )
+        producer.poll(0)
+    assert producer.flush(30) == 0
+    assert not failed
+
+
+def read_all(brokers: str, topic: str) -> list[Message]:
+    """Everything that stands in a topic now, read by a fresh client."""
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "reader", "enable.auto.commit": False})
+    try:
+        partitions = [TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, 10).topics[topic].partitions]
+        ends = {p.partition: consumer.get_watermark_offsets(p, 10)[1] for p in partitions}
+        consumer.assign(partitions)
+        found: list[Message] = []
+        while len(found) < sum(ends.values()):
+            messages = consumer.consume(500, 10)
+            assert messages, f"{topic}: {len(found)} of {sum(ends.values())} records"
+            for message in messages:
+                assert message.error() is None
+                found.append(message)
+        return found
+    finally:
+        consumer.close()
+
+
+def committed(brokers: str, group: str, topic: str, partition: int = 0) -> tuple[int, str]:
+    """Offset and note; -1001 when there is none."""
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": group})
+    try:
+        (found,) = consumer.committed([TopicPartition(topic, partition)], 10)
+        return found.offset, found.metadata or ""
+    finally:
+        consumer.close()

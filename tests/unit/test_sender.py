@@ -1,0 +1,149 @@
+"""The sender over a Kafka client that fails as real ones seldom do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from hiveio.config import Settings
+from hiveio.errors import TooLarge, Unavailable, Unknown
+from hiveio.kafka import sender as module
+from hiveio.kafka.sender import Sender
+
+
+class Report:
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 7
+
+
+class FakeProducer:
+    made: list["FakeProducer"]
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.held: list[Callable[[Any, Any], None]] = []
+        self.reports: list[tuple[Callable[[Any, Any], None], Any]] = []
+        self.fails_with: KafkaError | None = None
+        FakeProducer.made.append(self)
+
+    def produce(self, topic: str, value: bytes, key: Any, *, on_delivery: Callable[..., None], **_: Any) -> None:
+        if self.fails_with:
+            raise KafkaException(self.fails_with)
+        self.held.append(on_delivery)
+
+    def report(self, error: KafkaError | None = None) -> None:
+        held, self.held = self.held, []
+        self.reports.extend((callback, error) for callback in held)
+
+    def poll(self, _: float) -> None:
+        import time
+
+        time.sleep(0.001)
+        while self.reports:
+            callback, error = self.reports.pop()
+            callback(error, Report())
+
+    def purge(self) -> None: ...
+
+
+@pytest.fixture
+async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
+    FakeProducer.made = []
+    monkeypatch.setattr(module, "Producer", FakeProducer)
+    settings = Settings(
+        brokers="nowhere:1", request_timeout_ms=200, drain_timeout_ms=200, kafka={"queue.buffering.max.messages": "4"}
+    )
+    made = Sender(settings, linger_ms=0)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def send(sender: Sender, size: int = 1) -> "asyncio.Future[tuple[int, int]]":
+    return sender.send("t", b"x" * size, None, [])
+
+
+async def test_stored(sender: Sender) -> None:
+    future = send(sender)
+    FakeProducer.made[0].report()
+    assert await future == (2, 7)
+
+
+async def test_a_failed_delivery_is_unknown(sender: Sender) -> None:
+    future = send(sender)
+    FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT))
+    with pytest.raises(Unknown):
+        await future
+
+
+async def test_a_late_record_is_unknown_and_keeps_its_room(sender: Sender) -> None:
+    late = [send(sender) for _ in range(4)]
+    with pytest.raises(Unavailable, match="full") as refused:
+        send(sender)
+    assert refused.value.headers["Retry-After"]
+    assert "full" in (await sender.ready() or "")
+    for future in late:
+        with pytest.raises(Unknown, match="within REQUEST_TIMEOUT"):
+            await future
+    with pytest.raises(Unavailable, match="full"):
+        send(sender)
+    FakeProducer.made[0].report()
+    async with asyncio.timeout(5):
+        while sender._late:  # noqa: ASYNC110 - what is awaited happens on a thread
+            await asyncio.sleep(0.001)
+    again = send(sender)
+    FakeProducer.made[0].report()
+    assert await again == (2, 7)
+
+
+async def test_a_fatal_error_makes_a_new_producer_and_all_is_unknown(sender: Sender) -> None:
+    first = send(sender)
+    old = FakeProducer.made[0]
+    old.config["error_cb"](KafkaError(KafkaError._FATAL))
+    with pytest.raises(Unknown, match="producer failed"):
+        await first
+    second = send(sender)
+    assert len(FakeProducer.made) == 2
+    FakeProducer.made[1].report()
+    assert await second == (2, 7)
+    old.report()  # a late report of the old one disturbs nothing
+    assert not sender._pending
+    assert sender._bytes == 0
+
+
+async def test_an_error_of_produce_is_definite(sender: Sender) -> None:
+    FakeProducer.made[0].fails_with = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    with pytest.raises(TooLarge):
+        await send(sender)
+    FakeProducer.made[0].fails_with = KafkaError(KafkaError._QUEUE_FULL)
+    with pytest.raises(Unavailable):
+        await send(sender)
+    assert sender._bytes == 0
+
+
+async def test_too_large_is_refused_before_it_is_sent(sender: Sender) -> None:
+    with pytest.raises(TooLarge):
+        send(sender, 1_000_000)
+    assert not FakeProducer.made[0].held
+
+
+async def test_all_or_none(sender: Sender) -> None:
+    with pytest.raises(Unavailable):
+        sender.send_all("t", [(b"x", [])] * 5, None)
+    with pytest.raises(TooLarge):
+        sender.send_all("t", [(b"x", []), (b"x" * 1_000_000, [])], None)
+    assert not FakeProducer.made[0].held
+
+
+async def test_stopping_takes_nothing_more_and_leaves_no_one_waiting(sender: Sender) -> None:
+    future = send(sender)
+    await sender.stop()
+    with pytest.raises(Unknown):
+        await future
+    with pytest.raises(Unavailable, match="stopping"):
+        send(sender)
