@@ -15,17 +15,15 @@ from msgspec import Struct
 from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, NameTaken
 
-
-# Type checkers know then that the classes derived from these are frozen, as they are.
-_frozen = typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+# The decorators tell type checkers that the classes derived from these are frozen, as they are.
 
 
-@_frozen
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Command(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks an actor for something. Comes from outside and refuses unknown fields; a class may relax that."""
 
 
-@_frozen
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Query(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks an actor for an answer that changes nothing: decoded from path and query string of a ``GET``.
 
@@ -35,12 +33,12 @@ class Query(Struct, frozen=True, forbid_unknown_fields=True):
     path: ClassVar[str] = ""
 
 
-@_frozen
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(Struct, frozen=True):
     """Says what happened. Comes from the log, so fields it does not know are ignored."""
 
 
-@_frozen
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Model(Struct, frozen=True):
     """The state of an aggregate, folded from its events: the snapshot."""
 

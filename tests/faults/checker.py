@@ -129,11 +129,11 @@ def _check_command(marker: str, calls: list[Call], accepted: list[Accepted], fol
     told = {call.told for call in calls}
     no = sorted(told & {Told.REFUSED, Told.CONFLICT})
     if Told.ACCEPTED in told and no:
-        yield Finding(1, where, f"answered accepted and {', '.join(no)}")
+        yield Finding(1, where, f"answered accepted and {', '.join(no)}; {_story(calls)}")
     if accepted and no:
-        yield Finding(1, where, f"answered {', '.join(no)}, accepted at {accepted[0].offset}")
+        yield Finding(1, where, f"answered {', '.join(no)}, accepted at {accepted[0].offset}; {_story(calls)}")
     elif accepted and told == {Told.NOT_EXECUTED}:
-        yield Finding(1, where, f"answered 503, accepted at {accepted[0].offset}")
+        yield Finding(1, where, f"answered 503, accepted at {accepted[0].offset}; {_story(calls)}")
     statuses = {call.status for call in calls if call.told is Told.REFUSED}
     if len(statuses) > 1:
         yield Finding(1, where, f"one key, refused as {sorted(statuses)}")
@@ -143,7 +143,8 @@ def _check_command(marker: str, calls: list[Call], accepted: list[Accepted], fol
         commit = fold.commits.get(-1 if call.position is None else call.position)
         if commit is None or marker not in commit.markers:
             at = [other.offset for other in accepted]
-            yield Finding(1, where, f"acknowledged at {call.position}, where it is not accepted (accepted at {at})")
+            text = f"acknowledged at {call.position}, where it is not accepted (accepted at {at}); {_story(calls)}"
+            yield Finding(1, where, text)
             continue
         if (commit.target, commit.keyed, call.key or commit.key) != (call.target, call.key is not None, commit.key):
             yield Finding(1, where, f"the record at {call.position} is of {commit.target}, key {commit.key}")
@@ -153,6 +154,15 @@ def _check_command(marker: str, calls: list[Call], accepted: list[Accepted], fol
         answer = written.events[0] if len(written.events) == 1 else written.events
         if call.answer != answer:
             yield Finding(1, where, f"answered {call.answer}, the log has {answer}")
+
+
+def _story(calls: Iterable[Call]) -> str:
+    """The requests of one command, in their order."""
+    return "; ".join(
+        f"{call.called:.3f} to {call.answered:.3f} instance {call.instance} key {call.key} if-match {call.if_match}: "
+        f"{call.status} {str(call.answer)[:300]}"
+        for call in sorted(calls, key=lambda call: call.called)
+    )
 
 
 # -- 3 and 7
@@ -257,10 +267,9 @@ def _check_refusal(call: Call, fold: Fold, newest: int) -> Iterator[Finding]:
     assert call.command is not None
     payload = call.command["payload"]
     needed = -payload["amount"] * payload.get("parts", 1) if call.command["type"] == "Add" else payload["amount"]
-    states = [timeline.states[version] if timeline else None for version in met]
-    amounts = [getattr(state, "balance", getattr(state, "sum", 0)) for state in states]
-    if all(amount >= needed for amount in amounts):
-        yield Finding(4, where, f"refused {call.command['type']} of {needed}, and there was {amounts[:5]}")
+    states = (timeline.states[version] if timeline else None for version in met)
+    if all(getattr(state, "balance", getattr(state, "sum", 0)) >= needed for state in states):
+        yield Finding(4, where, f"refused {call.command['type']} of {needed} at versions {met}, which have it")
 
 
 # -- 6
@@ -296,7 +305,7 @@ def _check_cache(fold: Fold, evidence: Evidence) -> Iterator[Finding]:
 def _check_ids(fold: Fold, ids: Mapping[str, str]) -> Iterator[Finding]:
     for command, (offset, time, keyed) in fold.ids.items():
         text = ids.get(command)
-        if text is None and not fold.known(command):
+        if text is None and not fold.known(command, fold.next):
             continue
         if text != f"{offset}:{time}:{int(keyed)}":
             yield Finding(6, command, f"on record at {offset}:{time}:{int(keyed)}, the cache has {text}")
@@ -324,4 +333,6 @@ def _check_events(fold: Fold, topic: Iterable[OnTopic]) -> Iterator[Finding]:
         last = max(last, place)
     if last < len(fold.events) - 1:
         missing = fold.events[last + 1]
-        yield Finding(6, "event topic", f"ends before {missing.position} of {missing.headers['hive-actor']}/{missing.key}")
+        yield Finding(
+            6, "event topic", f"ends before {missing.position} of {missing.headers['hive-actor']}/{missing.key}"
+        )

@@ -52,7 +52,7 @@ def acknowledges_on_report() -> None:
 
     def report(self: Appender, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self._loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset())
+            self._loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset() or 0)
         original(self, error, message)
 
     setattr(hiveio.kafka.appender, "Producer", producer)  # noqa: B010

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -42,15 +42,15 @@ def at_rest(evidence: Evidence) -> bool:
 def read(brokers: str, url: str, topic: str) -> Evidence:
     log_topic = f"{topic}.transactions"
     log = [
-        Record(m.offset(), (m.key() or b"").decode(), m.value() or b"", m.timestamp()[1])
+        Record(m.offset() or 0, (m.key() or b"").decode(), m.value() or b"", m.timestamp()[1])
         for m in _messages(brokers, log_topic)
     ]
     events = [
         OnTopic(
-            m.offset(),
+            m.offset() or 0,
             (m.key() or b"").decode(),
             m.value() or b"",
-            {name: text.decode() for name, text in m.headers() or []},
+            {name: text.decode() for name, text in cast("list[tuple[str, bytes]]", m.headers() or [])},
         )
         for m in _messages(brokers, topic)
     ]
@@ -76,7 +76,7 @@ def _messages(brokers: str, topic: str) -> Iterator[Message]:
             for message in consumer.consume(10_000, 0.5):
                 if message.error() is not None:
                     raise KafkaException(message.error())
-                position = message.offset() + 1
+                position = (message.offset() or 0) + 1
                 if position <= end:
                     yield message
     finally:

@@ -25,9 +25,7 @@ def _replayed(actor: Any, events: tuple[type, ...]) -> Replay:
 
 
 REPLAYS: Mapping[str, Replay] = {
-    "Account": _replayed(
-        actors.AccountActor(), (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received)
-    ),
+    "Account": _replayed(actors.AccountActor(), (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received)),
     "Tally": _replayed(actors.TallyActor(), (actors.Added,)),
 }
 
@@ -129,12 +127,12 @@ class Fold:
         self.verdicts.append(verdict)
         return verdict
 
-    def known(self, command: str) -> bool:
-        """Whether the command id is in the window of the record that is being judged."""
+    def known(self, command: str, at: int) -> bool:
+        """Whether the command id is in the window of a record at this offset, and of the log time that is reached."""
         if command not in self.ids:
             return False
         offset, time, keyed = self.ids[command]
-        return self.next - 1 - offset <= self.count_window or (keyed and self.time - time <= self.time_window)
+        return at - offset <= self.count_window or (keyed and self.time - time <= self.time_window)
 
     def _judge(self, record: Record, body: dict[str, Any]) -> bool:
         kind = body["kind"]
@@ -144,7 +142,7 @@ class Fold:
                 self.time_window = body["idempotency_time_ms"]
             return True
         command = _command(body["command"]) if body.get("command") else None
-        known = command is not None and self.known(command)
+        known = command is not None and self.known(command, record.offset)
         if kind == "commit":
             reads: list[list[str]] = body.get("reads", [])
             needed = [(w[0], w[1]) for w in body["writes"]] + [(r[0], r[1]) for r in reads]

@@ -23,11 +23,11 @@ from tests.process import Role, wait_until
 from tests.services import Kafka
 
 
-class Deposited(Event):
+class Deposited(Event, frozen=True):
     amount: int
 
 
-class Withdrawn(Event):
+class Withdrawn(Event, frozen=True):
     amount: int
 
 
@@ -70,12 +70,12 @@ class Member:
 
     async def until(self, condition: Callable[[], Any], within_s: float = 30.0) -> None:
         async with asyncio.timeout(within_s):
-            while not condition():  # noqa: ASYNC110 - an actor tells nobody what it did
+            while not condition():
                 await asyncio.sleep(0.005)
 
     async def ready(self) -> None:
         async with asyncio.timeout(30):
-            while await self.consumer.ready() is not None:  # noqa: ASYNC110 - as a probe asks
+            while await self.consumer.ready() is not None:
                 await asyncio.sleep(0.02)
 
     def partitions(self) -> set[int]:

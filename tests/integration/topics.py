@@ -41,9 +41,9 @@ def read_all(brokers: str, topic: str) -> list[Message]:
         consumer.assign(partitions)
         found: list[Message] = []
         while len(found) < sum(ends.values()):
-            messages = consumer.consume(500, 10)
-            assert messages, f"{topic}: {len(found)} of {sum(ends.values())} records"
-            for message in messages:
+            first = consumer.poll(10)
+            assert first is not None, f"{topic}: {len(found)} of {sum(ends.values())} records"
+            for message in [first, *consumer.consume(500, 0)]:
                 assert message.error() is None
                 found.append(message)
         return found

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
-from hiveio.kafka import sender as module
+from hiveio.kafka import delivery as module
 from hiveio.kafka.sender import Sender
 
 
@@ -94,7 +94,7 @@ async def test_a_late_record_is_unknown_and_keeps_its_room(sender: Sender) -> No
         send(sender)
     FakeProducer.made[0].report()
     async with asyncio.timeout(5):
-        while sender._late:  # noqa: ASYNC110 - what is awaited happens on a thread
+        while sender._late:
             await asyncio.sleep(0.001)
     again = send(sender)
     FakeProducer.made[0].report()

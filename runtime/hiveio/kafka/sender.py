@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
-from hiveio.kafka.client import client_config, make, start_thread
+from hiveio.kafka.client import client_config
+from hiveio.kafka.delivery import Client, Record, Stored
 from hiveio.kafka.topics import FOREVER, ensure_topic
 
 # Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So there are
@@ -22,71 +22,11 @@ LOADED_S = 0.02  # and so long after that too
 MOST_RECORDS, MOST_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
 OVERHEAD = 1000  # bytes of a record batch and a record around key, value and headers, more than enough
 SWEEP_S = 0.05  # how late a deadline may be noticed
-TURN_S = 0.1  # the longest the poll thread waits
 STUCK_S = 30.0
-OPEN_S = 5.0  # the longest the start waits for the topic
+OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
 
-Place = tuple[int, int]  # partition, offset
-Stored = asyncio.Future[Place]
 Headers = list[tuple[str, str | bytes | None]]
-
-
-class _Record:
-    """A record on its way. It is its own delivery callback: nothing else is made for it."""
-
-    __slots__ = ("client", "deadline", "error", "future", "place", "size")
-
-    def __init__(self, client: "_Client", size: int, deadline: float, future: "Stored") -> None:
-        self.client, self.size, self.deadline, self.future = client, size, deadline, future
-        self.error: KafkaError | None = None
-        self.place: Place = (-1, -1)
-
-    def __call__(self, error: KafkaError | None, message: Message) -> None:
-        # On the poll thread.
-        if error is None:
-            self.place = (message.partition() or 0, message.offset() or 0)  # never None where there is no error
-        else:
-            self.error = error
-        self.client.reported.append(self)
-
-
-class _Client:
-    """One librdkafka producer with its poll thread. It is replaced as a whole after a fatal error."""
-
-    def __init__(self, sender: "Sender", config: dict[str, Any]) -> None:
-        self.sender, self.config = sender, config
-        self.reported: list[_Record] = []
-        self.fatal: str | None = None
-        self.ended = False
-        self.turned = time.monotonic()
-        self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
-        self.thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self.thread = start_thread(f"{self.sender.name} poll", self._run)
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._FATAL or error.fatal():
-            self.fatal = error.str()
-        else:
-            logger.warning("%s: %s", self.sender.name, error.str())
-
-    def _run(self) -> None:
-        poll, loop = self.producer.poll, self.sender.loop
-        try:
-            while not self.ended:
-                poll(TURN_S)
-                self.turned = time.monotonic()
-                if self.reported:
-                    # poll serves all reports of a produce response before it returns: one wake of the loop for all
-                    reported, self.reported = self.reported, []
-                    loop.call_soon_threadsafe(self.sender.settle, reported)
-                if self.fatal:
-                    loop.call_soon_threadsafe(self.sender.replace, self, self.fatal)
-                    self.fatal = None
-        except RuntimeError:  # the loop is closed
-            pass
 
 
 class Sender:
@@ -133,10 +73,10 @@ class Sender:
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
-        self._clients: list[_Client] = []  # the one that sends at once first, the one that gathers last
+        self._clients: list[Client] = []  # the one that sends at once first, the one that gathers last
         self._loaded_until = 0.0
-        self._pending: dict[_Record, None] = {}  # in the order of their deadlines
-        self._late: set[_Record] = set()  # past their deadline, and still in librdkafka's hands
+        self._pending: dict[Record, None] = {}  # in the order of their deadlines
+        self._late: set[Record] = set()  # past their deadline, and still in librdkafka's hands
         self._sweeper: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[str | None] | None = None
@@ -184,7 +124,7 @@ class Sender:
     def _make_clients(self) -> None:
         lingers = sorted({int(self._config["linger.ms"]), self._linger_ms})
         for linger_ms in lingers:
-            client = _Client(self, self._config | {"linger.ms": linger_ms})
+            client = Client(self, self._config | {"linger.ms": linger_ms})
             self._clients.append(client)
             client.start()
 
@@ -269,7 +209,7 @@ class Sender:
             for (value, headers), size in zip(records, sizes, strict=True)
         ]
 
-    def _choose(self) -> _Client:
+    def _choose(self) -> Client:
         now = self.loop.time()
         if len(self._pending) >= EAGER:
             self._loaded_until = now + LOADED_S
@@ -277,7 +217,7 @@ class Sender:
 
     def _send(
         self,
-        client: _Client,
+        client: Client,
         topic: str,
         value: bytes,
         key: str | bytes | None,
@@ -286,7 +226,7 @@ class Sender:
         size: int,
     ) -> Stored:
         future: Stored = self.loop.create_future()
-        record = _Record(client, size, self.loop.time() + self._timeout_s, future)
+        record = Record(client, size, self.loop.time() + self._timeout_s, future)
         self._pending[record] = None
         self._bytes += size
         try:
@@ -308,7 +248,7 @@ class Sender:
 
     # -- reports, on the loop
 
-    def settle(self, reported: list[_Record]) -> None:
+    def settle(self, reported: list[Record]) -> None:
         for record in reported:
             if record.error is None:
                 self._release(record)
@@ -318,7 +258,7 @@ class Sender:
                 # Whatever the error: librdkafka may have sent it before, and it may have been stored.
                 self._fail(record, Unknown(f"Kafka did not confirm the record: {record.error.str()}"))
 
-    def _release(self, record: _Record) -> None:
+    def _release(self, record: Record) -> None:
         if record in self._pending:
             del self._pending[record]
         elif record in self._late:
@@ -329,7 +269,7 @@ class Sender:
         if self._drained is not None and not self._pending and not self._drained.done():
             self._drained.set_result(None)
 
-    def _fail(self, record: _Record, error: Exception) -> None:
+    def _fail(self, record: Record, error: Exception) -> None:
         self._release(record)
         _set_exception(record.future, error)
 
@@ -347,12 +287,12 @@ class Sender:
 
     # -- clients
 
-    def replace(self, client: _Client, reason: str) -> None:
+    def replace(self, client: Client, reason: str) -> None:
         """After a fatal error: a new producer; the outcome of all that the old one held is unknown."""
         if client not in self._clients:
             return
         logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
-        new = _Client(self, client.config)
+        new = Client(self, client.config)
         self._clients[self._clients.index(client)] = new
         new.start()
         for record in [*self._pending, *self._late]:
@@ -360,7 +300,7 @@ class Sender:
                 self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
         self._ending = asyncio.ensure_future(self._end([client]))
 
-    async def _end(self, clients: list[_Client]) -> None:
+    async def _end(self, clients: list[Client]) -> None:
         for client in clients:
             client.ended = True
         for client in clients:

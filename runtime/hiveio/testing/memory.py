@@ -7,7 +7,7 @@ Redis is replaced: what decides is the code that runs in production, and the con
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
@@ -22,6 +22,7 @@ from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, Known, Prefix, Window
 from hiveio.transaction.scope import Scope
 
+T = TypeVar("T")
 HELD_S = 3600.0  # nobody dies here: a lock lasts until it is given back
 
 
@@ -81,9 +82,9 @@ class MemoryTail(Tail):
     def wake(self) -> None:
         if not self._woken:
             self._woken = True
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._pass_on)
 
-    def _hand_over(self) -> None:
+    def _pass_on(self) -> None:
         self._woken = False
         for partition, (offset, on_records) in list(self._at.items()):
             if found := self._log.partitions[partition][offset:]:
@@ -128,32 +129,53 @@ class _Generation:
 
 
 class MemoryCache(Cache):
-    """As the scripts in ``transaction/lua`` do it: what counts moves in ``apply``, from one watermark only."""
+    """As the scripts in ``transaction/lua`` do it: what counts moves in ``apply``, from one watermark only.
+
+    Calls run one after the other on a later turn of the loop and are answered in that order, as over a connection.
+    """
 
     def __init__(self, settings: Settings, meaning: str) -> None:
         self._topic, self._meaning = settings.log_topic, meaning
         self._scopes: dict[int, _Generation] = {}
+        self.locks: dict[tuple[str, str], str] = {}
 
     def forget_all(self) -> None:
         """What FLUSHALL does."""
         self._scopes.clear()
+        self.locks.clear()
+
+    def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            if not future.done():
+                future.set_result(script())
+
+        loop.call_soon(run)
+        return future
 
     def _stands(self, partition: int) -> bytes:
         scope = self._scopes.get(partition)
         return scope.watermark.text.encode() if scope else b""
 
     def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
-        future: asyncio.Future[Begun] = asyncio.get_running_loop().create_future()
-        scope = self._scopes.get(partition)
-        id = scope.ids.get(command) if scope else None
-        entry = scope.entries.get(aggregate) if scope else None
-        future.set_result((self._stands(partition), (entry, id.encode() if id else None)))
-        return future
+        def script() -> Begun:
+            scope = self._scopes.get(partition)
+            id = scope.ids.get(command) if scope else None
+            entry = scope.entries.get(aggregate) if scope else None
+            return self._stands(partition), (entry, id.encode() if id else None)
 
-    async def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
-        entries = self._scopes[partition].entries
-        moved = (name for name, head in heads if entries.get(name, b"0 ").split(b" ")[1].decode() != head)
-        return self._stands(partition), next((name.encode() for name in moved), 1)
+        return self._call(script)
+
+    def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
+        def script() -> tuple[bytes, bytes | int]:
+            scope = self._scopes.get(partition)
+            entries = scope.entries if scope else {}
+            moved = (name for name, head in heads if entries.get(name, b"0 ").split(b" ")[1].decode() != head)
+            return self._stands(partition), next((name.encode() for name in moved), 1)
+
+        return self._call(script)
 
     async def apply(
         self,
@@ -166,28 +188,37 @@ class MemoryCache(Cache):
         window: Window,
         published: int,
     ) -> bytes:
-        scope = self._scopes.get(partition)
-        if scope is None or scope.watermark != base:
+        def script() -> bytes:
+            scope = self._scopes.get(partition)
+            if scope is None or scope.watermark != base:
+                return self._stands(partition)
+            scope.entries.update(entries)
+            scope.ids.update(ids)
+            scope.verdicts.update(enumerate(verdicts, base.offset))
+            gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
+            for text in gone:
+                del scope.ids[text]
+            scope.watermark = to
             return self._stands(partition)
-        scope.entries.update(entries)
-        scope.ids.update(ids)
-        scope.verdicts.update(enumerate(verdicts, base.offset))
-        gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
-        for text in gone:
-            del scope.ids[text]
-        scope.watermark = to
-        return self._stands(partition)
+
+        return await self._call(script)
 
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
-        scope = self._scopes.get(partition)
-        known = scope.verdicts if scope else {}
-        return self._stands(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
+        def script() -> tuple[bytes, str]:
+            scope = self._scopes.get(partition)
+            known = scope.verdicts if scope else {}
+            return self._stands(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
+
+        return await self._call(script)
 
     async def reset(self, partition: int, found: bytes, to: Watermark) -> tuple[bool, bytes]:
-        if self._stands(partition) != found:
-            return False, self._stands(partition)
-        self._scopes[partition] = _Generation(to)
-        return True, self._stands(partition)
+        def script() -> tuple[bool, bytes]:
+            moved = self._stands(partition) == found
+            if moved:
+                self._scopes[partition] = _Generation(to)
+            return moved, self._stands(partition)
+
+        return await self._call(script)
 
     async def forget(self, partition: int, generation: str) -> None:
         pass  # gone with its _Generation
@@ -197,7 +228,7 @@ class MemoryCache(Cache):
 
 
 class MemoryLock(Redlock):
-    """Locks of one instance over ``held``, which the instances share."""
+    """Locks of one instance over ``held``, which the instances of a cluster share."""
 
     def __init__(self, token: str, held: dict[tuple[str, str], str]) -> None:
         self.token, self._held = token, held
@@ -224,7 +255,6 @@ class MemoryTransactionLog(TransactionLog):
     def __init__(self, contracts: Sequence[Contract], log: MemoryLog, cache: MemoryCache) -> None:
         super().__init__(log.settings, contracts)
         self.log, self.cache = log, cache
-        self.locks: dict[tuple[str, str], str] = {}
 
     async def start(self) -> None:
         s = self.settings
@@ -235,7 +265,7 @@ class MemoryTransactionLog(TransactionLog):
             Scope(partition, s.log_topic, "memory", self.cache, self._tail, reader, by_name, window)
             for partition in range(s.partitions)
         ]
-        lock = MemoryLock(f"{id(self):x}", self.locks)
+        lock = MemoryLock(f"{id(self):x}", self.cache.locks)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
         self.engine.start(MemoryAppender(self.log))
         for scope in self.scopes:

@@ -120,7 +120,7 @@ class Reading:
         if scope != mine:
             raise SeveralScopes(
                 f"{self._command.target} is in scope {mine} and {name} in scope {scope}: a transaction stays inside "
-                "one scope; let the scope(id) of their actors give both the same, or make the topics with one partition",
+                "one scope; let scope(id) of their actors give both the same, or make the topics with one partition",
                 aggregates=[self._command.target, name],
                 scopes=[mine, scope],
             )

@@ -1,0 +1,201 @@
+"""Everything the story needs, on this machine: Kafka, Valkey and the four services, and eyes on what they hold.
+
+Each service is the entrypoint of its image as a plain process, with the environment that the container would get.
+"""
+
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+import msgspec
+import redis
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Watermark
+from hiveio.transaction.record import Record
+from hiveio.transaction.rule import Prefix
+from tests.services import HOST, Kafka, Redis, Service, kafka_home
+
+ROOT = Path(__file__).parents[2]
+TOPIC, LOG, VISITS = "bank", "bank.transactions", "visits"
+READ_S = 10.0  # the longest time to read what Kafka has
+S = TypeVar("S", bound=Service)
+
+
+class Role(Service):
+    """``images/<role>/entrypoint.py`` with one of the bank's actors."""
+
+    def __init__(self, role: str, module: str, environ: Mapping[str, str]) -> None:
+        self.name, self.module = role, module
+        super().__init__(None, None)
+        self.environ = {
+            "PORT": str(self.port),
+            "CLUSTER_SIZE": "1",
+            "ACTOR_PATH": str(ROOT / "examples"),
+            "ACTOR_MODULE": f"bank.{module}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **environ,
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def _command(self) -> list[str]:
+        # Nothing of our own environment gets in: what a container would not have, they do not have.
+        settings = [f"{name}={value}" for name, value in self.environ.items()]
+        return ["/usr/bin/env", "-i", *settings, sys.executable, str(ROOT / "images" / self.name / "entrypoint.py")]
+
+    def _probe(self) -> Callable[[], bool]:
+        def answers() -> bool:
+            try:
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+                    return bool(response.status == 200)
+            except (urllib.error.URLError, OSError):
+                return False
+
+        return answers
+
+
+class Logged(NamedTuple):
+    """A record of the transaction log, and the rule's verdict on it."""
+
+    offset: int
+    record: Record
+    accepted: bool
+
+
+class Published(NamedTuple):
+    """A record of an event topic."""
+
+    offset: int
+    key: str | None
+    value: bytes
+    headers: dict[str, str]
+
+
+class World:
+    """``with World() as world`` and then ``start``; at the end nothing of it is left."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hiveio-bank-")))
+        self.kafka, self.redis = self._closed(Kafka()), self._closed(Redis())
+        log = {"EVENT_STORE_BROKERS": self.kafka.brokers, "EVENT_STORE_TOPIC": TOPIC}
+        reading = {"EVENT_STORE_GROUP_ID": "statements", "EVENT_STORE_FROM_START": "true"}
+        database = {"STATEMENTS_DATABASE": str(folder / "statements.sqlite")}
+        self.roles = {
+            role.name: self._closed(role)
+            for role in (
+                Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}),
+                Role("consumer", "statements", log | reading | database),
+                Role("producer", "visits", log | {"EVENT_STORE_TOPIC": VISITS}),
+                Role("base", "quotes", {}),
+            )
+        }
+
+    def _closed(self, service: S) -> S:
+        self._stack.callback(service.close)
+        return service
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # All at once: the services drain while Kafka still takes what they flush; then the rest in order.
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda role: role.stop(), self.roles.values()))
+        self._stack.close()
+
+    @property
+    def services(self) -> list[Service]:
+        return [self.kafka, self.redis, *self.roles.values()]
+
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Fetch Kafka's jars, the first time. Raises ServiceUnavailable."""
+        kafka_home(progress)
+
+    def start(self, began: Callable[[Service], None], answers: Callable[[Service], None]) -> None:
+        """Start everything and wait until it answers. Raises ServiceUnavailable, ServiceFailed."""
+
+        for group in ([self.kafka, self.redis], list(self.roles.values())):
+            for service in group:
+                began(service)
+                service.launch()
+            pool = ThreadPoolExecutor(len(group))
+            waiting = {pool.submit(service.wait): service for service in group}
+            try:
+                for waited in as_completed(waiting):
+                    waited.result()
+                    answers(waiting[waited])
+            finally:
+                pool.shutdown(wait=False)  # after Ctrl-C each wait ends with its service
+
+    # -- what they hold
+
+    def log(self) -> list[Logged]:
+        """The whole transaction log, judged by the rule: by nothing but the order of its records."""
+        prefix = Prefix()
+        found = []
+        for message in self._read(LOG):
+            record = records.decode(message.value)
+            verdict = prefix.append(message.key or "", record, int(message.headers.get("time", 0)))
+            found.append(Logged(message.offset, record, verdict))
+        return found
+
+    def published(self, topic: str) -> list[Published]:
+        """An event topic from its start, without what was published again."""
+        found: dict[str, Published] = {}
+        for message in self._read(topic):
+            found.setdefault(message.headers["hive-id"], message)
+        return list(found.values())
+
+    def _read(self, topic: str) -> list[Published]:
+        consumer = Consumer({"bootstrap.servers": self.kafka.brokers, "group.id": "story", "enable.auto.commit": False})
+        try:
+            partition = TopicPartition(topic, 0, 0)
+            _, end = consumer.get_watermark_offsets(partition, timeout=READ_S) or (0, 0)
+            consumer.assign([partition])
+            found: list[Published] = []
+            until = time.monotonic() + READ_S
+            while len(found) < end:
+                if (message := consumer.poll(until - time.monotonic())) is None or message.error():
+                    raise TimeoutError(f"{topic} could not be read within {READ_S:.0f} s")
+                given: list[tuple[str, bytes | None]] = message.headers() or []  # type: ignore[assignment]
+                headers = {name: (text or b"").decode() for name, text in given}
+                headers["time"] = str(message.timestamp()[1])
+                key = message.key()
+                found.append(
+                    Published(message.offset() or 0, key.decode() if key else None, message.value() or b"", headers)
+                )
+            return found
+        except KafkaException as error:
+            raise TimeoutError(f"{topic} could not be read: {error.args[0].str()}") from None
+        finally:
+            consumer.close()
+
+    def snapshots(self) -> dict[str, tuple[int, object]]:
+        """What Redis holds now: version and state by aggregate; nothing, while it is empty."""
+        found: dict[str, tuple[int, object]] = {}
+        with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
+            for mark in client.scan_iter(f"hive:{{{LOG}/0}}:????????", count=1000):
+                watermark = Watermark.parse(client.get(mark) or b"")
+                prefix = f"{mark.decode()}:{watermark.generation if watermark else ''}:a:"
+                for key in client.scan_iter("hive:*:a:*", count=1000):
+                    if key.decode().startswith(prefix) and (entry := client.get(key)):
+                        version, _, snapshot = entry.split(b" ", 2)
+                        found[key.decode().removeprefix(prefix)] = (int(version), msgspec.json.decode(snapshot))
+        return found
+
+    def empty_redis(self) -> None:
+        with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
+            client.flushall()

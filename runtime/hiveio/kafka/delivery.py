@@ -1,0 +1,85 @@
+"""One librdkafka producer, its poll thread, and the records that are on their way through it."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from hiveio.kafka.client import make, start_thread
+
+TURN_S = 0.1  # the longest the poll thread waits
+logger = logging.getLogger("hiveio.sender")
+
+Place = tuple[int, int]  # partition, offset
+Stored = asyncio.Future[Place]
+
+
+class Owner(Protocol):
+    """To whom records are reported, on its loop."""
+
+    name: str
+    loop: asyncio.AbstractEventLoop
+
+    def settle(self, reported: list["Record"]) -> None: ...
+    def replace(self, client: "Client", reason: str) -> None: ...
+
+
+class Record:
+    """A record on its way. It is its own delivery callback: nothing else is made for it."""
+
+    __slots__ = ("client", "deadline", "error", "future", "place", "size")
+
+    def __init__(self, client: "Client", size: int, deadline: float, future: Stored) -> None:
+        self.client, self.size, self.deadline, self.future = client, size, deadline, future
+        self.error: KafkaError | None = None
+        self.place: Place = (-1, -1)
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        # On the poll thread.
+        if error is None:
+            self.place = (message.partition() or 0, message.offset() or 0)  # never None where there is no error
+        else:
+            self.error = error
+        self.client.reported.append(self)
+
+
+class Client:
+    """One librdkafka producer with its poll thread. It is replaced as a whole after a fatal error."""
+
+    def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
+        """Raises ConfigError for properties that librdkafka refuses."""
+        self.owner, self.config = owner, config
+        self.reported: list[Record] = []
+        self.fatal: str | None = None
+        self.ended = False
+        self.turned = time.monotonic()
+        self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
+        self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.thread = start_thread(f"{self.owner.name} poll", self._run)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._FATAL or error.fatal():
+            self.fatal = error.str()
+        else:
+            logger.warning("%s: %s", self.owner.name, error.str())
+
+    def _run(self) -> None:
+        poll, loop = self.producer.poll, self.owner.loop
+        try:
+            while not self.ended:
+                poll(TURN_S)
+                self.turned = time.monotonic()
+                if self.reported:
+                    # poll serves all reports of a produce response before it returns: one wake of the loop for all
+                    reported, self.reported = self.reported, []
+                    loop.call_soon_threadsafe(self.owner.settle, reported)
+                if self.fatal:
+                    loop.call_soon_threadsafe(self.owner.replace, self, self.fatal)
+                    self.fatal = None
+        except RuntimeError:  # the loop is closed
+            pass

@@ -1,0 +1,305 @@
+"""given / when / then: one message after the other, in plain tests.
+
+What was given and decided before is in a log in memory; each ``when`` starts the actor on it, as a new instance would
+start on the real one, sends the message through the wire format, and stops. So every test folds from the log.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Mapping
+from typing import Any, NoReturn, Self, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import Raw, Struct
+
+from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
+from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
+from hiveio.errors import Invalid, Problem, Rejected
+from hiveio.routes import queries
+from hiveio.testing.memory import MemoryLog
+from hiveio.testing.service import Service, memory_settings
+from hiveio.transaction import record as records
+from hiveio.transaction.record import CommandId, Commit, Write, aggregate
+
+TOPIC = "memory"
+P = TypeVar("P", bound=Problem)
+
+
+def given(actor: type[Actor], *events: Event, id: str = "1") -> "Scenario":
+    """What has happened to the aggregate ``id``; for an actor that listens (consumer), what it has heard of it."""
+    return Scenario(actor, id).and_given(actor, id, *events)
+
+
+class Scenario:
+    """``given(…).when(…).then(…)``; ``when`` and ``then`` may follow each other as often as the test needs.
+
+    A check that fails raises an AssertionError; what an actor raises that is no Problem (a bug of it) leaves ``when``.
+    ``reply``, ``problem``, ``events`` and ``state`` are what the last message led to, for assertions of one's own.
+    """
+
+    def __init__(self, actor: type[Actor], id: str) -> None:
+        self._actor, self._id = actor, id
+        self._kinds: dict[type[Actor], Contract] = {}
+        self._log = MemoryLog(memory_settings(None))
+        self._heard: list[tuple[type[Actor], str, Event]] = []
+        self._replayed: list[str] = []  # what is wrong with replay
+        self._message = ""
+        self.reply: Any = None
+        self.problem: Problem | None = None
+        self.events: list[Event] = []  # of the aggregate that the message went to
+        self.emitted: dict[str, list[Event]] = {}  # of all, by "<actor>/<id>"
+        self.state: Any = None
+        self.states: dict[str, tuple[Any, int]] = {}  # state and version
+
+    # -- given
+
+    def and_given(self, actor: type[Actor], id: str, *events: Event) -> Self:
+        """What has happened to another aggregate. Makes an actor that ``tx`` uses known, also without events."""
+        contract = self._contract(actor)
+        name = aggregate(contract.name, id)
+        for event in events:
+            if contract.model is None:
+                self._heard.append((actor, id, _through(contract.heard_codec, event)))
+                continue
+            contract.check_event(event)
+            _through(contract.event_codec, event)
+            fact, tx = self._log.prefixes[0].facts.get(name), f"given-{len(self._log.partitions[0])}"
+            head, version = (fact.head, fact.version) if fact else ("", 0)
+            write = Write(name, head, version, (Raw(encode_message(event)),))
+            self._log.append(0, tx, records.encode(Commit(CommandId(name, tx), (write,))))
+        return self
+
+    # -- when
+
+    def when(
+        self,
+        message: Struct,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        if_match: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` the version expected."""
+        contract, target = self._contract(self._actor), self._id if id is None else id
+        self._message = f"{contract.name}/{target} when {message!r}"
+        self.reply = self.problem = self.state = None
+        self.events, self.emitted, self.states = [], {}, {}
+        body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
+        if contract.model is None:
+            asyncio.run(self._ask(contract, target, message, body, key))
+        else:
+            asyncio.run(self._command(contract, target, message, key, if_match, meta))
+        if self._replayed:
+            raise AssertionError(self._replayed[0])
+        return self
+
+    async def _command(
+        self,
+        contract: Contract,
+        id: str,
+        message: Struct,
+        key: str | None,
+        if_match: int | None,
+        meta: Mapping[str, Any] | None,
+    ) -> None:
+        before = len(self._log.partitions[0])
+        async with Service(*self._kinds.values(), log=self._log) as service:
+            for other in self._kinds.values():
+                await _settled(other.actor.start())
+            try:
+                if broken := service.transactions.scopes[0].failed:
+                    raise AssertionError(self._replayed[0] if self._replayed else f"what was given: {broken}")
+                answer = await service.submit(contract.kind, id, message, key=key, if_match=if_match, meta=meta)
+                self.events = answer.events
+            except Problem as problem:
+                self.problem = problem
+            finally:
+                for other in self._kinds.values():
+                    await _settled(other.actor.stop())
+            by_name = {other.name: other for other in self._kinds.values()}
+            for offset, record, verdict in self._log.judged(0):
+                for write in record.writes if isinstance(record, Commit) and verdict else ():
+                    name, _, of = write.aggregate.partition("/")
+                    if write.aggregate not in self.states:
+                        self.states[write.aggregate] = await service.read(by_name[name].kind, of)
+                    if offset >= before:
+                        found = self.emitted.setdefault(write.aggregate, [])
+                        found += [by_name[name].event_codec.decode(event)[0] for event in write.events]
+        self.state = self.states.get(aggregate(contract.name, id), (None, 0))[0]
+
+    async def _ask(self, contract: Contract, id: str, message: Struct, body: bytes, key: str | None) -> None:
+        """An actor without a state: started anew, told what it has heard, and asked."""
+        self._kinds = {kind: _checked(Contract(kind), self._replayed) for kind in self._kinds}
+        contract = self._kinds[contract.kind]
+        handlers = {other.name: performing(other) for other in self._kinds.values()}
+        for other in self._kinds.values():
+            await _settled(other.actor.start())
+        try:
+            for offset, (of, at, event) in enumerate(self._heard):
+                listener = self._kinds[of]
+                own = getattr(listener.actor, "position", None)
+                position = await _settled(own(TOPIC, 0)) if own else None
+                if position is None or offset >= position:
+                    await handlers[listener.name](self._event(offset, at, event))
+            await self._answer(contract, handlers[contract.name], id, message, body, key)
+        finally:
+            for other in self._kinds.values():
+                await _settled(other.actor.stop())
+
+    async def _answer(
+        self, contract: Contract, handler: Handler, id: str, message: Struct, body: bytes, key: str | None
+    ) -> None:
+        try:
+            if isinstance(message, Query):
+                envelope = _query(contract, handler, id, message)
+            elif isinstance(message, Event) and type(message).__name__ in contract.heard:
+                event = _through(contract.heard_codec, message)
+                self._heard.append((contract.kind, id, event))
+                envelope = self._event(len(self._heard) - 1, id, event)
+            else:
+                decoded, meta = contract.command_codec.decode(body)
+                envelope = Envelope(message=decoded, id=id, meta=meta, key=key, body=body)
+            self.reply = (await handler(envelope)).value
+            encode_value(self.reply)  # raises for what cannot be answered over HTTP
+        except Problem as problem:
+            self.problem = problem
+            return
+        given = self.reply if isinstance(self.reply, list | tuple) else [self.reply]
+        self.events = [event for event in given if isinstance(event, Event)]
+
+    def _event(self, offset: int, id: str, event: Event) -> Envelope:
+        version = sum(at == id for _, at, _ in self._heard[: offset + 1])
+        place = Context(
+            id=id, topic=TOPIC, partition=0, offset=offset, position=(0, offset + 1, 0), version=version, time=0.0
+        )
+        return Envelope(message=event, id=id, record=place)
+
+    # -- then
+
+    def then(self, *events: Event) -> Self:
+        """Just these events were written to the aggregate, in this order; none: accepted, and nothing written."""
+        self._succeeded()
+        return self._same("events", list(events), self.events)
+
+    def then_emitted(self, actor: type[Actor], id: str, *events: Event) -> Self:
+        """Just these events were written to another aggregate, in the same transaction."""
+        self._succeeded()
+        name = aggregate(self._contract(actor).name, id)
+        return self._same(f"events of {name}", list(events), self.emitted.get(name, []))
+
+    def then_state(self, state: Any, actor: type[Actor] | None = None, id: str | None = None) -> Self:
+        """The aggregate stands like this now (whatever came of the message); None: it never was."""
+        name = aggregate(self._contract(actor or self._actor).name, self._id if id is None else id)
+        return self._same(f"state of {name}", state, self.states.get(name, (None, 0))[0])
+
+    def then_reply(self, reply: Any) -> Self:
+        """Base, producer and consumer: the value that the message is answered with."""
+        self._succeeded()
+        return self._same("reply", reply, self.reply)
+
+    def then_rejected(self, text: str = "", **members: Any) -> Self:
+        """The actor raised Rejected; ``text`` stands in its detail, ``members`` among its members."""
+        problem = self._refused(Rejected)
+        if text not in problem.detail:
+            self._fail(f"rejected with {text!r}", f"rejected with {problem.detail!r}")
+        return self._same("members", members, {name: problem.members.get(name) for name in members})
+
+    def then_invalid(self, pointer: str) -> Self:
+        """The message does not fit its schema (422): ``pointer`` is the JSON pointer to the field."""
+        return self._same("pointer", pointer, self._refused(Invalid).members.get("pointer"))
+
+    def then_problem(self, status: int, text: str = "") -> Self:
+        """Any problem document, by its status; ``text`` stands in its detail."""
+        problem = self._refused(Problem)
+        if problem.status != status or text not in problem.detail:
+            self._fail(f"{status} {text}", f"{problem.status} {problem.detail}")
+        return self
+
+    # -- inside
+
+    def _contract(self, actor: type[Actor]) -> Contract:
+        if actor not in self._kinds:
+            contracts([*self._kinds, actor])  # two of one name are found here as at the start of a service
+            self._kinds[actor] = _checked(Contract(actor), self._replayed)
+        return self._kinds[actor]
+
+    def _succeeded(self) -> None:
+        if self.problem is not None:
+            self._fail("success", f"{self.problem.title} ({self.problem.status}): {self.problem.detail}")
+
+    def _refused(self, kind: type[P]) -> P:
+        if not isinstance(self.problem, kind):
+            found = repr(self.reply if self.events == [] else self.events) if self.problem is None else None
+            self._fail(kind.__name__, found or f"{type(self.problem).__name__}: {self.problem}")
+        return self.problem
+
+    def _same(self, what: str, expected: Any, found: Any) -> Self:
+        if expected != found:
+            self._fail(f"{what} {expected!r}", f"{what} {found!r}")
+        return self
+
+    def _fail(self, expected: str, found: str) -> NoReturn:
+        raise AssertionError(f"{self._message or 'no `when` yet'}\n  expected {expected}\n  found    {found}")
+
+
+def _through(codec: Codec, message: Any) -> Any:
+    """The message as it comes out of the log. Raises AssertionError for one that would not."""
+    try:
+        found = codec.decode(encode_message(message))[0]
+    except Problem as problem:
+        raise AssertionError(f"{message!r} would not be read from the log: {problem}") from None
+    assert found == message, f"{message!r} comes out of the log as {found!r}"
+    return found
+
+
+def _query(contract: Contract, handler: Handler, id: str, message: Query) -> Envelope:
+    """The query as a URL and back."""
+    fields = {
+        name: [_text(item) for item in (value if isinstance(value, list) else [value])]
+        for name, value in msgspec.to_builtins(message).items()
+        if value is not None
+    }
+    route = next(route for route in queries(contract, handler) if type(message) in route.takes)
+    path = {name: fields.pop(name)[0] for name in route.names if name != "id" and name in fields}
+    path_id = fields.pop("id")[0] if "id" in route.names and "id" in fields else id
+    if len(route.takes) > 1:
+        fields["type"] = [type(message).__name__]
+    in_path = path_id if "id" in route.names else ""
+    decoded, _ = route.decode(b"", in_path, path, urlencode(fields, True, quote_via=quote).encode())
+    return Envelope(message=decoded, id=path_id)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else encode_json(value).decode()
+
+
+def _checked(contract: Contract, faults: list[str]) -> Contract:
+    """Folds every event twice and compares: a ``replay`` that changes what it is given, or is not a pure function."""
+    replay = contract.replay
+    if replay is None:
+        return contract
+    called = f"{contract.kind.__name__}.replay"
+
+    def twice(state: Any, event: Any) -> Any:
+        before = encode_json((state, event))
+        first = replay(state, event)
+        if encode_json((state, event)) != before:
+            faults.append(f"{called} changes its arguments: they were {before.decode()} and are {(state, event)!r}")
+        folded = encode_json(first)
+        second = encode_json(replay(state, event))
+        if folded != second:
+            text = f"{called} is not deterministic: {event!r} on {state!r} gave"
+            faults.append(f"{text} {folded.decode()} and then {second.decode()}")
+        if not isinstance(first, contract.model or object):
+            faults.append(f"{called} gave {first!r} for {event!r}, which is no {contract.model}")
+        return first
+
+    contract.replay = twice
+    return contract
+
+
+async def _settled(result: Any) -> Any:
+    """Actors write plain or async methods."""
+    return await result if inspect.isawaitable(result) else result

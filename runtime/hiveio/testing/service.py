@@ -1,0 +1,119 @@
+"""A stream processor in memory: the engine, the scopes and the rule of production over ``hiveio.testing.memory``."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import msgspec
+from msgspec import Raw, Struct
+
+from hiveio.actor import Actor, Contract, Event, contracts
+from hiveio.config import Settings
+from hiveio.envelope import Envelope, encode_json, encode_message
+from hiveio.errors import NotFound
+from hiveio.testing.memory import MemoryCache, MemoryLog, MemoryTransactionLog
+from hiveio.transaction.cache import fingerprint
+from hiveio.transaction.record import Record
+
+_split = msgspec.json.Decoder(list[Raw]).decode
+
+
+class Answer(Struct):
+    """What a command is answered with: the events of its aggregate, the version after them, where they stand."""
+
+    events: list[Event]
+    version: int | None
+    position: str | None
+    body: bytes
+
+
+class Logged(Struct):
+    """A record of the transaction log. ``verdict`` is the rule's own, told without the engine."""
+
+    offset: int
+    record: Record
+    verdict: bool
+
+
+class Service:
+    """``async with Service(AccountActor) as service``.
+
+    ``settings`` are those of production (EVENT_STORE_PARTITIONS, REQUEST_TIMEOUT and so on); brokers and Redis are not
+    asked. With the ``log`` of another service it reads on what that one wrote; with its ``cache`` too, the two are
+    instances of one cluster.
+    """
+
+    def __init__(
+        self,
+        *actors: type[Actor] | Contract,
+        settings: Settings | None = None,
+        log: MemoryLog | None = None,
+        cache: MemoryCache | None = None,
+    ) -> None:
+        made = [actor for actor in actors if isinstance(actor, Contract)]
+        self.contracts = [*made, *contracts([actor for actor in actors if not isinstance(actor, Contract)])]
+        self.settings = log.settings if log else memory_settings(settings)
+        self.log = log or MemoryLog(self.settings)
+        self.cache = cache or MemoryCache(self.settings, fingerprint(self.contracts))
+        self.transactions = MemoryTransactionLog(self.contracts, self.log, self.cache)
+        self._by_kind = {contract.kind: contract for contract in self.contracts}
+
+    async def __aenter__(self) -> Self:
+        await self.transactions.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.transactions.stop()
+
+    async def submit(
+        self,
+        actor: type[Actor],
+        id: str,
+        message: Struct,
+        *,
+        key: str | None = None,
+        if_match: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Send a command through the wire format. Raises the Problem that HTTP would answer, and what actors raise."""
+        contract = self._by_kind[actor]
+        body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
+        decoded, raw_meta = contract.command_codec.decode(body)
+        envelope = Envelope(
+            message=decoded, id=id, meta=raw_meta, key=key, if_match=if_match, body=body, headers=headers or {}
+        )
+        outcome = await self.transactions.engine.submit(contract, envelope)
+        answered = outcome.encoded or b"null"
+        events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []
+        tag = outcome.headers.get("ETag")
+        return Answer(
+            [contract.event_codec.decode(event)[0] for event in events],
+            int(tag.strip('"')) if tag else None,
+            outcome.headers.get("Hive-Position"),
+            answered,
+        )
+
+    async def read(self, actor: type[Actor], id: str) -> tuple[Any, int]:
+        """The state and version of an aggregate; (None, 0) if it never was."""
+        try:
+            return await self.transactions.engine.read(self._by_kind[actor], id)
+        except NotFound:
+            return None, 0
+
+    async def outcome(self, transaction: str) -> dict[str, Any]:
+        """What became of a transaction, by the id that a 504 carries. Asking closes one that was not executed."""
+        return await self.transactions.engine.outcome(transaction)
+
+    def records(self, partition: int = 0) -> Sequence[Logged]:
+        """The transaction log; its first record pins the format."""
+        return [Logged(*judged) for judged in self.log.judged(partition)]
+
+    def lose_cache(self) -> None:
+        """As FLUSHALL does. The cache is folded anew from the log."""
+        self.cache.forget_all()
+
+
+def memory_settings(settings: Settings | None) -> Settings:
+    given = settings or Settings()
+    return dataclasses.replace(given, brokers="memory", topic=given.topic or "memory", cache_url="redis://memory")

@@ -1,0 +1,210 @@
+"""The system under test as processes, and what is done to it."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.services import HOST, Kafka, Redis, Service
+
+HERE = Path(__file__).parent
+ENTRYPOINT = HERE.parents[1] / "images" / "stream-processor" / "entrypoint.py"
+LOCK_TTL_MS = 1000
+REQUEST_TIMEOUT_MS = 4000
+KAFKA_PAUSE_S = 5.0
+
+
+class Instance(Service):
+    """One stream processor with its workers: a process group of its own, on a port that stays."""
+
+    name = "stream-processor"
+
+    def __init__(self, environ: Mapping[str, str], broken: str = "") -> None:
+        self.broken = broken
+        self._environ = dict(environ)
+        super().__init__(None, None)
+
+    def _command(self) -> list[str]:
+        environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PORT": str(self.port), "HIVEIO_BROKEN": self.broken}
+        environ |= self._environ
+        entrypoint = HERE / "entrypoint.py" if self.broken else ENTRYPOINT
+        settings = [f"{name}={value}" for name, value in environ.items()]
+        return ["/usr/bin/env", "-i", *settings, sys.executable, str(entrypoint)]
+
+    def _probe(self) -> Callable[[], bool]:
+        return self.is_ready
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/readyz", timeout=3) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def why(self) -> str:
+        """What /readyz?verbose says."""
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/readyz?verbose", timeout=3) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError as error:
+            return str(error)
+
+    def faults(self) -> list[str]:
+        """Lines of its log that report a fault of ours: a traceback or a critical line."""
+        console = self.folder / "console.log"
+        lines = console.read_text("utf-8", "replace").splitlines() if console.exists() else []
+        return [line for line in lines if '"traceback"' in line or '"critical"' in line or "Traceback" in line]
+
+
+class System:
+    """Three instances, Kafka and Redis. A context manager."""
+
+    def __init__(self, topic: str, broken: Sequence[str] = ("", "", "")) -> None:
+        self.topic = topic
+        self._stack = contextlib.ExitStack()
+        self._broken = broken
+        self.instances: list[Instance] = []
+
+    def __enter__(self) -> "System":
+        try:
+            self.kafka = self._stack.enter_context(Kafka())
+            self.redis = self._stack.enter_context(Redis())
+            environ = {
+                "ACTOR_MODULE": "actors",
+                "ACTOR_PATH": str(HERE),
+                "CLUSTER_SIZE": "1",
+                "EVENT_STORE_BROKERS": self.kafka.brokers,
+                "EVENT_STORE_TOPIC": self.topic,
+                "CACHE_URL": self.redis.url,
+                "LOCK_TTL": str(LOCK_TTL_MS),
+                "REQUEST_TIMEOUT": str(REQUEST_TIMEOUT_MS),
+                "DRAIN_TIMEOUT": "5000",
+                "IDEMPOTENCY_COUNT": "2000",
+                "IDEMPOTENCY_TIME": "600",
+            }
+            for broken in self._broken:
+                instance = Instance(environ, broken)
+                self._stack.callback(instance.close)
+                self.instances.append(instance)
+                instance.launch()
+            for instance in self.instances:
+                instance.wait(60)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def ports(self) -> list[int]:
+        return [instance.port for instance in self.instances]
+
+
+class Chaos:
+    """Injects faults at random, each kind once before any comes again."""
+
+    KINDS = ("kill", "stop", "flush", "redis empty", "redis restart", "redis older", "kafka pause")
+
+    def __init__(self, system: System, dice: random.Random, kinds: Sequence[str] = KINDS) -> None:
+        self.system, self.dice, self.kinds = system, dice, kinds
+        self.injected: Counter[str] = Counter()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._away: set[Instance] = set()
+        self._older: Path | None = None
+
+    async def run(self, seconds: float) -> None:
+        """Inject for this time; at the end everything runs again (if it comes up at all: else ServiceFailed)."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        bag: list[str] = []
+        while loop.time() < end:
+            bag = bag or self.dice.sample(self.kinds, len(self.kinds))
+            kind = bag.pop()
+            self.injected[kind] += 1
+            await getattr(self, "_" + kind.replace(" ", "_"))()
+            await asyncio.sleep(self.dice.uniform(0.1, 1.0))
+        if self._restarts:
+            await asyncio.gather(*self._restarts)
+
+    def _present(self) -> Instance | None:
+        present = [instance for instance in self.system.instances if instance not in self._away]
+        return self.dice.choice(present) if len(present) > 1 else None
+
+    async def _kill(self) -> None:
+        instance = self._present()
+        if instance is None:
+            return
+        self._away.add(instance)
+        await asyncio.to_thread(instance.kill)
+        task = asyncio.create_task(self._restart(instance))
+        self._restarts.add(task)
+
+    async def _restart(self, instance: Instance) -> None:
+        await asyncio.to_thread(instance.start, 90.0)
+        self._away.discard(instance)
+
+    async def _stop(self) -> None:
+        instance = self._present()
+        if instance is None:
+            return
+        self._away.add(instance)
+        await asyncio.to_thread(instance.pause)
+        await asyncio.sleep(LOCK_TTL_MS / 1000 * self.dice.uniform(1.1, 2.5))
+        await asyncio.to_thread(instance.resume)
+        self._away.discard(instance)
+
+    async def _flush(self) -> None:
+        reader, writer = await asyncio.open_connection(HOST, self.system.redis.port)
+        writer.write(b"FLUSHALL\r\n")
+        await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+    async def _redis_empty(self) -> None:
+        await asyncio.to_thread(self._down)
+        shutil.rmtree(self.system.redis.data)
+        await asyncio.to_thread(self.system.redis.start)
+
+    async def _redis_restart(self) -> None:
+        await asyncio.to_thread(self._down)
+        await asyncio.to_thread(self.system.redis.start)
+
+    async def _redis_older(self) -> None:
+        """Back from a file of a second ago: the watermark steps back."""
+        data = self.system.redis.data
+        copy = self.system.redis.folder / "older"
+        shutil.rmtree(copy, ignore_errors=True)
+        await asyncio.to_thread(shutil.copytree, data, copy)
+        await asyncio.sleep(self.dice.uniform(0.3, 1.5))
+        await asyncio.to_thread(self._down)
+        shutil.rmtree(data)
+        await asyncio.to_thread(shutil.move, copy, data)
+        await asyncio.to_thread(self.system.redis.start)
+
+    def _down(self) -> None:
+        if self.dice.random() < 0.5:
+            self.system.redis.kill()
+        else:
+            self.system.redis.stop()
+
+    async def _kafka_pause(self) -> None:
+        await asyncio.to_thread(self.system.kafka.pause)
+        await asyncio.sleep(KAFKA_PAUSE_S)
+        await asyncio.to_thread(self.system.kafka.resume)
+
+    async def _kafka_kill(self) -> None:
+        """Not among the first ones: FAULTS.md, 14."""
+        await asyncio.to_thread(self.system.kafka.kill)
+        await asyncio.to_thread(self.system.kafka.start)

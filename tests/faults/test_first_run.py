@@ -1,0 +1,173 @@
+"""The first fault run, and that it fails when the engine is built wrong.
+
+``HIVEIO_FAULT_SECONDS`` (20) and ``HIVEIO_FAULT_SEED`` set it; ``HIVEIO_FAULT_KINDS`` is a comma list.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.conftest import require
+from tests.faults.chaos import Chaos, System
+from tests.faults.checker import Call, Told, check
+from tests.faults.evidence import gather
+from tests.faults.fold import Finding, Fold, Record
+from tests.faults.http import NotSent
+from tests.faults.workload import HOT, Client, Workload
+from tests.services import ServiceUnavailable
+
+pytestmark = [pytest.mark.fault, pytest.mark.kafka, pytest.mark.redis]
+
+SECONDS = float(os.environ.get("HIVEIO_FAULT_SECONDS", "20"))
+WELL_WITHIN_S = 20.0
+CLIENTS = 64
+
+
+@dataclass
+class Report:
+    """What a run has shown."""
+
+    seed: int
+    findings: list[Finding] = field(default_factory=list)
+    history: list[Call] = field(default_factory=list)
+    other: Counter[str] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
+    records: int = 0
+    voids: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = Counter(str(call.told) for call in self.history)
+        lines = [
+            f"seed {self.seed}: {len(self.history)} requests in {self.seconds:.0f} s: {dict(told)}, {dict(self.other)}",
+            f"  log: {self.records} records, {self.voids} void; faults: {dict(self.injected)}",
+            *(f"  note: {note[:9000]}" for note in self.notes[:20]),
+            f"  findings: {len(self.findings)}, by point {dict(Counter(f.point for f in self.findings))}",
+            *(f"    {str(finding)[:700]}" for finding in self.findings[:40]),
+        ]
+        return "\n".join(lines)
+
+
+def play(
+    seed: int,
+    seconds: float,
+    *,
+    broken: tuple[str, ...] = ("", "", ""),
+    kinds: tuple[str, ...] = Chaos.KINDS,
+    hot: float = 0.6,
+    recover: bool = True,
+) -> Report:
+    """One run: the load and the faults, recovery, the checker."""
+    report = Report(seed)
+    try:
+        with System(f"fault-{seed}", broken) as system:
+            started = time.monotonic()
+            asyncio.run(_load(system, report, seconds, kinds, hot, recover))
+            evidence = gather(system.kafka.brokers, system.redis.url, system.topic, 20 if recover else 3)
+            report.seconds = time.monotonic() - started
+            for number, instance in enumerate(system.instances):
+                report.notes += [f"instance {number}: {line}" for line in instance.faults()[:5]]
+    except ServiceUnavailable as error:
+        require("kafka", error)
+    report.findings += check(evidence, report.history)
+    report.records = len(evidence.log)
+    report.voids = _voids(evidence.log)
+    return report
+
+
+def _voids(log: list[Record]) -> int:
+    fold = Fold()
+    return sum(not fold.take(record) for record in log)
+
+
+async def _load(
+    system: System, report: Report, seconds: float, kinds: tuple[str, ...], hot: float, recover: bool
+) -> None:
+    workload = Workload(system.ports, report.seed, clients=CLIENTS, most=int(3000 * seconds), hot=hot)
+    chaos = Chaos(system, random.Random(report.seed), kinds)
+    report.history, report.other, report.injected = workload.history, workload.sent, chaos.injected
+    clients = asyncio.create_task(workload.run())
+    try:
+        if kinds:
+            await chaos.run(seconds)
+        else:
+            await asyncio.wait([clients], timeout=seconds)
+    finally:
+        workload.stop.set()
+    await clients
+    if recover:
+        await _well_again(system, workload, report)
+
+
+async def _well_again(system: System, workload: Workload, report: Report) -> None:
+    """Every instance becomes ready, and takes a command for every hot aggregate and for one of its own."""
+    until = time.monotonic() + WELL_WITHIN_S
+    for number, instance in enumerate(system.instances):
+        while not await asyncio.to_thread(instance.is_ready):
+            if time.monotonic() > until:
+                report.findings.append(Finding(0, f"instance {number}", f"is not ready again: {instance.why()}"))
+                break
+            await asyncio.sleep(0.05)
+    await asyncio.gather(
+        *[
+            _takes(workload, report, number, name, time.monotonic() + WELL_WITHIN_S)
+            for number in range(len(system.instances))
+            for name in (*HOT, f"Account/last{number}")
+        ]
+    )
+
+
+async def _takes(workload: Workload, report: Report, instance: int, name: str, until: float) -> None:
+    client = Client(workload, 1000, random.Random(instance))
+    kind = "Add" if name.startswith("Tally/") else "Deposit"
+    last: Call | None = None
+    attempt = 0
+    while time.monotonic() < until:
+        attempt += 1
+        marker = f"last-{instance}-{name}-{attempt}"
+        command = {"type": kind, "payload": {"amount": 1, "marker": marker}}
+        try:
+            last = await client.send(marker, name, command, None, None, instance)
+        except NotSent:
+            last = None
+        if last is not None and last.told is Told.ACCEPTED:
+            read = await client.read(name, instance)
+            if read is not None:
+                return
+        await asyncio.sleep(0.1)
+    answer = "nobody listens" if last is None else f"{last.status} {last.answer}"
+    text = f"not well again after the faults, a command and a read; the last command: {answer}"
+    report.findings.append(Finding(0, f"instance {instance} {name}", text))
+
+
+def _seed() -> int:
+    return int(os.environ.get("HIVEIO_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
+
+
+@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.parametrize("locks", ["kept", "bypassed by one"])
+def test_nothing_is_lost(locks: str) -> None:
+    kinds = tuple(os.environ.get("HIVEIO_FAULT_KINDS", ",".join(Chaos.KINDS)).split(","))
+    broken = ("", "", "") if locks == "kept" else ("", "", "lockless")
+    report = play(_seed(), SECONDS if locks == "kept" else SECONDS / 2, broken=broken, kinds=kinds)
+    print(f"\nlocks {locks}, {report}")
+    assert not report.findings, str(report)
+    assert any(call.told is Told.ACCEPTED for call in report.history)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("broken", "kinds"),
+    [("lockless,report", ("stop",)), ("lockless,rule", ("stop",)), ("lockless,apply", ("stop",))],
+    ids=["acknowledges on the delivery report", "skips the rule", "applies without comparing the watermark"],
+)
+def test_the_checker_finds_a_broken_engine(broken: str, kinds: tuple[str, ...]) -> None:
+    report = play(_seed(), 6, broken=(broken,) * 3, kinds=kinds, hot=0.9, recover=False)
+    print(f"\nbuilt wrong ({broken}), {report}")
+    assert report.findings

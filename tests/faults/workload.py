@@ -1,0 +1,230 @@
+"""Many clients at many instances: deposits, withdrawals, transfers, tallies, reads; keys, repeats, If-Match."""
+
+import asyncio
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tests.faults.checker import Call, Told
+from tests.faults.http import Answer, Connection, Lost, NotSent
+
+ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
+PATHS = {"Account": "/accounts/", "Tally": "/tallies/"}
+HOT = ("Account/h0", "Account/h1", "Account/h2", "Tally/t0", "Tally/t1")
+REPEATS = 4  # of a request with a key, at other instances
+
+
+class Workload:
+    """``run`` plays it until ``stop`` is set; ``history`` has every request and its answer."""
+
+    def __init__(
+        self, ports: Sequence[int], seed: int, *, clients: int = 64, most: int = 60_000, hot: float = 0.6
+    ) -> None:
+        self.ports, self.clients, self.most, self.hot = ports, clients, most, hot
+        self.history: list[Call] = []
+        self.sent: Counter[str] = Counter()
+        self.stop = asyncio.Event()
+        self._seed = seed
+        self._versions: dict[str, int] = {}  # as last told to anybody
+        self._answered_keys: list[Call] = []
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self.clients):
+                group.create_task(Client(self, number, random.Random(self._seed * 1000 + number)).run())
+
+    def add(self, call: Call) -> Call:
+        self.history.append(call)
+        if call.told in (Told.ACCEPTED, Told.READ) and call.version is not None:
+            self._versions[call.target] = call.version
+        if call.key and call.told in (Told.ACCEPTED, Told.REFUSED):
+            self._answered_keys.append(call)
+        return call
+
+    @property
+    def over(self) -> bool:
+        return self.stop.is_set() or len(self.history) >= self.most
+
+    def answered_key(self, dice: random.Random) -> Call | None:
+        """Some command with a key that was answered lately: it may be sent again."""
+        latest = self._answered_keys[-300:]
+        return dice.choice(latest) if latest else None
+
+    def version(self, name: str) -> int:
+        return self._versions.get(name, 0)
+
+
+class Client:
+    """One client, with a connection to each instance."""
+
+    def __init__(self, workload: Workload, number: int, dice: random.Random) -> None:
+        self.workload, self.number, self.dice = workload, number, dice
+        self.connections = [Connection(port) for port in workload.ports]
+        self._count = 0
+
+    async def run(self) -> None:
+        try:
+            while not self.workload.over:
+                await self._step()
+                await asyncio.sleep(self.dice.random() * 0.02)
+        finally:
+            for connection in self.connections:
+                connection.close()
+
+    async def _step(self) -> None:
+        dice = self.dice
+        choice = dice.random()
+        if choice < 0.12:
+            await self.read(self._name(dice.random() < 0.8))
+        elif choice < 0.16 and (old := self.workload.answered_key(dice)) is not None:
+            await self.send(old.marker, old.target, old.command, old.key, old.if_match)
+        else:
+            await self._command()
+
+    def _name(self, account: bool) -> str:
+        kind = "Account" if account else "Tally"
+        if self.dice.random() < self.workload.hot:
+            return self.dice.choice([name for name in HOT if name.startswith(kind)])
+        return f"{kind}/c{self.number}-{self.dice.randrange(3)}"
+
+    async def _command(self) -> None:
+        dice = self.dice
+        self._count += 1
+        marker = f"m{self.number}-{self._count}"
+        name = self._name(dice.random() < 0.75)
+        payload: dict[str, Any] = {"amount": dice.randrange(1, 100), "marker": marker}
+        if name.startswith("Tally/"):
+            kind = "Add"
+            payload["amount"] *= dice.choice((1, 1, -1))
+            payload["parts"] = dice.choice((1, 1, 3))
+        else:
+            kind = dice.choice(("Deposit", "Deposit", "Withdraw", "Transfer", "Transfer"))
+            if kind == "Transfer":
+                others = [other for other in HOT if other.startswith("Account/") and other != name]
+                others += [f"Account/c{self.number}-3"]
+                payload["to"] = dice.choice(others).partition("/")[2]
+        key = f"k-{marker}" if dice.random() < 0.4 else None
+        if_match = self.workload.version(name) if dice.random() < 0.05 else None
+        command = {"type": kind, "payload": payload, "meta": {"client": self.number}}
+        call = await self.send(marker, name, command, key, if_match)
+        for _ in range(REPEATS):
+            if key is None or call is None or self.workload.stop.is_set():
+                return
+            if call.told not in (Told.UNKNOWN, Told.IN_WORK, Told.NOT_EXECUTED):
+                return
+            await asyncio.sleep(dice.random() * 0.3)
+            call = await self.send(marker, name, command, key, if_match)
+
+    async def send(
+        self,
+        marker: str,
+        name: str,
+        command: dict[str, Any] | None,
+        key: str | None,
+        if_match: int | None,
+        instance: int | None = None,
+    ) -> Call | None:
+        """One POST, on record. None if nobody listened."""
+        instance = self.dice.randrange(len(self.connections)) if instance is None else instance
+        headers = {"Idempotency-Key": key} if key else {}
+        if if_match is not None:
+            headers["If-Match"] = f'"{if_match}"'
+        called = time.monotonic()
+        call = Call(marker, name, called, 0, Told.UNKNOWN, 0, command, key=key, if_match=if_match, instance=instance)
+        kind, _, id = name.partition("/")
+        try:
+            answer = await self.connections[instance].request("POST", PATHS[kind] + id, command, headers)
+        except NotSent:
+            self.workload.sent["nobody listens"] += 1
+            await asyncio.sleep(0.05)
+            return None
+        except Lost as lost:
+            call.answer = str(lost)
+            answer = None
+        call.answered = time.monotonic()
+        if answer is not None:
+            self._told(call, answer)
+        self.workload.add(call)
+        if call.status == 504 and self.dice.random() < 0.5 and isinstance(call.answer, dict):
+            await self._ask(call)
+        return call
+
+    def _told(self, call: Call, answer: Answer) -> None:
+        call.status, call.answer = answer.status, answer.value
+        detail = call.answer.get("detail", "") if isinstance(call.answer, dict) else ""
+        if answer.status not in ALLOWED:
+            call.told = Told.WRONG
+        elif answer.status == 200:
+            call.told = Told.ACCEPTED
+            call.version = _version(answer)
+            position = answer.headers.get("hive-position", "").rpartition("/")[2]
+            call.position = int(position) if position.isdigit() else None
+        elif answer.status in (412, 422):
+            right = ("overdrawn", "below zero", "to itself") if answer.status == 422 else (detail,)
+            call.told = Told.REFUSED if detail in right else Told.WRONG
+        elif answer.status == 409:
+            call.told = Told.IN_WORK if "is in work" in detail else Told.CONFLICT
+        elif answer.status in (503, 429):
+            call.told = Told.NOT_EXECUTED
+        elif answer.status == 404:
+            call.told = Told.WRONG
+
+    async def _ask(self, call: Call) -> None:
+        """What became of it: GET /transactions/{id}, at another instance."""
+        token = call.answer.get("transaction")
+        if not token:
+            return
+        instance = self.dice.randrange(len(self.connections))
+        called = time.monotonic()
+        try:
+            answer = await self.connections[instance].request("GET", f"/transactions/{token}")
+        except (NotSent, Lost):
+            return
+        told = Call(
+            call.marker, call.target, called, time.monotonic(), Told.UNKNOWN, answer.status, call.command,
+            key=call.key, if_match=call.if_match, instance=instance, answer=answer.value,
+        )  # fmt: skip
+        if answer.status == 200:
+            outcome = answer.value["outcome"]
+            told.told = {"accepted": Told.ACCEPTED, "refused": Told.REFUSED, "closed": Told.CONFLICT}[outcome]
+            if outcome == "accepted":
+                told.version, told.answer = answer.value["version"], answer.value["value"]
+                told.position = int(answer.value["position"].rpartition("/")[2])
+            elif outcome == "refused":
+                told.status = answer.value["problem"]["status"]
+        elif answer.status not in (503, 504):
+            told.told = Told.WRONG
+        self.workload.sent[f"asked: {told.told}"] += 1
+        self.workload.add(told)
+
+    async def read(self, name: str, instance: int | None = None) -> Call | None:
+        instance = self.dice.randrange(len(self.connections)) if instance is None else instance
+        kind, _, id = name.partition("/")
+        called = time.monotonic()
+        try:
+            answer = await self.connections[instance].request("GET", PATHS[kind] + id)
+        except NotSent:
+            await asyncio.sleep(0.05)
+            return None
+        except Lost:
+            return None
+        call = Call("", name, called, time.monotonic(), Told.READ, answer.status, instance=instance)
+        if answer.status == 200:
+            call.version, call.answer = _version(answer), answer.value.get("payload")
+        elif answer.status == 404:
+            call.version = 0
+        elif answer.status in (503, 504):
+            detail = answer.value.get("detail", "") if isinstance(answer.value, dict) else ""
+            self.workload.sent[f"read: {answer.status} {re.sub('[0-9]+', '#', detail)[:150]}"] += 1
+            return None
+        else:
+            call.told, call.answer = Told.WRONG, answer.value
+        return self.workload.add(call)
+
+
+def _version(answer: Answer) -> int | None:
+    tag = answer.headers.get("etag", "").strip('"')
+    return int(tag) if tag.isdigit() else None

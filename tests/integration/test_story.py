@@ -1,0 +1,125 @@
+"""`make run`: the story itself, as a person starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from examples.bank.story import STEPS
+from tests.conftest import require
+from tests.process import ROOT, wait_until
+from tests.services import ServiceUnavailable, kafka_home
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(180, func_only=True)]
+WRONG = """
+import sys
+from examples.bank.story import STEPS, Step, main
+
+def wrong(scene):
+    answer = scene.send("base", "GET", "/quotes/10000")
+    scene.expect("it is free of charge", 0, answer.body["payload"]["fee"])
+
+def broken(scene):
+    scene.send("base", "GET", "/quotes/10000").body["nothing"]
+
+steps = [STEPS[0], Step("A wish", wrong), Step("A mistake", broken), STEPS[1]]
+sys.exit(main(["--once"], steps))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jars() -> None:
+    try:
+        kafka_home()
+    except ServiceUnavailable as error:
+        require("kafka", error)
+
+
+@pytest.fixture
+def leftovers(tmp_path: Path) -> Iterator[Path]:
+    """A folder for all temporary files of a story, which must be empty afterwards, and no process left in it."""
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+    assert [
+        p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("TMPDIR") == str(tmp_path)
+    ] == []
+
+
+def story(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and text; nothing on stderr, and no control codes where nobody looks."""
+    text, errors = process.communicate(timeout=120)
+    assert errors == "", text
+    assert "\x1b" not in text
+    return process.returncode, text
+
+
+def test_every_step_comes_out_right(leftovers: Path) -> None:
+    code, text = ended(story(["-m", "examples.bank.story", "--once"], leftovers))
+    assert code == 0, text
+    for number, step in enumerate(STEPS, 1):
+        assert re.search(rf"^ {number}  {re.escape(step.title)} ", text, re.MULTILINE)
+    assert f"All {len(STEPS)} steps came out right" in text
+    assert "✗" not in text
+    for seen in (
+        "request POST /accounts/ada",
+        "200 OK",
+        "bank.transactions/0/1  accepted",
+        "AccountActor/ada v1",
+        "FLUSHALL",
+    ):
+        assert seen in text
+
+
+def test_a_step_that_comes_out_wrong_is_named(leftovers: Path) -> None:
+    code, text = ended(story(["-c", WRONG], leftovers))
+    assert code == 1, text
+    told = text.partition("Not everything came out right")[2]
+    assert "✗ 2 A wish: it is free of charge" in told
+    assert "✗ 3 A mistake: KeyError: 'nothing'" in told
+    assert "✗ 4" not in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_keeps_running_until_it_is_told_to_end(leftovers: Path, number: signal.Signals) -> None:
+    process = story(["-c", "import sys; from examples.bank.story import *; sys.exit(main([], STEPS[:1]))"], leftovers)
+    try:
+        lines: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if "Everything keeps running" in line:
+                break
+        assert any("curl -i 'http://" in line and "content-type: application/json" in line for line in lines)
+        process.send_signal(number)
+        code, _ = ended(process)
+        assert code == 0
+    finally:
+        process.kill()
+
+
+def test_it_can_be_ended_while_it_starts(leftovers: Path) -> None:
+    process = story(["-m", "examples.bank.story"], leftovers)
+    try:
+        wait_until(lambda: list(leftovers.glob("hiveio-kafka*")), 20, "the start of Kafka")
+        process.send_signal(signal.SIGINT)
+        code, _ = ended(process)
+        assert code == 130
+    finally:
+        process.kill()

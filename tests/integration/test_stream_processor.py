@@ -1,0 +1,308 @@
+"""hiveio/stream-processor as a real process, on real Kafka and Redis: what goes wrong from outside, and well again."""
+
+import concurrent.futures
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import httpx
+import pytest
+import redis as redis_client
+
+from tests.process import Role, wait_until
+from tests.services import Kafka, Redis
+
+ACTOR = """
+from typing import Annotated
+from msgspec import Meta
+from hiveio import Actor, Command, Event, Model, Rejected
+
+class Open(Command):
+    owner: str
+class Deposit(Command):
+    amount: Annotated[int, Meta(gt=0)]
+class Break(Command):
+    how: str
+class Opened(Event):
+    owner: str
+class Deposited(Event):
+    amount: int
+class Account(Model):
+    owner: str
+    balance: int = 0
+
+class AccountActor(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, account: Account | None, command: Open | Deposit | Break) -> Opened | Deposited | None:
+        match command:
+            case Open(owner=owner):
+                if account:
+                    raise Rejected("this account is open already")
+                return Opened(owner)
+            case Deposit(amount=amount):
+                if not account:
+                    raise Rejected("no such account")
+                return Deposited(amount)
+            case Break(how="wrong type"):
+                return Deposited("five")
+            case Break(how="no event"):
+                return 5
+            case Break(how="raises"):
+                raise KeyError("a secret")
+            case Break(how="too large"):
+                return Opened("x" * 2_000_000)
+            case _:
+                return None
+
+    def replay(self, account: Account | None, event: Opened | Deposited) -> Account:
+        match event:
+            case Opened(owner=owner):
+                return Account(owner)
+            case Deposited(amount=amount):
+                return Account(account.owner, account.balance + amount)
+"""
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("actor")
+    (folder / "accounts.py").write_text(ACTOR)
+    return folder
+
+
+def start(actors: Path, kafka: Kafka, redis: Redis, topic: str, **environ: str) -> Role:
+    settings = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic} | environ
+    return Role("stream-processor", settings, actor_path=actors, module="accounts")
+
+
+@pytest.fixture
+def role(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Iterator[Role]:
+    with start(actors, kafka, redis, topic) as role:
+        yield role
+
+
+def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, **payload: Any) -> httpx.Response:
+    body = {"type": type, "payload": payload}
+    return httpx.post(f"{role.url}/accounts/{id}", json=body, headers=headers, timeout=30)
+
+
+def balance(role: Role, id: str) -> int:
+    answer = httpx.get(f"{role.url}/accounts/{id}", timeout=30)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["payload"]["balance"])
+
+
+def read_all(brokers: str, topic: str, partition: int = 0) -> list[confluent_kafka.Message]:
+    """Everything that truly stands in a partition, by a client of its own."""
+    consumer = confluent_kafka.Consumer(
+        {"bootstrap.servers": brokers, "group.id": "checker", "enable.auto.commit": False}
+    )
+    at = confluent_kafka.TopicPartition(topic, partition, 0)
+    _, end = consumer.get_watermark_offsets(at, timeout=10)
+    consumer.assign([at])
+    found: list[confluent_kafka.Message] = []
+    while len(found) < end:
+        message = consumer.poll(10)
+        assert message is not None
+        assert message.error() is None
+        found.append(message)
+    consumer.close()
+    return found
+
+
+BAD = [
+    (b"{", 400, None),
+    (b"\xff\xfe", 400, None),
+    (b'{"type":"Open","payload":{"owner":"\xff"}}', 400, None),
+    (b"[" * 100_000, 422, ""),
+    (b'{"type":"Open","payload":' + b"[" * 100_000, 422, "/payload"),
+    (b'{"type":"Open","meta":' + b"[" * 100_000, 400, None),
+    (b'{"type":"Close"}', 422, "/type"),
+    (b'{"payload":{}}', 422, "/type"),
+    (b'{"type":"Open"}', 422, "/payload/owner"),
+    (b'{"type":"Open","payload":{"owner":"x","more":1}}', 422, "/payload/more"),
+    (b'{"type":"Deposit","payload":{"amount":0}}', 422, "/payload/amount"),
+    (b'{"type":"Open","payload":{"owner":"x"},"meta":5}', 422, "/meta"),
+    (b'{"type":"Open","payload":{"owner":"' + b"x" * (1 << 20) + b'"}}', 413, None),
+]
+
+
+def test_bad_input_is_a_problem_of_its_own_and_the_service_is_well_afterwards(role: Role) -> None:
+    for body, status, pointer in BAD:
+        answer = httpx.post(f"{role.url}/accounts/ada", content=body, headers=JSON)
+        shown = (body[:60], answer.status_code, answer.text[:200])
+        assert answer.status_code == status, shown
+        assert answer.headers["content-type"] == "application/problem+json", shown
+        assert answer.json().get("pointer") == pointer, shown
+    assert send(role, "ada", "Open", {"If-Match": "x"}, owner="Ada").status_code == 400
+    assert send(role, "ada", "Open", {"Idempotency-Key": "x" * 256}, owner="Ada").status_code == 400
+    assert httpx.put(f"{role.url}/accounts/ada").status_code == 405
+    assert httpx.get(f"{role.url}/transactions/nonsense").status_code == 404
+    assert httpx.get(f"{role.url}/accounts/ada").status_code == 404
+    assert send(role, "ada", "Open", owner="Ada").status_code == 200
+    assert role.complaints() == []
+
+
+def test_a_fault_of_the_actor_never_reaches_the_log(role: Role, kafka: Kafka, topic: str) -> None:
+    assert send(role, "ada", "Open", owner="Ada").status_code == 200
+    for how in ("wrong type", "no event", "raises"):
+        answer = send(role, "ada", "Break", how=how)
+        assert answer.status_code == 500, how
+        assert "secret" not in answer.text
+    assert send(role, "ada", "Break", how="too large").status_code == 413
+    nothing = send(role, "ada", "Break", how="not at all")
+    assert (nothing.status_code, nothing.json()) == (200, None)
+    assert send(role, "ada", "Deposit", amount=5).headers["etag"] == '"2"'
+    records = [json.loads(m.value() or b"") for m in read_all(kafka.brokers, f"{topic}.transactions")]
+    assert [record["kind"] for record in records] == ["format", "commit", "commit"]
+
+
+def test_the_event_topic_has_every_accepted_event_in_order(role: Role, kafka: Kafka, topic: str) -> None:
+    send(role, "ada", "Open", owner="Ada")
+    for amount in range(1, 21):
+        assert send(role, "ada", "Deposit", amount=amount).status_code == 200
+    events = wait_until(lambda: len(found := read_all(kafka.brokers, topic)) == 21 and found, what="21 events")
+    previous = None
+    for version, message in enumerate(events, 1):
+        headers = {name: bytes(value).decode() for name, value in message.headers()}
+        assert message.key() == b"ada"
+        assert headers["hive-actor"] == "AccountActor"
+        assert headers["hive-version"] == str(version)
+        assert headers["content-type"] == "application/json"
+        assert headers.get("hive-previous") == previous
+        previous = headers["hive-position"]
+        assert previous == f"0:{version}:0"
+    assert json.loads(events[20].value() or b"") == {"type": "Deposited", "payload": {"amount": 20}}
+
+
+def test_the_cache_is_emptied_at_work_and_nothing_is_lost(role: Role, redis: Redis) -> None:
+    send(role, "ada", "Open", owner="Ada")
+    keyed = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
+    for _ in range(5):
+        with redis_client.Redis.from_url(redis.url) as client:
+            client.flushall()
+        answers = [send(role, "ada", "Deposit", amount=1) for _ in range(3)]
+        accepted = sum(answer.status_code == 200 for answer in answers)
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        role.ready()
+        before = balance(role, "ada")
+        assert before >= 5 + accepted
+    again = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
+    assert (again.status_code, again.text, again.headers["etag"]) == (200, keyed.text, keyed.headers["etag"])
+    assert balance(role, "ada") == before
+
+
+def test_an_idempotency_key_is_known_to_every_instance_and_after_a_restart(
+    actors: Path, kafka: Kafka, redis: Redis, topic: str
+) -> None:
+    key = {"Idempotency-Key": '"once"'}
+    with start(actors, kafka, redis, topic) as a, start(actors, kafka, redis, topic) as b:
+        assert send(a, "ada", "Open", owner="Ada").status_code == 200
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a storm of one key on both
+            storm = list(pool.map(lambda n: send((a, b)[n % 2], "ada", "Deposit", key, amount=5), range(32)))
+        assert {answer.status_code for answer in storm} <= {200, 409}
+        bodies = {(r.text, r.headers["etag"], r.headers["hive-position"]) for r in storm if r.status_code == 200}
+        assert len(bodies) == 1
+        assert send(b, "ada", "Deposit", key, amount=6).status_code == 422
+        assert balance(b, "ada") == 5
+    with start(actors, kafka, redis, topic) as c:
+        again = send(c, "ada", "Deposit", key, amount=5)
+        assert (again.text, again.headers["etag"], again.headers["hive-position"]) in bodies
+        assert balance(c, "ada") == 5
+
+
+def test_sigterm_under_load_loses_nothing_that_was_answered(
+    actors: Path, kafka: Kafka, redis: Redis, topic: str
+) -> None:
+    accepted = 0
+
+    def deposit(role: Role) -> bool:
+        try:
+            return send(role, "ada", "Deposit", amount=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with start(actors, kafka, redis, topic, CLUSTER_SIZE="2") as role:
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            answers = [pool.submit(deposit, role) for _ in range(200)]
+            wait_until(lambda: sum(answer.done() for answer in answers) > 50)
+            role.terminate(signal.SIGTERM)
+            accepted = sum(answer.result() for answer in answers)
+        assert role.ended(25) == 0
+        assert role.complaints() == []
+    with start(actors, kafka, redis, topic) as role:
+        assert accepted > 50
+        assert balance(role, "ada") == accepted
+        events = wait_until(lambda: len(found := read_all(kafka.brokers, topic)) == accepted + 1 and found)
+        assert len(events) == accepted + 1
+
+
+def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(actors: Path, topic: str) -> None:
+    with Kafka() as kafka, Redis() as redis, start(actors, kafka, redis, topic, REQUEST_TIMEOUT="1500") as role:
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        kafka.pause()
+        try:
+            unknown = send(role, "ada", "Deposit", amount=5)
+        finally:
+            kafka.resume()
+        assert unknown.status_code == 504, unknown.text
+        asked = httpx.get(f"{role.url}/transactions/{unknown.json()['transaction']}", timeout=30)
+        assert asked.status_code == 200, asked.text
+        assert asked.json()["outcome"] in ("accepted", "closed")
+        assert balance(role, "ada") == (5 if asked.json()["outcome"] == "accepted" else 0)
+        wait_until(lambda: send(role, "ada", "Deposit", amount=1).status_code == 200, what="well again")
+
+
+def test_three_lock_nodes_one_of_them_away(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
+    with Redis() as one, Redis() as two, Redis() as three:
+        urls = ",".join(node.url for node in (one, two, three))
+        with start(actors, kafka, redis, topic, LOCK_URLS=urls) as role:
+            assert send(role, "ada", "Open", owner="Ada").status_code == 200
+            three.kill()
+            assert send(role, "ada", "Deposit", amount=5).status_code == 200
+            two.kill()
+            refused = send(role, "ada", "Deposit", amount=5)
+            assert refused.status_code == 503, refused.text
+            assert str(two.port) in refused.json()["detail"]
+            assert "retry-after" in refused.headers
+            two.start()
+            assert send(role, "ada", "Deposit", amount=5).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "line"),
+    [
+        ({"CACHE_URL": ""}, 2, "CACHE_URL is not set"),
+        ({"EVENT_STORE_TOPIC": ""}, 2, "EVENT_STORE_TOPIC is not set"),
+        ({"EVENT_STORE_PARTITIONS": "3"}, 20, "set EVENT_STORE_PARTITIONS=1"),
+        ({"IDEMPOTENCY_COUNT": "5"}, 20, "was made with"),
+        ({"LOCK_TTL": "soon"}, 2, "LOCK_TTL='soon' is wrong: it takes a whole number"),
+    ],
+)
+def test_a_start_that_would_be_unsafe_ends_with_one_line(
+    actors: Path, kafka: Kafka, redis: Redis, environ: dict[str, str], code: int, line: str
+) -> None:
+    topic = "test-started"
+    with start(actors, kafka, redis, topic):
+        pass
+    role = start(actors, kafka, redis, topic, **environ)
+    role.wait = False
+    with role:
+        assert role.ended(30) == code, role.text()
+    assert line in role.text()
+    assert len(role.errors) == 1, role.text()
+
+
+def test_a_redis_that_may_evict_is_refused(actors: Path, kafka: Kafka, topic: str) -> None:
+    with Redis(options={"maxmemory-policy": "allkeys-lru"}) as redis:
+        role = start(actors, kafka, redis, topic)
+        role.wait = False
+        with role:
+            assert role.ended(30) == 20
+        assert "set maxmemory-policy noeviction" in role.text()

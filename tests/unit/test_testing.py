@@ -1,0 +1,312 @@
+"""hiveio.testing finds what is wrong with an actor, and says it clearly."""
+
+import asyncio
+import base64
+import itertools
+import json
+from typing import Annotated, Any
+
+import pytest
+from msgspec import Meta
+
+from hiveio import Actor, Command, Context, Event, Model, Query, Rejected, Transaction
+from hiveio.config import Settings
+from hiveio.errors import Conflict, NotFound, SeveralScopes
+from hiveio.testing import Service, given
+from hiveio.transaction.record import Commit, Format
+from hiveio.transaction.rule import scope_of
+
+
+class Add(Command):
+    amount: Annotated[int, Meta(gt=0)]
+
+
+class Both(Command):
+    other: str
+
+
+class Nothing(Command):
+    pass
+
+
+class Fault(Command):
+    pass
+
+
+class Added(Event):
+    amount: int
+
+
+class Sum(Model):
+    total: int = 0
+    parts: list[int] = []  # noqa: RUF012 - msgspec copies it
+
+
+class Counter(Actor):
+    path = "/counters/{id}"
+
+    async def perform(
+        self, state: Sum | None, command: Add | Both | Nothing | Fault, context: Context, tx: Transaction
+    ) -> Added | list[Added] | None:
+        match command:
+            case Add(amount):
+                if (state.total if state else 0) + amount > 100:
+                    raise Rejected("too much", limit=100)
+                return Added(amount)
+            case Both(other):
+                await tx.get(Counter, other)
+                tx.emit(Counter, other, Added(2))
+                return [Added(1), Added(1)]
+            case Fault():
+                raise KeyError("a fault")
+        return None
+
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        state = state or Sum()
+        return Sum(state.total + event.amount, [*state.parts, event.amount])
+
+
+class Sloppy(Counter):
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        state = state or Sum()
+        state.parts.append(event.amount)
+        return Sum(state.total + event.amount, state.parts)
+
+
+class Fickle(Counter):
+    calls = itertools.count()
+
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        return Sum(next(self.calls))
+
+
+class Wrong(Counter):
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        return Sum("five")  # type: ignore[arg-type]
+
+
+class Raising(Counter):
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        raise ValueError("cannot")
+
+
+class Total(Query):
+    path = "/totals/{name}"
+    name: str
+    least: int = 0
+    tags: list[str] = []  # noqa: RUF012 - msgspec copies it
+
+
+class Projection(Actor):
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+
+    async def start(self) -> None:
+        assert not self.totals
+        await asyncio.sleep(0)
+
+    def perform(self, message: Added | Total, context: Context) -> dict[str, Any] | None:
+        match message:
+            case Added(amount):
+                assert context.id is not None
+                self.totals[context.id] = self.totals.get(context.id, 0) + amount
+                return None
+            case Total(name, least, tags):
+                if name not in self.totals:
+                    raise Rejected("never heard of it")
+                return {"total": max(self.totals[name], least), "tags": tags}
+
+
+class Door(Actor):
+    path = "/door"
+
+    def perform(self, message: Add) -> Added:
+        return Added(message.amount)
+
+
+# -- given, when, then
+
+
+def test_what_was_given_is_folded_and_decided_on() -> None:
+    given(Counter, Added(1), Added(2)).when(Add(3)).then(Added(3)).then_state(Sum(6, [1, 2, 3]))
+    given(Counter).when(Add(3)).then(Added(3)).then_state(Sum(3, [3]))
+
+
+def test_one_when_follows_another() -> None:
+    scenario = given(Counter).when(Add(60)).when(Add(30)).then(Added(30)).then_state(Sum(90, [60, 30]))
+    scenario.when(Add(20)).then_rejected("too much", limit=100).then_state(Sum(90, [60, 30]))
+
+
+def test_nothing_may_be_written() -> None:
+    given(Counter, Added(1)).when(Nothing()).then().then_state(Sum(1, [1]))
+
+
+def test_other_aggregates() -> None:
+    both = given(Counter, Added(1)).and_given(Counter, "2", Added(5)).when(Both("2"))
+    both.then(Added(1), Added(1)).then_emitted(Counter, "2", Added(2)).then_emitted(Counter, "3")
+    both.then_state(Sum(3, [1, 1, 1])).then_state(Sum(7, [5, 2]), Counter, "2").then_state(None, Counter, "3")
+
+
+def test_keys_and_versions() -> None:
+    scenario = given(Counter, Added(1)).when(Add(1), key="k", if_match=1).then(Added(1))
+    scenario.when(Add(1), key="k").then(Added(1)).then_state(Sum(2, [1, 1]))
+    scenario.when(Add(2), key="k").then_problem(422, "another body")
+    scenario.when(Add(1), if_match=7).then_problem(412)
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (
+            lambda s: s.then(Added(4)),
+            r"(?s)Counter/1 when Add.*expected events \[Added\(amount=4\)\].*found .*amount=3",
+        ),
+        (lambda s: s.then(), "expected events"),
+        (lambda s: s.then_state(Sum(9)), "expected state of Counter/1"),
+        (lambda s: s.then_rejected("no"), "expected Rejected"),
+        (lambda s: s.then_emitted(Counter, "2", Added(1)), "events of Counter/2"),
+    ],
+)
+def test_a_check_that_fails_says_what_was_found(check: Any, text: str) -> None:
+    with pytest.raises(AssertionError, match=text):
+        check(given(Counter).when(Add(3)))
+
+
+def test_a_refusal_that_was_not_expected_is_told() -> None:
+    refused = given(Counter).when(Add(101))
+    with pytest.raises(AssertionError, match="found    Rejected \\(422\\): too much"):
+        refused.then(Added(101))
+    with pytest.raises(AssertionError, match="expected rejected with 'other'"):
+        refused.then_rejected("other")
+    with pytest.raises(AssertionError, match="limit"):
+        refused.then_rejected("too much", limit=5)
+
+
+def test_a_message_that_does_not_fit_is_refused_as_over_http() -> None:
+    given(Counter).when(Add(0)).then_invalid("/payload/amount").then_problem(422, ">= 1").then_state(None)
+
+
+def test_a_fault_of_the_actor_leaves_when() -> None:
+    with pytest.raises(KeyError, match="a fault"):
+        given(Counter).when(Fault())
+
+
+# -- what is wrong with replay
+
+
+@pytest.mark.parametrize(
+    ("actor", "text"),
+    [(Sloppy, "Sloppy.replay changes its arguments"), (Fickle, "Fickle.replay is not deterministic")],
+)
+@pytest.mark.parametrize("events", [(), (Added(1), Added(2))])
+def test_a_replay_that_is_no_pure_function_is_found(actor: type[Actor], text: str, events: tuple[Event, ...]) -> None:
+    with pytest.raises(AssertionError, match=text):
+        given(actor, *events).when(Add(1)).when(Add(1))
+
+
+def test_a_state_of_the_wrong_type_is_found() -> None:
+    with pytest.raises(Exception, match="Expected `int`, got `str`"):
+        given(Wrong).when(Add(1))
+
+
+def test_a_replay_that_raises_is_told() -> None:
+    with pytest.raises(AssertionError, match="Raising/1 cannot be folded: ValueError: cannot"):
+        given(Raising, Added(1)).when(Add(1))
+
+
+def test_an_event_that_is_not_the_actors_cannot_be_given() -> None:
+    class Other(Event):
+        pass
+
+    with pytest.raises(TypeError, match="none of its events"):
+        given(Counter, Other())
+
+
+def test_an_event_that_would_not_be_read_from_the_log_cannot_be_given() -> None:
+    with pytest.raises(AssertionError, match="would not be read from the log"):
+        given(Counter, Added("five"))  # type: ignore[arg-type]
+
+
+# -- actors without a state
+
+
+def test_a_projection_hears_events_and_answers_queries() -> None:
+    heard = given(Projection, Added(1), Added(2), id="a").and_given(Projection, "b", Added(5))
+    heard.when(Total("a")).then_reply({"total": 3, "tags": []})
+    heard.when(Total("b", least=9, tags=["x", "y z"])).then_reply({"total": 9, "tags": ["x", "y z"]})
+    heard.when(Added(4), id="a").then_reply(None).when(Total("a")).then_reply({"total": 7, "tags": []})
+    heard.when(Total("c")).then_rejected("never heard")
+
+
+def test_an_actor_at_the_door() -> None:
+    given(Door).when(Add(5)).then(Added(5)).then_reply(Added(5))
+    given(Door).when(Add(-5)).then_invalid("/payload/amount")
+
+
+# -- the service
+
+
+async def test_a_service_answers_reads_and_shows_its_log() -> None:
+    async with Service(Counter) as service:
+        answer = await service.submit(Counter, "a", Add(3), key="k", meta={"from": "here"})
+        assert (answer.events, answer.version, answer.position) == ([Added(3)], 1, "memory.transactions/0/1")
+        assert await service.read(Counter, "a") == (Sum(3, [3]), 1)
+        assert await service.read(Counter, "b") == (None, 0)
+        with pytest.raises(Rejected, match="too much"):
+            await service.submit(Counter, "a", Add(99))
+        form, record = service.records()
+        assert isinstance(form.record, Format)
+        assert isinstance(record.record, Commit)
+        assert (record.offset, record.verdict, record.record.keyed) == (1, True, True)
+        assert b'"from":"here"' in bytes(record.record.writes[0].events[0])
+
+
+async def test_commands_at_once_lose_nothing() -> None:
+    async with Service(Counter) as service:
+        answers = await asyncio.gather(*(service.submit(Counter, "a", Add(1)) for _ in range(100)))
+        assert sorted(answer.version or 0 for answer in answers) == list(range(1, 101))
+        assert (await service.read(Counter, "a"))[0].total == 100
+
+
+async def test_instances_share_log_and_cache() -> None:
+    async with Service(Counter) as one, Service(Counter, log=one.log, cache=one.cache) as two:
+        services = (one, two)
+        answers = await asyncio.gather(*(services[n % 2].submit(Counter, "a", Add(1)) for n in range(40)))
+        assert sorted(answer.version or 0 for answer in answers) == list(range(1, 41))
+        for service in services:
+            assert (await service.read(Counter, "a"))[1] == 40
+        assert all(logged.verdict for logged in one.records())
+
+
+async def test_a_lost_cache_and_a_new_instance_fold_the_log() -> None:
+    async with Service(Counter) as service:
+        await service.submit(Counter, "a", Add(3), key="k")
+        service.lose_cache()
+        await asyncio.sleep(0.05)
+        assert await service.read(Counter, "a") == (Sum(3, [3]), 1)
+    async with Service(Counter, log=service.log) as fresh:
+        assert await fresh.read(Counter, "a") == (Sum(3, [3]), 1)
+        again = await fresh.submit(Counter, "a", Add(3), key="k")
+        assert (again.version, len(fresh.records())) == (1, 2)
+
+
+async def test_an_outcome_is_told_and_closes_what_was_not_executed() -> None:
+    async with Service(Counter) as service:
+        await service.submit(Counter, "a", Add(3), key="k")
+        assert (await service.outcome(_token("a", "k")))["outcome"] == "accepted"
+        assert (await service.outcome(_token("a", "other")))["outcome"] == "closed"
+        with pytest.raises(Conflict):
+            await service.submit(Counter, "a", Add(3), key="other")
+        with pytest.raises(NotFound):
+            await service.outcome("nonsense")
+
+
+async def test_a_transaction_over_two_scopes_is_refused() -> None:
+    async with Service(Counter, settings=Settings(partitions=4)) as service:
+        other = next(id for id in map(str, range(100)) if scope_of(id, 4) != scope_of("a", 4))
+        with pytest.raises(SeveralScopes, match="scope"):
+            await service.submit(Counter, "a", Both(other))
+
+
+def _token(id: str, key: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps(["Counter", id, key, True]).encode()).rstrip(b"=").decode()
