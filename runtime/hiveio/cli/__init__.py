@@ -1,7 +1,7 @@
 """``hiveio …``: the command-line tool, in the images and in ``.venv``.
 
-Each command is a module of this package with ``configure(parser)``, which declares its arguments, and ``run(arguments)``,
-which gives the exit code. Only the module of the command that is called is imported.
+Each command is a module of this package with ``configure(parser)``, which declares its arguments, and
+``run(arguments)``, which gives the exit code. Only the module of the command that is called is imported.
 """
 
 import argparse
@@ -16,7 +16,7 @@ COMMANDS: dict[str, str] = {}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0 done, 1 it found something wrong, 2 wrong usage, else that of a Stop."""
+    """Run one command. Its exit code: 0 done, 1 it found something wrong, 2 wrong usage, else that of a Stop."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="hiveio", description="The command-line tool of hiveio.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
