@@ -12,7 +12,7 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.envelope import encode_json
-from hiveio.errors import Corrupt, HiveError
+from hiveio.errors import Corrupt, HiveError, Problem
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.rule import Known
 
@@ -90,8 +90,12 @@ class View:
         contract = self._contract(name)
         state, replay = entry.state, contract.replay
         assert replay is not None
-        for event in events:
-            state = replay(state, contract.event_codec.decode(event)[0])
+        try:
+            for event in events:
+                state = replay(state, contract.event_codec.decode(event)[0])
+        except Problem as problem:
+            # Not the client's fault: the events came from perform, and replay never refuses.
+            raise TypeError(f"{name}: an event cannot be folded: {problem}") from problem
         # Decoded again: a field that was given the wrong type is found before it reaches the log.
         snapshot = encode_json(state)
         return contract.model_decoder.decode(snapshot), snapshot
