@@ -65,6 +65,10 @@ format: $(READY) ## Put the code in form
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+.PHONY: docs
+docs: $(READY) ## Write the table of settings into the README
+	@$(BIN)/python -m tests.readme
+
 .PHONY: lock
 lock: $(READY) ## Write requirements.lock from requirements.in
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
