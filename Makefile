@@ -54,6 +54,13 @@ fault: $(READY) ## Kill, pause and cut things under load, and check what is left
 bench: $(READY) ## Benchmarks
 	@$(BIN)/python -m tests.bench
 
+# A file outside of this folder has to be allowed by name.
+BAKE := docker buildx bake $(if $(PIP_CERT),--allow=fs.read=$(PIP_CERT))
+
+.PHONY: images
+images: ## The four images, and the bank's on top of them (PIP_INDEX_URL, PIP_CERT as for pip)
+	@$(BAKE) default example
+
 .PHONY: lint
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check
@@ -73,6 +80,11 @@ docs: $(READY) ## Write the table of settings into the README
 lock: $(READY) ## Write requirements.lock from requirements.in
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
 		requirements.in -o requirements.lock
+	@$(SAY) "the part of it that the images install, and what their build needs"
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+		-c requirements.lock runtime/pyproject.toml -o runtime/requirements.lock
+	@printf 'flit-core\nsetuptools\nwheel\n' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \
+		--no-annotate --python-version 3.11 -c requirements.lock - -o runtime/build.lock
 	@$(DONE) "requirements.lock; make setup installs it"
 
 .PHONY: clean

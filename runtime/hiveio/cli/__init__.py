@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from hiveio.errors import HiveError, Stop
 
 # command → what it does, as one line of `hiveio --help`
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "health": "ask the service in this container whether it is alive",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,0 +1,3 @@
+FROM hiveio/producer
+COPY __init__.py visits.py /actor/bank/
+ENV ACTOR_MODULE=bank.visits
