@@ -8,6 +8,7 @@ with Role("base", {"REQUEST_TIMEOUT": "500"}, module="accounts", actor_path=fold
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -62,6 +63,8 @@ class Role:
             "PORT": "0",
             **(environ or {}),
         }
+        self.secure = self.environ.get("SECURE") == "true"
+        self.trust: ssl.SSLContext | bool = True  # what a client of ours checks the certificate against
         self.lines: list[str] = []  # of stdout
         self.errors: list[str] = []  # of stderr
 
@@ -107,7 +110,7 @@ class Role:
         if not self.port:
             return False
         try:
-            return httpx.get(self.url + "/readyz", timeout=5).status_code == 200
+            return httpx.get(self.url + "/readyz", timeout=5, verify=self.trust).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -165,7 +168,7 @@ class Role:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.secure else 'http'}://127.0.0.1:{self.port}"
 
     def logs(self, message: str | None = None) -> list[dict[str, Any]]:
         """The log lines so far, decoded; only those with this message. Raises if one is not JSON."""

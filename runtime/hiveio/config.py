@@ -9,7 +9,7 @@ from typing import Any
 from hiveio.errors import ConfigError
 
 # Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
-_UNSUPPORTED = re.compile(r"(SECURE|SSL_CERT|SSL_KEY|PRODUCER_ACK|TELEMETRY\w*)$")
+_UNSUPPORTED = re.compile(r"(PRODUCER_ACK|TELEMETRY\w*)$")
 # What Kubernetes and container links set for a service that happens to be named kafka.
 _LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
 
@@ -90,11 +90,9 @@ def _redis_urls(text: str) -> tuple[str, ...]:
     return tuple(_redis_url(url.strip()) for url in text.split(","))
 
 
-def _one(text: str) -> int:
+def _http_version(text: str) -> int:
     """1"""
-    if text != "1":
-        raise ValueError
-    return 1
+    return {"1": 1, "1.1": 1}[text]
 
 
 def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
@@ -113,7 +111,10 @@ class Settings:
     actor_path: str = setting("ACTOR_PATH", "/actor", _text, "the folder from which the actor is loaded")
     port: int = setting("PORT", 3000, _whole(0, 65535), "port of the HTTP server")
     cluster_size: int = setting("CLUSTER_SIZE", _cpu_quota, _whole(1, 256), "worker processes", "the CPU quota")
-    http_version: int = setting("HTTP_VERSION", 1, _one, "HTTP version")
+    http_version: int = setting("HTTP_VERSION", 1, _http_version, "HTTP version")
+    secure: bool = setting("SECURE", False, _flag, "HTTPS, with SSL_CERT and SSL_KEY")
+    ssl_cert: str = setting("SSL_CERT", "", _text, "PEM file of the certificate and its chain; a renewed one is taken")
+    ssl_key: str = setting("SSL_KEY", "", _text, "PEM file of its private key, without a passphrase")
     ping_url: str = setting("PING_URL", "/ping", _path, "path of the ping")
     body_limit: int = setting("BODY_LIMIT", 1 << 20, _whole(1, 1 << 30), "largest request body, bytes; beyond it 413")
     request_timeout_ms: int = setting(
@@ -227,7 +228,8 @@ def _lookup(environ: Mapping[str, str], name: str) -> str | None:
     if name in environ:
         return environ[name]
     path = environ.get(f"{name}_FILE")
-    if not path:
+    # These two are paths already, and SSL_CERT_FILE is OpenSSL's: the authorities that clients trust.
+    if not path or name in ("SSL_CERT", "SSL_KEY"):
         return None
     try:
         with open(path, encoding="utf-8") as file:
@@ -258,5 +260,7 @@ def settings_table() -> str:
         default = "" if default in ("", ()) else str(default).lower() if isinstance(default, bool) else default
         rows.append(f"| `{f.metadata['name']}` | {default} | {f.metadata['text']} |")
     rows.append("| `KAFKA_<NAME>` | | any librdkafka property: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism` |")
-    rows.append("| `<NAME>_FILE` | | a file that holds the value of any setting above, for secrets |")
+    rows.append(
+        "| `<NAME>_FILE` | | a file that holds the value of a setting above, for secrets; not for `SSL_…`: files already |"
+    )
     return "\n".join(rows)

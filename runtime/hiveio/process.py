@@ -22,10 +22,12 @@ from hiveio import logs, metrics
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
+from hiveio.http1 import FAST_PARSER
 from hiveio.loader import load
 from hiveio.routes import Route
 from hiveio.service import Service
-from hiveio.worker import FAST_PARSER, Worker, told
+from hiveio.tls import certificate
+from hiveio.worker import Worker, told
 
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
@@ -96,6 +98,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.contracts = contracts
         self.build = build
         self.master: Master | None = None
+        self.certificate = certificate(settings)
         self.listener = _listening(settings.port)
         self.port: int = self.listener.getsockname()[1]
         self._reports, self._reporter = os.pipe()

@@ -13,13 +13,13 @@ import os
 import traceback
 from typing import Any
 
-from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
 from hiveio.errors import Stop
 from hiveio.http import Edge
-from hiveio.problem import CONTENT_TYPE, status_problem
+from hiveio.http1 import Connection
 from hiveio.service import Service
+from hiveio.tls import GOODBYE_S, HANDSHAKE_S
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
@@ -28,45 +28,6 @@ LINGER_S = 0.5  # at most, for clients that never pause
 BEAT_S = 1.0
 
 log = logging.getLogger("hiveio")
-
-
-# Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
-FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
-
-
-class Connection(ASGIProtocol):  # type: ignore[misc]
-    """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.worker.connections.add(self)
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.worker.connections.discard(self)
-        super().connection_lost(exc)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request came in whose answer is not out."""
-        return self._current_request is not None and not self._conn_lost_handled
-
-    def _handle_h1c_exception(self, exc: Exception) -> bool:
-        # gunicorn answers the errors of limits only; the others would drop the connection without a word.
-        if super()._handle_h1c_exception(exc):
-            return True
-        if isinstance(exc, ValueError):  # the base of all of the parser's errors; it has two families of them
-            self._send_error_response(400, str(exc))
-            self._close_transport()
-            return True
-        return False
-
-    def _send_error_response(self, status: int, message: str) -> None:
-        body = status_problem(status, message)
-        head = (
-            f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\nContent-Type: {CONTENT_TYPE}\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self._safe_write(head.encode("latin-1") + body)
 
 
 class PlainConfig:
@@ -137,9 +98,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.asgi = edge
             if not await self._started(service):
                 return
-            for listener in self.sockets:
-                server = await self.loop.create_server(lambda: Connection(self), sock=listener.sock)
-                self.servers.append(server)
+            await self._listen()
             edge.watch()
             _settle_memory()
             log.info("worker serves", extra={"actors": [contract.name for contract in service.contracts]})
@@ -153,6 +112,19 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.alive = False
             beat.cancel()
             await self._stopped(service, settings.drain_timeout_ms / 1000 * (1 - REQUEST_SHARE - RESERVE))
+
+    async def _listen(self) -> None:
+        secure: dict[str, Any] = {}
+        if certificate := self.app.certificate:
+            certificate.renew()  # this worker may replace one that died long after the start
+            secure = {
+                "ssl": certificate.context,
+                "ssl_handshake_timeout": HANDSHAKE_S,
+                "ssl_shutdown_timeout": GOODBYE_S,
+            }
+        for listener in self.sockets:
+            server = await self.loop.create_server(lambda: Connection(self), sock=listener.sock, **secure)
+            self.servers.append(server)
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
@@ -176,9 +148,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             ending.cancel()
 
     async def _beat(self) -> None:
-        """Tells the master that the loop turns, and ends a worker whose master is gone."""
+        """Tells the master that the loop turns, ends a worker whose master is gone, looks for a new certificate."""
         while True:
             self.notify()
+            if self.app.certificate:
+                self.app.certificate.renew()
             if self.ppid != os.getppid() and not self.orphan:
                 log.error("the master process is gone; shutting down")
                 self.orphan = True

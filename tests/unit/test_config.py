@@ -28,8 +28,8 @@ def test_defaults() -> None:
         ({"PING_URL": "ping"}, "PING_URL='ping' is wrong: it takes a path that starts with /"),
         ({"CACHE_URL": "localhost"}, "CACHE_URL='localhost' is wrong: it takes a URL redis://host:port/db, rediss:// or unix://"),
         ({"LOCK_URLS": "redis://a,b"}, "LOCK_URLS='redis://a,b' is wrong: it takes one or more comma-separated URLs redis://host:port/db"),
-        ({"HTTP_VERSION": "2"}, "HTTP_VERSION='2' is wrong: it takes 1"),
-        ({"SECURE": "true"}, "SECURE=true: this setting is not supported yet; remove it"),
+        ({"HTTP_VERSION": "3"}, "HTTP_VERSION='3' is wrong: it takes 1"),
+        ({"SECURE": "on"}, "SECURE='on' is wrong: it takes true or false"),
         ({"TELEMETRY_URL": "http://x"}, "TELEMETRY_URL=http://x: this setting is not supported yet; remove it"),
         ({"PORT_FILE": "/nowhere"}, "PORT_FILE='/nowhere' cannot be read: No such file or directory"),
     ],
@@ -42,7 +42,7 @@ def test_a_wrong_value_names_setting_value_and_what_is_allowed(environ: dict[str
 
 
 def test_unset_and_off_are_no_use_of_an_unsupported_setting() -> None:
-    assert Settings.read({"SECURE": "false", "TELEMETRY": "", "PORT": ""}).port == 3000
+    assert Settings.read({"PRODUCER_ACK": "", "TELEMETRY": "0", "PORT": ""}).port == 3000
 
 
 def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
@@ -51,6 +51,12 @@ def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
     settings = Settings.read(environ)
     assert settings.cache_url == "redis://secret"
     assert settings.kafka == {"sasl.password": "redis://secret"}
+
+
+def test_the_bundle_of_openssl_is_not_our_certificate(tmp_path: Path) -> None:
+    (tmp_path / "bundle.pem").write_text("-----BEGIN CERTIFICATE-----")
+    settings = Settings.read({"SSL_CERT_FILE": str(tmp_path / "bundle.pem"), "SSL_KEY": "/key.pem"})
+    assert (settings.ssl_cert, settings.ssl_key) == ("", "/key.pem")
 
 
 def test_librdkafka_properties_and_not_the_links_of_an_orchestrator() -> None:
