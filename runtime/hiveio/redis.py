@@ -19,6 +19,8 @@ from hiveio.errors import HiveError, Unavailable
 
 log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
+# RuntimeError: uvloop's, when a connection breaks between being made and being written to.
+AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
 
 Argument = str | bytes | int
@@ -74,7 +76,7 @@ class Redis:
                 return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except ResponseError as error:
             raise ScriptFailed(f"Redis at {self.shown}: {command[0]!r}: {error}") from None
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             raise Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}") from None
 
     def call(
@@ -101,7 +103,7 @@ class Redis:
     async def _send(self, batches: list[tuple[_Key, _Batch]]) -> None:
         try:
             replies = await self._evaluate(batches)
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             unavailable = Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
             replies = [unavailable] * len(batches)
         for ((script, _, _), batch), reply in zip(batches, replies, strict=True):

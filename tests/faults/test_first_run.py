@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -15,9 +16,9 @@ import pytest
 from tests.conftest import require
 from tests.faults.chaos import Chaos, System
 from tests.faults.checker import Call, Told, check
+from tests.faults.client import NotSent
 from tests.faults.evidence import gather
 from tests.faults.fold import Finding, Fold, Record
-from tests.faults.http import NotSent
 from tests.faults.workload import HOT, Client, Workload
 from tests.services import ServiceUnavailable
 
@@ -125,6 +126,11 @@ async def _well_again(system: System, workload: Workload, report: Report) -> Non
 
 async def _takes(workload: Workload, report: Report, instance: int, name: str, until: float) -> None:
     client = Client(workload, 1000, random.Random(instance))
+    with contextlib.closing(client):
+        await _is_taken(client, report, instance, name, until)
+
+
+async def _is_taken(client: Client, report: Report, instance: int, name: str, until: float) -> None:
     kind = "Add" if name.startswith("Tally/") else "Deposit"
     last: Call | None = None
     attempt = 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.faults.checker import Call, Told
-from tests.faults.http import Answer, Connection, Lost, NotSent
+from tests.faults.client import Answer, Connection, Lost, NotSent
 
 ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
 PATHS = {"Account": "/accounts/", "Tally": "/tallies/"}
@@ -71,8 +71,11 @@ class Client:
                 await self._step()
                 await asyncio.sleep(self.dice.random() * 0.02)
         finally:
-            for connection in self.connections:
-                connection.close()
+            self.close()
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
 
     async def _step(self) -> None:
         dice = self.dice

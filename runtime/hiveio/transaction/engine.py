@@ -34,6 +34,7 @@ from hiveio.errors import (
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader
 from hiveio.problem import problem_document
+from hiveio.transaction import faults
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Begun, Cache, Entry, known
 from hiveio.transaction.command import Command, Reading, answer_body, fresh_ids, parse_token
@@ -316,8 +317,12 @@ class Engine:
         record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem)
         command.body, command.version = answer_body(raw[target]), results[target].version
         pending = Pending(tx, record, results, command.begun, self._settled, command)
+        if faults.armed:
+            faults.hit("prepared", target)
         self._append(scope, pending)
         command.appended = True
+        if faults.armed:
+            faults.hit("appended", target)
         for name, entry in results.items():
             reading.runs[name].appended(pending, entry)
 
@@ -371,6 +376,8 @@ class Engine:
             self.runs[name].settled(pending, verdict)
 
     def _answer(self, command: Command, offset: int) -> None:
+        if faults.armed:
+            faults.hit("answering", command.target)
         self._over(command, "accepted" if command.refusal is None else "refused")
         if command.future.done():
             return

@@ -22,6 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from hiveio.errors import Conflict, HiveError, Problem, Unavailable
+from hiveio.transaction import faults
 from hiveio.transaction.cache import Begun, Entry
 from hiveio.transaction.lock import Locked
 
@@ -119,6 +120,8 @@ class Run:
             if name != self.aggregate:
                 self.engine.run(self.scope, name).join()
         self._welcome(None)
+        if faults.armed:
+            faults.hit("locked", self.aggregate)
         self.pump()
 
     def leave(self) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, HiveError, Unavailable
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.transaction import faults
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.record import Barrier, Commit, Format, Record
@@ -366,6 +367,8 @@ class Scope:
 
     def _told(self, record: Record, pending: Pending | None, verdict: bool | None, offset: int) -> None:
         if pending is not None:
+            if faults.armed and isinstance(record, Commit):
+                faults.hit("judged", record.command.target)
             pending.settled(pending, verdict, offset)
         if isinstance(record, Barrier):
             self.on_barrier(record)
@@ -437,9 +440,14 @@ class Scope:
         entries = [(name, self.view.entries[name].text) for name in names]
         ids = [(j.id[0], j.id[1].text) for j in judged if j.id is not None]
         verdicts = "".join(["1" if j.verdict else "0" for j in judged])
-        self.saw(
-            await self._cache.apply(self.partition, base, to, verdicts, entries, ids, self._window, self.published)
-        )
+        if faults.armed:
+            for name in names:
+                faults.hit("applying", name)
+        stands = await self._cache.apply(self.partition, base, to, verdicts, entries, ids, self._window, self.published)
+        self.saw(stands)
+        if faults.armed:
+            for name in names:
+                faults.hit("applied", name)
 
     def _moved(self) -> None:
         """The cache stands further on: what is applied needs no applying, and those who wait for it are told."""
