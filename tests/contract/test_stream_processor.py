@@ -207,7 +207,7 @@ def event(kind: str, **payload: Any) -> dict[str, Any]:
 
 def transaction(id: str, key: str) -> str:
     """The id under which the outcome of a keyed command is asked for, as a 504 carries it."""
-    return base64.urlsafe_b64encode(json.dumps(["AccountActor", id, key, True]).encode()).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(json.dumps(["AccountActor", id, key, 0, 0, True]).encode()).rstrip(b"=").decode()
 
 
 async def gathered(*sent: Awaitable[Answer]) -> list[Answer]:

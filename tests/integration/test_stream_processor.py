@@ -5,66 +5,16 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import confluent_kafka
 import httpx
 import pytest
 import redis as redis_client
 
+from tests.integration.accounts import ACTOR, balance, send, start
+from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
-ACTOR = """
-from typing import Annotated
-from msgspec import Meta
-from hiveio import Actor, Command, Event, Model, Rejected
-
-class Open(Command):
-    owner: str
-class Deposit(Command):
-    amount: Annotated[int, Meta(gt=0)]
-class Break(Command):
-    how: str
-class Opened(Event):
-    owner: str
-class Deposited(Event):
-    amount: int
-class Account(Model):
-    owner: str
-    balance: int = 0
-
-class AccountActor(Actor):
-    path = "/accounts/{id}"
-
-    def perform(self, account: Account | None, command: Open | Deposit | Break) -> Opened | Deposited | None:
-        match command:
-            case Open(owner=owner):
-                if account:
-                    raise Rejected("this account is open already")
-                return Opened(owner)
-            case Deposit(amount=amount):
-                if not account:
-                    raise Rejected("no such account")
-                return Deposited(amount)
-            case Break(how="wrong type"):
-                return Deposited("five")
-            case Break(how="no event"):
-                return 5
-            case Break(how="raises"):
-                raise KeyError("a secret")
-            case Break(how="too large"):
-                return Opened("x" * 2_000_000)
-            case _:
-                return None
-
-    def replay(self, account: Account | None, event: Opened | Deposited) -> Account:
-        match event:
-            case Opened(owner=owner):
-                return Account(owner)
-            case Deposited(amount=amount):
-                return Account(account.owner, account.balance + amount)
-"""
 JSON = {"content-type": "application/json"}
 
 
@@ -75,44 +25,10 @@ def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(actors: Path, kafka: Kafka, redis: Redis, topic: str, **environ: str) -> Role:
-    settings = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic} | environ
-    return Role("stream-processor", settings, actor_path=actors, module="accounts")
-
-
 @pytest.fixture
 def role(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Iterator[Role]:
     with start(actors, kafka, redis, topic) as role:
         yield role
-
-
-def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, **payload: Any) -> httpx.Response:
-    body = {"type": type, "payload": payload}
-    return httpx.post(f"{role.url}/accounts/{id}", json=body, headers=headers, timeout=30)
-
-
-def balance(role: Role, id: str) -> int:
-    answer = httpx.get(f"{role.url}/accounts/{id}", timeout=30)
-    assert answer.status_code == 200, answer.text
-    return int(answer.json()["payload"]["balance"])
-
-
-def read_all(brokers: str, topic: str, partition: int = 0) -> list[confluent_kafka.Message]:
-    """Everything that truly stands in a partition, by a client of its own."""
-    consumer = confluent_kafka.Consumer(
-        {"bootstrap.servers": brokers, "group.id": "checker", "enable.auto.commit": False}
-    )
-    at = confluent_kafka.TopicPartition(topic, partition, 0)
-    _, end = consumer.get_watermark_offsets(at, timeout=10)
-    consumer.assign([at])
-    found: list[confluent_kafka.Message] = []
-    while len(found) < end:
-        message = consumer.poll(10)
-        assert message is not None
-        assert message.error() is None
-        found.append(message)
-    consumer.close()
-    return found
 
 
 BAD = [
@@ -281,7 +197,8 @@ def test_three_lock_nodes_one_of_them_away(actors: Path, kafka: Kafka, redis: Re
         ({"CACHE_URL": ""}, 2, "CACHE_URL is not set"),
         ({"EVENT_STORE_TOPIC": ""}, 2, "EVENT_STORE_TOPIC is not set"),
         ({"EVENT_STORE_PARTITIONS": "3"}, 20, "set EVENT_STORE_PARTITIONS=1"),
-        ({"IDEMPOTENCY_COUNT": "5"}, 20, "was made with"),
+        ({"IDEMPOTENCY_COUNT": "5"}, 20, "set IDEMPOTENCY_COUNT=10000"),
+        ({"IDEMPOTENCY_TIME": "5"}, 20, "set IDEMPOTENCY_TIME=3600"),
         ({"LOCK_TTL": "soon"}, 2, "LOCK_TTL='soon' is wrong: it takes a whole number"),
     ],
 )

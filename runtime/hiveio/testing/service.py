@@ -83,7 +83,7 @@ class Service:
         envelope = Envelope(
             message=decoded, id=id, meta=raw_meta, key=key, if_match=if_match, body=body, headers=headers or {}
         )
-        outcome = await self.transactions.engine.submit(contract, envelope)
+        outcome = await self.transactions.engine.submit(contract, envelope).future
         answered = outcome.encoded or b"null"
         events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []
         tag = outcome.headers.get("ETag")

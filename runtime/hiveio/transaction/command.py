@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -16,6 +16,7 @@ from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Problem, SeveralScopes
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.record import CommandId, aggregate
+from hiveio.transaction.rule import Known
 from hiveio.transaction.scope import Scope
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Command:
         self.needs = {id.target}
         self.attempts = 0
         self.begun = scope.view.next
+        self.since = Known(scope.view.next, scope.view.time, self.keyed)  # before any record of it
         self.appended = False  # a record of it may be in the log and is not read back
         self.over = False  # answered: nothing is begun for it any more
         self.body, self.version = b"null", 0  # the answer
@@ -44,18 +46,37 @@ class Command:
 
     @property
     def token(self) -> str:
-        """The id to ask for the outcome with: it names the command, whose record may have had several attempts."""
-        text = msgspec.json.encode((self.contract.name, self.envelope.id, self.id.key, self.keyed))
-        return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+        """The id to ask for the outcome with: see Token."""
+        token = Token(self.contract.name, self.envelope.id, self.id.key, *self.since)
+        return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
 
-def parse_token(token: str) -> tuple[str, str, str, bool]:
-    """Actor, id, key and whether that is an Idempotency-Key. Raises ValueError."""
-    try:
-        text = base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4))
-        return msgspec.json.decode(text, type=tuple[str, str, str, bool])
-    except (ValueError, msgspec.MsgspecError, RecursionError):
-        raise ValueError(token) from None
+class Token(NamedTuple):
+    """What the ``transaction`` of a 504 holds. It names the command, whose record may have had several attempts, and
+    where the log and its time stood before the first: a command id is not remembered for ever."""
+
+    actor: str
+    id: str
+    key: str
+    offset: int
+    time: int
+    keyed: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """Raises ValueError."""
+        try:
+            return msgspec.json.decode(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)), type=cls)
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            raise ValueError(text) from None
+
+    @property
+    def command(self) -> CommandId:
+        return CommandId(aggregate(self.actor, self.id), self.key)
+
+    @property
+    def since(self) -> Known:
+        return Known(self.offset, self.time, self.keyed)
 
 
 class Reading:

@@ -36,8 +36,8 @@ from hiveio.kafka.tail import LogReader
 from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Begun, Cache, Entry, known
-from hiveio.transaction.command import Command, Reading, answer_body, fresh_ids, parse_token
+from hiveio.transaction.cache import Begun, Cache, Entry
+from hiveio.transaction.command import Command, Reading, Token, answer_body, fresh_ids
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.metrics import Tally
 from hiveio.transaction.outcome import Outcomes
@@ -93,8 +93,8 @@ class Engine:
 
     # -- what the edge asks
 
-    def submit(self, contract: Contract, envelope: Envelope) -> "asyncio.Future[Outcome]":
-        """Take a command. The future ends with its outcome or a Problem, at REQUEST_TIMEOUT at the latest."""
+    def submit(self, contract: Contract, envelope: Envelope) -> Command:
+        """Take a command. Its future ends with its outcome or a Problem, at REQUEST_TIMEOUT at the latest."""
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise Unavailable(scope.state)
@@ -119,7 +119,7 @@ class Engine:
                 run.open()  # in the same round trip
             begun = self.cache.begin(scope.partition, "", id.text)
             begun.add_done_callback(lambda future: self._looked_up(run, command, future))
-        return command.future
+        return command
 
     def _looked_up(self, run: Run, command: Command, future: "asyncio.Future[Begun]") -> None:
         """The command id is on record, or it is not and the command takes its place in the queue."""
@@ -127,7 +127,7 @@ class Engine:
         error = future.exception()
         if error is not None or not command.scope.saw(future.result()[0]):
             self._fail(command, Unavailable(str(error) if error else command.scope.state))
-        elif (found := command.scope.view.knows(command.id.text) or known(future.result()[1][1])) is not None:
+        elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
             self._task(self._repeat(command, found))
         else:
             command.begun = int(future.result()[0].partition(b"|")[0])
@@ -140,6 +140,8 @@ class Engine:
         the cache has it now. Raises NotFound if it never was."""
         scope = self.scopes[self.partition(contract, id)]
         name = aggregate(contract.name, id)
+        if not scope.ready:
+            raise Unavailable(scope.state)
         try:
             async with asyncio.timeout(self._timeout_s):
                 if not cached:
@@ -153,25 +155,26 @@ class Engine:
                         entry = scope.view.reconcile(name, int(stands.partition(b"|")[0]), text)
                     if entry is None:
                         await asyncio.sleep(self.retry_delay_s())
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
             raise Unavailable(f"{name} could not be read within {self._timeout_s:.0f} s") from None
         if entry.state is None:
             raise NotFound(f"there is no {name}")
         return entry.state, entry.version
 
     async def outcome(self, token: str) -> dict[str, Any]:
-        """What became of a transaction: its definite outcome. A command that was not executed is closed by asking."""
+        """What became of a transaction: its definite outcome, or ``unknown`` after the window in which command ids are
+        remembered. A command that was not executed is closed by asking."""
         try:
-            actor, id, key, keyed = parse_token(token)
-            contract = self.contracts[actor]
+            asked = Token.parse(token)
+            contract = self.contracts[asked.actor]
         except (ValueError, KeyError):
             raise NotFound(f"there is no transaction {token[:80]!r}") from None
-        scope = self.scopes[self.partition(contract, id)]
+        scope = self.scopes[self.partition(contract, asked.id)]
         if not scope.ready:
             raise Unavailable(scope.state)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._outcomes.told(scope, CommandId(aggregate(actor, id), key), keyed)
+                return await self._outcomes.told(scope, asked.command, asked.since)
         except TimeoutError:
             raise Unknown("the outcome is not known yet: ask again", transaction=token) from None
 
@@ -411,8 +414,7 @@ class Engine:
 
     async def _close(self, command: Command, problem: Conflict) -> None:
         try:
-            await self._outcomes.close(command, problem)
-            self._answer(command, -1)
+            self._answer(command, (await self._outcomes.close(command, problem)).offset)
         except Unavailable as error:
             self._fail(command, Unknown(error.detail, transaction=command.token))
         except HiveError as error:
@@ -454,17 +456,24 @@ class Engine:
         now = self.loop.time()
         while self._taken and (self._taken[0].over or self._taken[0].deadline <= now):
             command = self._taken.popleft()
-            if command.over:
-                continue
-            if command.appended:
-                text = f"no verdict within {self._timeout_s:.0f} s: it may be executed; GET /transactions/<transaction>"
-                self._fail(command, Unknown(text, transaction=command.token))
-                self._rescue(command)
-            else:
-                text = f"{command.target} was not to be had within {self._timeout_s:.0f} s: nothing has happened"
-                self._fail(command, Unavailable(text))
+            if not command.over:
+                self.expire(command)
         self._tally.flush(self._open)
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def expire(self, command: Command) -> Problem:
+        """Time is up for a command that is not answered: if no record of it may be in the log, nothing happened."""
+        problem: Problem
+        if command.appended:
+            text = f"no verdict within {self._timeout_s:.0f} s: it may be executed; GET /transactions/<transaction>"
+            problem = Unknown(text, transaction=command.token)
+        else:
+            text = f"{command.target} was not to be had within {self._timeout_s:.0f} s: nothing has happened"
+            problem = Unavailable(text)
+        self._fail(command, problem)
+        if command.appended:
+            self._rescue(command)
+        return problem
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until every command is answered and no record is in flight, within the bound; give the locks back."""

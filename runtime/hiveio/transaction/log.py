@@ -28,6 +28,7 @@ from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.transaction")
 
+LARGEST = 1_000_000  # bytes; what a record of the log may have, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
 START_S = 20.0  # until the backends are there; then the start fails
 
@@ -97,12 +98,8 @@ class TransactionLog:
         s = self.settings
         found = await ensure_topic(s, s.log_topic, _LOG_TOPIC)
         events = await ensure_topic(s, s.written_topic, FOREVER)
-        for topic in (found, events):
-            if topic.config.get("retention.ms") != "-1" or topic.config.get("cleanup.policy") != "delete":
-                raise Unsafe(
-                    f"topic {topic.name} has retention.ms={topic.config.get('retention.ms')} and cleanup.policy="
-                    f"{topic.config.get('cleanup.policy')}: events would be lost; set retention.ms=-1 and delete"
-                )
+        _check(found, _LOG_TOPIC)
+        _check(events, FOREVER)
         return found, events
 
     async def _pin(self, partition: int) -> None:
@@ -125,7 +122,7 @@ class TransactionLog:
         if not isinstance(found, Format):
             raise Corrupt(f"{s.log_topic}/{partition}/0 is no format record: this topic is no transaction log")
         if found != mine:
-            raise Unsafe(f"{s.log_topic}/{partition} was made with {found} and the settings say {mine}")
+            raise Unsafe(f"{s.log_topic}/{partition} was made with {_difference(found, mine)}")
 
     async def stop(self) -> None:
         """Answer what was taken, publish what was accepted, give the locks back; each within its share of the time."""
@@ -158,6 +155,37 @@ class TransactionLog:
         return not self._started or (self._tail.alive() and self._publishing.alive())
 
 
+_REASONS = {
+    "message.timestamp.type": "the clock of one instance would decide how long Idempotency-Keys are remembered",
+    "unclean.leader.election.enable": "records that were acknowledged would be lost with their broker",
+    "max.message.bytes": "a transaction would be refused after the command was performed",
+}
+
+
+def _check(topic: Topic, needed: Mapping[str, str]) -> None:
+    """A topic that others have made is one on which events stay. Raises Unsafe."""
+    wanted = {**needed, "unclean.leader.election.enable": "false"}
+    wrong = {name: value for name, value in wanted.items() if topic.config.get(name, value) != value}
+    if int(topic.config.get("max.message.bytes", LARGEST)) < LARGEST:
+        wrong["max.message.bytes"] = str(LARGEST)
+    for name, value in wrong.items():
+        reason = _REASONS.get(name, "events would be lost")
+        raise Unsafe(f"topic {topic.name} has {name}={topic.config[name]}: {reason}; set {name}={value}")
+
+
+def _difference(found: Format, mine: Format) -> str:
+    if (found.format, found.hash) != (FORMAT, HASH):
+        return f"format {found.format} and hash {found.hash}; this version knows format {FORMAT} and hash {HASH}"
+    for name, theirs, ours in (
+        ("EVENT_STORE_PARTITIONS", found.partitions, mine.partitions),
+        ("IDEMPOTENCY_COUNT", found.idempotency_count, mine.idempotency_count),
+        ("IDEMPOTENCY_TIME", found.idempotency_time_ms // 1000, mine.idempotency_time_ms // 1000),
+    ):
+        if theirs != ours:
+            return f"{name}={theirs} and the settings say {ours}: verdicts depend on it; set {name}={theirs}"
+    return "other settings"
+
+
 async def _patiently(step: Any) -> Any:
     """Try until the backends are there, for START_S: containers are started in any order."""
     end = asyncio.get_running_loop().time() + START_S
@@ -177,7 +205,13 @@ def transacting(contract: Contract, log: TransactionLog) -> Handler:
     """Performs a command on its aggregate, as a transaction."""
 
     async def handle(envelope: Envelope) -> Outcome:
-        return await log.engine.submit(contract, envelope)
+        command = log.engine.submit(contract, envelope)
+        try:
+            return await command.future
+        except asyncio.CancelledError:  # the edge's own bound came first
+            if command.future.cancelled():
+                raise log.engine.expire(command) from None
+            return command.future.result()
 
     return handle
 

@@ -9,11 +9,13 @@ from msgspec import Raw
 from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable
 from hiveio.kafka.tail import LogReader
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Cache, known
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import Command, answer_body
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
 from hiveio.transaction.rule import Known
 from hiveio.transaction.scope import Pending, Scope
+
+FORGOTTEN = "too many records or too much time ago: its id is remembered no more; `hiveio transaction` reads the log"
 
 Append = Callable[[Scope, Pending], None]
 
@@ -41,9 +43,11 @@ class Outcomes:
         write = record.writes[0]
         command.body, command.version = answer_body(write.events), write.version + len(write.events)
 
-    async def told(self, scope: Scope, command: CommandId, keyed: bool) -> dict[str, Any]:
-        """The definite outcome, for whoever asks."""
-        found = await self.definite(scope, command, keyed)
+    async def told(self, scope: Scope, command: CommandId, since: Known) -> dict[str, Any]:
+        """The definite outcome, for whoever asks. ``since``: where the log stood before its first record."""
+        found = await self.definite(scope, command, since)
+        if found is None:
+            return {"outcome": "unknown", "detail": FORGOTTEN}
         record = await self.record(scope, found.offset)
         if not isinstance(record, Commit):
             return {"outcome": "closed", "detail": "it was not executed and never will be"}
@@ -59,10 +63,21 @@ class Outcomes:
             "value": Raw(answer_body(write.events)),
         }
 
-    async def definite(self, scope: Scope, command: CommandId, keyed: bool) -> Known:
-        """Where the command is on record; if it is not, after a barrier which closes it."""
-        if (found := await self._on_record(scope, command)) is not None:
+    async def definite(self, scope: Scope, command: CommandId, since: Known) -> Known | None:
+        """Where the command is on record; if it is not, after a barrier which closes it. None if that is too long
+        ago: then the barrier's own word would say nothing about the time before."""
+        found = await self._on_record(scope, command)
+        if found is None:
+            now = Known(scope.view.next, scope.view.time, since.keyed)
+            if not scope.remembers(since, now):
+                return None
+            found = await self._closed(scope, command, since.keyed)
+        if scope.remembers(since, found) or isinstance(await self.record(scope, found.offset), Commit):
             return found
+        return None
+
+    async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> Known:
+        """Where the command is on record, after a barrier for it."""
         settled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def judged(pending: Pending, verdict: bool | None, offset: int) -> None:
@@ -78,18 +93,21 @@ class Outcomes:
             raise Unavailable(scope.state or "the cache is being folded anew")
         return found
 
-    async def close(self, command: Command, problem: Conflict) -> None:
-        """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; returns
-        only if the command turns out to be on record, with its answer given to it."""
-        found = await self.definite(command.scope, command.id, command.keyed)
+    async def close(self, command: Command, problem: Conflict) -> Known:
+        """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; if the
+        command turns out to be on record, its answer is given to it and its place returned."""
+        found = await self.definite(command.scope, command.id, command.since)
+        if found is None:
+            raise Unavailable(FORGOTTEN)
         if not isinstance(await self.record(command.scope, found.offset), Commit):
             raise problem
         await self.repeat(command, found)
+        return found
 
     async def _on_record(self, scope: Scope, command: CommandId) -> Known | None:
         stands, (_, id) = await self._cache.begin(scope.partition, "", command.text)
         scope.saw(stands)
-        return scope.view.knows(command.text) or known(id)
+        return scope.remembered(command.text, id)
 
 
 def _refusal(problem: dict[str, Any]) -> Problem:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ from hiveio.transaction.view import View
 
 log = logging.getLogger("hiveio.scope")
 
-CHUNK = 1_000  # records judged at once; the loop turns between
+CHUNK = 1_000  # most records judged at once, and
+TURN_S = 0.02  # the time after which the loop turns between
 UNAPPLIED = 4_000  # records judged and not applied, beyond which judging waits
 PROGRESS = 100_000  # records between two lines of progress while catching up
 PAUSE_S = (0.05, 2.0)  # first and longest pause while a backend is away
@@ -138,6 +140,16 @@ class Scope:
             log.critical("the scope stops: %s", reason)
 
     # -- what others wait for
+
+    def remembered(self, text: str, cached: bytes | None) -> Known | None:
+        """A command id on record, by the view or else the cache, if it is in the window now."""
+        found = self.view.knows(text) or known(cached)
+        holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
+        return found if holds else None
+
+    def remembers(self, since: Known, now: Known) -> bool:
+        """Whether a command id that came on record after ``since`` is in the window at ``now``."""
+        return self._window.holds(since, now.offset, now.time)
 
     async def reach(self, offset: int) -> None:
         """Wait until every record below ``offset`` is judged."""
@@ -258,6 +270,7 @@ class Scope:
                     await self._apply_all(UNAPPLIED // 2)
                 elif await self._load(rest):
                     index += self._fold(rest)
+                    break
         finally:  # what was not judged is judged next time
             self._inbox.extendleft(reversed(batch[index:]))
             self._tail.taken(index)
@@ -324,32 +337,34 @@ class Scope:
 
     def _fold(self, batch: Sequence[LogRecord]) -> int:
         """Judge the batch and fold what is accepted. The number of records judged."""
-        for count, message in enumerate(batch):
-            if message.offset != self.view.next:
-                return count
+        count, end = 0, time.monotonic() + TURN_S
+        for message in batch:
+            if message.offset != self.view.next or time.monotonic() > end:
+                break
             self._judge_one(message)
+            count += 1
         self._work.set()
         self._trim()
-        return len(batch)
+        return count
 
     def _judge_one(self, message: LogRecord) -> None:
         view, offset, tx = self.view, message.offset, message.key
         pending = self.pending.pop(tx, None)
         record = pending.record if pending is not None else self._decoded(message)
-        time = view.time = max(view.time, message.time)
+        now = view.time = max(view.time, message.time)
         verdict = True
         touched: tuple[str, ...] = ()
         id: tuple[str, Known] | None = None
         if not isinstance(record, Format):
             text = pending.text if pending is not None else record.command.text if record.command else ""
             found = view.recent.get(text) if text else None
-            on_record = found is not None and self._window.holds(found, offset, time)
+            on_record = found is not None and self._window.holds(found, offset, now)
             verdict = accepts(record, view.head, on_record)
             if verdict:
                 touched = records.touched(record)
                 if text and not on_record:
-                    view.recent[text] = now = Known(offset, time, record.keyed)
-                    id = (text, now)
+                    view.recent[text] = noted = Known(offset, now, record.keyed)
+                    id = (text, noted)
                 if pending is not None and isinstance(record, Commit):
                     for name, entry in pending.entries.items():
                         entry.at = offset + 1
@@ -362,7 +377,7 @@ class Scope:
                         view.replay(offset, name, tx, ())
         view.next = offset + 1
         view.judged("1" if verdict else "0")
-        self._unapplied.append(Judged(offset, tx, time, verdict, touched, id))
+        self._unapplied.append(Judged(offset, tx, now, verdict, touched, id))
         self._told(record, pending, verdict, offset)
 
     def _told(self, record: Record, pending: Pending | None, verdict: bool | None, offset: int) -> None:

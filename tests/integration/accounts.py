@@ -1,0 +1,76 @@
+"""A stream processor with accounts, as tests start it, ask it, and look at what truly stands."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.process import Role
+from tests.services import Kafka, Redis
+
+ACTOR = """
+from typing import Annotated
+from msgspec import Meta
+from hiveio import Actor, Command, Event, Model, Rejected
+
+class Open(Command):
+    owner: str
+class Deposit(Command):
+    amount: Annotated[int, Meta(gt=0)]
+class Break(Command):
+    how: str
+class Opened(Event):
+    owner: str
+class Deposited(Event):
+    amount: int
+class Account(Model):
+    owner: str
+    balance: int = 0
+
+class AccountActor(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, account: Account | None, command: Open | Deposit | Break) -> Opened | Deposited | None:
+        match command:
+            case Open(owner=owner):
+                if account:
+                    raise Rejected("this account is open already")
+                return Opened(owner)
+            case Deposit(amount=amount):
+                if not account:
+                    raise Rejected("no such account")
+                return Deposited(amount)
+            case Break(how="wrong type"):
+                return Deposited("five")
+            case Break(how="no event"):
+                return 5
+            case Break(how="raises"):
+                raise KeyError("a secret")
+            case Break(how="too large"):
+                return Opened("x" * 2_000_000)
+            case _:
+                return None
+
+    def replay(self, account: Account | None, event: Opened | Deposited) -> Account:
+        match event:
+            case Opened(owner=owner):
+                return Account(owner)
+            case Deposited(amount=amount):
+                return Account(account.owner, account.balance + amount)
+"""
+
+
+def start(actors: Path, kafka: Kafka, redis: Redis, topic: str, **environ: str) -> Role:
+    settings = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic} | environ
+    return Role("stream-processor", settings, actor_path=actors, module="accounts")
+
+
+def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, **payload: Any) -> httpx.Response:
+    body = {"type": type, "payload": payload}
+    return httpx.post(f"{role.url}/accounts/{id}", json=body, headers=headers, timeout=30)
+
+
+def balance(role: Role, id: str) -> int:
+    answer = httpx.get(f"{role.url}/accounts/{id}", timeout=30)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["payload"]["balance"])
