@@ -1,6 +1,7 @@
 """The service of one worker process: its actors and the components that its role needs, with one life.
 
-Components start in the order in which they were registered, then the actors; everything stops in reverse.
+Actors start first, then the components in the order in which they were registered; everything stops in reverse. So an
+actor is open before the first message that a component brings it, and closed after the last.
 """
 
 import asyncio
@@ -66,14 +67,14 @@ class Service:
         self.failed(error)
 
     async def start(self) -> None:
-        """Start components, then actors. Raises what they raise; ``stop`` then ends those that had begun."""
-        for component in self.components:
-            self._running.append((component.name, component.stop))
-            await component.start()
+        """Start actors, then components. Raises what they raise; ``stop`` then ends those that had begun."""
         for contract in self.contracts:
             actor = contract.actor
             self._running.append((contract.name, actor.stop))
             await _settled(actor.start())
+        for component in self.components:
+            self._running.append((component.name, component.stop))
+            await component.start()
         self.started = True
 
     async def stop(self) -> None:

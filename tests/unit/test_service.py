@@ -1,0 +1,50 @@
+"""The order in which a service starts and stops."""
+
+from hiveio import Actor, Event
+from hiveio.actor import contracts
+from hiveio.config import Settings
+from hiveio.service import Service
+
+LIFE: list[str] = []
+
+
+class Heard(Event):
+    pass
+
+
+class Listener(Actor):
+    async def start(self) -> None:
+        LIFE.append("actor opens")
+
+    async def stop(self) -> None:
+        LIFE.append("actor closes")
+
+    def perform(self, event: Heard) -> None:
+        """Takes events."""
+
+
+class Source:
+    """A component that brings messages between its start and its stop."""
+
+    name = "source"
+
+    async def start(self) -> None:
+        LIFE.append("messages come")
+
+    async def stop(self) -> None:
+        LIFE.append("no message any more")
+
+    async def ready(self) -> str | None:
+        return None
+
+    def alive(self) -> bool:
+        return True
+
+
+async def test_an_actor_is_open_while_messages_come() -> None:
+    LIFE.clear()
+    service = Service(Settings(), contracts([Listener]))
+    service.use(Source())
+    await service.start()
+    await service.stop()
+    assert LIFE == ["actor opens", "messages come", "no message any more", "actor closes"]
