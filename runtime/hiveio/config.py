@@ -261,6 +261,6 @@ def settings_table() -> str:
         rows.append(f"| `{f.metadata['name']}` | {default} | {f.metadata['text']} |")
     rows.append("| `KAFKA_<NAME>` | | any librdkafka property: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism` |")
     rows.append(
-        "| `<NAME>_FILE` | | a file that holds the value of a setting above, for secrets; not for `SSL_…`: files already |"
+        "| `<NAME>_FILE` | | a file that holds the value of a setting above, for secrets (`SSL_…` are files already) |"
     )
     return "\n".join(rows)

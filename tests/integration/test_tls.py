@@ -1,6 +1,7 @@
 """HTTPS on our own port, from outside: a real client, real certificates, renewal and drain under load."""
 
 import asyncio
+import functools
 import json
 import os
 import socket
@@ -196,6 +197,9 @@ async def test_a_renewal_under_load_loses_no_request(folder: Path, tmp_path: Pat
                     assert (await client.post("/accounts/1", json=deposit(1))).status_code == 200
                     fresh += 1
 
+        def renewed(times: int) -> bool:
+            return len(role.logs("certificate renewed")) >= times
+
         async with asyncio.TaskGroup() as group:
             group.create_task(keeper())
             group.create_task(newcomer())
@@ -203,7 +207,7 @@ async def test_a_renewal_under_load_loses_no_request(folder: Path, tmp_path: Pat
                 shown = await asyncio.to_thread(served, role)
                 done = len(role.logs("certificate renewed"))
                 authority.renew()
-                await asyncio.to_thread(wait_until, lambda done=done: len(role.logs("certificate renewed")) >= done + 2)
+                await asyncio.to_thread(wait_until, functools.partial(renewed, done + 2))
                 assert await asyncio.to_thread(served, role) != shown
             over = True
         assert kept > 20

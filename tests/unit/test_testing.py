@@ -309,4 +309,4 @@ async def test_a_transaction_over_two_scopes_is_refused() -> None:
 
 
 def _token(id: str, key: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps(["Counter", id, key, True]).encode()).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(json.dumps(["Counter", id, key, 0, 0, True]).encode()).rstrip(b"=").decode()
