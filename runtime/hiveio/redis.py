@@ -103,7 +103,7 @@ class Redis:
     async def _send(self, batches: list[tuple[_Key, _Batch]]) -> None:
         try:
             replies = await self._evaluate(batches)
-        except AWAY as error:
+        except Exception as error:  # whatever it is: who waits for an answer is not left waiting for ever
             unavailable = Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
             replies = [unavailable] * len(batches)
         for ((script, _, _), batch), reply in zip(batches, replies, strict=True):

@@ -1,9 +1,11 @@
-"""What the fault runs serve: accounts with transfers (async), tallies (plain), both easy to check.
+"""What the fault runs serve, all easy to check: accounts with transfers (async), tallies (plain), and pairs of
+aggregates whose rule spans both (serializable).
 
 Every event carries the ``marker`` of its command, and every state a checksum over all markers in their order, so a
 state that lost, doubled or swapped an event shows it.
 """
 
+import asyncio
 import zlib
 from typing import Annotated
 
@@ -31,6 +33,21 @@ class Transfer(Command):
     marker: str
 
 
+class Think(Command):
+    """A deposit that takes its time, so that the lock runs out meanwhile."""
+
+    seconds: float
+    amount: Amount
+    marker: str
+
+
+class Witness(Command):
+    """Records what it reads of other accounts."""
+
+    of: list[str]
+    marker: str
+
+
 class Deposited(Event):
     amount: int
     marker: str
@@ -53,6 +70,11 @@ class Received(Event):
     marker: str
 
 
+class Witnessed(Event):
+    marker: str
+    seen: dict[str, tuple[int, int, int]]  # balance, events, trace
+
+
 class Account(Model):
     balance: int = 0
     events: int = 0
@@ -64,10 +86,20 @@ class AccountActor(Actor):
     name = "Account"
 
     async def perform(
-        self, account: Account | None, command: Deposit | Withdraw | Transfer, tx: Transaction, context: object
-    ) -> Deposited | Withdrawn | Sent:
-        if isinstance(command, Deposit):
+        self,
+        account: Account | None,
+        command: Deposit | Withdraw | Transfer | Think | Witness,
+        tx: Transaction,
+        context: object,
+    ) -> Deposited | Withdrawn | Sent | Witnessed:
+        if isinstance(command, Think):
+            await asyncio.sleep(command.seconds)
+        if isinstance(command, Deposit | Think):
             return Deposited(command.amount, command.marker)
+        if isinstance(command, Witness):
+            states = {id: await tx.get(AccountActor, id) or Account() for id in command.of}
+            seen = {id: (state.balance, state.events, state.trace) for id, state in states.items()}
+            return Witnessed(command.marker, seen)
         if account is None or account.balance < command.amount:
             raise Rejected("overdrawn", balance=account.balance if account else 0)
         if isinstance(command, Withdraw):
@@ -79,9 +111,10 @@ class AccountActor(Actor):
         tx.emit(AccountActor, command.to, Received(command.amount, sender, command.marker))
         return Sent(command.amount, command.to, command.marker)
 
-    def replay(self, account: Account | None, event: Deposited | Withdrawn | Sent | Received) -> Account:
+    def replay(self, account: Account | None, event: Deposited | Withdrawn | Sent | Received | Witnessed) -> Account:
         old = account or Account()
-        signed = event.amount if isinstance(event, Deposited | Received) else -event.amount
+        amount = 0 if isinstance(event, Witnessed) else event.amount
+        signed = amount if isinstance(event, Deposited | Received) else -amount
         return Account(old.balance + signed, old.events + 1, zlib.crc32(event.marker.encode(), old.trace))
 
 
@@ -114,3 +147,53 @@ class TallyActor(Actor):
     def replay(self, tally: Tally | None, event: Added) -> Tally:
         old = tally or Tally()
         return Tally(old.sum + event.amount, old.events + 1, zlib.crc32(event.marker.encode(), old.trace))
+
+
+class Give(Command):
+    amount: Amount
+    marker: str
+
+
+class Take(Command):
+    """Is allowed while both of the pair together have it: two at once are a write skew."""
+
+    other: str
+    amount: Amount
+    marker: str
+
+
+class Given(Event):
+    amount: int
+    marker: str
+
+
+class Taken(Event):
+    amount: int
+    marker: str
+    seen: dict[str, tuple[int, int, int]]
+
+
+class Pair(Model):
+    balance: int = 0
+    events: int = 0
+    trace: int = 0
+
+
+class PairActor(Actor):
+    path = "/pairs/{id}"
+    name = "Pair"
+    isolation = "serializable"
+
+    async def perform(self, pair: Pair | None, command: Give | Take, tx: Transaction) -> Given | Taken:
+        if isinstance(command, Give):
+            return Given(command.amount, command.marker)
+        other = await tx.get(PairActor, command.other) or Pair()
+        if (pair or Pair()).balance + other.balance < command.amount:
+            raise Rejected("overdrawn", balance=(pair or Pair()).balance)
+        seen = {command.other: (other.balance, other.events, other.trace)}
+        return Taken(command.amount, command.marker, seen)
+
+    def replay(self, pair: Pair | None, event: Given | Taken) -> Pair:
+        old = pair or Pair()
+        signed = event.amount if isinstance(event, Given) else -event.amount
+        return Pair(old.balance + signed, old.events + 1, zlib.crc32(event.marker.encode(), old.trace))

@@ -209,7 +209,7 @@ class LogReader:
         while waiting := self._asked.pop(partition, None):
             try:
                 end = await asyncio.to_thread(self.bounds, partition)
-            except Unavailable as error:
+            except Exception as error:  # whatever it is: nobody is left waiting
                 for future in waiting:
                     if not future.done():
                         future.set_exception(error)

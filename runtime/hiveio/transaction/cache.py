@@ -61,7 +61,8 @@ class Watermark(NamedTuple):
 
 
 class Entry(Struct):
-    """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it.
+    """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it. That of a record which
+    is not read back has the ``at`` of the entry that it was performed on.
 
     ``state`` is None for an aggregate that never was. An entry whose ``head`` is None says only that the aggregate
     was touched by a record that others applied: what it is now stands in the cache from ``at`` on.

@@ -51,6 +51,7 @@ log = logging.getLogger("hiveio.engine")
 COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
+BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
 
@@ -98,6 +99,8 @@ class Engine:
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise Unavailable(scope.state)
+        if scope.late:
+            raise Unavailable(f"verdicts of {scope.where} are late: try again later")
         if self._open >= COMMANDS:
             raise Unavailable(f"{COMMANDS} commands are in work: try again later")
         name, key = aggregate(contract.name, envelope.id), envelope.key
@@ -311,11 +314,15 @@ class Engine:
         for name, events in raw.items():
             old = entries[name]
             state, snapshot = scope.view.folded(name, old, events)
-            results[name] = Entry(old.version + len(events), tx, state, snapshot)
+            results[name] = Entry(old.version + len(events), tx, state, snapshot, old.at)
             writes.append(Write(name, old.head or "", old.version, tuple(events)))
         reads: tuple[Read, ...] = ()
-        if len(raw) < len(entries) and (chained or refusal is not None or command.contract.serializable):
-            reads = tuple([Read(name, entry.head or "") for name, entry in entries.items() if name not in raw])
+        if len(raw) < len(entries):
+            read = [(name, entry) for name, entry in entries.items() if name not in raw]
+            # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
+            stale = any(scope.view.entries.get(name) is not entry for name, entry in read)
+            if stale or chained or refusal is not None or command.contract.serializable:
+                reads = tuple([Read(name, entry.head or "") for name, entry in read])
         problem = None if refusal is None else problem_document(refusal)
         record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem)
         command.body, command.version = answer_body(raw[target]), results[target].version
@@ -426,13 +433,22 @@ class Engine:
         """An append failed: the record may be in the log, or come later. Make it definite."""
         for scope in self.scopes:
             pending = scope.pending.get(tx)
-            if pending is not None and isinstance(pending.owner, Command):
-                log.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
-                self._rescue(pending.owner)
+            if pending is None:
+                continue
+            log.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
+            if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
+                del scope.pending[tx]
+                pending.settled(pending, None, -1)
+                for name in pending.record.aggregates:
+                    self._rescue(scope, name)
+            else:
+                self._rescue(scope, pending.owner.target)
 
-    def _rescue(self, command: Command) -> None:
+    def _rescue(self, scope: Scope, name: str) -> None:
         """Records of this aggregate do not come back: a barrier makes room for those that wait behind them."""
-        scope, name = command.scope, command.target
+        run = self.runs.get(name)
+        if run is None or not run.in_flight:
+            return
         if any(isinstance(p.record, Barrier) and name in p.record.aggregates for p in scope.pending.values()):
             return
         try:
@@ -440,13 +456,16 @@ class Engine:
             self._append(scope, barrier)
         except Problem as problem:
             log.warning("no barrier for %s: %s", name, problem)
+            self.loop.call_later(BARRIER_AGAIN_S * (1 + random.random()), self._rescue, scope, name)
 
-    def _barriered(self, barrier: Barrier) -> None:
-        """A barrier has moved these heads: what was appended before and has not come by now is void for ever."""
+    def _barriered(self, barrier: Barrier, offset: int) -> None:
+        """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
+        ever. What the cache gave from beyond the barrier, which this instance may read late, is not."""
         for name in barrier.aggregates:
             run = self.runs.get(name)
             for pending in list(run.in_flight.values()) if run is not None else ():
-                if pending.owner.target == name and pending.owner.scope.pending.pop(pending.tx, None):
+                before = pending.owner.target == name and pending.entries[name].at <= offset
+                if before and pending.owner.scope.pending.pop(pending.tx, None):
                     self._settled(pending, False, -1)
 
     # -- time
@@ -458,6 +477,9 @@ class Engine:
             command = self._taken.popleft()
             if not command.over:
                 self.expire(command)
+        for scope in self.scopes:
+            oldest = next((p.owner for p in scope.pending.values() if p.owner is not None), None)
+            scope.late = oldest is not None and oldest.deadline <= now
         self._tally.flush(self._open)
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
@@ -472,7 +494,7 @@ class Engine:
             problem = Unavailable(text)
         self._fail(command, problem)
         if command.appended:
-            self._rescue(command)
+            self._rescue(command.scope, command.target)
         return problem
 
     async def drain(self, timeout_s: float) -> None:

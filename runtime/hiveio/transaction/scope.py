@@ -81,10 +81,11 @@ class Scope:
         self._cache, self._tail, self._reader, self._window = cache, tail, reader, window
         self.view = View(contracts, self.where)
         self.failed = ""
+        self.late = False  # a record of ours is out for longer than a request may take: no new work is taken
         self.published = 0  # offset up to which events are published, as far as this instance knows
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
-        self.on_barrier: Callable[[Barrier], None] = lambda record: None
+        self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
         self._lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -386,7 +387,7 @@ class Scope:
                 faults.hit("judged", record.command.target)
             pending.settled(pending, verdict, offset)
         if isinstance(record, Barrier):
-            self.on_barrier(record)
+            self.on_barrier(record, offset)
 
     # -- what others have applied
 

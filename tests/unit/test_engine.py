@@ -1,0 +1,85 @@
+"""Interleavings that real servers show once in a thousand runs, made to happen in memory.
+
+Two instances are one cluster. ``hold`` keeps what comes from the log from one of them.
+"""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+
+from hiveio import testing
+from hiveio.errors import Conflict
+from hiveio.testing.memory import MemoryTail
+from hiveio.transaction.command import parse_token
+from hiveio.transaction.record import Commit
+from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
+
+
+@asynccontextmanager
+async def cluster() -> AsyncIterator[tuple[testing.Service, testing.Service]]:
+    async with testing.Service(AccountActor) as one, testing.Service(AccountActor, log=one.log, cache=one.cache) as two:
+        yield one, two
+
+
+def hold(service: testing.Service) -> Callable[[], None]:
+    """The instance reads nothing of the log any more, until what is returned is called."""
+    tail: Any = service.transactions._tail
+    assert isinstance(tail, MemoryTail)
+    pass_on = tail._pass_on
+    setattr(tail, "_pass_on", lambda: setattr(tail, "_woken", False))  # noqa: B010
+
+    def release() -> None:
+        setattr(tail, "_pass_on", pass_on)  # noqa: B010
+        tail._loop.call_soon(pass_on)
+
+    return release
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def token(id: str, key: str) -> str:
+    """The transaction id of a command."""
+    text = base64.urlsafe_b64encode(msgspec.json.encode(("Account", id, key, True))).rstrip(b"=").decode()
+    assert parse_token(text) == ("Account", id, key, True)
+    return text
+
+
+async def test_a_record_performed_beyond_a_barrier_is_not_void_by_it() -> None:
+    async with cluster() as (late, other):
+        await other.submit(AccountActor, "a", Deposit(23, "all there is"))
+        await until(lambda: late.transactions.scopes[0].view.next == 2)
+        release = hold(late)
+        await other.outcome(token("a", "never sent"))  # a barrier on the account, which the late one has not read
+        withdrawn = asyncio.create_task(late.submit(AccountActor, "a", Withdraw(23, "all of it")))
+        await until(lambda: len(late.log.partitions[0]) == 4)  # it is there, and rests on the barrier
+        release()
+        assert (await withdrawn).version == 2
+        assert len(late.log.partitions[0]) == 4  # not performed again, on a state where there may be nothing left
+
+
+async def test_what_a_transaction_reads_is_one_cut_also_without_its_locks() -> None:
+    async with cluster() as (one, two):
+        await two.submit(AccountActor, "b", Deposit(10, "b"))
+        await two.submit(AccountActor, "c", Deposit(10, "c"))
+        thinking = asyncio.create_task(one.submit(AccountActor, "b", Think(0.3, 1, "slow")))
+        await until(lambda: (run := one.transactions.engine.runs.get("Account/b")) and run.performing)
+        one.cache.locks.clear()  # lost: both have b now
+        await two.submit(AccountActor, "b", Transfer("c", 5, "moved"))
+        with suppress(Conflict):
+            await one.submit(AccountActor, "a", Witness(["b", "c"], "witness"))
+        await thinking
+        seen = [
+            msgspec.json.decode(write.events[0])["payload"]["seen"]
+            for logged in one.records()
+            for write in (logged.record.writes if isinstance(logged.record, Commit) and logged.verdict else ())
+            if b"Witnessed" in bytes(write.events[0])
+        ]
+        assert all(s["b"][0] + s["c"][0] == 20 for s in seen), seen
