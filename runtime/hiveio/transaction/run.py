@@ -63,6 +63,7 @@ class Run:
         self._opening: tuple[str, ...] = ()
         self._visitors: list[asyncio.Future[None]] = []
         self._attempts = 0
+        self.trouble = ""  # why it does not open
 
     # -- opening
 
@@ -114,7 +115,7 @@ class Run:
                 self._release(self._opening)
             self._again(problem)
             return
-        self.tip, self.state, self._attempts = entry, OPEN, 0
+        self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0, ""
         self._take_turn(locked)
         for name in self._opening:
             if name != self.aggregate:
@@ -148,7 +149,7 @@ class Run:
     def _again(self, problem: Problem) -> None:
         """The lock is another's, or a backend is away: try later. The first command pays for the attempts."""
         self._attempts += 1
-        self.state, self.tip = PAUSED, None
+        self.state, self.tip, self.trouble = PAUSED, None, problem.detail
         self._welcome(Taken(problem.detail))
         if self._attempts > self.engine.retry_count:
             self._attempts = 0
