@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 CHAIN = 256  # records appended and not read back
+LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
 
 
@@ -58,6 +59,7 @@ class Run:
         self._wanted = False
         self._renewing = False
         self._closing = False
+        self._busy = 0  # commands appended since the run was last about to close
         self._locked: Locked | None = None
         self._begun: Begun | BaseException | None = None
         self._opening: tuple[str, ...] = ()
@@ -229,6 +231,7 @@ class Run:
 
     def appended(self, pending: "Pending", tip: Entry) -> None:
         self.tip = tip
+        self._busy += 1
         self.in_flight[pending.tx] = pending
 
     def settled(self, pending: "Pending", verdict: bool | None) -> None:
@@ -264,6 +267,11 @@ class Run:
     # -- closing
 
     def _idle(self) -> None:
+        if self._busy > 1:
+            # Clients that have just been answered come again at once; meanwhile the lock would be another's for a turn.
+            self._busy = 0
+            self.engine.loop.call_later(LINGER_S, self._idle)
+            return
         self._closing = False
         if self.state is OPEN and not (self.queue or self.expected or self.in_flight or self.performing or self.guests):
             self._release((self.aggregate,))
