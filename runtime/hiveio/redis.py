@@ -21,6 +21,7 @@ log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
+MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
 MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
 
 Argument = str | bytes | int
@@ -62,6 +63,7 @@ class Redis:
             protocol=2,
         )
         self._batches: dict[_Key, _Batch] = {}
+        self._waiting = 0  # calls that are not sent
         self._flushing: asyncio.Task[None] | None = None
 
     @property
@@ -87,6 +89,10 @@ class Redis:
         Fails with Unavailable when Redis does not answer (the script may have run), ScriptFailed when it raised.
         """
         future = asyncio.get_running_loop().create_future()
+        if self._waiting >= MOST_WAITING:
+            future.set_exception(Unavailable(f"Redis at {self.shown} is slow: {MOST_WAITING} calls wait for it"))
+            return future
+        self._waiting += 1
         self._batches.setdefault((script, key, common), []).append((own, future))
         if self._flushing is None:
             self._flushing = asyncio.ensure_future(self._flush())
@@ -95,7 +101,7 @@ class Redis:
     async def _flush(self) -> None:
         try:
             while self._batches:
-                batches, self._batches = self._batches, {}
+                batches, self._batches, self._waiting = self._batches, {}, 0
                 await self._send(list(_cut(batches)))
         finally:
             self._flushing = None

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -175,20 +176,28 @@ def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(actors: 
         wait_until(lambda: send(role, "ada", "Deposit", amount=1).status_code == 200, what="well again")
 
 
-def test_three_lock_nodes_one_of_them_away(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
-    with Redis() as one, Redis() as two, Redis() as three:
-        urls = ",".join(node.url for node in (one, two, three))
-        with start(actors, kafka, redis, topic, LOCK_URLS=urls) as role:
-            assert send(role, "ada", "Open", owner="Ada").status_code == 200
-            three.kill()
-            assert send(role, "ada", "Deposit", amount=5).status_code == 200
-            two.kill()
-            refused = send(role, "ada", "Deposit", amount=5)
-            assert refused.status_code == 503, refused.text
-            assert str(two.port) in refused.json()["detail"]
-            assert "retry-after" in refused.headers
-            two.start()
-            assert send(role, "ada", "Deposit", amount=5).status_code == 200
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_lock_nodes_a_minority_of_which_is_away(
+    actors: Path, kafka: Kafka, redis: Redis, topic: str, count: int
+) -> None:
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(Redis()) for _ in range(count)]
+        urls = ",".join(node.url for node in nodes)
+        role = stack.enter_context(start(actors, kafka, redis, topic, LOCK_URLS=urls, REQUEST_TIMEOUT="4000"))
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        few = count // 2
+        for number, node in enumerate(nodes[:few]):  # some hang, some are dead
+            node.pause() if number % 2 == 0 else node.kill()
+        assert [send(role, "ada", "Deposit", amount=5).status_code for _ in range(5)] == [200] * 5
+        nodes[few].kill()
+        refused = send(role, "ada", "Deposit", amount=5)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), refused.text
+        assert all(str(node.port) in refused.json()["detail"] for node in nodes[: few + 1])
+        assert not any(str(node.port) in refused.json()["detail"] for node in nodes[few + 1 :])
+        nodes[few].start()
+        wait_until(lambda: send(role, "ada", "Deposit", amount=5).status_code == 200, what="well again")
+        for number, node in enumerate(nodes[:few]):
+            node.resume() if number % 2 == 0 else node.start()
 
 
 @pytest.mark.parametrize(

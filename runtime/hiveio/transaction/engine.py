@@ -490,7 +490,9 @@ class Engine:
             text = f"no verdict within {self._timeout_s:.0f} s: it may be executed; GET /transactions/<transaction>"
             problem = Unknown(text, transaction=command.token)
         else:
-            text = f"{command.target} was not to be had within {self._timeout_s:.0f} s: nothing has happened"
+            run = self.runs.get(command.target)
+            why = f" ({run.trouble})" if run is not None and run.trouble else ""
+            text = f"{command.target} was not to be had within {self._timeout_s:.0f} s{why}: nothing has happened"
             problem = Unavailable(text)
         self._fail(command, problem)
         if command.appended:

@@ -16,6 +16,7 @@ from hiveio.redis import Argument, Redis, Script
 
 _LOCK, _UNLOCK = Script("lock"), Script("unlock")
 DRIFT_MS = 2
+GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum any more
 
 
 class Locked(NamedTuple):
@@ -37,27 +38,47 @@ class Redlock:
         self._quorum = len(nodes) // 2 + 1
 
     def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
-        """Lock these aggregates (or extend what is held already), and tell ``done``."""
+        """Lock these aggregates (or extend what is held already), and tell ``done``: at once when a quorum has said
+        yes; no is told when every node has answered, or the others have had their time."""
         own: list[Argument] = [self.token, len(aggregates), *sorted(aggregates)]
         common = (self._ttl_ms, self._remember_ms)
         start = time.monotonic()
-        votes: list[Any] = []
+        votes: dict[Redis, Any] = {}
+        timer: asyncio.TimerHandle | None = None
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            if timer is not None:
+                timer.cancel()
+            done(self._count(scope, aggregates, votes, start))
 
         def voted(node: Redis, future: "asyncio.Future[tuple[Any, Any]]") -> None:
-            votes.append((node, future.exception() or future.result()[1]))
-            if len(votes) == len(self._nodes):
-                done(self._count(scope, aggregates, votes, start))
+            nonlocal timer
+            votes[node] = future.exception() or future.result()[1]
+            if ended:
+                return
+            yes = sum(_is_yes(vote) for vote in votes.values())
+            if yes >= self._quorum or len(votes) == len(self._nodes):
+                end()
+            elif len(votes) - yes > len(self._nodes) - self._quorum and timer is not None:
+                timer.cancel()
+                timer = asyncio.get_running_loop().call_later(GRACE_S, end)
 
+        if len(self._nodes) > 1:  # a single node bounds its answer itself
+            timer = asyncio.get_running_loop().call_later(self._valid_s / 2, end)
         for node in self._nodes:
             node.call(_LOCK, scope, common, own).add_done_callback(partial(voted, node))
 
-    def _count(self, scope: str, aggregates: Sequence[str], votes: list[Any], start: float) -> Locked:
+    def _count(self, scope: str, aggregates: Sequence[str], votes: dict[Redis, Any], start: float) -> Locked:
         reasons, yes, silent, wanted = [], 0, 0, False
-        for node, vote in votes:
-            if isinstance(vote, BaseException):
+        for node in self._nodes:
+            vote = votes.get(node)
+            if vote is None or isinstance(vote, BaseException):
                 silent += 1
-                reasons.append(f"{node.shown}: {vote}")
-            elif vote[0] == 1:
+                reasons.append(f"{node.shown}: {vote or 'no answer in time'}")
+            elif _is_yes(vote):
                 yes += 1
                 wanted = wanted or vote[1] == 1
             else:
@@ -65,8 +86,8 @@ class Redlock:
         until = start + self._valid_s
         if yes >= self._quorum and until > time.monotonic():
             return Locked(until, wanted)
-        if yes:
-            self.release(scope, aggregates)
+        if yes or silent:
+            self.release(scope, aggregates)  # a node answers in order: it takes back what it may give late
         away = len(self._nodes) - silent < self._quorum
         return Locked(0.0, reason="; ".join(reasons) or "the lock came later than it lasts", away=away)
 
@@ -75,3 +96,7 @@ class Redlock:
         own: list[Argument] = [self.token, len(aggregates), *aggregates]
         for node in self._nodes:
             node.call(_UNLOCK, scope, (), own).add_done_callback(lambda future: future.exception())
+
+
+def _is_yes(vote: Any) -> bool:
+    return not isinstance(vote, BaseException) and vote[0] == 1

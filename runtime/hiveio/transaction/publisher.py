@@ -23,8 +23,8 @@ from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.publisher")
 
-LEASE_MS = 2_500  # a dead holder is succeeded after it
-RENEW_S = 0.8
+LEASE_MS = 2_000  # a dead holder is succeeded after it
+RENEW_S = 0.6
 GROUP = 500  # most events in one request
 GROUP_BYTES = 600_000
 

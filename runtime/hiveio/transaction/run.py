@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 CHAIN = 256  # records appended and not read back
+LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
 
 
@@ -58,11 +59,13 @@ class Run:
         self._wanted = False
         self._renewing = False
         self._closing = False
+        self._busy = 0  # commands appended since the run was last about to close
         self._locked: Locked | None = None
         self._begun: Begun | BaseException | None = None
         self._opening: tuple[str, ...] = ()
         self._visitors: list[asyncio.Future[None]] = []
         self._attempts = 0
+        self.trouble = ""  # why it does not open
 
     # -- opening
 
@@ -114,7 +117,7 @@ class Run:
                 self._release(self._opening)
             self._again(problem)
             return
-        self.tip, self.state, self._attempts = entry, OPEN, 0
+        self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0, ""
         self._take_turn(locked)
         for name in self._opening:
             if name != self.aggregate:
@@ -148,7 +151,7 @@ class Run:
     def _again(self, problem: Problem) -> None:
         """The lock is another's, or a backend is away: try later. The first command pays for the attempts."""
         self._attempts += 1
-        self.state, self.tip = PAUSED, None
+        self.state, self.tip, self.trouble = PAUSED, None, problem.detail
         self._welcome(Taken(problem.detail))
         if self._attempts > self.engine.retry_count:
             self._attempts = 0
@@ -228,6 +231,7 @@ class Run:
 
     def appended(self, pending: "Pending", tip: Entry) -> None:
         self.tip = tip
+        self._busy += 1
         self.in_flight[pending.tx] = pending
 
     def settled(self, pending: "Pending", verdict: bool | None) -> None:
@@ -263,6 +267,11 @@ class Run:
     # -- closing
 
     def _idle(self) -> None:
+        if self._busy > 1:
+            # Clients that have just been answered come again at once; meanwhile the lock would be another's for a turn.
+            self._busy = 0
+            self.engine.loop.call_later(LINGER_S, self._idle)
+            return
         self._closing = False
         if self.state is OPEN and not (self.queue or self.expected or self.in_flight or self.performing or self.guests):
             self._release((self.aggregate,))

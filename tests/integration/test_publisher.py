@@ -1,0 +1,233 @@
+"""Accepted events reach the event topic: taken over from the dead, by two at once, without a gap for our consumer."""
+
+import asyncio
+import concurrent.futures
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import msgspec
+import pytest
+
+from hiveio import Actor, Command, Event, Model
+from hiveio.actor import contracts
+from hiveio.config import Settings
+from hiveio.envelope import Envelope
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.log import TransactionLog
+from hiveio.transaction.publisher import Publisher
+from tests.integration.topics import read_all
+from tests.process import Role, wait_until
+from tests.services import Kafka, Redis
+
+TAKEN_OVER_S = 10.0  # 5 s on a machine that has nothing else to do
+
+PROCESSOR = """
+from hiveio import Actor, Command, Event, Model
+
+class Add(Command):
+    amount: int
+class Added(Event):
+    amount: int
+class Counter(Model):
+    sum: int = 0
+
+class CounterActor(Actor):
+    path = "/counters/{id}"
+    name = "Counter"
+
+    def perform(self, counter: Counter | None, command: Add) -> Added:
+        return Added(command.amount)
+
+    def replay(self, counter: Counter | None, event: Added) -> Counter:
+        return Counter((counter.sum if counter else 0) + event.amount)
+"""
+LISTENER = """
+import os
+from hiveio import Actor, Event
+
+class Added(Event):
+    amount: int
+
+class Listener(Actor):
+    def start(self):
+        self.file = open(os.environ["SEEN"], "a", buffering=1)
+
+    def perform(self, event: Added, context) -> None:
+        self.file.write(f"{context.id} {context.version} {context.position[1]} {context.position[2]}\\n")
+"""
+
+
+class Seen(NamedTuple):
+    """What came to the consumer's handler."""
+
+    id: str
+    version: int
+    offset: int
+    place: int
+
+
+def seen(file: Path) -> list[Seen]:
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [Seen(id, *map(int, numbers)) for id, *numbers in lines]
+
+
+def check(events: list[Seen]) -> None:
+    """In the order of the log, each once, and the versions of every aggregate without a gap."""
+    places = [(event.offset, event.place) for event in events]
+    assert places == sorted(set(places))
+    for id in {event.id for event in events}:
+        versions = [event.version for event in events if event.id == id]
+        assert versions == list(range(1, len(versions) + 1)), id
+
+
+@pytest.fixture
+def listener(kafka: Kafka, topic: str, tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "listener.py").write_text(LISTENER)
+    file = tmp_path / "seen"
+    environ = {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": topic,
+        "EVENT_STORE_FROM_START": "true",
+        "SEEN": str(file),
+    }
+    with Role("consumer", environ, actor_path=tmp_path, module="listener", wait=False) as role:
+        yield file
+        assert role.process.poll() is None
+
+
+def publishing(roles: list[Role]) -> Role:
+    """The one whose session began last."""
+    began = [
+        (line["time"], number)
+        for number, role in enumerate(roles)
+        for line in role.logs()
+        if line["message"].startswith("publishing ")
+    ]
+    return roles[max(began)[1]]
+
+
+def add(role: Role, id: str) -> bool:
+    try:
+        answer = httpx.post(f"{role.url}/counters/{id}", json={"type": "Add", "payload": {"amount": 1}}, timeout=30)
+    except httpx.TransportError:
+        return False
+    return answer.status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+def test_a_holder_that_is_gone_is_succeeded_and_the_consumer_sees_no_gap(
+    fault: str, kafka: Kafka, redis: Redis, topic: str, tmp_path: Path, listener: Path
+) -> None:
+    (tmp_path / "counters.py").write_text(PROCESSOR)
+    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic}
+    with ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(8))
+        made = [Role("stream-processor", environ, actor_path=tmp_path, module="counters", wait=False) for _ in range(2)]
+        roles = [stack.enter_context(role) for role in made]
+        for role in roles:
+            role.ready()
+        accepted = sum(pool.map(lambda n: add(roles[n % 2], f"c{n % 5}"), range(60)))
+        assert accepted == 60
+        wait_until(lambda: len(seen(listener)) == 60, 30, "the first 60 events")
+        holder = publishing(roles)
+        other = roles[1 - roles.index(holder)]
+        load = [pool.submit(add, roles[n % 2], f"c{n % 5}") for n in range(100)]  # under load
+        wait_until(lambda: sum(answer.done() for answer in load) > 20)
+        holder.kill() if fault == "killed" else holder.pause()
+        gone = time.monotonic()
+        assert wait_until(lambda: add(other, "last"), 15, "the other one goes on")
+        wait_until(lambda: any(event.id == "last" for event in seen(listener)), 30, "taken over")
+        took_s = time.monotonic() - gone
+        print(f"holder {fault}: the next event came to the consumer after {took_s:.1f} s")
+        if fault == "paused":
+            holder.resume()
+            load += [pool.submit(add, roles[n % 2], f"c{n % 5}") for n in range(60)]
+        accepted += sum(answer.result() for answer in load)
+        stands = httpx.get(f"{other.url}/counters/last", timeout=30).json()["payload"]["sum"] + sum(
+            httpx.get(f"{other.url}/counters/c{n}", timeout=30).json()["payload"]["sum"] for n in range(5)
+        )
+        assert stands >= accepted
+        wait_until(lambda: len(seen(listener)) >= stands, 30, f"all {stands} events")
+        check(seen(listener))
+        assert len(seen(listener)) == stands
+        assert took_s < TAKEN_OVER_S
+
+
+class Add(Command):
+    amount: int
+
+
+class Added(Event):
+    amount: int
+
+
+class Counter(Model):
+    sum: int = 0
+
+
+class CounterActor(Actor):
+    path = "/counters/{id}"
+    name = "Counter"
+
+    def perform(self, counter: Counter | None, command: Add) -> list[Added]:
+        return [Added(n) for n in range(command.amount)]
+
+    def replay(self, counter: Counter | None, event: Added) -> Counter:
+        return Counter((counter.sum if counter else 0) + 1)
+
+
+async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
+    kafka: Kafka, redis: Redis, topic: str, listener: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody holds the lease, and sessions end when they like: whatever interleaving comes of it."""
+    dice = random.Random(topic)
+
+    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> bool:
+        return dice.random() < 0.9
+
+    monkeypatch.setattr(Cache, "lease", lease)
+    monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)
+    monkeypatch.setattr("hiveio.transaction.publisher.GROUP", 7)
+    begun = itertools.count()
+    original = Publisher._resume
+
+    async def resume(self: Publisher) -> None:
+        next(begun)
+        await original(self)
+
+    monkeypatch.setattr(Publisher, "_resume", resume)
+    settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
+    made = contracts([CounterActor])
+    logs = [TransactionLog(settings, made) for _ in range(3)]
+    try:
+        for log in logs:
+            await log.start()
+        while any([await log.ready() for log in logs]):
+            await asyncio.sleep(0.01)
+        sent = 0
+        until = time.monotonic() + 8
+        while time.monotonic() < until or next(begun) < 20:
+            envelopes = [Envelope(message=Add(n % 3 + 1), id=f"c{n % 4}") for n in range(12)]
+            commands = [logs[n % 3].engine.submit(made[0], envelope) for n, envelope in enumerate(envelopes)]
+            answers = await asyncio.gather(*[command.future for command in commands])
+            sent += sum(
+                len(events) if isinstance(events := msgspec.json.decode(answer.encoded or b""), list) else 1
+                for answer in answers
+            )
+        while len(seen(listener)) < sent:
+            await asyncio.sleep(0.05)
+    finally:
+        for log in logs:
+            await log.stop()
+    written = len(read_all(kafka.brokers, topic))
+    print(f"{next(begun)} sessions; {sent} events, written {written} times")
+    assert written > sent, "nothing was repeated: the sessions did not overlap"
+    check(seen(listener))
+    assert len(seen(listener)) == sent
