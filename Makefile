@@ -51,8 +51,8 @@ fault: $(READY) ## Kill, pause and cut things under load, and check what is left
 	@$(if $(N),N='$(N)') $(BIN)/pytest tests/faults -m fault $(T)
 
 .PHONY: bench
-bench: $(READY) ## Benchmarks
-	@$(BIN)/python -m tests.bench
+bench: $(READY) ## Each role against its bare parts, as ratios (B='stream --seconds 5', B=--help)
+	@$(BIN)/python -m tests.bench $(B)
 
 # A file outside of this folder has to be allowed by name.
 BAKE := docker buildx bake $(if $(PIP_CERT),--allow=fs.read=$(PIP_CERT))

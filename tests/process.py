@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -52,6 +52,7 @@ class Role:
         wait: bool = True,
     ) -> None:
         self.name = name
+        self.entrypoint = ROOT / "images" / name / "entrypoint.py"
         self.wait = wait
         self.environ = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
@@ -70,9 +71,9 @@ class Role:
 
     # -- life
 
-    def start(self) -> "Role":
+    def start(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "images" / self.name / "entrypoint.py")],
+            [sys.executable, str(self.entrypoint)],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -86,7 +87,7 @@ class Role:
             reader.start()
         return self
 
-    def __enter__(self) -> "Role":
+    def __enter__(self) -> Self:
         self.start()
         try:
             return self.ready() if self.wait else self
@@ -100,7 +101,7 @@ class Role:
             self.kill() if kind else self.stop()
         self._join()
 
-    def ready(self, within_s: float = STARTED_S) -> "Role":
+    def ready(self, within_s: float = STARTED_S) -> Self:
         """Wait until /readyz is 200."""
         wait_until(self._is_ready, within_s, f"{self.name} ready; it said: {self.text()}")
         return self

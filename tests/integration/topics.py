@@ -10,7 +10,7 @@ Written = tuple[int, str | None, bytes | None, Mapping[str, str]]  # partition, 
 
 
 def make_topic(brokers: str, topic: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
-    admin = AdminClient({"bootstrap.servers": brokers})
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 4})
     admin.create_topics([NewTopic(topic, partitions, 1, config=dict(config or {}))])[topic].result(30)
 
 

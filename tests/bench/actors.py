@@ -1,0 +1,89 @@
+"""What the benchmarks serve: one actor a role, which does as little as its role allows."""
+
+import os
+import time
+
+from hiveio import Actor, Command, Event, Model, Query
+
+RECORDS = int(os.environ.get("BENCH_RECORDS", "0"))
+WARM = RECORDS // 10  # records before the clock starts: the first ones find cold code
+
+
+class Quote(Command):
+    amount: int
+    express: bool = False
+
+
+class Fee(Event):
+    amount: int
+    fee: int
+
+
+class Quotes(Actor):
+    path = "/quotes"
+
+    def perform(self, message: Quote) -> Fee:
+        return Fee(message.amount, message.amount // 200)
+
+
+class Visit(Command):
+    page: str
+    duration_ms: int
+
+
+class Visited(Event):
+    page: str
+    duration_ms: int
+
+
+class Visits(Actor):
+    path = "/visits/{id}"
+
+    def perform(self, message: Visit) -> Visited:
+        return Visited(message.page, message.duration_ms)
+
+
+class Progress(Query):
+    path = "/progress"
+
+
+class Views(Actor):
+    """Does nothing with an event but count it. The clocks are read at the first record that counts and at the last."""
+
+    path = "/views"
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.clocks: list[tuple[float, float]] = []
+
+    def perform(self, message: Visited | Progress) -> dict[str, object] | None:
+        if isinstance(message, Progress):
+            return {"count": self.count, "clocks": self.clocks}
+        self.count += 1
+        if self.count == WARM or self.count == RECORDS:
+            self.clocks.append((time.monotonic(), time.process_time()))
+        return None
+
+
+class Add(Command):
+    amount: int
+
+
+class Added(Event):
+    amount: int
+
+
+class Tally(Model):
+    sum: int = 0
+    count: int = 0
+
+
+class Tallies(Actor):
+    path = "/tallies/{id}"
+    name = "Tally"
+
+    def perform(self, tally: Tally | None, message: Add) -> Added:
+        return Added(message.amount)
+
+    def replay(self, tally: Tally | None, event: Added) -> Tally:
+        return Tally(tally.sum + event.amount, tally.count + 1) if tally else Tally(event.amount, 1)

@@ -1,0 +1,57 @@
+"""What a role costs that does nothing: its memory, and the time from its start to its first answer."""
+
+import socket
+import statistics
+import time
+
+from tests.bench.bench import Bench, Served
+from tests.bench.measure import Row, Sample, memory_mb
+from tests.process import wait_until
+
+ROLES = {"base": "Quotes", "producer": "Visits", "consumer": "Views", "stream-processor": "Tallies"}
+
+
+def idle(bench: Bench) -> None:
+    """Memory of worker and master, and the start, of each role in turn."""
+    for name, actor in ROLES.items():
+        answered, ready, worker, master = [], [], [], []
+        for _ in range(bench.rounds):
+            role = bench.role(name, f"actors:{actor}", EVENT_STORE_GROUP_ID=bench.topic())
+            if name == "consumer":
+                bench.make_topic(role.environ["EVENT_STORE_TOPIC"])
+            started = time.monotonic()
+            role.wait = False
+            with role:
+                first_answer(role)
+                answered.append(time.monotonic() - started)
+                role.ready()
+                ready.append(time.monotonic() - started)
+                time.sleep(1.0)  # what the start left behind is gone
+                worker.append(memory_mb(role.workers()[0].pid))
+                master.append(memory_mb(role.process.pid))
+        told = {
+            "first answer s": statistics.median(answered),
+            "ready s": statistics.median(ready),
+            **{f"worker {key}": statistics.median(memory[key] for memory in worker) for key in worker[0]},
+            **{f"master {key}": statistics.median(memory[key] for memory in master) for key in master[0]},
+        }
+        bench.add([Row("idle", f"hiveio/{name}", 0, (Sample(0, 0, 0, 0, parts=told),))])
+    bench.show("idle")
+
+
+def first_answer(role: Served) -> None:
+    """Return with the first answer to /ping, whatever it says."""
+
+    def answers() -> bool:
+        if not role.port:
+            return False
+        with socket.socket() as client:
+            client.settimeout(5)
+            try:
+                client.connect(("127.0.0.1", role.port))
+                client.sendall(b"GET /ping HTTP/1.1\r\nHost: bench\r\n\r\n")
+                return bool(client.recv(1))
+            except OSError:
+                return False
+
+    wait_until(answers, 30, "the first answer")

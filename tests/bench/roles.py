@@ -1,0 +1,101 @@
+"""Base, producer and consumer, each against its bare parts."""
+
+import contextlib
+
+import httpx
+from confluent_kafka import Producer
+
+from hiveio.kafka.sender import Headers
+from tests.bench.bench import BULK, Bench
+from tests.bench.load import Request
+from tests.bench.measure import Sample
+from tests.process import wait_until
+
+QUOTE = Request("POST", "/quotes", '{"type":"Quote","payload":{"amount":10000}}')
+VISIT = Request(
+    "POST", "/visits/{}", '{"type":"Visit","payload":{"page":"/products/17","duration_ms":1250}}', 1_000_000
+)
+
+
+def base(bench: Bench) -> None:
+    """A POST that is decoded, validated, performed and answered, against bare ASGI on the same gunicorn."""
+    with bench.bare() as bare, bench.bare("stock") as stock, bench.role("base", "actors:Quotes") as role:
+        for clients in bench.clients:
+            measures = {
+                "bare ASGI": bench.http(bare, QUOTE, clients),
+                "bare ASGI, gunicorn's own worker": bench.http(stock, QUOTE, clients),
+                "hiveio/base": bench.http(role, QUOTE, clients),
+            }
+            bench.compare("base", clients, measures, "bare ASGI")
+    bench.show("base")
+
+
+def producer(bench: Bench) -> None:
+    """A POST answered when Kafka has stored its event, against the Kafka client alone with the same settings."""
+    topic, own = bench.make_topic(), bench.make_topic()
+    with bench.bare() as bare, bench.role("producer", "actors:Visits", EVENT_STORE_TOPIC=topic) as role:
+        for clients in bench.clients:
+            linger_ms = 0 if clients < 8 else 1  # as the sender does
+            measures = {
+                "raw client, delivery awaited": bench.raw(
+                    "producer", brokers=bench.kafka.brokers, topic=own, clients=clients,
+                    seconds=bench.seconds, linger_ms=linger_ms,
+                ),
+                "bare ASGI": bench.http(bare, VISIT, clients),
+                "hiveio/producer": bench.http(role, VISIT, clients),
+            }  # fmt: skip
+            sums = {"raw client + bare ASGI": ("raw client, delivery awaited", "bare ASGI")}
+            bench.compare("producer", clients, measures, "raw client, delivery awaited", sums=sums)
+    bench.show("producer")
+    bench.check("producer: events", bench.stored(topic), role.acknowledged)
+
+
+def consumer(bench: Bench) -> None:
+    """A topic read from its start by an actor that does nothing, against a raw loop over the same topic."""
+    topic = bench.make_topic()
+    with bench.console.status(f"consumer: writing {bench.records:,} records"):
+        fill(bench, topic)
+    measures = {
+        "raw loop": bench.raw("consumer", brokers=bench.kafka.brokers, topic=topic, records=bench.records),
+        "hiveio/consumer": lambda: consumed(bench, topic),
+    }
+    bench.compare("consumer", 0, measures, "raw loop")
+    bench.show("consumer")
+
+
+def fill(bench: Bench, topic: str) -> None:
+    """Records of about 200 bytes with four headers."""
+    client = Producer(BULK | {"bootstrap.servers": bench.kafka.brokers})
+    value = b'{"type":"Visited","payload":{"page":"/products/%s","duration_ms":1250}}' % (b"17" * 60)
+    shared: Headers = [
+        ("hive-actor", b"Visits"),
+        ("content-type", b"application/json"),
+        ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ]
+    for number in range(bench.records):
+        client.produce(topic, value, b"%d" % (number % 10_000), 0, headers=[*shared, ("hive-id", b"%d.0" % number)])
+        if number % 5_000 == 0:
+            client.poll(0)
+    assert client.flush(60) == 0
+
+
+def consumed(bench: Bench, topic: str) -> Sample:
+    environ = {
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": bench.topic(),
+        "EVENT_STORE_FROM_START": "true",
+        "BENCH_RECORDS": str(bench.records),
+    }
+    with bench.role("consumer", "actors:Views", **environ) as role, httpx.Client(base_url=role.url) as client:
+
+        def progress() -> list[list[float]] | None:
+            with contextlib.suppress(httpx.TransportError):
+                found = client.get("/progress").json()
+                if found["count"] >= bench.records:
+                    return found["clocks"]  # type: ignore[no-any-return]
+            return None
+
+        first, last = wait_until(progress, 120, f"{bench.records} records are consumed")
+    counted = bench.records - bench.records // 10
+    seconds, cpu_s = last[0] - first[0], last[1] - first[1]
+    return Sample(counted / seconds, 0.0, 0.0, cpu_s / counted * 1e6)

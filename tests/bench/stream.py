@@ -1,0 +1,143 @@
+"""The stream processor: against its raw parts, on one instance and several, and over the number of aggregates."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import httpx
+from confluent_kafka import Producer
+
+from hiveio.config import Settings
+from hiveio.kafka.sender import Headers
+from hiveio.transaction import record as records
+from hiveio.transaction.record import FORMAT, Commit, Format
+from hiveio.transaction.rule import HASH
+from tests.bench.bench import BULK, LOG, Bench, Served
+from tests.bench.load import Request
+from tests.bench.measure import Measure, Row, Sample, Usage
+from tests.process import wait_until
+
+ADD = '{"type":"Add","payload":{"amount":5}}'
+DISTINCT = Request("POST", "/tallies/{}", ADD, 1_000_000)
+STEPS = {"begin_ms": "lock and begin", "append_ms": "append and read back", "apply_ms": "apply and unlock"}
+HOT = Request("POST", "/tallies/hot", ADD)
+PARTS = "raw parts, one after the other"
+
+
+def stream(bench: Bench) -> None:
+    """Commands answered after their verdict, against their Redis calls, append and read-back, one after the other."""
+    topic, own = bench.topic(), bench.make_topic(config=LOG)
+    environ = {"EVENT_STORE_TOPIC": topic}
+    with bench.bare() as bare, bench.role("stream-processor", "actors:Tallies", **environ) as role:
+        for clients in bench.clients:
+            measures = {
+                PARTS: bench.raw(
+                    "parts", brokers=bench.kafka.brokers, url=bench.redis.url, topic=own, clients=clients,
+                    seconds=bench.seconds, population=1_000_000,
+                ),
+                "bare ASGI": bench.http(bare, DISTINCT, clients),
+                "hiveio/stream-processor, distinct aggregates": bench.http(role, DISTINCT, clients),
+                "hiveio/stream-processor, one aggregate": bench.http(role, HOT, clients),
+            }  # fmt: skip
+            sums = {"raw parts + bare ASGI": (PARTS, "bare ASGI")}
+            rows = bench.compare("stream processor", clients, measures, PARTS, sums=sums)
+            told = ", ".join(f"{text} {rows[0].part(name) or 0:.2f} ms" for name, text in STEPS.items())
+            bench.note(f"raw parts, {clients} at once: {told} (p50 of a round)")
+    bench.show("stream processor")
+    bench.check("stream processor: events", bench.stored(topic), role.acknowledged)
+
+
+def shared(bench: Bench) -> None:
+    """One hot aggregate: one instance, then two, then three at once, with the same number of clients in all."""
+    topic, clients = bench.topic(), max(bench.clients)
+    with contextlib.ExitStack() as stack:
+        roles = [
+            stack.enter_context(bench.role("stream-processor", "actors:Tallies", EVENT_STORE_TOPIC=topic))
+            for _ in range(3)
+        ]
+        measures: dict[str, Measure] = {
+            f"{count} instance{'s' * (count > 1)} on one aggregate": partial(together, bench, roles[:count], clients)
+            for count in (1, 2, 3)
+        }
+        together(bench, roles, clients)  # warm
+        rows = bench.compare("shared aggregate", clients, measures, next(iter(measures)))
+        bench.show("shared aggregate")
+        shares = [rows[-1].part(f"share {number}") or 0.0 for number in (1, 2, 3)]
+        bench.note("share of each of the three: " + ", ".join(f"{share:.0%}" for share in shares))
+        acknowledged = sum(role.acknowledged for role in roles)
+        state = httpx.get(f"{roles[0].url}/tallies/hot", timeout=30).json()["payload"]
+        bench.check("shared aggregate: commands", state["count"], acknowledged)
+
+
+def together(bench: Bench, roles: Sequence[Served], clients: int) -> Sample:
+    """Load on several instances at once."""
+    usages = [Usage(role.process.pid) for role in roles]
+    processes = [
+        bench.generator.start(role.port or 0, HOT, max(1, clients // len(roles)), bench.seconds) for role in roles
+    ]
+    answers = [bench.generator.collect(process) for process in processes]
+    done = [answered.requests - answered.failed for answered in answers]
+    for role, count in zip(roles, done, strict=True):
+        role.acknowledged += count
+    cpu_us = sum(usage.each_us(sum(done))["all"] for usage in usages)
+    seconds = max(answered.seconds for answered in answers)
+    shares = {f"share {number}": count / max(1, sum(done)) for number, count in enumerate(done, 1)}
+    return Sample(
+        sum(done) / seconds,
+        max(answered.p50_ms for answered in answers),
+        max(answered.p99_ms for answered in answers),
+        cpu_us,
+        sum(answered.failed for answered in answers),
+        shares,
+    )
+
+
+def scale(bench: Bench) -> None:
+    """What a command costs with few aggregates and with many. The log is filled directly, and folded at the start."""
+    clients = max(bench.clients)
+    raw: tuple[Sample, ...] = ()
+    for count in bench.aggregates:
+        topic = bench.topic()
+        with bench.console.status(f"scale: writing a log of {count:,} aggregates"):
+            fill(bench, topic, count)
+        role = bench.role("stream-processor", "actors:Tallies", EVENT_STORE_TOPIC=topic)
+        role.wait = False
+        with role, bench.console.status(f"scale: folding {count:,} records"):
+            wait_until(role.logs, 30, "its first line")
+            usage, folding = Usage(role.process.pid), time.monotonic()
+            role.ready(600)
+            seconds, cpu_us = time.monotonic() - folding, usage.each_us(count)["all"]
+            request = Request("POST", "/tallies/{}", ADD, count)
+            measure = bench.http(role, request, clients)
+            samples = tuple(measure() for _ in range(bench.rounds))
+        bench.add([Row("scale", f"{count:,} aggregates", clients, samples, raw)])
+        raw = raw or samples
+        bench.note(
+            f"{count:,} aggregates: {count / seconds:,.0f} records/s folded at the start, {cpu_us:.1f} µs of CPU each"
+        )
+        bench.check("scale: events", bench.stored(topic) - 1, role.acknowledged)
+    bench.show("scale")
+
+
+def fill(bench: Bench, topic: str, count: int) -> None:
+    """A log in which each of the aggregates was written once, and an event topic that says all is published."""
+    settings = Settings()
+    bench.make_topic(topic)
+    bench.make_topic(f"{topic}.transactions", LOG)
+    client = Producer(BULK | {"bootstrap.servers": bench.kafka.brokers})
+    log = f"{topic}.transactions"
+    first = Format(FORMAT, 1, HASH, settings.idempotency_count, settings.idempotency_time_s * 1000)
+    client.produce(log, records.encode(first), b"format-bench", 0)
+    text = (
+        b'{"kind":"commit","command":["Tally/%d","fill-%d"],'
+        b'"writes":[["Tally/%d","",0,[{"type":"Added","payload":{"amount":5}}]]]}'
+    )
+    assert isinstance(records.decode(text % (0, 0, 0)), Commit)
+    for number in range(count):
+        client.produce(log, text % (number, number, number), b"fill-%d" % number, 0)
+        if number % 5_000 == 0:
+            client.poll(0)
+    headers: Headers = [("hive-position", b"0:%d:0" % count)]
+    client.produce(topic, b'{"type":"Added","payload":{"amount":5}}', b"%d" % (count - 1), 0, headers=headers)
+    assert client.flush(120) == 0

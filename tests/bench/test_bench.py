@@ -1,0 +1,79 @@
+"""That the benchmarks run, that every request in them succeeds, and that nothing acknowledged is lost. No timings."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.bench.__main__ import BENCHES, main
+from tests.bench.bench import Bench, Lost
+from tests.bench.load import Generator
+from tests.bench.measure import Row, Sample, alternate, total
+from tests.bench.roles import QUOTE
+from tests.services import Kafka, Redis
+
+
+@pytest.fixture
+def bench(kafka: Kafka, redis: Redis) -> Bench:
+    console = Console(width=150, quiet=True)
+    own = Generator("own")  # wrk takes whole seconds
+    return Bench(kafka, redis, own, console, 0.3, 1, clients=(3,), records=1_000, aggregates=(10, 50))
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_runs_and_every_request_succeeds(bench: Bench, name: str) -> None:
+    BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
+    assert bench.rows
+    assert sum(row.failed for row in bench.rows) == 0
+    assert all(row.median("rate") > 0 for row in bench.rows if name != "idle")
+    json.dumps([row.plain() for row in bench.rows])
+
+
+def test_a_request_that_fails_is_counted(bench: Bench) -> None:
+    with bench.role("base", "actors:Quotes") as role:
+        measure = bench.http(role, QUOTE._replace(body='{"type":"Quote","payload":{}}'), 2)
+        assert measure().failed > 0
+
+
+def test_what_is_missing_is_noticed(bench: Bench) -> None:
+    with pytest.raises(Lost, match="3 were acknowledged and 2 are there"):
+        bench.check("events", 2, 3)
+
+
+def test_wrk_and_our_generator_tell_the_same(bench: Bench) -> None:
+    try:
+        wrk = Generator("wrk")
+    except ValueError:
+        pytest.skip("wrk is not installed")
+    with bench.bare() as bare:
+        for generator in (wrk, bench.generator):
+            answered = generator.run(bare.port or 0, QUOTE, 2, 1)
+            assert answered.requests > 0
+            assert answered.failed == 0
+            assert 0 < answered.p50_ms <= answered.p99_ms
+            assert answered.ceiling > 0
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    def sample(rate: float) -> Sample:
+        return Sample(rate, 1, 1, 1)
+
+    row = Row("bench", "what", 1, (sample(50), sample(100), sample(30)), (sample(100), sample(400), sample(100)))
+    assert row.ratio("rate") == 0.3
+    assert total([sample(100)], [sample(300)])[0].rate == pytest.approx(75)
+
+
+def test_rounds_alternate() -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> Sample:
+        order.append(name)
+        return Sample(1, 1, 1, 1)
+
+    alternate({"a": lambda: measure("a"), "b": lambda: measure("b")}, 2, lambda text: None)
+    assert order == ["a", "b", "b", "a"]
+
+
+def test_an_unknown_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["steam"]) == 2
+    assert "no benchmark is named steam" in capsys.readouterr().out
