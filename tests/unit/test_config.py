@@ -59,6 +59,40 @@ def test_the_bundle_of_openssl_is_not_our_certificate(tmp_path: Path) -> None:
     assert (settings.ssl_cert, settings.ssl_key) == ("", "/key.pem")
 
 
+@pytest.mark.parametrize(
+    "value", ["redis:/ada:hunter2@host", "redis://ada:hun/ter2@host", "redis://host:x?password=hunter2", "hunter2@host"]
+)
+def test_an_error_shows_no_secret(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^CACHE_URL='.*…' is wrong") as caught:
+        Settings.read({"CACHE_URL": value})
+    assert "ter2" not in str(caught.value)
+    (tmp_path / "secret").write_text("hunter2")
+    with pytest.raises(ConfigError, match=r"^the value of CACHE_URL, read from CACHE_URL_FILE, is wrong") as caught:
+        Settings.read({"CACHE_URL_FILE": str(tmp_path / "secret")})
+    assert "ter2" not in str(caught.value)
+    assert "hunter2" not in repr(
+        Settings.read({"CACHE_URL": "redis://:hunter2@host", "KAFKA_SASL_PASSWORD": "hunter2"})
+    )
+
+
+def test_a_value_and_its_file_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match=r"^PORT and PORT_FILE are both set: keep one of them$"):
+        Settings.read({"PORT": "1", "PORT_FILE": "/nowhere"})
+    with pytest.raises(ConfigError, match=r"^KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set"):
+        Settings.read({"KAFKA_SASL_PASSWORD": "x", "KAFKA_SASL_PASSWORD_FILE": "/nowhere"})
+
+
+def test_a_property_that_is_itself_a_path() -> None:
+    environ = {
+        "KAFKA_SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE": "/key",
+        "KAFKA_SASL_OAUTHBEARER_ASSERTION_FILE": "/a",
+    }
+    assert Settings.read(environ).kafka == {
+        "sasl.oauthbearer.assertion.private.key.file": "/key",
+        "sasl.oauthbearer.assertion.file": "/a",
+    }
+
+
 def test_librdkafka_properties_and_not_the_links_of_an_orchestrator() -> None:
     environ = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_PORT": "tcp://1.2.3.4", "KAFKA_SERVICE_HOST": "1.2.3.4"}
     assert Settings.read(environ).kafka == {"sasl.mechanism": "PLAIN"}

@@ -43,6 +43,21 @@ def test_a_wrong_property_is_named(name: str, value: str, says: str) -> None:
         client_config(settings(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"SECURITY_PROTOCOL": "SASL_SSL"}, "needs KAFKA_SASL_MECHANISM: it takes PLAIN, SCRAM"),
+        ({"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "GSSAPI"}, "it takes PLAIN, SCRAM"),
+        ({"SASL_MECHANISM": "OAUTHBEARER"}, "needs KAFKA_SASL_OAUTHBEARER_METHOD=oidc"),
+        ({"SSL_CA_LOCATION": "/nowhere"}, "KAFKA_SSL_CA_LOCATION='/nowhere' cannot be read"),
+        ({"SASL_PASWORD": "hunter2"}, "^KAFKA_SASL_PASWORD is wrong: librdkafka has no such property$"),
+    ],
+)
+def test_security_that_cannot_work_is_refused(given: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        client_config(settings(**given))
+
+
 def test_what_contradicts_is_a_config_error() -> None:
     config = client_config(settings(SESSION_TIMEOUT_MS="6000")) | {"group.id": "g", "group.protocol": "consumer"}
     with pytest.raises(ConfigError, match=r"session\.timeout\.ms"):

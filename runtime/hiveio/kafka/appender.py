@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, make
 
 EAGER = 8  # so many records in flight are sent at once each; beyond, they are gathered
 LIMIT = 20_000  # records given to the client and not known to have left it
@@ -35,7 +35,8 @@ class Appender:
         self._thread = threading.Thread(target=self._poll, name=f"appender {topic}", daemon=True)
 
     def _client(self) -> Producer:
-        return Producer(
+        return make(
+            Producer,
             client_config(self._settings)
             | {
                 "acks": "all",
@@ -46,7 +47,7 @@ class Appender:
                 "delivery.report.only.error": True,
                 "on_delivery": self._report,
                 "socket.nagle.disable": True,
-            }
+            },
         )
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -50,11 +51,12 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
     tuning = {_property(name): value for name, value in settings.kafka.items()}
     if tuning:
         _check(frozenset(tuning.items()))
+        _check_security(tuning)
     return {
         "bootstrap.servers": settings.brokers,
         "client.id": settings.client_id,
         "logger": logger,
-        **{_property(name.replace("_", ".")): value for name, value in own.items()},
+        **{name if name.endswith("_cb") else _property(name.replace("_", ".")): value for name, value in own.items()},
         **tuning,
     }
 
@@ -99,10 +101,26 @@ def _check(tuning: frozenset[tuple[str, str]]) -> None:
         except KafkaException as error:
             text = error.args[0].str()
             if "No such configuration property" in text:
-                text = "librdkafka has no such property"
-            elif name.startswith(("sasl.", "ssl.", "security.")):
+                # Without the value: under a misspelt name it may be a secret.
+                raise ConfigError(f"{_variable(name)} is wrong: librdkafka has no such property") from None
+            if name.startswith(("sasl.", "ssl.", "security.")):
                 continue  # these need each other: the client that has all of them judges them
             raise ConfigError(f"{_variable(name)}={value!r} is wrong: {text}") from None
+
+
+def _check_security(tuning: Mapping[str, str]) -> None:
+    """What librdkafka would answer without saying what to do, or not at all: it would wait for a token for ever."""
+    for name, value in tuning.items():
+        if name.endswith(".location") and value not in ("probe", "dynamic") and not os.access(value, os.R_OK):
+            raise ConfigError(f"{_variable(name)}={value!r} cannot be read")
+    protocol = tuning.get("security.protocol", "")
+    mechanism = tuning.get("sasl.mechanism", tuning.get("sasl.mechanisms", "")).upper()
+    if protocol.upper() in ("SASL_SSL", "SASL_PLAINTEXT") and mechanism in ("", "GSSAPI"):
+        allowed = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+        raise ConfigError(f"KAFKA_SECURITY_PROTOCOL={protocol} needs KAFKA_SASL_MECHANISM: it takes {allowed}")
+    unsigned = tuning.get("enable.sasl.oauthbearer.unsecure.jwt", "false").lower() == "true"
+    if mechanism == "OAUTHBEARER" and tuning.get("sasl.oauthbearer.method", "").lower() != "oidc" and not unsigned:
+        raise ConfigError("KAFKA_SASL_MECHANISM=OAUTHBEARER needs KAFKA_SASL_OAUTHBEARER_METHOD=oidc")
 
 
 def _worth_a_line(record: logging.LogRecord) -> bool:

@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, make
 
 GROUP_BYTES = 800_000  # of one request; less than Kafka takes
 WAIT_S = 10.0
@@ -30,7 +30,8 @@ class Session:
     def __init__(self, settings: Settings, topic: str, partition: int) -> None:
         self._topic, self._partition = topic, partition
         self._failure: KafkaError | None = None
-        self._producer = Producer(
+        self._producer = make(
+            Producer,
             client_config(settings)
             | {
                 "acks": "all",
@@ -43,7 +44,7 @@ class Session:
                 "delivery.report.only.error": True,
                 "on_delivery": self._report,
                 "socket.nagle.disable": True,
-            }
+            },
         )
 
     def _report(self, error: KafkaError | None, message: Message) -> None:

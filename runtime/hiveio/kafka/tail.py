@@ -9,7 +9,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, make
 
 BATCH = 2_000  # most records handed over at once
 BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
@@ -37,7 +37,8 @@ OnError = Callable[[str], None]
 
 
 def _consumer(settings: Settings, **extra: object) -> Consumer:
-    return Consumer(
+    return make(
+        Consumer,
         client_config(settings)
         | {
             # asked for by the client; no group is joined, nothing is committed
@@ -52,7 +53,7 @@ def _consumer(settings: Settings, **extra: object) -> Consumer:
             "queued.min.messages": 10_000,
             "queued.max.messages.kbytes": 32_768,
         }
-        | extra
+        | extra,
     )
 
 

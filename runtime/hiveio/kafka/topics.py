@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -14,9 +14,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable, Unsafe
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, make
 
 TIMEOUT_S = 10.0
+_REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 FOREVER = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 
 
@@ -29,8 +30,8 @@ class Topic(NamedTuple):
     config: dict[str, str]
 
 
-def admin(settings: Settings) -> AdminClient:
-    return AdminClient(client_config(settings))
+def admin(settings: Settings, **own: Any) -> AdminClient:
+    return make(AdminClient, client_config(settings, **own))
 
 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:
@@ -43,14 +44,17 @@ async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] 
 
 
 def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
+    refused: list[KafkaError] = []
+    with_admin = admin(settings, error_cb=lambda error: refused.append(error) if error.code() in _REFUSED else None)
     try:
-        with_admin = admin(settings)
         found = _describe(with_admin, name)
         if found is None:
             _create(with_admin, settings, name, config)
             found = _wait_for(with_admin, name)
     except KafkaException as error:
-        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {error.args[0].str()}") from None
+        with_admin.poll(0)  # says why nobody answers
+        reason = refused[-1] if refused else error.args[0]
+        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
     if found.partitions != settings.partitions:
         raise Unsafe(
             f"topic {name} has {found.partitions} partitions and EVENT_STORE_PARTITIONS is {settings.partitions}: "
