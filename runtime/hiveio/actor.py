@@ -4,6 +4,7 @@ The annotations of ``perform`` and ``replay`` are the routing, the validation an
 """
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -64,11 +65,15 @@ class Actor:
       events or None; in base and consumer any value, as the reply. ``Rejected`` refuses. It may run several times for
       one command, so in the stream processor it has no effects of its own.
     - ``replay(self, state, event)`` returns the state after the event. It is a pure function and never refuses.
+    - ``topic`` is where its events are written (producer; default: EVENT_STORE_TOPIC), ``key`` the field of its events
+      that is their key on the topic (producer; default: the id in the path).
     - ``start``, ``stop`` and ``ready`` may be plain or ``async``.
     """
 
     path: ClassVar[str] = ""
     name: ClassVar[str] = ""  # in the log; default: the name of the class
+    topic: ClassVar[str] = ""
+    key: ClassVar[str] = ""
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
     schema_version: ClassVar[int] = 1  # raise it when replay changes: snapshots are then folded anew from the log
 
@@ -107,7 +112,7 @@ class Contract:
     def __init__(self, kind: type[Actor]) -> None:
         self.kind = kind
         self.name = kind.name or kind.__name__
-        self.path = kind.path
+        self.path, self.topic, self.key = kind.path, kind.topic, kind.key
         self.serializable = kind.isolation == "serializable"
         if kind.isolation not in ("snapshot", "serializable"):
             raise BadAnnotation(f"{kind.__name__}.isolation is {kind.isolation!r}; it is 'snapshot' or 'serializable'")
@@ -115,6 +120,7 @@ class Contract:
             raise BadAnnotation(f"{kind.__name__} has no method perform(self, state, message)")
         self._read_perform(kind)
         self._read_replay(kind)
+        self._check_output(kind)
         self.actor = kind()
         self.invoke: Invoke = self._invoker(self.actor)
         self.replay: Callable[[Any, Any], Any] | None = self.actor.replay
@@ -178,6 +184,13 @@ class Contract:
         for t in events:
             if t not in folded:
                 raise BadAnnotation(f"{kind.__name__}.perform returns {t.__name__}, which {name} does not take")
+
+    def _check_output(self, kind: type[Actor]) -> None:
+        if kind.topic and not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", kind.topic):
+            raise BadAnnotation(f"{kind.__name__}.topic is {kind.topic!r}; a topic has 1 to 220 of a-z A-Z 0-9 . _ -")
+        for event in self.events.values() if kind.key else ():
+            if kind.key not in event.__struct_fields__:
+                raise BadAnnotation(f"{kind.__name__}.key is {kind.key!r}, and {event.__name__} has no such field")
 
     def _invoker(self, actor: Actor) -> Invoke:
         perform, stateful = actor.perform, self.stateful

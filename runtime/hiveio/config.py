@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from hiveio.errors import ConfigError
 
 # Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
-_UNSUPPORTED = re.compile(r"(PRODUCER_ACK|TELEMETRY\w*)$")
+_UNSUPPORTED = re.compile(r"TELEMETRY\w*$")
+_WRITTEN = ("content-type", "traceparent")  # stand on every record anyway
 # What Kubernetes and container links set for a service that happens to be named kafka.
 _LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
 # Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
@@ -72,6 +73,22 @@ def _topics(text: str) -> tuple[str, ...]:
         re.compile(text)
         return (text,)
     return tuple(_topic(name.strip()) for name in text.split(","))
+
+
+def _ack(text: str) -> str:
+    """stored or queued"""
+    if text not in ("stored", "queued"):
+        raise ValueError
+    return text
+
+
+def _headers(text: str) -> tuple[str, ...]:
+    """a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"""
+    names = tuple(name.strip().lower() for name in text.split(","))
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9!#$%&'+.^_`|~-]+\*?", name) or name.startswith("hive-") or name in _WRITTEN:
+            raise ValueError
+    return names
 
 
 def _path(text: str) -> str:
@@ -153,6 +170,15 @@ class Settings:
     buffer: int = setting("EVENT_STORE_BUFFER", 500, _whole(1, 100_000), "most records in a batch")
     buffer_timeout_ms: int = setting(
         "EVENT_STORE_TIMEOUT", 1, _whole(0, 60_000), "longest time a record waits for its batch under load, ms"
+    )
+    producer_ack: str = setting(
+        "PRODUCER_ACK",
+        "stored",
+        _ack,
+        "when the producer answers: `stored` (200 once Kafka has it) or `queued` (202 at once)",
+    )
+    event_headers: tuple[str, ...] = setting(
+        "EVENT_HEADERS", (), _headers, "request headers that the producer writes to its records: names, or `x-tenant-*`"
     )
     cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis that holds the transaction cache")
     lock_urls: tuple[str, ...] = setting("LOCK_URLS", (), _redis_urls, "Redlock nodes", "CACHE_URL")

@@ -20,6 +20,7 @@ from hiveio.errors import Invalid, Malformed, TooLarge
 
 META_LIMIT = 4096  # bytes
 ID_LIMIT = 255  # bytes of UTF-8
+NESTING = 100  # levels of a payload that is passed on unread: readers with other limits than ours come after
 
 _encoder = msgspec.json.Encoder()
 encode_json: Callable[[Any], bytes] = _encoder.encode
@@ -95,6 +96,39 @@ class _Untyped(Struct, tag_field="type", tag="\0"):
 def encode_message(message: Struct, meta: Raw | None = None) -> bytes:
     """The envelope of a message, as JSON."""
     return _encoder.encode(_Wire(type(message).__name__, message, meta))
+
+
+class _Split(Struct):
+    type: str | UnsetType = UNSET
+    payload: Raw = Raw(b"{}")
+
+
+_split = msgspec.json.Decoder(_Split).decode
+
+
+def untouched(name: str, body: bytes, meta: Raw | None = None) -> bytes:
+    """The envelope of a message whose payload stands as it came in ``body``, which a ``Codec`` has decoded.
+
+    Members that the type does not know, and the form of numbers, are kept; the decoder has skipped them, so what it
+    does not look at there is checked here. Raises Malformed for what is not UTF-8 or nested deeper than NESTING.
+    """
+    split = _split(body)
+    payload = body if split.type is UNSET else bytes(split.payload)
+    if not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the payload is not UTF-8: {error.reason} at byte {error.start}") from None
+    if payload.count(b"{") + payload.count(b"[") > NESTING and _nested(msgspec.json.decode(payload), NESTING):
+        raise Malformed(f"the payload is nested deeper than {NESTING}")
+    tail = b"}" if meta is None else b',"meta":%b}' % bytes(meta)
+    return b'{"type":"%b","payload":%b%b' % (name.encode(), payload, tail)
+
+
+def _nested(value: Any, levels: int) -> bool:
+    """Whether it is nested deeper."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels <= 0 or any(_nested(child, levels - 1) for child in children if isinstance(child, dict | list))
 
 
 def encode_value(value: Any, meta: Raw | None = None) -> bytes:

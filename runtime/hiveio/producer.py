@@ -5,62 +5,149 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
-from hiveio.actor import Contract
+from hiveio.actor import Contract, Event
 from hiveio.config import Settings
-from hiveio.envelope import Envelope, Handler, Outcome, encode_message
-from hiveio.errors import Unknown
-from hiveio.kafka.sender import Headers, Sender
+from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
+from hiveio.errors import ConfigError, Invalid, Unknown
+from hiveio.kafka import Sender
+from hiveio.kafka.delivery import Place, Stored
+from hiveio.kafka.sender import Headers
+from hiveio.routes import Route, messages
+from hiveio.service import Service
 
 CONTENT_TYPE = ("content-type", b"application/json")
 
 
-def publishing(handler: Handler, contract: Contract, sender: Sender, settings: Settings) -> Handler:
-    """Writes the events that ``handler`` gives to ``settings.written_topic`` and answers after the delivery reports.
+def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:
+    """POST for each actor of the service; what its handler gives is written to Kafka. Raises ConfigError."""
+    settings, contracts = service.settings, service.contracts
+    queued = settings.producer_ack == "queued"
+    topics = [topic_of(contract, settings) for contract in contracts]
+    sender = service.use(Sender(settings, topics=topics, shed=not queued))
+    return [
+        route
+        for contract in contracts
+        for route in messages(
+            contract, Publishing(handler(contract), contract, sender, settings), success=202 if queued else 200
+        )
+    ]
 
-    One record an event: key = the id in the path (none without), value = the event's envelope with the request's meta,
-    headers ``hive-actor``, ``hive-id`` (``<id>.<index>``), ``content-type``, and ``traceparent`` and ``hive-key`` (the
-    Idempotency-Key) where the request carried them. The answer is 200 with the events, and ``Hive-Position`` says where
-    the last one stands. Without events nothing is written.
+
+def topic_of(contract: Contract, settings: Settings) -> str:
+    """The topic that an actor's events are written to. Raises ConfigError when nobody names one."""
+    if not contract.topic and not settings.written_topic:
+        raise ConfigError(f"EVENT_STORE_TOPIC is not set, and {contract.name} names no topic of its own to write to")
+    return contract.topic or settings.written_topic
+
+
+class Submission(NamedTuple):
+    """Events that were taken: ``stored`` is done when Kafka has them; empty when there was nothing to write."""
+
+    outcome: Outcome
+    stored: list[Stored]
+    id: str
+
+
+class Publishing:
+    """The handler of one actor: writes the events that ``handler`` gives and answers after the delivery reports.
+
+    One record an event, in ``contract.topic`` or ``settings.written_topic``: key = the event's field ``contract.key``,
+    or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
+    payload of a message that the actor gives back as it is stands as it came; headers ``hive-actor``, ``hive-id``
+    (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``hive-key`` (the
+    Idempotency-Key) and those of EVENT_HEADERS. The answer is the events, and ``Hive-Position`` says where the last
+    one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows no position.
 
     Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
     Kafka did not confirm them all in time: each may be stored, now or later.
     """
-    settings.need(written_topic="the producer writes its events to it")
-    topic = settings.written_topic
-    actor = ("hive-actor", contract.name.encode())
-    next_id = identities()
 
-    async def handle(envelope: Envelope) -> Outcome:
-        outcome = await handler(envelope)
-        events = contract.checked_events(outcome.value)
+    def __init__(self, handler: Handler, contract: Contract, sender: Sender, settings: Settings) -> None:
+        self._handler, self._contract, self._sender = handler, contract, sender
+        self._topic = topic_of(contract, settings)
+        self._queued = settings.producer_ack == "queued"
+        self._shared: Headers = [("hive-actor", contract.name.encode()), CONTENT_TYPE]
+        self._passed = [name for name in settings.event_headers if not name.endswith("*")]
+        self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
+        self._next_id = identities()
+
+    async def __call__(self, envelope: Envelope) -> Outcome:
+        return await self.settled(await self.submit(envelope))
+
+    async def submit(self, envelope: Envelope) -> Submission:
+        """Perform, and hand the events to the sender: all of them, or none."""
+        outcome = await self._handler(envelope)
+        events = self._contract.checked_events(outcome.value)
         if not events:
+            return Submission(outcome, [], "")
+        id = self._next_id()
+        shared = self._headers(envelope)
+        key = envelope.id or None
+        if len(events) == 1:
+            event = events[0]
+            value = self._encoded(event, envelope)
+            if self._contract.key:
+                key = self._key(event)
+            stored = [self._sender.send(self._topic, value, key, [*shared, ("hive-id", id + ".0")])]
+            if outcome.value is event:
+                outcome.encoded = value  # the answer is the same envelope
+        else:
+            stored = self._sender.send_all(
+                self._topic,
+                [
+                    (
+                        self._encoded(event, envelope),
+                        self._key(event) if self._contract.key else key,
+                        [*shared, ("hive-id", f"{id}.{index}")],
+                    )
+                    for index, event in enumerate(events)
+                ],
+            )
+        return Submission(outcome, stored, id)
+
+    async def settled(self, submission: Submission) -> Outcome:
+        """The answer, when it is known. Raises Unknown (504)."""
+        outcome, stored, id = submission
+        if not stored or self._queued:
             return outcome
-        id = next_id()
-        shared: Headers = [actor, CONTENT_TYPE]
-        if (trace := envelope.headers.get("traceparent")) is not None:
+        try:
+            place: Place
+            if len(stored) == 1:
+                place = await stored[0]
+            else:
+                place = (await asyncio.gather(*stored))[-1]
+        except Unknown as error:
+            raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
+        outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
+        return outcome
+
+    def _encoded(self, event: Event, envelope: Envelope) -> bytes:
+        if event is envelope.message:
+            return untouched(type(event).__name__, envelope.body, envelope.meta)
+        return encode_message(event, envelope.meta)
+
+    def _key(self, event: Event) -> str | None:
+        value = getattr(event, self._contract.key)
+        if value is None:
+            return None
+        key = str(value)
+        if not 1 <= len(key.encode()) <= ID_LIMIT:
+            raise Invalid(f"a key has 1 to {ID_LIMIT} bytes", pointer=f"/payload/{self._contract.key}")
+        return key
+
+    def _headers(self, envelope: Envelope) -> Headers:
+        shared, given = [*self._shared], envelope.headers
+        if (trace := given.get("traceparent")) is not None:
             shared.append(("traceparent", trace))
         if envelope.key is not None:
             shared.append(("hive-key", envelope.key))
-        key = envelope.id or None
-        try:
-            if len(events) == 1:
-                value = encode_message(events[0], envelope.meta)
-                partition, offset = await sender.send(topic, value, key, [*shared, ("hive-id", id + ".0")])
-                if outcome.value is events[0]:
-                    outcome.encoded = value  # the answer is the same envelope
-            else:
-                records = [
-                    (encode_message(event, envelope.meta), [*shared, ("hive-id", f"{id}.{index}")])
-                    for index, event in enumerate(events)
-                ]
-                partition, offset = (await asyncio.gather(*sender.send_all(topic, records, key)))[-1]
-        except Unknown as error:
-            raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
-        outcome.headers = {**outcome.headers, "Hive-Position": f"{topic}/{partition}/{offset}"}
-        return outcome
-
-    return handle
+        if self._passed:
+            shared += [(name, value) for name in self._passed if (value := given.get(name)) is not None]
+        if self._prefixes:
+            shared += [(name, given[name]) for name in given if name.startswith(self._prefixes)]
+        return shared
 
 
 def identities() -> Callable[[], str]:

@@ -172,7 +172,7 @@ async def test_an_end_under_load_loses_nothing_answered(
 async def test_a_broker_away_fills_the_queue_and_recovers(
     own_kafka: Kafka, topic: str, producer: Callable[..., Role]
 ) -> None:
-    environ = {"KAFKA_QUEUE_BUFFERING_MAX_MESSAGES": "40", "REQUEST_TIMEOUT": "1500"}
+    environ = {"KAFKA_QUEUE_BUFFERING_MAX_MESSAGES": "40", "REQUEST_TIMEOUT": "4000"}
     role = await asyncio.to_thread(producer(own_kafka.brokers, **environ).__enter__)
     try:
         async with httpx.AsyncClient(timeout=20) as http:

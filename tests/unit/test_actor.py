@@ -142,6 +142,24 @@ def async_replay() -> type[Actor]:
     return A
 
 
+def topic_is_none() -> type[Actor]:
+    class A(Actor):
+        topic = "a topic"
+
+        def perform(self, c: Add) -> Added: ...
+
+    return A
+
+
+def key_is_no_field() -> type[Actor]:
+    class A(Actor):
+        key = "amount"
+
+        def perform(self, c: Add) -> Added | Other: ...
+
+    return A
+
+
 def replay_of_no_event() -> type[Actor]:
     class A(Actor):
         def perform(self, c: Add) -> Added: ...
@@ -194,6 +212,8 @@ def wrong_isolation() -> type[Actor]:
         (stars, "A.perform takes *commands; it takes state, message and, by name, context and tx"),
         (unresolved, "A.perform: an annotation cannot be resolved: name 'Nowhere' is not defined"),
         (wrong_isolation, "A.isolation is 'none'; it is 'snapshot' or 'serializable'"),
+        (topic_is_none, "A.topic is 'a topic'; a topic has 1 to 220 of a-z A-Z 0-9 . _ -"),
+        (key_is_no_field, "A.key is 'amount', and Other has no such field"),
         (async_replay, "A.replay is async; it is a pure function of state and event"),
         (replay_short, "A.replay takes 1 parameters; it takes (self, state, event)"),
         (replay_of_no_event, "A.replay: event takes Add, which is no Event"),

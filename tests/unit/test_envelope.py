@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from hiveio import Command, Event
-from hiveio.envelope import META_LIMIT, Codec, Envelope, encode_message, encode_value
+from hiveio.envelope import META_LIMIT, NESTING, Codec, Envelope, encode_message, encode_value, untouched
 from hiveio.errors import Invalid, Malformed, TooLarge
 
 
@@ -136,3 +136,33 @@ def test_the_body_of_an_answer(value: Any, encoded: bytes) -> None:
 def test_the_context_is_made_from_the_envelope() -> None:
     context = Envelope(message=Cancel(), id="a", key="k", meta=Raw(b'{"x":1}')).context(version=3)
     assert (context.id, context.key, context.version, context.meta) == ("a", "k", 3, {"x": 1})
+
+
+def test_an_untouched_payload_stands_as_it_came() -> None:
+    payload = b'{ "count": 1, "type":"a", "price": 1.50, "unknown": {"\xc3\xa4": [1e3]} }'
+    body = b'{"meta": {"a": 1}, "payload": %b, "type": "Ordered"}' % payload
+    meta = LOG.decode(body)[1]
+    assert untouched("Ordered", body, meta) == b'{"type":"Ordered","payload":%b,"meta":{"a": 1}}' % payload
+    assert untouched("Line", b'{"sku":"a"}') == b'{"type":"Line","payload":{"sku":"a"}}', "a body without a type is it"
+    assert untouched("Cancel", b'{"type":"Cancel"}') == b'{"type":"Cancel","payload":{}}'
+    assert LOG.decode(untouched("Ordered", body, meta))[0] == Ordered("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "line"),
+    [
+        (b'"\xff"', "not UTF-8"),
+        (b"[" * NESTING + b"]" * NESTING, f"nested deeper than {NESTING}"),
+        (b'{"a":' * NESTING + b"1" + b"}" * NESTING, f"nested deeper than {NESTING}"),
+    ],
+)
+def test_what_the_decoder_skipped_is_checked_before_it_is_passed_on(unknown: bytes, line: str) -> None:
+    body = b'{"type": "Ordered", "payload": {"type": "a", "count": 1, "unknown": %b}}' % unknown
+    LOG.decode(body)  # it does not look there
+    with pytest.raises(Malformed, match=line):
+        untouched("Ordered", body)
+
+
+def test_many_levels_side_by_side_are_not_deep() -> None:
+    body = b'{"type": "Ordered", "payload": {"type": "a", "count": 1, "unknown": [%b]}}' % b",".join([b"[]"] * 1000)
+    assert untouched("Ordered", body).count(b"[]") == 1000

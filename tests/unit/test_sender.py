@@ -101,6 +101,53 @@ async def test_a_late_record_is_unknown_and_keeps_its_room(sender: Sender) -> No
     assert await again == (2, 7)
 
 
+async def test_silence_of_kafka_sheds_and_a_confirmation_ends_it(sender: Sender) -> None:
+    sender._shed = True
+    first = send(sender)
+    async with asyncio.timeout(5):
+        while not sender._shedding:
+            await asyncio.sleep(0.001)
+    with pytest.raises(Unavailable, match="has confirmed nothing for") as refused:
+        send(sender)
+    assert int(refused.value.headers["Retry-After"]) >= 1
+    assert "has confirmed nothing" in (await sender.ready() or "")
+    FakeProducer.made[0].report()
+    async with asyncio.timeout(5):
+        while sender._shedding:
+            await asyncio.sleep(0.001)
+    second = send(sender)
+    FakeProducer.made[0].report()
+    assert await second == (2, 7)
+    assert first.done()
+
+
+async def test_stopping_waits_for_the_late_too(sender: Sender) -> None:
+    object.__setattr__(sender._settings, "drain_timeout_ms", 60_000)
+    late = send(sender)
+    with pytest.raises(Unknown):
+        await late
+    stopping = asyncio.create_task(sender.stop())
+    await asyncio.sleep(0.05)
+    assert not stopping.done()
+    FakeProducer.made[0].report()
+    async with asyncio.timeout(10):
+        await stopping
+
+
+async def test_what_is_not_confirmed_leaves_a_line(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
+    send(sender)
+    FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT))
+    async with asyncio.timeout(5):
+        while sender._pending:
+            await asyncio.sleep(0.001)
+    send(sender)
+    await sender.stop()
+    assert [record.getMessage().partition(": ")[2][:47] for record in caplog.records] == [
+        "1 records were taken and not confirmed; they ma",
+        "1 records were taken and not confirmed; they ma",
+    ]
+
+
 async def test_a_fatal_error_makes_a_new_producer_and_all_is_unknown(sender: Sender) -> None:
     first = send(sender)
     old = FakeProducer.made[0]
@@ -134,9 +181,9 @@ async def test_too_large_is_refused_before_it_is_sent(sender: Sender) -> None:
 
 async def test_all_or_none(sender: Sender) -> None:
     with pytest.raises(Unavailable):
-        sender.send_all("t", [(b"x", [])] * 5, None)
+        sender.send_all("t", [(b"x", None, [])] * 5)
     with pytest.raises(TooLarge):
-        sender.send_all("t", [(b"x", []), (b"x" * 1_000_000, [])], None)
+        sender.send_all("t", [(b"x", None, []), (b"x" * 1_000_000, None, [])])
     assert not FakeProducer.made[0].held
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -12,6 +12,7 @@ from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
 from hiveio.kafka.client import client_config
 from hiveio.kafka.delivery import Client, Record, Stored
+from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
 
 # Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So there are
@@ -35,22 +36,27 @@ class Sender:
     - Idle, a record goes out at once; with ``EAGER`` in flight, records are gathered for at most
       ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
       stored in order, per key or partition; and so is what is sent after an answer.
-    - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503).
+    - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503), and
+      with ``shed`` so it does while Kafka does not confirm records fast enough for the deadline (see ``Flow``).
     - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
-    - ``topic`` is made at the start when it is missing; nothing is taken before it is there.
+    - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
     - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
       one producer, and all it takes is stored in the order of the calls.
     """
 
     def __init__(
-        self, settings: Settings, *, topic: str | None = None, name: str = "sender", **properties: Any
+        self,
+        settings: Settings,
+        *,
+        topics: Iterable[str] = (),
+        name: str = "sender",
+        shed: bool = False,
+        **properties: Any,
     ) -> None:
         settings.need(brokers="the sender writes to Kafka")
-        if topic == "":
-            settings.need(written_topic="events are written to it")
         self.name = name
-        self._settings, self._topic = settings, topic
+        self._settings, self._topics = settings, list(dict.fromkeys(topics))
         self._config = client_config(
             settings,
             linger_ms=0,
@@ -72,6 +78,9 @@ class Sender:
         self._limit = int(self._config.get("message.max.bytes", 1_000_000))
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
+        self._flow = Flow(self._timeout_s)
+        self._shed = shed
+        self._shedding: str | None = None  # why nothing is taken now, though there is room
         self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
         self._clients: list[Client] = []  # the one that sends at once first, the one that gathers last
         self._loaded_until = 0.0
@@ -94,25 +103,27 @@ class Sender:
         self.loop = asyncio.get_running_loop()
         self._make_clients()
         self._sweep()
-        if self._topic is None:
+        if not self._topics:
             self._closed = None
         else:
-            self._closed = f"the topic {self._topic} is being looked up"
-            self._opening = asyncio.create_task(self._open(self._topic))
+            self._closed = f"the topic {self._topics[0]} is being looked up"
+            self._opening = asyncio.create_task(self._open())
             await asyncio.wait([self._opening], timeout=OPEN_S)
             if self._opening.done():
                 self._opening.result()
 
-    async def _open(self, name: str) -> None:
-        while True:
-            try:
-                topic = await ensure_topic(self._settings, name, FOREVER)
-                break
-            except Unavailable as error:
-                self._closed = str(error)
-            await asyncio.sleep(0.5)
-        # What the topic does not take is refused before it is sent: a failed delivery would be an unknown outcome.
-        limit = int(topic.config.get("max.message.bytes", self._limit))
+    async def _open(self) -> None:
+        # What a topic does not take is refused before it is sent: a failed delivery would be an unknown outcome.
+        limit = self._limit
+        for name in self._topics:
+            while True:
+                try:
+                    topic = await ensure_topic(self._settings, name, FOREVER)
+                    break
+                except Unavailable as error:
+                    self._closed = str(error)
+                await asyncio.sleep(0.5)
+            limit = min(limit, int(topic.config.get("max.message.bytes", limit)))
         if limit < self._limit:
             self._limit = limit
             self._config |= {"message.max.bytes": max(limit, 1000), "batch.size": limit}
@@ -134,11 +145,15 @@ class Sender:
         bound_s = self._settings.drain_timeout_ms / 1000 * 0.8
         if self._opening is not None:
             self._opening.cancel()
-        if self._pending:
-            self._drained = self.loop.create_future()
-            await asyncio.wait([self._drained], timeout=bound_s)
-        for record in [*self._pending]:
-            self._fail(record, Unknown("the service stopped before Kafka answered"))
+        try:
+            if self._pending or self._late:
+                self._drained = self.loop.create_future()
+                await asyncio.wait([self._drained], timeout=bound_s)
+        finally:  # also when the process has no time left for it
+            left = [*self._pending, *self._late]
+            for record in left:
+                self._fail(record, Unknown("the service stopped before Kafka answered"))
+            self._unconfirmed(len(left), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
         clients, self._clients = self._clients, []
@@ -150,6 +165,8 @@ class Sender:
             return f"{self.name}: {self._closed}"
         if len(self._pending) + len(self._late) >= self._most_records or self._bytes >= self._most_bytes:
             return f"{self.name}: the queue to Kafka is full"
+        if self._flow.stalled:
+            return f"{self.name}: {self._flow.refusal}"
         if self._opening is not None and self._opening.done() and (error := self._opening.exception()):
             return f"{self.name}: {error}"
         if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
@@ -162,7 +179,7 @@ class Sender:
 
     def _ask(self, producer: Producer) -> str | None:
         try:
-            producer.list_topics(self._topic or "", timeout=1.0) if self._topic else producer.list_topics(timeout=1.0)
+            producer.list_topics(self._topics[0], 1.0) if self._topics else producer.list_topics(timeout=1.0)
         except KafkaException as error:
             return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         return None
@@ -180,7 +197,9 @@ class Sender:
             raise TooLarge(f"a record of {max(sizes)} bytes is larger than Kafka takes ({self._limit} bytes)")
         held = len(self._pending) + len(self._late)
         if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
-            raise Unavailable("the queue to Kafka is full")
+            raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(held))
+        if self._shedding is not None:
+            raise Unavailable(self._shedding, retry_after=self._flow.retry_after(held))
 
     def send(
         self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, partition: int | None = None
@@ -196,17 +215,16 @@ class Sender:
     def send_all(
         self,
         topic: str,
-        records: Sequence[tuple[bytes, Headers]],
-        key: str | bytes | None,
+        records: Sequence[tuple[bytes, str | bytes | None, Headers]],
         partition: int | None = None,
     ) -> list[Stored]:
-        """Take records of one key, all of them or, raising what ``admit`` raises, none."""
-        sizes = [_size(value, key, headers) for value, headers in records]
+        """Take records (value, key, headers), all of them or, raising what ``admit`` raises, none."""
+        sizes = [_size(value, key, headers) for value, key, headers in records]
         self.admit(sizes)
         client = self._choose()
         return [
             self._send(client, topic, value, key, headers, partition, size)
-            for (value, headers), size in zip(records, sizes, strict=True)
+            for (value, key, headers), size in zip(records, sizes, strict=True)
         ]
 
     def _choose(self) -> Client:
@@ -249,14 +267,28 @@ class Sender:
     # -- reports, on the loop
 
     def settle(self, reported: list[Record]) -> None:
+        confirmed, failed, reason = 0, 0, ""
         for record in reported:
             if record.error is None:
+                confirmed += 1
                 self._release(record)
                 if not record.future.done():
                     record.future.set_result(record.place)
             else:
                 # Whatever the error: librdkafka may have sent it before, and it may have been stored.
-                self._fail(record, Unknown(f"Kafka did not confirm the record: {record.error.str()}"))
+                failed, reason = failed + 1, record.error.str()
+                self._fail(record, Unknown(f"Kafka did not confirm the record: {reason}"))
+        if confirmed:
+            now = self.loop.time()
+            self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
+        self._unconfirmed(failed, reason)
+
+    def _unconfirmed(self, count: int, reason: str) -> None:
+        """Where nobody waits for an answer this line is the only trace."""
+        if count:
+            logger.error(
+                "%s: %d records were taken and not confirmed; they may be stored or lost: %s", self.name, count, reason
+            )
 
     def _release(self, record: Record) -> None:
         if record in self._pending:
@@ -266,7 +298,7 @@ class Sender:
         else:
             return
         self._bytes -= record.size
-        if self._drained is not None and not self._pending and not self._drained.done():
+        if self._drained is not None and not (self._pending or self._late or self._drained.done()):
             self._drained.set_result(None)
 
     def _fail(self, record: Record, error: Exception) -> None:
@@ -283,6 +315,9 @@ class Sender:
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]
+        self._flow.look(len(self._pending) + len(self._late), now)
+        if self._shed:
+            self._shedding = self._flow.refusal
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     # -- clients
@@ -295,9 +330,10 @@ class Sender:
         new = Client(self, client.config)
         self._clients[self._clients.index(client)] = new
         new.start()
-        for record in [*self._pending, *self._late]:
-            if record.client is client:
-                self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
+        lost = [record for record in (*self._pending, *self._late) if record.client is client]
+        for record in lost:
+            self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
+        self._unconfirmed(len(lost), reason)
         self._ending = asyncio.ensure_future(self._end([client]))
 
     async def _end(self, clients: list[Client]) -> None:
