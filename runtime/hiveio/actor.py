@@ -68,6 +68,8 @@ class Actor:
     - ``topic`` is where its events are written (producer; default: EVENT_STORE_TOPIC), ``key`` the field of its events
       that is their key on the topic (producer; default: the id in the path).
     - ``start``, ``stop`` and ``ready`` may be plain or ``async``.
+    - Consumer: ``perform`` takes one event, or, annotated with a list of events, what has come at once, in order
+      (``context`` is then a list too). ``position`` and ``reset`` are described in docs/consumer.md.
     """
 
     path: ClassVar[str] = ""
@@ -76,6 +78,10 @@ class Actor:
     key: ClassVar[str] = ""
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
     schema_version: ClassVar[int] = 1  # raise it when replay changes: snapshots are then folded anew from the log
+    # Consumer: what becomes of a record whose type ``perform`` takes and which does not fit it (or is no JSON), and of
+    # one of a type that ``perform`` does not take: kept in the dead-letter topic, or skipped and counted.
+    undecodable: ClassVar[Literal["dead", "skip"]] = "dead"
+    unknown: ClassVar[Literal["dead", "skip"]] = "skip"
 
     perform: Callable[..., Any]
     replay: Callable[..., Any] | None = None
@@ -100,13 +106,15 @@ class Actor:
 Invoke = Callable[[Any, Any, Context | None, Transaction | None], Any]
 _MESSAGES = (Command, Event, Query)
 _KNOWN = ("context", "tx")
+_LISTS = (list, Sequence)
 
 
 class Contract:
     """An actor with what its annotations say. Made once a process; raises BadAnnotation.
 
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
-    ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log.
+    ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log, with
+    ``batch`` as a list.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -116,6 +124,9 @@ class Contract:
         self.serializable = kind.isolation == "serializable"
         if kind.isolation not in ("snapshot", "serializable"):
             raise BadAnnotation(f"{kind.__name__}.isolation is {kind.isolation!r}; it is 'snapshot' or 'serializable'")
+        for choice in ("undecodable", "unknown"):
+            if (chosen := getattr(kind, choice)) not in ("dead", "skip"):
+                raise BadAnnotation(f"{kind.__name__}.{choice} is {chosen!r}; it is 'dead' or 'skip'")
         if not callable(getattr(kind, "perform", None)):
             raise BadAnnotation(f"{kind.__name__} has no method perform(self, state, message)")
         self._read_perform(kind)
@@ -145,12 +156,19 @@ class Contract:
         self.stateful = len(ours) == 2
         if ours[-1] not in hints:
             raise BadAnnotation(f"{name}: the parameter {ours[-1]} has no annotation; name the messages that it takes")
-        taken = _members(hints[ours[-1]])
-        for member in taken:
+        members = _members(hints[ours[-1]])
+        lists = [m for m in members if get_origin(m) in _LISTS]
+        batch = [m for found in lists for m in _members(get_args(found)[0])]
+        taken = [m for m in members if m not in lists]
+        events = [t for t in taken if isinstance(t, type) and issubclass(t, Event)]
+        if batch and (events or not all(isinstance(t, type) and issubclass(t, Event) for t in batch)):
+            raise BadAnnotation(f"{name}: {ours[-1]} takes events, or a list of events and nothing else in a list")
+        for member in (*taken, *batch):
             if not (isinstance(member, type) and issubclass(member, _MESSAGES)) or member in _MESSAGES:
                 raise BadAnnotation(f"{name}: {ours[-1]} takes {_called(member)}, which is no Command, Event or Query")
         self.commands: dict[str, type[Struct]] = _named(t for t in taken if not issubclass(t, Query))
-        self.heard: dict[str, type[Struct]] = _named(t for t in taken if issubclass(t, Event))
+        self.heard: dict[str, type[Struct]] = _named(batch or events)
+        self.batch = bool(batch)
         self.queries: dict[str, type[Query]] = _named(t for t in taken if issubclass(t, Query))
         self.returns = [] if "return" not in hints else _members(hints["return"], into_lists=True)
         self.is_async = inspect.iscoroutinefunction(kind.perform)

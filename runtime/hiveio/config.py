@@ -180,6 +180,24 @@ class Settings:
     event_headers: tuple[str, ...] = setting(
         "EVENT_HEADERS", (), _headers, "request headers that the producer writes to its records: names, or `x-tenant-*`"
     )
+    consumer_concurrency: int = setting(
+        "CONSUMER_CONCURRENCY", 1, _whole(1, 1_000), "keys that the consumer handles in parallel, in each partition"
+    )
+    consumer_attempts: int = setting(
+        "CONSUMER_ATTEMPTS", 8, _whole(1, 1_000), "attempts to handle an event; then it goes to the dead-letter topic"
+    )
+    consumer_backoff_ms: int = setting(
+        "CONSUMER_BACKOFF", 100, _whole(1, 600_000), "time to the second attempt, ms; doubled each time, with jitter"
+    )
+    consumer_backoff_limit_ms: int = setting(
+        "CONSUMER_BACKOFF_LIMIT", 5_000, _whole(1, 3_600_000), "longest time between two attempts, ms"
+    )
+    consumer_timeout_ms: int = setting(
+        "CONSUMER_TIMEOUT", 60_000, _whole(1, 86_400_000), "longest time of one attempt, ms; then it counts as failed"
+    )
+    consumer_parked: int = setting(
+        "CONSUMER_PARKED", 1_000, _whole(0, 1_000_000), "most keys parked in a partition; beyond it the partition stops"
+    )
     cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis that holds the transaction cache")
     lock_urls: tuple[str, ...] = setting("LOCK_URLS", (), _redis_urls, "Redlock nodes", "CACHE_URL")
     lock_ttl_ms: int = setting("LOCK_TTL", 2_000, _whole(50, 600_000), "time to live of a lock, ms")

@@ -31,7 +31,8 @@ class Context(Struct, frozen=True, kw_only=True):
     """What surrounds a message. ``None`` where a role has no such thing.
 
     ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version
-    (stream processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
+    (stream processor: before the command; consumer: after the event), ``time`` seconds since the epoch. ``redriven``
+    marks an event that comes from the dead-letter topic: later ones of its partition were handled before it.
     """
 
     id: str | None = None
@@ -44,6 +45,7 @@ class Context(Struct, frozen=True, kw_only=True):
     time: float | None = None
     headers: Mapping[str, str] = {}
     meta: Mapping[str, Any] | None = None
+    redriven: bool = False
 
 
 class Envelope(Struct, kw_only=True):
@@ -61,9 +63,9 @@ class Envelope(Struct, kw_only=True):
     if_match: int | None = None
     body: bytes = b""
     headers: Mapping[str, str] = {}
-    record: Context | None = None  # where it came from the log
+    record: Any = None  # the Context of what came from the log; of a batch, a list of them
 
-    def context(self, version: int | None = None) -> Context:
+    def context(self, version: int | None = None) -> Any:
         """The context that an actor sees. Made only for an actor that asks for it."""
         if self.record:
             return self.record

@@ -1,127 +1,27 @@
 """The consumer loop on a real Kafka: every event handled, in order, the offset last."""
 
 import asyncio
-import uuid
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
-from hiveio import Actor, Context, Event, Rejected, Unavailable
-from hiveio import lane as lane_module
-from hiveio.actor import contracts, performing
+from hiveio import Context
 from hiveio.config import Settings
-from hiveio.consumer import Consumer
 from hiveio.errors import ConfigError
+from tests.integration.consumers import Ledger, Member, Recorder, member, plain, positioned, settings, wire
 from tests.integration.topics import Written, committed, make_topic, write
 from tests.process import Role, wait_until
 from tests.services import Kafka
 
-
-class Deposited(Event, frozen=True):
-    amount: int
-
-
-class Withdrawn(Event, frozen=True):
-    amount: int
-
-
-class Recorder(Actor):
-    """Keeps what it is given. ``on_event`` may be set by a test."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, int, int]] = []  # partition, offset, amount
-        self.on_event: Callable[[int, Context], Awaitable[None]] | None = None
-
-    async def perform(self, event: Deposited, context: Context) -> None:
-        if self.on_event:
-            await self.on_event(event.amount, context)
-        assert context.partition is not None
-        assert context.offset is not None
-        self.seen.append((context.partition, context.offset, event.amount))
-
-    def amounts(self) -> list[int]:
-        return [amount for _, _, amount in self.seen]
-
-
-class Ledger(Actor):
-    """Takes both events, without a context."""
-
-    def __init__(self) -> None:
-        self.sum = 0
-
-    def perform(self, event: Deposited | Withdrawn) -> None:
-        self.sum += event.amount if isinstance(event, Deposited) else -event.amount
-
-
-class Member:
-    """A consumer in this process."""
-
-    def __init__(self, settings: Settings, *kinds: type[Actor]) -> None:
-        made = contracts(kinds or [Recorder])
-        self.actor: Any = made[0].actor
-        self.actors: list[Any] = [contract.actor for contract in made]
-        self.consumer = Consumer(settings, [(contract, performing(contract)) for contract in made])
-
-    async def until(self, condition: Callable[[], Any], within_s: float = 30.0) -> None:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.005)
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(30):
-            while await self.consumer.ready() is not None:
-                await asyncio.sleep(0.02)
-
-    def partitions(self) -> set[int]:
-        return {partition for _, partition in self.consumer._lanes}
-
-
-@asynccontextmanager
-async def member(settings: Settings, *kinds: type[Actor]) -> AsyncIterator[Member]:
-    made = Member(settings, *kinds)
-    await made.consumer.start()
-    try:
-        yield made
-    finally:
-        await made.consumer.stop()
+__all__ = ["settings"]
 
 
 @pytest.fixture(params=["consumer", "classic"])
 def protocol(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def settings(kafka: Kafka, topic: str) -> Callable[..., Settings]:
-    group = uuid.uuid4().hex
-
-    def made(**changes: Any) -> Settings:
-        values: dict[str, Any] = {"brokers": kafka.brokers, "topic": topic, "group_id": group, "from_start": True}
-        return Settings(**(values | changes))
-
-    return made
-
-
-def wire(amount: int, kind: str = "Deposited") -> bytes:
-    return msgspec.json.encode({"type": kind, "payload": {"amount": amount}})
-
-
-def plain(amounts: Iterable[int], partition: int = 0) -> list[Written]:
-    return [(partition, f"a{amount % 7}", wire(amount), {}) for amount in amounts]
-
-
-def positioned(offsets: Iterable[int], partition: int = 0) -> list[Written]:
-    """What a publisher sends for the transactions at these offsets, one event each; the amount is the offset."""
-    return [
-        (partition, "a", wire(o), {"hive-position": f"0:{o}:0"} | ({"hive-previous": f"0:{o - 1}:0"} if o else {}))
-        for o in offsets
-    ]
 
 
 async def test_all_in_order_over_a_restart(
@@ -227,70 +127,6 @@ async def test_a_gap_stops_its_partition_loudly(kafka: Kafka, topic: str, settin
         assert "events are missing" in (await one.consumer.ready() or "")
         assert one.consumer.alive()
     assert committed(kafka.brokers, settings().group_id, topic, 0)[0] == 2
-
-
-@pytest.mark.parametrize("poison", [b"{", wire(1)[:-4], b'{"type":"Deposited","payload":{"amount":"many"}}'])
-async def test_what_cannot_be_decoded_stops_only_its_partition(
-    kafka: Kafka, topic: str, settings: Callable[..., Settings], poison: bytes
-) -> None:
-    make_topic(kafka.brokers, topic, 2)
-    write(kafka.brokers, topic, [*plain([0, 1]), (0, "a", poison, {}), *plain([3]), *plain(range(100), 1)])
-    async with member(settings()) as one:
-        await one.until(lambda: len(one.actor.seen) == 102 and one.consumer.counts.failed)
-        assert f"{topic}/0/2: the record cannot be decoded" in (await one.consumer.ready() or "")
-        write(kafka.brokers, topic, plain(range(100, 110), 1))
-        await one.until(lambda: len(one.actor.seen) == 112)
-
-
-async def test_a_handler_that_raises_is_tried_again_and_then_stops_only_its_partition(
-    kafka: Kafka, topic: str, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane_module, "FIRST_S", 0.01)
-    make_topic(kafka.brokers, topic, 2)
-    write(kafka.brokers, topic, [*plain(range(10)), *plain(range(10), 1)])
-    attempts: Counter[int] = Counter()
-
-    async def fail(amount: int, context: Context) -> None:
-        if context.partition == 0:
-            attempts[amount] += 1
-            if amount == 3 and attempts[amount] < 4:
-                raise ValueError("not yet")
-            if amount == 5:
-                raise ValueError("never")
-
-    async with member(settings()) as one:
-        one.actor.on_event = fail
-        await one.until(lambda: one.consumer.counts.failed)
-        await one.until(lambda: len(one.actor.seen) == 15)
-        assert attempts[3] == 4
-        assert attempts[5] == lane_module.ATTEMPTS
-        assert attempts[6] == 0
-        assert f"{topic}/0/5: ValueError after 8 attempts: never" in (await one.consumer.ready() or "")
-    async with member(settings()) as healed:  # nothing of it is lost
-        await healed.until(lambda: healed.actor.amounts() == [5, 6, 7, 8, 9])
-
-
-async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
-    kafka: Kafka, topic: str, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane_module, "FIRST_S", 0.001)
-    monkeypatch.setattr(lane_module, "LONGEST_S", 0.002)
-    make_topic(kafka.brokers, topic, 2)
-    write(kafka.brokers, topic, [*plain([0]), *plain([0], 1)])
-    attempts: Counter[int] = Counter()
-
-    async def fail(amount: int, context: Context) -> None:
-        assert context.partition is not None
-        attempts[context.partition] += 1
-        if context.partition == 0:
-            raise Rejected("no")
-        if attempts[1] < 30:
-            raise Unavailable("the database is away")
-
-    async with member(settings()) as one:
-        one.actor.on_event = fail
-        await one.until(lambda: one.actor.seen and one.consumer.counts.failed)
-    assert attempts == {0: 1, 1: 30}
 
 
 async def test_a_slow_handler_holds_up_only_its_partition_and_keeps_its_membership(

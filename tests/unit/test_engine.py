@@ -14,7 +14,7 @@ import msgspec
 from hiveio import testing
 from hiveio.errors import Conflict
 from hiveio.testing.memory import MemoryTail
-from hiveio.transaction.command import parse_token
+from hiveio.transaction.command import Token
 from hiveio.transaction.record import Commit
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
 
@@ -47,8 +47,9 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def token(id: str, key: str) -> str:
     """The transaction id of a command."""
-    text = base64.urlsafe_b64encode(msgspec.json.encode(("Account", id, key, True))).rstrip(b"=").decode()
-    assert parse_token(text) == ("Account", id, key, True)
+    made = Token("Account", id, key, 0, 0, True)
+    text = base64.urlsafe_b64encode(msgspec.json.encode(made)).rstrip(b"=").decode()
+    assert Token.parse(text) == made
     return text
 
 

@@ -15,7 +15,7 @@ RANKS = [
     {"envelope"},
     {"actor"},
     {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
-    {"lane", "producer", "consumer", "transaction"},
+    {"producer", "consumer", "transaction"},
     {"tls", "http1", "worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

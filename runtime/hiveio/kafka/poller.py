@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -28,7 +28,11 @@ Key = tuple[str, int]  # topic, partition
 
 
 class Start(NamedTuple):
-    """What Kafka knows of a partition when it is assigned: committed offset and its note, first offset, end offset."""
+    """What Kafka knows of a partition when it is assigned: committed offset and its note, first offset, end offset.
+
+    ``fresh`` is the first offset written since this consumer started, ``beside`` first and end offset of the partition
+    of the topic beside it (see Poller), (0, 0) when there is none.
+    """
 
     topic: str
     partition: int
@@ -36,6 +40,8 @@ class Start(NamedTuple):
     note: str
     low: int
     high: int
+    fresh: int
+    beside: tuple[int, int] = (0, 0)
 
 
 class Lane:
@@ -68,10 +74,14 @@ class Lanes(Protocol):
 
 
 class Poller:
-    """Joins the group and hands records over until it is stopped. Makes a new client after a fatal error."""
+    """Joins the group and hands records over until it is stopped. Makes a new client after a fatal error.
 
-    def __init__(self, settings: Settings, owner: Lanes) -> None:
+    ``beside`` names, for a topic, another one, of which the same partition is looked up on assign.
+    """
+
+    def __init__(self, settings: Settings, owner: Lanes, beside: Callable[[str], str]) -> None:
         self._owner, self._topics, self._brokers = owner, list(settings.read_topics), settings.brokers
+        self._beside = beside
         self._batch = settings.buffer
         protocol = settings.kafka.get("group.protocol", "consumer").lower()
         own = {"partition_assignment_strategy": "cooperative-sticky"} if protocol == "classic" else {}
@@ -104,6 +114,7 @@ class Poller:
     def start(self) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self._loop = asyncio.get_running_loop()
+        self._started_ms = int(time.time() * 1000)
         self._consumer = make(Consumer, self._config)
         self._thread = start_thread("consumer poll", self._run)
 
@@ -265,7 +276,9 @@ class Poller:
         self.joined = True
         self.trouble = None
         if partitions and not self._stopping:
-            starts = [self._start_of(consumer, partition) for partition in self._committed(consumer, partitions)]
+            beside = {p.topic: self._partitions(consumer, self._beside(p.topic)) for p in partitions}
+            committed = self._committed(consumer, partitions)
+            starts = [self._start_of(consumer, partition, beside[partition.topic]) for partition in committed]
             lanes = self._call(self._owner.open(starts))
             self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes}
             partitions = [TopicPartition(lane.topic, lane.partition, lane.begin) for lane in lanes]
@@ -288,13 +301,29 @@ class Poller:
             self._turned = time.monotonic()
             time.sleep(TURN_S)
 
-    @staticmethod
-    def _start_of(consumer: Consumer, found: TopicPartition) -> Start:
-        ends = consumer.get_watermark_offsets(TopicPartition(found.topic, found.partition), timeout=CALL_S)
-        if ends is None:
-            raise RuntimeError(f"the end of {found.topic}/{found.partition} was not told within {CALL_S:g} s")
+    def _start_of(self, consumer: Consumer, found: TopicPartition, beside: set[int]) -> Start:
+        topic, partition = found.topic, found.partition
         committed = found.offset if found.offset >= 0 else None
-        return Start(found.topic, found.partition, committed, found.metadata or "", *ends)
+        fresh = -1
+        if committed is None:
+            (at,) = consumer.offsets_for_times([TopicPartition(topic, partition, self._started_ms)], CALL_S)
+            if at.error is not None:
+                raise KafkaException(at.error)
+            fresh = at.offset
+        low, high = _bounds(consumer, topic, partition)
+        letters = _bounds(consumer, self._beside(topic), partition) if partition in beside else (0, 0)
+        fresh = fresh if fresh >= 0 else high
+        return Start(topic, partition, committed, found.metadata or "", low, high, fresh, letters)
+
+    @staticmethod
+    def _partitions(consumer: Consumer, topic: str) -> set[int]:
+        """The partitions of a topic; none if it is not there. On this thread: see ``_answer``."""
+        found = consumer.list_topics(topic, timeout=CALL_S).topics[topic]
+        if found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return set()
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return set(found.partitions)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._give_back(consumer, partitions, lost=False)
@@ -354,6 +383,13 @@ class Poller:
             if failed is not None and lane is not None:
                 lane.committed = None  # the next turn commits it again
                 logger.warning("%s/%d: not committed: %s", partition.topic, partition.partition, failed.str())
+
+
+def _bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CALL_S)
+    if ends is None:
+        raise RuntimeError(f"the end of {topic}/{partition} was not told within {CALL_S:g} s")
+    return ends
 
 
 def _resolve(asked: "asyncio.Future[str | None]", answer: str | None) -> None:

@@ -15,8 +15,8 @@ WAIT_S = 10.0
 
 
 class Outgoing(NamedTuple):
-    key: str
-    value: bytes
+    key: str | bytes | None
+    value: bytes | None
     headers: list[tuple[str, str | bytes | None]]
 
 
@@ -51,19 +51,20 @@ class Session:
         if error is not None:
             self._failure = error
 
-    async def send(self, group: Sequence[Outgoing]) -> None:
+    async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> None:
         """All of the group are delivered. Raises Unavailable, and the session is over: each may have landed or not."""
+        partition = self._partition if partition is None else partition
         try:
             for key, value, headers in group:
-                self._producer.produce(self._topic, value, key, self._partition, headers=headers)
+                self._producer.produce(self._topic, value, key, partition, headers=headers)
             left = await asyncio.to_thread(self._producer.flush, WAIT_S)
         except (KafkaException, BufferError) as error:
             self.close()
-            raise Unavailable(f"{self._topic}/{self._partition}: {error}") from None
+            raise Unavailable(f"{self._topic}/{partition}: {error}") from None
         if self._failure is not None or left:
             self.close()
             reason = self._failure.str() if self._failure is not None else f"no answer within {WAIT_S:.0f} s"
-            raise Unavailable(f"{self._topic}/{self._partition}: {reason}")
+            raise Unavailable(f"{self._topic}/{partition}: {reason}")
 
     def close(self) -> None:
         """Give up what is not sent."""

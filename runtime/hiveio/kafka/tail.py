@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -32,7 +32,7 @@ def _record(message: Message) -> LogRecord:
     return LogRecord(offset, text, message.value() or b"", message.timestamp()[1])
 
 
-OnRecords = Callable[[list[LogRecord]], None]
+OnRecords = Callable[[list[Any]], None]  # of LogRecord, or what the tail makes of a message
 OnError = Callable[[str], None]
 
 
@@ -61,11 +61,12 @@ class Tail:
     """Follows partitions of one topic, each with a callback on the event loop.
 
     Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. Reading
-    waits while more than BACKLOG records have not been taken: the one who takes them calls ``taken``.
+    waits while more than BACKLOG records have not been taken: the one who takes them calls ``taken``. ``make`` is what
+    is made of each message, by the thread that reads.
     """
 
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self._settings, self._topic = settings, topic
+    def __init__(self, settings: Settings, topic: str, make: Callable[[Message], Any] = _record) -> None:
+        self._settings, self._topic, self._make = settings, topic, make
         self._loop = asyncio.get_running_loop()
         self._consumer = _consumer(settings)
         self._wanted: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # moves that the thread has not made yet
@@ -143,8 +144,9 @@ class Tail:
         return {tp.partition for tp in self._consumer.assignment()}
 
     def _hand_over(self, messages: list[Message]) -> None:
-        groups: dict[int, list[LogRecord]] = {}
+        groups: dict[int, list[Any]] = {}
         failures: dict[int, str] = {}
+        make = self._make
         for message in messages:
             partition, error = message.partition(), message.error()
             assert partition is not None
@@ -152,7 +154,7 @@ class Tail:
                 group = groups.get(partition)
                 if group is None:
                     group = groups[partition] = []
-                group.append(_record(message))
+                group.append(make(message))
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 failures[partition] = error.str()
         with self._lock:  # a follow() made meanwhile makes what was read before it void
@@ -169,7 +171,7 @@ class Tail:
     def _deliver(
         self,
         current: dict[int, tuple[int, OnRecords, OnError]],
-        groups: dict[int, list[LogRecord]],
+        groups: dict[int, list[Any]],
         failures: dict[int, str],
     ) -> None:
         for partition, following in current.items():

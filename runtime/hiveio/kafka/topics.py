@@ -1,6 +1,7 @@
 """Topics as this runtime needs them: made when missing, checked when there."""
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     ResourceType,
 )
@@ -61,6 +63,31 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
             f"the number is fixed when a topic is made; set EVENT_STORE_PARTITIONS={found.partitions}"
         )
     return found
+
+
+async def ensure_beside(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
+    """The topic, with at least as many partitions as ``source``: made, or grown, if it is not so.
+
+    Raises Unavailable when Kafka does not answer or refuses.
+    """
+    await asyncio.to_thread(_ensure_beside, settings, name, source, dict(config))
+
+
+def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str, str]) -> None:
+    try:
+        client = admin(settings)
+        original = _describe(client, source)
+        if original is None:
+            raise Unavailable(f"Kafka at {settings.brokers}: topic {source} is gone")
+        found = _describe(client, name)
+        if found is None:
+            _create(client, dataclasses.replace(settings, partitions=original.partitions), name, config)
+            found = _wait_for(client, name)
+        if found.partitions < original.partitions:
+            grown = client.create_partitions([NewPartitions(name, original.partitions)], request_timeout=TIMEOUT_S)
+            grown[name].result()
+    except KafkaException as error:
+        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {error.args[0].str()}") from None
 
 
 def _describe(client: AdminClient, name: str) -> Topic | None:

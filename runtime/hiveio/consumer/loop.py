@@ -1,4 +1,4 @@
-"""The consumer role: events from topics to actors, one lane a partition, the offset last.
+"""The component: the assignment becomes lanes, and their life is watched.
 
 A record is handled at least once; exactly once by an actor that stores what it makes of it together with the offset
 and has a method ``position(self, topic, partition) -> int | None`` (plain or async): the next offset to consume.
@@ -12,13 +12,19 @@ from collections.abc import Sequence
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
+from hiveio.consumer.dead import DeadLetters
+from hiveio.consumer.lane import Opening, WorkLane
+from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.retry import Retry
+from hiveio.consumer.routing import Counts, Routing, Target
+from hiveio.consumer.shelf import Shelf
 from hiveio.envelope import Handler
 from hiveio.errors import ConfigError, Corrupt
 from hiveio.kafka import Lane, Message, Poller, Start
-from hiveio.lane import Counts, Progress, Routing, Target, WorkLane
 
 CLOSE_S = 30.0  # so long a revoke waits for the record in hand; then its handler is cancelled
-STUCK_S = 600.0  # a handler that takes longer is stuck
+STUCK_S = 30.0  # a handler that runs for so long after it was told to end is stuck
+WATCH_S = 0.25
 LOOK_BACK = 1_000  # records read to know what was seen, where no commit tells
 logger = logging.getLogger("hiveio.consumer")
 
@@ -27,7 +33,8 @@ class Consumer:
     """Reads the topics of ``settings.read_topics`` as a member of the group and gives each event to those who take it.
 
     - In order within a partition; partitions are handled side by side. An event that no actor takes is skipped.
-    - A handler that raises is tried again; at last its partition stops, loudly, and nothing of it is lost.
+    - A handler that raises or hangs is tried again; at last the record goes to the dead-letter topic, those of the
+      same key that come later are parked behind it, and all others go on.
     - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it.
 
     Raises ConfigError when brokers, topic or group are not set, or when no actor takes events.
@@ -48,10 +55,14 @@ class Consumer:
             raise ConfigError(f"ACTOR_MODULE={settings.actor_module}: no actor's perform takes an Event")
         self._settings = settings
         self._routing = Routing(heard, with_record=with_record)
-        self._poller = Poller(settings, self)
+        self._retry = Retry(settings)
+        self._letters = DeadLetters(settings)
+        self._poller = Poller(settings, self, self._letters.topic_of)
         self._lanes: dict[tuple[str, int], WorkLane] = {}
+        self._watching: asyncio.Task[None] | None = None
         self._drain_s = settings.drain_timeout_ms / 1000 * 0.8
         self._stopping = False
+        self._by_expression = any(name.startswith("^") for name in settings.read_topics)
 
     @property
     def counts(self) -> Counts:
@@ -62,14 +73,18 @@ class Consumer:
     async def start(self) -> None:
         """Joins the group in the background; readiness tells when that is done. Raises ConfigError."""
         self._poller.start()
+        self._watching = asyncio.create_task(self._watch(), name="consumer watch")
 
     async def stop(self) -> None:
         """Finish the records in hand, commit, leave the group; within the time for draining."""
         self._stopping = True
         await self._poller.stop(self._drain_s)
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._letters.stop()
 
     async def ready(self) -> str | None:
-        failures = [lane.failure for lane in self._lanes.values() if lane.failure is not None]
+        failures = [reason for lane in self._lanes.values() if (reason := lane.failure or lane.held) is not None]
         if failures:
             return "; ".join(failures)
         if self._poller.trouble is not None:
@@ -79,23 +94,35 @@ class Consumer:
         return await self._poller.ask()
 
     def alive(self) -> bool:
-        """Whether the poll thread turns and no handler has held a record for longer than STUCK_S."""
-        now = time.monotonic()
-        stuck = any(lane.touched is not None and now - lane.touched > STUCK_S for lane in self._lanes.values())
-        return self._poller.alive() and not stuck
+        """Whether the poll thread turns, and every handler that was told to end has ended within STUCK_S."""
+        latest = time.monotonic() - self._retry.timeout_s - STUCK_S
+        hands = (hand for lane in self._lanes.values() for hand in lane.hands)
+        return self._poller.alive() and all(hand.since is None or hand.since > latest for hand in hands)
+
+    async def _watch(self) -> None:
+        """One watchdog for all: a timer for each record would cost more than the record."""
+        while True:
+            await asyncio.sleep(min(WATCH_S, self._retry.timeout_s / 4))
+            for lane in self._lanes.values():
+                for hand in lane.hands:
+                    hand.watch(self._retry.timeout_s)
 
     # -- the assignment, called by the poller
 
     async def open(self, starts: Sequence[Start]) -> Sequence[Lane]:
-        lanes: list[WorkLane] = []
+        lanes: list[Lane] = []
         try:
             for start in starts:
-                lanes.append(await self._open(start))  # noqa: PERF401 - those made before a failure are closed
+                lanes.append(_nobodys(start) if self._is_ours(start.topic) else await self._open(start))  # noqa: PERF401
         except BaseException:
             await self.close(lanes, lost=True)
             raise
-        self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes}
+        self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes if isinstance(lane, WorkLane)}
         return lanes
+
+    def _is_ours(self, topic: str) -> bool:
+        """Whether it is a dead-letter topic, which an expression may match."""
+        return self._by_expression and topic.endswith(".dead")
 
     async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None:
         # A lost partition may be another's by now: its handler is not waited for.
@@ -118,23 +145,24 @@ class Consumer:
 
     async def _open(self, start: Start) -> WorkLane:
         """Where to begin: at the actors' positions, else at the committed offset, else by EVENT_STORE_FROM_START."""
-        where = f"{start.topic}/{start.partition}"
         usual = start.committed
         if usual is None:
-            usual = start.low if self._settings.from_start else start.high
+            # A partition that is new to a running consumer is read from its first event: all were written since.
+            usual = start.low if self._settings.from_start else start.fresh
         resumes: dict[Target, int] = {}
         for target in self._routing.targets:
             own = await _position(target.contract, start.topic, start.partition)
             resumes[target] = usual if own is None else own
         first = min(resumes.values())  # an actor with a position of its own may stand behind the others, or before them
+        gone = f"the events from {first} to {start.low - 1} are gone from the topic" if first < start.low else ""
+        if gone and self._settings.from_start:
+            logger.error("%s/%d: %s; it goes on at %d", start.topic, start.partition, gone, start.low)
+            first = start.low
         progress = _progress(start.note) if first == start.committed else None
         begin = first
-        if progress is None:
+        if progress is None or progress.last is None:
             progress, begin = Progress(), max(start.low, first - LOOK_BACK)
-        if first < start.low:
-            logger.error("%s: the events from %d to %d are gone from the topic", where, first, start.low - 1)
-            first = begin = start.low
-        lane = WorkLane(
+        opening = Opening(
             start.topic,
             start.partition,
             begin=min(begin, start.high),
@@ -142,14 +170,45 @@ class Consumer:
             progress=progress,
             note=progress.last if begin == first else "",  # empty: what was seen is not known yet
             resumes=resumes,
+        )
+        lane = WorkLane(
+            opening,
             routing=self._routing,
+            retry=self._retry,
+            window=Window(self._settings.idempotency_count),
+            shelf=lambda news: Shelf(
+                self._letters,
+                start.topic,
+                start.partition,
+                bounds=start.beside,
+                start=first,
+                committed=start.committed,
+                limit=self._settings.consumer_parked,
+                everybody=self._routing.names,
+                news=news,
+            ),
             finished=self._poller.progress,
         )
         if first == start.committed:
             lane.committed = lane.done
+        if gone and not self._settings.from_start:
+            lane.fail(
+                f"{gone}, by its retention: with EVENT_STORE_FROM_START=true the consumer goes on at {start.low}, "
+                "without them; a projection is made whole by `hiveio replay`"
+            )
         if max(resumes.values()) > start.high:
-            lane.fail(f"the partition ends at {start.high}: has the topic been made anew?")
+            lane.fail(
+                f"the partition ends at {start.high}: has the topic been made anew? "
+                "`hiveio replay --reset` begins anew with it"
+            )
         return lane
+
+
+def _nobodys(start: Start) -> Lane:
+    """A lane that takes nothing, and commits nothing."""
+    lane = Lane(start.topic, start.partition, start.high, (start.high, ""))
+    lane.committed, lane.failure = lane.done, "a dead-letter topic is not consumed"
+    return lane
 
 
 def _progress(note: str) -> Progress | None:

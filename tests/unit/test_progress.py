@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hiveio.consumer.progress import Progress, parse_position
 from hiveio.errors import Corrupt
-from hiveio.lane import Progress, parse_position
 
 Event = tuple[bytes, bytes | None]  # position, previous
 

@@ -1,0 +1,5 @@
+"""The consumer role: events from topics to actors, one lane a partition, the offset last."""
+
+from hiveio.consumer.loop import Consumer
+
+__all__ = ["Consumer"]

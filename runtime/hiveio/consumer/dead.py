@@ -1,0 +1,63 @@
+"""The dead-letter topics of a consumer, ``<topic>.<group>.dead``: made, written and read."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from hiveio.config import Settings
+from hiveio.consumer.letters import dead_topic
+from hiveio.errors import ConfigError
+from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.tail import Tail
+from hiveio.kafka.topics import FOREVER, ensure_beside
+
+LARGEST = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
+
+
+class DeadLetters:
+    """The dead-letter topics of one consumer: made when the first letter is written, read while letters are open."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError for a group whose name cannot be part of a topic's."""
+        self._settings = dataclasses.replace(
+            settings, kafka={**settings.kafka, "message.max.bytes": str(LARGEST + 65536)}
+        )
+        self._group = settings.group_id
+        longest = max(map(len, settings.read_topics), default=0)
+        if not all(c.isascii() and (c.isalnum() or c in "._-") for c in self._group) or (
+            len(dead_topic("", self._group)) + longest > 249
+        ):
+            raise ConfigError(
+                f"EVENT_STORE_GROUP_ID={self._group!r} is wrong: it is part of the name of the dead-letter topic, "
+                "<topic>.<group>.dead, which takes a-z A-Z 0-9 . _ - and has at most 249 characters"
+            )
+        self._sessions: dict[str, Session] = {}
+        self._tails: dict[str, Tail] = {}
+        self._writing = asyncio.Lock()
+
+    def topic_of(self, topic: str) -> str:
+        return dead_topic(topic, self._group)
+
+    async def write(self, topic: str, partition: int, group: Sequence[Outgoing]) -> None:
+        """All of them stand in the topic, in order. Raises Unavailable: each may stand there or not."""
+        name = self.topic_of(topic)
+        async with self._writing:
+            session = self._sessions.pop(name, None)
+            if session is None:
+                # A compacted or expiring topic would lose letters that are open.
+                await ensure_beside(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(LARGEST)})
+                session = Session(self._settings, name, -1)
+            await session.send(group, partition)
+            self._sessions[name] = session  # only one that did not fail is used again
+
+    def tail(self, topic: str) -> Tail:
+        name = self.topic_of(topic)
+        if name not in self._tails:
+            self._tails[name] = Tail(self._settings, name, make=lambda message: message)
+            self._tails[name].start()
+        return self._tails[name]
+
+    async def stop(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        await asyncio.gather(*(tail.stop() for tail in self._tails.values()))

@@ -1,0 +1,78 @@
+"""What of a partition was seen before: events of a publisher by their positions, those of a producer by their keys."""
+
+from collections.abc import Iterable
+
+from hiveio.errors import Corrupt
+
+
+class Progress:
+    """The consumer's rule for an event topic that a publisher writes (DESIGN.md section 5, Publishing).
+
+    Each event carries its ``hive-position`` in the transaction log and, as ``hive-previous``, the one before it.
+    Publishers repeat and overlap, and never leave a gap: what is above the last seen is new, all else is a repeat.
+    """
+
+    __slots__ = ("last",)
+
+    def __init__(self, last: bytes | None = None) -> None:
+        """Raises Corrupt when ``last`` is no position."""
+        if last is not None:
+            parse_position(last)
+        self.last = last
+
+    def take(self, position: bytes, previous: bytes | None) -> bool:
+        """Whether the event is new. Raises Corrupt when events are missing between the last seen and this one."""
+        last = self.last
+        if last is None:
+            parse_position(position)
+        elif previous != last:  # else it follows, and there is nothing to compare
+            at, seen = parse_position(position), parse_position(last)
+            if at[0] != seen[0]:
+                raise Corrupt(f"position {_text(position)} comes after {_text(last)}: two logs in one partition")
+            if at <= seen:
+                return False
+            raise Corrupt(
+                f"events are missing: position {_text(position)} comes after {_text(previous)}, "
+                f"and the last one seen is {_text(last)}"
+            )
+        self.last = position
+        return True
+
+
+class Window:
+    """The last ``size`` events that a producer wrote under an Idempotency-Key (its header ``hive-key``).
+
+    A client that sends again, because no answer came, may have its events written twice: with the same aggregate,
+    the same key and the same place in the request, which ``hive-id`` ends with.
+    """
+
+    __slots__ = ("_seen", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._seen: dict[tuple[bytes | None, bytes | None, bytes, bytes], None] = {}
+        self._size = size
+
+    def take(self, id: bytes | None, key: bytes, headers: Iterable[tuple[str, bytes | None]]) -> bool:
+        """Whether the event is new."""
+        found = dict(headers)
+        index = (found.get("hive-id") or b"").rpartition(b".")[2]
+        event = (id, found.get("hive-actor"), key, index)
+        if event in self._seen:
+            return False
+        self._seen[event] = None
+        if len(self._seen) > self._size:
+            del self._seen[next(iter(self._seen))]
+        return True
+
+
+def parse_position(text: bytes) -> tuple[int, int, int]:
+    """``<partition>:<offset>:<index>``. Raises Corrupt."""
+    try:
+        partition, offset, index = text.split(b":")
+        return int(partition), int(offset), int(index)
+    except ValueError:
+        raise Corrupt(f"the position {_text(text)} is none; it looks like 0:17:0") from None
+
+
+def _text(position: bytes | None) -> str:
+    return "nothing" if position is None else position.decode("utf-8", "replace")

@@ -1,0 +1,60 @@
+"""What happens when a handler raises or hangs: when it is tried again, and when that ends."""
+
+import asyncio
+import random
+import time
+
+from hiveio.config import Settings
+from hiveio.errors import Refused, Unavailable
+
+
+class Retry:
+    """Exponential backoff with jitter, and a maximum of attempts.
+
+    A refusal is not tried again: the same record is refused again. ``Unavailable`` says that a backend is away: it is
+    tried until it works, because a dead letter would only be one of many.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.attempts = settings.consumer_attempts
+        self.timeout_s = settings.consumer_timeout_ms / 1000
+        self._first_s = settings.consumer_backoff_ms / 1000
+        self._longest_s = max(self._first_s, settings.consumer_backoff_limit_ms / 1000)
+
+    def wait_s(self, error: Exception, attempt: int) -> float | None:
+        """The time before the next attempt, after this many; None: there is none."""
+        if isinstance(error, Refused) or (attempt >= self.attempts and not isinstance(error, Unavailable)):
+            return None
+        return float(min(self._longest_s, self._first_s * 2 ** min(attempt - 1, 60)) * random.uniform(0.5, 1.0))
+
+
+class Hand:
+    """A task that runs handlers, one at a time, and since when the present one runs. ``task`` is set by the task."""
+
+    __slots__ = ("overdue", "since", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.since: float | None = None  # None: no handler runs
+        self.overdue = False
+
+    def watch(self, timeout_s: float) -> None:
+        """End a handler that hangs. One that does not let itself be ended is told again each time."""
+        if self.since is not None and self.task is not None and time.monotonic() - self.since > timeout_s:
+            self.overdue = True
+            self.task.cancel()
+
+    def told(self, error: BaseException, timeout_s: float) -> Exception:
+        """What a handler raised, as an error of it. Raises what is none: the lane itself is cancelled."""
+        self.since = None
+        if isinstance(error, asyncio.CancelledError):
+            if self.overdue and self.task is not None:
+                self.overdue = False
+                while self.task.cancelling():
+                    self.task.uncancel()
+                return TimeoutError(f"the handler took longer than CONSUMER_TIMEOUT, {timeout_s:g} s")
+            if self.task is None or not self.task.cancelling():
+                return RuntimeError("the handler awaited what was cancelled")
+        if not isinstance(error, Exception):
+            raise error
+        return error

@@ -1,0 +1,241 @@
+"""The dead letters of one partition: put there, found parked, tried again.
+
+The dead-letter topic has the partitions of its source, and the owner of a partition writes its letters to the same
+partition there. What is parked is what the fold of that partition says (``letters``): nothing is taken for written, or
+for closed, before it was read back, so a crash at any moment leaves the same state to the next owner.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from hiveio.consumer.dead import DeadLetters
+from hiveio.consumer.letters import MARK, Key, Parking, headers_of, key_of, letter, mark, origin_of
+from hiveio.errors import Unavailable
+from hiveio.kafka import Message
+from hiveio.kafka.session import Outgoing
+
+PAUSE_S = 2.0  # before a write that failed is tried again
+GROUP = 200  # letters written together, or tried again before it is noted
+WRITTEN = "hive-dead-write"  # a header by which a writer knows its own group again
+NOBODY: frozenset[str] = frozenset()
+logger = logging.getLogger("hiveio.consumer")
+
+
+class Shelf:
+    """The dead letters of one partition, for its lane, from assign to revoke.
+
+    ``busy`` is false as long as nothing is parked: then a record costs one look at it. ``news`` is called when there
+    are letters to try again in ``queue``, or when the parked keys have changed.
+    """
+
+    def __init__(
+        self,
+        letters: DeadLetters,
+        topic: str,
+        partition: int,
+        *,
+        bounds: tuple[int, int],
+        start: int,
+        committed: int | None,
+        limit: int,
+        everybody: frozenset[str],
+        news: Callable[[], None],
+    ) -> None:
+        self._letters, self._topic, self._partition = letters, topic, partition
+        self._start, self._end, self._committed = start, bounds[1], committed
+        self.limit, self._everybody, self._news = limit, everybody, news
+        self.parking = Parking(bounds[0])
+        self.queue: deque[Message] = deque()
+        self.busy = bounds[0] < bounds[1]
+        self._kept: dict[int, tuple[Key, int]] = {}  # records from the start on that are letters already
+        self._following = self._asked = False
+        self._broken = ""
+        self._changed = asyncio.Event()
+        self._pending: list[Outgoing] = []
+        self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
+        self._writing = asyncio.Lock()
+        self._written = b""
+
+    # -- from assign to revoke
+
+    async def load(self) -> None:
+        """Fold what stands in the partition. Raises Unavailable."""
+        if self.parking.next < self._end:
+            self._follow(self.parking.next)
+            await self._until(lambda: self.parking.next >= self._end)
+        for origin, (key, at) in list(self._kept.items()):
+            # A letter that is closed was handled; but a store from which an actor begins before the committed offset
+            # may be one of before that.
+            entry = self.parking.entries.get(key)
+            is_open = entry is not None and entry.open(at)
+            if not is_open and (self._committed is None or origin < self._committed):
+                del self._kept[origin]
+        self._settle()
+        if not self.busy:
+            self.close()
+
+    def close(self) -> None:
+        if self._following:
+            self._letters.tail(self._topic).unfollow(self._partition)
+            self._following = False
+        self._clear()
+
+    # -- for each record, while busy
+
+    def blocked(self, key: bytes | None, offset: int) -> frozenset[str] | None:
+        """The actors for whom the key is parked; None when the record is a letter already."""
+        if self._kept:
+            if offset in self._kept:
+                return None
+            if offset > max(self._kept):
+                self._kept.clear()
+                self._settle()
+        if key is None:
+            return NOBODY
+        entry = self.parking.entries.get(key)
+        return entry.actors if entry else self._everybody if key in self._unread else NOBODY
+
+    @property
+    def room(self) -> bool:
+        return len(self.parking.entries) < self.limit
+
+    async def changed(self) -> None:
+        """Return when something was read from the dead-letter topic."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # -- writing
+
+    def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> bool:
+        """Prepare a letter, which ``flush`` writes; the key is parked from now on. Whether it is time to flush."""
+        made = letter(message, reason, exception, attempts, actors)
+        self._pending.append(made)
+        self._unread[_key(made)] += 1
+        self.busy = True
+        return len(self._pending) >= GROUP
+
+    @property
+    def unwritten(self) -> bool:
+        return bool(self._pending)
+
+    async def flush(self) -> None:
+        """Return when all letters that were put stand in the topic and are read back; it tries until that is so."""
+        async with self._writing:
+            group, self._pending = self._pending, []
+            if group:
+                await self._write(group)
+                self._unread.subtract([_key(made) for made in group])
+                self._unread += Counter()  # without those at 0
+                self._settle()
+
+    async def done(self, letters: Sequence[Message]) -> None:
+        """These were handled."""
+        async with self._writing:
+            await self._write([mark("done", message) for message in letters])
+
+    async def failed(self, message: Message, exception: str) -> None:
+        """This one was tried again in vain: its key is not tried further."""
+        async with self._writing:
+            await self._write([mark("failed", message, exception)])
+
+    async def _write(self, group: list[Outgoing]) -> None:
+        name = secrets.token_hex(8)
+        group[-1].headers.append((WRITTEN, name))
+        while self._written != name.encode():
+            try:
+                await self._letters.write(self._topic, self._partition, group)
+                self._follow(self.parking.next)
+                await self._until(lambda: self._written == name.encode())
+            except Unavailable as error:
+                logger.warning("%s/%d: dead letters wait: %s", self._topic, self._partition, error)
+                await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.0))
+
+    # -- trying again
+
+    def next(self) -> Message | None:
+        """The next letter to try again, in order."""
+        while self.queue:
+            message = self.queue.popleft()
+            self._letters.tail(self._topic).taken(1)
+            if self._wanted(message):
+                return message
+        return None
+
+    def _wanted(self, message: Message) -> bool:
+        at, headers = message.offset(), headers_of(message)
+        key = key_of(message, headers)
+        entry = self.parking.entries.get(key) if key is not None and MARK not in headers else None
+        return entry is not None and entry.asked and at is not None and entry.open(at)
+
+    # -- reading
+
+    def _follow(self, offset: int) -> None:
+        if not self._following:
+            self._following, self._broken = True, ""
+            self._letters.tail(self._topic).follow(self._partition, offset, self._arrived, self._failed)
+
+    def _arrived(self, messages: list[Message]) -> None:
+        for message in messages:
+            at = message.offset()
+            assert at is not None
+            if at >= self.parking.next:
+                self._asked |= self._fold(message)
+            if self._wanted(message):
+                self.queue.append(message)
+            else:
+                self._letters.tail(self._topic).taken(1)
+        if self._asked and self.parking.next >= self._end:  # what is to be tried stands before: read from there again
+            self._asked = False
+            if first := [entry.first for entry in self.parking.entries.values() if entry.asked]:
+                self._clear()
+                self._following = False
+                self._follow(min(first))
+        self._settle()
+        self._changed.set()
+        self._news()
+
+    def _fold(self, message: Message) -> bool:
+        """Whether it asks for a key to be tried."""
+        at, headers = message.offset(), headers_of(message)
+        assert at is not None
+        key = self.parking.fold(message)
+        self._written = headers.get(WRITTEN, self._written)
+        if key is None:
+            if headers.get(MARK) == b"forget":
+                self._kept.clear()
+            return False
+        if at < self._end and MARK not in headers and (origin := origin_of(headers)) and origin[2] >= self._start:
+            self._kept[origin[2]] = (key, at)
+        return headers.get(MARK) == b"retry" and key in self.parking.entries
+
+    def _failed(self, reason: str) -> None:
+        self._broken = reason
+        self._following = False
+        self._changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self._broken:
+                raise Unavailable(f"the dead-letter topic cannot be read: {self._broken}")
+            await self.changed()
+
+    def _clear(self) -> None:
+        if self.queue:
+            self._letters.tail(self._topic).taken(len(self.queue))
+            self.queue.clear()
+
+    def _settle(self) -> None:
+        self.busy = bool(self.parking.entries or self._kept or self._unread)
+
+
+def _key(made: Outgoing) -> Key:
+    if isinstance(made.key, bytes):
+        return made.key
+    headers = {name: text.encode() for name, text in made.headers if isinstance(text, str)}
+    origin = origin_of(headers)
+    assert origin is not None
+    return origin[2]
