@@ -232,3 +232,13 @@ def test_a_redis_that_may_evict_is_refused(actors: Path, kafka: Kafka, topic: st
         with role:
             assert role.ended(30) == 20
         assert "set maxmemory-policy noeviction" in role.text()
+
+
+def test_an_idle_instance_notices_that_kafka_is_away(actors: Path, redis: Redis, topic: str) -> None:
+    with Kafka() as own, start(actors, own, redis, topic) as role:
+        own.stop()
+        wait_until(lambda: httpx.get(f"{role.url}/readyz").status_code == 503, 30, "not ready")
+        assert httpx.get(f"{role.url}/livez").status_code == 200
+        own.start()
+        role.ready(60)
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200

@@ -147,6 +147,7 @@ class TransactionLog:
                 return scope.state
         try:
             await self._cache.redis.execute("PING")
+            await self._reader.end(0)  # an instance without work would not notice that Kafka is away
         except Unavailable as error:
             return error.detail
         return None
