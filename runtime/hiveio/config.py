@@ -112,8 +112,8 @@ def _redis_urls(text: str) -> tuple[str, ...]:
 
 
 def _http_version(text: str) -> int:
-    """1"""
-    return {"1": 1, "1.1": 1}[text]
+    """1 or 2"""
+    return {"1": 1, "1.1": 1, "2": 2}[text]
 
 
 def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
@@ -132,7 +132,7 @@ class Settings:
     actor_path: str = setting("ACTOR_PATH", "/actor", _text, "the folder from which the actor is loaded")
     port: int = setting("PORT", 3000, _whole(0, 65535), "port of the HTTP server")
     cluster_size: int = setting("CLUSTER_SIZE", _cpu_quota, _whole(1, 256), "worker processes", "the CPU quota")
-    http_version: int = setting("HTTP_VERSION", 1, _http_version, "HTTP version")
+    http_version: int = setting("HTTP_VERSION", 1, _http_version, "1; or 2 for HTTP/2, which takes HTTP/1.1 as well")
     secure: bool = setting("SECURE", False, _flag, "HTTPS, with SSL_CERT and SSL_KEY")
     ssl_cert: str = setting("SSL_CERT", "", _text, "PEM file of the certificate and its chain; a renewed one is taken")
     ssl_key: str = setting("SSL_KEY", "", _text, "PEM file of its private key, without a passphrase")

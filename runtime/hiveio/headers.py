@@ -1,7 +1,7 @@
 """What the headers of a request mean."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hiveio.errors import Refused, UnsupportedMediaType
@@ -11,6 +11,7 @@ _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
+_ONCE = {b"content-length", b"content-type", b"idempotency-key", b"if-match"}
 _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECASE)
 
 
@@ -64,6 +65,15 @@ def expected_version(raw: bytes) -> int:
     if not match:
         raise Refused('If-Match names one version, as in If-Match: "5"')
     return int(match[1] or match[2])
+
+
+def check_repeated(pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises Refused (400) for a header that means one thing and stands there twice: a proxy may read the other."""
+    seen = set()
+    for name, _ in pairs:
+        if name in seen and name in _ONCE:
+            raise Refused(f"the header {name.decode()} stands there twice")
+        seen.add(name)
 
 
 def check_media_type(value: bytes) -> None:

@@ -30,7 +30,15 @@ from hiveio.errors import (
     Unavailable,
     Unknown,
 )
-from hiveio.headers import HeaderView, check_media_type, encoded, expected_version, idempotency_key, sane_request_id
+from hiveio.headers import (
+    HeaderView,
+    check_media_type,
+    check_repeated,
+    encoded,
+    expected_version,
+    idempotency_key,
+    sane_request_id,
+)
 from hiveio.logs import request_id
 from hiveio.openapi import document
 from hiveio.problem import CONTENT_TYPE, encode_problem
@@ -181,6 +189,8 @@ class Edge:
         self._running[task] = monotonic()
         arrived = False
         try:
+            if len(headers) < len(scope["headers"]):
+                check_repeated(scope["headers"])
             body = b""
             if route.reads_body:
                 self._check_headers(headers)
@@ -360,7 +370,9 @@ def _probes(service: Service, router: Router) -> Starlette:
         "/openapi.json": openapi,
         service.settings.ping_url: ping,
     }
-    return Starlette(
+    probes = Starlette(
         routes=[StarletteRoute(path, endpoint) for path, endpoint in endpoints.items()],
         exception_handlers={HTTPException: problem, Exception: problem},
     )
+    probes.router.redirect_slashes = False  # to wherever the Host header says, or into a 500
+    return probes

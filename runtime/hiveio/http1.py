@@ -13,6 +13,8 @@ FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtoco
 class Connection(ASGIProtocol):  # type: ignore[misc]
     """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
 
+    _early = b""  # what the client sent before it had its answer: the next request, or a part of it
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.worker.connections.add(self)
         super().connection_made(transport)
@@ -25,6 +27,34 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
     def busy(self) -> bool:
         """Whether a request came in whose answer is not out."""
         return self._current_request is not None and not self._conn_lost_handled
+
+    @property
+    def progress(self) -> int:
+        """Requests so far."""
+        return int(self.req_count) - 1
+
+    def drain(self) -> None:
+        """The answers say so: Connection: close."""
+
+    def close(self) -> None:
+        self._close_transport()
+
+    # gunicorn lets its parser drop what came early: the client waits for ever, or the rest of a request is taken for
+    # the head of another. These two are called around the parser's reset; its own timer there never runs out.
+
+    def _resume_reading(self) -> None:
+        self._early = self._callback_parser.remaining()
+        if self._callback_parser.remaining_truncated:
+            self._close_transport()
+
+    def _arm_keepalive_timer(self) -> None:
+        if self._early and not self._closed:
+            self._feed_callback_parser(self._early)
+
+    def _is_websocket_upgrade(self, request: object) -> bool:
+        return (
+            False  # a request as any other, as RFC 9110 allows; gunicorn would refuse it with bytes that are not HTTP
+        )
 
     def _handle_h1c_exception(self, exc: Exception) -> bool:
         # gunicorn answers the errors of limits only; the others would drop the connection without a word.

@@ -27,9 +27,8 @@ from hiveio.loader import load
 from hiveio.routes import Route
 from hiveio.service import Service
 from hiveio.tls import certificate
-from hiveio.worker import Worker, told
+from hiveio.worker import KEEPALIVE_S, Worker, told
 
-KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
 REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers do not mix
 

@@ -11,13 +11,15 @@ import gc
 import logging
 import os
 import traceback
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
 from hiveio.errors import Stop
 from hiveio.http import Edge
-from hiveio.http1 import Connection
+from hiveio.http1 import Connection as Http1
 from hiveio.service import Service
 from hiveio.tls import GOODBYE_S, HANDSHAKE_S
 
@@ -26,8 +28,30 @@ RESERVE = 0.1  # of it, for the end of the process
 QUIET_S = 0.1  # without a new request: listeners may close without cutting a client off
 LINGER_S = 0.5  # at most, for clients that never pause
 BEAT_S = 1.0
+KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
+FETCH_S = 15  # beyond REQUEST_TIMEOUT, for a client to fetch its answer
 
 log = logging.getLogger("hiveio")
+
+
+class Connection(Protocol):
+    """A client's connection, of whichever HTTP."""
+
+    transport: asyncio.Transport
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request came in whose answer is not out."""
+
+    @property
+    def progress(self) -> int:
+        """Requests so far."""
+
+    def drain(self) -> None:
+        """Ask the client for no more requests here."""
+
+    def close(self) -> None:
+        """Hang up."""
 
 
 class PlainConfig:
@@ -49,6 +73,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
+        # What a connection looked like, and since when.
+        self._still: dict[Connection, tuple[tuple[int, bool], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
         self._end = asyncio.Event()
@@ -122,8 +148,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 "ssl_handshake_timeout": HANDSHAKE_S,
                 "ssl_shutdown_timeout": GOODBYE_S,
             }
+        greet: Callable[[], asyncio.BaseProtocol] = partial(Http1, self)
+        if self.app.settings.http_version == 2:
+            from hiveio.http2 import Greeting
+
+            greet = partial(Greeting, self, Http1)
         for listener in self.sockets:
-            server = await self.loop.create_server(lambda: Connection(self), sock=listener.sock, **secure)
+            server = await self.loop.create_server(greet, sock=listener.sock, **secure)
             self.servers.append(server)
 
     def _fail(self, error: BaseException) -> None:
@@ -153,11 +184,28 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.notify()
             if self.app.certificate:
                 self.app.certificate.renew()
+            self._cut_off()
             if self.ppid != os.getppid() and not self.orphan:
                 log.error("the master process is gone; shutting down")
                 self.orphan = True
                 self.handle_exit_signal()
             await asyncio.sleep(BEAT_S)
+
+    def _cut_off(self) -> None:
+        """End connections on which nothing moves: silent ones, half a request, an answer that nobody fetches.
+
+        Looked at from here, now and then: timers of their own would cost every request something.
+        """
+        now = self.loop.time()
+        timeout_s = self.app.settings.request_timeout_ms / 1000
+        before, self._still = self._still, {}
+        for connection in list(self.connections):
+            state = (connection.progress, connection.busy)
+            seen, since = before.get(connection, (state, now))
+            self._still[connection] = (state, since if seen == state else now)
+            allowed_s = timeout_s + FETCH_S if connection.busy else KEEPALIVE_S if connection.progress else timeout_s
+            if seen == state and now - since > allowed_s:
+                connection.transport.abort()
 
     async def _drain(self, service: Service, edge: Edge, budget_s: float) -> None:
         """Answer what came in, then stop the components."""
@@ -167,6 +215,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         log.info("draining", extra={"requests": busy, "connections": len(self.connections)})
         # From here on every answer says "Connection: close". A client about to send its next request on an open
         # connection, or waiting to be accepted, gets a 503 instead of a reset.
+        for connection in self.connections:
+            connection.drain()
         linger = min(LINGER_S, budget_s * 0.2)
         quiet = min(QUIET_S, linger)
         seen, since = edge.requests, began
@@ -184,7 +234,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         # What a component answered while it stopped goes out still.
         await self._answered(min(0.2, budget_s * RESERVE / 2))
         for connection in list(self.connections):
-            connection._close_transport()
+            connection.close()
         await asyncio.sleep(0)
 
     async def _answered(self, within_s: float) -> None:

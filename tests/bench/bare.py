@@ -38,7 +38,7 @@ class BareWorker(Worker):
         await self._end.wait()
         beat.cancel()
         for connection in list(self.connections):
-            connection._close_transport()
+            connection.close()
 
 
 class BareApplication(Application):

@@ -31,7 +31,7 @@ def test_defaults() -> None:
         ({"PRODUCER_ACK": "none"}, "PRODUCER_ACK='none' is wrong: it takes stored or queued"),
         ({"EVENT_HEADERS": "x-a,hive-id"}, "EVENT_HEADERS='x-a,hive-id' is wrong: it takes a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"),
         ({"EVENT_HEADERS": "*"}, "EVENT_HEADERS='*' is wrong: it takes a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"),
-        ({"HTTP_VERSION": "3"}, "HTTP_VERSION='3' is wrong: it takes 1"),
+        ({"HTTP_VERSION": "3"}, "HTTP_VERSION='3' is wrong: it takes 1 or 2"),
         ({"SECURE": "on"}, "SECURE='on' is wrong: it takes true or false"),
         ({"TELEMETRY_URL": "http://x"}, "TELEMETRY_URL=http://x: this setting is not supported yet; remove it"),
         ({"PORT_FILE": "/nowhere"}, "PORT_FILE='/nowhere' cannot be read: No such file or directory"),

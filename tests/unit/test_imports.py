@@ -16,7 +16,7 @@ RANKS = [
     {"actor"},
     {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
     {"producer", "consumer", "transaction"},
-    {"tls", "http1", "worker", "process", "testing", "cli"},
+    {"tls", "http1", "http2", "worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
@@ -47,6 +47,7 @@ def test_a_library_is_imported_in_one_place(path: Path) -> None:
         "redis": {"redis"},
         "starlette": {"http"},
         "prometheus_client": {"metrics"},
+        "h2": {"http2"},
         "gunicorn": {"http1", "worker", "process"},
     }
     for library, rooms in allowed.items():
