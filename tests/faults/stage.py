@@ -136,8 +136,12 @@ class Stage(System):
         await asyncio.to_thread(self.instances[instance].start_with, HIVEIO_FAULTS=_text(points))
 
     async def ready(self) -> None:
-        for instance in self.instances:
-            await until(instance.is_ready, "ready", to_thread=True)
+        for number, instance in enumerate(self.instances):
+            try:
+                await until(instance.is_ready, "ready", to_thread=True)
+            except AssertionError as error:
+                tail = "\n".join(instance.lines("{")[-20:])
+                raise AssertionError(f"instance {number}: {error}: {instance.why()}\n{tail}") from None
 
     # -- requests
 
