@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis as RedisClient
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from hiveio.errors import HiveError, Unavailable
 
@@ -23,6 +31,9 @@ TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
+# What a Redis answers that cannot serve now, and will: it is busy, full, being loaded, or not the master any more.
+NOT_NOW = (MasterDownError, NoScriptError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+NOT_NOW_TEXTS = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
 
 Argument = str | bytes | int
@@ -79,7 +90,7 @@ class Redis:
             async with asyncio.timeout(2 * self._timeout_s):
                 return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except ResponseError as error:
-            raise ScriptFailed(f"Redis at {self.shown}: {command[0]!r}: {error}") from None
+            raise self._refused(repr(command[0]), error) from None
         except AWAY as error:
             raise Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}") from None
 
@@ -116,7 +127,7 @@ class Redis:
             replies = [unavailable] * len(batches)
         for ((script, _, _), batch), reply in zip(batches, replies, strict=True):
             if isinstance(reply, ResponseError):
-                reply = ScriptFailed(f"{script.name}.lua at {self.shown}: {reply}")
+                reply = self._refused(f"{script.name}.lua", reply)
             elif isinstance(reply, RedisError):
                 reply = Unavailable(f"Redis at {self.shown} does not answer: {_reason(reply)}")
             for index, (_, future) in enumerate(batch, 1):
@@ -126,6 +137,11 @@ class Redis:
                     future.set_exception(reply)
                 else:
                     future.set_result((reply[0], reply[index] if index < len(reply) else None))
+
+    def _refused(self, what: str, error: ResponseError) -> HiveError:
+        if isinstance(error, NOT_NOW) or str(error).startswith(NOT_NOW_TEXTS):
+            return Unavailable(f"Redis at {self.shown} does not serve now: {error}")
+        return ScriptFailed(f"{what} at {self.shown}: {error}")
 
     async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:
         for attempt in (1, 2):

@@ -11,6 +11,9 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
+
+import psutil  # type: ignore[import-untyped]
 
 from tests.services import HOST, Kafka, Redis, Service
 
@@ -29,12 +32,24 @@ class Instance(Service):
     def __init__(self, environ: Mapping[str, str], broken: str = "") -> None:
         self.broken = broken
         self._environ = dict(environ)
+        self._further: dict[str, str] = {}
         super().__init__(None, None)
+
+    def start_with(self, **environ: str) -> None:
+        """Start with these settings, for this time, beside its own."""
+        self._further = environ
+        self.start(90.0)
+
+    def is_awake(self) -> bool:
+        """Whether it runs: neither ended nor stopped."""
+        if self.process is None or self.process.poll() is not None:
+            return False
+        return bool(psutil.Process(self.process.pid).status() != psutil.STATUS_STOPPED)
 
     def _command(self) -> list[str]:
         environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PORT": str(self.port), "HIVEIO_BROKEN": self.broken}
-        environ |= self._environ
+        environ |= self._environ | self._further
         entrypoint = HERE / "entrypoint.py" if self.broken else ENTRYPOINT
         settings = [f"{name}={value}" for name, value in environ.items()]
         return ["/usr/bin/env", "-i", *settings, sys.executable, str(entrypoint)]
@@ -61,39 +76,58 @@ class Instance(Service):
 
     def faults(self) -> list[str]:
         """Lines of its log that report a fault of ours: a traceback or a critical line."""
+        return self.lines('"traceback"', '"critical"', "Traceback")
+
+    def lines(self, *texts: str) -> list[str]:
+        """Lines of its log that contain one of these."""
         console = self.folder / "console.log"
         lines = console.read_text("utf-8", "replace").splitlines() if console.exists() else []
-        return [line for line in lines if '"traceback"' in line or '"critical"' in line or "Traceback" in line]
+        return [line for line in lines if any(text in line for text in texts)]
 
 
 class System:
-    """Three instances, Kafka and Redis. A context manager."""
+    """Instances (three of them), Redis, and a Kafka of their own unless one is given. A context manager."""
 
-    def __init__(self, topic: str, broken: Sequence[str] = ("", "", "")) -> None:
+    def __init__(
+        self,
+        topic: str,
+        broken: Sequence[str] = ("", "", ""),
+        *,
+        kafka: Kafka | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.topic = topic
         self._stack = contextlib.ExitStack()
         self._broken = broken
+        self._given, self._further = kafka, dict(environ or {})
         self.instances: list[Instance] = []
 
-    def __enter__(self) -> "System":
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        """What has to be there between the backends and the instances."""
+
+    def environ(self, number: int) -> dict[str, str]:
+        return {
+            "ACTOR_MODULE": "actors",
+            "ACTOR_PATH": str(HERE),
+            "CLUSTER_SIZE": "1",
+            "EVENT_STORE_BROKERS": self.kafka.brokers,
+            "EVENT_STORE_TOPIC": self.topic,
+            "CACHE_URL": self.redis.url,
+            "LOCK_TTL": str(LOCK_TTL_MS),
+            "REQUEST_TIMEOUT": str(REQUEST_TIMEOUT_MS),
+            "DRAIN_TIMEOUT": "5000",
+            "IDEMPOTENCY_COUNT": "2000",
+            "IDEMPOTENCY_TIME": "600",
+            **self._further,
+        }
+
+    def __enter__(self) -> Self:
         try:
-            self.kafka = self._stack.enter_context(Kafka())
+            self.kafka = self._given or self._stack.enter_context(Kafka())
             self.redis = self._stack.enter_context(Redis())
-            environ = {
-                "ACTOR_MODULE": "actors",
-                "ACTOR_PATH": str(HERE),
-                "CLUSTER_SIZE": "1",
-                "EVENT_STORE_BROKERS": self.kafka.brokers,
-                "EVENT_STORE_TOPIC": self.topic,
-                "CACHE_URL": self.redis.url,
-                "LOCK_TTL": str(LOCK_TTL_MS),
-                "REQUEST_TIMEOUT": str(REQUEST_TIMEOUT_MS),
-                "DRAIN_TIMEOUT": "5000",
-                "IDEMPOTENCY_COUNT": "2000",
-                "IDEMPOTENCY_TIME": "600",
-            }
-            for broken in self._broken:
-                instance = Instance(environ, broken)
+            self._prepare(self._stack)
+            for number, broken in enumerate(self._broken):
+                instance = Instance(self.environ(number), broken)
                 self._stack.callback(instance.close)
                 self.instances.append(instance)
                 instance.launch()

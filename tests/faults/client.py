@@ -44,6 +44,8 @@ class Connection:
     ) -> Answer:
         try:
             async with asyncio.timeout(timeout_s):
+                if self._streams is not None and self._streams[0].at_eof():
+                    self.close()  # the one that served it has ended since
                 if self._streams is None:
                     self._streams = await self._connect()
                 return await self._exchange(*self._streams, method, path, body, headers or {})

@@ -39,12 +39,16 @@ def at_rest(evidence: Evidence) -> bool:
     return not fold.events or fold.events[-1].position in positions
 
 
+def log_of(brokers: str, topic: str) -> list[Record]:
+    return [
+        Record(m.offset() or 0, (m.key() or b"").decode(), m.value() or b"", m.timestamp()[1])
+        for m in _messages(brokers, topic)
+    ]
+
+
 def read(brokers: str, url: str, topic: str) -> Evidence:
     log_topic = f"{topic}.transactions"
-    log = [
-        Record(m.offset() or 0, (m.key() or b"").decode(), m.value() or b"", m.timestamp()[1])
-        for m in _messages(brokers, log_topic)
-    ]
+    log = log_of(brokers, log_topic)
     events = [
         OnTopic(
             m.offset() or 0,

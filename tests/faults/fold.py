@@ -4,6 +4,7 @@ Point 2 of FAULTS.md is found here; the other points are found by comparing with
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,8 +26,12 @@ def _replayed(actor: Any, events: tuple[type, ...]) -> Replay:
 
 
 REPLAYS: Mapping[str, Replay] = {
-    "Account": _replayed(actors.AccountActor(), (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received)),
+    "Account": _replayed(
+        actors.AccountActor(),
+        (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received, actors.Witnessed),
+    ),
     "Tally": _replayed(actors.TallyActor(), (actors.Added,)),
+    "Pair": _replayed(actors.PairActor(), (actors.Given, actors.Taken)),
 }
 
 
@@ -88,15 +93,23 @@ class Published:
 
 @dataclass
 class Timeline:
-    """One aggregate: its head, and its state after each of its events. ``ends`` are the versions between commits."""
+    """One aggregate: its head, and its state after each of its events. ``ends`` are the versions between commits,
+    each with the offset from which on it stood."""
 
     head: str = ""
     states: list[Any] = field(default_factory=lambda: [None])
-    ends: set[int] = field(default_factory=lambda: {0})
+    ends: dict[int, int] = field(default_factory=lambda: {0: 0})
 
     @property
     def version(self) -> int:
         return len(self.states) - 1
+
+    def stood(self, version: int) -> tuple[int, int] | None:
+        """The offsets below which the log had to end for this version: from, and up to, both included."""
+        if version not in self.ends:
+            return None
+        later = [offset for other, offset in self.ends.items() if other > version]
+        return self.ends[version], min(later) - 1 if later else sys.maxsize
 
 
 class Fold:
@@ -177,7 +190,7 @@ class Fold:
             for event in events:
                 timeline.states.append(self._replays[name.partition("/")[0]](timeline.states[-1], event))
                 self._publish(record, name, timeline.version, event)
-            timeline.ends.add(timeline.version)
+            timeline.ends.setdefault(timeline.version, record.offset + 1)
             writes.append(Written(name, before, timeline.version, events))
         self.commits[record.offset] = Accepted(
             record.offset, record.tx, target, key, body.get("keyed", False), body.get("refusal"), writes

@@ -131,7 +131,7 @@ async def _takes(workload: Workload, report: Report, instance: int, name: str, u
 
 
 async def _is_taken(client: Client, report: Report, instance: int, name: str, until: float) -> None:
-    kind = "Add" if name.startswith("Tally/") else "Deposit"
+    kind = {"Tally": "Add", "Pair": "Give", "Account": "Deposit"}[name.partition("/")[0]]
     last: Call | None = None
     attempt = 0
     while time.monotonic() < until:

@@ -12,8 +12,8 @@ from tests.faults.checker import Call, Told
 from tests.faults.client import Answer, Connection, Lost, NotSent
 
 ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
-PATHS = {"Account": "/accounts/", "Tally": "/tallies/"}
-HOT = ("Account/h0", "Account/h1", "Account/h2", "Tally/t0", "Tally/t1")
+PATHS = {"Account": "/accounts/", "Tally": "/tallies/", "Pair": "/pairs/"}
+HOT = ("Account/h0", "Account/h1", "Account/h2", "Tally/t0", "Tally/t1", "Pair/p-a", "Pair/p-b")
 REPEATS = 4  # of a request with a key, at other instances
 
 
@@ -21,9 +21,16 @@ class Workload:
     """``run`` plays it until ``stop`` is set; ``history`` has every request and its answer."""
 
     def __init__(
-        self, ports: Sequence[int], seed: int, *, clients: int = 64, most: int = 60_000, hot: float = 0.6
+        self,
+        ports: Sequence[int],
+        seed: int,
+        *,
+        clients: int = 64,
+        most: int = 60_000,
+        hot: float = 0.6,
+        name: str = "",
     ) -> None:
-        self.ports, self.clients, self.most, self.hot = ports, clients, most, hot
+        self.ports, self.clients, self.most, self.hot, self.name = ports, clients, most, hot, name
         self.history: list[Call] = []
         self.sent: Counter[str] = Counter()
         self.stop = asyncio.Event()
@@ -96,19 +103,27 @@ class Client:
     async def _command(self) -> None:
         dice = self.dice
         self._count += 1
-        marker = f"m{self.number}-{self._count}"
+        marker = f"{self.workload.name}m{self.number}-{self._count}"
         name = self._name(dice.random() < 0.75)
         payload: dict[str, Any] = {"amount": dice.randrange(1, 100), "marker": marker}
-        if name.startswith("Tally/"):
+        if dice.random() < 0.08:
+            name, kind = dice.choice(("Pair/p-a", "Pair/p-b")), dice.choice(("Give", "Take", "Take"))
+            if kind == "Take":
+                payload["other"] = {"Pair/p-a": "p-b", "Pair/p-b": "p-a"}[name]
+        elif name.startswith("Tally/"):
             kind = "Add"
             payload["amount"] *= dice.choice((1, 1, -1))
             payload["parts"] = dice.choice((1, 1, 3))
         else:
-            kind = dice.choice(("Deposit", "Deposit", "Withdraw", "Transfer", "Transfer"))
+            kind = dice.choice(("Deposit", "Deposit", "Withdraw", "Transfer", "Transfer", "Witness"))
             if kind == "Transfer":
                 others = [other for other in HOT if other.startswith("Account/") and other != name]
                 others += [f"Account/c{self.number}-3"]
                 payload["to"] = dice.choice(others).partition("/")[2]
+            elif kind == "Witness":
+                del payload["amount"]
+                others = [other for other in HOT if other.startswith("Account/") and other != name]
+                payload["of"] = [other.partition("/")[2] for other in dice.sample(others, 2)]
         key = f"k-{marker}" if dice.random() < 0.4 else None
         if_match = self.workload.version(name) if dice.random() < 0.05 else None
         command = {"type": kind, "payload": payload, "meta": {"client": self.number}}

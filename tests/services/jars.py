@@ -50,19 +50,19 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def locked() -> dict[str, str]:
+def locked(lock: Path = LOCK) -> dict[str, str]:
     """The sha256 of every jar by its coordinates."""
-    return dict(line.split() for line in LOCK.read_text().splitlines() if not line.startswith("#"))
+    return dict(line.split() for line in lock.read_text().splitlines() if not line.startswith("#"))
 
 
-def download(folder: Path, progress: Progress) -> None:
+def download(folder: Path, progress: Progress, lock: Path = LOCK) -> None:
     """Bring all jars of the lock into `folder`; what is there already has been verified and stays.
 
     For a caller who is `exclusive`. A jar appears under its name only when whole and verified. Raises
     ServiceUnavailable if one cannot be had or its sha256 is another one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = {key: sha256 for key, sha256 in locked().items() if not (folder / _name(key)).exists()}
+    missing = {key: sha256 for key, sha256 in locked(lock).items() if not (folder / _name(key)).exists()}
     if not missing:
         return
     with scratch(folder / "staging") as staging, ThreadPoolExecutor(8) as pool:
@@ -71,18 +71,18 @@ def download(folder: Path, progress: Progress) -> None:
         def fetch(coordinates: str) -> None:
             path = maven.create_dependency(coordinates).artifact.resolve()
             if _sha256(path) != missing[coordinates]:
-                raise ServiceUnavailable(f"the sha256 of {coordinates} is not the one in {LOCK.name}")
+                raise ServiceUnavailable(f"the sha256 of {coordinates} is not the one in {lock.name}")
             os.replace(path, folder / _name(coordinates))
 
         fetches = [pool.submit(fetch, coordinates) for coordinates in missing]
         try:
             for count, done in enumerate(as_completed(fetches), 1):
                 done.result()
-                progress(f"Kafka's jars: {count} of {len(missing)}")
+                progress(f"jars: {count} of {len(missing)}")
         except ServiceUnavailable:
             raise
         except Exception as error:
-            raise ServiceUnavailable(f"Kafka's jars cannot be downloaded: {error}") from error
+            raise ServiceUnavailable(f"jars cannot be downloaded: {error}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,16 +1,19 @@
 """A Redis that breaks connections is away, in whatever way the client notices it."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 
 import pytest
+import redis as redis_client
 import uvloop
 
 from hiveio.errors import Unavailable
-from hiveio.redis import Redis, Script
+from hiveio.redis import Redis, Script, ScriptFailed
+from tests.services import Redis as Server
 
 
 @pytest.fixture
@@ -46,3 +49,38 @@ def test_a_connection_that_breaks_at_any_moment_is_unavailable(breaking: int) ->
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(use())
+
+
+async def test_a_redis_that_cannot_serve_now_is_unavailable_and_wrong_keys_are_a_fault() -> None:
+    script = Script("begin")
+    with Server(options={"busy-reply-threshold": "10"}) as server:
+        redis = Redis(server.url)
+        admin = redis_client.Redis.from_url(server.url)
+        await redis.call(script, "mark", (), ("", ""))
+
+        busy = asyncio.create_task(asyncio.to_thread(admin.eval, "while true do end", 0))
+        await asyncio.sleep(0.2)
+        with pytest.raises(Unavailable, match="BUSY"):
+            await redis.call(script, "mark", (), ("", ""))
+        with pytest.raises(Unavailable, match="BUSY"):
+            await redis.execute("PING")
+        with contextlib.closing(redis_client.Redis.from_url(server.url)) as other:
+            other.script_kill()
+        await asyncio.wait([busy])
+        assert isinstance(busy.exception(), redis_client.ResponseError)
+
+        admin.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable, match="maxmemory"):
+            await redis.call(Script("reset"), "mark", (), ("", "1|0|topic|generation|transaction"))
+        admin.config_set("maxmemory", 0)
+
+        admin.replicaof("127.0.0.1", 1)
+        with pytest.raises(Unavailable, match="replica"):
+            await redis.call(Script("reset"), "mark", (), ("", "1|0|topic|generation|transaction"))
+        admin.replicaof("NO", "ONE")
+
+        admin.lpush("mark", "by hand")
+        with pytest.raises(ScriptFailed, match="WRONGTYPE"):
+            await redis.call(script, "mark", (), ("", ""))
+        await redis.stop()
+        admin.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from hiveio.kafka.client import client_config, make
 BATCH = 2_000  # most records handed over at once
 BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
 POLL_S = 0.1
+RENEW_S = 2.0  # so old is a client at least that is given up
 
 
 class LogRecord(NamedTuple):
@@ -189,8 +191,9 @@ class LogReader:
     """Ends and single records of a topic, read on a thread of its own."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        self._topic = topic
+        self._settings, self._topic = settings, topic
         self._ends = _consumer(settings)
+        self._made = time.monotonic()
         self._records = _consumer(settings)
         self._reading = threading.Lock()
         self._asked: dict[int, list[asyncio.Future[int]]] = {}
@@ -227,6 +230,10 @@ class LogReader:
         try:
             found = self._ends.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout_s)
         except KafkaException as error:
+            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and time.monotonic() - self._made > RENEW_S:
+                # What a client was told of the topic while its broker was away can stay with it for many minutes.
+                # The old one ends when nobody uses it any more.
+                self._ends, self._made = _consumer(self._settings), time.monotonic()
             raise Unavailable(f"the end of {self._topic}/{partition}: {error.args[0].str()}") from None
         if found is None:
             raise Unavailable(f"the end of {self._topic}/{partition} was not told within {timeout_s:.0f} s")

@@ -1,0 +1,283 @@
+"""The scenarios, module by module. ``expect`` is the invariant that the variant must break; else all must hold.
+
+h: holes that simpler variants of one scope have. p: publishing. x: several scopes. c: the cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spec.check import Scenario
+
+SCENARIOS: list[Scenario] = []
+Request = tuple[str, str, str, str, int]  # command id, target, style, instance, events
+
+# -- Scope.tla: one scope
+
+SCOPE = ("TruePredecessor", "TrueReads", "Once", "AckTrue", "RefusedNever", "ConflictNever", "CopiesVoid")
+# A chained record that lands before its base would be good in a second copy: that there is one copy is assumed.
+NO_COPY = tuple(name for name in SCOPE if name != "CopiesVoid")
+# What an early draft had: versions instead of heads, and none of what the other scenarios add.
+DRAFT: dict[str, Any] = {
+    "ByHead": False,
+    "TargetAlways": False,
+    "RefusalRecorded": False,
+    "CheckReads": False,
+    "BarrierCloses": False,
+    "VoidLooks": False,
+}
+BUILT: dict[str, Any] = {
+    "MaxTry": 1,
+    "IdsKept": 9,
+    "ByHead": True,
+    "Chain": False,
+    "TargetAlways": True,
+    "RefusalRecorded": True,
+    "VerdictFrom": "log",
+    "CheckReads": True,
+    "BarrierCloses": True,
+    "VoidLooks": True,
+    "OneCall": True,
+    "GiveUp": "never",
+}
+
+
+def scope(
+    name: str,
+    requests: Mapping[str, Request],
+    *,
+    aggregates: str = "x",
+    expect: str | None = None,
+    invariants: Sequence[str] = SCOPE,
+    short: bool = True,
+    **flags: Any,
+) -> None:
+    constants = {
+        "Reqs": set(requests),
+        "Aggs": set(aggregates),
+        "CmdOf": {name: request[0] for name, request in requests.items()},
+        "TargetOf": {request[0]: request[1] for request in requests.values()},
+        "StyleOf": {name: request[2] for name, request in requests.items()},
+        "InstOf": {name: request[3] for name, request in requests.items()},
+        "EventsOf": {name: request[4] for name, request in requests.items()},
+    }
+    SCENARIOS.append(Scenario(name, "Scope", constants | BUILT | flags, tuple(invariants), expect=expect, short=short))
+
+
+CHAIN: dict[str, Request] = {
+    "q1": ("K1", "x", "own", "A", 1),
+    "q2": ("K2", "x", "own", "A", 1),
+    "q3": ("K3", "x", "own", "B", 1),
+}
+# h1: chaining, and a version that matches by number only
+scope("h1-chain-by-version", CHAIN, Chain=True, expect="TruePredecessor", invariants=["TruePredecessor"], **DRAFT)
+scope("h1-chain-by-version-copies", CHAIN, Chain=True, expect="CopiesVoid", invariants=["CopiesVoid"], **DRAFT)
+scope("h1-chain-by-head", CHAIN, Chain=True, MaxTry=2, invariants=NO_COPY, short=False)
+scope("h1-chain-by-head-one-try", CHAIN, Chain=True, invariants=NO_COPY)
+READ: dict[str, Request] = {
+    "q1": ("K1", "y", "both", "A", 1),
+    "q2": ("K2", "x", "reads", "A", 1),
+    "q3": ("K3", "y", "both", "B", 1),
+}
+scope(
+    "h1-reads-by-version",
+    READ,
+    aggregates="xy",
+    Chain=True,
+    expect="TrueReads",
+    invariants=["TrueReads"],
+    **(DRAFT | {"CheckReads": True, "TargetAlways": True}),
+)
+scope("h1-reads-by-head", READ, aggregates="xy", Chain=True, MaxTry=2, invariants=NO_COPY, short=False)
+scope("h1-reads-by-head-one-try", READ, aggregates="xy", Chain=True, invariants=NO_COPY)
+# h2: the same command id in two attempts that write different aggregates
+PICK: dict[str, Request] = {
+    "q1": ("K", "x", "pick", "A", 1),
+    "q2": ("K", "x", "pick", "B", 1),
+    "q3": ("L", "y", "own", "B", 1),
+}
+scope("h2-pick-target-always", PICK, aggregates="xy", invariants=["Once"], **(DRAFT | {"TargetAlways": True}))
+# h3: a refusal while an earlier attempt of the same command is in flight
+GUARD: dict[str, Request] = {
+    "q1": ("K", "x", "guard", "A", 1),
+    "q2": ("K", "x", "guard", "B", 1),
+    "q3": ("L", "y", "own", "B", 1),
+}
+scope(
+    "h3-refusal-unrecorded",
+    GUARD,
+    aggregates="xy",
+    expect="RefusedNever",
+    invariants=["RefusedNever"],
+    **(DRAFT | {"TargetAlways": True, "ByHead": True}),
+)
+scope("h3-refusal-recorded", GUARD, aggregates="xy")
+# Without a key a command id is nobody else's: its refusal needs no record.
+UNKEYED: dict[str, Request] = GUARD | {"q2": ("M", "x", "guard", "B", 1)}
+scope("h3-refusal-unkeyed", UNKEYED, aggregates="xy", RefusalRecorded=False)
+# h4: a conflict answered while an earlier attempt of the same command is in flight
+RACE: dict[str, Request] = {
+    "q1": ("K", "x", "own", "A", 1),
+    "q2": ("K", "x", "own", "B", 1),
+    "q3": ("L", "x", "own", "B", 1),
+}
+FORGETFUL = {"BarrierCloses": False, "VoidLooks": False}
+scope("h4-conflict-does-not-look", RACE, MaxTry=2, expect="ConflictNever", invariants=["ConflictNever"], **FORGETFUL)
+scope("h4-conflict-unclosed", RACE, MaxTry=2, BarrierCloses=False, expect="ConflictNever", invariants=["ConflictNever"])
+scope("h4-conflict-closed", RACE, MaxTry=2, short=False)
+# h5: the verdict is taken from the bounded ids, which have moved on
+LATE: dict[str, Request] = {"q1": ("K", "x", "own", "A", 1), "q2": ("L", "x", "own", "B", 1)}
+scope(
+    "h5-verdict-from-ids", LATE, MaxTry=2, IdsKept=1, VerdictFrom="ids", VoidLooks=False, expect="Once",
+    invariants=["Once"],
+)  # fmt: skip
+scope(
+    "h5-verdict-from-log", LATE, MaxTry=2, IdsKept=1, BarrierCloses=False,
+    invariants=["TruePredecessor", "Once", "AckTrue"],
+)  # fmt: skip
+# h6: the window of command ids, counted in records: a retry after it is a new command; one within it is not
+WINDOW: dict[str, Request] = {
+    "q1": ("K", "x", "own", "A", 1),
+    "q2": ("K", "x", "own", "B", 1),
+    "q3": ("L", "x", "own", "B", 1),
+}
+scope("h6-retry-after-window", WINDOW, IdsKept=1, expect="Once", invariants=["Once"])
+scope("h6-retry-within-window", WINDOW, IdsKept=6, MaxTry=1)
+# h7: snapshot isolation without validated reads: chaining breaks the one cut
+SKEW: dict[str, Request] = {
+    "q1": ("K1", "x", "own", "A", 1),
+    "q2": ("K2", "x", "reads", "A", 1),
+    "q3": ("K3", "y", "own", "B", 1),
+}
+scope(
+    "h7-cut-chained-unvalidated", SKEW, aggregates="xy", Chain=True, CheckReads=False, expect="OneCut",
+    invariants=["OneCut"],
+)  # fmt: skip
+scope("h7-cut-chained-validated", SKEW, aggregates="xy", Chain=True, invariants=["OneCut", *NO_COPY])
+TWO_CALLS: dict[str, Request] = {
+    "q1": ("K1", "x", "reads", "A", 1),
+    "q2": ("K2", "y", "own", "B", 1),
+    "q3": ("K3", "x", "own", "B", 1),
+}
+scope("h7-cut-one-call-unvalidated", TWO_CALLS, aggregates="xy", CheckReads=False, invariants=["OneCut"])
+# h8: an instance takes its record for void because it has met a barrier, without having read it back
+OVERTAKEN: dict[str, Request] = {"q1": ("K1", "x", "own", "A", 1), "q2": ("K2", "x", "ask", "B", 1)}
+scope(
+    "h8-void-by-any-barrier", OVERTAKEN, MaxTry=2, GiveUp="any", expect="GivenUpNever",
+    invariants=[*SCOPE, "GivenUpNever"],
+)  # fmt: skip
+scope("h8-void-by-a-later-barrier", OVERTAKEN, MaxTry=2, GiveUp="later", invariants=[*SCOPE, "GivenUpNever"])
+# asking for the outcome; everything together
+ASK: dict[str, Request] = {
+    "q1": ("K", "x", "own", "A", 1),
+    "q2": ("K", "x", "ask", "B", 1),
+    "q3": ("K", "x", "own", "B", 1),
+}
+scope("ask-open", ASK, BarrierCloses=False, expect="RefusedNever", invariants=["RefusedNever"])
+scope("ask-closes", ASK)
+scope("ask-closes-two-tries", ASK, MaxTry=2, short=False)
+ALL: dict[str, Request] = {
+    "q1": ("K1", "x", "both", "A", 2),
+    "q2": ("K2", "x", "guard", "A", 1),
+    "q3": ("K2", "x", "guard", "B", 1),
+    "q4": ("K3", "y", "own", "B", 1),
+}
+scope("all-one-try", ALL, aggregates="xy", Chain=True, invariants=NO_COPY, short=False)
+
+# -- Publisher.tla
+
+
+def publisher(
+    name: str,
+    *,
+    expect: str | None = None,
+    invariants: Sequence[str] = ("InOrderOnce", "NoGap"),
+    short: bool = True,
+    **flags: Any,
+) -> None:
+    constants = {
+        "N": 3,
+        "Sessions": {"P1", "P2", "P3"},
+        "MaxTopic": 6,
+        "Ordered": True,
+        "Waits": True,
+        "Consumers": {"C"},
+        "Remembers": True,
+    } | flags
+    SCENARIOS.append(Scenario(name, "Publisher", constants, tuple(invariants), expect=expect, short=short))
+
+
+PIPELINED = {"Ordered": False, "Waits": False}
+publisher("p1-pipelined-with-gaps", expect="InOrderOnce", invariants=["InOrderOnce"], **PIPELINED)
+publisher("p1-stop-and-wait", Ordered=False, Sessions={"P1", "P2"})
+publisher("p1-pipelined-ordered", Waits=False, Sessions={"P1", "P2"}, short=False)
+publisher("p1-three-sessions-topic-only", Waits=False, Consumers=set(), N=4, MaxTopic=7, short=False)
+publisher("p2-consumer-forgets", Remembers=False, expect="InOrderOnce", invariants=["InOrderOnce"])
+
+# -- Scopes.tla: transactions over several scopes
+
+SEVERAL = ("Atomic", "Acked", "Whole", "AbortTrue", "Once", "TruePredecessor", "Serial")
+Tx = tuple[str, Sequence[str], Sequence[str]]  # home, scopes written, scopes read
+
+
+def scopes(
+    name: str,
+    txs: Mapping[str, Tx],
+    *,
+    module: str = "Scopes",
+    expect: str | None = None,
+    invariants: Sequence[str] = SEVERAL,
+    properties: Sequence[str] = (),
+    spec: str = "Spec",
+    short: bool = False,
+    **flags: Any,
+) -> None:
+    constants = {
+        "Txs": set(txs),
+        "HomeOf": {name: tx[0] for name, tx in txs.items()},
+        "WritesOf": {name: set(tx[1]) for name, tx in txs.items()},
+        "ReadsOf": {name: set(tx[2]) for name, tx in txs.items()},
+        "Singles": {name for name, tx in txs.items() if len({*tx[1], *tx[2]}) == 1},
+        "Scopes": {"s1", "s2"},
+        "Resolvers": {"R"},
+        "Design": "commit",
+        "Memory": 9,
+        "ReadLocks": True,
+        "AbortMoves": True,
+        "EndEarly": False,
+    } | flags
+    SCENARIOS.append(
+        Scenario(name, module, constants, tuple(invariants), tuple(properties), expect, 240, spec, short=short)
+    )
+
+
+OVER: dict[str, Tx] = {"T": ("s1", ["s1", "s2"], [])}
+AND: dict[str, Tx] = OVER | {"U": ("s2", ["s2", "s1"], [])}
+SAME: dict[str, Tx] = OVER | {"U": ("s1", ["s1", "s2"], [])}
+scopes("x1-decision-memory-short", SAME, Design="decision", Memory=1, expect="Acked", invariants=["Acked"])
+scopes("x2-commit-one", OVER, Resolvers={"R", "Q"}, short=True)
+SINGLES: dict[str, Tx] = OVER | {"S": ("s2", ["s2"], []), "V": ("s1", ["s1"], [])}
+scopes("x2-commit-and-single", SINGLES)
+scopes("x2-commit-two-crossing", AND)
+scopes("x2-control-end-early", OVER, EndEarly=True, expect="Acked", invariants=["Acked"], short=True)
+SKEWED: dict[str, Tx] = {"T": ("s1", ["s1"], ["s2"]), "U": ("s2", ["s2"], ["s1"])}
+scopes("x3-write-skew-reads-not-reserved", SKEWED, ReadLocks=False, expect="Serial", invariants=["Serial"])
+scopes("x3-write-skew-reads-reserved", SKEWED)
+THREE: dict[str, Tx] = {"T": ("s1", ["s1", "s2", "s3"], [])}
+scopes("x2-commit-three-scopes", THREE, Scopes={"s1", "s2", "s3"}, Resolvers={"R", "Q"})
+LIVE: dict[str, Any] = {"spec": "FairSpec", "properties": ["NoBlocking"], "invariants": []}
+scopes("x4-no-blocking", OVER, Resolvers={"R", "Q"}, **LIVE)
+scopes("x4-no-blocking-crossing", AND, **LIVE)
+scopes("x4-control-no-resolver", OVER, expect="liveness", **(LIVE | {"spec": "Spec"}))
+for mode, expect in (("once", "NoHalf"), ("twice", "NoHalf"), ("index", None)):
+    scopes(f"x5-read-{mode}", OVER, module="ScopesRead", expect=expect, invariants=["NoHalf"], spec="SpecR", Mode=mode)
+
+# -- Cache.tla
+
+for compare, found in (("none", "CacheTrue"), ("offset", "CacheTrue"), ("whole", None)):
+    parts = {"Masters": {"m1", "m2"}, "MaxLen": 2, "MaxTopic": 2, "Compare": compare}
+    appliers = {"A", "B"} if found else {"A"}
+    SCENARIOS.append(
+        Scenario(
+            f"c1-compare-{compare}", "Cache", parts | {"Appliers": appliers}, ("CacheTrue",), expect=found, short=True
+        )
+    )

@@ -1,0 +1,289 @@
+"""What a numbered fault plays on: a few instances, their Kafka and Redis behind proxies, requests one by one."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Self
+
+from confluent_kafka import Producer
+from redis import Redis as RedisClient
+
+from tests.faults.chaos import LOCK_TTL_MS, REQUEST_TIMEOUT_MS, Instance, System
+from tests.faults.checker import Call, Evidence, Told, check
+from tests.faults.client import Answer, Lost, NotSent
+from tests.faults.evidence import gather, log_of
+from tests.faults.fold import Finding, Fold
+from tests.faults.proxy import Proxy
+from tests.faults.workload import Client, Workload
+from tests.services import HOST, Kafka, free_port
+
+LOCK_TTL_S, REQUEST_TIMEOUT_S = LOCK_TTL_MS / 1000, REQUEST_TIMEOUT_MS / 1000
+WELL_S = 40.0  # the longest that anything may take to be well again
+
+
+class Broker:
+    """Kafka with a second listener behind a proxy. A context manager."""
+
+    def __init__(self) -> None:
+        port = free_port()
+        self.kafka = Kafka(advertised_port=port)
+        assert self.kafka.upstream_port is not None
+        self.proxy = Proxy(self.kafka.upstream_port, framed=True, port=port)
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            self._stack.enter_context(self.proxy)
+            self._stack.enter_context(self.kafka)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class Stage(System):
+    """A system for one fault. Instance 0, the victim, reaches Kafka and Redis through proxies of its own:
+    ``kafka_proxy`` and ``redis_proxy``. ``points`` are its fault points, as in ``{"judged": "KILL:Account/a"}``;
+    ``broken`` is as in entrypoint.py, one text for each instance.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        instances: int = 2,
+        *,
+        points: Mapping[str, str] | None = None,
+        broken: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kafka_proxy = broker.proxy
+        self.direct = broker.kafka
+        super().__init__(
+            f"fault-{uuid.uuid4().hex[:8]}",
+            broken or ("",) * instances,
+            kafka=broker.kafka,
+            environ=environ or {},
+        )
+        self._marks = itertools.count(1)
+        self._points = points
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.workload = Workload(self.ports, 0)
+        self.clients = [Client(self.workload, number, random.Random(number)) for number in range(64)]
+        return self
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        self.redis_proxy = stack.enter_context(Proxy(self.redis.port))
+        stack.callback(self.kafka_proxy.open)
+        self.kafka_proxy.open()
+
+    def environ(self, number: int) -> dict[str, str]:
+        environ = super().environ(number)
+        if number == 0:
+            environ["EVENT_STORE_BROKERS"] = f"{HOST}:{self.kafka_proxy.port}"
+            environ["CACHE_URL"] = f"redis://{HOST}:{self.redis_proxy.port}"
+            environ["HIVEIO_FAULTS"] = _text(self._points)
+        return environ
+
+    @property
+    def log_topic(self) -> str:
+        return f"{self.topic}.transactions"
+
+    # -- instances
+
+    @property
+    def victim(self) -> Instance:
+        return self.instances[0]
+
+    async def meet(self, kind: str, name: str, **how: Any) -> "asyncio.Task[Call]":
+        """Send the victim the command that meets its fault point; return when that has killed or stopped it.
+
+        The other one sleeps meanwhile, so that no step is taken by it.
+        """
+        self.instances[1].pause()
+        call = self.sending(kind, name, **how)
+        async with asyncio.timeout(WELL_S):
+            while self.victim.is_awake():
+                if call.done() and call.result().told is Told.NOT_EXECUTED:
+                    call = self.sending(kind, name, **how)  # 503: it was not ready
+                await asyncio.sleep(0.02)
+        self.instances[1].resume()
+        return call
+
+    async def aside(self, kind: str, name: str, **how: Any) -> Call:
+        """A command that is accepted and applied by the other one, while the victim sleeps."""
+        self.victim.pause()
+        call = await self.accepted(kind, name, at=1, **how)
+        await until(lambda: self.watermark() > (call.position or 0), "applied")
+        self.victim.resume()
+        return call
+
+    def watermark(self) -> int:
+        client = self.redis_client()
+        marks = [client.get(key) for key in client.scan_iter(match="hive:*") if key.count(b":") == 2]
+        return max((int(mark.partition(b"|")[0]) for mark in marks if mark.count(b"|") >= 4), default=0)
+
+    async def start(self, points: Mapping[str, str] | None = None, instance: int = 0) -> None:
+        """Start a killed one, with other fault points or without."""
+        await asyncio.to_thread(self.instances[instance].kill)
+        await asyncio.to_thread(self.instances[instance].start_with, HIVEIO_FAULTS=_text(points))
+
+    async def ready(self) -> None:
+        for number, instance in enumerate(self.instances):
+            try:
+                await until(instance.is_ready, "ready", to_thread=True)
+            except AssertionError as error:
+                tail = "\n".join(instance.lines("{")[-20:])
+                raise AssertionError(f"instance {number}: {error}: {instance.why()}\n{tail}") from None
+
+    # -- requests
+
+    async def send(
+        self,
+        kind: str,
+        name: str,
+        *,
+        at: int = 0,
+        key: str | None = None,
+        if_match: int | None = None,
+        marker: str = "",
+        **payload: Any,
+    ) -> Call:
+        """One command, on record. Told unknown if nobody answered."""
+        marker = marker or f"m{next(self._marks)}"
+        command = {"type": kind, "payload": {**payload, "marker": marker}}
+        client = self.clients.pop()
+        try:
+            call = await client.send(marker, name, command, key, if_match, at)
+        finally:
+            self.clients.append(client)
+        return call or Call(marker, name, 0, 0, Told.UNKNOWN, 0, command, key=key)
+
+    def sending(self, kind: str, name: str, **how: Any) -> "asyncio.Task[Call]":
+        return asyncio.create_task(self.send(kind, name, **how))
+
+    async def accepted(self, kind: str, name: str, *, at: int = 0, within_s: float = WELL_S, **how: Any) -> Call:
+        """A command that is accepted sooner or later; each try is a command of its own."""
+        end, key = time.monotonic() + within_s, how.pop("key", None)
+        for number in itertools.count():
+            call = await self.send(kind, name, at=at, key=f"{key}-{number}" if key else None, **how)
+            if call.told is Told.ACCEPTED:
+                return call
+            assert time.monotonic() < end, f"{kind} {name} at {at}: {call.status} {call.answer}"
+            await asyncio.sleep(0.1)
+        raise AssertionError
+
+    async def settled(self, kind: str, name: str, **how: Any) -> Call:
+        """A command with a key, sent until its answer is definite."""
+        for _ in range(100):
+            call = await self.send(kind, name, **how)
+            if call.told not in (Told.UNKNOWN, Told.IN_WORK, Told.NOT_EXECUTED):
+                return call
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{kind} {name}: {call}")
+
+    @contextlib.asynccontextmanager
+    async def load(self, clients: int = 16, hot: float = 0.6) -> AsyncIterator[Workload]:
+        """Many clients at all instances, while the block runs."""
+        load = Workload(self.ports, next(self._marks), clients=clients, hot=hot, name=f"l{next(self._marks)}-")
+        load.history = self.workload.history
+        running = asyncio.create_task(load.run())
+        try:
+            yield load
+        finally:
+            load.stop.set()
+            await running
+
+    async def read(self, name: str, at: int = 0) -> Call:
+        for _ in range(200):
+            if (call := await self.clients[-1].read(name, at)) is not None:
+                return call
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{name} cannot be read at {at}")
+
+    async def ask(self, method: str, path: str, at: int = 0) -> Answer | None:
+        """A request that is not on record."""
+        try:
+            return await self.clients[-1].connections[at].request(method, path)
+        except (Lost, NotSent):
+            return None
+
+    async def outcome(self, call: Call, at: int) -> Any:
+        """What GET /transactions/{id} says of a call that was answered 504, asked until it is definite."""
+        assert call.status == 504, call
+        for _ in range(100):
+            answer = await self.ask("GET", f"/transactions/{call.answer['transaction']}", at)
+            if answer is not None and answer.status == 200:
+                return answer.value["outcome"]
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"no outcome of {call.marker}")
+
+    # -- what is left
+
+    def evidence(self, within_s: float = WELL_S) -> Evidence:
+        return gather(self.direct.brokers, self.redis.url, self.topic, within_s)
+
+    def verdicts(self, call: Call | str) -> list[bool]:
+        """The verdicts of all commits in the log that carry this command's marker, or its key."""
+        marker = call if isinstance(call, str) else call.marker
+        key = None if isinstance(call, str) else call.key
+        fold, found = Fold(), []
+        for record in log_of(self.direct.brokers, self.log_topic):
+            verdict, body = fold.take(record), json.loads(record.value)
+            if body["kind"] == "commit":
+                events = [event for write in body["writes"] for event in write[3]]
+                if any(e["payload"]["marker"] == marker for e in events) or (key and body["command"][1] == key):
+                    found.append(verdict)
+        return found
+
+    def append(self, key: str, value: bytes) -> None:
+        """A record that no instance wrote."""
+        producer = Producer({"bootstrap.servers": self.direct.brokers, "acks": "all"})
+        producer.produce(self.log_topic, value, key, 0)
+        assert producer.flush(20) == 0
+
+    def redis_client(self) -> Any:
+        return RedisClient(host=HOST, port=self.redis.port, socket_timeout=10)
+
+    def findings(self) -> list[Finding]:
+        return check(self.evidence(), self.workload.history)
+
+    async def well(self, *names: str, faults: int = 0) -> None:
+        """Everything is as it should be: all instances ready, taking commands, nothing found by the checker."""
+        await self.ready()
+        for number in range(len(self.instances)):
+            for name in (*names, f"Account/last{number}"):
+                kind = {"Tally": "Add", "Pair": "Give", "Account": "Deposit"}[name.partition("/")[0]]
+                await self.accepted(kind, name, at=number, amount=1)
+                await self.read(name, number)
+        findings = await asyncio.to_thread(self.findings)
+        assert not findings, "\n".join(map(str, findings[:20]))
+        reported = [line for instance in self.instances for line in instance.faults()]
+        assert len(reported) <= faults, "\n".join(reported[:5])
+
+    def __exit__(self, *_: object) -> None:
+        for client in self.clients:
+            client.close()
+        for instance in self.instances:
+            instance.kill()
+        super().__exit__()
+
+
+def _text(points: Mapping[str, str] | None) -> str:
+    return ",".join(f"{point}:{what}" for point, what in (points or {}).items() if point)
+
+
+async def until(condition: Callable[[], Any], what: str, within_s: float = WELL_S, *, to_thread: bool = False) -> Any:
+    """The first true value of the condition."""
+    end = time.monotonic() + within_s
+    while not (value := await asyncio.to_thread(condition) if to_thread else condition()):
+        assert time.monotonic() < end, f"not {what} within {within_s} s"
+        await asyncio.sleep(0.02)
+    return value

@@ -1,0 +1,208 @@
+"""Faults 17, 20, 23 to 26, 37 and 39: what happens to Redis, to its locks, and to the way there."""
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+from importlib import resources
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+import hiveio.transaction
+from tests.faults.chaos import Instance
+from tests.faults.checker import Told
+from tests.faults.proxy import Passing, When
+from tests.faults.stage import LOCK_TTL_S, REQUEST_TIMEOUT_S, Broker, Stage, until
+from tests.process import ROOT
+from tests.services import Redis
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+
+
+def calls_of(script: str) -> When:
+    """Requests that run this script, and their answers."""
+    text = resources.files(hiveio.transaction).joinpath("lua", f"{script}.lua").read_bytes()
+    sha = hashlib.sha1(text).hexdigest().encode()
+
+    def when(message: Passing) -> bool:
+        return sha in message.request
+
+    return when
+
+
+@pytest.mark.fault(17)
+async def test_17_the_topic_was_made_anew(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        for _ in range(5):
+            await stage.accepted("Deposit", "Account/a", amount=10)
+        ahead = stage.watermark()
+        for instance in stage.instances:
+            instance.stop()
+        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
+        for gone in admin.delete_topics([stage.topic, stage.log_topic]).values():
+            gone.result(20)
+        stage.workload.history.clear()
+        for number in range(2):
+            await stage.start(instance=number)
+        # Noticed, loudly, and never used: the account of before is not there.
+        assert any('"error"' in line for i in stage.instances for line in i.lines("which is not in the log"))
+        assert (await stage.read("Account/a")).version == 0
+        assert stage.watermark() < ahead
+        await stage.well("Account/a")
+
+
+@pytest.mark.fault(20)
+async def test_20_redis_is_back_from_an_older_file(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        async with stage.load():
+            for _ in range(3):
+                await asyncio.sleep(0.5)
+                older = stage.redis.folder / "older"
+                await asyncio.to_thread(shutil.copytree, stage.redis.data, older)
+                await asyncio.sleep(1.0)
+                await asyncio.to_thread(stage.redis.kill)
+                shutil.rmtree(stage.redis.data)
+                older.rename(stage.redis.data)
+                await asyncio.to_thread(stage.redis.start)
+            await asyncio.sleep(0.5)
+        await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("how", ["stopped", "slow", "busy"])
+async def test_23_redis_does_not_answer_in_time(broker: Broker, how: str) -> None:
+    async def busy() -> None:
+        script = "local n = redis.call('TIME')[1] + 3; while tonumber(redis.call('TIME')[1]) < n do end"
+        with contextlib.closing(stage.redis_client()) as client:
+            await asyncio.to_thread(client.eval, script, 0)
+
+    with Stage(broker) as stage:
+        await stage.accepted("Deposit", "Account/h0", amount=10)
+        async with stage.load() as load:
+            await asyncio.sleep(0.5)
+            if how == "stopped":
+                stage.redis.pause()
+                await asyncio.sleep(5)
+                stage.redis.resume()
+            elif how == "busy":
+                await busy()
+            else:
+                for _ in range(10):
+                    stage.redis_proxy.down.hold()
+                    await asyncio.sleep(0.3)
+                    stage.redis_proxy.down.open()
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+        waits = [call.answered - call.called for call in load.history]
+        assert max(waits) < REQUEST_TIMEOUT_S + 4  # bounded; the machine may be busy
+        await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("script", ["begin", "lock", "prepare", "apply", "unlock", "reset"])
+async def test_24_the_reply_of_a_script_is_lost_after_its_effect(broker: Broker, script: str) -> None:
+    with Stage(broker) as stage:
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        lost = stage.redis_proxy.down.cut(calls_of(script), times=1)
+        if script == "reset":
+            stage.instances[1].pause()
+            stage.redis_client().flushall()
+        for number in range(40):
+            if lost.count:
+                break
+            how: Any = {"seconds": LOCK_TTL_S * 1.1} if script == "prepare" else {}
+            await stage.send("Think" if script == "prepare" else "Deposit", f"Account/{number % 4}", amount=1, **how)
+        assert lost.count == 1
+        if script == "reset":
+            stage.instances[1].resume()
+        await stage.well("Account/a", *(f"Account/{number}" for number in range(4)))
+
+
+@pytest.mark.fault(25)
+async def test_25_lock_nodes_are_down(broker: Broker) -> None:
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(Redis()) for _ in range(3)]
+        urls = ",".join(node.url for node in nodes)
+        stage = stack.enter_context(Stage(broker, environ={"LOCK_URLS": urls}))
+        async with stage.load(8):
+            await asyncio.sleep(0.5)
+            nodes[0].kill()  # 1 of 3: goes on
+            await stage.accepted("Deposit", "Account/one", amount=1)
+            nodes[1].kill()  # 2 of 3: nothing more, and it is said which
+            call = await stage.send("Deposit", "Account/two", amount=1)
+            assert call.status == 503
+            shutil.rmtree(nodes[0].data)
+            nodes[0].start()  # one is back, and knows nothing of the locks that are held
+            await stage.accepted("Deposit", "Account/two", amount=1)
+        await stage.well("Account/h0", "Account/two")
+
+
+@pytest.mark.fault(26)
+async def test_26_locks_end_early(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        client = stage.redis_client()
+        async with stage.load(hot=0.9):
+            for _ in range(60):
+                await asyncio.sleep(0.05)
+                if keys := [key for key in client.scan_iter(count=1000) if b":lock:" in key]:
+                    client.delete(*keys)
+        await stage.well("Account/h0", "Tally/t0")  # more voids, no more
+
+
+@pytest.mark.fault(26)
+def test_26_no_clock_of_the_machine_is_read() -> None:
+    """A clock that jumps moves nothing: waits are measured by the monotonic clock, windows by the log's own time."""
+    for path in (ROOT / "runtime" / "hiveio" / "transaction").rglob("*.py"):
+        text = path.read_text()
+        assert "time.time(" not in text, path
+        assert "datetime" not in text, path
+
+
+@pytest.mark.fault(37)
+async def test_37_a_redis_that_evicts_is_refused(broker: Broker) -> None:
+    with Redis(options={"maxmemory-policy": "allkeys-lru"}) as evicting:
+        environ = Stage(broker)
+        environ.redis = evicting
+        environ.kafka = broker.kafka
+        instance = Instance(environ.environ(1))
+        try:
+            instance.launch()
+            assert instance.process is not None
+            code = await asyncio.to_thread(instance.process.wait, 60)
+            assert code == 20
+            assert any("noeviction" in line for line in instance.lines("maxmemory-policy"))
+        finally:
+            instance.close()
+
+
+@pytest.mark.fault(37)
+async def test_37_a_key_deleted_by_hand_is_found(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        await stage.well()
+        client = stage.redis_client()
+        (key,) = [key for key in client.scan_iter(count=1000) if key.endswith(b":a:Account/a")]
+        client.delete(key)
+        assert [(finding.point, finding.where) for finding in stage.findings()] == [(6, "Account/a")]
+        client.flushall()  # the remedy
+        await stage.well("Account/a")
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("backend", ["Kafka", "Redis"])
+async def test_39_an_instance_is_cut_off(broker: Broker, backend: str) -> None:
+    with Stage(broker) as stage:
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        proxy = stage.kafka_proxy if backend == "Kafka" else stage.redis_proxy
+        async with stage.load(8):
+            await asyncio.sleep(0.5)
+            proxy.refuse()
+            await asyncio.sleep(LOCK_TTL_S * 1.2)  # the locks that it held have ended
+            calls = await asyncio.gather(*[stage.send("Deposit", f"Account/{n}", amount=1) for n in range(4)])
+            assert not [call for call in calls if call.told is Told.ACCEPTED]
+            await stage.accepted("Deposit", "Account/a", at=1, amount=1)  # the others go on
+            proxy.open()
+        await until(stage.victim.is_ready, "ready again", to_thread=True)
+        await stage.well("Account/a", "Account/h0")
