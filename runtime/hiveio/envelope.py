@@ -200,6 +200,12 @@ class Codec:
         return invalid(error)
 
 
+class _Old(Struct):
+    type: str
+    payload: dict[str, Any] = {}
+    meta: Raw | UnsetType = UNSET
+
+
 Upcast = Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 
 
@@ -209,17 +215,17 @@ class UpcastingCodec(Codec):
     def __init__(self, types: Iterable[type[Struct]], upcast: Upcast) -> None:
         super().__init__(types, strict=False)
         self._upcast = upcast
-        self._decode_old = msgspec.json.Decoder(_Wire).decode
+        self._decode_old = msgspec.json.Decoder(_Old).decode
 
     def decode(self, body: bytes) -> tuple[Any, Raw | None]:
         """As Codec.decode; raises what ``upcast`` raises too."""
         try:
             old = self._decode_old(body)
-            name, payload = self._upcast(old.type, old.payload or {})
+            name, payload = self._upcast(old.type, old.payload)
             kind = self.types.get(name)
             if kind is None:
                 raise Invalid(f"unknown type {name!r}; known are: {', '.join(sorted(self.types))}", pointer="/type")
-            return msgspec.convert(payload, kind), old.meta
+            return msgspec.convert(payload, kind), None if old.meta is UNSET else old.meta
         except msgspec.ValidationError as error:
             raise invalid(error, "/payload") from None
 
