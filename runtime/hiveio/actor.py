@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, g
 import msgspec
 from msgspec import Struct
 
-from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome
+from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, UpcastingCodec
 from hiveio.errors import BadAnnotation, NameTaken
 
 # The decorators tell type checkers that the classes derived from these are frozen, as they are.
@@ -67,6 +67,9 @@ class Actor:
     - ``replay(self, state, event)`` returns the state after the event. It is a pure function and never refuses.
     - ``topic`` is where its events are written (producer; default: EVENT_STORE_TOPIC), ``key`` the field of its events
       that is their key on the topic (producer; default: the id in the path).
+    - ``upcast(self, type, payload)``, where there is one, makes today's event of what older versions wrote: before
+      ``replay`` it is given type and payload (a dict) of each event in the log, and returns both. Today's events come
+      back unchanged. So an event may be renamed or reshaped while the log stays as it was written.
     - ``start``, ``stop`` and ``ready`` may be plain or ``async``.
     - Consumer: ``perform`` takes one event, or, annotated with a list of events, what has come at once, in order
       (``context`` is then a list too). ``position`` and ``reset`` are described in docs/consumer.md.
@@ -77,7 +80,8 @@ class Actor:
     topic: ClassVar[str] = ""
     key: ClassVar[str] = ""
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
-    schema_version: ClassVar[int] = 1  # raise it when replay changes: snapshots are then folded anew from the log
+    # Raise it when replay or upcast changes: snapshots are folded anew, as they are when fields of the model change.
+    schema_version: ClassVar[int] = 1
     # Consumer: what becomes of a record whose type ``perform`` takes and which does not fit it (or is no JSON), and of
     # one of a type that ``perform`` does not take: kept in the dead-letter topic, or skipped and counted.
     undecodable: ClassVar[Literal["dead", "skip"]] = "dead"
@@ -85,6 +89,7 @@ class Actor:
 
     perform: Callable[..., Any]
     replay: Callable[..., Any] | None = None
+    upcast: Callable[..., Any] | None = None
 
     def scope(self, id: str) -> str:
         """Aggregates of one scope share a partition of the log; a transaction stays inside one scope."""
@@ -136,7 +141,7 @@ class Contract:
         self.invoke: Invoke = self._invoker(self.actor)
         self.replay: Callable[[Any, Any], Any] | None = self.actor.replay
         self.command_codec = Codec(self.commands.values())
-        self.event_codec = Codec(self.events.values(), strict=False)
+        self.event_codec = self._event_codec(kind)
         self.heard_codec = Codec(self.heard.values(), strict=False)
         self.model_decoder = msgspec.json.Decoder(self.model | None if self.model else Any)
 
@@ -209,6 +214,14 @@ class Contract:
         for event in self.events.values() if kind.key else ():
             if kind.key not in event.__struct_fields__:
                 raise BadAnnotation(f"{kind.__name__}.key is {kind.key!r}, and {event.__name__} has no such field")
+
+    def _event_codec(self, kind: type[Actor]) -> Codec:
+        if kind.upcast is None:
+            return Codec(self.events.values(), strict=False)
+        if len(inspect.signature(kind.upcast).parameters) != 3 or inspect.iscoroutinefunction(kind.upcast):
+            raise BadAnnotation(f"{kind.__name__}.upcast is a plain function (self, type, payload) of a stored event")
+        assert self.actor.upcast is not None
+        return UpcastingCodec(self.events.values(), self.actor.upcast)
 
     def _invoker(self, actor: Actor) -> Invoke:
         perform, stateful = actor.perform, self.stateful

@@ -200,6 +200,36 @@ class Codec:
         return invalid(error)
 
 
+class _Old(Struct):
+    type: str
+    payload: dict[str, Any] = {}
+    meta: Raw | UnsetType = UNSET
+
+
+Upcast = Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+
+
+class UpcastingCodec(Codec):
+    """Decodes what older versions wrote: ``upcast`` makes today's type and payload of each message first."""
+
+    def __init__(self, types: Iterable[type[Struct]], upcast: Upcast) -> None:
+        super().__init__(types, strict=False)
+        self._upcast = upcast
+        self._decode_old = msgspec.json.Decoder(_Old).decode
+
+    def decode(self, body: bytes) -> tuple[Any, Raw | None]:
+        """As Codec.decode; raises what ``upcast`` raises too."""
+        try:
+            old = self._decode_old(body)
+            name, payload = self._upcast(old.type, old.payload)
+            kind = self.types.get(name)
+            if kind is None:
+                raise Invalid(f"unknown type {name!r}; known are: {', '.join(sorted(self.types))}", pointer="/type")
+            return msgspec.convert(payload, kind), None if old.meta is UNSET else old.meta
+        except msgspec.ValidationError as error:
+            raise invalid(error, "/payload") from None
+
+
 def _envelope_type(name: str, kind: type[Struct], strict: bool) -> type[Struct]:
     # A name of its own (DepositMessage): the schema of the envelope and of the payload stand side by side.
     fields: list[tuple[str, type | UnionType, Any]] = [

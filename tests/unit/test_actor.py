@@ -201,6 +201,15 @@ def wrong_isolation() -> type[Actor]:
     return A
 
 
+def upcast_short() -> type[Actor]:
+    class A(Actor):
+        def perform(self, c: Add) -> Added: ...
+
+        def upcast(self, payload: dict[str, Any]) -> dict[str, Any]: ...
+
+    return A
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
@@ -214,6 +223,7 @@ def wrong_isolation() -> type[Actor]:
         (wrong_isolation, "A.isolation is 'none'; it is 'snapshot' or 'serializable'"),
         (topic_is_none, "A.topic is 'a topic'; a topic has 1 to 220 of a-z A-Z 0-9 . _ -"),
         (key_is_no_field, "A.key is 'amount', and Other has no such field"),
+        (upcast_short, "A.upcast is a plain function (self, type, payload) of a stored event"),
         (async_replay, "A.replay is async; it is a pure function of state and event"),
         (replay_short, "A.replay takes 1 parameters; it takes (self, state, event)"),
         (replay_of_no_event, "A.replay: event takes Add, which is no Event"),

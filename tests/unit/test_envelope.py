@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from hiveio import Command, Event
-from hiveio.envelope import META_LIMIT, NESTING, Codec, Envelope, encode_message, encode_value, untouched
+from hiveio.envelope import (
+    META_LIMIT,
+    NESTING,
+    Codec,
+    Envelope,
+    UpcastingCodec,
+    encode_message,
+    encode_value,
+    untouched,
+)
 from hiveio.errors import Invalid, Malformed, TooLarge
 
 
@@ -166,3 +175,19 @@ def test_what_the_decoder_skipped_is_checked_before_it_is_passed_on(unknown: byt
 def test_many_levels_side_by_side_are_not_deep() -> None:
     body = b'{"type": "Ordered", "payload": {"type": "a", "count": 1, "unknown": [%b]}}' % b",".join([b"[]"] * 1000)
     assert untouched("Ordered", body).count(b"[]") == 1000
+
+
+def upcast(type: str, payload: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return ("Ordered", {"type": "old", "count": payload["n"]}) if type == "Bought" else (type, payload)
+
+
+def test_old_messages_are_made_todays_before_they_are_decoded() -> None:
+    codec = UpcastingCodec([Ordered], upcast)
+    old, meta = codec.decode(b'{"type":"Bought","payload":{"n":2,"gone":1},"meta":{"a":1}}')
+    assert (old, meta) == (Ordered("old", 2), Raw(b'{"a":1}'))
+    assert codec.decode(b'{"type":"Ordered","payload":{"type":"new","count":1,"more":2}}') == (Ordered("new", 1), None)
+    with pytest.raises(Invalid, match="unknown type 'Sold'; known are: Ordered"):
+        codec.decode(b'{"type":"Sold","payload":{}}')
+    with pytest.raises(Invalid, match="count") as caught:
+        codec.decode(b'{"type":"Ordered","payload":{"type":"new"}}')
+    assert caught.value.members["pointer"] == "/payload/count"
