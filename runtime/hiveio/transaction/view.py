@@ -6,6 +6,7 @@ the cache, at a watermark, and ``reconcile`` takes the newer of the two.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -130,7 +131,7 @@ class View:
         """Keep the bounds. What the cache does not have yet, and what only the view knows to be stale there, stays."""
         if len(self.entries) > AGGREGATES:
             needed = unapplied()
-            for name in list(self.entries)[: len(self.entries) - AGGREGATES]:
+            for name in list(islice(self.entries, len(self.entries) - AGGREGATES)):
                 if name not in needed and self.entries[name].at <= applied:
                     del self.entries[name]
         while len(self.recent) > RECENT:
