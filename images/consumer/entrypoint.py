@@ -8,8 +8,9 @@ from hiveio.service import Service
 
 
 def consumer(service: Service) -> list[Route]:
-    handlers = [(contract, performing(contract)) for contract in service.contracts]
-    service.use(Consumer(service.settings, handlers))
+    telemetry = service.telemetry
+    handlers = [(contract, telemetry.processing(performing(contract))) for contract in service.contracts]
+    service.use(Consumer(service.settings, handlers, with_record=telemetry.active))
     return [route for contract, handler in handlers for route in queries(contract, handler)]
 
 

@@ -8,12 +8,13 @@ from hiveio.transaction.log import TransactionLog, outcomes, snapshots, transact
 
 def stream_processor(service: Service) -> list[Route]:
     log = service.use(TransactionLog(service.settings, service.contracts))
+    traced = service.telemetry.transacting
     return [
         outcomes(log),
         *(
             route
             for contract in service.contracts
-            for route in (*messages(contract, transacting(contract, log)), snapshots(contract, log))
+            for route in (*messages(contract, traced(transacting(contract, log), contract)), snapshots(contract, log))
         ),
     ]
 

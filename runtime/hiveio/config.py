@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from hiveio.errors import ConfigError
 
 # Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
-_UNSUPPORTED = re.compile(r"TELEMETRY\w*$")
+_UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
 _WRITTEN = ("content-type", "traceparent")  # stand on every record anyway
 # What Kubernetes and container links set for a service that happens to be named kafka.
 _LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
@@ -78,6 +78,13 @@ def _topics(text: str) -> tuple[str, ...]:
 def _ack(text: str) -> str:
     """stored or queued"""
     if text not in ("stored", "queued"):
+        raise ValueError
+    return text
+
+
+def _http_url(text: str) -> str:
+    """a URL http://host:port/path or https://"""
+    if not re.match(r"https?://[^/]", text) or urlsplit(text).port == 0:
         raise ValueError
     return text
 
@@ -220,6 +227,16 @@ class Settings:
         3_600,
         _whole(0, 31_536_000),
         "seconds for which an Idempotency-Key is remembered; fixed when the log is made",
+    )
+    telemetry: bool = setting("TELEMETRY", False, _flag, "OpenTelemetry: spans and metrics, as the `OTEL_*` say")
+    telemetry_service_name: str = setting(
+        "TELEMETRY_SERVICE_NAME", "", _text, "`service.name` of spans and metrics", "OTEL_SERVICE_NAME, EVENT_STORE_ID"
+    )
+    telemetry_url_traces: str = setting(
+        "TELEMETRY_URL_TRACES", "", _http_url, "where spans go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    telemetry_url_metrics: str = setting(
+        "TELEMETRY_URL_METRICS", "", _http_url, "where metrics go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
     kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>
 

@@ -12,6 +12,7 @@ _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
 _ONCE = {b"content-length", b"content-type", b"idempotency-key", b"if-match"}
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECASE)
 
 
@@ -80,6 +81,12 @@ def check_media_type(value: bytes) -> None:
     """Raises UnsupportedMediaType (415) for what is not JSON in UTF-8."""
     if not _MEDIA_TYPE.fullmatch(value.partition(b";")[0].strip()) or _CHARSET.search(value):
         raise UnsupportedMediaType("the body is JSON in UTF-8: send it as application/json")
+
+
+def traceparent(headers: Mapping[str, str]) -> str:
+    """The trace context that came with a message, as W3C writes it; "" where there is none, or none that is well."""
+    value = headers.get("traceparent", "")
+    return value if value and _TRACEPARENT.fullmatch(value) else ""
 
 
 def sane_request_id(value: bytes | None) -> str | None:

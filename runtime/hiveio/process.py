@@ -50,6 +50,10 @@ def serve(build: Build) -> NoReturn:
         if not FAST_PARSER:
             raise Stop("gunicorn's C parser is missing: install gunicorn[fast]")
         settings = Settings.read()
+        if settings.telemetry:
+            from hiveio import telemetry  # before the fork: the workers share what it imports
+
+            telemetry.check()
         contracts = load(settings)
         application = Application(settings, contracts, build)
     except Stop as error:

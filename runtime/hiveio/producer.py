@@ -11,6 +11,7 @@ from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
 from hiveio.errors import ConfigError, Invalid, Unknown
+from hiveio.headers import traceparent
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
 from hiveio.kafka.sender import Headers
@@ -25,7 +26,7 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
     settings, contracts = service.settings, service.contracts
     queued = settings.producer_ack == "queued"
     topics = [topic_of(contract, settings) for contract in contracts]
-    sender = service.use(Sender(settings, topics=topics, shed=not queued))
+    sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
     return [
         route
         for contract in contracts
@@ -139,7 +140,7 @@ class Publishing:
 
     def _headers(self, envelope: Envelope) -> Headers:
         shared, given = [*self._shared], envelope.headers
-        if (trace := given.get("traceparent")) is not None:
+        if trace := traceparent(given):
             shared.append(("traceparent", trace))
         if envelope.key is not None:
             shared.append(("hive-key", envelope.key))

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
+from hiveio.envelope import Handler
+from hiveio.routes import Router
 
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
 
@@ -40,6 +42,32 @@ class Component(Protocol):
 
 
 C = TypeVar("C", bound=Component)
+App = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
+Stored = asyncio.Future[tuple[int, int]]  # partition and offset of a record on its way to Kafka
+# (topic, key, headers, its future) → the headers to send
+Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]
+
+
+class Untraced:
+    """What telemetry wraps around the edge and the handlers of a role: nothing, where TELEMETRY is off.
+
+    ``hiveio.telemetry`` has the one that does, and says what each of them adds.
+    """
+
+    active = False
+
+    def serving(self, app: App, router: Router) -> App:
+        return app
+
+    def transacting(self, handler: Handler, contract: Contract) -> Handler:
+        return handler
+
+    def processing(self, handler: Handler) -> Handler:
+        return handler
+
+    def observer(self) -> Observer | None:
+        """What a Sender shows its records to."""
+        return None
 
 
 class Service:
@@ -49,6 +77,7 @@ class Service:
         self.settings = settings
         self.contracts = contracts
         self.components: list[Component] = []
+        self.telemetry = Untraced()
         self.draining = False
         self.started = False
         self.failed: Callable[[BaseException], None] = lambda error: None

@@ -120,8 +120,12 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         service.failed = self._fail
         beat = asyncio.create_task(self._beat())
         try:
+            if settings.telemetry:
+                from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
+
+                service.telemetry = service.use(Telemetry(settings))  # the first, so that it ends last
             edge = Edge(service, self.app.build(service))
-            self.asgi = edge
+            self.asgi = service.telemetry.serving(edge, edge.router)
             if not await self._started(service):
                 return
             await self._listen()

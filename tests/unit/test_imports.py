@@ -15,12 +15,12 @@ RANKS = [
     {"envelope"},
     {"actor"},
     {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
-    {"producer", "consumer", "transaction"},
+    {"producer", "consumer", "transaction", "telemetry"},
     {"tls", "http1", "http2", "worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
-ORDER = ["logs", "metrics", "loader", "service", "headers", "problem", "routes", "openapi", "http"]
+ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "http"]
 
 
 def room(path: Path) -> str:

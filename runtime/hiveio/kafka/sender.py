@@ -14,6 +14,7 @@ from hiveio.kafka.client import client_config
 from hiveio.kafka.delivery import Client, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
+from hiveio.service import Observer
 
 # Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So there are
 # two producers, one without linger and one with: measured, gathering in front of a single one saves little, because
@@ -41,6 +42,7 @@ class Sender:
     - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
     - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
+    - ``observer`` sees every record and its future, and gives the headers to send.
     - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
       one producer, and all it takes is stored in the order of the calls.
     """
@@ -52,10 +54,12 @@ class Sender:
         topics: Iterable[str] = (),
         name: str = "sender",
         shed: bool = False,
+        observer: Observer | None = None,
         **properties: Any,
     ) -> None:
         settings.need(brokers="the sender writes to Kafka")
         self.name = name
+        self._observer = observer
         self._settings, self._topics = settings, list(dict.fromkeys(topics))
         self._config = client_config(
             settings,
@@ -247,6 +251,8 @@ class Sender:
         record = Record(client, size, self.loop.time() + self._timeout_s, future)
         self._pending[record] = None
         self._bytes += size
+        if self._observer is not None:
+            headers = self._observer(topic, key, headers, future)
         try:
             client.producer.produce(
                 topic, value, key, partition=-1 if partition is None else partition, headers=headers, on_delivery=record

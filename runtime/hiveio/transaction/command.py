@@ -5,6 +5,7 @@ import base64
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from msgspec import Raw
 from hiveio.actor import Actor, Contract, Event
 from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Problem, SeveralScopes
+from hiveio.headers import traceparent
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import Known
@@ -34,6 +36,10 @@ class Command:
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
+        self.trace = traceparent(envelope.headers)
+        self.context = (
+            copy_context()
+        )  # in which its actor performs: that of the request, not of whoever comes before it
         self.needs = {id.target}
         self.attempts = 0
         self.begun = scope.view.next

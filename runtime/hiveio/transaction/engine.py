@@ -12,6 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from contextvars import Context
 from typing import Any
 
 from msgspec import Raw
@@ -225,7 +226,7 @@ class Engine:
             if contract.is_async:
                 waits = self._waits(run, command, reading)
             else:
-                result = self._invoke(command, reading)
+                result = command.context.run(self._invoke, command, reading)
                 if not inspect.isawaitable(result) and reading.complete:
                     self._decide(command, reading, result)
                     return
@@ -234,7 +235,7 @@ class Engine:
             self._raised(command, reading, error)
             return
         run.performing = True
-        self._task(waits)
+        self._task(waits, command.context.copy())
 
     def _invoke(self, command: Command, reading: Reading) -> Any:
         contract = command.contract
@@ -324,7 +325,7 @@ class Engine:
             if stale or chained or refusal is not None or command.contract.serializable:
                 reads = tuple([Read(name, entry.head or "") for name, entry in read])
         problem = None if refusal is None else problem_document(refusal)
-        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem)
+        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace)
         command.body, command.version = answer_body(raw[target]), results[target].version
         pending = Pending(tx, record, results, command.begun, self._settled, command)
         if faults.armed:
@@ -509,7 +510,7 @@ class Engine:
         for name, run in self.runs.items():
             self.lock.release(self.cache.scope(run.scope.partition), (name,))
 
-    def _task(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(coroutine)
+    def _task(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        task = self.loop.create_task(coroutine, context=context)
         self._tasks.add(task)  # the loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)

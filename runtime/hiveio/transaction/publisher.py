@@ -176,6 +176,8 @@ class Publisher:
                         ("hive-version", str(version)),
                         ("content-type", "application/json"),
                     ]
+                    if record.trace:
+                        headers.append(("traceparent", record.trace))
                     if self._previous:
                         headers.append(("hive-previous", self._previous))
                     group.append(Outgoing(id, bytes(event), headers))

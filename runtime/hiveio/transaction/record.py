@@ -57,7 +57,8 @@ class Format(Struct, frozen=True, tag_field="kind", tag="format"):
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
     """A transaction of one scope. The first write is the command's target, if need be without events.
 
-    ``refusal`` is the problem document of a refused command, which writes no events.
+    ``refusal`` is the problem document of a refused command, which writes no events. ``trace`` is the trace context of
+    the command, which its events carry on as ``traceparent``; no verdict looks at it.
     """
 
     command: CommandId
@@ -66,6 +67,7 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     keyed: bool = False
     hash: str = ""
     refusal: dict[str, Any] | None = None
+    trace: str = ""
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):
