@@ -1,23 +1,14 @@
-"""The producer role: what an actor gives becomes records of an event topic, answered when Kafka has stored them."""
+"""The producer role: messages come in over HTTP, one by one or in batches, and their events go to Kafka."""
 
-import asyncio
-import itertools
-import os
-import secrets
 from collections.abc import Callable
-from typing import NamedTuple
 
-from hiveio.actor import Contract, Event
-from hiveio.config import Settings
-from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
-from hiveio.errors import ConfigError, Invalid, Unknown
+from hiveio.actor import Contract
+from hiveio.batch import Intake
+from hiveio.envelope import Handler
 from hiveio.kafka import Sender
-from hiveio.kafka.delivery import Place, Stored
-from hiveio.kafka.sender import Headers
+from hiveio.publishing import Publishing, topic_of
 from hiveio.routes import Route, messages
 from hiveio.service import Service
-
-CONTENT_TYPE = ("content-type", b"application/json")
 
 
 def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:
@@ -26,139 +17,9 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
     queued = settings.producer_ack == "queued"
     topics = [topic_of(contract, settings) for contract in contracts]
     sender = service.use(Sender(settings, topics=topics, shed=not queued))
-    return [
-        route
-        for contract in contracts
-        for route in messages(
-            contract, Publishing(handler(contract), contract, sender, settings), success=202 if queued else 200
-        )
-    ]
-
-
-def topic_of(contract: Contract, settings: Settings) -> str:
-    """The topic that an actor's events are written to. Raises ConfigError when nobody names one."""
-    if not contract.topic and not settings.written_topic:
-        raise ConfigError(f"EVENT_STORE_TOPIC is not set, and {contract.name} names no topic of its own to write to")
-    return contract.topic or settings.written_topic
-
-
-class Submission(NamedTuple):
-    """Events that were taken: ``stored`` is done when Kafka has them; empty when there was nothing to write."""
-
-    outcome: Outcome
-    stored: list[Stored]
-    id: str
-
-
-class Publishing:
-    """The handler of one actor: writes the events that ``handler`` gives and answers after the delivery reports.
-
-    One record an event, in ``contract.topic`` or ``settings.written_topic``: key = the event's field ``contract.key``,
-    or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
-    payload of a message that the actor gives back as it is stands as it came; headers ``hive-actor``, ``hive-id``
-    (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``hive-key`` (the
-    Idempotency-Key) and those of EVENT_HEADERS. The answer is the events, and ``Hive-Position`` says where the last
-    one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows no position.
-
-    Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
-    Kafka did not confirm them all in time: each may be stored, now or later.
-    """
-
-    def __init__(self, handler: Handler, contract: Contract, sender: Sender, settings: Settings) -> None:
-        self._handler, self._contract, self._sender = handler, contract, sender
-        self._topic = topic_of(contract, settings)
-        self._queued = settings.producer_ack == "queued"
-        self._shared: Headers = [("hive-actor", contract.name.encode()), CONTENT_TYPE]
-        self._passed = [name for name in settings.event_headers if not name.endswith("*")]
-        self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
-        self._next_id = identities()
-
-    async def __call__(self, envelope: Envelope) -> Outcome:
-        return await self.settled(await self.submit(envelope))
-
-    async def submit(self, envelope: Envelope) -> Submission:
-        """Perform, and hand the events to the sender: all of them, or none."""
-        outcome = await self._handler(envelope)
-        events = self._contract.checked_events(outcome.value)
-        if not events:
-            return Submission(outcome, [], "")
-        id = self._next_id()
-        shared = self._headers(envelope)
-        key = envelope.id or None
-        if len(events) == 1:
-            event = events[0]
-            value = self._encoded(event, envelope)
-            if self._contract.key:
-                key = self._key(event)
-            stored = [self._sender.send(self._topic, value, key, [*shared, ("hive-id", id + ".0")])]
-            if outcome.value is event:
-                outcome.encoded = value  # the answer is the same envelope
-        else:
-            stored = self._sender.send_all(
-                self._topic,
-                [
-                    (
-                        self._encoded(event, envelope),
-                        self._key(event) if self._contract.key else key,
-                        [*shared, ("hive-id", f"{id}.{index}")],
-                    )
-                    for index, event in enumerate(events)
-                ],
-            )
-        return Submission(outcome, stored, id)
-
-    async def settled(self, submission: Submission) -> Outcome:
-        """The answer, when it is known. Raises Unknown (504)."""
-        outcome, stored, id = submission
-        if not stored or self._queued:
-            return outcome
-        try:
-            place: Place
-            if len(stored) == 1:
-                place = await stored[0]
-            else:
-                place = (await asyncio.gather(*stored))[-1]
-        except Unknown as error:
-            raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
-        outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
-        return outcome
-
-    def _encoded(self, event: Event, envelope: Envelope) -> bytes:
-        if event is envelope.message:
-            return untouched(type(event).__name__, envelope.body, envelope.meta)
-        return encode_message(event, envelope.meta)
-
-    def _key(self, event: Event) -> str | None:
-        value = getattr(event, self._contract.key)
-        if value is None:
-            return None
-        key = str(value)
-        if not 1 <= len(key.encode()) <= ID_LIMIT:
-            raise Invalid(f"a key has 1 to {ID_LIMIT} bytes", pointer=f"/payload/{self._contract.key}")
-        return key
-
-    def _headers(self, envelope: Envelope) -> Headers:
-        shared, given = [*self._shared], envelope.headers
-        if (trace := given.get("traceparent")) is not None:
-            shared.append(("traceparent", trace))
-        if envelope.key is not None:
-            shared.append(("hive-key", envelope.key))
-        if self._passed:
-            shared += [(name, value) for name in self._passed if (value := given.get(name)) is not None]
-        if self._prefixes:
-            shared += [(name, given[name]) for name in given if name.startswith(self._prefixes)]
-        return shared
-
-
-def identities() -> Callable[[], str]:
-    """Ids that are unique over all processes, for less than a uuid: a random prefix of the process and a counter."""
-    counter = itertools.count(1)
-    prefix, process = "", 0
-
-    def identity() -> str:
-        nonlocal prefix, process
-        if process != os.getpid():  # workers are forked: a prefix drawn before would be theirs in common
-            prefix, process = secrets.token_hex(8), os.getpid()
-        return f"{prefix}-{next(counter)}"
-
-    return identity
+    routes = []
+    for contract in contracts:
+        publishing = Publishing(handler(contract), contract, sender, settings)
+        intake = Intake(service, contract.command_codec, publishing)
+        routes += messages(contract, publishing, success=202 if queued else 200, intake=intake)
+    return routes
