@@ -113,6 +113,9 @@ def test_a_good_batch_is_200_and_an_empty_one_too(kafka: Kafka, topic: str, prod
         assert httpx.post(url, content=lines, headers=NDJSON).status_code == 200
         assert httpx.post(url, content=deposit(1001)).json()["type"] == "Deposited", "one is no batch"
         assert httpx.post(url, content=b"[]", headers={"content-type": "text/plain"}).status_code == 415
+        shown = httpx.get(role.url + "/openapi.json").json()["paths"]["/accounts/{id}"]["post"]
+        assert "application/x-ndjson" in shown["requestBody"]["content"]
+        assert "207" in shown["responses"]
         assert not role.complaints()
     assert amounts(kafka, topic) == list(range(1, 1002)), "in the order of the batch"
 
