@@ -46,7 +46,7 @@ class Route:
     takes: tuple[type, ...] = ()
     gives: tuple[Any, ...] = ()
     summary: str = ""
-    intake: Any = None  # hiveio.batch.Intake: the other forms of a message that the route takes
+    intake: Any = None  # hiveio.producer.batch.Intake: the other forms of a message that the route takes
     ours: bool = False
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiveio.errors import Malformed, Problem
-from hiveio.split import Items, Lines, Splitter
+from hiveio.producer.split import Items, Lines, Splitter
 
 texts = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\[]{},\n'), max_size=8)
 values = st.recursive(

@@ -8,15 +8,15 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from hiveio import cloudevents
 from hiveio.envelope import Codec, Envelope
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.headers import check_media_type
 from hiveio.http import Gone, discard
 from hiveio.problem import encode_problem
-from hiveio.publishing import Publishing, Submission
+from hiveio.producer import cloudevents
+from hiveio.producer.publishing import Publishing, Submission
+from hiveio.producer.split import Item, Items, Lines, Splitter
 from hiveio.service import Service
-from hiveio.split import Item, Items, Lines, Splitter
 
 MOST_RECORDS = 100_000  # in a batch: their answers are held until it has come in
 WINDOW = 1_000  # records of a batch that are on their way to Kafka

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from hiveio.actor import Contract
-from hiveio.batch import Intake
 from hiveio.envelope import Handler
 from hiveio.kafka import Sender
-from hiveio.publishing import Publishing, topic_of
+from hiveio.producer.batch import Intake
+from hiveio.producer.publishing import Publishing, topic_of
 from hiveio.routes import Route, messages
 from hiveio.service import Service
 

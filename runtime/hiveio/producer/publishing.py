@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import quote
 
-from hiveio import cloudevents
 from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
@@ -16,6 +15,7 @@ from hiveio.errors import ConfigError, Invalid, Unknown
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
 from hiveio.kafka.sender import Headers
+from hiveio.producer import cloudevents
 
 CONTENT_TYPE = ("content-type", b"application/json")
 
