@@ -89,6 +89,13 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _format(text: str) -> str:
+    """action or cloudevents"""
+    if text not in ("action", "cloudevents"):
+        raise ValueError
+    return text
+
+
 def _headers(text: str) -> tuple[str, ...]:
     """a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"""
     names = tuple(name.strip().lower() for name in text.split(","))
@@ -145,6 +152,9 @@ class Settings:
     ssl_key: str = setting("SSL_KEY", "", _text, "PEM file of its private key, without a passphrase")
     ping_url: str = setting("PING_URL", "/ping", _path, "path of the ping")
     body_limit: int = setting("BODY_LIMIT", 1 << 20, _whole(1, 1 << 30), "largest request body, bytes; beyond it 413")
+    batch_limit: int = setting(
+        "BATCH_LIMIT", 64 << 20, _whole(1, 1 << 30), "largest batch (producer), bytes; each record within BODY_LIMIT"
+    )
     request_timeout_ms: int = setting(
         "REQUEST_TIMEOUT", 10_000, _whole(1, 600_000), "longest time to an answer, ms; then 504 or 503"
     )
@@ -183,6 +193,12 @@ class Settings:
         "stored",
         _ack,
         "when the producer answers: `stored` (200 once Kafka has it) or `queued` (202 at once)",
+    )
+    event_format: str = setting(
+        "EVENT_FORMAT",
+        "action",
+        _format,
+        "how the producer writes events: `action` (Flux Standard Action) or `cloudevents` (Kafka binding, binary mode)",
     )
     event_headers: tuple[str, ...] = setting(
         "EVENT_HEADERS", (), _headers, "request headers that the producer writes to its records: names, or `x-tenant-*`"

@@ -109,7 +109,13 @@ _split = msgspec.json.Decoder(_Split).decode
 
 
 def untouched(name: str, body: bytes, meta: Raw | None = None) -> bytes:
-    """The envelope of a message whose payload stands as it came in ``body``, which a ``Codec`` has decoded.
+    """The envelope of a message whose payload stands as it came in ``body``. Raises Malformed."""
+    tail = b"}" if meta is None else b',"meta":%b}' % bytes(meta)
+    return b'{"type":"%b","payload":%b%b' % (name.encode(), untouched_payload(body), tail)
+
+
+def untouched_payload(body: bytes) -> bytes:
+    """The payload as it came in ``body``, which a ``Codec`` has decoded.
 
     Members that the type does not know, and the form of numbers, are kept; the decoder has skipped them, so what it
     does not look at there is checked here. Raises Malformed for what is not UTF-8 or nested deeper than NESTING.
@@ -123,8 +129,7 @@ def untouched(name: str, body: bytes, meta: Raw | None = None) -> bytes:
             raise Malformed(f"the payload is not UTF-8: {error.reason} at byte {error.start}") from None
     if payload.count(b"{") + payload.count(b"[") > NESTING and _nested(msgspec.json.decode(payload), NESTING):
         raise Malformed(f"the payload is nested deeper than {NESTING}")
-    tail = b"}" if meta is None else b',"meta":%b}' % bytes(meta)
-    return b'{"type":"%b","payload":%b%b' % (name.encode(), payload, tail)
+    return payload
 
 
 def _nested(value: Any, levels: int) -> bool:

@@ -134,16 +134,16 @@ class Edge:
         status = 500
         answer: Headers = [_JSON]
         body = b""
-        discard = False
+        unread = False
         try:
             if route is None and (method != "HEAD" or (route := resource.routes.get("GET")) is None):
                 status = self._without_route(resource, method, answer)
             if route is not None:
                 status, body = await self._answer(route, raw, scope, headers, receive, send, answer)
         except Problem as problem:
-            status, body, discard = problem.status, encode_problem(problem), isinstance(problem, TooLarge)
+            status, body, unread = problem.status, encode_problem(problem), isinstance(problem, TooLarge)
             answer = [_PROBLEM, *encoded(problem.headers)]
-        except _Gone:
+        except Gone:
             return
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
@@ -166,8 +166,8 @@ class Edge:
         tally.add(status, monotonic() - started)
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
-        if discard:
-            await _discard(receive)
+        if unread:
+            await discard(receive)
 
     async def _answer(
         self,
@@ -192,12 +192,20 @@ class Edge:
             if len(headers) < len(scope["headers"]):
                 check_repeated(scope["headers"])
             body = b""
+            action: Any = None
             if route.reads_body:
-                self._check_headers(headers)
+                if route.intake is None:
+                    self._check_headers(headers)
                 if b"expect" in headers:
                     await send({"type": "http.response.informational", "status": 100, "headers": []})
                 message = await receive()
                 body = message.get("body", b"")
+                if route.intake is not None:
+                    form = route.intake.form(headers, body)
+                    if form is not None and form.split is not None:
+                        return await self._take_batch(task, route, form, raw, message, receive, headers, answer)
+                    self._check_length(headers)
+                    action = form and form.action
                 if message.get("more_body") or len(body) > self.body_limit or message["type"] == "http.disconnect":
                     body = await self._long_body(message, receive)
             arrived = True
@@ -208,6 +216,8 @@ class Edge:
                 parts = [raw] if isinstance(raw, bytes) else raw
                 values = {name: path_text(part) for name, part in zip(route.names, parts, strict=True)}
                 identifier, parameters = values.pop("id", ""), values
+            if action is not None:
+                body = action(body, headers)
             payload, meta = route.decode(body, identifier, parameters, scope["query_string"])
             key = headers.get(b"idempotency-key")
             if_match = headers.get(b"if-match")
@@ -244,9 +254,39 @@ class Edge:
         media_type = headers.get(b"content-type")
         if media_type and media_type != b"application/json":
             check_media_type(media_type)
+        self._check_length(headers)
+
+    def _check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
             raise TooLarge(f"the body has more than {self.body_limit} bytes")
+
+    async def _take_batch(
+        self,
+        task: asyncio.Task[Any],
+        route: Route,
+        form: Any,
+        raw: bytes | list[bytes],
+        message: MutableMapping[str, Any],
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        answer: Headers,
+    ) -> tuple[int, bytes]:
+        """A batch has REQUEST_TIMEOUT for each step of its way, and not for all of it."""
+
+        def touch() -> None:
+            if self._running.pop(task, None) is not None:
+                self._running[task] = monotonic()
+
+        common = Envelope(
+            message=None,
+            id=path_text(raw if isinstance(raw, bytes) else raw[0]) if route.by_id else "",
+            key=idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
+            headers=HeaderView(headers),
+        )
+        answer[:] = [(b"content-type", form.media_type)]
+        status, body = await route.intake.take(form, message, receive, headers, common, touch)
+        return status, body
 
     async def _long_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         """A body that comes in several parts, of which this is the first. Raises TooLarge."""
@@ -254,7 +294,7 @@ class Edge:
         size = 0
         while True:
             if message["type"] == "http.disconnect":
-                raise _Gone
+                raise Gone
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self.body_limit:
@@ -305,11 +345,11 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _FAULT = encode_problem(Problem())
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The client hung up before its request had arrived; nobody waits for an answer."""
 
 
-async def _discard(receive: Receive) -> None:
+async def discard(receive: Receive) -> None:
     """Read on what a client sends still: closing on it would take the answer from its hands."""
     size = 0
     try:

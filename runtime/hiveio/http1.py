@@ -1,13 +1,28 @@
 """HTTP/1.1: gunicorn's protocol, with what it leaves undone."""
 
 import asyncio
+from typing import SupportsIndex
 
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 
 from hiveio.problem import CONTENT_TYPE, status_problem
 
+MOST_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
+
 # Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
 FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
+
+
+class _Parts(list[bytes]):
+    """The parts of a body that wait to be taken; when few are left, more is read."""
+
+    connection: "Connection"
+
+    def pop(self, index: SupportsIndex = -1) -> bytes:
+        part = super().pop(index)
+        if len(self) < MOST_PARTS // 2:
+            self.connection.read_on()
+        return part
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]
@@ -46,15 +61,29 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         self._early = self._callback_parser.remaining()
         if self._callback_parser.remaining_truncated:
             self._close_transport()
+        self.read_on()
+
+    def read_on(self) -> None:
+        """What had to wait, because a body came faster than it was taken, is read."""
+        super()._resume_reading()
 
     def _arm_keepalive_timer(self) -> None:
         if self._early and not self._closed:
             self._feed_callback_parser(self._early)
 
     def _is_websocket_upgrade(self, request: object) -> bool:
-        return (
-            False  # a request as any other, as RFC 9110 allows; gunicorn would refuse it with bytes that are not HTTP
-        )
+        # A request as any other, as RFC 9110 allows; gunicorn would refuse it with bytes that are not HTTP.
+        return False
+
+    def _is_buffer_full(self) -> bool:
+        # gunicorn asks for HTTP/2 only: a body that comes faster than it is taken would grow without a bound.
+        receiver = self._body_receiver
+        if receiver is None or len(receiver._chunks) < MOST_PARTS:
+            return False
+        if not isinstance(receiver._chunks, _Parts):
+            receiver._chunks = _Parts(receiver._chunks)
+            receiver._chunks.connection = self
+        return True
 
     def _handle_h1c_exception(self, exc: Exception) -> bool:
         # gunicorn answers the errors of limits only; the others would drop the connection without a word.

@@ -133,7 +133,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["parameters"] += [
             {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
         ]
-        operation["requestBody"] = {"required": True, "content": _json(_one_of(map(schemas.of_sent, route.takes)))}
+        taken = _one_of(map(schemas.of_sent, route.takes))
+        operation["requestBody"] = {"required": True, "content": _taken(taken, batches=route.intake is not None)}
     elif route.takes:
         operation["parameters"] += _query_parameters(route, schemas)
     gives = [schemas.of_sent(kind) for kind in route.gives]
@@ -141,6 +142,9 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         gives.append({"type": "array", "items": _one_of(gives)})
     operation["responses"] = {
         str(route.success): {"description": "Success", "content": _json(_one_of(gives))},
+        **(
+            {"207": {"description": "A batch of which some records are not stored"}} if route.intake is not None else {}
+        ),
         **{
             str(status): {
                 "description": text,
@@ -164,6 +168,18 @@ def _query_parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
                 required = len(route.takes) == 1 and name in described.get("required", ())
                 parameters.setdefault(name, {"name": name, "in": "query", "required": required, "schema": schema})
     return list(parameters.values())
+
+
+def _taken(message: dict[str, Any], *, batches: bool) -> dict[str, Any]:
+    if not batches:
+        return _json(message)
+    event = {"type": "object", "description": "a CloudEvent 1.0; its data is the payload of a message"}
+    return {
+        **_json({"anyOf": [message, {"type": "array", "items": message, "description": "a batch"}]}),
+        "application/x-ndjson": {"schema": {"type": "string", "description": "a batch: a message on each line"}},
+        "application/cloudevents+json": {"schema": event},
+        "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
+    }
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,9 @@ class Route:
     """One method on one path template, such as ``/accounts/{id}``.
 
     ``decode`` makes the message of a request, ``handler`` answers it; ``success`` is the status of an answer whose
-    outcome does not name another. ``ours`` marks a path of the runtime. The rest describes it in /openapi.json:
-    ``takes`` the message types, ``gives`` the types of the answer, ``summary``.
+    outcome does not name another; ``intake`` takes messages that are not one JSON envelope. ``ours`` marks a path of
+    the runtime. The rest describes it in /openapi.json: ``takes`` the message types, ``gives`` the types of the answer,
+    ``summary``.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Route:
     takes: tuple[type, ...] = ()
     gives: tuple[Any, ...] = ()
     summary: str = ""
+    intake: Any = None  # hiveio.producer.batch.Intake: the other forms of a message that the route takes
     ours: bool = False
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters
@@ -72,7 +74,7 @@ class Route:
         return self.method in ("POST", "PUT", "PATCH")
 
 
-def messages(contract: Contract, handler: Handler, success: int = 200) -> list[Route]:
+def messages(contract: Contract, handler: Handler, success: int = 200, intake: Any = None) -> list[Route]:
     """POST on the actor's path for its messages; none if it takes none. Raises BadAnnotation."""
     if not contract.commands:
         return []
@@ -83,6 +85,7 @@ def messages(contract: Contract, handler: Handler, success: int = 200) -> list[R
         decode=lambda body, id, parameters, query: decode(body),
         handler=handler,
         success=success,
+        intake=intake,
         contract=contract,
         takes=tuple(contract.commands.values()),
         gives=tuple(contract.returns),

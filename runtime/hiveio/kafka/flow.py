@@ -29,6 +29,8 @@ class Flow:
         self.refusal: str | None = None
 
     def confirmed(self, count: int, delivery_s: float, now: float) -> None:
+        if now - self._latest > self._bound_s / 8:  # after a silence the rate is not known
+            self._rate, self._count, self._since = 0.0, 0, now
         self._latest, self._delivery_s = now, delivery_s
         self._count += count
         if now - self._since >= self._bound_s / 8:

@@ -36,7 +36,7 @@ class Sender:
 
     - Idle, a record goes out at once; with ``EAGER`` in flight, records are gathered for at most
       ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
-      stored in order, per key or partition; and so is what is sent after an answer.
+      stored in order, per key or partition, and so is what is sent after an answer, or all with ``gather``.
     - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503), and
       with ``shed`` so it does while Kafka does not confirm records fast enough for the deadline (see ``Flow``).
     - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
@@ -206,7 +206,7 @@ class Sender:
             raise Unavailable(self._shedding, retry_after=self._flow.retry_after(held))
 
     def send(
-        self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, partition: int | None = None
+        self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, *, gather: bool = False
     ) -> Stored:
         """Take a record. The future gives partition and offset when it is stored, or fails with Unknown (504).
 
@@ -214,20 +214,21 @@ class Sender:
         """
         size = _size(value, key, headers)
         self.admit((size,))
-        return self._send(self._choose(), topic, value, key, headers, partition, size)
+        return self._send(self._clients[-1] if gather else self._choose(), topic, value, key, headers, size)
 
     def send_all(
         self,
         topic: str,
         records: Sequence[tuple[bytes, str | bytes | None, Headers]],
-        partition: int | None = None,
+        *,
+        gather: bool = False,
     ) -> list[Stored]:
         """Take records (value, key, headers), all of them or, raising what ``admit`` raises, none."""
         sizes = [_size(value, key, headers) for value, key, headers in records]
         self.admit(sizes)
-        client = self._choose()
+        client = self._clients[-1] if gather else self._choose()
         return [
-            self._send(client, topic, value, key, headers, partition, size)
+            self._send(client, topic, value, key, headers, size)
             for (value, key, headers), size in zip(records, sizes, strict=True)
         ]
 
@@ -244,7 +245,6 @@ class Sender:
         value: bytes,
         key: str | bytes | None,
         headers: Headers,
-        partition: int | None,
         size: int,
     ) -> Stored:
         future: Stored = self.loop.create_future()
@@ -254,9 +254,7 @@ class Sender:
         if self._observer is not None:
             headers = self._observer(topic, key, headers, future)
         try:
-            client.producer.produce(
-                topic, value, key, partition=-1 if partition is None else partition, headers=headers, on_delivery=record
-            )
+            client.producer.produce(topic, value, key, headers=headers, on_delivery=record)
         except BufferError:
             self._fail(record, Unavailable("the queue to Kafka is full"))
         except KafkaException as failure:

@@ -1,4 +1,4 @@
-"""The producer role: what an actor gives becomes records of an event topic, answered when Kafka has stored them."""
+"""What an actor gives becomes records of an event topic, answered when Kafka has stored them."""
 
 import asyncio
 import itertools
@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import quote
 
 from hiveio.actor import Contract, Event
 from hiveio.config import Settings
@@ -15,25 +16,9 @@ from hiveio.headers import traceparent
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
 from hiveio.kafka.sender import Headers
-from hiveio.routes import Route, messages
-from hiveio.service import Service
+from hiveio.producer import cloudevents
 
 CONTENT_TYPE = ("content-type", b"application/json")
-
-
-def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:
-    """POST for each actor of the service; what its handler gives is written to Kafka. Raises ConfigError."""
-    settings, contracts = service.settings, service.contracts
-    queued = settings.producer_ack == "queued"
-    topics = [topic_of(contract, settings) for contract in contracts]
-    sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
-    return [
-        route
-        for contract in contracts
-        for route in messages(
-            contract, Publishing(handler(contract), contract, sender, settings), success=202 if queued else 200
-        )
-    ]
 
 
 def topic_of(contract: Contract, settings: Settings) -> str:
@@ -58,7 +43,8 @@ class Publishing:
     or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
     payload of a message that the actor gives back as it is stands as it came; headers ``hive-actor``, ``hive-id``
     (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``hive-key`` (the
-    Idempotency-Key) and those of EVENT_HEADERS. The answer is the events, and ``Hive-Position`` says where the last
+    Idempotency-Key) and those of EVENT_HEADERS. With EVENT_FORMAT=cloudevents the value is the payload, and what
+    surrounds it stands in headers too. The answer is the events, and ``Hive-Position`` says where the last
     one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows no position.
 
     Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
@@ -69,6 +55,9 @@ class Publishing:
         self._handler, self._contract, self._sender = handler, contract, sender
         self._topic = topic_of(contract, settings)
         self._queued = settings.producer_ack == "queued"
+        self._source = (
+            f"{quote(settings.client_id)}/{quote(contract.name)}" if settings.event_format != "action" else ""
+        )
         self._shared: Headers = [("hive-actor", contract.name.encode()), CONTENT_TYPE]
         self._passed = [name for name in settings.event_headers if not name.endswith("*")]
         self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
@@ -77,35 +66,22 @@ class Publishing:
     async def __call__(self, envelope: Envelope) -> Outcome:
         return await self.settled(await self.submit(envelope))
 
-    async def submit(self, envelope: Envelope) -> Submission:
-        """Perform, and hand the events to the sender: all of them, or none."""
+    async def submit(self, envelope: Envelope, *, gather: bool = False) -> Submission:
+        """Perform, and hand the events to the sender: all or none; with ``gather`` they stand in the order of calls."""
         outcome = await self._handler(envelope)
         events = self._contract.checked_events(outcome.value)
         if not events:
             return Submission(outcome, [], "")
         id = self._next_id()
         shared = self._headers(envelope)
-        key = envelope.id or None
         if len(events) == 1:
-            event = events[0]
-            value = self._encoded(event, envelope)
-            if self._contract.key:
-                key = self._key(event)
-            stored = [self._sender.send(self._topic, value, key, [*shared, ("hive-id", id + ".0")])]
-            if outcome.value is event:
+            value, key, headers = self._record(events[0], envelope, id + ".0", shared)
+            stored = [self._sender.send(self._topic, value, key, headers, gather=gather)]
+            if outcome.value is events[0] and not self._source:
                 outcome.encoded = value  # the answer is the same envelope
         else:
-            stored = self._sender.send_all(
-                self._topic,
-                [
-                    (
-                        self._encoded(event, envelope),
-                        self._key(event) if self._contract.key else key,
-                        [*shared, ("hive-id", f"{id}.{index}")],
-                    )
-                    for index, event in enumerate(events)
-                ],
-            )
+            records = [self._record(event, envelope, f"{id}.{index}", shared) for index, event in enumerate(events)]
+            stored = self._sender.send_all(self._topic, records, gather=gather)
         return Submission(outcome, stored, id)
 
     async def settled(self, submission: Submission) -> Outcome:
@@ -124,10 +100,17 @@ class Publishing:
         outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
         return outcome
 
-    def _encoded(self, event: Event, envelope: Envelope) -> bytes:
+    def _record(self, event: Event, envelope: Envelope, id: str, shared: Headers) -> tuple[bytes, str | None, Headers]:
+        """Value, key and headers."""
+        key = self._key(event) if self._contract.key else envelope.id or None
+        if self._source:
+            value, attributes = cloudevents.to_record(event, envelope, id, key, self._source)
+            return value, key, [*shared, ("hive-id", id), *attributes.items()]
         if event is envelope.message:
-            return untouched(type(event).__name__, envelope.body, envelope.meta)
-        return encode_message(event, envelope.meta)
+            value = untouched(type(event).__name__, envelope.body, envelope.meta)
+        else:
+            value = encode_message(event, envelope.meta)
+        return value, key, [*shared, ("hive-id", id)]
 
     def _key(self, event: Event) -> str | None:
         value = getattr(event, self._contract.key)

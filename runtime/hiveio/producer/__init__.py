@@ -1,0 +1,25 @@
+"""The producer role: messages come in over HTTP, one by one or in batches, and their events go to Kafka."""
+
+from collections.abc import Callable
+
+from hiveio.actor import Contract
+from hiveio.envelope import Handler
+from hiveio.kafka import Sender
+from hiveio.producer.batch import Intake
+from hiveio.producer.publishing import Publishing, topic_of
+from hiveio.routes import Route, messages
+from hiveio.service import Service
+
+
+def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:
+    """POST for each actor of the service; what its handler gives is written to Kafka. Raises ConfigError."""
+    settings, contracts = service.settings, service.contracts
+    queued = settings.producer_ack == "queued"
+    topics = [topic_of(contract, settings) for contract in contracts]
+    sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
+    routes = []
+    for contract in contracts:
+        publishing = Publishing(handler(contract), contract, sender, settings)
+        intake = Intake(service, contract.command_codec, publishing)
+        routes += messages(contract, publishing, success=202 if queued else 200, intake=intake)
+    return routes
