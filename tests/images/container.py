@@ -25,11 +25,16 @@ ROLES = ("base", "producer", "consumer", "stream-processor")
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 
-def call(*command: str, within_s: float = 60.0, check: bool = True, cwd: Path = ROOT, **environ: str) -> str:
+def call(
+    *command: str,
+    within_s: float = 60.0,
+    check: bool = True,
+    cwd: Path = ROOT,
+    environ: Mapping[str, str] | None = None,
+) -> str:
     """What a command printed to stdout; AssertionError with all it said if it failed."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=within_s, cwd=cwd, check=False, env=os.environ | environ
-    )
+    whole = os.environ | (environ or {})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, cwd=cwd, check=False, env=whole)
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if check else done.stdout + done.stderr
 
