@@ -15,7 +15,7 @@ import pytest
 from tests.services import Kafka, Redis, ServiceUnavailable
 
 ROOT = Path(__file__).parent
-FOLDERS = ("unit", "contract", "integration", "faults")
+FOLDERS = ("unit", "contract", "integration", "images", "faults")
 SERVICES = ("kafka", "redis", "docker")
 
 

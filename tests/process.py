@@ -71,9 +71,12 @@ class Role:
 
     # -- life
 
+    def command(self) -> list[str]:
+        return [sys.executable, str(self.entrypoint)]
+
     def start(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, str(self.entrypoint)],
+            self.command(),
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -2,7 +2,8 @@
 
 Each step sends a request as any client would and then looks where it led: at the record in Kafka, the snapshot in
 Redis, the event topic, the projection. With ``--once`` it ends after the story, with exit code 0 only if every step
-came out right; without, everything keeps running until Ctrl-C.
+came out right; without, everything keeps running until Ctrl-C. With ``--composed`` it is told to what ``docker compose
+up --wait`` has started, on fresh volumes.
 """
 
 import json
@@ -19,7 +20,7 @@ from tests.services import ServiceFailed, ServiceUnavailable
 
 from .display import Display, Progress, money
 from .scene import Scene
-from .world import LOG, TOPIC, VISITS, Logged, World
+from .world import LOG, TOPIC, VISITS, Composed, Logged, World
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NAMES = {"kafka": "Apache Kafka", "redis": "Valkey"}
@@ -208,16 +209,17 @@ def curl(url: str, body: Any = None) -> str:
     return f"curl -i '{url}' -H 'content-type: application/json' -d '{json.dumps(body)}'"
 
 
-def run(display: Display, steps: Sequence[Step], *, once: bool) -> int:
+def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) -> int:
     """Start everything, play the story, and end everything. The exit code."""
     display.title()
-    with World() as world:
+    with world:
         with Progress(display.console) as progress:
-            jars = "Kafka's jars (43 MB, fetched once)"
-            progress.began("jars", jars)
-            world.prepare(lambda text: progress.began("jars", text))
-            progress.began("jars", jars)
-            progress.done("jars")
+            if not isinstance(world, Composed):
+                jars = "Kafka's jars (43 MB, fetched once)"
+                progress.began("jars", jars)
+                world.prepare(lambda text: progress.began("jars", text))
+                progress.began("jars", jars)
+                progress.done("jars")
             world.start(
                 lambda service: progress.began(service.name, NAMES.get(service.name, f"hiveio/{service.name}")),
                 lambda service: progress.done(service.name),
@@ -241,15 +243,15 @@ def run(display: Display, steps: Sequence[Step], *, once: bool) -> int:
 
 def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
     """The exit code: 0 if every step came out right, 1 if one did not, 2 for what cannot be had here."""
-    if unknown := set(arguments) - {"--once"}:
-        print(f"unknown: {' '.join(sorted(unknown))}; it takes --once", file=sys.stderr)
+    if unknown := set(arguments) - {"--once", "--composed"}:
+        print(f"unknown: {' '.join(sorted(unknown))}; it takes --once and --composed", file=sys.stderr)
         return 2
     for number in ENDINGS:
         signal.signal(number, _end)
     once = "--once" in arguments
     display = Display(patient=not once)
     try:
-        return run(display, steps, once=once)
+        return run(display, Composed() if "--composed" in arguments else World(), steps, once=once)
     except (ServiceUnavailable, ServiceFailed) as error:
         display.say(f"\n✗ {error}", "bold red")
         return 2

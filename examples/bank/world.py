@@ -1,8 +1,11 @@
 """Everything the story needs, on this machine: Kafka, Valkey and the four services, and eyes on what they hold.
 
-Each service is the entrypoint of its image as a plain process, with the environment that the container would get.
+Each service is the entrypoint of its image as a plain process, with the environment that the container would get. Or
+all of it runs in containers, and is looked at from outside: ``Composed``.
 """
 
+import os
+import socket
 import sys
 import tempfile
 import time
@@ -23,7 +26,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.cache import Watermark
 from hiveio.transaction.record import Record
 from hiveio.transaction.rule import Prefix
-from tests.services import HOST, Kafka, Redis, Service, kafka_home
+from tests.services import HOST, Kafka, Redis, Service, ServiceFailed, kafka_home
 
 ROOT = Path(__file__).parents[2]
 TOPIC, LOG, VISITS = "bank", "bank.transactions", "visits"
@@ -66,6 +69,34 @@ class Role(Service):
         return answers
 
 
+class Container(Service):
+    """A service of ``compose.yaml`` by its port on this machine. It is neither started nor ended here."""
+
+    def __init__(self, name: str, port: str, module: str = "") -> None:
+        self.name, self.port, self.module = name, int(port), module
+
+    @property
+    def brokers(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'redis' if self.name == 'redis' else 'http'}://{HOST}:{self.port}"
+
+    def launch(self) -> None:
+        pass
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        try:
+            with socket.create_connection((HOST, self.port), timeout_s):
+                pass
+        except OSError as error:
+            raise ServiceFailed(f"{self.name} on port {self.port}: {error}; docker compose up --wait") from None
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        pass
+
+
 class Logged(NamedTuple):
     """A record of the transaction log, and the rule's verdict on it."""
 
@@ -89,11 +120,12 @@ class World:
     def __init__(self) -> None:
         self._stack = ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hiveio-bank-")))
-        self.kafka, self.redis = self._closed(Kafka()), self._closed(Redis())
+        self.kafka: Kafka | Container = self._closed(Kafka())
+        self.redis: Redis | Container = self._closed(Redis())
         log = {"EVENT_STORE_BROKERS": self.kafka.brokers, "EVENT_STORE_TOPIC": TOPIC}
         reading = {"EVENT_STORE_GROUP_ID": "statements", "EVENT_STORE_FROM_START": "true"}
         database = {"STATEMENTS_DATABASE": str(folder / "statements.sqlite")}
-        self.roles = {
+        self.roles: Mapping[str, Role | Container] = {
             role.name: self._closed(role)
             for role in (
                 Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}),
@@ -199,3 +231,18 @@ class World:
     def empty_redis(self) -> None:
         with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
             client.flushall()
+
+
+class Composed(World):
+    """What ``docker compose up`` runs, seen from outside as any client sees it."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._stack = ExitStack()
+        self.kafka = Container("kafka", environ.get("KAFKA_PORT", "9092"))
+        self.redis = Container("redis", environ.get("REDIS_PORT", "6379"))
+        self.roles = {
+            "stream-processor": Container("stream-processor", environ.get("ACCOUNTS_PORT", "3001"), "accounts"),
+            "consumer": Container("consumer", environ.get("STATEMENTS_PORT", "3002"), "statements"),
+            "producer": Container("producer", environ.get("VISITS_PORT", "3003"), "visits"),
+            "base": Container("base", environ.get("QUOTES_PORT", "3004"), "quotes"),
+        }

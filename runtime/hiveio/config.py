@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,13 +22,13 @@ _PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLAT
 def _cpu_quota() -> int:
     """Whole CPUs that the cgroup and the affinity mask allow, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            allowed = min(allowed, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup 2, cgroup 1
+        try:
+            quota, period = (int(w) for name in names for w in Path("/sys/fs/cgroup", name).read_text().split())
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+        if quota > 0:
+            allowed = min(allowed, quota // period)
     return max(1, allowed)
 
 

@@ -1,0 +1,65 @@
+"""The images under test, built once, and the bank's four services as their actors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.images.container import ROLES, ROOT, Container, bake
+from tests.integration.topics import make_topic
+from tests.services import Kafka, Redis
+
+EXAMPLES = ROOT / "examples"
+ACTORS = {
+    "base": "bank.quotes",
+    "producer": "bank.visits",
+    "consumer": "bank.statements",
+    "stream-processor": "bank.accounts",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(180, func_only=True))  # builds and services have bounds of their own
+
+
+@pytest.fixture(scope="session")
+def images(docker: str) -> str:
+    """The four images, as ``docker buildx bake`` makes them; the docker command."""
+    bake()
+    return docker
+
+
+@pytest.fixture(params=ROLES)
+def role(request: pytest.FixtureRequest) -> str:
+    """Each image in turn: what holds for base holds for its children."""
+    return str(request.param)
+
+
+@pytest.fixture
+def settings(role: str, topic: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """What the role needs: its actor, and the services that it works with."""
+    found = {"ACTOR_MODULE": ACTORS[role]}
+    if role != "base":
+        kafka: Kafka = request.getfixturevalue("kafka")
+        found |= {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic}
+    if role == "consumer":
+        make_topic(kafka.brokers, topic)  # as the service would that writes it
+        found |= {"EVENT_STORE_GROUP_ID": topic, "EVENT_STORE_FROM_START": "true"}
+    if role == "stream-processor":
+        redis: Redis = request.getfixturevalue("redis")
+        found["CACHE_URL"] = redis.url
+    return found
+
+
+@pytest.fixture
+def container(images: str, role: str, settings: dict[str, str]) -> Callable[..., Container]:
+    """``container(NAME="value", options=…)``: the role with an actor of the bank, mounted at /actor."""
+
+    def made(*, image: str = f"hiveio/{role}", actor: Path | None = EXAMPLES, **more: Any) -> Container:
+        options = {name: more.pop(name) for name in ("options", "wait") if name in more}
+        return Container(images, image, settings | more, actor=actor, **options)
+
+    return made

@@ -1,0 +1,114 @@
+"""What a team builds on the images: three lines, by ``docker build`` and by bake, and packages of its own."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.images.container import Container, bake, call
+
+ACTOR = """
+import tiny
+from hiveio import Actor, Query
+
+class Greet(Query):
+    path = "/greetings/{name}"
+    name: str
+
+class GreetingsActor(Actor):
+    def perform(self, query: Greet) -> str:
+        return f"{tiny.GREETING} {query.name}"
+"""
+PLAIN = ACTOR.replace("import tiny\n", "").replace("{tiny.GREETING}", "hello")
+DOCKERFILE = """\
+FROM hiveio/base
+COPY actors /actor
+ENV ACTOR_MODULE=greetings
+"""
+REQUIRING = """\
+FROM hiveio/base
+COPY requirements.txt wheels/* ./
+RUN pip install -r requirements.txt
+COPY actors /actor
+ENV ACTOR_MODULE=greetings
+"""
+BAKE = """
+target "greetings" {
+  contexts = { "hiveio/base" = "target:base" }
+  context  = "%s"
+  tags     = ["hiveio-test/baked"]
+}
+"""
+
+
+def wheel(folder: Path, requires: str) -> None:
+    """A package as an index has it: ``tiny``, which requires another, and brings a module of that name too."""
+    folder.mkdir()
+    info = "tiny-1.0.dist-info"
+    files = {
+        "tiny.py": "GREETING = 'good day'\n",
+        "msgspec/__init__.py": "raise ImportError('this took the place of the runtime\\'s package')\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\nRequires-Dist: {requires}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as file:
+        for name, text in files.items():
+            file.writestr(name, text)
+
+
+@pytest.fixture
+def project(images: str, tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "actors").mkdir()
+    (tmp_path / "actors/greetings.py").write_text(PLAIN)
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    yield tmp_path
+    call(images, "rmi", "--force", "hiveio-test/built", "hiveio-test/baked", check=False)
+
+
+def greeting(docker: str, image: str) -> Any:
+    with Container(docker, image) as running:
+        assert not running.complaints()
+        return httpx.get(f"{running.url}/greetings/ada").json()
+
+
+def test_three_lines_with_docker_build(images: str, project: Path) -> None:
+    call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
+    assert greeting(images, "hiveio-test/built") == "hello ada"
+
+
+def test_three_lines_with_bake(images: str, project: Path) -> None:
+    (project / "docker-bake.hcl").write_text(BAKE % project)
+    folder = f"--allow=fs.read={project}"
+    bake("--file=docker-bake.hcl", f"--file={project}/docker-bake.hcl", folder, "greetings")
+    assert greeting(images, "hiveio-test/baked") == "hello ada"
+
+
+def test_requirements_of_its_own_in_one_line(images: str, project: Path) -> None:
+    wheel(project / "wheels", "msgspec")
+    (project / "requirements.txt").write_text("--no-index\n./tiny-1.0-py3-none-any.whl\n")
+    (project / "Dockerfile").write_text(REQUIRING)
+    (project / "actors/greetings.py").write_text(ACTOR)
+    call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
+    assert greeting(images, "hiveio-test/built") == "good day ada"
+    show = "import importlib.metadata, msgspec, tiny; print(msgspec.__file__, tiny.__file__)"
+    inside = ("run", "--rm", "--entrypoint")
+    runtime, own = call(images, *inside, "python", "hiveio-test/built", "-c", show).split()
+    assert runtime.startswith("/usr/local/")
+    assert own.startswith("/packages/")
+    before, after = (
+        call(images, *inside, "pip", image, "list", "--format=freeze").splitlines()
+        for image in ("hiveio/base", "hiveio-test/built")
+    )
+    assert sorted({*before, "tiny==1.0"}) == sorted(after), "nothing else has changed"
+
+
+def test_what_needs_another_version_of_the_runtimes_is_refused(images: str, project: Path) -> None:
+    wheel(project / "wheels", "redis<6")
+    (project / "requirements.txt").write_text("--no-index\n./tiny-1.0-py3-none-any.whl\n")
+    (project / "Dockerfile").write_text(REQUIRING)
+    with pytest.raises(AssertionError, match=r"redis<6"):
+        call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
