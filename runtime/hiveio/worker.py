@@ -29,7 +29,7 @@ QUIET_S = 0.1  # without a new request: listeners may close without cutting a cl
 LINGER_S = 0.5  # at most, for clients that never pause
 BEAT_S = 1.0
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
-FETCH_S = 15  # beyond REQUEST_TIMEOUT, for a client to fetch its answer
+FETCH_S = 15  # for a client to fetch the next bytes of its answer
 
 log = logging.getLogger("hiveio")
 
@@ -74,7 +74,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
         # What a connection looked like, and since when.
-        self._still: dict[Connection, tuple[tuple[int, bool], float]] = {}
+        self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
         self._end = asyncio.Event()
@@ -198,16 +198,22 @@ class Worker(ASGIWorker):  # type: ignore[misc]
     def _cut_off(self) -> None:
         """End connections on which nothing moves: silent ones, half a request, an answer that nobody fetches.
 
-        Looked at from here, now and then: timers of their own would cost every request something.
+        Looked at from here, now and then: timers of their own would cost every request something. How long a request
+        may take is the edge's to say.
         """
         now = self.loop.time()
-        timeout_s = self.app.settings.request_timeout_ms / 1000
         before, self._still = self._still, {}
         for connection in list(self.connections):
-            state = (connection.progress, connection.busy)
+            unsent = connection.transport.get_write_buffer_size()
+            state = (connection.progress, connection.busy, unsent)
             seen, since = before.get(connection, (state, now))
             self._still[connection] = (state, since if seen == state else now)
-            allowed_s = timeout_s + FETCH_S if connection.busy else KEEPALIVE_S if connection.progress else timeout_s
+            if unsent:
+                allowed_s: float = FETCH_S
+            elif connection.busy:
+                continue
+            else:
+                allowed_s = KEEPALIVE_S if connection.progress else self.app.settings.request_timeout_ms / 1000
             if seen == state and now - since > allowed_s:
                 connection.transport.abort()
 
