@@ -42,7 +42,7 @@ def at_rest(evidence: Evidence) -> bool:
 def log_of(brokers: str, topic: str) -> list[Record]:
     return [
         Record(m.offset() or 0, (m.key() or b"").decode(), m.value() or b"", m.timestamp()[1])
-        for m in _messages(brokers, topic)
+        for m in messages(brokers, topic)
     ]
 
 
@@ -56,14 +56,15 @@ def read(brokers: str, url: str, topic: str) -> Evidence:
             m.value() or b"",
             {name: text.decode() for name, text in cast("list[tuple[str, bytes]]", m.headers() or [])},
         )
-        for m in _messages(brokers, topic)
+        for m in messages(brokers, topic)
     ]
     admin = AdminClient({"bootstrap.servers": brokers})
     described = admin.describe_topics(TopicCollection([log_topic]), request_timeout=10)[log_topic].result(10)
     return Evidence(log, events, dump(url, f"{log_topic}/0"), str(described.topic_id))
 
 
-def _messages(brokers: str, topic: str) -> Iterator[Message]:
+def messages(brokers: str, topic: str) -> Iterator[Message]:
+    """All messages of a topic's first partition."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,

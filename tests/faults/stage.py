@@ -252,8 +252,9 @@ class Stage(System):
     def redis_client(self) -> Any:
         return RedisClient(host=HOST, port=self.redis.port, socket_timeout=10)
 
-    def findings(self) -> list[Finding]:
-        return check(self.evidence(), self.workload.history)
+    def findings(self, within_s: float = WELL_S) -> list[Finding]:
+        """What the checker finds, once everything is at rest."""
+        return check(self.evidence(within_s), self.workload.history)
 
     async def well(self, *names: str, faults: int = 0) -> None:
         """Everything is as it should be: all instances ready, taking commands, nothing found by the checker."""

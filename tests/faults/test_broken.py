@@ -1,0 +1,54 @@
+"""The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
+
+Each breakage (entrypoint.py) meets the one interleaving that it cannot stand, and the right engine stands it.
+"""
+
+import pytest
+
+from tests.faults.stage import Broker, Stage, until
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.timeout(240, func_only=True),
+]
+
+
+async def overtaken(stage: Stage) -> None:
+    """The victim stands still with a decision on an old state, and appends it after another one has written."""
+    await stage.accepted("Deposit", "Account/a", at=1, amount=10)
+    late = await stage.meet("Withdraw", "Account/a", amount=10)
+    await stage.accepted("Withdraw", "Account/a", at=1, amount=7)
+    stage.victim.resume()
+    await late
+
+
+async def lost_meanwhile(stage: Stage) -> None:
+    """The victim stands still with what it wants to apply, and applies it to a cache that was begun anew."""
+    await stage.accepted("Deposit", "Account/b", at=1, amount=5)
+    await stage.aside("Deposit", "Account/a", amount=10)
+    late = await stage.meet("Deposit", "Account/a", amount=1)
+    stage.redis_client().flushall()
+    await stage.read("Account/b", at=1)
+    await until(stage.watermark, "folded anew")
+    stage.victim.resume()
+    await late
+
+
+@pytest.mark.parametrize(
+    ("way", "point"),
+    [("report", 1), ("rule", 2), ("apply", 6)],
+    ids=["acknowledges on the delivery report", "skips the rule", "applies without comparing the watermark"],
+)
+async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) -> None:
+    step, play = ("applying", lost_meanwhile) if way == "apply" else ("prepared", overtaken)
+    for broken in (way, ""):
+        with Stage(broker, points={step: "STOP:Account/a"}, broken=(broken, broken)) as stage:
+            await play(stage)
+            if broken:
+                findings = stage.findings(within_s=5)
+                print("\n".join(map(str, findings[:5])))
+                assert point in {finding.point for finding in findings}
+            else:
+                await stage.well("Account/a")
