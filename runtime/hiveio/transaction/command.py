@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
     from hiveio.transaction.run import Run
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-
 
 class Command:
     """One command. ``needs`` are the aggregates that it is known to touch, ``attempts`` what it has cost so far."""
@@ -157,7 +155,7 @@ class Reading:
 def fresh_ids() -> Iterator[str]:
     """Ids that are never used twice, by no process: 64 random bits and a count."""
     prefix = os.urandom(8).hex()
-    return (f"{prefix}-{_base36(number)}" for number in itertools.count(1))
+    return map(f"{prefix}-{{:x}}".format, itertools.count(1))
 
 
 def answer_body(events: Sequence[Raw]) -> bytes:
@@ -165,11 +163,3 @@ def answer_body(events: Sequence[Raw]) -> bytes:
     if len(events) == 1:
         return bytes(events[0])
     return b"[" + b",".join(map(bytes, events)) + b"]" if events else b"null"
-
-
-def _base36(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits

@@ -105,7 +105,7 @@ class Run:
 
     def _opened(self, locked: Locked, begun: Begun | BaseException) -> None:
         entry: Entry | None = None
-        problem: Problem = Unavailable(self.scope.state or "the cache is behind the log")
+        problem: Problem | None = None
         if isinstance(begun, BaseException):
             problem = Unavailable(str(begun))
         elif not locked.until:
@@ -115,7 +115,7 @@ class Run:
         if entry is None:
             if locked.until:
                 self._release(self._opening)
-            self._again(problem)
+            self._again(problem or Unavailable(self.scope.state or "the cache is behind the log"))
             return
         self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0, ""
         self._take_turn(locked)

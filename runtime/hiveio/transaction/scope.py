@@ -86,6 +86,7 @@ class Scope:
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
+        self._seen = b""  # the text of ``stands``, where a reply has brought it
         self._lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -120,6 +121,8 @@ class Scope:
 
     def saw(self, stands: bytes) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more."""
+        if stands == self._seen:  # as most replies of a batch
+            return not self._lost
         watermark = Watermark.parse(stands)
         mine = self.stands
         if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < mine.offset:
@@ -132,6 +135,7 @@ class Scope:
         if watermark.offset > mine.offset:
             self.stands = watermark
             self._moved()
+        self._seen = stands
         return True
 
     def fail(self, reason: str) -> None:
@@ -228,7 +232,7 @@ class Scope:
                     await self._cache.forget(self.partition, watermark.generation)
                 watermark = fresh
                 break  # otherwise another instance was faster: look again
-        self.stands, self._goal = watermark, end
+        self.stands, self._seen, self._goal = watermark, b"", end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark)
         self._lost = False
