@@ -14,13 +14,26 @@ RANKS = [
     {"config"},
     {"envelope"},
     {"actor"},
-    {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
+    {
+        "loader",
+        "service",
+        "logs",
+        "metrics",
+        "headers",
+        "problem",
+        "routes",
+        "openapi",
+        "asyncapi",
+        "http",
+        "kafka",
+        "redis",
+    },
     {"producer", "consumer", "transaction", "telemetry"},
     {"tls", "http1", "http2", "worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
-ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "http"]
+ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "asyncapi", "http"]
 
 
 def room(path: Path) -> str:
