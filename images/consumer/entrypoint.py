@@ -10,6 +10,8 @@ from hiveio.service import Service
 def consumer(service: Service) -> list[Route]:
     telemetry = service.telemetry
     handlers = [(contract, telemetry.processing(performing(contract))) for contract in service.contracts]
+    for contract in service.contracts:
+        service.receives(service.settings.read_topics, contract)
     service.use(Consumer(service.settings, handlers, with_record=telemetry.active))
     return [route for contract, handler in handlers for route in queries(contract, handler)]
 

@@ -8,6 +8,8 @@ from hiveio.transaction.log import TransactionLog, outcomes, snapshots, transact
 
 def stream_processor(service: Service) -> list[Route]:
     log = service.use(TransactionLog(service.settings, service.contracts))
+    for contract in service.contracts:
+        service.sends(service.settings.written_topic, contract)
     traced = service.telemetry.transacting
     return [
         outcomes(log),

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
-from hiveio import metrics
+from hiveio import asyncapi, metrics
 from hiveio.envelope import Envelope, encode_value
 from hiveio.errors import (
     MethodNotAllowed,
@@ -390,6 +390,11 @@ def _probes(service: Service, router: Router) -> Starlette:
             described.update(document(router.routes))
         return JSONResponse(described)
 
+    async def channels(request: Request) -> Response:
+        if not service.channels:
+            raise HTTPException(404)
+        return JSONResponse(asyncapi.document(service.channels, service.settings))
+
     async def problem(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             return Response(_FAULT, 500, media_type=CONTENT_TYPE)
@@ -408,6 +413,7 @@ def _probes(service: Service, router: Router) -> Starlette:
         "/readyz": readyz,
         "/metrics": numbers,
         "/openapi.json": openapi,
+        "/asyncapi.json": channels,
         service.settings.ping_url: ping,
     }
     probes = Starlette(

@@ -48,7 +48,7 @@ def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1")
             for codec in (route.contract.command_codec, route.contract.event_codec):
                 for name, kind in codec.types.items():
                     envelopes.setdefault(kind, codec.envelopes[name])
-    schemas = _Schemas(envelopes)
+    schemas = Schemas(envelopes)
     paths: dict[str, Any] = {}
     for route in listed:
         for kind in (*route.takes, *route.gives):
@@ -64,7 +64,7 @@ def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1")
     }
 
 
-class _Schemas:
+class Schemas:
     """The schema of each type, and the components that they refer to."""
 
     def __init__(self, envelopes: dict[type, type]) -> None:
@@ -116,7 +116,7 @@ class _Schemas:
         return found
 
 
-def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     names = "Or".join(kind.__name__ for kind in route.takes) or route.method.title()
     operation: dict[str, Any] = {
         "operationId": f"{route.contract.name if route.contract else 'service'}_{names}",
@@ -156,7 +156,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     return operation
 
 
-def _query_parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
+def _query_parameters(route: Route, schemas: Schemas) -> list[dict[str, Any]]:
     parameters: dict[str, dict[str, Any]] = {}
     if len(route.takes) > 1:
         schema = {"type": "string", "enum": [kind.__name__ for kind in route.takes]}

@@ -7,8 +7,8 @@ actor is open before the first message that a component brings it, and closed af
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
@@ -48,6 +48,19 @@ Stored = asyncio.Future[tuple[int, int]]  # partition and offset of a record on 
 Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]
 
 
+class Channel(NamedTuple):
+    """What an actor sends to, or receives from, a topic or the topics of a ``^regex``: see /asyncapi.json.
+
+    With ``cloudevents`` the value of a record is the payload alone, and what surrounds it stands in ``ce_`` headers.
+    """
+
+    action: Literal["send", "receive"]
+    topic: str
+    actor: str
+    messages: tuple[type, ...]
+    cloudevents: bool = False
+
+
 class Untraced:
     """What telemetry wraps around the edge and the handlers of a role: nothing, where TELEMETRY is off.
 
@@ -77,6 +90,7 @@ class Service:
         self.settings = settings
         self.contracts = contracts
         self.components: list[Component] = []
+        self.channels: list[Channel] = []
         self.telemetry = Untraced()
         self.draining = False
         self.started = False
@@ -87,6 +101,18 @@ class Service:
         """Register a component, and give it back. Its life is the worker's from now on."""
         self.components.append(component)
         return component
+
+    def sends(self, topic: str, contract: Contract, *, cloudevents: bool = False) -> None:
+        """Say that this actor's events go to a topic."""
+        if contract.events:
+            kinds = tuple(contract.events.values())
+            self.channels.append(Channel("send", topic, contract.name, kinds, cloudevents))
+
+    def receives(self, topics: Iterable[str], contract: Contract) -> None:
+        """Say that this actor takes events from topics."""
+        if contract.heard:
+            kinds = tuple(contract.heard.values())
+            self.channels += [Channel("receive", topic, contract.name, kinds) for topic in topics]
 
     def fail(self, error: BaseException) -> None:
         """End the process in good order, with this error: a component found at run time that it cannot go on.

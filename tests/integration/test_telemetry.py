@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,23 @@ def test_one_trace_over_a_transaction_to_its_events(
     assert (fault.attributes["error.type"], fault.error) == ("KeyError", True)
     assert (unread.attributes["http.response.status_code"], unread.error) == (400, False)
     assert (failed.attributes["error.type"], failed.error) == ("500", True)
+
+
+@pytest.mark.parametrize("actor", ["AccountActor", "SlowActor"])
+def test_the_log_lines_of_a_busy_aggregate_name_their_own_request(
+    actors: Path, kafka: Kafka, redis: Redis, topic: str, actor: str
+) -> None:
+    """Its commands wait in one queue, and whoever comes first performs those behind it."""
+    with (
+        role("stream-processor", actor, actors, store(kafka, topic), CACHE_URL=redis.url) as processor,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        names = [f"owner-{number}" for number in range(200)]
+        answers = pool.map(lambda name: post(processor, name, **{"x-request-id": name}).status_code, names)
+        assert set(answers) == {200}
+        lines = [line for line in processor.logs() if line["logger"] == "accounts"]
+    assert {line["message"] for line in lines} == {f"opening {name}" for name in names}
+    assert all(line["message"] == f"opening {line['request_id']}" for line in lines)
 
 
 def test_the_trace_of_a_client_goes_through_where_telemetry_is_off(

@@ -14,13 +14,26 @@ RANKS = [
     {"config"},
     {"envelope"},
     {"actor"},
-    {"loader", "service", "logs", "metrics", "headers", "problem", "routes", "openapi", "http", "kafka", "redis"},
+    {
+        "loader",
+        "service",
+        "logs",
+        "metrics",
+        "headers",
+        "problem",
+        "routes",
+        "openapi",
+        "asyncapi",
+        "http",
+        "kafka",
+        "redis",
+    },
     {"producer", "consumer", "transaction", "telemetry"},
     {"tls", "http1", "http2", "worker", "process", "testing", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
-ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "http"]
+ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "asyncapi", "http"]
 
 
 def room(path: Path) -> str:
@@ -68,3 +81,15 @@ def test_imports_run_one_way(path: Path) -> None:
         assert RANK[other] <= RANK[own], f"{own} imports {other}"
         if own in ORDER and other in ORDER:
             assert ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
+
+
+def test_every_kafka_client_takes_the_settings_of_all() -> None:
+    """Made by ``make`` of a ``client_config``: TLS and SASL hold for each, and what librdkafka refuses is one line."""
+    made = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if call.func.id in ("Producer", "AdminClient") or (call.func.id == "Consumer" and "kafka" in path.parts)
+    ]
+    assert made == ["kafka/client.py"]  # which asks librdkafka about one property at a time

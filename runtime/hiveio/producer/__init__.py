@@ -18,7 +18,8 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
     topics = [topic_of(contract, settings) for contract in contracts]
     sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
     routes = []
-    for contract in contracts:
+    for topic, contract in zip(topics, contracts, strict=True):
+        service.sends(topic, contract, cloudevents=settings.event_format == "cloudevents")
         publishing = Publishing(handler(contract), contract, sender, settings)
         intake = Intake(service, contract.command_codec, publishing)
         routes += messages(contract, publishing, success=202 if queued else 200, intake=intake)
