@@ -1,7 +1,7 @@
 """``hiveio dead``: what is in the dead-letter topics of a consumer group, and what is to become of it.
 
-A letter is named by the place of its record: ``<topic>/<partition>/<offset>``. ``retry`` and ``drop`` write marks to the
-dead-letter topic; the consumer that owns the partition tries the letters again, in order, and frees the keys.
+A letter is named by the place of its record, ``<topic>/<partition>/<offset>``. ``retry`` and ``drop`` write marks to
+the dead-letter topic; the consumer that owns the partition tries the letters again, in order, and frees the keys.
 """
 
 import argparse
@@ -15,8 +15,20 @@ import msgspec
 
 from hiveio.config import Settings
 from hiveio.consumer.letters import (
-    ACTORS, ATTEMPTS, EXCEPTION, MARK, OURS, REASON, TIME, Key, Parking, headers_of, key_of, mark, origin_of,
-)  # fmt: skip
+    ACTORS,
+    ATTEMPTS,
+    EXCEPTION,
+    MARK,
+    OURS,
+    REASON,
+    TIME,
+    Key,
+    Parking,
+    headers_of,
+    key_of,
+    mark,
+    origin_of,
+)
 from hiveio.errors import HiveError
 from hiveio.kafka import Message
 from hiveio.kafka.reader import Reader
