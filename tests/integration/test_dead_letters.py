@@ -392,6 +392,8 @@ async def test_the_topic_grows_with_its_source(kafka: Kafka, topic: str, setting
         await one.until(lambda: one.consumer.counts.dead == 1)
         admin = AdminClient({"bootstrap.servers": kafka.brokers})  # named: its results end with it
         admin.create_partitions([NewPartitions(topic, 3)])[topic].result(10)
+        await one.until(lambda: len(admin.list_topics(topic, 10).topics[topic].partitions) == 3)
+        await one.until(lambda: one.partitions() == {0, 1, 2})
         write(kafka.brokers, topic, [*keyed(("a", 1), partition=2), *keyed(("b", 5), partition=1)])
         await one.until(lambda: one.actor.amounts() == [5] and one.consumer.counts.dead == 2)
     assert sorted(r["at"] for r in letters(kafka, made)) == ["0/0", "2/0"]

@@ -13,6 +13,7 @@ from hiveio.errors import HiveError, Stop
 
 # command → what it does, as one line of `hiveio --help`
 COMMANDS: dict[str, str] = {
+    "dead": "list, show, retry or drop the dead letters of a consumer group",
     "health": "ask the service in this container whether it is alive",
 }
 

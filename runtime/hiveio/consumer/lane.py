@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -64,7 +64,6 @@ class WorkLane(Lane):
         self._arrived = asyncio.Event()
         self.shelf = shelf(self._arrived.set)
         self._closing = False
-        self._idle = False  # nothing is in hand that must be finished
         self.held: str | None = None  # why it stands still, for as long as it does
         self.oldest: Message | None = None  # not handled yet
         self.hand = Hand()
@@ -82,17 +81,22 @@ class WorkLane(Lane):
         self._arrived.set()
 
     async def close(self, timeout_s: float) -> None:
-        """Finish the record in hand, or cancel its handler after the time. Nothing is handled after this."""
+        """Finish what is in hand, or cancel its handler after the time. Nothing is handled after this."""
         self._closing = True
         self._arrived.set()
-        if self._idle or timeout_s <= 0:
-            self.task.cancel()
-        _, running = await asyncio.wait([self.task], timeout=max(timeout_s, 0.0))
+        tasks = []
+        for hand in self.hands:
+            if hand.task is not None:
+                tasks.append(hand.task)
+                if hand.idle or timeout_s <= 0:
+                    hand.task.cancel()
+        _, running = await asyncio.wait(tasks, timeout=max(timeout_s, 0.0))
         if running:
             if timeout_s > 0:
                 logger.warning("%s: the handler did not finish within %g s and is cancelled", self, timeout_s)
-            self.task.cancel()
-            await asyncio.wait([self.task], timeout=ENDED_S)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=ENDED_S)
         self.shelf.close()
 
     def fail(self, reason: str) -> None:
@@ -126,7 +130,7 @@ class WorkLane(Lane):
                         self._on_finished()
                 elif not self.shelf.queue:
                     self._arrived.clear()
-                    await self._wait(self._arrived.wait())
+                    await self._wait(self.hand, self._arrived.wait())
         except asyncio.CancelledError:
             if not self._closing:
                 raise
@@ -141,21 +145,21 @@ class WorkLane(Lane):
     async def _load(self) -> None:
         while True:
             try:
-                await self._wait(self.shelf.load())
+                await self._wait(self.hand, self.shelf.load())
                 self.held = None
                 return
             except Unavailable as error:
                 self.held = f"{self}: its dead letters cannot be read: {error}"
                 logger.warning("%s", self.held)
-            await self._wait(asyncio.sleep(random.uniform(0.5, 1.0)))
+            await self._wait(self.hand, asyncio.sleep(random.uniform(0.5, 1.0)))
 
-    async def _wait(self, what: Any) -> Any:
+    async def _wait(self, hand: Hand, what: Awaitable[Any]) -> None:
         """Wait with nothing in hand: a revoke does not wait for it."""
-        self._idle, self.hand.since = True, None
+        hand.idle, hand.since = True, None
         try:
-            return await what
+            await what
         finally:
-            self._idle = False
+            hand.idle = False
 
     async def _work(self, chunk: list[Message]) -> None:
         routing, progress, shelf, hand, clock = self.routing, self.progress, self.shelf, self.hand, time.monotonic
@@ -191,10 +195,10 @@ class WorkLane(Lane):
                 try:
                     event, meta = decode(value)
                 except Problem as error:
-                    await self._undecodable(message, value, error, blocked)
+                    await self._undecodable(hand, message, value, error, blocked)
                 else:
                     key = message.key()
-                    envelope = Envelope(message=event, id=_id(key) if key else "", meta=meta)
+                    envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
                     failures: dict[str, Failure] | None = None
                     for target in by_type[type(event)]:
                         if offset < self._settled and offset < self._resumes.get(target, 0):
@@ -206,7 +210,7 @@ class WorkLane(Lane):
                         try:
                             await target.handle(envelope)
                         except BaseException as error:
-                            failed = await self._again(hand, target, envelope, error)
+                            failed = await self._again(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
                     if failures or blocked:
@@ -225,6 +229,22 @@ class WorkLane(Lane):
             if self._closing:
                 break
         hand.since = None
+
+    def _look(self, message: Message) -> tuple[Headers | None, bytes | None, bool]:
+        """The headers of a record, its position, and whether it is new. ``_work`` does the same, faster."""
+        headers: Any = message.headers()
+        position = previous = None
+        new = True
+        for name, text in headers or ():
+            if name == "hive-position":
+                position = text
+            elif name == "hive-previous":
+                previous = text
+            elif name == "hive-key":
+                new = self.window.take(message.key(), text, headers)
+        if position is not None:
+            new = self.progress.take(position, previous)
+        return headers, position, new
 
     def _add_record(
         self, envelope: Envelope, message: Message, headers: Headers | None, position: bytes | None
@@ -263,7 +283,9 @@ class WorkLane(Lane):
 
     # -- what fails
 
-    async def _again(self, hand: Hand, target: Target, envelope: Envelope, error: BaseException) -> Failure | None:
+    async def _again(
+        self, hand: Hand, message: Message, target: Target, envelope: Envelope, error: BaseException
+    ) -> Failure | None:
         """Try a handler that raised again, in growing intervals. None when it worked, else how it failed at last."""
         attempt = 1
         while True:
@@ -276,11 +298,11 @@ class WorkLane(Lane):
             if wait_s is None:
                 return failure, attempt
             logger.warning(
-                "%s: attempt %d failed, the next is in %.2f s: %s: %s",
-                self, attempt, wait_s, type(failure).__name__, failure,
+                "%s/%d/%d: attempt %d failed, the next is in %.2f s: %s: %s",
+                self.topic, self.partition, message.offset(), attempt, wait_s, type(failure).__name__, failure,
             )  # fmt: skip
             self.routing.counts.retried += 1
-            await self._wait(asyncio.sleep(wait_s))
+            await self._wait(hand, asyncio.sleep(wait_s))
             hand.since = time.monotonic()
             try:
                 await target.handle(envelope)
@@ -304,19 +326,19 @@ class WorkLane(Lane):
             await self.shelf.flush()
 
     async def _undecodable(
-        self, message: Message, value: bytes | str, error: Problem, blocked: frozenset[str] | None = None
+        self, hand: Hand, message: Message, value: bytes | str, error: Problem, blocked: frozenset[str] | None
     ) -> None:
         keepers = self.routing.keepers(value, error) | (blocked or NOBODY)  # type: ignore[arg-type]
         if not keepers:
             self.routing.counts.skipped += 1
             return
-        await self._keep(self.hand, message, "undecodable", error, 1, keepers)
+        await self._keep(hand, message, "undecodable", error, 1, keepers)
 
     async def _bury(self, hand: Hand, message: Message, failures: dict[str, Failure], blocked: frozenset[str]) -> None:
         actors = blocked | failures.keys()
-        if not failures:
+        error, attempts = next(iter(failures.values()), (None, 0))
+        if error is None or attempts == 0:  # it stands behind another of its key
             return await self._park(message, actors)
-        error, attempts = next(iter(failures.values()))
         reason = "refused" if isinstance(error, Refused) else "failed"
         return await self._keep(hand, message, reason, error, attempts, actors)
 
@@ -345,7 +367,7 @@ class WorkLane(Lane):
             if self.shelf.queue and hand is self.hand:
                 await self._redrive()
             else:
-                await self._wait(self.shelf.changed())
+                await self._wait(hand, self.shelf.changed())
         self.held = None
 
     # -- what is tried again
@@ -377,7 +399,7 @@ class WorkLane(Lane):
             event, meta = routing.codec.decode(value)
         except Problem as error:
             return f"{type(error).__name__}: {error}" if routing.keepers(value, error) & actors else None
-        envelope = Envelope(message=event, id=_id(key) if key else "", meta=meta)
+        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
         assert origin is not None
         headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
         time_ms = int(found.get(TIME, b"0"))
@@ -402,5 +424,5 @@ def as_batch(envelope: Envelope) -> Envelope:
     return Envelope(message=[envelope.message], id=envelope.id, record=[envelope.record] if envelope.record else None)
 
 
-def _id(key: str | bytes) -> str:
+def id_of(key: str | bytes) -> str:
     return key if isinstance(key, str) else key.decode("utf-8", "replace")

@@ -8,12 +8,15 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
+from hiveio.consumer.batch import BatchLane
 from hiveio.consumer.dead import DeadLetters
 from hiveio.consumer.lane import Opening, WorkLane
+from hiveio.consumer.parallel import ParallelLane
 from hiveio.consumer.progress import Progress, Window
 from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Counts, Routing, Target
@@ -56,6 +59,18 @@ class Consumer:
         self._settings = settings
         self._routing = Routing(heard, with_record=with_record)
         self._retry = Retry(settings)
+        self._lane: Callable[..., WorkLane] = WorkLane
+        if settings.consumer_concurrency > 1:
+            for contract, _ in heard:
+                alone = "takes lists of events" if contract.batch else "stores its position"
+                if contract.batch or hasattr(contract.actor, "position"):
+                    raise ConfigError(
+                        f"CONSUMER_CONCURRENCY={settings.consumer_concurrency} is wrong: {contract.name} {alone}, "
+                        "so its events are handled in the order of the partition; it takes 1"
+                    )
+            self._lane = partial(ParallelLane, concurrency=settings.consumer_concurrency)
+        elif any(contract.batch for contract, _ in heard):
+            self._lane = BatchLane
         self._letters = DeadLetters(settings)
         self._poller = Poller(settings, self, self._letters.topic_of)
         self._lanes: dict[tuple[str, int], WorkLane] = {}
@@ -171,7 +186,7 @@ class Consumer:
             note=progress.last if begin == first else "",  # empty: what was seen is not known yet
             resumes=resumes,
         )
-        lane = WorkLane(
+        lane = self._lane(
             opening,
             routing=self._routing,
             retry=self._retry,

@@ -29,13 +29,14 @@ class Retry:
 
 
 class Hand:
-    """A task that runs handlers, one at a time, and since when the present one runs. ``task`` is set by the task."""
+    """A task that runs handlers, one at a time, and since when the present one runs."""
 
-    __slots__ = ("overdue", "since", "task")
+    __slots__ = ("idle", "overdue", "since", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.since: float | None = None  # None: no handler runs
+        self.idle = False  # nothing is in hand that must be finished
         self.overdue = False
 
     def watch(self, timeout_s: float) -> None:

@@ -27,6 +27,14 @@ T = TypeVar("T")
 Key = tuple[str, int]  # topic, partition
 
 
+class _Return(Exception):
+    """Makes the call that serves a rebalance return at once.
+
+    A client's method called inside a callback takes from the client what its other callbacks need (2.16.1): a log line
+    or a commit's result, served later in the same call, would abort the process. After this nothing is served in it.
+    """
+
+
 class Start(NamedTuple):
     """What Kafka knows of a partition when it is assigned: committed offset and its note, first offset, end offset.
 
@@ -54,6 +62,7 @@ class Lane:
     def __init__(self, topic: str, partition: int, begin: int, done: tuple[int, str | bytes | None]) -> None:
         self.topic, self.partition, self.begin, self.done = topic, partition, begin, done
         self.committed: tuple[int, str | bytes | None] | None = None
+        self.read = begin  # the offset to hand over next; written by the poll thread alone
         self.handed = 0  # records; written by the poll thread alone
         self.finished = 0  # of those; written by the loop alone
         self.paused = False
@@ -102,6 +111,7 @@ class Poller:
         self._progress = threading.Event()
         self._lanes: dict[Key, Lane] = {}
         self._stopping = False
+        self._lost = False
         self._fatal: str | None = None
         self._commit_at = 0.0
         self._turned = time.monotonic()
@@ -158,7 +168,7 @@ class Poller:
 
     def _session(self) -> None:
         """The life of one client."""
-        self._fatal = None
+        self._fatal, self._lost = None, False
         consumer = self._consumer = self._consumer or make(Consumer, self._config)
         try:
             consumer.subscribe(
@@ -171,7 +181,10 @@ class Poller:
         finally:
             self._release(consumer, list(self._lanes.values()), lost=self._fatal is not None)
             self._consumer = None
-            consumer.close()
+            try:
+                consumer.close()
+            except _Return:
+                pass
 
     def _turn(self, consumer: Consumer) -> None:
         self._turned = time.monotonic()
@@ -182,12 +195,18 @@ class Poller:
             self._answer(consumer)
         waiting = self._make_room(consumer)
         # poll wakes at the first record and consume takes what came with it; consume alone waits for a full batch
-        first = consumer.poll(0.01 if waiting else TURN_S)
+        try:
+            first = consumer.poll(0.01 if waiting else TURN_S)
+        except _Return:
+            return
         if first is None:
             return
         topic, partition = first.topic(), first.partition()
         lane = self._lanes.get((topic or "", partition if partition is not None else -1))
-        rest = consumer.consume(self._batch - 1, 0) if self._batch > 1 else []
+        try:
+            rest = consumer.consume(self._batch - 1, 0) if self._batch > 1 else []
+        except _Return:  # and what it had fetched is thrown away
+            rest, self._lost = [], True
         if lane is not None and self._lanes.get((lane.topic, lane.partition)) is not lane:
             messages = rest  # its partition was revoked in consume
         else:
@@ -207,9 +226,21 @@ class Poller:
         for key, group in groups.items():
             if (found := self._lanes.get(key)) is not None and found.failure is None:
                 found.handed += len(group)
+                found.read = group[-1].offset() + 1  # type: ignore[operator]
                 taken.append((found, group))
         if taken:
             self._loop.call_soon_threadsafe(self._owner.take, taken)
+        if self._lost:
+            self._read_again(consumer)
+
+    def _read_again(self, consumer: Consumer) -> None:
+        """Go on after the last record handed over, in every partition."""
+        self._lost = False
+        lanes = list(self._lanes.values())
+        consumer.incremental_unassign([TopicPartition(lane.topic, lane.partition) for lane in lanes])
+        consumer.incremental_assign([TopicPartition(lane.topic, lane.partition, lane.read) for lane in lanes])
+        for lane in lanes:
+            lane.paused = False
 
     def _answer(self, consumer: Consumer) -> None:
         """Here and not on another thread: ``list_topics`` beside a poll blocks both for ever (2.16.1)."""
@@ -283,6 +314,7 @@ class Poller:
             self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes}
             partitions = [TopicPartition(lane.topic, lane.partition, lane.begin) for lane in lanes]
         consumer.incremental_assign(partitions)
+        raise _Return
 
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Kafka may not answer for a while: giving up would leave the partitions to nobody."""
@@ -335,6 +367,7 @@ class Poller:
         keys = [(partition.topic, partition.partition) for partition in partitions]
         self._release(consumer, [self._lanes[key] for key in keys if key in self._lanes], lost=lost)
         consumer.incremental_unassign(partitions)
+        raise _Return
 
     def _release(self, consumer: Consumer, lanes: list[Lane], *, lost: bool) -> None:
         """Close and join the lanes, then commit what they have done; after that nobody here touches them."""

@@ -1,0 +1,119 @@
+"""Kafka for the command line: blocking, one thing after the other, with a bound on each."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, Message, Producer, TopicPartition
+
+from hiveio.config import Settings
+from hiveio.errors import Unavailable
+from hiveio.kafka.client import client_config, make
+from hiveio.kafka.session import Outgoing
+from hiveio.kafka.topics import TIMEOUT_S, admin
+
+Place = tuple[str, int]  # topic, partition
+
+
+class Reader:
+    """Reads partitions to their present end, writes records, looks at groups. Every method raises Unavailable."""
+
+    def __init__(self, settings: Settings, group: str = "") -> None:
+        self._settings = settings
+        own = {"group.id": group or f"{settings.client_id}.reader", "enable.auto.commit": False}
+        self._consumer = make(Consumer, client_config(settings) | own | {"auto.offset.reset": "error"})
+        self._producer: Producer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._consumer.close()
+
+    def topics(self) -> list[str]:
+        return sorted(self._call(self._consumer.list_topics, timeout=TIMEOUT_S).topics)
+
+    def partitions(self, topic: str) -> list[Place]:
+        """None if there is no such topic."""
+        found = self._call(self._consumer.list_topics, topic, timeout=TIMEOUT_S).topics[topic]
+        return [] if found.error is not None else [(topic, partition) for partition in sorted(found.partitions)]
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset and end offset."""
+        place = TopicPartition(topic, partition)
+        found: tuple[int, int] | None = self._call(self._consumer.get_watermark_offsets, place, timeout=TIMEOUT_S)
+        if found is None:
+            raise Unavailable(f"the end of {topic}/{partition} was not told within {TIMEOUT_S:g} s")
+        return found
+
+    def offset_at(self, topic: str, partition: int, time_ms: int) -> int:
+        """The first offset written at or after this time; the end if there is none."""
+        (found,) = self._call(self._consumer.offsets_for_times, [TopicPartition(topic, partition, time_ms)], TIMEOUT_S)
+        return int(found.offset) if found.offset >= 0 else self.bounds(topic, partition)[1]
+
+    def read(self, topic: str, partition: int, offset: int) -> Iterator[Message]:
+        """From this offset to the end of now."""
+        first, end = self.bounds(topic, partition)
+        offset = max(first, offset)
+        if offset >= end:
+            return
+        self._consumer.assign([TopicPartition(topic, partition, offset)])
+        try:
+            while offset < end:
+                first_one = self._call(self._consumer.poll, TIMEOUT_S)  # consume would wait for a full batch
+                if first_one is None:
+                    raise Unavailable(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
+                for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
+                    if message.error() is not None:
+                        raise Unavailable(f"{topic}/{partition}: {message.error().str()}")
+                    offset = message.offset() + 1
+                    yield message
+        finally:
+            self._consumer.unassign()
+
+    def write(self, records: Sequence[tuple[str, int, Outgoing]]) -> None:
+        """Return when all are stored."""
+        if self._producer is None:
+            own = {"enable.idempotence": True, "acks": "all"}
+            self._producer = make(Producer, client_config(self._settings) | own)
+        failed: list[str] = []
+
+        def report(error: Any, message: Message) -> None:
+            if error is not None:
+                failed.append(error.str())
+
+        for topic, partition, (key, value, headers) in records:
+            self._call(self._producer.produce, topic, value, key, partition, headers=headers, on_delivery=report)
+            self._producer.poll(0)
+        if self._producer.flush(TIMEOUT_S * 3) or failed:
+            raise Unavailable(f"not all was written: {failed[0] if failed else 'no answer'}")
+
+    def members(self, group: str) -> int:
+        """How many instances are in the group."""
+        client = admin(self._settings)
+        try:
+            described = client.describe_consumer_groups([group], request_timeout=TIMEOUT_S)[group].result()
+        except KafkaException:
+            return 0  # a group that never was
+        return 0 if described.state == ConsumerGroupState.DEAD else len(described.members)
+
+    def committed(self, places: Sequence[Place]) -> dict[Place, int]:
+        """The group's offsets, where it has some."""
+        asked = [TopicPartition(*place) for place in places]
+        found = self._call(self._consumer.committed, asked, timeout=TIMEOUT_S)
+        return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
+    def commit(self, offsets: dict[Place, int]) -> None:
+        """Set the offsets of a group without members."""
+        self._call(
+            self._consumer.commit,
+            offsets=[TopicPartition(*place, offset) for place, offset in offsets.items()],
+            asynchronous=False,
+        )
+
+    def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except (KafkaException, BufferError) as error:
+            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise Unavailable(f"Kafka at {self._settings.brokers}: {reason}") from None

@@ -1,0 +1,102 @@
+"""`hiveio dead` against a consumer at work."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from hiveio import Context
+from hiveio.cli import main
+from hiveio.config import Settings
+from tests.integration.consumers import member, settings
+from tests.integration.test_dead_letters import QUICK, Choosy, keyed
+from tests.integration.topics import make_topic, write
+from tests.services import Kafka
+
+__all__ = ["settings"]
+
+Made = Callable[..., Settings]
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    monkeypatch.setenv("EVENT_STORE_BROKERS", kafka.brokers)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = main(["dead", *words])
+        out, errors = capsys.readouterr()
+        return code, out + errors
+
+    return run
+
+
+async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made, call: Call) -> None:
+    made = settings(**QUICK)
+    group = ("--group", made.group_id)
+    make_topic(kafka.brokers, topic)
+    assert await asyncio.to_thread(call, "list", *group) == (0, "0 letters of 0 keys\n")
+    async with member(made) as one:
+        failing = Choosy(one, 0, 9)
+        write(kafka.brokers, topic, keyed(("a", 0), ("a", 1), ("b", 9), ("c", 3)))
+        await one.until(lambda: one.consumer.counts.dead == 2 and one.actor.amounts() == [3])
+        code, text = await asyncio.to_thread(call, "list", *group)
+        assert code == 0
+        assert f"{topic}/0/0  key a  failed ValueError: never  and 1 behind it" in text
+        assert f"{topic}/0/2  key b" in text
+        assert text.endswith("3 letters of 2 keys\n")
+        code, text = await asyncio.to_thread(call, "show", f"{topic}/0/0", *group)
+        assert code == 0
+        assert '"amount": 0' in text
+        assert "attempts   3" in text
+        code, text = await asyncio.to_thread(call, "retry", "--all", *group)
+        assert code == 1
+        assert f"failed again: {topic}/0/0: ValueError: never" in text
+        failing.bad = {9}
+        code, text = await asyncio.to_thread(call, "retry", "--key", "a", *group)
+        assert (code, text.splitlines()[-1]) == (0, "2 of 2 handled, 0 keys stay parked")
+        assert one.actor.amounts() == [3, 0, 1]
+        code, text = await asyncio.to_thread(call, "drop", f"{topic}/0/2", *group)
+        assert (code, text) == (0, "1 dropped\n")
+        assert await asyncio.to_thread(call, "list", *group) == (0, "0 letters of 0 keys\n")
+        write(kafka.brokers, topic, keyed(("b", 4)))
+        await one.until(lambda: one.actor.amounts() == [3, 0, 1, 4])
+
+
+async def test_retry_under_load_frees_the_key(kafka: Kafka, topic: str, settings: Made, call: Call) -> None:
+    """Records of the key go on coming while it is freed: all are handled, in order."""
+    made = settings(**QUICK)
+    make_topic(kafka.brokers, topic)
+    seen: list[int] = []
+    broken = True
+
+    async def handle(amount: int, context: Context) -> None:
+        if broken:
+            raise ValueError("not yet")
+        seen.append(amount)
+
+    async with member(made) as one:
+        one.actor.on_event = handle
+        write(kafka.brokers, topic, keyed(*[("a", i) for i in range(300)]))
+        await one.until(lambda: one.consumer.counts.parked == 299)
+        broken = False
+        retry = asyncio.create_task(asyncio.to_thread(call, "retry", "--key", "a", "--group", made.group_id))
+        for i in range(300, 400):
+            await asyncio.to_thread(write, kafka.brokers, topic, keyed(("a", i)))
+        code, text = await retry
+        assert code == 0, text
+        await one.until(lambda: len(seen) == 400 or one.consumer.counts.parked > 299)
+        if len(seen) < 400:
+            code, text = await asyncio.to_thread(call, "retry", "--all", "--group", made.group_id)
+            assert code == 0, text
+            await one.until(lambda: len(seen) == 400)
+    assert seen == [*range(400)]
+
+
+def test_what_is_not_there(kafka: Kafka, topic: str, call: Call) -> None:
+    assert call("list") == (2, "hiveio dead: EVENT_STORE_GROUP_ID is not set: or name the group with --group\n")
+    code, text = call("drop", "--key", "a", "--group", topic)
+    assert (code, text) == (1, "hiveio dead: no letter is open of the key a\n")
+    code, text = call("retry", "--group", topic)
+    assert code == 1
+    assert "--all" in text
