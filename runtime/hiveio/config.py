@@ -222,7 +222,7 @@ class Settings:
     consumer_parked: int = setting(
         "CONSUMER_PARKED", 1_000, _whole(0, 1_000_000), "most keys parked in a partition; beyond it the partition stops"
     )
-    cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis that holds the transaction cache")
+    cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis: the transaction cache; keys of the producer")
     lock_urls: tuple[str, ...] = setting("LOCK_URLS", (), _redis_urls, "Redlock nodes", "CACHE_URL")
     lock_ttl_ms: int = setting("LOCK_TTL", 2_000, _whole(50, 600_000), "time to live of a lock, ms")
     lock_drift_factor: float = setting(

@@ -141,7 +141,7 @@ class Edge:
             if route is not None:
                 status, body = await self._answer(route, raw, scope, headers, receive, send, answer)
         except Problem as problem:
-            status, body, unread = problem.status, encode_problem(problem), isinstance(problem, TooLarge)
+            status, body, unread = problem.status, encode_problem(problem), isinstance(problem, BodyTooLarge)
             answer = [_PROBLEM, *encoded(problem.headers)]
         except Gone:
             return
@@ -259,7 +259,7 @@ class Edge:
     def _check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
-            raise TooLarge(f"the body has more than {self.body_limit} bytes")
+            raise BodyTooLarge(f"the body has more than {self.body_limit} bytes")
 
     async def _take_batch(
         self,
@@ -298,7 +298,7 @@ class Edge:
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self.body_limit:
-                raise TooLarge(f"the body has more than {self.body_limit} bytes")
+                raise BodyTooLarge(f"the body has more than {self.body_limit} bytes")
             if not message.get("more_body"):
                 return b"".join(chunks)
             message = await receive()
@@ -343,6 +343,12 @@ class Edge:
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _FAULT = encode_problem(Problem())
+
+
+class BodyTooLarge(TooLarge):
+    """A body that is not read to its end. Other things are too large as well, when the whole request is there."""
+
+    urn = "urn:hiveio:problem:too-large"
 
 
 class Gone(Exception):

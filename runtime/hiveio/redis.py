@@ -25,7 +25,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from hiveio.errors import HiveError, Unavailable
+from hiveio.errors import HiveError, Unavailable, Unsafe
 
 log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
@@ -45,15 +45,15 @@ class ScriptFailed(HiveError):
 
 
 class Script:
-    """A Lua file of ``hiveio/transaction/lua``.
+    """A Lua file of the folder ``lua`` of a package.
 
     It gets one key, the arguments common to all calls of the batch, and then those of each call; it answers with a
     list: one item for the batch, then one for each call. It is harmless when it runs twice.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, package: str = "hiveio.transaction") -> None:
         self.name = name
-        self.text = resources.files("hiveio.transaction").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        self.text = resources.files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
         self.sha = ""
 
 
@@ -94,6 +94,21 @@ class Redis:
             raise self._refused(repr(command[0]), error) from None
         except AWAY as error:
             raise Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}") from None
+
+    async def refuse_eviction(self) -> None:
+        """Raises Unsafe for a Redis that may drop keys by itself, Unavailable when it does not answer."""
+        try:
+            found = await self.execute("CONFIG", "GET", "maxmemory-policy")
+            policy = found[1].decode() if found else "noeviction"
+        except ScriptFailed:  # CONFIG is forbidden by some providers; INFO says it too
+            memory = await self.execute("INFO", "memory")
+            text = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else str(memory)
+            policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
+        if policy != "noeviction":
+            raise Unsafe(
+                f"Redis at {self.shown} has maxmemory-policy {policy}: what drops keys by itself cannot be relied on; "
+                "set maxmemory-policy noeviction"
+            )
 
     def call(
         self, script: Script, key: str, common: tuple[Argument, ...], own: Sequence[Argument]

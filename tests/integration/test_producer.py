@@ -116,9 +116,9 @@ def test_a_record_too_large_is_413_and_nothing_is_written(
     kafka: Kafka, topic: str, producer: Callable[..., Role]
 ) -> None:
     make_topic(kafka.brokers, topic, config={"max.message.bytes": "20000"})
-    with producer() as role:
-        assert httpx.post(role.url + "/accounts/1", json=deposit(1, "x" * 30_000)).status_code == 413
-        assert httpx.post(role.url + "/accounts/1", json=deposit(2)).status_code == 200
+    with producer() as role, httpx.Client(timeout=10) as client:
+        assert client.post(role.url + "/accounts/1", json=deposit(1, "x" * 30_000)).status_code == 413
+        assert client.post(role.url + "/accounts/1", json=deposit(2)).status_code == 200, "the connection goes on"
     assert amounts(kafka.brokers, topic) == Counter([2])
 
 

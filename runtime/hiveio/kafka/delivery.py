@@ -30,12 +30,13 @@ class Owner(Protocol):
 class Record:
     """A record on its way. It is its own delivery callback: nothing else is made for it."""
 
-    __slots__ = ("client", "deadline", "error", "future", "place", "size")
+    __slots__ = ("client", "deadline", "error", "fate", "future", "place", "size")
 
     def __init__(self, client: "Client", size: int, deadline: float, future: Stored) -> None:
         self.client, self.size, self.deadline, self.future = client, size, deadline, future
         self.error: KafkaError | None = None
         self.place: Place = (-1, -1)
+        self.fate: asyncio.Future[Place | None] | None = None  # once it is late
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         # On the poll thread.

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
 from hiveio.kafka.client import client_config
-from hiveio.kafka.delivery import Client, Record, Stored
+from hiveio.kafka.delivery import Client, Place, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
 from hiveio.service import Observer
@@ -29,6 +29,16 @@ OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answer
 logger = logging.getLogger("hiveio.sender")
 
 Headers = list[tuple[str, str | bytes | None]]
+
+
+class Late(Unknown):
+    """Not confirmed by its deadline. ``fate`` gives its place if it is confirmed later, or None when it never will."""
+
+    urn = "urn:hiveio:problem:unknown"
+
+    def __init__(self, detail: str, fate: "asyncio.Future[Place | None]") -> None:
+        super().__init__(detail)
+        self.fate = fate
 
 
 class Sender:
@@ -278,6 +288,8 @@ class Sender:
                 self._release(record)
                 if not record.future.done():
                     record.future.set_result(record.place)
+                elif record.fate is not None and not record.fate.done():
+                    record.fate.set_result(record.place)
             else:
                 # Whatever the error: librdkafka may have sent it before, and it may have been stored.
                 failed, reason = failed + 1, record.error.str()
@@ -307,6 +319,8 @@ class Sender:
 
     def _fail(self, record: Record, error: Exception) -> None:
         self._release(record)
+        if record.fate is not None and not record.fate.done():
+            record.fate.set_result(None)
         _set_exception(record.future, error)
 
     def _sweep(self) -> None:
@@ -315,7 +329,8 @@ class Sender:
             if record.deadline > now:
                 break
             self._late.add(record)
-            _set_exception(record.future, Unknown("Kafka did not confirm the record within REQUEST_TIMEOUT"))
+            record.fate = self.loop.create_future()
+            _set_exception(record.future, Late("Kafka did not confirm the record within REQUEST_TIMEOUT", record.fate))
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]

@@ -6,6 +6,7 @@ from hiveio.actor import Contract
 from hiveio.envelope import Handler
 from hiveio.kafka import Sender
 from hiveio.producer.batch import Intake
+from hiveio.producer.keys import Keys
 from hiveio.producer.publishing import Publishing, topic_of
 from hiveio.routes import Route, messages
 from hiveio.service import Service
@@ -17,10 +18,11 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
     queued = settings.producer_ack == "queued"
     topics = [topic_of(contract, settings) for contract in contracts]
     sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
+    keys = service.use(Keys(settings)) if settings.cache_url and settings.idempotency_time_s else None
     routes = []
     for topic, contract in zip(topics, contracts, strict=True):
         service.sends(topic, contract, cloudevents=settings.event_format == "cloudevents")
-        publishing = Publishing(handler(contract), contract, sender, settings)
+        publishing = Publishing(handler(contract), contract, sender, settings, keys)
         intake = Intake(service, contract.command_codec, publishing)
         routes += messages(contract, publishing, success=202 if queued else 200, intake=intake)
     return routes

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hiveio.envelope import Codec, Envelope
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.headers import check_media_type
-from hiveio.http import Gone, discard
+from hiveio.http import BodyTooLarge, Gone, discard
 from hiveio.problem import encode_problem
 from hiveio.producer import cloudevents
 from hiveio.producer.publishing import Publishing, Submission
@@ -180,7 +180,7 @@ class Intake:
         return self._done + (b"}" if position is None else b',"position":"%b"}' % position.encode())
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the batch has more than {self._batch_limit} bytes")
+        return BodyTooLarge(f"the batch has more than {self._batch_limit} bytes")
 
 
 def _split(splitter: Splitter, part: bytes, *, last: bool) -> Iterator[Item]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import quote
 
+from msgspec import Raw
+
 from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
@@ -15,8 +17,9 @@ from hiveio.errors import ConfigError, Invalid, Unknown
 from hiveio.headers import traceparent
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
-from hiveio.kafka.sender import Headers
+from hiveio.kafka.sender import Headers, Late
 from hiveio.producer import cloudevents
+from hiveio.producer.keys import Claim, Keys
 
 CONTENT_TYPE = ("content-type", b"application/json")
 
@@ -34,6 +37,8 @@ class Submission(NamedTuple):
     outcome: Outcome
     stored: list[Stored]
     id: str
+    claim: Claim | None = None
+    meta: Raw | None = None
 
 
 class Publishing:
@@ -46,13 +51,17 @@ class Publishing:
     Idempotency-Key) and those of EVENT_HEADERS. With EVENT_FORMAT=cloudevents the value is the payload, and what
     surrounds it stands in headers too. The answer is the events, and ``Hive-Position`` says where the last
     one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows no position.
+    With ``keys`` a request whose Idempotency-Key came before is answered as that was, and written once.
 
     Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
     Kafka did not confirm them all in time: each may be stored, now or later.
     """
 
-    def __init__(self, handler: Handler, contract: Contract, sender: Sender, settings: Settings) -> None:
-        self._handler, self._contract, self._sender = handler, contract, sender
+    def __init__(
+        self, handler: Handler, contract: Contract, sender: Sender, settings: Settings, keys: Keys | None = None
+    ) -> None:
+        self._handler, self._contract, self._sender, self._keys = handler, contract, sender, keys
+        self._settling: set[asyncio.Task[None]] = set()
         self._topic = topic_of(contract, settings)
         self._queued = settings.producer_ack == "queued"
         self._source = (
@@ -68,37 +77,68 @@ class Publishing:
 
     async def submit(self, envelope: Envelope, *, gather: bool = False) -> Submission:
         """Perform, and hand the events to the sender: all or none; with ``gather`` they stand in the order of calls."""
+        id = self._next_id()
+        if envelope.key is None or self._keys is None:
+            return await self._submit(envelope, id, gather, None)
+        claim = await self._keys.claim(self._contract.name, envelope, id)
+        if isinstance(claim, Outcome):
+            return Submission(claim, [], id)
+        try:
+            return await self._submit(envelope, id, gather, claim)
+        except Exception:
+            await self._keys.release(claim)
+            raise
+
+    async def _submit(self, envelope: Envelope, id: str, gather: bool, claim: Claim | None) -> Submission:
         outcome = await self._handler(envelope)
         events = self._contract.checked_events(outcome.value)
-        if not events:
-            return Submission(outcome, [], "")
-        id = self._next_id()
-        shared = self._headers(envelope)
+        stored: list[Stored] = []
         if len(events) == 1:
-            value, key, headers = self._record(events[0], envelope, id + ".0", shared)
+            value, key, headers = self._record(events[0], envelope, id + ".0", self._headers(envelope))
             stored = [self._sender.send(self._topic, value, key, headers, gather=gather)]
             if outcome.value is events[0] and not self._source:
                 outcome.encoded = value  # the answer is the same envelope
-        else:
+        elif events:
+            shared = self._headers(envelope)
             records = [self._record(event, envelope, f"{id}.{index}", shared) for index, event in enumerate(events)]
             stored = self._sender.send_all(self._topic, records, gather=gather)
-        return Submission(outcome, stored, id)
+        return Submission(outcome, stored, id, claim, envelope.meta)
 
     async def settled(self, submission: Submission) -> Outcome:
         """The answer, when it is known. Raises Unknown (504)."""
-        outcome, stored, id = submission
-        if not stored or self._queued:
-            return outcome
-        try:
-            place: Place
-            if len(stored) == 1:
-                place = await stored[0]
-            else:
-                place = (await asyncio.gather(*stored))[-1]
-        except Unknown as error:
-            raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
-        outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
+        outcome, stored, id, claim, _ = submission
+        if stored and not self._queued:
+            try:
+                place: Place = await stored[0] if len(stored) == 1 else (await asyncio.gather(*stored))[-1]
+            except Unknown as error:
+                if claim is not None:
+                    self._settling.add(task := asyncio.create_task(self._settled_late(submission)))
+                    task.add_done_callback(self._settling.discard)
+                raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
+            outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
+        if claim is not None:
+            await self._keep(submission)
         return outcome
+
+    async def _settled_late(self, submission: Submission) -> None:
+        """A repeat is answered as the first would have been, once Kafka has confirmed it all."""
+        place: Place | None = None
+        for stored in submission.stored:
+            try:
+                place = await stored
+            except Late as late:
+                place = await late.fate
+            except Unknown:
+                place = None
+            if place is None:
+                return
+        if place is not None:
+            submission.outcome.headers["Hive-Position"] = f"{self._topic}/{place[0]}/{place[1]}"
+            await self._keep(submission)
+
+    async def _keep(self, submission: Submission) -> None:
+        if self._keys is not None and submission.claim is not None:
+            await self._keys.keep(submission.claim, submission.outcome, submission.meta)
 
     def _record(self, event: Event, envelope: Envelope, id: str, shared: Headers) -> tuple[bytes, str | None, Headers]:
         """Value, key and headers."""

@@ -28,8 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from hiveio.actor import Contract
-from hiveio.errors import Unsafe
-from hiveio.redis import Argument, Redis, Script, ScriptFailed
+from hiveio.redis import Argument, Redis, Script
 from hiveio.transaction.rule import Known, Window
 
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
@@ -168,18 +167,7 @@ class Cache:
 
     async def check(self) -> None:
         """Raises Unsafe for a Redis that may evict keys, Unavailable when it does not answer."""
-        try:
-            found = await self.redis.execute("CONFIG", "GET", "maxmemory-policy")
-            policy = found[1].decode() if found else "noeviction"
-        except ScriptFailed:  # CONFIG is forbidden by some providers; INFO says it too
-            memory = await self.redis.execute("INFO", "memory")
-            text = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else str(memory)
-            policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
-        if policy != "noeviction":
-            raise Unsafe(
-                f"Redis at {self.redis.shown} has maxmemory-policy {policy}: a cache that drops keys by itself is not "
-                "the fold of the log; set maxmemory-policy noeviction"
-            )
+        await self.redis.refuse_eviction()
 
 
 def known(text: bytes | None) -> Known | None:

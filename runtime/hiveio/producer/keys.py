@@ -1,0 +1,131 @@
+"""Idempotency-Keys of a producer: a repeat inside the window is answered as the first was, and stored once."""
+
+import asyncio
+import logging
+import random
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from hiveio.config import Settings
+from hiveio.envelope import Envelope, Outcome, encode_json, encode_value
+from hiveio.errors import Conflict, KeyReused, Unavailable, Unknown
+from hiveio.redis import Redis, Script
+
+_CLAIM, _KEEP = Script("claim", "hiveio.producer"), Script("keep", "hiveio.producer")
+ATTEMPTS, FIRST_S = 8, 0.1  # to tell Redis what became of a key; the wait doubles, with jitter: half a minute
+
+log = logging.getLogger("hiveio.producer")
+
+
+class Claim(NamedTuple):
+    """A key that this request holds until it is kept or given back. ``token`` is the id of the request's records."""
+
+    name: bytes
+    token: str
+    hash: str
+
+
+class Keys:
+    """What is known of the keys, in the Redis of CACHE_URL, for IDEMPOTENCY_TIME.
+
+    A key is claimed before its event goes to Kafka, and its answer kept when that is known. In between, and for the
+    whole window if the answer never is (killed in that moment), a repeat is not stored: it is told 409, then 504.
+    A refusal gives the key back.
+    """
+
+    name = "keys"
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = Redis(settings.cache_url)
+        self._prefix = f"hiveio:keys:{{{settings.written_topic or settings.client_id}}}:"
+        self._window_ms = settings.idempotency_time_s * 1000
+        self._timeout_ms = settings.request_timeout_ms
+        self._telling: set[asyncio.Task[None]] = set()
+
+    # -- component
+
+    async def start(self) -> None:
+        """Raises Unsafe for a Redis that may evict keys."""
+        try:
+            await self._redis.refuse_eviction()
+        except Unavailable:
+            pass  # readiness tells
+
+    async def stop(self) -> None:
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=1.0)
+        await self._redis.stop()
+
+    async def ready(self) -> str | None:
+        try:
+            await self._redis.execute("PING")
+        except Unavailable as error:
+            return str(error)
+        return None
+
+    def alive(self) -> bool:
+        return True
+
+    # -- keys
+
+    async def claim(self, actor: str, envelope: Envelope, token: str) -> Claim | Outcome:
+        """The key of this request, or the answer that the first one got.
+
+        Raises Conflict (409) while that is under way, Unknown (504) with its id where it ended without an answer,
+        KeyReused (422) where its body was another, Unavailable (503).
+        """
+        name = encode_json((actor, envelope.id, envelope.key))
+        claim = Claim(name, token, blake2b(envelope.body, digest_size=8).hexdigest())
+        try:
+            _, found = await self._redis.call(_CLAIM, self._prefix, (self._window_ms,), claim)
+        except Unavailable:
+            self._tell(claim, b"")  # it may have been claimed all the same
+            raise
+        if not found:
+            return claim
+        entry, age_ms = found
+        state, first, hash, *answer = entry.split(b"\n", 4)
+        if hash.decode() != claim.hash:
+            raise KeyReused("this Idempotency-Key came before, with another body")
+        if state == b"D":
+            status, headers = msgspec.json.decode(answer[0], type=tuple[int, dict[str, str]])
+            return Outcome(status=status, headers=headers, encoded=answer[1])
+        if age_ms < self._timeout_ms:
+            raise Conflict("a request with this Idempotency-Key is under way", headers={"Retry-After": "1"})
+        raise Unknown(
+            "the first request with this Idempotency-Key has no answer: it may be stored, and is not sent again",
+            id=first.decode(),
+        )
+
+    async def keep(self, claim: Claim, outcome: Outcome, meta: msgspec.Raw | None) -> None:
+        """Remember the answer of a claimed key."""
+        body = outcome.encoded if outcome.encoded is not None else encode_value(outcome.value, meta)
+        head = f"D\n{claim.token}\n{claim.hash}\n".encode()
+        await self._told(claim, b"%b%b\n%b" % (head, encode_json((outcome.status, outcome.headers)), body))
+
+    async def release(self, claim: Claim) -> None:
+        """Give a key back: nothing was sent under it."""
+        await self._told(claim, b"")
+
+    async def _told(self, claim: Claim, entry: bytes) -> None:
+        try:
+            await self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+        except Unavailable:
+            self._tell(claim, entry)  # the answer does not wait for it
+
+    def _tell(self, claim: Claim, entry: bytes) -> None:
+        task = asyncio.create_task(self._tell_again(claim, entry))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_again(self, claim: Claim, entry: bytes) -> None:
+        for attempt in range(ATTEMPTS):
+            await asyncio.sleep(FIRST_S * 2**attempt * random.uniform(0.5, 1.0))
+            try:
+                await self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+                return
+            except Unavailable:
+                continue
+        log.error("the Idempotency-Key %s stays claimed: Redis does not answer", claim.name.decode())
