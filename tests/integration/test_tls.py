@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,14 @@ def test_it_answers_over_tls(base: Role) -> None:
         assert stream.version() == "TLSv1.3"
         long = b" " * 900_000 + json.dumps(deposit(1)).encode()  # many records of TLS
         assert client.post("/accounts/1", content=long, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize("question", [[], ["--ready"]])
+def test_the_health_check_of_the_images_speaks_tls(base: Role, question: list[str]) -> None:
+    environ = {**base.environ, "PORT": str(base.port)}
+    command = [str(Path(sys.executable).parent / "hiveio"), "health", *question]
+    answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=30)
+    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 def test_who_speaks_no_tls_gets_no_answer_and_hurts_nobody(base: Role) -> None:

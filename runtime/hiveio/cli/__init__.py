@@ -15,6 +15,7 @@ from hiveio.errors import HiveError, Stop
 COMMANDS: dict[str, str] = {
     "dead": "list, show, retry or drop the dead letters of a consumer group",
     "health": "ask the service in this container whether it is alive",
+    "new": "write a small project to begin with: an actor, its test and its image",
 }
 
 
