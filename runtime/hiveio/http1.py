@@ -1,6 +1,7 @@
 """HTTP/1.1: gunicorn's protocol, with what it leaves undone."""
 
 import asyncio
+from http import HTTPStatus
 from typing import SupportsIndex
 
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
@@ -33,6 +34,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.worker.connections.add(self)
         super().connection_made(transport)
+        if self.worker.crowded:
+            self._send_error_response(503, "too many connections at once")
+            self._close_transport()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
@@ -97,8 +101,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
 
     def _send_error_response(self, status: int, message: str) -> None:
         body = status_problem(status, message)
+        again = "Retry-After: 1\r\n" if status == 503 else ""
         head = (
-            f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\nContent-Type: {CONTENT_TYPE}\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n{again}\r\n"
         )
         self._safe_write(head.encode("latin-1") + body)

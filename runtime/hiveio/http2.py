@@ -45,6 +45,7 @@ class Host(Protocol):
     asgi: Any
     loop: asyncio.AbstractEventLoop
     connections: set[Any]
+    crowded: bool
 
 
 class _State(H2Connection):
@@ -92,6 +93,8 @@ class Connection(asyncio.Protocol):
         self.state.initiate_connection()
         self.state.increment_flow_control_window(WINDOW)
         self.flush()
+        if self.worker.crowded:
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -348,8 +351,10 @@ class Greeting(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         if secure := transport.get_extra_info("ssl_object"):
             self._become(Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
-        else:
-            self.worker.connections.add(self)
+            return
+        self.worker.connections.add(self)
+        if self.worker.crowded:
+            self._become(self._http1)  # which says so
 
     def data_received(self, data: bytes) -> None:
         self._read += data

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,8 @@ QUIET_S = 0.1  # without a new request: listeners may close without cutting a cl
 LINGER_S = 0.5  # at most, for clients that never pause
 BEAT_S = 1.0
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
+MOST_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
+RESERVED_FILES = 128  # for Kafka, Redis and the actor, when files are few
 FETCH_S = 15  # for a client to fetch the next bytes of its answer
 
 log = logging.getLogger("hiveio")
@@ -73,6 +76,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.most_connections = min(MOST_CONNECTIONS, max(files - RESERVED_FILES, files // 2))
         # What a connection looked like, and since when.
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
@@ -194,6 +199,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 self.orphan = True
                 self.handle_exit_signal()
             await asyncio.sleep(BEAT_S)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the newest connection is one too many."""
+        return len(self.connections) > self.most_connections
 
     def _cut_off(self) -> None:
         """End connections on which nothing moves: silent ones, half a request, an answer that nobody fetches.

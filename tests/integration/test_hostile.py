@@ -1,9 +1,12 @@
 """HTTP/1.1 from a hostile or clumsy client: whatever it sends, it gets 4xx or is cut off, and nobody else notices."""
 
+import contextlib
 import re
+import resource
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -233,3 +236,33 @@ def test_who_does_not_fetch_answers_is_cut_off(base: Role) -> None:
             time.sleep(0.01)
         assert held()
         wait_until(lambda: not held(), 60, "the end of the connection")
+
+
+@contextlib.contextmanager
+def few_files(most: int) -> Iterator[None]:
+    """For processes that are started inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_too_many_connections(version: str, base: Role, tmp_path: Path) -> None:
+    """Those beyond the limit are told so, those that are open work, and when they are gone there is room again."""
+    (tmp_path / "bank.py").write_text(ACTOR)
+    with contextlib.ExitStack() as stack:
+        with few_files(256):
+            role = stack.enter_context(Role("base", {"HTTP_VERSION": version}, actor_path=tmp_path, module="bank"))
+        connections = [stack.enter_context(connect(role)) for _ in range(300)]
+        surplus = [read(connection, 1) for connection in connections[128:]]
+        assert {tuple(statuses(answer)) for answer in surplus} == {(503,)}
+        assert all(b"Retry-After: " in answer and b"problem+json" in answer for answer in surplus)
+        for connection in connections[:128]:
+            connection.sendall(POST)
+            assert statuses(read(connection, 1)) == [200]
+            connection.close()
+        wait_until(lambda: httpx.post(f"{role.url}/accounts/1", json=deposit(1)).status_code == 200)
+        assert not role.complaints()
