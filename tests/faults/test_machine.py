@@ -250,13 +250,14 @@ class Machine(RuleBasedStateMachine):
         kind, amount, marker = (kind, amount, f"m{self.count}") if key is None else ("Withdraw", 2, f"{key}-{id}")
         other = "ab"[id == "a"]
         actor: Any = PairActor if kind == "Take" else AccountActor
-        message: Any = {
+        made: dict[str, Callable[[], Any]] = {
             "Deposit": lambda: Deposit(amount, marker),
             "Withdraw": lambda: Withdraw(amount, marker),
             "Transfer": lambda: Transfer(other, amount, marker),
             "Witness": lambda: Witness([other], marker),
             "Take": lambda: Take(f"p-{other}", amount, marker),
-        }[kind]()
+        }
+        message = made[kind]()
         name, target = (f"p-{id}", f"Pair/p-{id}") if kind == "Take" else (id, f"Account/{id}")
         payload = {field: getattr(message, field) for field in message.__struct_fields__}
         call = Call(marker, target, 0, 0, Told.UNKNOWN, 0, {"type": kind, "payload": payload}, key=key)
@@ -361,7 +362,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_every_interleaving_leaves_what_the_checker_accepts() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
