@@ -1,6 +1,7 @@
 """The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
 
-Each breakage (entrypoint.py) meets the one interleaving that it cannot stand, and the right engine stands it.
+Each breakage (entrypoint.py) meets the one interleaving that it cannot stand. The right engine stands the same in the
+tests of faults 6 and 18.
 """
 
 import pytest
@@ -43,12 +44,8 @@ async def lost_meanwhile(stage: Stage) -> None:
 )
 async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) -> None:
     step, play = ("applying", lost_meanwhile) if way == "apply" else ("prepared", overtaken)
-    for broken in (way, ""):
-        with Stage(broker, points={step: "STOP:Account/a"}, broken=(broken, broken)) as stage:
-            await play(stage)
-            if broken:
-                findings = stage.findings(within_s=5)
-                print("\n".join(map(str, findings[:5])))
-                assert point in {finding.point for finding in findings}
-            else:
-                await stage.well("Account/a")
+    with Stage(broker, points={step: "STOP:Account/a"}, broken=(way, way)) as stage:
+        await play(stage)
+        findings = stage.findings(within_s=3)
+        print("\n".join(map(str, findings[:5])))
+        assert point in {finding.point for finding in findings}
