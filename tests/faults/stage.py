@@ -267,7 +267,7 @@ class Stage(System):
         findings = await asyncio.to_thread(self.findings)
         assert not findings, "\n".join(map(str, findings[:20]))
         reported = [line for instance in self.instances for line in instance.faults()]
-        assert len(reported) <= faults, "\n".join(reported[:5])
+        assert len(reported) <= faults, "\n".join([*reported[:5], *(i.log_tail(40) for i in self.instances)])
 
     def __exit__(self, *_: object) -> None:
         for client in self.clients:

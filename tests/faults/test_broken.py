@@ -1,6 +1,7 @@
 """The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
 
-Each breakage (entrypoint.py) meets the one interleaving that it cannot stand, and the right engine stands it.
+Each breakage (entrypoint.py) meets the one interleaving that it cannot stand. The right engine stands the same in the
+tests of faults 6 and 18.
 """
 
 import pytest
@@ -30,7 +31,7 @@ async def lost_meanwhile(stage: Stage) -> None:
     await stage.aside("Deposit", "Account/a", amount=10)
     late = await stage.meet("Deposit", "Account/a", amount=1)
     stage.redis_client().flushall()
-    await stage.read("Account/b", at=1)
+    await stage.accepted("Deposit", "Account/b", at=1, amount=1)  # so it is noticed, and folded anew
     await until(stage.watermark, "folded anew")
     stage.victim.resume()
     await late
@@ -38,17 +39,13 @@ async def lost_meanwhile(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("way", "point"),
-    [("report", 1), ("rule", 2), ("apply", 6)],
+    [("report", 1), ("rule", 1), ("apply", 6)],
     ids=["acknowledges on the delivery report", "skips the rule", "applies without comparing the watermark"],
 )
 async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) -> None:
     step, play = ("applying", lost_meanwhile) if way == "apply" else ("prepared", overtaken)
-    for broken in (way, ""):
-        with Stage(broker, points={step: "STOP:Account/a"}, broken=(broken, broken)) as stage:
-            await play(stage)
-            if broken:
-                findings = stage.findings(within_s=5)
-                print("\n".join(map(str, findings[:5])))
-                assert point in {finding.point for finding in findings}
-            else:
-                await stage.well("Account/a")
+    with Stage(broker, points={step: "STOP:Account/a"}, broken=(way, way)) as stage:
+        await play(stage)
+        findings = stage.findings(within_s=3)
+        print("\n".join(map(str, findings[:5])))
+        assert point in {finding.point for finding in findings}

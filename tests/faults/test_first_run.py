@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from tests.faults.checker import Call, Told, check
 from tests.faults.client import NotSent
 from tests.faults.evidence import gather
 from tests.faults.fold import Finding, Fold, Record
+from tests.faults.opinion import second_opinion
 from tests.faults.workload import HOT, Client, Workload
 from tests.services import ServiceUnavailable
 
@@ -157,3 +159,6 @@ def test_nothing_is_lost(locks: str) -> None:
     print(f"\nlocks {locks}, {report}")
     assert not report.findings, str(report)
     assert any(call.told is Told.ACCEPTED for call in report.history)
+    if shutil.which("go"):
+        legal, opinion = second_opinion(report.history)
+        assert legal, opinion

@@ -6,11 +6,13 @@ without that it hears of it. The cache is emptied, and put back to what it was b
 """
 
 import asyncio
+import base64
 import copy
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -20,6 +22,7 @@ from hiveio.envelope import encode_json
 from hiveio.errors import Conflict, Problem, Refused, Unavailable, Unknown
 from hiveio.testing.memory import MemoryCache, MemoryLog
 from hiveio.testing.service import Answer, memory_settings
+from hiveio.transaction.command import Token
 from tests.faults.actors import AccountActor, Deposit, PairActor, Take, Transfer, Withdraw, Witness
 from tests.faults.checker import CacheDump, Call, Evidence, OnTopic, Told, check
 from tests.faults.fold import Fold, Record
@@ -160,6 +163,15 @@ class Instance:
         self.world.history.append(call)
         self.calls.append((call, self.loop.create_task(service.read(AccountActor, id))))
 
+    def ask(self, call: Call, id: str) -> None:
+        service = self.started.result()
+        call.called = self.world.now
+        self.world.now += 0.001
+        self.world.history.append(call)
+        token = Token("Account", id, call.key or "", 0, 0, True)
+        text = base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
+        self.calls.append((call, self.loop.create_task(service.outcome(text))))
+
     def crash(self) -> None:
         self.alive = False
         self.world.instances.remove(self)
@@ -184,6 +196,8 @@ def _told(call: Call, task: "asyncio.Task[Any]") -> None:
         case None if call.command is None:
             state, call.version = task.result()
             call.told, call.answer = Told.READ, json.loads(encode_json(state)) if state else None
+        case None if isinstance(task.result(), dict):  # an outcome
+            call.told = Told.CONFLICT if task.result()["outcome"] == "closed" else Told.UNKNOWN
         case None:
             answer: Answer = task.result()
             call.told, call.status, call.version = Told.ACCEPTED, 200, answer.version
@@ -250,13 +264,14 @@ class Machine(RuleBasedStateMachine):
         kind, amount, marker = (kind, amount, f"m{self.count}") if key is None else ("Withdraw", 2, f"{key}-{id}")
         other = "ab"[id == "a"]
         actor: Any = PairActor if kind == "Take" else AccountActor
-        message: Any = {
+        made: dict[str, Callable[[], Any]] = {
             "Deposit": lambda: Deposit(amount, marker),
             "Withdraw": lambda: Withdraw(amount, marker),
             "Transfer": lambda: Transfer(other, amount, marker),
             "Witness": lambda: Witness([other], marker),
             "Take": lambda: Take(f"p-{other}", amount, marker),
-        }[kind]()
+        }
+        message = made[kind]()
         name, target = (f"p-{id}", f"Pair/p-{id}") if kind == "Take" else (id, f"Account/{id}")
         payload = {field: getattr(message, field) for field in message.__struct_fields__}
         call = Call(marker, target, 0, 0, Told.UNKNOWN, 0, {"type": kind, "payload": payload}, key=key)
@@ -268,6 +283,16 @@ class Machine(RuleBasedStateMachine):
     def read(self, number: int, id: str) -> None:
         ready = [instance for instance in self.instances if instance.ready]
         ready[number % len(ready)].read(Call("", f"Account/{id}", 0, 0, Told.UNKNOWN), id)
+
+    @precondition(lambda self: any(instance.ready for instance in self.instances))
+    @rule(number=st.integers(0, MOST), id=st.sampled_from(ACCOUNTS), key=st.sampled_from(("k1", "k2", "never sent")))
+    def ask(self, number: int, id: str, key: str) -> None:
+        """For the outcome of a key: a barrier, where it is not on record."""
+        ready = [instance for instance in self.instances if instance.ready]
+        payload: dict[str, Any] = {"amount": 2, "marker": f"{key}-{id}"}
+        call = Call(payload["marker"], f"Account/{id}", 0, 0, Told.UNKNOWN, 0, {"type": "Withdraw", "payload": payload})
+        call.key = key
+        ready[number % len(ready)].ask(call, id)
 
     @precondition(lambda self: self.world.wire)
     @rule(index=st.integers(0, 5), turns=st.integers(0, 3))
@@ -361,7 +386,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_every_interleaving_leaves_what_the_checker_accepts() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)

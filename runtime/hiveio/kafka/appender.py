@@ -31,11 +31,19 @@ class Appender:
         self._gathered: list[tuple[int, str, bytes]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._producer = self._client()
+        self._replaced: list[Producer] = []  # after a fatal error; what they held is reported yet
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, name=f"appender {topic}", daemon=True)
 
     def _client(self) -> Producer:
-        return make(
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._report(client, error, message)
+
+        def failed(error: KafkaError) -> None:  # without it poll() raises what is fatal, and its thread would end
+            if error.fatal() or error.code() == KafkaError._FATAL:
+                self._on_loop(self._renew_once, client, error)
+
+        client = make(
             Producer,
             client_config(self._settings)
             | {
@@ -45,10 +53,12 @@ class Appender:
                 "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
                 "queue.buffering.max.messages": LIMIT,
                 "delivery.report.only.error": True,
-                "on_delivery": self._report,
+                "on_delivery": report,
+                "error_cb": failed,
                 "socket.nagle.disable": True,
             },
         )
+        return client
 
     def start(self) -> None:
         self._thread.start()
@@ -96,16 +106,19 @@ class Appender:
     def _renew(self, reason: KafkaError) -> None:
         old, self._producer = self._producer, self._client()
         old.purge(in_queue=True, in_flight=True, blocking=False)
-        old.poll(0)
+        self._replaced.append(old)
 
-    def _report(self, error: KafkaError | None, message: Message) -> None:
+    def _report(self, client: Producer, error: KafkaError | None, message: Message) -> None:
         if error is None:
             return
         key = message.key()
+        self._on_loop(self._failed, key.decode() if key else "", error.str())
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._on_loop(self._renew_once, client, error)
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._failed, key.decode() if key else "", error.str())
-            if error.fatal() or error.code() == KafkaError._FATAL:
-                self._loop.call_soon_threadsafe(self._renew_once, self._producer, error)
+            self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:  # the loop is closed
             pass
 
@@ -116,6 +129,10 @@ class Appender:
     def _poll(self) -> None:
         while not self._ended.is_set():
             self._producer.poll(0.1)
+            for old in list(self._replaced):
+                old.poll(0)
+                if not len(old):
+                    self._replaced.remove(old)
 
     async def stop(self, timeout_s: float) -> None:
         """Send what is gathered and wait until it has left, within the bound."""
