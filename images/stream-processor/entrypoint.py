@@ -7,7 +7,7 @@ from hiveio.transaction.log import TransactionLog, outcomes, snapshots, transact
 
 
 def stream_processor(service: Service) -> list[Route]:
-    log = service.use(TransactionLog(service.settings, service.contracts))
+    log = service.use(TransactionLog(service.settings, service.contracts, service.telemetry.observer()))
     for contract in service.contracts:
         service.sends(service.settings.written_topic, contract)
     traced = service.telemetry.transacting

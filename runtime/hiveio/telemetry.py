@@ -252,13 +252,16 @@ class Telemetry(Untraced):
             elif not done.cancelled():
                 partition, offset = done.result()
                 span.set_attribute("messaging.destination.partition.id", str(partition))
-                span.set_attribute("messaging.kafka.offset", offset)
+                if offset >= 0:  # a publisher does not ask for it
+                    span.set_attribute("messaging.kafka.offset", offset)
             span.end()
             self._sent.add(1, labels)
             self._send_seconds.record(perf_counter() - began, labels)
 
         stored.add_done_callback(reported)
-        return [*(pair for pair in headers if pair[0] != "traceparent"), ("traceparent", _traceparent(span))]
+        if not (own := _traceparent(span)):
+            return headers
+        return [*(pair for pair in headers if pair[0] != "traceparent"), ("traceparent", own)]
 
     @contextmanager
     def _current(
@@ -323,13 +326,16 @@ def _messaging(operation: str, topic: str | None) -> Attributes:
 
 def _carrying(envelope: Envelope, span: Span) -> Envelope:
     """The envelope with this span's context as its ``traceparent``: what is made of it names the span as its parent."""
-    headers: Mapping[str, str] = ChainMap({"traceparent": _traceparent(span)}, envelope.headers)  # type: ignore[arg-type]
+    if not (own := _traceparent(span)):
+        return envelope
+    headers: Mapping[str, str] = ChainMap({"traceparent": own}, envelope.headers)  # type: ignore[arg-type]
     return msgspec.structs.replace(envelope, headers=headers)
 
 
 def _traceparent(span: Span) -> str:
+    """ "" where the SDK is disabled (OTEL_SDK_DISABLED) and no client has begun a trace."""
     context = span.get_span_context()
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}" if context.is_valid else ""
 
 
 def _failed(span: Span, error: BaseException) -> None:

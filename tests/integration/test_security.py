@@ -246,6 +246,32 @@ def test_every_role_works_and_says_no_secret(
     assert len(read_all(guarded.brokers, topic)) == 1
 
 
+def test_a_client_certificate(actors: Path, security: Security, topic: str) -> None:
+    listener = "listener.name.secure.ssl"
+    wants = {f"{listener}.client.auth": "required", f"{listener}.truststore.type": "PEM"}
+    wants |= {f"{listener}.truststore.location": str(security.ca)}
+    settings = {
+        "EVENT_STORE_TOPIC": topic,
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SSL_CA_LOCATION": str(security.ca),
+        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "KAFKA_SASL_USERNAME": security.user,
+        "KAFKA_SASL_PASSWORD": security.password,
+    }
+    certificate = {
+        "KAFKA_SSL_CERTIFICATE_LOCATION": str(security.server),
+        "KAFKA_SSL_KEY_LOCATION": str(security.server),
+    }
+    account = "accounts:AccountActor"
+    with Kafka(security=security, properties=wants) as kafka:
+        settings |= {"EVENT_STORE_BROKERS": kafka.secure}
+        with Role("producer", settings | certificate, actor_path=actors, module=account) as producer:
+            assert httpx.post(producer.url + "/accounts/1", json={"owner": "Ada"}, timeout=30).status_code == 200
+        with Role("producer", settings, actor_path=actors, module=account, wait=False) as producer:
+            wait_until(lambda: "certificate required" in producer.text(), 30, "a refusal")
+            assert httpx.get(producer.url + "/readyz").status_code == 503
+
+
 def test_a_start_that_fails_says_why_and_no_secret(
     actors: Path, guarded: Kafka, guarded_redis: str, security: Security, topic: str
 ) -> None:

@@ -178,6 +178,7 @@ def test_one_trace_over_a_transaction_to_its_events(
         assert answer.status_code == 200, answer.text
         served = collector.span("POST /accounts/{id}")
         transaction = collector.span("transaction AccountActor")
+        sent = collector.span(f"send {topic}")
         processed = collector.span(f"process {topic}")
         # The actor does not perform in the task of the request, and still speaks in its name.
         line = said(processor, "opening Ada")
@@ -195,9 +196,11 @@ def test_one_trace_over_a_transaction_to_its_events(
         "internal",
         {"hive.actor": "AccountActor", "hive.aggregate.id": "1", "hive.position": answer.headers["hive-position"]},
     )
-    assert (served.parent, transaction.parent, processed.parent) == (CALLER, served.id, transaction.id)
-    assert processed.trace == TRACE
-    assert traceparents(kafka, topic) == [transaction.traceparent]
+    assert {span.trace for span in (served, transaction, sent, processed)} == {TRACE}
+    assert (served.parent, transaction.parent) == (CALLER, served.id)
+    assert (sent.parent, processed.parent) == (transaction.id, sent.id)
+    assert traceparents(kafka, topic) == [sent.traceparent]
+    assert (sent.kind, sent.attributes["messaging.destination.partition.id"]) == ("producer", "0")
     assert (refused.attributes["error.type"], refused.error) == ("Rejected", False)
     assert (fault.attributes["error.type"], fault.error) == ("KeyError", True)
     assert (unread.attributes["http.response.status_code"], unread.error) == (400, False)
@@ -221,10 +224,12 @@ def test_the_log_lines_of_a_busy_aggregate_name_their_own_request(
     assert all(line["message"] == f"opening {line['request_id']}" for line in lines)
 
 
+@pytest.mark.parametrize("off", [{}, {"TELEMETRY": "true", "OTEL_SDK_DISABLED": "true"}], ids=["off", "disabled"])
 def test_the_trace_of_a_client_goes_through_where_telemetry_is_off(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str
+    actors: Path, kafka: Kafka, redis: Redis, topic: str, off: dict[str, str]
 ) -> None:
-    with role("stream-processor", "AccountActor", actors, store(kafka, topic), CACHE_URL=redis.url) as processor:
+    settings = store(kafka, topic) | off
+    with role("stream-processor", "AccountActor", actors, settings, CACHE_URL=redis.url) as processor:
         assert post(processor, "Ada", traceparent=PARENT).status_code == 200
         assert post(processor, "Bob").status_code == 200
         assert post(processor, "Eve", traceparent="x" * 1000).status_code == 200

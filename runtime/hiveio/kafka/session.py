@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make
+from hiveio.service import Observer, Stored
 
 GROUP_BYTES = 800_000  # of one request; less than Kafka takes
 WAIT_S = 10.0
@@ -25,10 +26,11 @@ class Session:
 
     One request is in flight at a time: records gather until ``flush`` (a long linger keeps them), and the next group
     waits for the delivery of the one before. A request that was given up may still land, alone and in its place.
+    ``observer`` sees every record, and gives the headers to send.
     """
 
-    def __init__(self, settings: Settings, topic: str, partition: int) -> None:
-        self._topic, self._partition = topic, partition
+    def __init__(self, settings: Settings, topic: str, partition: int, observer: Observer | None = None) -> None:
+        self._topic, self._partition, self._observer = topic, partition, observer
         self._failure: KafkaError | None = None
         self._producer = make(
             Producer,
@@ -54,6 +56,21 @@ class Session:
     async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> None:
         """All of the group are delivered. Raises Unavailable, and the session is over: each may have landed or not."""
         partition = self._partition if partition is None else partition
+        if self._observer is None:
+            await self._deliver(group, partition)
+            return
+        stored: Stored = asyncio.get_running_loop().create_future()
+        observed = [out._replace(headers=self._observer(self._topic, out.key, out.headers, stored)) for out in group]
+        try:
+            await self._deliver(observed, partition)
+            stored.set_result((partition, -1))
+        except Unavailable as error:
+            stored.set_exception(error)
+            raise
+        finally:
+            stored.cancel()  # where it is not done: the publisher stops
+
+    async def _deliver(self, group: Sequence[Outgoing], partition: int) -> None:
         try:
             for key, value, headers in group:
                 self._producer.produce(self._topic, value, key, partition, headers=headers)

@@ -17,6 +17,7 @@ from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
 from hiveio.routes import Route, query_parameters
+from hiveio.service import Observer
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
@@ -34,11 +35,14 @@ START_S = 20.0  # until the backends are there; then the start fails
 
 
 class TransactionLog:
-    """Owns the clients, the scopes, the engine and the publishers of one instance. A Component of the service."""
+    """Owns the clients, the scopes, the engine and the publishers of one instance. A Component of the service.
+
+    ``observer`` sees every event that is published, and gives the headers to send.
+    """
 
     name = "transaction log"
 
-    def __init__(self, settings: Settings, contracts: Sequence[Contract]) -> None:
+    def __init__(self, settings: Settings, contracts: Sequence[Contract], observer: Observer | None = None) -> None:
         settings.need(
             brokers="the transaction log is in Kafka",
             written_topic="it names the event topic, and with .transactions the log",
@@ -49,7 +53,7 @@ class TransactionLog:
                 raise BadAnnotation(f"{contract.name} has no replay: a stream processor folds its state from events")
             if "/" in contract.name:
                 raise BadAnnotation(f"the actor name {contract.name!r} contains a /")
-        self.settings, self.contracts = settings, contracts
+        self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
         self.scopes: list[Scope] = []
         self._publishers: list[Publisher] = []
@@ -87,7 +91,7 @@ class TransactionLog:
         self.engine.start(self._appender)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance)
+            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, self._observer)
             self._publishers.append(publisher)
             publisher.start()
         self._started = True

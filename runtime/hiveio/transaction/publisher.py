@@ -15,6 +15,7 @@ from hiveio.config import Settings
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.service import Observer
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
@@ -33,8 +34,16 @@ class Publisher:
     """Publishes one scope, while it holds the lease."""
 
     def __init__(
-        self, settings: Settings, scope: Scope, cache: Cache, tail: Tail, events: LogReader, holder: str
+        self,
+        settings: Settings,
+        scope: Scope,
+        cache: Cache,
+        tail: Tail,
+        events: LogReader,
+        holder: str,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._settings, self._scope, self._cache, self._tail = settings, scope, cache, tail
         self._events, self._holder = events, holder
         self._topic = settings.written_topic
@@ -88,7 +97,7 @@ class Publisher:
 
     async def _session(self) -> None:
         await self._resume()
-        session = Session(self._settings, self._topic, self._scope.partition)
+        session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         log.info("publishing %s/%s after %s", self._topic, self._scope.partition, self._previous or "the start")
         try:
             while await self._held():
