@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 import msgspec
 
 from hiveio.actor import Contract
-from hiveio.cli.judging import Progress, decoded
+from hiveio.cli.judging import Partition, Progress, decoded
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
-from hiveio.kafka.scan import Scan
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
 from hiveio.transaction.publisher import outgoing
@@ -42,23 +41,23 @@ class Fold:
     """A scope folded by the rule and by ``replay``, in memory, up to whatever offset is asked for."""
 
     def __init__(self, settings: Settings, partition: int, contracts: Mapping[str, Contract]) -> None:
-        self.scan = Scan(settings, settings.log_topic, partition)
+        self.log = Partition(settings, settings.log_topic, partition)
         self.voids = 0
-        first = next(self.scan.records(min(1, self.scan.end())), None)
-        record = decoded(self.scan.where, first) if first else None
+        first = next(self.log.records(min(1, self.log.end())), None)
+        record = decoded(self.log.where, first) if first else None
         if first is None or not isinstance(record, Format):
-            raise Corrupt(f"{self.scan.where} does not begin with a format record: this is no transaction log")
+            raise Corrupt(f"{self.log.where} does not begin with a format record: this is no transaction log")
         window = Window(record.idempotency_count, record.idempotency_time_ms)
-        self.view = View(contracts, self.scan.where, window)
+        self.view = View(contracts, self.log.where, window)
         self.view.begin(0, 0)
         self.view.judge(first, record)
-        self._window, self._progress = window, Progress(self.scan.where)
+        self._window, self._progress = window, Progress(self.log.where)
 
     def to(self, end: int) -> Iterator[tuple[LogRecord, Record, bool]]:
         """Fold on to this offset; each record with its verdict."""
         view = self.view
-        for message in self.scan.records(end):
-            record = decoded(self.scan.where, message)
+        for message in self.log.records(end):
+            record = decoded(self.log.where, message)
             reads = [read.aggregate for read in record.reads] if isinstance(record, Commit) else []
             for name in (*touched(record), *reads):
                 view.entries.setdefault(name, Entry())
@@ -74,7 +73,7 @@ class Events:
     """The event topic of a scope, against the accepted events in their order. Repeats count once."""
 
     def __init__(self, settings: Settings, partition: int, differences: Differences) -> None:
-        self._scan = Scan(settings, settings.written_topic, partition)
+        self._topic = Partition(settings, settings.written_topic, partition)
         self._partition, self._differences = partition, differences
         self._stream: Iterator[Message] = iter(())
         self._held: tuple[tuple[int, int], Message] | None = None
@@ -87,14 +86,14 @@ class Events:
             place, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
             if self.missing or not self._arrives():
                 if not self.missing:
-                    self._differences.add(f"{self._scan.where}: ends before the event {position}")
+                    self._differences.add(f"{self._topic.where}: ends before the event {position}")
                 self.missing += 1
                 continue
             while (held := self._peek()) is not None and held[0] < place:
-                self._differences.add(f"{self._scan.where}/{held[1].offset()}: no accepted event has its position")
+                self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
                 self._take()
             if held is None or held[0] > place:
-                self._differences.add(f"{self._scan.where}: the event {position} is missing")
+                self._differences.add(f"{self._topic.where}: the event {position} is missing")
                 continue
             self._take()
             self.published += 1
@@ -102,7 +101,7 @@ class Events:
             headers = _headers(got)
             same = (got.key(), got.value()) == (str(expected.key).encode(), expected.value)
             if not same or any(headers.get(name) != str(value).encode() for name, value in expected.headers):
-                self._differences.add(f"{self._scan.where}/{got.offset()}: is not the event {position} of the log")
+                self._differences.add(f"{self._topic.where}/{got.offset()}: is not the event {position} of the log")
 
     def _arrives(self) -> bool:
         """Whether there is one more, after a while if need be."""
@@ -117,14 +116,14 @@ class Events:
         while self._held is None:
             message = next(self._stream, None)
             if message is None:
-                self._stream = self._scan.messages(self._scan.end())
+                self._stream = self._topic.messages(self._topic.end())
                 if (message := next(self._stream, None)) is None:
                     return None
             try:
                 _, offset, index = _headers(message).get("hive-position", b"").split(b":")
                 place = int(offset), int(index)
             except ValueError:
-                self._differences.add(f"{self._scan.where}/{message.offset()}: has no position; who wrote it?")
+                self._differences.add(f"{self._topic.where}/{message.offset()}: has no position; who wrote it?")
                 continue
             if place > self._last:  # else it is a repeat
                 self._held = (place, message)
@@ -135,13 +134,13 @@ class Events:
             self._last, self._held = self._held[0], None
 
     def close(self) -> None:
-        self._scan.close()
+        self._topic.close()
 
     def rest(self, offset: int) -> None:
         """No more events of records below this offset are expected."""
         held = self._peek()
         while held is not None and held[0][0] < offset:
-            self._differences.add(f"{self._scan.where}/{held[1].offset()}: no accepted event has its position")
+            self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
             self._take()
             held = self._peek()
 
@@ -159,16 +158,16 @@ class CacheCheck:
         """Raises Unavailable where there is no cache to compare."""
         found = Watermark.parse((await self._cache.begin(self._partition))[0])
         if found is None:
-            raise Unavailable(f"{self._fold.scan.where} has no cache (of this version of the models): start a service")
+            raise Unavailable(f"{self._fold.log.where} has no cache (of this version of the models): start a service")
         self._generation = found.generation
         self._reach(found)
 
     def _reach(self, watermark: Watermark) -> None:
-        end = self._fold.scan.end()
+        end = self._fold.log.end()
         if watermark.generation != self._generation or watermark.offset < self._fold.view.next:
-            raise Unavailable(f"the cache of {self._fold.scan.where} is being folded anew: verify again later")
+            raise Unavailable(f"the cache of {self._fold.log.where} is being folded anew: verify again later")
         if watermark.offset > end:
-            raise Corrupt(f"the cache is at offset {watermark.offset}, and {self._fold.scan.where} ends at {end}")
+            raise Corrupt(f"the cache is at offset {watermark.offset}, and {self._fold.log.where} ends at {end}")
         last = None
         for message, record, accepted in self._fold.to(watermark.offset):
             last = message
@@ -229,7 +228,7 @@ class CacheCheck:
         for name, (stands, told) in zip(names, replies, strict=True):  # asked in this order, so the marks ascend
             mark = Watermark.parse(stands)
             if mark is None:
-                raise Unavailable(f"the cache of {self._fold.scan.where} is gone: verify again later")
+                raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
             if mark.offset != self.offset or mark.generation != self._generation:
                 self._reach(mark)
             yield name, told

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import msgspec
 
 from hiveio.config import Settings
-from hiveio.errors import Corrupt
-from hiveio.kafka.scan import Scan
-from hiveio.kafka.tail import LogRecord
+from hiveio.errors import Corrupt, NotFound
+from hiveio.kafka import Message
+from hiveio.kafka.reader import Reader
+from hiveio.kafka.tail import LogRecord, log_record
 from hiveio.loader import load
 from hiveio.transaction import record as records
 from hiveio.transaction.record import Record
@@ -26,6 +27,45 @@ class Judged(NamedTuple):
     accepted: bool
 
 
+class Partition:
+    """One partition, read from its start on, as far as is asked. Everything may raise Unavailable."""
+
+    def __init__(self, settings: Settings, topic: str, partition: int) -> None:
+        self.where, self._place = f"{topic}/{partition}", (topic, partition)
+        self._reader = Reader(settings)
+        self._stream: Iterator[Message] = iter(())
+        self._offset = 0
+
+    def end(self) -> int:
+        return self._reader.bounds(*self._place)[1]
+
+    def messages(self, end: int) -> Iterator[Message]:
+        """Those from where it stands to below ``end``, which is not beyond the end of the partition."""
+        while self._offset < end:
+            message = next(self._stream, None)
+            if message is None:
+                self._stream = self._reader.read(*self._place, self._offset)
+            else:
+                self._offset = (message.offset() or 0) + 1
+                yield message
+
+    def records(self, end: int) -> Iterator[LogRecord]:
+        return map(log_record, self.messages(end))
+
+    def close(self) -> None:
+        self._stream = iter(())
+        self._reader.__exit__(None, None, None)
+
+
+def count_scopes(settings: Settings) -> int:
+    """How many the log has. Raises NotFound."""
+    with Reader(settings) as reader:
+        count = len(reader.partitions(settings.log_topic))
+    if not count:
+        raise NotFound(f"there is no topic {settings.log_topic} at {settings.brokers}")
+    return count
+
+
 def decoded(where: str, message: LogRecord) -> Record:
     """Raises Corrupt."""
     try:
@@ -36,13 +76,13 @@ def decoded(where: str, message: LogRecord) -> Record:
 
 def judged(settings: Settings, partition: int, *, follow: bool = False) -> Iterator[Judged]:
     """Every record of a scope, from the first on: a verdict depends on all before it. With ``follow``, without end."""
-    scan = Scan(settings, settings.log_topic, partition)
-    prefix, progress = Prefix(), Progress(scan.where)
+    log = Partition(settings, settings.log_topic, partition)
+    prefix, progress = Prefix(), Progress(log.where)
     try:
-        end = scan.end()
+        end = log.end()
         while True:
-            for message in scan.records(end):
-                record = decoded(scan.where, message)
+            for message in log.records(end):
+                record = decoded(log.where, message)
                 yield Judged(message, record, prefix.append(message.key, record, message.time))
                 progress.at(message.offset + 1, end)
                 if message.offset % FORGET == 0:
@@ -50,9 +90,9 @@ def judged(settings: Settings, partition: int, *, follow: bool = False) -> Itera
             if not follow:
                 return
             time.sleep(POLL_S)
-            end = scan.end()
+            end = log.end()
     finally:
-        scan.close()
+        log.close()
 
 
 class Progress:

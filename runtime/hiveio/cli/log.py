@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from hiveio.cli.judging import Judged, judged, scopes_of
+from hiveio.cli.judging import Judged, count_scopes, judged, scopes_of
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
-from hiveio.kafka.scan import partitions
 from hiveio.transaction.record import Barrier, Commit, Record
 
 
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0; 1 if there is no such record."""
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
-    count = partitions(settings, settings.log_topic)
+    count = count_scopes(settings)
     scopes = [arguments.scope] if arguments.aggregate is None else scopes_of(settings, arguments.aggregate, count)
     if not 0 <= arguments.scope < count:
         raise ConfigError(f"--scope {arguments.scope}: the log has the scopes 0 to {count - 1}")

@@ -2,10 +2,9 @@
 
 import argparse
 
-from hiveio.cli.judging import judged, scopes_of
+from hiveio.cli.judging import count_scopes, judged, scopes_of
 from hiveio.cli.log import text
 from hiveio.config import Settings
-from hiveio.kafka.scan import partitions
 from hiveio.transaction.command import Token
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
 
@@ -18,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 if it was executed, refused or closed; 1 if nothing of it counts: it may come still, unless it is closed."""
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
-    count = partitions(settings, settings.log_topic)
+    count = count_scopes(settings)
     tx = command = None
     try:
         token = Token.parse(arguments.id)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from hiveio.actor import Contract
 from hiveio.cli.comparing import CacheCheck, Differences, Events, Fold
+from hiveio.cli.judging import count_scopes
 from hiveio.config import Settings
-from hiveio.kafka.scan import partitions
 from hiveio.loader import load
 from hiveio.redis import Redis
 from hiveio.transaction.cache import Cache, fingerprint
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         brokers="the log is in Kafka", written_topic="the log is <topic>.transactions", cache_url="it is compared"
     )
     contracts = load(settings)
-    count = partitions(settings, settings.log_topic)
+    count = count_scopes(settings)
     scopes = range(count) if arguments.scope is None else [arguments.scope]
     return asyncio.run(_verify(settings, contracts, list(scopes)))
 
@@ -60,12 +60,12 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
             print(line)
         if found.count > len(found.lines):
             print(f"... and {found.count - len(found.lines)} more")
-        fold.scan.close()
+        fold.log.close()
         events.close()
     aggregates = sum(1 for entry in fold.view.entries.values() if entry.head)
     told = "no difference" if not found.count else f"{found.count} differences"
     print(
-        f"{fold.scan.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
+        f"{fold.log.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
         f"{events.published:,} events published: {told}",
         flush=True,
     )

@@ -109,7 +109,7 @@ class Scope:
     def saw(self, stands: bytes) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more."""
         if stands == self._seen:  # as most replies of a batch
-            return not self._lost
+            return not self.lost
         watermark = Watermark.parse(stands)
         mine = self.stands
         if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < mine.offset:
