@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, Producer
 
 import hiveio.kafka.appender
-import hiveio.transaction.scope
+import hiveio.transaction.view
 from hiveio.kafka.appender import Appender
 from hiveio.process import serve
 from hiveio.transaction import cache
@@ -61,7 +61,7 @@ def acknowledges_on_report() -> None:
 
 def accepts_everything() -> None:
     """The rule is skipped."""
-    setattr(hiveio.transaction.scope, "accepts", lambda record, head_of, known: True)  # noqa: B010
+    setattr(hiveio.transaction.view, "accepts", lambda record, head_of, known: True)  # noqa: B010
 
 
 def applies_blindly() -> None:

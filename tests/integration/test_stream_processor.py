@@ -145,7 +145,8 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(
             return False
 
     with start(actors, kafka, redis, topic, CLUSTER_SIZE="2") as role:
-        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        # Ready says one of the two workers; the other one may still begin.
+        wait_until(lambda: send(role, "ada", "Open", owner="Ada").status_code == 200, 30, "open")
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             answers = [pool.submit(deposit, role) for _ in range(200)]
             wait_until(lambda: sum(answer.done() for answer in answers) > 50)

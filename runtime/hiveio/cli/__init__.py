@@ -15,7 +15,10 @@ from hiveio.errors import HiveError, Stop
 COMMANDS: dict[str, str] = {
     "dead": "list, show, retry or drop the dead letters of a consumer group",
     "health": "ask the service in this container whether it is alive",
+    "log": "the records of the transaction log, with their verdicts",
     "new": "write a small project to begin with: an actor, its test and its image",
+    "transaction": "what became of a transaction, told by the log",
+    "verify": "compare the cache and the event topic with the transaction log",
 }
 
 

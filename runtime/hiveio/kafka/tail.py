@@ -27,7 +27,7 @@ class LogRecord(NamedTuple):
     time: int
 
 
-def _record(message: Message) -> LogRecord:
+def log_record(message: Message) -> LogRecord:
     key, offset = message.key(), message.offset()
     assert offset is not None
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else ""
@@ -67,7 +67,7 @@ class Tail:
     is made of each message, by the thread that reads.
     """
 
-    def __init__(self, settings: Settings, topic: str, make: Callable[[Message], Any] = _record) -> None:
+    def __init__(self, settings: Settings, topic: str, make: Callable[[Message], Any] = log_record) -> None:
         self._settings, self._topic, self._make = settings, topic, make
         self._loop = asyncio.get_running_loop()
         self._consumer = _consumer(settings)
@@ -244,7 +244,7 @@ class LogReader:
         message = await asyncio.to_thread(self.read_message, partition, OFFSET_END if end else offset)
         if message is None:
             return None
-        return _record(message)
+        return log_record(message)
 
     def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""

@@ -21,7 +21,7 @@ older state is an older prefix with its own true watermark. A generation that is
 
 import asyncio
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -78,6 +78,8 @@ class Entry(Struct):
         return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
 
 
+_pack = msgspec.msgpack.Encoder().encode
+
 Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
 
 
@@ -123,19 +125,10 @@ class Cache:
         published: int,
     ) -> bytes:
         """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then."""
-        arguments: list[str | bytes | int] = [
-            base.text,
-            to.text,
-            base.offset,
-            verdicts,
-            *window,
-            published,
-            len(entries),
-        ]
-        for name, entry in entries:
-            arguments += (name, entry)
-        for command, id in ids:
-            arguments += (command, id)
+        # Two arguments and not two thousand: the client encodes each by itself.
+        snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua knows no bin
+        packed = (_pack(snapshots), _pack([part for id in ids for part in id]))
+        arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
         return bytes(stands)
 
@@ -162,6 +155,17 @@ class Cache:
             )
             if keys:
                 await self.redis.execute("UNLINK", *keys)
+            if int(cursor) == 0:
+                return
+
+    async def aggregates(self, partition: int, generation: str) -> AsyncIterator[str]:
+        """The names of all aggregates that it holds, in no order."""
+        prefix = f"{self.mark(partition)}:{generation}:a:"
+        cursor: Any = 0
+        while True:
+            cursor, keys = await self.redis.execute("SCAN", cursor, "MATCH", _escaped(prefix) + "*", "COUNT", LEFTOVERS)
+            for key in keys:
+                yield key.decode("utf-8", "replace").removeprefix(prefix)
             if int(cursor) == 0:
                 return
 

@@ -6,45 +6,38 @@ makes one future a command, and no task.
 """
 
 import asyncio
-import inspect
 import logging
 import random
-import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from typing import Any
 
-from msgspec import Raw
-
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.envelope import Envelope, Outcome, encode_message
+from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import (
     Conflict,
     HiveError,
     NotFound,
     Problem,
-    Refused,
-    SeveralScopes,
     TooLarge,
     Unavailable,
     Unknown,
-    VersionMismatch,
 )
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader
-from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Begun, Cache, Entry
-from hiveio.transaction.command import Command, Reading, Token, answer_body, fresh_ids
+from hiveio.transaction.cache import Begun, Cache
+from hiveio.transaction.command import Command, Token, fresh_ids
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.metrics import Tally
 from hiveio.transaction.outcome import Outcomes
-from hiveio.transaction.record import Barrier, CommandId, Commit, Read, Write, aggregate
+from hiveio.transaction.performer import Performer
+from hiveio.transaction.record import Barrier, CommandId, aggregate
 from hiveio.transaction.rule import Known, scope_of
-from hiveio.transaction.run import IDLE, OPEN, QUEUE, Run, Taken
+from hiveio.transaction.run import IDLE, QUEUE, Run
 from hiveio.transaction.scope import Pending, Scope
 
 log = logging.getLogger("hiveio.engine")
@@ -53,8 +46,6 @@ COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
 BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
-STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
-UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
 
 
 class Engine:
@@ -79,7 +70,8 @@ class Engine:
         self._appender: Appender
         self._timeout_s = settings.request_timeout_ms / 1000
         self._ids = fresh_ids()
-        self._outcomes = Outcomes(cache, reader, self._append, self.fresh)
+        self.perform = Performer(self).perform
+        self._outcomes = Outcomes(cache, reader, self.append, self.fresh)
         self._keys: set[str] = set()  # commands with an Idempotency-Key that are in work here
         self._taken: deque[Command] = deque()  # in the order of their deadlines
         self._open = 0
@@ -130,9 +122,9 @@ class Engine:
         run.expected -= 1
         error = future.exception()
         if error is not None or not command.scope.saw(future.result()[0]):
-            self._fail(command, Unavailable(str(error) if error else command.scope.state))
+            self.fail(command, Unavailable(str(error) if error else command.scope.state))
         elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
-            self._task(self._repeat(command, found))
+            self.task(self._repeat(command, found))
         else:
             command.begun = int(future.result()[0].partition(b"|")[0])
             run.push(command)
@@ -207,144 +199,20 @@ class Engine:
     def give_up(self, command: Command, problem: Problem) -> None:
         """Out of retries, with no record of the command in flight: it has not happened, and it will not."""
         if isinstance(problem, Conflict) and command.keyed:
-            self._task(self._close(command, problem))
+            self.task(self._close(command, problem))
         else:
-            self._fail(command, problem)
+            self.fail(command, problem)
 
-    # -- performing
+    # -- records and answers
 
-    def perform(self, run: Run, command: Command) -> None:
-        """Run the actor on the tip of its aggregate, and append what it decides."""
-        if not run.in_flight and (seen := run.scope.view.entry(run.aggregate)) is not None:
-            run.tip = seen
-        assert run.tip is not None
-        contract, envelope = command.contract, command.envelope
-        reading = Reading(self, command, run, run.tip)
-        try:
-            if envelope.if_match is not None and envelope.if_match != reading.version:
-                raise VersionMismatch(f"{run.aggregate} is at version {reading.version}", version=reading.version)
-            if contract.is_async:
-                waits = self._waits(run, command, reading)
-            else:
-                result = command.context.run(self._invoke, command, reading)
-                if not inspect.isawaitable(result) and reading.complete:
-                    self._decide(command, reading, result)
-                    return
-                waits = self._waits(run, command, reading, result, begun=True)
-        except Exception as error:
-            self._raised(command, reading, error)
-            return
-        run.performing = True
-        self._task(waits, command.context.copy())
-
-    def _invoke(self, command: Command, reading: Reading) -> Any:
-        contract = command.contract
-        context = command.envelope.context(reading.version) if contract.wants_context else None
-        return contract.invoke(reading.state, command.envelope.message, context, reading)
-
-    async def _waits(
-        self, run: Run, command: Command, reading: Reading, result: Any = None, *, begun: bool = False
-    ) -> None:
-        """A perform that waits: for other aggregates, or for whatever its author awaits."""
-        try:
-            for _ in range(STARTED_ANEW):
-                if not begun:
-                    result = self._invoke(command, reading)
-                if inspect.isawaitable(result):
-                    result = await result
-                await reading.read_written()
-                if not reading.moved() and await self._surely_held(command, reading):
-                    self._decide(command, reading, result)
-                    return
-                reading.close()
-                if run.state is not OPEN or run.tip is None:
-                    raise Taken(f"{run.aggregate} has moved")
-                begun, reading = False, Reading(self, command, run, run.tip)
-            raise Conflict(f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed")
-        except Taken as taken:
-            command.attempts += 1
-            if command.attempts > self.retry_count:
-                self.give_up(command, Conflict(str(taken)))
-            elif not command.over:
-                run.set_aside(command)
-        except Exception as error:
-            self._raised(command, reading, error)
-        finally:
-            reading.close()
-            run.performed()
-
-    async def _surely_held(self, command: Command, reading: Reading) -> bool:
-        """Phase one: where a lock has run out while the actor was at work, the cache votes."""
-        if time.monotonic() < min(run.until for run in reading.runs.values()):
-            return True
-        heads = [(name, entry.head or "") for name, entry in reading.entries.items()]
-        if any(head in command.scope.pending for _, head in heads):
-            return False
-        scope, ttl_ms = command.scope, self.settings.lock_ttl_ms
-        stands, vote = await self.cache.prepare(scope.partition, self.lock.token, ttl_ms, heads)
-        return scope.saw(stands) and vote == 1 and not reading.moved()
-
-    def _raised(self, command: Command, reading: Reading, error: Exception) -> None:
-        """A refusal is decided like anything else; other errors are answered, and nothing was appended."""
-        if isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge):
-            try:
-                self._decide(command, reading, None, error)
-                return
-            except Exception as fault:
-                error = fault
-        self._fail(command, error)
-
-    def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Refused | None = None) -> None:
-        """What perform decided becomes a record or, if there is nothing to record, an answer."""
-        if command.over:
-            return
-        scope, target, meta, entries = command.scope, command.target, command.envelope.meta, reading.entries
-        raw: dict[str, list[Raw]] = {target: []}
-        if refusal is None:
-            for name, emitted in reading.events.items():
-                raw[name] = [Raw(encode_message(event, meta)) for event in emitted]
-            raw[target] += [Raw(encode_message(e, meta)) for e in command.contract.checked_events(returned)]
-        command.refusal = refusal
-        # Chained on what is not read back, or not of one cut: the reads have to be validated.
-        chained = any(entry.head in scope.pending or entry.at > scope.view.next for entry in entries.values())
-        if not any(raw.values()) and not command.keyed and not chained and command.attempts < UNRECORDED:
-            self._task(self._answer_unrecorded(command, {name: entry.head for name, entry in entries.items()}))
-            return
-        tx = self.fresh()
-        results, writes = {}, []
-        for name, events in raw.items():
-            old = entries[name]
-            state, snapshot = scope.view.folded(name, old, events)
-            results[name] = Entry(old.version + len(events), tx, state, snapshot, old.at)
-            writes.append(Write(name, old.head or "", old.version, tuple(events)))
-        reads: tuple[Read, ...] = ()
-        if len(raw) < len(entries):
-            read = [(name, entry) for name, entry in entries.items() if name not in raw]
-            # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
-            stale = any(scope.view.entries.get(name) is not entry for name, entry in read)
-            if stale or chained or refusal is not None or command.contract.serializable:
-                reads = tuple([Read(name, entry.head or "") for name, entry in read])
-        problem = None if refusal is None else problem_document(refusal)
-        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace)
-        command.body, command.version = answer_body(raw[target]), results[target].version
-        pending = Pending(tx, record, results, command.begun, self._settled, command)
-        if faults.armed:
-            faults.hit("prepared", target)
-        self._append(scope, pending)
-        command.appended = True
-        if faults.armed:
-            faults.hit("appended", target)
-        for name, entry in results.items():
-            reading.runs[name].appended(pending, entry)
-
-    def _append(self, scope: Scope, pending: Pending) -> None:
+    def append(self, scope: Scope, pending: Pending) -> None:
         value = records.encode(pending.record)
         if len(value) > RECORD_LIMIT:
             raise TooLarge(f"the transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken")
         self._appender.append(scope.partition, pending.tx, value, in_flight=len(scope.pending))
         scope.pending[pending.tx] = pending
 
-    async def _answer_unrecorded(self, command: Command, heads: dict[str, str | None]) -> None:
+    async def answer_unrecorded(self, command: Command, heads: dict[str, str | None]) -> None:
         """A refusal, or nothing to write, without a record: true if what it rests on stands at the read index."""
         scope, run = command.scope, self.run(command.scope, command.target)
         run.expected += 1
@@ -355,7 +223,7 @@ class Engine:
             if stands:
                 self._answer(command, -1)
         except Problem as problem:
-            self._fail(command, problem)
+            self.fail(command, problem)
         run.expected -= 1
         if command.over:
             run.pump()
@@ -365,7 +233,7 @@ class Engine:
 
     # -- verdicts
 
-    def _settled(self, pending: Pending, verdict: bool | None, offset: int) -> None:
+    def settled(self, pending: Pending, verdict: bool | None, offset: int) -> None:
         """The record is read back: accepted, void, or (None) no longer to be told."""
         command: Command = pending.owner
         command.appended = verdict is None
@@ -378,7 +246,7 @@ class Engine:
             if command.over:
                 pass
             elif found is not None:
-                self._task(self._repeat(command, found))
+                self.task(self._repeat(command, found))
             elif command.attempts > self.retry_count:
                 self.give_up(command, Conflict(f"{command.target} was changed by others {command.attempts} times"))
             else:
@@ -400,7 +268,7 @@ class Engine:
             headers = {"ETag": f'"{command.version}"', "Hive-Position": f"{command.scope.where}/{offset}"}
             command.future.set_result(Outcome(encoded=command.body, headers=headers))
 
-    def _fail(self, command: Command, error: Exception) -> None:
+    def fail(self, command: Command, error: Exception) -> None:
         self._over(command, error.title if isinstance(error, Problem) else "fault")
         if not command.future.done():
             command.future.set_exception(error)
@@ -418,15 +286,15 @@ class Engine:
             await self._outcomes.repeat(command, found)
             self._answer(command, found.offset)
         except HiveError as error:
-            self._fail(command, error)
+            self.fail(command, error)
 
     async def _close(self, command: Command, problem: Conflict) -> None:
         try:
             self._answer(command, (await self._outcomes.close(command, problem)).offset)
         except Unavailable as error:
-            self._fail(command, Unknown(error.detail, transaction=command.token))
+            self.fail(command, Unknown(error.detail, transaction=command.token))
         except HiveError as error:
-            self._fail(command, error)
+            self.fail(command, error)
 
     # -- what does not come back
 
@@ -454,7 +322,7 @@ class Engine:
             return
         try:
             barrier = Pending(self.fresh(), Barrier((name,)), {}, -1, lambda pending, verdict, offset: None, None)
-            self._append(scope, barrier)
+            self.append(scope, barrier)
         except Problem as problem:
             log.warning("no barrier for %s: %s", name, problem)
             self.loop.call_later(BARRIER_AGAIN_S * (1 + random.random()), self._rescue, scope, name)
@@ -467,7 +335,7 @@ class Engine:
             for pending in list(run.in_flight.values()) if run is not None else ():
                 before = pending.owner.target == name and pending.entries[name].at <= offset
                 if before and pending.owner.scope.pending.pop(pending.tx, None):
-                    self._settled(pending, False, -1)
+                    self.settled(pending, False, -1)
 
     # -- time
 
@@ -495,7 +363,7 @@ class Engine:
             why = f" ({run.trouble})" if run is not None and run.trouble else ""
             text = f"{command.target} was not to be had within {self._timeout_s:.0f} s{why}: nothing has happened"
             problem = Unavailable(text)
-        self._fail(command, problem)
+        self.fail(command, problem)
         if command.appended:
             self._rescue(command.scope, command.target)
         return problem
@@ -510,7 +378,7 @@ class Engine:
         for name, run in self.runs.items():
             self.lock.release(self.cache.scope(run.scope.partition), (name,))
 
-    def _task(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+    def task(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> None:
         task = self.loop.create_task(coroutine, context=context)
         self._tasks.add(task)  # the loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)

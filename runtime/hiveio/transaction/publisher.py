@@ -19,13 +19,14 @@ from hiveio.service import Observer
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.record import Commit
+from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.publisher")
 
 LEASE_MS = 2_000  # a dead holder is succeeded after it
 RENEW_S = 0.6
+POSITION = 2  # among the headers of an event
 GROUP = 500  # most events in one request
 GROUP_BYTES = 600_000
 
@@ -105,7 +106,7 @@ class Publisher:
                 if group:
                     await session.send(group)
                     metrics.published.inc(len(group))
-                self._scope.published = self.read
+                self._scope.applier.published = self.read
         finally:
             session.close()
             self._tail.unfollow(self._scope.partition)
@@ -168,28 +169,33 @@ class Publisher:
         return group
 
     def _outgoing(self, message: LogRecord) -> list[Outgoing]:
-        record = records.decode(message.value)
-        if not isinstance(record, Commit):
-            return []
-        group = []
-        index = 0
-        for write in record.writes:
-            actor, _, id = write.aggregate.partition("/")
-            for version, event in enumerate(write.events, write.version + 1):
-                if (message.offset, index) > self._after:
-                    position = f"{self._scope.partition}:{message.offset}:{index}"
-                    headers: list[tuple[str, str | bytes | None]] = [
-                        ("hive-actor", actor),
-                        ("hive-id", f"{message.key}.{index}"),
-                        ("hive-position", position),
-                        ("hive-version", str(version)),
-                        ("content-type", "application/json"),
-                    ]
-                    if record.trace:
-                        headers.append(("traceparent", record.trace))
-                    if self._previous:
-                        headers.append(("hive-previous", self._previous))
-                    group.append(Outgoing(id, bytes(event), headers))
-                    self._previous = position
-                index += 1
+        group = outgoing(self._scope.partition, message, records.decode(message.value))
+        if message.offset == self._after[0]:
+            group = group[self._after[1] + 1 :]
+        for event in group:
+            if self._previous:
+                event.headers.append(("hive-previous", self._previous))
+            self._previous = str(event.headers[POSITION][1])
         return group
+
+
+def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoing]:
+    """The events of an accepted record as they stand on the event topic, but for ``hive-previous``."""
+    group: list[Outgoing] = []
+    if not isinstance(record, Commit):
+        return group
+    for write in record.writes:
+        actor, _, id = write.aggregate.partition("/")
+        for version, event in enumerate(write.events, write.version + 1):
+            index = len(group)
+            headers: list[tuple[str, str | bytes | None]] = [
+                ("hive-actor", actor),
+                ("hive-id", f"{message.key}.{index}"),
+                ("hive-position", f"{partition}:{message.offset}:{index}"),
+                ("hive-version", str(version)),
+                ("content-type", "application/json"),
+            ]
+            if record.trace:
+                headers.append(("traceparent", record.trace))
+            group.append(Outgoing(id, bytes(event), headers))
+    return group

@@ -82,6 +82,11 @@ class Prefix:
         found = self.ids.get(text)
         return found if found is not None and self.window.holds(found, offset, time) else None
 
+    def forget(self) -> None:
+        """Drop the command ids that have left the window; nothing that counts changes."""
+        now = len(self.verdicts), self.time
+        self.ids = {text: known for text, known in self.ids.items() if self.window.holds(known, *now)}
+
     def head(self, aggregate: str) -> str:
         fact = self.facts.get(aggregate)
         return fact.head if fact else ""

@@ -12,27 +12,27 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from hiveio.actor import Contract
-from hiveio.errors import Corrupt, HiveError, Unavailable
+from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.transaction import faults
 from hiveio.transaction import record as records
+from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.record import Barrier, Commit, Format, Record
-from hiveio.transaction.rule import Known, Window, accepts
+from hiveio.transaction.rule import Known, Window
 from hiveio.transaction.view import View
 
 log = logging.getLogger("hiveio.scope")
 
 CHUNK = 1_000  # most records judged at once, and
 TURN_S = 0.02  # the time after which the loop turns between
-UNAPPLIED = 4_000  # records judged and not applied, beyond which judging waits
+UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
 PROGRESS = 100_000  # records between two lines of progress while catching up
-PAUSE_S = (0.05, 2.0)  # first and longest pause while a backend is away
 
 Settled = Callable[["Pending", bool | None, int], None]
 
@@ -49,17 +49,6 @@ class Pending:
         self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
         self.settled, self.owner = settled, owner
         self.text = record.command.text if record.command else ""
-
-
-class Judged(NamedTuple):
-    """A record that was judged here and is not applied to the cache."""
-
-    offset: int
-    tx: str
-    time: int
-    verdict: bool
-    touched: tuple[str, ...]
-    id: tuple[str, Known] | None
 
 
 class Scope:
@@ -79,28 +68,26 @@ class Scope:
         self.partition, self.topic, self._topic_id = partition, topic, topic_id
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self._reader, self._window = cache, tail, reader, window
-        self.view = View(contracts, self.where)
+        self.view = View(contracts, self.where, window)
+        self.applier = Applier(self, cache, window)
         self.failed = ""
         self.late = False  # a record of ours is out for longer than a request may take: no new work is taken
-        self.published = 0  # offset up to which events are published, as far as this instance knows
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
         self._seen = b""  # the text of ``stands``, where a reply has brought it
-        self._lost = True  # the cache is not known to match the log
+        self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
         self._inbox: deque[LogRecord] = deque()
-        self._unapplied: deque[Judged] = deque()
-        self._when_applied: deque[tuple[int, Callable[[], None]]] = deque()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._news, self._work, self._applied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life
 
     def start(self) -> None:
-        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._apply())]
+        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self.applier.run())]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -110,7 +97,7 @@ class Scope:
     @property
     def ready(self) -> bool:
         """Caught up with the end that the log had when it began, or fell back."""
-        return not self.failed and not self._lost and self._goal is not None and self.view.next >= self._goal
+        return not self.failed and not self.lost and self._goal is not None and self.view.next >= self._goal
 
     @property
     def state(self) -> str:
@@ -122,19 +109,19 @@ class Scope:
     def saw(self, stands: bytes) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more."""
         if stands == self._seen:  # as most replies of a batch
-            return not self._lost
+            return not self.lost
         watermark = Watermark.parse(stands)
         mine = self.stands
         if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < mine.offset:
-            if not self._lost:
+            if not self.lost:
                 log.warning("the cache of %s fell back from %s to %s", self.where, mine.text, stands.decode())
-                self._lost = True
+                self.lost = True
                 self._news.set()
-                self._work.set()
+                self.applier.wake()
             return False
         if watermark.offset > mine.offset:
             self.stands = watermark
-            self._moved()
+            self.applier.moved()
         self._seen = stands
         return True
 
@@ -169,10 +156,7 @@ class Scope:
 
     def when_applied(self, offset: int, done: Callable[[], None]) -> None:
         """Call back once the cache stands beyond this offset."""
-        if self.stands.offset > offset:
-            done()
-        else:
-            self._when_applied.append((offset, done))
+        self.applier.when_applied(offset, done)
 
     async def verdicts(self, first: int, end: int) -> str:
         """For each offset judged '1' accepted or '0' void; '?' where neither this instance nor the cache knows."""
@@ -189,7 +173,7 @@ class Scope:
         pause, longest = PAUSE_S
         while not self.failed:
             try:
-                if self._lost:
+                if self.lost:
                     await self._synchronise()
                 if not self._inbox:
                     self._news.clear()
@@ -235,9 +219,9 @@ class Scope:
         self.stands, self._seen, self._goal = watermark, b"", end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark)
-        self._lost = False
-        self._moved()
-        self._work.set()
+        self.lost = False
+        self.applier.moved()
+        self.applier.wake()
         self._progressed(self.view.next)
 
     async def _matches(self, watermark: Watermark, end: int) -> bool:
@@ -251,7 +235,7 @@ class Scope:
     def _refold(self, watermark: Watermark) -> None:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
         self.view.begin(watermark.offset, watermark.time)
-        self._unapplied.clear()
+        self.applier.judged.clear()
         self._tail.taken(len(self._inbox))
         self._inbox.clear()
         self._tail.follow(self.partition, watermark.offset, self._arrived, self._broken)
@@ -262,7 +246,7 @@ class Scope:
         before = self.view.next
         index = 0
         try:
-            while index < len(batch) and not self._lost:
+            while index < len(batch) and not self.lost:
                 rest = batch[index:] if index else batch
                 offset, following = rest[0].offset, self.view.next
                 if offset < following:
@@ -271,11 +255,10 @@ class Scope:
                     raise Corrupt(f"{self.where}: the records from {following} to {offset - 1} are gone")
                 elif self.stands.offset > following:
                     index += await self._skip(rest)
-                elif len(self._unapplied) >= UNAPPLIED:
-                    await self._apply_all(UNAPPLIED // 2)
-                elif await self._load(rest):
-                    index += self._fold(rest)
-                    break
+                elif len(self.applier.judged) >= UNAPPLIED:
+                    await self.applier.wait(UNAPPLIED // 2)
+                elif (found := await self._load(rest)) is not None:
+                    index += await self._fold(rest, found)
         finally:  # what was not judged is judged next time
             self._inbox.extendleft(reversed(batch[index:]))
             self._tail.taken(index)
@@ -305,85 +288,72 @@ class Scope:
 
     # -- judging what nobody has applied yet
 
-    async def _load(self, batch: Sequence[LogRecord]) -> bool:
-        """Bring what the verdicts of the batch need into the view. False if the cache has moved meanwhile."""
-        view = self.view
+    async def _load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
+        """The batch decoded, with what its verdicts need in the view. None if the cache has moved past it meanwhile."""
+        view, pending = self.view, self.pending
+        entry, recent, since = view.entries.get, view.recent, view.since
+        found: list[Record] = []
         names: dict[str, None] = {}
         ids: dict[str, None] = {}
         for message in batch:
             record = self._decoded(message)
-            if isinstance(record, Format):
+            found.append(record)
+            if isinstance(record, Commit):
+                for write in record.writes:
+                    if (held := entry(write.aggregate)) is None or held.head is None:
+                        names[write.aggregate] = None
+                for read in record.reads:
+                    if (held := entry(read.aggregate)) is None or held.head is None:
+                        names[read.aggregate] = None
+            elif isinstance(record, Barrier):
+                names.update((name, None) for name in record.aggregates if view.entry(name) is None)
+            if not since or isinstance(record, Format) or record.command is None:
                 continue
-            reads = [read.aggregate for read in record.reads] if isinstance(record, Commit) else ()
-            names.update((name, None) for name in (*records.touched(record), *reads) if view.entry(name) is None)
-            pending = self.pending.get(message.key)
-            if record.command is None or (pending is not None and pending.begun >= view.since) or not view.since:
-                continue
-            text = record.command.text
-            covered = not record.keyed and message.offset - view.since > self._window.records
-            if not covered and text not in view.recent:
+            mine = pending.get(message.key)
+            covered = not record.keyed and message.offset - since > self._window.records
+            if not covered and (mine is None or mine.begun < since) and (text := record.command.text) not in recent:
                 ids[text] = None
+        if view.complete:
+            for name in [name for name in names if name not in view.entries]:
+                view.keep(name, Entry())
+                del names[name]
         if not names and not ids:
-            return True
-        await self._apply_all(0)
-        if self._lost:
-            return False
+            return found
+        # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
+        # So it is with ids, as long as the view has those that wait.
+        if since > self.stands.offset:
+            await self.applier.wait(0)
         wanted = [*((name, "") for name in names), *(("", text) for text in ids)]
         replies = await asyncio.gather(*[self._cache.begin(self.partition, *pair) for pair in wanted])
         for stands, _ in replies:
-            if not self.saw(stands) or self.stands.offset != view.next:
-                return False
-        for (name, text), (_, (entry, id)) in zip(wanted, replies, strict=True):
+            if not self.saw(stands) or self.stands.offset > view.next:
+                return None
+        for (name, text), (_, (cached, id)) in zip(wanted, replies, strict=True):
             if name:
-                view.keep(name, view.parsed(name, view.next, entry))
-            elif (found := known(id)) is not None:
-                view.recent[text] = found
-        return True
+                view.keep(name, view.parsed(name, view.next, cached))
+            elif (there := known(id)) is not None:
+                view.recent[text] = there
+        return found
 
-    def _fold(self, batch: Sequence[LogRecord]) -> int:
-        """Judge the batch and fold what is accepted. The number of records judged."""
-        count, end = 0, time.monotonic() + TURN_S
-        for message in batch:
-            if message.offset != self.view.next or time.monotonic() > end:
-                break
-            self._judge_one(message)
+    async def _fold(self, batch: Sequence[LogRecord], found: Sequence[Record]) -> int:
+        """Judge the batch, as far as nobody else has applied it; the loop turns between. How many were judged."""
+        end = time.monotonic() + TURN_S
+        count = 0
+        for message, record in zip(batch, found, strict=True):
+            if time.monotonic() > end:
+                self.applier.wake()
+                await asyncio.sleep(0)
+                if self.lost or self.stands.offset > self.view.next:
+                    break
+                end = time.monotonic() + TURN_S
+            pending = self.pending.pop(message.key, None)
+            judged = self.view.judge(message, record, pending.entries if pending is not None else None)
+            self.applier.judged.append(judged)
+            self._told(record, pending, judged.verdict, message.offset)
             count += 1
-        self._work.set()
-        self._trim()
+        self.applier.wake()
+        self.view.trim(self.applier.touched, self.stands.offset)
         return count
-
-    def _judge_one(self, message: LogRecord) -> None:
-        view, offset, tx = self.view, message.offset, message.key
-        pending = self.pending.pop(tx, None)
-        record = pending.record if pending is not None else self._decoded(message)
-        now = view.time = max(view.time, message.time)
-        verdict = True
-        touched: tuple[str, ...] = ()
-        id: tuple[str, Known] | None = None
-        if not isinstance(record, Format):
-            text = pending.text if pending is not None else record.command.text if record.command else ""
-            found = view.recent.get(text) if text else None
-            on_record = found is not None and self._window.holds(found, offset, now)
-            verdict = accepts(record, view.head, on_record)
-            if verdict:
-                touched = records.touched(record)
-                if text and not on_record:
-                    view.recent[text] = noted = Known(offset, now, record.keyed)
-                    id = (text, noted)
-                if pending is not None and isinstance(record, Commit):
-                    for name, entry in pending.entries.items():
-                        entry.at = offset + 1
-                        view.keep(name, entry)
-                elif isinstance(record, Commit):
-                    for write in record.writes:
-                        view.replay(offset, write.aggregate, tx, write.events)
-                else:
-                    for name in record.aggregates:
-                        view.replay(offset, name, tx, ())
-        view.next = offset + 1
-        view.judged("1" if verdict else "0")
-        self._unapplied.append(Judged(offset, tx, now, verdict, touched, id))
-        self._told(record, pending, verdict, offset)
 
     def _told(self, record: Record, pending: Pending | None, verdict: bool | None, offset: int) -> None:
         if pending is not None:
@@ -404,86 +374,11 @@ class Scope:
         for message, verdict in zip(batch, verdicts, strict=False):
             if message.offset != self.view.next:
                 break
-            self._skip_one(message, verdict)
+            record = self._decoded(message)
+            pending = self.pending.pop(message.key, None)
+            self.view.pass_over(message, record, verdict)
+            self._told(record, pending, None if verdict == "?" else verdict == "1", message.offset)
             count += 1
-        self._moved()
-        self._trim()
+        self.applier.moved()
+        self.view.trim(self.applier.touched, self.stands.offset)
         return count
-
-    def _skip_one(self, message: LogRecord, verdict: str) -> None:
-        view, offset = self.view, message.offset
-        record = self._decoded(message)
-        pending = self.pending.pop(message.key, None)
-        view.time = max(view.time, message.time)
-        view.next = offset + 1
-        view.judged(verdict)
-        if not isinstance(record, Format) and verdict != "0":
-            for name in records.touched(record):
-                view.mark_touched(name, offset)
-            if isinstance(record, Commit) and verdict == "1":
-                view.recent[record.command.text] = Known(offset, view.time, record.keyed)
-            else:
-                view.since = view.next  # whether an id was recorded here is told by the cache
-        self._told(record, pending, None if verdict == "?" else verdict == "1", offset)
-
-    # -- moving the cache
-
-    async def _apply(self) -> None:
-        pause, longest = PAUSE_S
-        while not self.failed:
-            if self._lost or not self._unapplied:
-                self._applied.set()
-                self._work.clear()
-                await self._work.wait()
-                continue
-            try:
-                await self._apply_once()
-                pause = PAUSE_S[0]
-            except HiveError as error:
-                log.warning("the cache of %s is not moved: %s", self.where, error)
-                await asyncio.sleep(pause * (1 + random.random()))
-                pause = min(2 * pause, longest)
-            except Exception as error:
-                log.exception("a fault while moving the cache of %s", self.where)
-                self.fail(f"{self.where}: {type(error).__name__}: {error}")
-
-    async def _apply_once(self) -> None:
-        base = self.stands
-        if self._unapplied[0].offset != base.offset:
-            raise AssertionError(
-                f"{self.where}: judged from {self._unapplied[0].offset}, the cache is at {base.offset}"
-            )
-        judged = tuple(self._unapplied)
-        last = judged[-1]
-        to = Watermark(last.offset + 1, last.time, self._topic_id, base.generation, last.tx)
-        names = dict.fromkeys([name for j in judged for name in j.touched])
-        entries = [(name, self.view.entries[name].text) for name in names]
-        ids = [(j.id[0], j.id[1].text) for j in judged if j.id is not None]
-        verdicts = "".join(["1" if j.verdict else "0" for j in judged])
-        if faults.armed:
-            for name in names:
-                faults.hit("applying", name)
-        stands = await self._cache.apply(self.partition, base, to, verdicts, entries, ids, self._window, self.published)
-        self.saw(stands)
-        if faults.armed:
-            for name in names:
-                faults.hit("applied", name)
-
-    def _moved(self) -> None:
-        """The cache stands further on: what is applied needs no applying, and those who wait for it are told."""
-        offset = self.stands.offset
-        while self._unapplied and self._unapplied[0].offset < offset:
-            self._unapplied.popleft()
-        while self._when_applied and self._when_applied[0][0] < offset:
-            self._when_applied.popleft()[1]()
-        self._applied.set()
-
-    async def _apply_all(self, down_to: int) -> None:
-        """Wait until no more than this many records are judged and not applied."""
-        while len(self._unapplied) > down_to and not self._lost:
-            self._applied.clear()
-            self._work.set()
-            await self._applied.wait()
-
-    def _trim(self) -> None:
-        self.view.trim(lambda: {name for judged in self._unapplied for name in judged.touched}, self.stands.offset)

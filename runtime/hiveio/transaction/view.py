@@ -1,4 +1,5 @@
-"""What an instance knows of a scope by itself: entries that are exact at ``next``, and recent command ids and verdicts.
+"""What an instance knows of a scope by itself: entries that are exact at ``next``, and recent command ids and verdicts;
+and the fold that takes it from one record to the next.
 
 The view is a pure function of the log, so it is right whatever the cache does. It is bounded: what it lacks comes from
 the cache, at a watermark, and ``reconcile`` takes the newer of the two.
@@ -7,26 +8,41 @@ the cache, at a watermark, and ``reconcile`` takes the newer of the two.
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from hiveio.actor import Contract
 from hiveio.envelope import encode_json
 from hiveio.errors import Corrupt, HiveError, Problem
+from hiveio.kafka.tail import LogRecord
+from hiveio.transaction import record as records
 from hiveio.transaction.cache import Entry
-from hiveio.transaction.rule import Known
+from hiveio.transaction.record import Commit, Format, Record
+from hiveio.transaction.rule import Known, Window, accepts
 
 AGGREGATES = 50_000  # kept in memory
 RECENT = 50_000  # command ids kept in memory
 VERDICTS = 100_000  # kept in memory, for the publisher
 
 
+class Judged(NamedTuple):
+    """What became of a record: its verdict, the aggregates whose heads it moved, the command id now on record."""
+
+    offset: int
+    tx: str
+    time: int
+    verdict: bool
+    touched: tuple[str, ...]
+    id: tuple[str, Known] | None
+
+
 class View:
     """Everything below the offset ``next`` is judged."""
 
-    def __init__(self, contracts: Mapping[str, Contract], where: str) -> None:
-        self._contracts, self._where = contracts, where
+    def __init__(self, contracts: Mapping[str, Contract], where: str, window: Window) -> None:
+        self._contracts, self._where, self._window = contracts, where, window
+        self.complete = False  # an aggregate without an entry never was
         self.next = 0
         self.time = 0  # the log's, ms: the highest so far
         self.entries: OrderedDict[str, Entry] = OrderedDict()
@@ -38,6 +54,7 @@ class View:
         """Forget everything, and go on from this offset."""
         self.next = self.since = self._verdicts_from = offset
         self.time = time
+        self.complete = offset == 0
         self._verdicts = bytearray()
         self.entries.clear()
         self.recent.clear()
@@ -107,6 +124,55 @@ class View:
             raise Corrupt(f"{self._where}: {name} is in the log and no actor of this service is named so")
         return contract
 
+    def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Judged:
+        """Judge the record at ``next``, and fold it if it is accepted. The view has all that the verdict depends on.
+
+        ``results`` are what it makes of its aggregates, where that is known. Raises Corrupt.
+        """
+        offset, tx = message.offset, message.key
+        now = self.time = max(self.time, message.time)
+        verdict = True
+        touched: tuple[str, ...] = ()
+        id: tuple[str, Known] | None = None
+        if not isinstance(record, Format):
+            text = record.command.text if record.command else ""
+            found = self.recent.get(text) if text else None
+            on_record = found is not None and self._window.holds(found, offset, now)
+            verdict = accepts(record, self.head, on_record)
+            if verdict:
+                touched = records.touched(record)
+                if text and not on_record:
+                    self.recent[text] = noted = Known(offset, now, record.keyed)
+                    id = (text, noted)
+                if results:
+                    for name, entry in results.items():
+                        entry.at = offset + 1
+                        self.keep(name, entry)
+                elif isinstance(record, Commit):
+                    for write in record.writes:
+                        self.replay(offset, write.aggregate, tx, write.events)
+                else:
+                    for name in record.aggregates:
+                        self.replay(offset, name, tx, ())
+        self.next = offset + 1
+        self._verdicts.append(49 if verdict else 48)
+        return Judged(offset, tx, now, verdict, touched, id)
+
+    def pass_over(self, message: LogRecord, record: Record, verdict: str) -> None:
+        """Others have judged and applied the record at ``next``: '1' accepted, '0' void, '?' not to be told."""
+        offset = message.offset
+        self.time = max(self.time, message.time)
+        self.next = offset + 1
+        self._verdicts.append(ord(verdict))
+        if isinstance(record, Format) or verdict == "0":
+            return
+        for name in records.touched(record):
+            self.mark_touched(name, offset)
+        if isinstance(record, Commit) and verdict == "1":
+            self.recent[record.command.text] = Known(offset, self.time, record.keyed)
+        else:
+            self.since = self.next  # whether an id was recorded here is told by the cache
+
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
         """Fold what an accepted record did to one aggregate. Raises Corrupt, and nothing goes past it."""
         old = self.entries[name]
@@ -119,9 +185,6 @@ class View:
             raise Corrupt(text) from error
         self.keep(name, Entry(old.version + len(events), tx, state, snapshot, offset + 1))
 
-    def judged(self, verdict: str) -> None:
-        self._verdicts.append(ord(verdict))
-
     def verdicts(self, first: int, end: int) -> str | None:
         """For each offset '1' accepted, '0' void or '?'; None if that is too long ago."""
         start = self._verdicts_from
@@ -130,6 +193,7 @@ class View:
     def trim(self, unapplied: Callable[[], Collection[str]], applied: int) -> None:
         """Keep the bounds. What the cache does not have yet, and what only the view knows to be stale there, stays."""
         if len(self.entries) > AGGREGATES:
+            self.complete = False
             needed = unapplied()
             for name in list(islice(self.entries, len(self.entries) - AGGREGATES)):
                 if name not in needed and self.entries[name].at <= applied:

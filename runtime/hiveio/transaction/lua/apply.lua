@@ -2,43 +2,70 @@
 -- KEYS[1]  the watermark
 -- ARGV     [1] watermark that must stand, [2] the next one, [3] first offset judged, [4] verdicts as '0' and '1',
 --          [5] window: records, [6] window: ms for keyed ids, [7] offset up to which events are published,
---          [8] number of entries, then (aggregate, entry) each; then (command id, id entry) to the end
+--          [8] MessagePack: a list of aggregate, entry, aggregate, entry, …
+--          [9] MessagePack: a list of command id, id entry, …
 -- returns  {1, next watermark} or {0, the watermark that stands}
 -- Competing and repeated calls are harmless: all but the first find another watermark.
-local CHUNK, KEPT = 65536, 100000
+local CHUNK, KEPT, MOST = 65536, 100000, 1000
 local stands = redis.call('GET', KEYS[1]) or ''
 if stands ~= ARGV[1] then return {0, stands} end
 local offset, time, generation = string.match(ARGV[2], '^(%d+)|(%d+)|[^|]*|([^|]*)|')
 offset, time = tonumber(offset), tonumber(time)
 local prefix = KEYS[1] .. ':' .. generation
 local ids = prefix .. ':ids'
-local entries = tonumber(ARGV[8])
-for i = 9, 8 + 2 * entries, 2 do redis.call('SET', prefix .. ':a:' .. ARGV[i], ARGV[i + 1]) end
-local added = {['0'] = 0, ['1'] = 0}
-for i = 9 + 2 * entries, #ARGV, 2 do
-  local keyed = string.sub(ARGV[i + 1], -1)
-  redis.call('HSET', ids, ARGV[i], ARGV[i + 1])
-  redis.call('RPUSH', prefix .. ':order:' .. keyed, ARGV[i + 1] .. ':' .. ARGV[i])
-  added[keyed] = added[keyed] + 1
+-- Few calls with many arguments each: a call costs more than its work.
+local function many(list, step, ...)
+  for i = 1, #list, MOST * step do
+    local head, words = {...}, {unpack(list, i, math.min(i + MOST * step - 1, #list))}
+    for k = #head, 1, -1 do table.insert(words, 1, head[k]) end
+    redis.call(unpack(words))
+  end
+end
+local entries = cmsgpack.unpack(ARGV[8])
+for i = 1, #entries, 2 do entries[i] = prefix .. ':a:' .. entries[i] end
+many(entries, 2, 'MSET')
+local named = cmsgpack.unpack(ARGV[9])
+many(named, 2, 'HSET', ids)
+local added = {['0'] = {}, ['1'] = {}}
+for i = 1, #named, 2 do
+  local to = added[string.sub(named[i + 1], -1)]
+  to[#to + 1] = named[i + 1] .. ':' .. named[i]
 end
 -- Forget ids that are outside both windows; never before, for a verdict must not depend on when this runs.
 for keyed, new in pairs(added) do
   local order = prefix .. ':order:' .. keyed
-  for _ = 1, 2 * new + 8 do
-    local oldest = redis.call('LINDEX', order, 0)
-    if not oldest then break end
-    local at, when, id = string.match(oldest, '^(%d+):(%d+):%d:(.*)$')
+  many(new, 1, 'RPUSH', order)
+  local olds = redis.call('LRANGE', order, 0, 2 * #new + 7)
+  local past, asked = {}, {}
+  for _, old in ipairs(olds) do
+    local at, when, id = string.match(old, '^(%d+):(%d+):%d:(.*)$')
     if offset - tonumber(at) <= tonumber(ARGV[5]) then break end
     if keyed == '1' and time - tonumber(when) <= tonumber(ARGV[6]) then break end
-    redis.call('LPOP', order)
-    if redis.call('HGET', ids, id) == at .. ':' .. when .. ':' .. keyed then redis.call('HDEL', ids, id) end
+    past[#past + 1], asked[#asked + 1] = at .. ':' .. when .. ':' .. keyed, id
+  end
+  if #past > 0 then
+    redis.call('LTRIM', order, #past, -1)
+    local gone = {}
+    for i = 1, #asked, MOST do
+      local stand = redis.call('HMGET', ids, unpack(asked, i, math.min(i + MOST - 1, #asked)))
+      for k, entry in ipairs(stand) do
+        if entry == past[i + k - 1] then gone[#gone + 1] = asked[i + k - 1] end
+      end
+    end
+    many(gone, 1, 'HDEL', ids)
   end
 end
 local first = tonumber(ARGV[3])
-for i = 1, #ARGV[4] do
-  local at = first + i - 1
-  if string.byte(ARGV[4], i) == 49 then
-    redis.call('SETBIT', prefix .. ':verdicts:' .. math.floor(at / CHUNK), at % CHUNK, 1)
+for i = 1, #ARGV[4], 32 do
+  local bits, at = string.sub(ARGV[4], i, i + 31), first + i - 1
+  if at % CHUNK + #bits > CHUNK then  -- over the end of a chunk
+    for k = 1, #bits do
+      redis.call('SETBIT', prefix .. ':verdicts:' .. math.floor((at + k - 1) / CHUNK), (at + k - 1) % CHUNK,
+        string.sub(bits, k, k))
+    end
+  else
+    redis.call('BITFIELD', prefix .. ':verdicts:' .. math.floor(at / CHUNK), 'SET', 'u' .. #bits, at % CHUNK,
+      tonumber(bits, 2))
   end
 end
 local floor = math.floor(math.min(tonumber(ARGV[7]), offset - KEPT) / CHUNK)

@@ -1,0 +1,249 @@
+"""What ``hiveio verify`` compares: the fold of one scope, its cache, its event topic."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+import msgspec
+
+from hiveio.actor import Contract
+from hiveio.cli.judging import Partition, Progress, decoded
+from hiveio.config import Settings
+from hiveio.errors import Corrupt, Unavailable
+from hiveio.kafka import Message
+from hiveio.kafka.tail import LogRecord
+from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
+from hiveio.transaction.publisher import outgoing
+from hiveio.transaction.record import Commit, Format, Record, touched
+from hiveio.transaction.rule import Window
+from hiveio.transaction.view import View
+
+Told = tuple[bytes | None, bytes | None]  # entry, id
+
+BATCH = 500  # aggregates or ids asked for at once
+VERDICTS = 10_000  # verdict bits asked for at once
+PUBLISHED_S = 10.0  # that a publisher is given to catch up with the log
+
+
+class Differences:
+    """What was found, the first few of it in words."""
+
+    def __init__(self, shown: int = 20) -> None:
+        self.count, self.lines, self._shown = 0, list[str](), shown
+
+    def add(self, line: str) -> None:
+        self.count += 1
+        if self.count <= self._shown:
+            self.lines.append(line)
+
+
+class Fold:
+    """A scope folded by the rule and by ``replay``, in memory, up to whatever offset is asked for."""
+
+    def __init__(self, settings: Settings, partition: int, contracts: Mapping[str, Contract]) -> None:
+        self.log = Partition(settings, settings.log_topic, partition)
+        self.voids = 0
+        first = next(self.log.records(min(1, self.log.end())), None)
+        record = decoded(self.log.where, first) if first else None
+        if first is None or not isinstance(record, Format):
+            raise Corrupt(f"{self.log.where} does not begin with a format record: this is no transaction log")
+        window = Window(record.idempotency_count, record.idempotency_time_ms)
+        self.view = View(contracts, self.log.where, window)
+        self.view.begin(0, 0)
+        self.view.judge(first, record)
+        self._window, self._progress = window, Progress(self.log.where)
+
+    def to(self, end: int) -> Iterator[tuple[LogRecord, Record, bool]]:
+        """Fold on to this offset; each record with its verdict."""
+        view = self.view
+        for message in self.log.records(end):
+            record = decoded(self.log.where, message)
+            reads = [read.aggregate for read in record.reads] if isinstance(record, Commit) else []
+            for name in (*touched(record), *reads):
+                view.entries.setdefault(name, Entry())
+            accepted = view.judge(message, record).verdict
+            self.voids += not accepted
+            self._progress.at(message.offset + 1, end)
+            while view.recent and not self._window.holds(next(iter(view.recent.values())), view.next, view.time):
+                view.recent.popitem(last=False)
+            yield message, record, accepted
+
+
+class Events:
+    """The event topic of a scope, against the accepted events in their order. Repeats count once."""
+
+    def __init__(self, settings: Settings, partition: int, differences: Differences) -> None:
+        self._topic = Partition(settings, settings.written_topic, partition)
+        self._partition, self._differences = partition, differences
+        self._stream: Iterator[Message] = iter(())
+        self._held: tuple[tuple[int, int], Message] | None = None
+        self._last = (-1, -1)
+        self.published = self.missing = 0  # events that are there; at the end, that are not
+
+    def expect(self, message: LogRecord, record: Record) -> None:
+        """The events of an accepted record come next."""
+        for index, expected in enumerate(outgoing(self._partition, message, record)):
+            place, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
+            if self.missing or not self._arrives():
+                if not self.missing:
+                    self._differences.add(f"{self._topic.where}: ends before the event {position}")
+                self.missing += 1
+                continue
+            while (held := self._peek()) is not None and held[0] < place:
+                self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
+                self._take()
+            if held is None or held[0] > place:
+                self._differences.add(f"{self._topic.where}: the event {position} is missing")
+                continue
+            self._take()
+            self.published += 1
+            got = held[1]
+            headers = _headers(got)
+            same = (got.key(), got.value()) == (str(expected.key).encode(), expected.value)
+            if not same or any(headers.get(name) != str(value).encode() for name, value in expected.headers):
+                self._differences.add(f"{self._topic.where}/{got.offset()}: is not the event {position} of the log")
+
+    def _arrives(self) -> bool:
+        """Whether there is one more, after a while if need be."""
+        until = time.monotonic() + PUBLISHED_S
+        while self._peek() is None:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _peek(self) -> tuple[tuple[int, int], Message] | None:
+        while self._held is None:
+            message = next(self._stream, None)
+            if message is None:
+                self._stream = self._topic.messages(self._topic.end())
+                if (message := next(self._stream, None)) is None:
+                    return None
+            try:
+                _, offset, index = _headers(message).get("hive-position", b"").split(b":")
+                place = int(offset), int(index)
+            except ValueError:
+                self._differences.add(f"{self._topic.where}/{message.offset()}: has no position; who wrote it?")
+                continue
+            if place > self._last:  # else it is a repeat
+                self._held = (place, message)
+        return self._held
+
+    def _take(self) -> None:
+        if self._held is not None:
+            self._last, self._held = self._held[0], None
+
+    def close(self) -> None:
+        self._topic.close()
+
+    def rest(self, offset: int) -> None:
+        """No more events of records below this offset are expected."""
+        held = self._peek()
+        while held is not None and held[0][0] < offset:
+            self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
+            self._take()
+            held = self._peek()
+
+
+class CacheCheck:
+    """The cache of a scope against its fold. Each answer of the cache is compared at the watermark that it carries."""
+
+    def __init__(self, cache: Cache, partition: int, fold: Fold, events: Events, differences: Differences) -> None:
+        self._cache, self._partition, self._fold, self._events = cache, partition, fold, events
+        self._differences = differences
+        self._generation = ""
+        self.offset = 0
+
+    async def start(self) -> None:
+        """Raises Unavailable where there is no cache to compare."""
+        found = Watermark.parse((await self._cache.begin(self._partition))[0])
+        if found is None:
+            raise Unavailable(f"{self._fold.log.where} has no cache (of this version of the models): start a service")
+        self._generation = found.generation
+        self._reach(found)
+
+    def _reach(self, watermark: Watermark) -> None:
+        end = self._fold.log.end()
+        if watermark.generation != self._generation or watermark.offset < self._fold.view.next:
+            raise Unavailable(f"the cache of {self._fold.log.where} is being folded anew: verify again later")
+        if watermark.offset > end:
+            raise Corrupt(f"the cache is at offset {watermark.offset}, and {self._fold.log.where} ends at {end}")
+        last = None
+        for message, record, accepted in self._fold.to(watermark.offset):
+            last = message
+            if accepted:
+                self._events.expect(message, record)
+        if last is not None and last.key != watermark.transaction:
+            self._differences.add(f"the watermark {watermark.text} names a transaction that is not at its offset")
+        self.offset = watermark.offset
+
+    async def entries(self) -> None:
+        view = self._fold.view
+        for names in _groups(list(view.entries)):
+            async for name, (entry, _) in self._ask(names):
+                mine = view.entries[name]
+                wanted = mine.text if mine.head else None
+                if entry != wanted and not (entry and wanted and self._same(name, entry, mine)):
+                    text = f"{name} is {_short(entry)} in the cache, and {_short(wanted)} by the log"
+                    self._differences.add(f"{text} at offset {self.offset}")
+
+    def _same(self, name: str, entry: bytes, mine: Entry) -> bool:
+        """Bytes may differ where a model holds a set; states and heads may not."""
+        try:
+            found = self._fold.view.parsed(name, mine.at, entry)
+        except (ValueError, msgspec.MsgspecError):
+            return False
+        return (found.version, found.head, found.state) == (mine.version, mine.head, mine.state)
+
+    async def ids(self) -> None:
+        view = self._fold.view
+        for texts in _groups(list(view.recent)):
+            async for text, (_, id) in self._ask(texts, ids=True):
+                mine = view.recent.get(text)
+                if mine is not None and id != mine.text.encode():
+                    self._differences.add(f"command id {text} is {_short(id)} in the cache, and {mine.text} by the log")
+
+    async def verdicts(self) -> None:
+        for first in range(0, self.offset, VERDICTS):
+            end = min(first + VERDICTS, self.offset)
+            _, found = await self._cache.verdicts(self._partition, first, end)
+            mine = self._fold.view.verdicts(first, end) or ""
+            for at, (verdict, wanted) in enumerate(zip(found, mine, strict=True), first):
+                if verdict not in ("?", wanted):
+                    self._differences.add(f"the verdict of offset {at} is {verdict} in the cache, {wanted} by the log")
+
+    async def strangers(self) -> None:
+        """Aggregates that the cache has and the log has not."""
+        entries = self._fold.view.entries
+        async for name in self._cache.aggregates(self._partition, self._generation):
+            if name not in entries or not entries[name].head:
+                async for _, (entry, _) in self._ask([name]):  # it may be new
+                    if entry is not None and (name not in entries or not entries[name].head):
+                        self._differences.add(f"{name} is in the cache, and by the log it never was")
+
+    async def _ask(self, names: Sequence[str], *, ids: bool = False) -> AsyncIterator[tuple[str, Told]]:
+        """What the cache has of aggregates, or of command ids; each answer when the fold stands where it was given."""
+        pairs = [("", name) if ids else (name, "") for name in names]
+        replies: list[Begun] = await asyncio.gather(*[self._cache.begin(self._partition, *pair) for pair in pairs])
+        for name, (stands, told) in zip(names, replies, strict=True):  # asked in this order, so the marks ascend
+            mark = Watermark.parse(stands)
+            if mark is None:
+                raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
+            if mark.offset != self.offset or mark.generation != self._generation:
+                self._reach(mark)
+            yield name, told
+
+
+def _headers(message: Message) -> dict[str, bytes]:
+    return {name: value for name, value in dict(message.headers() or []).items() if isinstance(value, bytes)}
+
+
+def _groups(items: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def _short(text: bytes | None) -> str:
+    if text is None:
+        return "nothing"
+    return repr(text.decode("utf-8", "replace")[:200])

@@ -1,0 +1,117 @@
+"""The transaction log with its verdicts, told by the rule alone: no cache and no service is asked."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from hiveio.config import Settings
+from hiveio.errors import Corrupt, NotFound
+from hiveio.kafka import Message
+from hiveio.kafka.reader import Reader
+from hiveio.kafka.tail import LogRecord, log_record
+from hiveio.loader import load
+from hiveio.transaction import record as records
+from hiveio.transaction.record import Record
+from hiveio.transaction.rule import Prefix, scope_of
+
+FORGET = 50_000  # records between two looks at command ids that the window has left
+POLL_S = 0.2
+
+
+class Judged(NamedTuple):
+    message: LogRecord
+    record: Record
+    accepted: bool
+
+
+class Partition:
+    """One partition, read from its start on, as far as is asked. Everything may raise Unavailable."""
+
+    def __init__(self, settings: Settings, topic: str, partition: int) -> None:
+        self.where, self._place = f"{topic}/{partition}", (topic, partition)
+        self._reader = Reader(settings)
+        self._stream: Iterator[Message] = iter(())
+        self._offset = 0
+
+    def end(self) -> int:
+        return self._reader.bounds(*self._place)[1]
+
+    def messages(self, end: int) -> Iterator[Message]:
+        """Those from where it stands to below ``end``, which is not beyond the end of the partition."""
+        while self._offset < end:
+            message = next(self._stream, None)
+            if message is None:
+                self._stream = self._reader.read(*self._place, self._offset)
+            else:
+                self._offset = (message.offset() or 0) + 1
+                yield message
+
+    def records(self, end: int) -> Iterator[LogRecord]:
+        return map(log_record, self.messages(end))
+
+    def close(self) -> None:
+        self._stream = iter(())
+        self._reader.__exit__(None, None, None)
+
+
+def count_scopes(settings: Settings) -> int:
+    """How many the log has. Raises NotFound."""
+    with Reader(settings) as reader:
+        count = len(reader.partitions(settings.log_topic))
+    if not count:
+        raise NotFound(f"there is no topic {settings.log_topic} at {settings.brokers}")
+    return count
+
+
+def decoded(where: str, message: LogRecord) -> Record:
+    """Raises Corrupt."""
+    try:
+        return records.decode(message.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"{where}/{message.offset} is no transaction record: {error}") from None
+
+
+def judged(settings: Settings, partition: int, *, follow: bool = False) -> Iterator[Judged]:
+    """Every record of a scope, from the first on: a verdict depends on all before it. With ``follow``, without end."""
+    log = Partition(settings, settings.log_topic, partition)
+    prefix, progress = Prefix(), Progress(log.where)
+    try:
+        end = log.end()
+        while True:
+            for message in log.records(end):
+                record = decoded(log.where, message)
+                yield Judged(message, record, prefix.append(message.key, record, message.time))
+                progress.at(message.offset + 1, end)
+                if message.offset % FORGET == 0:
+                    prefix.forget()
+            if not follow:
+                return
+            time.sleep(POLL_S)
+            end = log.end()
+    finally:
+        log.close()
+
+
+class Progress:
+    """A line on stderr every two seconds while it takes that long."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._next = where, time.monotonic() + 2
+
+    def at(self, offset: int, end: int) -> None:
+        if offset % 1000 == 0 and time.monotonic() > self._next:
+            self._next = time.monotonic() + 2
+            print(f"{self._where}: {offset:,} of {end:,} records", file=sys.stderr, flush=True)
+
+
+def scopes_of(settings: Settings, aggregate: str, count: int) -> list[int]:
+    """The scope of ``<actor>/<id>``; every scope, if the actor is not here to say it."""
+    actor, _, id = aggregate.partition("/")
+    if settings.actor_module:
+        for contract in load(settings):
+            if contract.name == actor:
+                return [scope_of(contract.actor.scope(id), count)]
+    return list(range(count))

@@ -1,0 +1,95 @@
+"""``hiveio log``: the records of the transaction log with their verdicts."""
+
+import argparse
+import json
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from hiveio.cli.judging import Judged, count_scopes, judged, scopes_of
+from hiveio.config import Settings
+from hiveio.errors import ConfigError
+from hiveio.transaction.record import Barrier, Commit, Record
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("aggregate", nargs="?", help="<actor>/<id>; without it all records of a scope")
+    parser.add_argument("--scope", type=int, default=0, help="the scope, where no aggregate is named (0)")
+    parser.add_argument("--last", type=int, metavar="N", help="the last N records only")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0; 1 if there is no such record."""
+    settings = Settings.read()
+    settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
+    count = count_scopes(settings)
+    scopes = [arguments.scope] if arguments.aggregate is None else scopes_of(settings, arguments.aggregate, count)
+    if not 0 <= arguments.scope < count:
+        raise ConfigError(f"--scope {arguments.scope}: the log has the scopes 0 to {count - 1}")
+    if arguments.follow and len(scopes) > 1:
+        raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
+    shown = 0
+    kept: deque[str] = deque(maxlen=arguments.last)
+    for scope in scopes:
+        for found in judged(settings, scope, follow=arguments.follow):
+            if arguments.aggregate is None or arguments.aggregate in named(found.record):
+                line = json.dumps(told(scope, found)) if arguments.json else text(scope, found)
+                shown += 1
+                if arguments.last is None or arguments.follow:
+                    print(line, flush=arguments.follow)
+                else:
+                    kept.append(line)
+    for line in kept:
+        print(line)
+    return 0 if shown else 1
+
+
+def named(record: Record) -> tuple[str, ...]:
+    """The aggregates that a record writes, reads or moves."""
+    if isinstance(record, Commit):
+        return (*(write.aggregate for write in record.writes), *(read.aggregate for read in record.reads))
+    return record.aggregates if isinstance(record, Barrier) else ()
+
+
+def told(scope: int, found: Judged) -> dict[str, Any]:
+    message, record, accepted = found
+    return {
+        "position": f"{scope}:{message.offset}",
+        "time": clock(message.time),
+        "verdict": "accepted" if accepted else "void",
+        "transaction": message.key,
+        **json.loads(msgspec.json.encode(record)),
+    }
+
+
+def text(scope: int, found: Judged) -> str:
+    """One line for people, and one more for each aggregate that is written."""
+    message, record, accepted = found
+    verdict = "accepted" if accepted else "VOID    "
+    lines = [f"{scope}:{message.offset}  {clock(message.time)}  {verdict}  {message.key}  {about(record)}"]
+    for write in record.writes if isinstance(record, Commit) else ():
+        events = " ".join(f"{e['type']} {json.dumps(e['payload'])}" for e in map(msgspec.json.decode, write.events))
+        version = f"{write.version} → {write.version + len(write.events)}"
+        lines.append(f"    {write.aggregate}  {version}  {events or '(no events)'}")
+    lines += [f"    {read.aggregate}  read" for read in (record.reads if isinstance(record, Commit) else ())]
+    return "\n".join(lines)
+
+
+def about(record: Record) -> str:
+    if isinstance(record, Commit):
+        key = f"  Idempotency-Key {record.command.key}" if record.keyed else ""
+        refused = f"  refused: {record.refusal.get('detail', '')}" if record.refusal else ""
+        return f"commit {record.command.target}{key}{refused}"
+    if isinstance(record, Barrier):
+        closes = f", closes the command {record.command.key}" if record.command else ""
+        return f"barrier {' '.join(record.aggregates)}{closes}"
+    kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
+    return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}"
+
+
+def clock(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

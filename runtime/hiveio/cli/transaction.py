@@ -1,0 +1,48 @@
+"""``hiveio transaction ID``: what the log has of a transaction, however long ago."""
+
+import argparse
+
+from hiveio.cli.judging import count_scopes, judged, scopes_of
+from hiveio.cli.log import text
+from hiveio.config import Settings
+from hiveio.transaction.command import Token
+from hiveio.transaction.record import Barrier, CommandId, Commit, Record
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the transaction of a 504, a transaction id of the log, or an event's hive-id")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if it was executed, refused or closed; 1 if nothing of it counts: it may come still, unless it is closed."""
+    settings = Settings.read()
+    settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
+    count = count_scopes(settings)
+    tx = command = None
+    try:
+        token = Token.parse(arguments.id)
+        command, scopes = token.command, scopes_of(settings, token.command.target, count)
+    except ValueError:
+        tx, scopes = arguments.id.partition(".")[0], list(range(count))
+    outcome = ""
+    for scope in scopes:
+        for found in judged(settings, scope):
+            mine = found.message.key == tx or (command is not None and command_of(found.record) == command)
+            if not mine:
+                continue
+            print(text(scope, found))
+            if found.accepted and not outcome:
+                where = f"{settings.log_topic}/{scope}/{found.message.offset}"
+                outcome = f"{meaning(found.record)} at {where}"
+    print(f"outcome: {outcome or 'not on record: nothing has happened so far'}")
+    return 0 if outcome else 1
+
+
+def command_of(record: Record) -> CommandId | None:
+    return record.command if isinstance(record, Commit | Barrier) else None
+
+
+def meaning(record: Record) -> str:
+    if isinstance(record, Commit):
+        return "refused" if record.refusal is not None else "accepted"
+    return "closed without having been executed"

@@ -1,0 +1,72 @@
+"""``hiveio verify``: is the cache the fold of the log, and the event topic its accepted events?
+
+The log is folded with the actor's ``replay``, up to the watermark that each answer of the cache carries, so it may be
+run while services work. It changes nothing. It needs about 1 kB of memory for each aggregate of a scope.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+
+from hiveio.actor import Contract
+from hiveio.cli.comparing import CacheCheck, Differences, Events, Fold
+from hiveio.cli.judging import count_scopes
+from hiveio.config import Settings
+from hiveio.loader import load
+from hiveio.redis import Redis
+from hiveio.transaction.cache import Cache, fingerprint
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scope", type=int, help="this scope only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if all is as it should be, 1 if there is a difference, or nothing to compare with."""
+    settings = Settings.read()
+    settings.need(
+        brokers="the log is in Kafka", written_topic="the log is <topic>.transactions", cache_url="it is compared"
+    )
+    contracts = load(settings)
+    count = count_scopes(settings)
+    scopes = range(count) if arguments.scope is None else [arguments.scope]
+    return asyncio.run(_verify(settings, contracts, list(scopes)))
+
+
+async def _verify(settings: Settings, contracts: list[Contract], scopes: list[int]) -> int:
+    redis = Redis(settings.cache_url)
+    cache = Cache(redis, settings.log_topic, fingerprint(contracts))
+    by_name = {contract.name: contract for contract in contracts}
+    try:
+        return 1 if sum([await _compare(settings, by_name, cache, scope) for scope in scopes]) else 0
+    finally:
+        await redis.stop()
+
+
+async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache: Cache, scope: int) -> int:
+    found = Differences()
+    fold = Fold(settings, scope, contracts)
+    events = Events(settings, scope, found)
+    check = CacheCheck(cache, scope, fold, events, found)
+    try:
+        await check.start()
+        await check.entries()
+        await check.ids()
+        await check.verdicts()
+        await check.strangers()
+        events.rest(check.offset)
+    finally:
+        for line in found.lines:
+            print(line)
+        if found.count > len(found.lines):
+            print(f"... and {found.count - len(found.lines)} more")
+        fold.log.close()
+        events.close()
+    aggregates = sum(1 for entry in fold.view.entries.values() if entry.head)
+    told = "no difference" if not found.count else f"{found.count} differences"
+    print(
+        f"{fold.log.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
+        f"{events.published:,} events published: {told}",
+        flush=True,
+    )
+    return found.count

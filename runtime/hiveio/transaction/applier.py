@@ -1,0 +1,103 @@
+"""Moving the cache of one scope behind what was judged here: phase two, in groups."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hiveio.errors import HiveError
+from hiveio.transaction import faults
+from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.rule import Window
+from hiveio.transaction.view import Judged
+
+if TYPE_CHECKING:
+    from hiveio.transaction.scope import Scope
+
+log = logging.getLogger("hiveio.scope")
+
+PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
+
+
+class Applier:
+    """Applies in the order of the log, one call at a time, while the cache is known to match the log."""
+
+    def __init__(self, scope: "Scope", cache: Cache, window: Window) -> None:
+        self._scope, self._cache, self._window = scope, cache, window
+        self.published = 0  # offset up to which events are published, as far as this instance knows
+        self.judged: deque[Judged] = deque()  # and not applied
+        self._when: deque[tuple[int, Callable[[], None]]] = deque()
+        self._work, self._applied = asyncio.Event(), asyncio.Event()
+
+    def wake(self) -> None:
+        self._work.set()
+
+    def when_applied(self, offset: int, done: Callable[[], None]) -> None:
+        """Call back once the cache stands beyond this offset."""
+        if self._scope.stands.offset > offset:
+            done()
+        else:
+            self._when.append((offset, done))
+
+    def moved(self) -> None:
+        """The cache stands further on: what is applied needs no applying, and those who wait for it are told."""
+        offset = self._scope.stands.offset
+        while self.judged and self.judged[0].offset < offset:
+            self.judged.popleft()
+        while self._when and self._when[0][0] < offset:
+            self._when.popleft()[1]()
+        self._applied.set()
+
+    async def wait(self, down_to: int) -> None:
+        """Until no more than this many records are judged and not applied, or the cache is lost."""
+        while len(self.judged) > down_to and not self._scope.lost:
+            self._applied.clear()
+            self._work.set()
+            await self._applied.wait()
+
+    def touched(self) -> set[str]:
+        """The aggregates that the cache does not have yet as they are."""
+        return {name for judged in self.judged for name in judged.touched}
+
+    async def run(self) -> None:
+        scope, (pause, longest) = self._scope, PAUSE_S
+        while not scope.failed:
+            if scope.lost or not self.judged:
+                self._applied.set()
+                self._work.clear()
+                await self._work.wait()
+                continue
+            try:
+                await self._apply()
+                pause = PAUSE_S[0]
+            except HiveError as error:
+                log.warning("the cache of %s is not moved: %s", scope.where, error)
+                await asyncio.sleep(pause * (1 + random.random()))
+                pause = min(2 * pause, longest)
+            except Exception as error:
+                log.exception("a fault while moving the cache of %s", scope.where)
+                scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
+
+    async def _apply(self) -> None:
+        scope, base, first = self._scope, self._scope.stands, self.judged[0].offset
+        if first != base.offset:
+            raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
+        group = tuple(self.judged)
+        last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
+        to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
+        names = dict.fromkeys([name for judged in group for name in judged.touched])
+        entries = [(name, scope.view.entries[name].text) for name in names]
+        ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
+        verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
+        if faults.armed:
+            for name in names:
+                faults.hit("applying", name)
+        stands = await self._cache.apply(
+            scope.partition, base, to, verdicts, entries, ids, self._window, self.published
+        )
+        scope.saw(stands)
+        if faults.armed:
+            for name in names:
+                faults.hit("applied", name)

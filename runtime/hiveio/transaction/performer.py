@@ -1,0 +1,156 @@
+"""Performing a command: the actor runs on the tip of its aggregate, and what it decides becomes a record."""
+
+import inspect
+import time
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw
+
+from hiveio.envelope import encode_message
+from hiveio.errors import Conflict, Refused, SeveralScopes, TooLarge, VersionMismatch
+from hiveio.problem import problem_document
+from hiveio.transaction import faults
+from hiveio.transaction.cache import Entry
+from hiveio.transaction.command import Command, Reading, answer_body
+from hiveio.transaction.record import Commit, Read, Write
+from hiveio.transaction.run import OPEN, Run, Taken
+from hiveio.transaction.scope import Pending
+
+if TYPE_CHECKING:
+    from hiveio.transaction.engine import Engine
+
+STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
+UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
+
+
+class Performer:
+    """Performs for the runs of one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def perform(self, run: Run, command: Command) -> None:
+        """Run the actor on the tip of its aggregate, and append what it decides."""
+        if not run.in_flight and (seen := run.scope.view.entry(run.aggregate)) is not None:
+            run.tip = seen
+        assert run.tip is not None
+        contract, envelope = command.contract, command.envelope
+        reading = Reading(self._engine, command, run, run.tip)
+        try:
+            if envelope.if_match is not None and envelope.if_match != reading.version:
+                raise VersionMismatch(f"{run.aggregate} is at version {reading.version}", version=reading.version)
+            if contract.is_async:
+                waits = self._waits(run, command, reading)
+            else:
+                result = command.context.run(self._invoke, command, reading)
+                if not inspect.isawaitable(result) and reading.complete:
+                    self._decide(command, reading, result)
+                    return
+                waits = self._waits(run, command, reading, result, begun=True)
+        except Exception as error:
+            self._raised(command, reading, error)
+            return
+        run.performing = True
+        self._engine.task(waits, command.context.copy())
+
+    def _invoke(self, command: Command, reading: Reading) -> Any:
+        contract = command.contract
+        context = command.envelope.context(reading.version) if contract.wants_context else None
+        return contract.invoke(reading.state, command.envelope.message, context, reading)
+
+    async def _waits(
+        self, run: Run, command: Command, reading: Reading, result: Any = None, *, begun: bool = False
+    ) -> None:
+        """A perform that waits: for other aggregates, or for whatever its author awaits."""
+        try:
+            for _ in range(STARTED_ANEW):
+                if not begun:
+                    result = self._invoke(command, reading)
+                if inspect.isawaitable(result):
+                    result = await result
+                await reading.read_written()
+                if not reading.moved() and await self._surely_held(command, reading):
+                    self._decide(command, reading, result)
+                    return
+                reading.close()
+                if run.state is not OPEN or run.tip is None:
+                    raise Taken(f"{run.aggregate} has moved")
+                begun, reading = False, Reading(self._engine, command, run, run.tip)
+            raise Conflict(f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed")
+        except Taken as taken:
+            command.attempts += 1
+            if command.attempts > self._engine.retry_count:
+                self._engine.give_up(command, Conflict(str(taken)))
+            elif not command.over:
+                run.set_aside(command)
+        except Exception as error:
+            self._raised(command, reading, error)
+        finally:
+            reading.close()
+            run.performed()
+
+    async def _surely_held(self, command: Command, reading: Reading) -> bool:
+        """Phase one: where a lock has run out while the actor was at work, the cache votes."""
+        if time.monotonic() < min(run.until for run in reading.runs.values()):
+            return True
+        heads = [(name, entry.head or "") for name, entry in reading.entries.items()]
+        if any(head in command.scope.pending for _, head in heads):
+            return False
+        scope, ttl_ms = command.scope, self._engine.settings.lock_ttl_ms
+        stands, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
+        return scope.saw(stands) and vote == 1 and not reading.moved()
+
+    def _raised(self, command: Command, reading: Reading, error: Exception) -> None:
+        """A refusal is decided like anything else; other errors are answered, and nothing was appended."""
+        if isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge):
+            try:
+                self._decide(command, reading, None, error)
+                return
+            except Exception as fault:
+                error = fault
+        self._engine.fail(command, error)
+
+    def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Refused | None = None) -> None:
+        """What perform decided becomes a record or, if there is nothing to record, an answer."""
+        if command.over:
+            return
+        scope, target, meta, entries = command.scope, command.target, command.envelope.meta, reading.entries
+        raw: dict[str, list[Raw]] = {target: []}
+        if refusal is None:
+            for name, emitted in reading.events.items():
+                raw[name] = [Raw(encode_message(event, meta)) for event in emitted]
+            raw[target] += [Raw(encode_message(e, meta)) for e in command.contract.checked_events(returned)]
+        command.refusal = refusal
+        # Chained on what is not read back, or not of one cut: the reads have to be validated.
+        chained = any(entry.head in scope.pending or entry.at > scope.view.next for entry in entries.values())
+        if not any(raw.values()) and not command.keyed and not chained and command.attempts < UNRECORDED:
+            self._engine.task(
+                self._engine.answer_unrecorded(command, {name: entry.head for name, entry in entries.items()})
+            )
+            return
+        tx = self._engine.fresh()
+        results, writes = {}, []
+        for name, events in raw.items():
+            old = entries[name]
+            state, snapshot = scope.view.folded(name, old, events)
+            results[name] = Entry(old.version + len(events), tx, state, snapshot, old.at)
+            writes.append(Write(name, old.head or "", old.version, tuple(events)))
+        reads: tuple[Read, ...] = ()
+        if len(raw) < len(entries):
+            read = [(name, entry) for name, entry in entries.items() if name not in raw]
+            # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
+            stale = any(scope.view.entries.get(name) is not entry for name, entry in read)
+            if stale or chained or refusal is not None or command.contract.serializable:
+                reads = tuple([Read(name, entry.head or "") for name, entry in read])
+        problem = None if refusal is None else problem_document(refusal)
+        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace)
+        command.body, command.version = answer_body(raw[target]), results[target].version
+        pending = Pending(tx, record, results, command.begun, self._engine.settled, command)
+        if faults.armed:
+            faults.hit("prepared", target)
+        self._engine.append(scope, pending)
+        command.appended = True
+        if faults.armed:
+            faults.hit("appended", target)
+        for name, entry in results.items():
+            reading.runs[name].appended(pending, entry)

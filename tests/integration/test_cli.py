@@ -1,0 +1,203 @@
+"""``hiveio verify``, ``hiveio log`` and ``hiveio transaction`` on a real log, while services work on it."""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis as redis_client
+
+from tests.integration.accounts import ACTOR, send, start
+from tests.integration.topics import read_all, write
+from tests.process import Role, wait_until
+from tests.services import Kafka, Redis
+
+Hiveio = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def actors(tmp_path: Path) -> Path:
+    (tmp_path / "accounts.py").write_text(ACTOR)
+    return tmp_path
+
+
+@pytest.fixture
+def hiveio(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Hiveio:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "CACHE_URL": redis.url,
+        "ACTOR_MODULE": "accounts",
+        "ACTOR_PATH": str(actors),
+    }
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        tool = str(Path(sys.executable).parent / "hiveio")
+        return subprocess.run([tool, *words], env=environ, capture_output=True, text=True, timeout=90, check=False)
+
+    return call
+
+
+@pytest.fixture
+def role(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Iterator[Role]:
+    with start(actors, kafka, redis, topic, IDEMPOTENCY_TIME="3600") as role:
+        for id in ("ada", "bob", "eve"):
+            assert send(role, id, "Open", owner=id).status_code == 200
+        yield role
+
+
+def test_verify_finds_nothing_while_commands_come_in(role: Role, hiveio: Hiveio, topic: str) -> None:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for n in range(40):
+            send(role, "ada", "Deposit", {"Idempotency-Key": f"k{n}"}, amount=1)
+        going = True
+
+        def deposit(number: int) -> None:
+            while going:
+                send(role, f"c{number}", "Open", owner="x")
+                send(role, "bob", "Deposit", amount=1)
+
+        for number in range(3):
+            pool.submit(deposit, number)
+        try:
+            told = hiveio("verify")
+        finally:
+            going = False
+    assert (told.returncode, told.stderr) == (0, ""), told.stdout + told.stderr
+    assert told.stdout.startswith(f"{topic}.transactions/0: ")
+    assert told.stdout.endswith("no difference\n")
+
+
+def test_verify_finds_what_was_changed_by_hand(
+    role: Role, hiveio: Hiveio, kafka: Kafka, redis: Redis, topic: str
+) -> None:
+    assert send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=1).status_code == 200
+    wait_until(lambda: hiveio("verify").returncode == 0, 60, "applied and published")
+    with redis_client.Redis.from_url(redis.url) as client:
+        (ada,) = client.scan_iter(f"hive:{{{topic}.transactions/0}}:*:a:AccountActor/ada", count=10_000)
+        before = client.get(ada)
+        assert before is not None
+        prefix = ada.removesuffix(b":a:AccountActor/ada")
+
+        def difference() -> str:
+            told = hiveio("verify")
+            assert told.returncode == 1, told.stdout
+            assert "1 differences" in told.stdout, told.stdout
+            return told.stdout
+
+        client.delete(ada)
+        assert "AccountActor/ada is nothing in the cache, and '2 " in difference()
+        client.set(ada, before.replace(b'"balance":1', b'"balance":1000'))
+        assert '"balance":1000' in difference()
+        client.set(ada, before)
+        client.set(prefix + b":a:AccountActor/mallory", before)
+        assert "AccountActor/mallory is in the cache, and by the log it never was" in difference()
+        client.delete(prefix + b":a:AccountActor/mallory")
+        (key,) = [name for name in client.hkeys(prefix + b":ids") if name.endswith(b"/k")]
+        id = client.hget(prefix + b":ids", key)
+        client.hdel(prefix + b":ids", key)
+        assert "command id 16:AccountActor/ada/k is nothing in the cache" in difference()
+        client.hset(prefix + b":ids", key, id or b"")
+        client.setbit(prefix + b":verdicts:0", 2, 0)
+        assert "the verdict of offset 2 is 0 in the cache, 1 by the log" in difference()
+        client.setbit(prefix + b":verdicts:0", 2, 1)
+    assert hiveio("verify").returncode == 0
+    write(kafka.brokers, topic, [(0, "ada", b'{"type":"Deposited","payload":{"amount":9}}', {})])
+    assert f"{topic}/0/4: has no position; who wrote it?" in difference()
+    write(kafka.brokers, topic, [(0, "ada", b"{}", {"hive-position": "0:4:7"})])
+    assert f"{topic}/0/5: no accepted event has its position" in hiveio("verify").stdout
+
+
+def test_verify_finds_events_that_were_not_published(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
+    wait_until(lambda: len(read_all(kafka.brokers, topic)) == 3)
+    assert role.stop() == 0
+    commit = (read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b"").replace(b"ada", b"zoe")
+    write(kafka.brokers, f"{topic}.transactions", [(0, "by-hand", commit, {})])
+    told = hiveio("verify")  # the cache stands before it, so it is not looked at
+    assert (told.returncode, "4 records (0 void), 3 aggregates, 3 events published" in told.stdout) == (0, True)
+
+
+def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
+    send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
+    stale = read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b""
+    write(kafka.brokers, f"{topic}.transactions", [(0, "stale", stale, {})])
+    lines = hiveio("log").stdout.splitlines()
+    assert "format 1: 1 scopes, crc32, ids kept for 10000 records and 3600 s" in lines[0]
+    assert lines[1].startswith("0:1  20")
+    assert "  accepted  " in lines[1]
+    assert lines[2] == '    AccountActor/ada  0 → 1  Opened {"owner": "ada"}'
+    assert any("Idempotency-Key k" in line for line in lines)
+    assert "  VOID      stale  commit AccountActor/ada" in lines[-2]
+    mine = [json.loads(line) for line in hiveio("log", "AccountActor/ada", "--json").stdout.splitlines()]
+    assert [(found["position"], found["verdict"]) for found in mine] == [
+        ("0:1", "accepted"),
+        ("0:4", "accepted"),
+        ("0:5", "void"),
+    ]
+    assert len(hiveio("log", "--last", "1", "--json").stdout.splitlines()) == 1
+    assert hiveio("log", "AccountActor/nobody").returncode == 1
+    wrong = hiveio("log", "--scope", "7")
+    assert (wrong.returncode, wrong.stderr) == (2, "hiveio log: --scope 7: the log has the scopes 0 to 0\n")
+
+
+def test_log_follows(role: Role, actors: Path, kafka: Kafka, topic: str) -> None:
+    environ = {"PATH": os.environ["PATH"], "EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic}
+    tool = str(Path(sys.executable).parent / "hiveio")
+    with subprocess.Popen([tool, "log", "--follow", "--json"], env=environ, stdout=subprocess.PIPE, text=True) as found:
+        assert found.stdout is not None
+        seen = [json.loads(found.stdout.readline())["position"] for _ in range(4)]
+        send(role, "ada", "Deposit", amount=5)
+        seen.append(json.loads(found.stdout.readline())["position"])
+        found.terminate()
+    assert seen == ["0:0", "0:1", "0:2", "0:3", "0:4"]
+
+
+def test_a_topic_that_is_not_there_is_said_in_one_line(hiveio: Hiveio, topic: str) -> None:
+    for words in (("transaction", "nonsense"), ("log",), ("verify",)):
+        missing = hiveio(*words)
+        assert missing.returncode == 1
+        assert missing.stderr.startswith(f"hiveio {words[0]}: there is no topic {topic}.transactions at ")
+        assert missing.stderr.count("\n") == 1
+
+
+def test_transaction_tells_what_became_of_a_504(actors: Path, topic: str) -> None:
+    with Kafka() as kafka, Redis() as redis:
+        few = {"REQUEST_TIMEOUT": "1500", "IDEMPOTENCY_COUNT": "5", "IDEMPOTENCY_TIME": "0"}
+        with start(actors, kafka, redis, topic, **few) as role:
+            send(role, "ada", "Open", owner="Ada")
+            kafka.pause()
+            try:
+                unknown = send(role, "ada", "Deposit", amount=5)
+            finally:
+                kafka.resume()
+            for _ in range(10):  # so many that the service remembers it no more
+                wait_until(lambda: send(role, "ada", "Deposit", amount=1).status_code == 200)
+            transaction = unknown.json()["transaction"]
+            outcome = httpx.get(f"{role.url}/transactions/{transaction}", timeout=30).json()["outcome"]
+            balance = httpx.get(f"{role.url}/accounts/ada", timeout=30).json()["payload"]["balance"]
+        environ = {"PATH": os.environ["PATH"], "EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic}
+        tool = str(Path(sys.executable).parent / "hiveio")
+
+        def ask(id: str) -> subprocess.CompletedProcess[str]:
+            words = [tool, "transaction", id]
+            return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+        assert outcome == "unknown"
+        told = ask(transaction)
+        if balance == 15:
+            assert (told.returncode, f"outcome: accepted at {topic}.transactions/0/" in told.stdout) == (0, True)
+        else:
+            assert (told.returncode, told.stdout.splitlines()[-1]) == (
+                1,
+                "outcome: not on record: nothing has happened so far",
+            )
+        event = read_all(kafka.brokers, topic)[0]
+        id = dict(event.headers() or [])["hive-id"]
+        by_event = ask(id.decode() if isinstance(id, bytes) else str(id))
+        assert by_event.stdout.splitlines()[-1] == f"outcome: accepted at {topic}.transactions/0/1"
