@@ -170,8 +170,7 @@ class WorkLane(Lane):
             offset = message.offset()
             assert offset is not None
             headers: Any = message.headers()
-            taken = True
-            blocked: frozenset[str] | None = NOBODY
+            new = True
             position = previous = None
             if headers is not None:
                 for name, text in headers:
@@ -180,30 +179,28 @@ class WorkLane(Lane):
                     elif name == "hive-previous":
                         previous = text
                     elif name == "hive-key":
-                        taken = self.window.take(message.key(), text, headers)
+                        new = self.window.take(message.key(), text, headers)
                 if position is not None:
-                    taken = progress.take(position, previous)
+                    new = progress.take(position, previous)
             if offset < self.start:
                 continue
-            if not taken:
+            if not new:
                 counts.repeated += 1
             elif (value := message.value()) is None:
                 counts.skipped += 1
-            elif shelf.busy and (blocked := await self._blocked(message)) is None:
-                pass  # it is a letter now, or was one
+            elif shelf.busy:
+                await self._carefully(hand, message, headers, position)
             else:
                 try:
                     event, meta = decode(value)
                 except Problem as error:
-                    await self._undecodable(hand, message, value, error, blocked)
+                    await self._undecodable(hand, message, value, error, NOBODY)
                 else:
                     key = message.key()
                     envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
-                    failures: dict[str, Failure] | None = None
+                    failures = None
                     for target in by_type[type(event)]:
                         if offset < self._settled and offset < self._resumes.get(target, 0):
-                            continue
-                        if blocked and target.name in blocked:
                             continue
                         if target.with_record and envelope.record is None:
                             self._add_record(envelope, message, headers, position)
@@ -213,14 +210,16 @@ class WorkLane(Lane):
                             failed = await self._again(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
-                    if failures or blocked:
-                        await self._bury(hand, message, failures or {}, blocked or NOBODY)
+                    if failures:
+                        await self._bury(hand, message, failures, NOBODY)
                     else:
                         counts.handled += 1
-            if shelf.unwritten and (message is chunk[-1] or self._closing):
-                hand.since = None
-                await shelf.flush()
-            if not shelf.unwritten:  # a record counts as done when its letter is written
+            if shelf.busy and shelf.pending:  # a record counts as done when its letter is written
+                if message is chunk[-1] or self._closing:
+                    hand.since = None
+                    await shelf.flush()
+                    self.done = (offset + 1, progress.last)
+            else:
                 self.done = (offset + 1, progress.last)
             if (now := clock()) > slice_end:
                 hand.since = None
@@ -229,6 +228,41 @@ class WorkLane(Lane):
             if self._closing:
                 break
         hand.since = None
+
+    async def _carefully(self, hand: Hand, message: Message, headers: Headers | None, position: bytes | None) -> None:
+        """Handle a record while keys are parked, or others are handled beside it: as the loop of ``_work`` does."""
+        value, offset, key, blocked = message.value(), message.offset(), message.key(), NOBODY
+        assert value is not None
+        assert offset is not None
+        if self.shelf.busy:
+            found = await self._blocked(message)
+            if found is None:
+                return
+            blocked = found
+        try:
+            event, meta = self.routing.codec.decode(value)
+        except Problem as error:
+            await self._undecodable(hand, message, value, error, blocked)
+            return
+        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+        failures: dict[str, Failure] = {}
+        for target in self.routing.by_type[type(event)]:
+            if target.name in blocked or (offset < self._settled and offset < self._resumes.get(target, 0)):
+                continue
+            if target.with_record and envelope.record is None:
+                self._add_record(envelope, message, headers, position)
+            hand.since = time.monotonic()
+            try:
+                await target.handle(envelope)
+            except BaseException as error:
+                failed = await self._again(hand, message, target, envelope, error)
+                if failed is not None:
+                    failures[target.name] = failed
+            hand.since = None
+        if failures or blocked:
+            await self._bury(hand, message, failures, blocked)
+        else:
+            self.routing.counts.handled += 1
 
     def _look(self, message: Message) -> tuple[Headers | None, bytes | None, bool]:
         """The headers of a record, its position, and whether it is new. ``_work`` does the same, faster."""
