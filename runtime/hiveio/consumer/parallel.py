@@ -5,7 +5,8 @@ import logging
 from collections import deque
 from typing import Any
 
-from hiveio.consumer.lane import Headers, WorkLane
+from hiveio.consumer.careful import Headers
+from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.retry import Hand
 from hiveio.errors import Corrupt
 from hiveio.kafka import Message
