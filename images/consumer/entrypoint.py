@@ -1,7 +1,7 @@
 """hiveio/consumer: events come in from the log, the actor keeps its projection, queries are answered from it."""
 
 from hiveio.actor import performing
-from hiveio.consumer import Consumer
+from hiveio.consumer import Consumer, fresh
 from hiveio.process import serve
 from hiveio.routes import Route, queries
 from hiveio.service import Service
@@ -12,8 +12,8 @@ def consumer(service: Service) -> list[Route]:
     handlers = [(contract, telemetry.processing(performing(contract))) for contract in service.contracts]
     for contract in service.contracts:
         service.receives(service.settings.read_topics, contract)
-    service.use(Consumer(service.settings, handlers, with_record=telemetry.active))
-    return [route for contract, handler in handlers for route in queries(contract, handler)]
+    events = service.use(Consumer(service.settings, handlers, with_record=telemetry.active))
+    return [route for contract, handler in handlers for route in queries(contract, fresh(handler, contract, events))]
 
 
 if __name__ == "__main__":

@@ -382,7 +382,11 @@ def _probes(service: Service, router: Router) -> Starlette:
         ready = not any(checks.values())
         if "verbose" not in request.query_params:
             return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
-        listed = [{"name": name, "ready": not reason, "reason": reason} for name, reason in checks.items()]
+        details = service.details()
+        listed = [
+            {"name": name, "ready": not reason, "reason": reason} | details.get(name, {})
+            for name, reason in checks.items()
+        ]
         return JSONResponse({"ready": ready, "checks": listed}, 200 if ready else 503)
 
     async def ping(request: Request) -> Response:

@@ -147,6 +147,10 @@ class Service:
         """The names of what is not stopped yet."""
         return [name for name, _ in reversed(self._running)]
 
+    def details(self) -> dict[str, dict[str, Any]]:
+        """What components say of themselves in /readyz?verbose, by their names."""
+        return {component.name: found() for component in self.components if (found := _details(component))}
+
     def dead(self) -> list[str]:
         """The names of components whose loops do not turn."""
         return [component.name for component in self.components if not component.alive()]
@@ -161,6 +165,10 @@ class Service:
         checks |= {contract.name: _answer(contract.actor.ready) for contract in self.contracts}
         answers = await asyncio.gather(*checks.values())
         return dict(zip(checks, answers, strict=True))
+
+
+def _details(component: Component) -> Callable[[], dict[str, Any]] | None:
+    return getattr(component, "details", None)
 
 
 async def _settled(result: Any) -> Any:

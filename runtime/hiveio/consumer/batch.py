@@ -4,7 +4,8 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from hiveio.consumer.lane import Failure, WorkLane, as_batch, id_of
+from hiveio.consumer.careful import Failure, as_batch, id_of
+from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.routing import Target
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope

@@ -10,19 +10,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer.batch import BatchLane
 from hiveio.consumer.dead import DeadLetters
 from hiveio.consumer.lane import Opening, WorkLane
+from hiveio.consumer.metrics import Tally
 from hiveio.consumer.parallel import ParallelLane
-from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.progress import Progress, Window, parse_position
 from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Counts, Routing, Target
 from hiveio.consumer.shelf import Shelf
 from hiveio.envelope import Handler
-from hiveio.errors import ConfigError, Corrupt
+from hiveio.errors import ConfigError, Corrupt, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
 
 CLOSE_S = 30.0  # so long a revoke waits for the record in hand; then its handler is cancelled
@@ -75,6 +77,9 @@ class Consumer:
         self._poller = Poller(settings, self, self._letters.topic_of)
         self._lanes: dict[tuple[str, int], WorkLane] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._tally = Tally(self._routing.counts)
+        self.longest_wait_s = settings.request_timeout_ms / 1000 * 0.9
+        self.age_s = 0.0  # of the oldest event that is not handled, over all partitions of this process
         self._drain_s = settings.drain_timeout_ms / 1000 * 0.8
         self._stopping = False
         self._by_expression = any(name.startswith("^") for name in settings.read_topics)
@@ -97,6 +102,7 @@ class Consumer:
         if self._watching is not None:
             self._watching.cancel()
         await self._letters.stop()
+        self._tally.flush()
 
     async def ready(self) -> str | None:
         failures = [reason for lane in self._lanes.values() if (reason := lane.failure or lane.held) is not None]
@@ -118,9 +124,51 @@ class Consumer:
         """One watchdog for all: a timer for each record would cost more than the record."""
         while True:
             await asyncio.sleep(min(WATCH_S, self._retry.timeout_s / 4))
+            age_s = 0.0
             for lane in self._lanes.values():
                 for hand in lane.hands:
                     hand.watch(self._retry.timeout_s)
+                age_s = max(age_s, lane.lag[1])
+                self._tally.set(lane.topic, lane.partition, *lane.lag, lane.parked)
+            self.age_s = age_s
+            self._tally.flush()
+
+    def details(self) -> dict[str, Any]:
+        """For /readyz?verbose: how far each partition of this process is."""
+        partitions = [
+            {
+                "topic": lane.topic,
+                "partition": lane.partition,
+                "next": lane.done[0],
+                "lag_records": lane.lag[0],
+                "lag_seconds": round(lane.lag[1], 3),
+                "parked_keys": lane.parked,
+                "stopped": lane.failure or lane.held,
+            }
+            for lane in self._lanes.values()
+        ]
+        return {"partitions": partitions}
+
+    async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool:
+        """Whether the actor has handled the event at this place, or all events of the transaction at it.
+
+        Raises Refused for a topic that is not consumed here, Unavailable where another instance has the partition.
+        """
+        of_log = topic.endswith(".transactions")
+        source = topic.removesuffix(".transactions") if of_log else topic
+        if not self._by_expression and source not in self._settings.read_topics:
+            raise Refused(f"Hive-Position: {topic} is not consumed here")
+        lane = self._lanes.get((source, partition))
+        if lane is not None:
+            end, note = lane.done
+            if not of_log:
+                return end > offset
+            at = parse_position(note)[1] if isinstance(note, bytes) else -1
+            # How many events the transaction has is not known; they come to the topic together.
+            return at > offset or (at == offset and end >= lane.high)
+        if not of_log and hasattr(contract.actor, "position"):  # its store may be shared
+            return (await _position(contract, source, partition) or 0) > offset
+        raise Unavailable(f"{source}/{partition} is not consumed by this instance now")
 
     # -- the assignment, called by the poller
 
@@ -148,6 +196,7 @@ class Consumer:
         for lane in mine:
             if self._lanes.get((lane.topic, lane.partition)) is lane:
                 del self._lanes[lane.topic, lane.partition]
+                self._tally.set(lane.topic, lane.partition)
 
     def take(self, groups: Sequence[tuple[Lane, list[Message]]]) -> None:
         for lane, chunk in groups:
@@ -204,6 +253,7 @@ class Consumer:
             ),
             finished=self._poller.progress,
         )
+        lane.high = start.high
         if first == start.committed:
             lane.committed = lane.done
         if gone and not self._settings.from_start:

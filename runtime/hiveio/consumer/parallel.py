@@ -3,14 +3,12 @@
 import asyncio
 import logging
 from collections import deque
-from time import monotonic
 from typing import Any
 
-from hiveio.consumer.lane import Failure, Headers, WorkLane, id_of
+from hiveio.consumer.careful import Headers
+from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.retry import Hand
-from hiveio.consumer.shelf import NOBODY
-from hiveio.envelope import Envelope
-from hiveio.errors import Corrupt, Problem
+from hiveio.errors import Corrupt
 from hiveio.kafka import Message
 
 AHEAD = 32  # records taken on and not done, for each hand: beyond it a slow key holds up the others
@@ -103,7 +101,10 @@ class ParallelLane(WorkLane):
                     return
                 key = self._ready.popleft()
                 queue = self._queues[key]
-                await self._handle(hand, queue[0])
+                item = queue[0]
+                await self._carefully(hand, item.message, item.headers, item.position)
+                if self.shelf.busy:
+                    await self.shelf.flush()  # a record counts as done when its letter is written
                 self._finish(queue.popleft())
                 if queue:
                     self._ready.append(key)
@@ -120,37 +121,3 @@ class ParallelLane(WorkLane):
             self.fail(f"{type(error).__name__}: {error}")
         finally:
             hand.since = None
-
-    async def _handle(self, hand: Hand, item: Item) -> None:
-        """As the loop of a WorkLane, for one record; its letter is written when this returns."""
-        message, value, routing = item.message, item.message.value(), self.routing
-        assert value is not None
-        blocked: frozenset[str] | None = NOBODY
-        if self.shelf.busy and (blocked := await self._blocked(message)) is None:
-            return await self.shelf.flush()
-        try:
-            event, meta = routing.codec.decode(value)
-        except Problem as error:
-            return await self._undecodable(hand, message, value, error, blocked)
-        key = message.key()
-        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
-        failures: dict[str, Failure] = {}
-        for target in routing.by_type[type(event)]:
-            if blocked and target.name in blocked:
-                continue
-            if target.with_record and envelope.record is None:
-                self._add_record(envelope, message, item.headers, item.position)
-            hand.since = monotonic()
-            try:
-                await target.handle(envelope)
-            except BaseException as error:
-                failed = await self._again(hand, message, target, envelope, error)
-                if failed is not None:
-                    failures[target.name] = failed
-            hand.since = None
-        if failures or blocked:
-            await self._bury(hand, message, failures, blocked or NOBODY)
-            await self.shelf.flush()
-        else:
-            routing.counts.handled += 1
-        return None

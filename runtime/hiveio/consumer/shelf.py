@@ -55,7 +55,7 @@ class Shelf:
         self._following = self._asked = False
         self._broken = ""
         self._changed = asyncio.Event()
-        self._pending: list[Outgoing] = []
+        self.pending: list[Outgoing] = []  # put, and to be written by ``flush``
         self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
         self._writing = asyncio.Lock()
         self._written = b""
@@ -113,19 +113,15 @@ class Shelf:
     def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> bool:
         """Prepare a letter, which ``flush`` writes; the key is parked from now on. Whether it is time to flush."""
         made = letter(message, reason, exception, attempts, actors)
-        self._pending.append(made)
+        self.pending.append(made)
         self._unread[_key(made)] += 1
         self.busy = True
-        return len(self._pending) >= GROUP
-
-    @property
-    def unwritten(self) -> bool:
-        return bool(self._pending)
+        return len(self.pending) >= GROUP
 
     async def flush(self) -> None:
         """Return when all letters that were put stand in the topic and are read back; it tries until that is so."""
         async with self._writing:
-            group, self._pending = self._pending, []
+            group, self.pending = self.pending, []
             if group:
                 await self._write(group)
                 self._unread.subtract([_key(made) for made in group])

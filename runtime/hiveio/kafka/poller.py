@@ -63,6 +63,7 @@ class Lane:
         self.topic, self.partition, self.begin, self.done = topic, partition, begin, done
         self.committed: tuple[int, str | bytes | None] | None = None
         self.read = begin  # the offset to hand over next; written by the poll thread alone
+        self.high = 0  # the partition's end, as the last fetch told it; written by the poll thread alone
         self.handed = 0  # records; written by the poll thread alone
         self.finished = 0  # of those; written by the loop alone
         self.paused = False
@@ -190,6 +191,8 @@ class Poller:
         self._turned = time.monotonic()
         if self._turned >= self._commit_at:
             self._commit(consumer)
+            for known in self._lanes.values():
+                self._look_at_end(consumer, known)
             self._commit_at = self._turned + COMMIT_S
         if self._asked is not None:
             self._answer(consumer)
@@ -227,11 +230,18 @@ class Poller:
             if (found := self._lanes.get(key)) is not None and found.failure is None:
                 found.handed += len(group)
                 found.read = group[-1].offset() + 1  # type: ignore[operator]
+                self._look_at_end(consumer, found)
                 taken.append((found, group))
         if taken:
             self._loop.call_soon_threadsafe(self._owner.take, taken)
         if self._lost:
             self._read_again(consumer)
+
+    @staticmethod
+    def _look_at_end(consumer: Consumer, lane: Lane) -> None:
+        found = consumer.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), cached=True)
+        if found is not None:
+            lane.high = max(lane.high, found[1])
 
     def _read_again(self, consumer: Consumer) -> None:
         """Go on after the last record handed over, in every partition."""

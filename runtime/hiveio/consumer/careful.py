@@ -1,0 +1,233 @@
+"""What a lane does about a record that fails: it is tried again, kept as a dead letter, and tried again when asked."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, origin_of
+from hiveio.consumer.progress import parse_position
+from hiveio.consumer.retry import Hand, Retry
+from hiveio.consumer.routing import Routing, Target
+from hiveio.consumer.shelf import GROUP, NOBODY, Shelf
+from hiveio.envelope import Context, Envelope
+from hiveio.errors import Problem, Refused, Stop
+from hiveio.kafka import Lane, Message
+
+logger = logging.getLogger("hiveio.consumer")
+
+Headers = list[tuple[str, bytes | None]]
+Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it stands behind another of its key
+
+
+class CarefulLane(Lane):
+    """The state that failing is about. ``hand`` is the lane's own task."""
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        begin: int,
+        done: tuple[int, str | bytes | None],
+        *,
+        routing: Routing,
+        retry: Retry,
+        shelf: Callable[[Callable[[], None]], Shelf],
+    ) -> None:
+        super().__init__(topic, partition, begin, done)
+        self.routing, self.retry = routing, retry
+        self._arrived = asyncio.Event()
+        self.shelf = shelf(self._arrived.set)
+        self.hand = Hand()
+        self.held: str | None = None  # why it stands still, for as long as it does
+        self._closing = False
+
+    async def _wait(self, hand: Hand, what: Awaitable[Any]) -> None:
+        """Wait with nothing in hand: a revoke does not wait for it."""
+        hand.idle, hand.since = True, None
+        try:
+            await what
+        finally:
+            hand.idle = False
+
+    def _add_record(
+        self, envelope: Envelope, message: Message, headers: Headers | None, position: bytes | None
+    ) -> None:
+        offset, time_ms = message.offset(), message.timestamp()[1]
+        assert offset is not None
+        self._set_record(envelope, headers or [], position, offset, time_ms, redriven=False)
+
+    def _set_record(
+        self,
+        envelope: Envelope,
+        headers: Headers,
+        position: bytes | None,
+        offset: int,
+        time_ms: int,
+        *,
+        redriven: bool,
+    ) -> None:
+        texts = {name: text.decode("utf-8", "replace") for name, text in headers if text is not None}
+        version = texts.get("hive-version", "")
+        envelope.headers = texts
+        envelope.key = texts.get("hive-key")
+        envelope.record = Context(
+            id=envelope.id or None,
+            topic=self.topic,
+            key=envelope.key,
+            partition=self.partition,
+            offset=offset,
+            position=parse_position(position) if position is not None else None,
+            version=int(version) if version.isdecimal() else None,
+            time=time_ms / 1000,
+            headers=texts,
+            meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,
+            redriven=redriven,
+        )
+
+    async def _again(
+        self, hand: Hand, message: Message, target: Target, envelope: Envelope, error: BaseException
+    ) -> Failure | None:
+        """Try a handler that raised again, in growing intervals. None when it worked, else how it failed at last."""
+        attempt = 1
+        while True:
+            failure = hand.told(error, self.retry.timeout_s)
+            if isinstance(failure, Stop):
+                raise failure
+            if self._closing:
+                raise asyncio.CancelledError  # it is not done: another owner tries it
+            wait_s = self.retry.wait_s(failure, attempt)
+            if wait_s is None:
+                return failure, attempt
+            logger.warning(
+                "%s/%d/%d: attempt %d failed, the next is in %.2f s: %s: %s",
+                self.topic, self.partition, message.offset(), attempt, wait_s, type(failure).__name__, failure,
+            )  # fmt: skip
+            self.routing.counts.retried += 1
+            await self._wait(hand, asyncio.sleep(wait_s))
+            hand.since = time.monotonic()
+            try:
+                await target.handle(envelope)
+                return None
+            except BaseException as again:
+                error, attempt = again, attempt + 1
+
+    async def _blocked(self, message: Message) -> frozenset[str] | None:
+        """The actors for whom its key is parked; None when that is all of them, and it is parked behind."""
+        offset, key = message.offset(), message.key()
+        assert offset is not None
+        blocked = self.shelf.blocked(key, offset)
+        if blocked is None or blocked < self.routing.names:
+            return blocked
+        await self._park(message, blocked)
+        return None
+
+    async def _park(self, message: Message, actors: frozenset[str]) -> None:
+        self.routing.counts.parked += 1
+        if self.shelf.put(message, "parked", "", 0, actors):
+            await self.shelf.flush()
+
+    async def _undecodable(
+        self, hand: Hand, message: Message, value: bytes | str, error: Problem, blocked: frozenset[str] | None
+    ) -> None:
+        keepers = self.routing.keepers(value, error) | (blocked or NOBODY)  # type: ignore[arg-type]
+        if not keepers:
+            self.routing.counts.skipped += 1
+            return
+        await self._keep(hand, message, "undecodable", error, 1, keepers)
+
+    async def _bury(self, hand: Hand, message: Message, failures: dict[str, Failure], blocked: frozenset[str]) -> None:
+        actors = blocked | failures.keys()
+        error, attempts = next(iter(failures.values()), (None, 0))
+        if error is None or attempts == 0:  # it stands behind another of its key
+            return await self._park(message, actors)
+        reason = "refused" if isinstance(error, Refused) else "failed"
+        return await self._keep(hand, message, reason, error, attempts, actors)
+
+    async def _keep(
+        self, hand: Hand, message: Message, reason: str, error: Exception, attempts: int, actors: frozenset[str]
+    ) -> None:
+        """Write a record that nobody can handle to the dead-letter topic, and park its key."""
+        where, text = f"{self.topic}/{self.partition}/{message.offset()}", f"{type(error).__name__}: {error}"
+        trace = error if reason == "failed" else None
+        logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
+        hand.since = None
+        await self._room(hand, f"{where}: {reason}: {text}")
+        self.shelf.put(message, reason, text, attempts, actors)
+        await self.shelf.flush()
+        self.routing.counts.dead += 1
+
+    async def _room(self, hand: Hand, what: str) -> None:
+        """Stand still while more keys are parked than CONSUMER_PARKED allows."""
+        while not self.shelf.room:
+            if self.held is None:
+                self.held = (
+                    f"{what}; as many keys as CONSUMER_PARKED={self.shelf.limit} allows are parked, so this partition "
+                    f"stops: `hiveio dead list` shows them, `hiveio dead retry` and `hiveio dead drop` free them"
+                )
+                logger.error("%s", self.held)
+            if self.shelf.queue and hand is self.hand:
+                await self._redrive()
+            else:
+                await self._wait(hand, self.shelf.changed())
+        self.held = None
+
+    # -- what is tried again
+
+    async def _redrive(self) -> None:
+        """Try some letters again, in order. What still fails stays where it is, and its key with it."""
+        done: list[Message] = []
+        while len(done) < GROUP and not self._closing and (message := self.shelf.next()) is not None:
+            reason = await self._try(message)
+            if reason is None:
+                done.append(message)
+                continue
+            if done:
+                await self.shelf.done(done)
+                done = []
+            await self.shelf.failed(message, reason)
+        if done:
+            await self.shelf.done(done)
+            self.routing.counts.redriven += len(done)
+
+    async def _try(self, message: Message) -> str | None:
+        """One attempt of one letter: None, or why it failed."""
+        routing, found = self.routing, headers_of(message)
+        actors = frozenset(found.get(ACTORS, b"").decode("utf-8", "replace").split(","))
+        if strange := actors - routing.names:
+            return f"there is no actor {', '.join(sorted(strange))} here"
+        value, key, origin = message.value() or b"", message.key(), origin_of(found)
+        try:
+            event, meta = routing.codec.decode(value)
+        except Problem as error:
+            return f"{type(error).__name__}: {error}" if routing.keepers(value, error) & actors else None
+        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+        assert origin is not None
+        headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
+        time_ms = int(found.get(TIME, b"0"))
+        self._set_record(envelope, headers, found.get("hive-position"), origin[2], time_ms, redriven=True)
+        for target in routing.by_type[type(event)]:
+            if target.name not in actors:
+                continue
+            self.hand.since = time.monotonic()
+            try:
+                await target.handle(as_batch(envelope) if target.batch else envelope)
+            except BaseException as error:
+                failure = self.hand.told(error, self.retry.timeout_s)
+                logger.warning("%s: tried again in vain: %s: %s", origin, type(failure).__name__, failure)
+                return f"{type(failure).__name__}: {failure}"
+            finally:
+                self.hand.since = None
+        return None
+
+
+def as_batch(envelope: Envelope) -> Envelope:
+    """One event as a batch."""
+    return Envelope(message=[envelope.message], id=envelope.id, record=[envelope.record] if envelope.record else None)
+
+
+def id_of(key: str | bytes) -> str:
+    return key if isinstance(key, str) else key.decode("utf-8", "replace")

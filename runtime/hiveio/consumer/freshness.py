@@ -1,0 +1,61 @@
+"""Queries that know how fresh they are: a client that wrote something may ask for an answer that has seen it."""
+
+import asyncio
+import re
+from typing import Protocol
+
+from hiveio.actor import Contract
+from hiveio.envelope import Envelope, Handler, Outcome
+from hiveio.errors import Refused, Unavailable
+
+WAIT_S = 5.0  # where the client does not say how long
+LOOK_S = 0.005
+_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
+
+
+class Reached(Protocol):
+    """What a query needs to know of the consumer beside it."""
+
+    longest_wait_s: float
+    age_s: float
+
+    async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool: ...
+
+
+def fresh(handler: Handler, contract: Contract, consumer: Reached) -> Handler:
+    """Answers a query that carries ``Hive-Position`` once the projection has come to it: read your own writes.
+
+    It waits as long as ``Prefer: wait=<seconds>`` (RFC 7240) says, else ``WAIT_S``, and less than REQUEST_TIMEOUT;
+    then, or where another instance has the partition, 503. Several positions are separated by commas. Where the
+    projection is behind, ``Age`` (RFC 9111) says by how many seconds.
+
+    Raises Refused (400) for what is no position, or one of a topic that is not consumed.
+    """
+
+    async def handle(envelope: Envelope) -> Outcome:
+        asked = envelope.headers.get("hive-position")
+        if asked is not None:
+            wait = _WAIT.search(envelope.headers.get("prefer") or "")
+            wait_s = min(float(wait[1]) if wait else WAIT_S, consumer.longest_wait_s)
+            until = asyncio.get_running_loop().time() + wait_s
+            for text in asked.split(","):
+                await _until(consumer, contract, text.strip(), until, wait_s)
+        outcome = await handler(envelope)
+        if consumer.age_s >= 1:
+            outcome.headers = {**outcome.headers, "Age": str(int(consumer.age_s))}
+        return outcome
+
+    return handle
+
+
+async def _until(consumer: Reached, contract: Contract, text: str, until: float, wait_s: float) -> None:
+    try:
+        topic, partition, offset = text.rsplit("/", 2)
+        place = topic, int(partition), int(offset)
+    except ValueError:
+        raise Refused(f"Hive-Position: {text!r} is none; it looks like orders/0/17") from None
+    clock = asyncio.get_running_loop().time
+    while not await consumer.reached(contract, *place):
+        if clock() >= until:
+            raise Unavailable(f"the projection has not come to {text} within {wait_s:g} s")
+        await asyncio.sleep(LOOK_S)
