@@ -198,6 +198,11 @@ class Sender:
             return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         return None
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the queue is more than half full: who can wait should."""
+        return 2 * (len(self._pending) + len(self._late)) > self._most_records or 2 * self._bytes > self._most_bytes
+
     # -- sending
 
     def admit(self, sizes: Sequence[int]) -> None:
