@@ -272,3 +272,15 @@ def test_the_page_shows_what_happens(kafka: Kafka, topic: str, tmp_path: Path) -
         assert not role.complaints()
     (record,) = read_all(kafka.brokers, topic)
     assert record.key() == b"a"
+
+
+def test_a_batch_over_http2(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+    with producer(HTTP_VERSION="2") as role, httpx.Client(http1=False, http2=True, timeout=30) as client:
+        url = role.url + "/accounts/a"
+        stream = (deposit(n + 1) + b"\n" for n in range(20_000))
+        response = client.post(url, content=stream, headers=NDJSON)
+        assert (response.http_version, response.status_code) == ("HTTP/2", 200)
+        assert len(answers(response)) == 20_000
+        assert client.post(url, content=b"[%b]" % deposit(-1)).status_code == 207
+        assert not role.complaints()
+    assert amounts(kafka, topic) == list(range(1, 20_001))
