@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -20,7 +21,7 @@ from tests.conftest import require
 from tests.faults.client import Connection, Lost, NotSent
 from tests.faults.proxy import INIT_PRODUCER, PRODUCE, Proxy, kafka
 from tests.integration.topics import make_topic, read_all
-from tests.process import Role
+from tests.process import Role, wait_until
 from tests.services import HOST, Kafka, ServiceUnavailable, free_port, kafka_cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240, func_only=True)]
@@ -338,6 +339,10 @@ async def test_44_sigterm_while_the_broker_is_away_flushes_when_it_is_back(
     assert load.accepted <= load.check(own.brokers, topic, least=0).keys()
 
 
+def shown(role: Role, line: str) -> None:
+    wait_until(lambda: line in httpx.get(role.url + "/metrics").text, what=line)
+
+
 @pytest.mark.fault(44)
 async def test_44_what_cannot_be_flushed_is_said(own: Kafka, topic: str, producer: Callable[..., Role]) -> None:
     environ = {"PRODUCER_ACK": "queued", "DRAIN_TIMEOUT": "3000"}
@@ -347,6 +352,7 @@ async def test_44_what_cannot_be_flushed_is_said(own: Kafka, topic: str, produce
         try:
             for _ in range(10):
                 assert await load.post() == 202
+            await asyncio.to_thread(shown, role, "hiveio_records_waiting 1")  # and a digit
             began = time.monotonic()
             await asyncio.to_thread(role.stop)
             assert time.monotonic() - began < 10

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections import Counter
@@ -257,3 +258,29 @@ def test_a_batch_that_comes_faster_than_it_is_taken_is_held_back(
         assert {each["status"] for each in done} == {200}
         assert large["status"] == 413
         assert most - before < 40 << 20, f"{(most - before) >> 20} MiB for 75 MB of body"
+
+
+def test_the_page_shows_what_happens(kafka: Kafka, topic: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "producer.md").read_text("utf-8")
+    actor = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    request, answer = re.findall(r"<<'\.'\n(.*?)\.\n```\n```\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "readings.py").write_text(actor.replace('topic = "readings"', f'topic = "{topic}"'))
+    environ = {"EVENT_STORE_BROKERS": kafka.brokers}
+    with Role("producer", environ, actor_path=tmp_path, module="readings") as role:
+        response = httpx.post(role.url + "/readings", content=request, headers=NDJSON)
+        assert response.text == answer.replace("readings/0/17", f"{topic}/0/0")
+        assert not role.complaints()
+    (record,) = read_all(kafka.brokers, topic)
+    assert record.key() == b"a"
+
+
+def test_a_batch_over_http2(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+    with producer(HTTP_VERSION="2") as role, httpx.Client(http1=False, http2=True, timeout=30) as client:
+        url = role.url + "/accounts/a"
+        stream = (deposit(n + 1) + b"\n" for n in range(20_000))
+        response = client.post(url, content=stream, headers=NDJSON)
+        assert (response.http_version, response.status_code) == ("HTTP/2", 200)
+        assert len(answers(response)) == 20_000
+        assert client.post(url, content=b"[%b]" % deposit(-1)).status_code == 207
+        assert not role.complaints()
+    assert amounts(kafka, topic) == list(range(1, 20_001))

@@ -8,6 +8,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from hiveio import metrics
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
 from hiveio.kafka.client import client_config
@@ -27,6 +28,11 @@ SWEEP_S = 0.05  # how late a deadline may be noticed
 STUCK_S = 30.0
 OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
+
+_waiting = metrics.Gauge(
+    "hiveio_records_waiting", "Records taken that Kafka has not confirmed", multiprocess_mode="livesum"
+)
+_unconfirmed = metrics.Counter("hiveio_records_unconfirmed_total", "Records taken that Kafka will not confirm any more")
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -198,6 +204,11 @@ class Sender:
             return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         return None
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the queue is more than half full: who can wait should."""
+        return 2 * (len(self._pending) + len(self._late)) > self._most_records or 2 * self._bytes > self._most_bytes
+
     # -- sending
 
     def admit(self, sizes: Sequence[int]) -> None:
@@ -302,6 +313,7 @@ class Sender:
     def _unconfirmed(self, count: int, reason: str) -> None:
         """Where nobody waits for an answer this line is the only trace."""
         if count:
+            _unconfirmed.inc(count)
             logger.error(
                 "%s: %d records were taken and not confirmed; they may be stored or lost: %s", self.name, count, reason
             )
@@ -334,7 +346,9 @@ class Sender:
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]
-        self._flow.look(len(self._pending) + len(self._late), now)
+        held = len(self._pending) + len(self._late)
+        _waiting.set(held)
+        self._flow.look(held, now)
         if self._shed:
             self._shedding = self._flow.refusal
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)

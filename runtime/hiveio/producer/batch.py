@@ -101,7 +101,10 @@ class Intake:
             async for item in self._items(form, message, receive, touch):
                 waiting.append(await self._submit(item, form, headers, common, len(answers) + len(waiting)))
                 if len(waiting) >= WINDOW:
-                    answers.append(await self._answer(waiting.popleft(), touch))
+                    first = waiting.popleft()
+                    answers.append(await self._answer(first, touch))
+                    if isinstance(first, Submission):
+                        await self._publishing.pace(first)
                 if monotonic() > slice_end:
                     await asyncio.sleep(0)
                     slice_end = monotonic() + SLICE_S

@@ -120,6 +120,11 @@ class Publishing:
             await self._keep(submission)
         return outcome
 
+    async def pace(self, submission: Submission) -> None:
+        """Hold back one that sends many and waits for none, while the queue is crowded."""
+        if self._queued and submission.stored and self._sender.crowded:
+            await asyncio.wait(submission.stored)
+
     async def _settled_late(self, submission: Submission) -> None:
         """A repeat is answered as the first would have been, once Kafka has confirmed it all."""
         place: Place | None = None
