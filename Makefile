@@ -61,6 +61,11 @@ BAKE := docker buildx bake $(if $(PIP_CERT),--allow=fs.read=$(PIP_CERT))
 images: ## The four images, and the bank's on top of them (PIP_INDEX_URL, PIP_CERT as for pip)
 	@$(BAKE) default example
 
+.PHONY: validate
+validate: ## The checks of docker build over the Dockerfiles, and compose.yaml
+	@$(BAKE) validate
+	@docker compose config --quiet
+
 .PHONY: lint
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check

@@ -8,6 +8,10 @@ variable "REVISION" {
   default = "" # of the source: REVISION=$(git rev-parse HEAD)
 }
 
+variable "RELEASE" {
+  default = false # true: for both platforms, with SBOM and provenance; needs a builder that has both, and --push
+}
+
 variable "PYTHON" {
   default = null # another parent than the one in images/base/Dockerfile
 }
@@ -30,6 +34,8 @@ target "_common" {
     "org.opencontainers.image.version"  = VERSION
     "org.opencontainers.image.revision" = REVISION
   }
+  platforms = RELEASE ? ["linux/amd64", "linux/arm64"] : []
+  attest    = RELEASE ? ["type=sbom", "type=provenance,mode=max"] : []
 }
 
 target "base" {
@@ -50,6 +56,25 @@ target "role" {
   context  = "images/${role}"
   contexts = { "hiveio/base" = "target:base" }
   tags     = ["hiveio/${role}:latest", "hiveio/${role}:${VERSION}"]
+}
+
+# The checks of docker build, without building; a warning fails. Children are read on the root image.
+group "validate" {
+  targets = ["check-base", "check"]
+}
+
+target "check-base" {
+  inherits = ["base"]
+  args     = { BUILDKIT_DOCKERFILE_CHECK = "error=true" }
+  call     = "check"
+}
+
+target "check" {
+  name    = "check-${role}"
+  matrix  = { role = ["producer", "consumer", "stream-processor"] }
+  context = "images/${role}"
+  args    = { BASE = "python:3.13-slim-bookworm", BUILDKIT_DOCKERFILE_CHECK = "error=true" }
+  call    = "check"
 }
 
 group "example" {

@@ -36,7 +36,7 @@ def main(prefix: str) -> None:
     sys.pycache_prefix = None
     assert sources, "PYTHONPYCACHEPREFIX names a folder that can be made"
     if not compileall.compile_dir(
-        packages, quiet=1, invalidation_mode=UNCHECKED, stripdir=prefix, prependdir=sys.base_prefix
+        packages, quiet=1, force=True, invalidation_mode=UNCHECKED, stripdir=prefix, prependdir=sys.base_prefix
     ):
         sys.exit(1)
     for source in sources:

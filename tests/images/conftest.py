@@ -21,8 +21,8 @@ ACTORS = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(180, func_only=True))  # builds and services have bounds of their own
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(180, func_only=True))  # what is built and started has its own bounds
 
 
 @pytest.fixture(scope="session")

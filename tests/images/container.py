@@ -39,11 +39,13 @@ def call(
     return done.stdout if check else done.stdout + done.stderr
 
 
-def bake(*arguments: str, within_s: float = 590.0) -> str:
+def bake(*arguments: str, within_s: float = 590.0, environ: Mapping[str, str] | None = None) -> str:
     """``docker buildx bake``, with the certificates that pip is told to use here, if it is told."""
     cert = os.environ.get("PIP_CERT")
     allowed = [f"--allow=fs.read={cert}"] if cert else []
-    return call("docker", "buildx", "bake", "--progress=plain", *allowed, *arguments, within_s=within_s)
+    return call(
+        "docker", "buildx", "bake", "--progress=plain", *allowed, *arguments, within_s=within_s, environ=environ
+    )
 
 
 def inspected(docker: str, name: str) -> Any:

@@ -273,3 +273,14 @@ def test_all_that_it_imports_is_compiled(container: Callable[..., Container], ro
         # what the actor imports for itself stays its own: the statements' sqlite3
         assert [line for line in compiled if "/actor/" not in line and "/sqlite3/" not in line] == []
         assert any("/actor/" in line for line in compiled)
+
+
+@pytest.mark.parametrize("role", ["base"], indirect=True)
+def test_bytecode_holds_whichever_time_stamps_its_source_gets(images: str, role: str) -> None:
+    # PEP 552: the second word of the header is 1 for "by hash, unchecked"; 0, "by time stamp", would be thrown away.
+    unchecked = (
+        "import pathlib, sys\n"
+        "for path in pathlib.Path('/usr/local/lib').rglob('*.pyc'):\n"
+        "    if path.read_bytes()[4:8] != b'\\1\\0\\0\\0': print(path)\n"
+    )
+    assert call(images, "run", "--rm", "--entrypoint", "python", f"hiveio/{role}", "-c", unchecked) == ""
