@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import hiveio
-from tests.images.container import HARDENED, Container, call, inspected
+from tests.images.container import HARDENED, ROLES, Container, bake, call, inspected
 from tests.integration.topics import make_topic, read_all
 from tests.process import wait_until
 from tests.services import Kafka, Redis
@@ -39,6 +39,20 @@ ANSWER = {"base": 200, "producer": 200, "consumer": 422, "stream-processor": 200
 def works(role: str, url: str, number: int = 0) -> bool:
     method, address, body = send(role, url, number)
     return httpx.request(method, address, json=body, timeout=20).status_code == ANSWER[role]
+
+
+def test_the_checks_of_docker_build_find_nothing(images: str) -> None:
+    bake("validate")
+    call(images, "compose", "config", "--quiet")
+
+
+def test_both_platforms_are_released_with_sbom_and_provenance(images: str) -> None:
+    printed = call(images, "buildx", "bake", "--print", environ={"RELEASE": "true"})
+    targets = json.loads(printed)["target"]
+    assert set(targets) == {*ROLES}
+    for target in targets.values():
+        assert target["platforms"] == ["linux/amd64", "linux/arm64"]
+        assert sorted(attestation["type"] for attestation in target["attest"]) == ["provenance", "sbom"]
 
 
 def test_how_it_is_made(images: str, role: str) -> None:
