@@ -66,7 +66,7 @@ class Container(Role):
         options: Sequence[str] = HARDENED,
         wait: bool = True,
     ) -> None:
-        super().__init__(image, wait=wait)
+        super().__init__(image, environ, wait=wait)
         self.docker = docker
         self.options = [*options, *(("--volume", f"{actor}:/actor:ro") if actor else ())]
         self.settings = {"PORT": str(free_port()), "CLUSTER_SIZE": "1", "PYTHONWARNINGS": "default", **(environ or {})}

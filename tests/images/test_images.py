@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 import hiveio
 from tests.images.container import HARDENED, ROLES, Container, bake, call, inspected
@@ -195,6 +197,25 @@ def test_without_redis_it_is_alive_and_not_ready(container: Callable[..., Contai
         own.restart(empty=True)
         running.ready(60)
         assert works(role, running.url, 2)
+
+
+@pytest.mark.parametrize("role", ["base"], indirect=True)
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_it_is_healthy_behind_its_own_certificate(images: str, tmp_path: Path, role: str, version: str) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    (tmp_path / "m.py").write_text(ACTOR.format(kind="Command", more="", path="/a/{id}", annotation=": M"))
+    tmp_path.chmod(0o755)
+    secure = {"SECURE": "true", "SSL_CERT": "/actor/tls.crt", "SSL_KEY": "/actor/tls.key", "HTTP_VERSION": version}
+    running = Container(images, "hiveio/base", {"ACTOR_MODULE": "m", **secure}, actor=tmp_path)
+    running.trust = ssl.create_default_context()
+    authority.configure_trust(running.trust)
+    with running:
+        running.healthy()
+        assert health(running, "--ready") == 0
+        assert not running.complaints()
 
 
 def health(container: Container, *arguments: str) -> int:
