@@ -1,5 +1,6 @@
 """What a team builds on the images: three lines, by ``docker build`` and by bake, and packages of its own."""
 
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,26 @@ def test_what_needs_another_version_of_the_runtimes_is_refused(images: str, proj
     (project / "Dockerfile").write_text(REQUIRING)
     with pytest.raises(AssertionError, match=r"redis<6"):
         call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
+
+
+def test_what_hiveio_new_writes_is_built_and_runs(
+    images: str, role: str, settings: dict[str, str], tmp_path: Path
+) -> None:
+    inside = (
+        "--rm",
+        "--user",
+        f"{os.getuid()}:{os.getgid()}",
+        "--volume",
+        f"{tmp_path}:/out",
+        "--entrypoint",
+        "hiveio",
+    )
+    call(images, "run", *inside, "hiveio/base", "new", "order-lines", "--role", role, "--into", "/out")
+    try:
+        call(images, "buildx", "bake", cwd=tmp_path / "order-lines", within_s=150)
+        del settings["ACTOR_MODULE"]  # it is in the image
+        with Container(images, "order-lines", settings) as running:
+            assert not running.complaints()
+            assert httpx.get(f"{running.url}/openapi.json").status_code == 200
+    finally:
+        call(images, "rmi", "--force", "order-lines", check=False)
