@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.images.container import Container, bake, call
+from tests.images.container import Container, bake, call, inspected
 
 ACTOR = """
 import tiny
@@ -74,6 +74,19 @@ def greeting(docker: str, image: str) -> Any:
     with Container(docker, image) as running:
         assert not running.complaints()
         return httpx.get(f"{running.url}/greetings/ada").json()
+
+
+def test_docker_build_makes_the_images_that_bake_makes(images: str) -> None:
+    names = ["hiveio-test/base", "hiveio-test/producer"]
+    try:
+        call(images, "build", "--file", "images/base/Dockerfile", "--tag", names[0], ".", within_s=150)
+        call(images, "build", "--build-arg", f"BASE={names[0]}", "--tag", names[1], "images/producer", within_s=150)
+        built, baked = (inspected(images, name) for name in (names[1], "hiveio/producer"))
+        assert built["RootFS"]["Layers"][:-1] == baked["RootFS"]["Layers"][:-1]
+        for what in ("User", "Env", "Entrypoint", "WorkingDir", "Healthcheck"):
+            assert built["Config"][what] == baked["Config"][what]
+    finally:
+        call(images, "rmi", "--force", *names, check=False)
 
 
 def test_three_lines_with_docker_build(images: str, project: Path) -> None:
