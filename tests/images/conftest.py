@@ -22,7 +22,7 @@ ACTORS = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(180, func_only=True))  # what is built and started has its own bounds
+            item.add_marker(pytest.mark.timeout(300, func_only=True))  # what is built and started has its own bounds
 
 
 @pytest.fixture(scope="session")

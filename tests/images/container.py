@@ -15,7 +15,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.process import Role, wait_until
 from tests.services import free_port
@@ -78,6 +78,9 @@ class Container(Role):
         options = ["--name", self.container, "--network", "host", "--label", "hiveio.test", *self.options]
         return [self.docker, "run", *options, *environ, self.name]
 
+    def ready(self, within_s: float = 120.0) -> Self:
+        return super().ready(within_s)
+
     def __exit__(self, *raised: Any) -> None:
         try:
             super().__exit__(*raised)
@@ -113,4 +116,4 @@ class Container(Role):
         return str(self.inspected()["State"]["Health"]["Status"])
 
     def healthy(self) -> None:
-        wait_until(lambda: self.health() == "healthy", 30, f"{self.name} healthy")
+        wait_until(lambda: self.health() == "healthy", 120, f"{self.name} healthy")

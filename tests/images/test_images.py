@@ -83,7 +83,7 @@ def test_it_serves_from_a_mounted_actor_and_ends(
         uids = [uid for uid, command in running.processes() if "entrypoint" in command]
         assert uids == [user.partition(":")[0]] * (1 + int(size))
         running.healthy()
-        assert running.stop(within_s=25) == 0
+        assert running.stop(within_s=60) == 0
         assert not running.complaints()
         assert not running.errors
         assert [line["message"] for line in running.logs()][-1] == "stopped"
@@ -143,7 +143,7 @@ def test_an_actor_that_cannot_be_loaded_ends_it_with_one_line(images: str, tmp_p
             for code, _, _ in FAILURES
         ]
         for ended, (code, _, line) in zip(started, FAILURES, strict=True):
-            assert ended.ended(60) == code, ended.text()
+            assert ended.ended(120) == code, ended.text()
             assert ended.errors[0].startswith(line)
             assert len(ended.errors) == 1 or code == 13, "the traceback of the module itself, and no other"
             assert not ended.complaints()
@@ -154,7 +154,7 @@ def test_the_cpu_quota_is_the_number_of_workers(images: str, container: Callable
     cores = len(os.sched_getaffinity(0))
     for quota, workers in (("0.5", 1), ("1", 1), ("2", min(2, cores))):
         with container(CLUSTER_SIZE="", options=[*HARDENED, "--cpus", quota], wait=False) as running:
-            running.ready(60)
+            running.ready()
             assert [line["workers"] for line in running.logs("listening")] == [workers]
 
 
@@ -174,7 +174,7 @@ def test_without_kafka_it_is_alive_and_not_ready(
     with Kafka() as own, container(EVENT_STORE_BROKERS=own.brokers, wait=False) as running:
         if role == "consumer":
             make_topic(own.brokers, topic)
-        running.ready(60)
+        running.ready()
         running.healthy()
         own.stop()
         wait_until(lambda: httpx.get(running.url + "/readyz").status_code == 503, 60, "not ready")
@@ -182,7 +182,7 @@ def test_without_kafka_it_is_alive_and_not_ready(
         assert health(running) == 0
         assert health(running, "--ready") == 1
         own.start()
-        running.ready(60)
+        running.ready()
         assert health(running, "--ready") == 0
         assert works(role, running.url)
 
@@ -195,7 +195,7 @@ def test_without_redis_it_is_alive_and_not_ready(container: Callable[..., Contai
         wait_until(lambda: httpx.get(running.url + "/readyz").status_code == 503, 60, "not ready")
         assert httpx.get(running.url + "/livez").status_code == 200
         own.restart(empty=True)
-        running.ready(60)
+        running.ready()
         assert works(role, running.url, 2)
 
 
@@ -257,7 +257,7 @@ async def test_sigterm_under_load_loses_nothing_and_ends_within_its_bound(
             while len(answered) < 200:
                 await asyncio.sleep(0.01)
             stopping.set()
-            assert await asyncio.to_thread(running.stop, 12) == 0
+            assert await asyncio.to_thread(running.stop, 20) == 0
         assert set(statuses) <= {ANSWER[role], 503}, statuses
         assert not running.complaints()
         assert not running.errors
@@ -302,7 +302,7 @@ def test_orphans_are_reaped(images: str, tmp_path: Path, role: str) -> None:
 def test_all_that_it_imports_is_compiled(container: Callable[..., Container], role: str) -> None:
     # A module without bytecode would be compiled at every start, since nothing can be kept.
     with container(PYTHONVERBOSE="1", wait=False) as running:
-        wait_until(lambda: any('"message":"worker serves"' in line for line in running.lines), 60, "serving")
+        wait_until(lambda: any('"message":"worker serves"' in line for line in running.lines), 120, "serving")
         running.stop()
         compiled = [line for line in running.errors if line.startswith("# code object from") and ".pyc" not in line]
         # what the actor imports for itself stays its own: the statements' sqlite3
