@@ -6,8 +6,8 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from hiveio.actor import Event
-from hiveio.envelope import Codec
+from hiveio.actor import Event, Query
+from hiveio.envelope import ID_LIMIT, Codec
 from hiveio.routes import Route
 
 _REF = "#/components/schemas/{name}"
@@ -37,6 +37,9 @@ _PROBLEM_SCHEMA: dict[str, Any] = {
     },
     "required": ["type", "title", "status"],
 }
+
+_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT}
+_KEY_SCHEMA = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
 
 
 def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1") -> dict[str, Any]:
@@ -86,9 +89,11 @@ class Schemas:
         """All at once: only then types of one name in two modules are told apart."""
         found, self.components = msgspec.json.schema_components(self._found, ref_template=_REF)
         self._found = dict(zip(self._found, found, strict=True))
-        for envelope in self._envelopes.values():
+        for kind, envelope in self._envelopes.items():
             if described := self.fields(envelope):
                 described["properties"]["meta"] = {"type": "object"}
+                if self.fields(kind).get("required"):  # without one, a missing payload is an empty one
+                    described["required"] = [*described["required"], "payload"]
 
     def sent(self, kind: Any) -> Any:
         """What stands on the wire for this type: a message in its envelope, a list of messages a list of those."""
@@ -121,7 +126,7 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": f"{route.contract.name if route.contract else 'service'}_{names}",
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {"name": name, "in": "path", "required": True, "schema": _path_parameter(name, route, schemas)}
             for name in route.names
         ],
     }
@@ -131,7 +136,7 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
         operation["tags"] = [route.contract.name]
     if route.reads_body:
         operation["parameters"] += [
-            {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
+            {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA},
         ]
         taken = _one_of(map(schemas.of_sent, route.takes))
         operation["requestBody"] = {"required": True, "content": _taken(taken, batches=route.intake is not None)}
@@ -154,6 +159,12 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
         },
     }
     return operation
+
+
+def _path_parameter(name: str, route: Route, schemas: Schemas) -> dict[str, Any]:
+    """As a query declares it; else any text that may be an id."""
+    declared = [schemas.fields(kind).get("properties", {}).get(name) for kind in route.takes if issubclass(kind, Query)]
+    return declared[0] if len(declared) == 1 and declared[0] else _ID_SCHEMA
 
 
 def _query_parameters(route: Route, schemas: Schemas) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -389,6 +390,9 @@ async def test_openapi_describes_messages_queries_and_problems(edge: Edge) -> No
         "$ref": "#/components/schemas/DepositMessage"
     }
     assert described["components"]["schemas"]["DepositMessage"]["properties"]["type"] == {"enum": ["Deposit"]}
+    assert described["components"]["schemas"]["DepositMessage"]["required"] == ["type", "payload"]
+    assert post["parameters"][0]["schema"] == {"type": "string", "minLength": 1, "maxLength": 255}
+    assert re.fullmatch(post["parameters"][1]["schema"]["pattern"], "order 7")
     assert set(post["responses"]) >= {"200", "400", "413", "415", "422", "503", "504"}
     search = described["paths"]["/search/{bank}/accounts"]["get"]
     assert {(p["name"], p["in"]) for p in search["parameters"]} == {
