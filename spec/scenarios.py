@@ -13,7 +13,7 @@ SCENARIOS: list[Scenario] = []
 SHORT = {
     "ask-closes",
     "c1-compare-offset",
-    "c1-compare-whole",
+    "c1-compare-whole-one-record",
     "h1-chain-by-head-one-try",
     "h1-chain-by-version",
     "h3-refusal-recorded",
@@ -289,8 +289,12 @@ for mode, expect in (("once", "NoHalf"), ("twice", "NoHalf"), ("index", None)):
 
 # -- Cache.tla
 
-for compare, found in (("none", "CacheTrue"), ("offset", "CacheTrue"), ("whole", None)):
-    name = f"c1-compare-{compare}"
-    parts = {"Masters": {"m1", "m2"}, "MaxLen": 2, "MaxTopic": 2, "Compare": compare}
+for name, compare, length, found in (
+    ("c1-compare-none", "none", 2, "CacheTrue"),
+    ("c1-compare-offset", "offset", 2, "CacheTrue"),
+    ("c1-compare-whole", "whole", 2, None),
+    ("c1-compare-whole-one-record", "whole", 1, None),
+):
+    parts = {"Masters": {"m1", "m2"}, "MaxLen": length, "MaxTopic": 2, "Compare": compare}
     parts["Appliers"] = {"A", "B"} if found else {"A"}
     SCENARIOS.append(Scenario(name, "Cache", parts, ("CacheTrue",), expect=found, short=name in SHORT))

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from hiveio import testing
-from hiveio.errors import Conflict
+from hiveio.errors import Conflict, Unavailable
 from hiveio.testing.memory import MemoryTail
 from hiveio.transaction.command import Token
 from hiveio.transaction.record import Commit
@@ -84,3 +84,15 @@ async def test_what_a_transaction_reads_is_one_cut_also_without_its_locks() -> N
             if b"Witnessed" in bytes(write.events[0])
         ]
         assert all(s["b"][0] + s["c"][0] == 20 for s in seen), seen
+
+
+async def test_a_cache_lost_before_any_reply_came_is_noticed() -> None:
+    async with testing.Service(AccountActor) as before:
+        await before.submit(AccountActor, "a", Deposit(1, "before"))
+        await until(lambda: before.transactions.scopes[0].stands.offset == 2)
+    async with testing.Service(AccountActor, log=before.log, cache=before.cache) as service:
+        service.lose_cache()  # there was nothing to apply, so nothing has brought a watermark
+        with suppress(Unavailable):
+            await service.submit(AccountActor, "a", Deposit(1, "notices it"))
+        await until(lambda: service.transactions.scopes[0].ready)
+        assert (await service.submit(AccountActor, "a", Deposit(1, "after"))).version in (2, 3)

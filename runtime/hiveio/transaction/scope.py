@@ -75,7 +75,7 @@ class Scope:
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
-        self._seen = b""  # the text of ``stands``, where a reply has brought it
+        self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -216,7 +216,7 @@ class Scope:
                     await self._cache.forget(self.partition, watermark.generation)
                 watermark = fresh
                 break  # otherwise another instance was faster: look again
-        self.stands, self._seen, self._goal = watermark, b"", end
+        self.stands, self._seen, self._goal = watermark, None, end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark)
         self.lost = False
