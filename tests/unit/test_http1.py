@@ -19,7 +19,7 @@ async def talk(application: Application, request: bytes) -> bytes:
     loop = asyncio.get_running_loop()
     worker: Any = SimpleNamespace(
         cfg=Config(), log=logging.getLogger("test"), asgi=application, loop=loop, connections=set(), nr=0, nr_conns=0,
-        max_requests=1 << 60, alive=True,
+        max_requests=1 << 60, alive=True, crowded=False,
     )  # fmt: skip
     worker.log.access_log_enabled = False
     server = await loop.create_server(lambda: Connection(worker), "127.0.0.1", 0)
