@@ -91,7 +91,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def handle_exit_signal(self) -> None:
         """SIGTERM. A second one changes nothing."""
-        self.alive = False
+        # Not alive = False: gunicorn would close connections whose answers do not say so yet, under the next request.
         self._end.set()
 
     def handle_quit_signal(self) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import redis
@@ -19,6 +19,8 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from hiveio.kafka.sender import Headers
 from hiveio.redis import Script
+from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.rule import Window
 from tests.bench.actors import Visited
 
 Options = dict[str, Any]
@@ -143,6 +145,17 @@ def consumer(o: Options) -> dict[str, float]:
 # -- stream processor: its Redis calls, the append and the read-back, one after the other
 
 
+class Call(Exception):
+    """A call to Redis, as the runtime's cache makes it."""
+
+
+class Calls:
+    """Stands where the cache has its Redis, and tells what would be sent."""
+
+    def call(self, *call: Any) -> Any:
+        raise Call(*call)
+
+
 class Parts:
     """Rounds of ``clients`` commands at once: lock and begin in one write, append, read back, apply and unlock.
 
@@ -158,12 +171,12 @@ class Parts:
             {"bootstrap.servers": o["brokers"], "group.id": "parts", "enable.auto.commit": False,
              "fetch.wait.max.ms": 100, "isolation.level": "read_uncommitted"}
         )  # fmt: skip
-        self.scope = f"raw:{{{o['topic']}/0}}"
-        self.mark = f"{self.scope}:0"
-        self.offset = self.tail.get_watermark_offsets(TopicPartition(o["topic"], 0), 10)[1]
-        self.stands = f"{self.offset}|0|topic|g|"
-        self.redis.set(self.mark, self.stands)
-        self.tail.assign([TopicPartition(o["topic"], 0, self.offset)])
+        self.cache = Cache(cast("Any", Calls()), o["topic"], "raw")
+        self.scope, self.mark = self.cache.scope(0), self.cache.mark(0)
+        end = self.tail.get_watermark_offsets(TopicPartition(o["topic"], 0), 10)[1]
+        self.stands = Watermark(end, 0, "topic", "g", "")
+        self.redis.set(self.mark, self.stands.text)
+        self.tail.assign([TopicPartition(o["topic"], 0, end)])
         self.numbers = count(1)
         self.begun: list[float] = []
         self.appended: list[float] = []
@@ -214,17 +227,18 @@ class Parts:
                     waiting.discard(message.key())
 
         def apply() -> None:
-            to = f"{self.offset + n}|0|topic|g|x"
-            entries = [part for name in distinct for part in (name, '1 0123456789abcdef-1 {"sum":5,"count":1}')]
-            ids = [
-                part
-                for number, name in zip(numbers, names, strict=True)
-                for part in (f"7:{name}/{number}", f"{self.offset}:0:0")
-            ]
-            arguments = [self.stands, to, self.offset, "1" * n, 10_000, 3_600_000, 0, len(distinct), *entries, *ids]
-            moved, _ = self.scripts(("apply", self.mark, arguments), ("unlock", self.scope, locks))
+            offset = self.stands.offset
+            to = self.stands._replace(offset=offset + n, transaction="x")
+            entries = [(name, b'1 0123456789abcdef-1 {"sum":5,"count":1}') for name in distinct]
+            ids = [(f"7:{name}/{number}", f"{offset}:0:0") for number, name in zip(numbers, names, strict=True)]
+            applying = self.cache.apply(0, self.stands, to, "1" * n, entries, ids, Window(10_000, 3_600_000), 0)
+            try:
+                applying.send(None)
+            except Call as call:
+                _, key, _, arguments = call.args
+            moved, _ = self.scripts(("apply", key, arguments), ("unlock", self.scope, locks))
             assert moved[0] == 1, moved
-            self.offset, self.stands = self.offset + n, to
+            self.stands = to
 
         self.timed(self.begun, begin)
         self.timed(self.appended, append)

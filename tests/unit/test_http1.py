@@ -1,0 +1,127 @@
+"""What goes out over HTTP/1, byte by byte, for applications that say their length, do not, or fail."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config  # type: ignore[import-untyped]
+
+from hiveio.http1 import Connection
+
+Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+
+async def talk(application: Application, request: bytes) -> bytes:
+    """All that is answered until the server closes; a client that has sent what it wants ends its side."""
+    loop = asyncio.get_running_loop()
+    worker: Any = SimpleNamespace(
+        cfg=Config(), log=logging.getLogger("test"), asgi=application, loop=loop, connections=set(), nr=0, nr_conns=0,
+        max_requests=1 << 60, alive=True, crowded=False,
+    )  # fmt: skip
+    worker.log.access_log_enabled = False
+    server = await loop.create_server(lambda: Connection(worker), "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(request)
+        async with asyncio.timeout(10):
+            found = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    return found
+
+
+def answering(
+    *parts: bytes, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = (), close: bool = False
+) -> Application:
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        end = ((b"connection", b"close"),) if close else ()
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *end]})
+        for index, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": index < len(parts)})
+
+    return application
+
+
+LENGTH = ((b"content-length", b"5"),)
+TWICE = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+ONCE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def test_a_body_of_known_length_keeps_the_connection() -> None:
+    answers = await talk(answering(b"hello", headers=LENGTH), TWICE)
+    assert answers.count(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nDate: ") == 2
+    assert answers.count(b"\r\n\r\nhello") == 2
+
+
+async def test_an_answer_that_says_close_ends_the_connection() -> None:
+    answers = await talk(answering(b"hello", headers=LENGTH, close=True), TWICE)
+    assert answers.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close\r\n" in answers
+
+
+async def test_a_body_of_unknown_length_goes_out_in_chunks() -> None:
+    answers = await talk(answering(b"hello", b"", b"x" * 17, b""), TWICE)
+    assert answers.count(b"transfer-encoding: chunked\r\n") == 2
+    assert answers.count(b"\r\n\r\n5\r\nhello\r\n11\r\n" + b"x" * 17 + b"\r\n0\r\n\r\n") == 2
+
+
+async def test_to_an_older_client_it_ends_with_the_connection() -> None:
+    request = b"GET / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"
+    answer = await talk(answering(b"hello", b"you"), request)
+    assert b"chunked" not in answer
+    assert answer.endswith(b"\r\n\r\nhelloyou")
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", 200), (b"GET", 204), (b"GET", 304)])
+async def test_no_body_where_none_may_be(method: bytes, status: int) -> None:
+    answer = await talk(answering(b"hello", status=status), ONCE.replace(b"GET", method))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.endswith(b"\r\n\r\n")
+    assert b"chunked" not in answer
+    assert b"hello" not in answer
+
+
+async def test_an_application_that_fails_is_a_500_before_its_head_and_a_cut_after(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fails(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["path"] == "/a":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise KeyError("a secret")
+
+    answer = await talk(fails, ONCE)
+    assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert b"a secret" not in answer
+    answer = await talk(fails, ONCE.replace(b"/ ", b"/a "))
+    assert answer.endswith(b"4\r\nhalf\r\n"), "no last chunk: the client sees that it is not all"
+    assert [record.getMessage() for record in caplog.records] == ["GET / failed", "GET /a failed"]
+
+
+async def test_what_the_application_is_told_of_a_request() -> None:
+    told: dict[str, Any] = {}
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        told.update(scope, body=(await receive())["body"])
+        await answering(b"hello", headers=LENGTH)(scope, receive, send)
+
+    head = b"POST /a%2Fb%C3%A9%FF?q=1&r=%20 HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nX-Two: 2\r\nContent-Length: 3\r\n"
+    await talk(application, head + b"Connection: close\r\n\r\nabc")
+    assert told["method"] == "POST"
+    assert told["http_version"] == "1.1"
+    assert told["raw_path"] == b"/a%2Fb%C3%A9%FF"
+    assert told["path"] == "/a/bé\ufffd"
+    assert told["query_string"] == b"q=1&r=%20"
+    assert told["body"] == b"abc"
+    assert told["headers"][:3] == [(b"host", b"x"), (b"x-two", b"1"), (b"x-two", b"2")]
+    assert told["client"][0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("name", [b"Host", b"Content-Type", b"Content-Length"])
+async def test_a_header_that_stands_once_and_comes_twice_is_refused(name: bytes) -> None:
+    twice = b"%b: 1\r\n%b: 1\r\n" % (name, name)
+    answer = await talk(answering(b"hello", headers=LENGTH), b"GET / HTTP/1.1\r\nHost: x\r\n" + twice + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
