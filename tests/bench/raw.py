@@ -221,7 +221,8 @@ class Parts:
                 for number, name in zip(numbers, names, strict=True)
                 for part in (f"7:{name}/{number}", f"{self.offset}:0:0")
             ]
-            arguments = [self.stands, to, self.offset, "1" * n, 10_000, 3_600_000, 0, len(distinct), *entries, *ids]
+            packed = [msgspec.msgpack.encode(parts) for parts in (entries, ids)]
+            arguments = [self.stands, to, self.offset, "1" * n, 10_000, 3_600_000, 0, *packed]
             moved, _ = self.scripts(("apply", self.mark, arguments), ("unlock", self.scope, locks))
             assert moved[0] == 1, moved
             self.offset, self.stands = self.offset + n, to
