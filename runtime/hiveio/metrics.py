@@ -44,6 +44,7 @@ __all__ = [
     "Gauge",
     "Histogram",
     "Tally",
+    "Timings",
     "exposition",
     "flush",
     "remove",
@@ -54,41 +55,31 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 _requests = Counter("hiveio_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 _seconds = Histogram("hiveio_http_request_seconds", "Time to an answer", ["method", "route"], buckets=SECONDS)
-_tallies: list["Tally"] = []
+_timings: list["Timings"] = []
 
 
-class Tally:
-    """Counts the requests of one method and route, in plain integers.
+class Timings:
+    """Observes times for a histogram with the buckets SECONDS, in plain numbers.
 
-    A shared counter costs a lock and a write to a mapped file, several of them a request; so they are written in
+    A shared value costs a lock and a write to a mapped file, several of them an observation; so they are written in
     groups, by ``flush``, a few times a second.
     """
 
-    __slots__ = ("_counters", "_counts", "_histogram", "_labels", "_statuses", "_sum")
+    __slots__ = ("_counts", "_histogram", "_sum")
 
-    def __init__(self, method: str, route: str) -> None:
-        self._labels = (method, route)
-        self._histogram = _seconds.labels(method, route)
-        self._counters: dict[int, Counter] = {}
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
         self._counts = [0] * (len(SECONDS) + 1)
         self._sum = 0.0
-        self._statuses: dict[int, int] = {}
-        _tallies.append(self)
+        _timings.append(self)
 
-    def add(self, status: int, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         self._counts[bisect_left(SECONDS, seconds)] += 1
         self._sum += seconds
-        self._statuses[status] = self._statuses.get(status, 0) + 1
 
     def flush(self) -> None:
-        if not self._statuses:
+        if not self._sum:
             return
-        statuses, self._statuses = self._statuses, {}
-        for status, count in statuses.items():
-            counter = self._counters.get(status)
-            if counter is None:
-                counter = self._counters[status] = _requests.labels(*self._labels, str(status))
-            counter.inc(count)
         # prometheus_client has no way to add a group of observations: its own fields, pinned and covered by a test.
         histogram = self._histogram
         for index, count in enumerate(self._counts):
@@ -99,10 +90,36 @@ class Tally:
         self._sum = 0.0
 
 
+class Tally(Timings):
+    """Counts and times the requests of one method and route."""
+
+    __slots__ = ("_counters", "_labels", "_statuses")
+
+    def __init__(self, method: str, route: str) -> None:
+        super().__init__(_seconds.labels(method, route))
+        self._labels = (method, route)
+        self._counters: dict[int, Counter] = {}
+        self._statuses: dict[int, int] = {}
+
+    def add(self, status: int, seconds: float) -> None:
+        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self._sum += seconds
+        self._statuses[status] = self._statuses.get(status, 0) + 1
+
+    def flush(self) -> None:
+        statuses, self._statuses = self._statuses, {}
+        for status, count in statuses.items():
+            counter = self._counters.get(status)
+            if counter is None:
+                counter = self._counters[status] = _requests.labels(*self._labels, str(status))
+            counter.inc(count)
+        super().flush()
+
+
 def flush() -> None:
-    """Write what the tallies hold to the shared values."""
-    for tally in _tallies:
-        tally.flush()
+    """Write what was observed to the shared values."""
+    for timings in _timings:
+        timings.flush()
 
 
 def exposition() -> bytes:

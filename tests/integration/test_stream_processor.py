@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -77,6 +78,30 @@ def test_a_fault_of_the_actor_never_reaches_the_log(role: Role, kafka: Kafka, to
     assert send(role, "ada", "Deposit", amount=5).headers["etag"] == '"2"'
     records = [json.loads(m.value() or b"") for m in read_all(kafka.brokers, f"{topic}.transactions")]
     assert [record["kind"] for record in records] == ["format", "commit", "commit"]
+
+
+def metric(role: Role, name: str) -> float:
+    lines = httpx.get(f"{role.url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_each_phase_of_a_command_is_timed_and_each_lag_is_told(role: Role) -> None:
+    send(role, "ada", "Open", owner="Ada")
+    assert [send(role, "ada", "Deposit", amount=1).status_code for _ in range(9)] == [200] * 9
+    assert send(role, "ada", "Open", owner="Eve").status_code == 422
+    wait_until(lambda: metric(role, 'hiveio_command_phase_seconds_count{phase="verdict"}') == 10)
+    assert metric(role, 'hiveio_command_phase_seconds_count{phase="begin"}') == 11
+    assert metric(role, 'hiveio_command_phase_seconds_count{phase="perform"}') == 10
+    wait_until(lambda: metric(role, 'hiveio_command_phase_seconds_count{phase="apply"}') >= 1)
+    assert 0 < metric(role, 'hiveio_command_phase_seconds_sum{phase="verdict"}') < 60
+    assert metric(role, 'hiveio_commands_total{outcome="accepted"}') == 10
+    assert metric(role, 'hiveio_commands_total{outcome="refused"}') == 1
+    shown = httpx.get(f"{role.url}/metrics").text
+    for name in ("fold_lag", "watermark_lag", "publisher_lag"):
+        assert f'hiveio_{name}_records{{scope="0"}}' in shown
+        wait_until(partial(lambda name: metric(role, f"hiveio_{name}_records") == 0, name), what=name)
+    for name in ("command_retries", "void_records", "lock_waits", "published_events"):
+        assert f"hiveio_{name}_total" in shown
 
 
 def test_the_event_topic_has_every_accepted_event_in_order(role: Role, kafka: Kafka, topic: str) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hiveio.errors import HiveError
-from hiveio.transaction import faults
+from hiveio.transaction import faults, metrics
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import Window
 from hiveio.transaction.view import Judged
@@ -26,6 +27,7 @@ class Applier:
 
     def __init__(self, scope: "Scope", cache: Cache, window: Window) -> None:
         self._scope, self._cache, self._window = scope, cache, window
+        self._times = metrics.phase("apply")
         self.published = 0  # offset up to which events are published, as far as this instance knows
         self.judged: deque[Judged] = deque()  # and not applied
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
@@ -94,9 +96,11 @@ class Applier:
         if faults.armed:
             for name in names:
                 faults.hit("applying", name)
+        began = time.monotonic()
         stands = await self._cache.apply(
             scope.partition, base, to, verdicts, entries, ids, self._window, self.published
         )
+        self._times.observe(time.monotonic() - began)
         scope.saw(stands)
         if faults.armed:
             for name in names:

@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 class Command:
     """One command. ``needs`` are the aggregates that it is known to touch, ``attempts`` what it has cost so far."""
 
-    def __init__(self, contract: Contract, envelope: Envelope, scope: Scope, id: CommandId, deadline: float) -> None:
-        self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
+    def __init__(
+        self, contract: Contract, envelope: Envelope, scope: Scope, id: CommandId, now: float, timeout_s: float
+    ) -> None:
+        self.contract, self.envelope, self.scope, self.id = contract, envelope, scope, id
+        self.since_s, self.deadline = now, now + timeout_s  # since_s: when its present phase began
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
         self.trace = traceparent(envelope.headers)
-        self.context = (
-            copy_context()
-        )  # in which its actor performs: that of the request, not of whoever comes before it
+        self.context = copy_context()  # the request's, for its actor: not that of whoever comes before it
         self.needs = {id.target}
         self.attempts = 0
         self.begun = scope.view.next

@@ -45,6 +45,7 @@ log = logging.getLogger("hiveio.engine")
 COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
+LAGS_S = 1.0
 BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
 
 
@@ -75,7 +76,8 @@ class Engine:
         self._keys: set[str] = set()  # commands with an Idempotency-Key that are in work here
         self._taken: deque[Command] = deque()  # in the order of their deadlines
         self._open = 0
-        self._tally = Tally()
+        self.tally = Tally()
+        self._lags_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         for scope in scopes:
@@ -103,7 +105,7 @@ class Engine:
         id = CommandId(name, key or self.fresh())
         if key is not None and id.text in self._keys:
             raise Conflict(f"a command with Idempotency-Key {key!r} is in work", headers={"Retry-After": "1"})
-        command = Command(contract, envelope, scope, id, self.loop.time() + self._timeout_s)
+        command = Command(contract, envelope, scope, id, self.loop.time(), self._timeout_s)
         self._taken.append(command)
         self._open += 1
         if key is None:
@@ -238,9 +240,10 @@ class Engine:
         command: Command = pending.owner
         command.appended = verdict is None
         if verdict:
+            self.tally.verdict.observe(self.loop.time() - command.since_s)
             self._answer(command, offset)
         elif verdict is False:
-            self._tally.voids += 1
+            self.tally.voids += 1
             command.attempts += 1
             found = command.scope.view.knows(pending.text)
             if command.over:
@@ -279,7 +282,8 @@ class Engine:
             command.over = True
             self._open -= 1
             self._keys.discard(command.id.text)
-            self._tally.outcomes[outcome] += 1
+            self.tally.outcomes[outcome] += 1
+            self.tally.retries += command.attempts
 
     async def _repeat(self, command: Command, found: Known) -> None:
         try:
@@ -349,7 +353,11 @@ class Engine:
         for scope in self.scopes:
             oldest = next((p.owner for p in scope.pending.values() if p.owner is not None), None)
             scope.late = oldest is not None and oldest.deadline <= now
-        self._tally.flush(self._open)
+        self.tally.flush(self._open)
+        if now > self._lags_at:
+            self._lags_at = now + LAGS_S
+            for scope in self.scopes:
+                scope.show_lags()
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def expire(self, command: Command) -> Problem:

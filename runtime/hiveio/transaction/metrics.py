@@ -1,27 +1,61 @@
-"""What can be seen of the engine from outside. Counted in plain integers, written to the shared values now and then."""
+"""What can be seen of the engine from outside. Counted in plain numbers, written to the shared values now and then.
+
+docs/operations.md says what each is good for.
+"""
 
 from collections import Counter as Counts
 
-from hiveio.metrics import Counter, Gauge
+from hiveio.metrics import SECONDS, Counter, Gauge, Histogram, Timings
 
 _commands = Counter("hiveio_commands_total", "Commands by outcome", ["outcome"])
+_retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond the first")
 _voids = Counter("hiveio_void_records_total", "Records of this service that were read back void")
+_lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was not to be had at once")
 _in_flight = Gauge("hiveio_commands_in_flight", "Commands taken and not answered", multiprocess_mode="livesum")
+_phases = Histogram("hiveio_command_phase_seconds", "Time of a phase of commands", ["phase"], buckets=SECONDS)
+_behind = Gauge("hiveio_fold_lag_records", "Records to fold until caught up", ["scope"], multiprocess_mode="livemax")
+_unapplied = Gauge(
+    "hiveio_watermark_lag_records",
+    "Records judged and not in the cache",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
+_unpublished = Gauge(
+    "hiveio_publisher_lag_records", "Records judged and not published", ["scope"], multiprocess_mode="livemax"
+)
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
 
 
 class Tally:
-    """The counts of one engine."""
+    """The numbers of one engine. The phases: ``begin`` (queue, lock and read), ``perform`` (the actor), ``verdict``
+    (append and read-back), ``apply`` (one group into the cache)."""
 
     def __init__(self) -> None:
         self.outcomes: Counts[str] = Counts()
-        self.voids = 0
+        self.voids = self.retries = self.lock_waits = 0
+        self.begin, self.perform, self.verdict = map(phase, ("begin", "perform", "verdict"))
 
     def flush(self, in_flight: int) -> None:
         for outcome, count in self.outcomes.items():
             _commands.labels(outcome).inc(count)
         self.outcomes.clear()
-        if self.voids:
-            _voids.inc(self.voids)
-            self.voids = 0
+        for counter, count in ((_voids, self.voids), (_retries, self.retries), (_lock_waits, self.lock_waits)):
+            if count:
+                counter.inc(count)
+        self.voids = self.retries = self.lock_waits = 0
         _in_flight.set(in_flight)
+
+
+class Lags:
+    """How far one scope is behind."""
+
+    def __init__(self, scope: int) -> None:
+        self._gauges = [gauge.labels(str(scope)) for gauge in (_behind, _unapplied, _unpublished)]
+
+    def set(self, behind: int, unapplied: int, unpublished: int) -> None:
+        for gauge, value in zip(self._gauges, (behind, unapplied, unpublished), strict=True):
+            gauge.set(max(0, value))
+
+
+def phase(name: str) -> Timings:
+    return Timings(_phases.labels(name))

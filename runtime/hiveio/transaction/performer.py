@@ -35,6 +35,9 @@ class Performer:
             run.tip = seen
         assert run.tip is not None
         contract, envelope = command.contract, command.envelope
+        now = self._engine.loop.time()
+        self._engine.tally.begin.observe(now - command.since_s)
+        command.since_s = now
         reading = Reading(self._engine, command, run, run.tip)
         try:
             if envelope.if_match is not None and envelope.if_match != reading.version:
@@ -150,6 +153,9 @@ class Performer:
             faults.hit("prepared", target)
         self._engine.append(scope, pending)
         command.appended = True
+        now = self._engine.loop.time()
+        self._engine.tally.perform.observe(now - command.since_s)
+        command.since_s = now
         if faults.armed:
             faults.hit("appended", target)
         for name, entry in results.items():

@@ -100,6 +100,7 @@ class Publisher:
         await self._resume()
         session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         log.info("publishing %s/%s after %s", self._topic, self._scope.partition, self._previous or "the start")
+        self._scope.publishing = True
         try:
             while await self._held():
                 group = await self._gather()
@@ -108,6 +109,7 @@ class Publisher:
                     metrics.published.inc(len(group))
                 self._scope.applier.published = self.read
         finally:
+            self._scope.publishing = False
             session.close()
             self._tail.unfollow(self._scope.partition)
             self._tail.taken(len(self._inbox))

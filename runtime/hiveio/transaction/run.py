@@ -109,6 +109,7 @@ class Run:
         if isinstance(begun, BaseException):
             problem = Unavailable(str(begun))
         elif not locked.until:
+            self.engine.tally.lock_waits += 1
             problem = Unavailable(locked.reason) if locked.away else Conflict(locked.reason)
         elif self.scope.saw(begun[0]) and self.scope.ready:
             entry = self.scope.view.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])

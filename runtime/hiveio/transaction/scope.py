@@ -19,7 +19,7 @@ import msgspec
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
-from hiveio.transaction import faults
+from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
@@ -76,6 +76,8 @@ class Scope:
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
+        self.publishing = False  # by this instance
+        self._lags = metrics.Lags(partition)
         self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -105,6 +107,12 @@ class Scope:
         if self.failed or self.ready:
             return self.failed
         return f"{self.where} is being folded: at offset {self.view.next} of {self._goal or '?'}"
+
+    def show_lags(self) -> None:
+        """Publish how far this instance is behind."""
+        following, published = self.view.next, self.applier.published
+        unpublished = following - published if self.publishing else 0
+        self._lags.set((self._goal or 0) - following, following - self.stands.offset, unpublished)
 
     def saw(self, stands: bytes) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more."""
