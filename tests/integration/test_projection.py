@@ -50,7 +50,7 @@ class Sqlite(SqliteProjection):
     async def close(self) -> None:
         self.stop()
 
-    async def at(self, topic: str, partition: int) -> int | None:
+    async def at(self, topic: str, partition: int) -> int:
         return self.position(topic, partition)
 
 
@@ -82,7 +82,7 @@ class Postgresql(PostgresProjection):
     async def close(self) -> None:
         await self.stop()
 
-    async def at(self, topic: str, partition: int) -> int | None:
+    async def at(self, topic: str, partition: int) -> int:
         return await self.position(topic, partition)
 
 
@@ -110,10 +110,10 @@ def at(offset: int, *, redriven: bool = False) -> Context:
 
 
 async def test_effect_and_position_move_together(store: Sqlite | Postgresql) -> None:
-    assert await store.at("t", 0) is None
+    assert await store.at("t", 0) == 0
     assert await store.take(at(0), 1)
     assert await store.take([at(1), at(2), at(5)], 2)
-    assert (await store.at("t", 0), await store.at("t", 1)) == (6, None)
+    assert (await store.at("t", 0), await store.at("t", 1)) == (6, 0)
     with pytest.raises(ValueError, match="broken"):
         await store.take(at(6), 3, ValueError("broken"))
     assert await store.at("t", 0) == 6
@@ -142,7 +142,7 @@ async def test_it_is_emptied(store: Sqlite | Postgresql) -> None:
     found: Any = store.reset()
     if found is not None:
         await found
-    assert (await store.amounts(), await store.at("t", 0)) == ([], None)
+    assert (await store.amounts(), await store.at("t", 0)) == ([], 0)
     assert await store.take(at(2, redriven=True), 1)
 
 

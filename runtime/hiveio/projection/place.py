@@ -33,9 +33,9 @@ class Place(NamedTuple):
             raise ValueError("once() takes the context of an event that a consumer read")
         return cls(first.topic, first.partition, first.offset, last.offset, first.redriven)
 
-    def stored(self, next: int | None) -> bool:
+    def stored(self, next: int) -> bool:
         """Whether a store that continues at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
-        if next is None or next <= self.first:
+        if next <= self.first:
             return False
         if next <= self.last:  # another instance is at work in the partition, and this one will be told soon
             raise Unavailable(f"{self.topic}/{self.partition} is at {next}, beyond {self.first}")

@@ -71,9 +71,12 @@ class PostgresProjection(Actor):
         if self.tables:
             await db.execute(self.tables)
 
-    async def position(self, topic: str, partition: int) -> int | None:
-        """The next offset to consume. Kafka's own is committed after the effect: a crash between would repeat it."""
-        found: int | None = await self._in_transaction(lambda db: _position(db, topic, partition))
+    async def position(self, topic: str, partition: int) -> int:
+        """The next offset to consume; an empty store begins at the first event, whatever the group has committed.
+
+        Kafka's own offset is committed after the effect: a crash between would repeat it.
+        """
+        found: int = await self._in_transaction(lambda db: _position(db, topic, partition))
         return found
 
     async def once(
@@ -145,10 +148,10 @@ class PostgresProjection(Actor):
         return bool(await self._in_transaction(work))
 
 
-async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> int | None:
+async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> int:
     query = "SELECT next FROM hive_position WHERE topic = %s AND partition = %s FOR UPDATE"
     row = await (await db.execute(query, (topic, partition))).fetchone()
-    return row[0] if row else None
+    return row[0] if row else 0
 
 
 async def _advance(db: AsyncConnection[Any], place: Place) -> bool:

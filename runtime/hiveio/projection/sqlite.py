@@ -45,11 +45,14 @@ class SqliteProjection(Actor):
     def stop(self) -> None:
         self.connection.close()
 
-    def position(self, topic: str, partition: int) -> int | None:
-        """The next offset to consume. Kafka's own is committed after the effect: a crash between would repeat it."""
+    def position(self, topic: str, partition: int) -> int:
+        """The next offset to consume; an empty store begins at the first event, whatever the group has committed.
+
+        Kafka's own offset is committed after the effect: a crash between would repeat it.
+        """
         query = "SELECT next FROM hive_position WHERE topic = ? AND partition = ?"
         row = self.connection.execute(query, (topic, partition)).fetchone()
-        return row[0] if row else None
+        return row[0] if row else 0
 
     def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
