@@ -12,11 +12,11 @@ from typing import NoReturn
 
 import pytest
 
-from tests.services import Kafka, Redis, ServiceUnavailable
+from tests.services import Kafka, Postgres, Redis, ServiceUnavailable
 
 ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
-SERVICES = ("kafka", "redis", "docker")
+SERVICES = ("kafka", "redis", "postgres", "docker")
 
 
 def require(service: str, reason: object) -> NoReturn:
@@ -45,6 +45,16 @@ def redis() -> Iterator[Redis]:
             yield service
     except ServiceUnavailable as error:
         require("redis", error)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for all tests: use a schema of your own."""
+    try:
+        with Postgres() as service:
+            yield service
+    except ServiceUnavailable as error:
+        require("postgres", error)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_an_account_nobody_heard_of_has_none() -> None:
 
 def test_an_event_is_booked_once_over_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every `when` starts the actor anew and offers it all events again: it takes those from its own position on.
-    monkeypatch.setenv("STATEMENTS_DATABASE", str(tmp_path / "statements.sqlite"))
+    monkeypatch.setattr(StatementsActor, "database", str(tmp_path / "statements.sqlite"))
     heard = given(StatementsActor, Opened("Ada"), Deposited(500), id="ada")
     for _ in range(2):
         heard.when(Statement("ada")).then_reply(AccountStatement("ada", 500, LINES[:2]))

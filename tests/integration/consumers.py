@@ -79,11 +79,17 @@ class Member:
 @asynccontextmanager
 async def member(settings: Settings, *kinds: type[Actor]) -> AsyncIterator[Member]:
     made = Member(settings, *kinds)
+    for actor in made.actors:
+        if (starting := actor.start()) is not None:
+            await starting
     await made.consumer.start()
     try:
         yield made
     finally:
         await made.consumer.stop()
+        for actor in made.actors:
+            if (stopping := actor.stop()) is not None:
+                await stopping
 
 
 @pytest.fixture

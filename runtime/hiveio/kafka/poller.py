@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from hiveio.config import Settings
+from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make, start_thread
 
 COMMIT_S = 0.25
@@ -162,7 +163,8 @@ class Poller:
                 if self._loop.is_closed():
                     return
                 self.trouble = f"the consumer failed and is made anew: {error}"
-                logger.exception("the consumer failed and is made anew")
+                trace = None if isinstance(error, Unavailable) else error
+                logger.error("%s", self.trouble, exc_info=trace)
                 self._progress.clear()
                 if not self._stopping:
                     self._progress.wait(AGAIN_S)

@@ -1,0 +1,9 @@
+"""Projections whose effects happen once: the position is stored in the transaction of the effect.
+
+``SqliteProjection`` is here; ``hiveio.projection.postgres`` has ``PostgresProjection`` and needs the extra
+``hiveio[postgres]``. An actor derives from one of them, and what it makes of an event goes through ``once``.
+"""
+
+from hiveio.projection.sqlite import SqliteProjection
+
+__all__ = ["SqliteProjection"]

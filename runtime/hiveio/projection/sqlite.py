@@ -1,0 +1,134 @@
+"""A projection in SQLite."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from hiveio.actor import Actor
+from hiveio.envelope import Context
+from hiveio.errors import Unavailable
+from hiveio.projection.place import TABLES, Place
+
+LOCKED_S = 0.05  # another process writes: longer waits are the consumer's, which does not hold up queries
+
+
+class SqliteProjection(Actor):
+    """An actor that keeps its projection in a SQLite file, with the position of what is in it.
+
+    ::
+
+        class Totals(SqliteProjection):
+            database = "/data/totals.sqlite"
+            tables = "CREATE TABLE IF NOT EXISTS total (account TEXT PRIMARY KEY, amount INTEGER)"
+
+            def perform(self, event: Deposited, context: Context) -> None:
+                self.once(context, lambda db: db.execute(…))
+
+    - ``database`` is a path; in memory (the default) the projection is built from the first event at each start.
+    - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
+    - ``connection`` is for queries. A file belongs to one process that writes: CLUSTER_SIZE=1.
+    """
+
+    database: ClassVar[str] = ":memory:"
+    tables: ClassVar[str] = ""  # statements that make them where they are not there
+
+    def __init__(self) -> None:
+        self.file = self.database
+
+    def start(self) -> None:
+        self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.executescript(TABLES + self.tables)
+
+    def stop(self) -> None:
+        self.connection.close()
+
+    def position(self, topic: str, partition: int) -> int:
+        """The next offset to consume; an empty store begins at the first event, whatever the group has committed.
+
+        Kafka's own offset is committed after the effect: a crash between would repeat it.
+        """
+        query = "SELECT next FROM hive_position WHERE topic = ? AND partition = ?"
+        row = self.connection.execute(query, (topic, partition)).fetchone()
+        return row[0] if row else 0
+
+    def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
+        """Run the effect of an event, or of a list of them, and store the position, in one transaction.
+
+        False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
+        stored; Unavailable when another process has locked the file.
+        """
+        place = Place.of(context)
+        with self._transaction() as db:
+            if not self._advance(db, place):
+                return False
+            effect(db)
+            return True
+
+    def _advance(self, db: sqlite3.Connection, place: Place) -> bool:
+        if place.redriven:
+            letter = (place.topic, place.partition, place.first)
+            return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", letter).rowcount > 0
+        if place.stored(self.position(place.topic, place.partition)):
+            return False
+        db.execute(
+            "INSERT OR REPLACE INTO hive_position VALUES (?, ?, ?)", (place.topic, place.partition, place.last + 1)
+        )
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"{self.file}: {error}") from None
+        with self.connection:  # commits, or rolls back what raises
+            yield self.connection
+
+    # -- hiveio replay
+
+    def reset(self) -> None:
+        """Empty it, positions too."""
+        with self._transaction() as db:
+            for name in self._names(db, "main"):
+                db.execute(f'DELETE FROM "{name}"')
+
+    def begin_shadow(self) -> None:
+        """To be called before ``start``: build beside the database that is in use. Raises ValueError in memory."""
+        if self.file == ":memory:":
+            raise ValueError(f"{type(self).__name__} is in memory: it is built anew at every start")
+        self.file = f"{self.database}.shadow"
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(self.file + suffix):
+                os.remove(self.file + suffix)
+
+    def end_shadow(self, *, swap: bool) -> bool:
+        """Put what was built in the place of what is in use, in one transaction; False if it is behind that still."""
+        if swap:
+            self.connection.execute("ATTACH DATABASE ? AS live", (self.database,))
+            try:
+                with self._transaction() as db:
+                    behind = db.execute(
+                        "SELECT count(*) FROM live.hive_position AS a LEFT JOIN main.hive_position AS b "
+                        "USING (topic, partition) WHERE b.next IS NULL OR b.next < a.next"
+                    ).fetchone()[0]
+                    if behind:
+                        return False
+                    for name in self._names(db, "live"):
+                        db.execute(f'DELETE FROM live."{name}"')
+                    for name in self._names(db, "main"):
+                        db.execute(f'INSERT INTO live."{name}" SELECT * FROM main."{name}"')
+            finally:
+                self.connection.execute("DETACH DATABASE live")
+        self.connection.close()
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(self.file + suffix):
+                os.remove(self.file + suffix)
+        return True
+
+    @staticmethod
+    def _names(db: sqlite3.Connection, schema: str) -> list[str]:
+        query = f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        return [name for (name,) in db.execute(query)]
