@@ -1,6 +1,7 @@
 """Idempotency-Key with CACHE_URL: a repeat is answered as the first was, and stored once."""
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -130,6 +131,26 @@ def test_a_batch_sent_again_stores_what_is_missing(kafka: Kafka, topic: str, pro
     assert keys(kafka.brokers, topic) == Counter({b"b/0": 1, b"b/1": 1, b"b/2": 1})
 
 
+def test_a_batch_whose_client_goes_away_can_be_sent_again(
+    kafka: Kafka, topic: str, producer: Callable[..., Role]
+) -> None:
+    line = b'{"type":"Deposit","payload":{"amount":1}}\n'
+    head = "POST /accounts/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nIdempotency-Key: b\r\n"
+    with producer() as role:
+        with socket.create_connection(("127.0.0.1", role.port)) as connection:
+            connection.sendall(f"{head}Content-Length: {1000 * len(line)}\r\n\r\n".encode() + line * 400)
+            wait_until(lambda: read_all(kafka.brokers, topic), what="some are stored")
+        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": "b"}
+
+        def again() -> bool:
+            return httpx.post(role.url + "/accounts/a", content=line * 1000, headers=headers).status_code == 200
+
+        wait_until(again, 30, "all are stored")
+    found = keys(kafka.brokers, topic)
+    assert len(found) == 1000
+    assert set(found.values()) == {1}
+
+
 def test_an_unknown_outcome_is_answered_once_it_is_known(
     own_kafka: Kafka, topic: str, producer: Callable[..., Role]
 ) -> None:
@@ -146,6 +167,22 @@ def test_an_unknown_outcome_is_answered_once_it_is_known(
         assert answer.headers["hive-position"] == f"{topic}/0/2"
         assert len(answer.json()) == 2
     assert keys(own_kafka.brokers, topic) == Counter({b"before": 1, b"k": 2})
+
+
+def test_what_the_end_flushes_is_known_to_the_next_instance(
+    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
+) -> None:
+    with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000", DRAIN_TIMEOUT="60000") as role:
+        assert post(role, "before").status_code == 200
+        own_kafka.pause()
+        assert post(role, "k").status_code == 504
+        role.terminate()
+        wait_until(lambda: role.logs("draining"), what="draining")
+        own_kafka.resume()
+        assert role.ended(60) == 0
+    with producer(own_kafka.brokers) as role:
+        assert post(role, "k").headers["hive-position"] == f"{topic}/0/1"
+    assert keys(own_kafka.brokers, topic) == Counter({b"before": 1, b"k": 1})
 
 
 def test_killed_between_claim_and_answer_it_is_never_stored_twice(

@@ -17,8 +17,9 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
     settings, contracts = service.settings, service.contracts
     queued = settings.producer_ack == "queued"
     topics = [topic_of(contract, settings) for contract in contracts]
-    sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
+    # Before the sender, so it stops after it: what is flushed at the end settles keys.
     keys = service.use(Keys(settings)) if settings.cache_url and settings.idempotency_time_s else None
+    sender = service.use(Sender(settings, topics=topics, shed=not queued, observer=service.telemetry.observer()))
     routes = []
     for topic, contract in zip(topics, contracts, strict=True):
         service.sends(topic, contract, cloudevents=settings.event_format == "cloudevents")

@@ -8,19 +8,20 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from hiveio.envelope import Codec, Envelope
+from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.headers import check_media_type
 from hiveio.http import BodyTooLarge, Gone, discard
 from hiveio.problem import encode_problem
 from hiveio.producer import cloudevents
+from hiveio.producer.keys import Claim
 from hiveio.producer.publishing import Publishing, Submission
 from hiveio.producer.split import Item, Items, Lines, Splitter
 from hiveio.service import Service
 
 MOST_RECORDS = 100_000  # in a batch: their answers are held until it has come in
-WINDOW = 1_000  # records of a batch that are on their way to Kafka
-SLICE_S = 0.005  # so long a batch works before others get their turn
+CHUNK = 250  # records that are taken before others get their turn
+WINDOW = 4  # chunks of a batch that are on their way to Kafka
 LONGEST = 10  # times REQUEST_TIMEOUT: a batch that takes longer is cut
 
 NDJSON = b"application/x-ndjson"
@@ -95,34 +96,39 @@ class Intake:
         if length.isdigit() and int(length) > self._batch_limit:
             raise self._too_large()
         answers: list[bytes] = []
-        waiting: deque[Submission | bytes] = deque()
-        slice_end = monotonic() + SLICE_S
+        waiting: deque[list[Submission | bytes]] = deque()
+        taken, gone = 0, False
         try:
-            async for item in self._items(form, message, receive, touch):
-                waiting.append(await self._submit(item, form, headers, common, len(answers) + len(waiting)))
+            async for items in self._items(form, message, receive, touch):
+                waiting.append(await self._submit(items, form, headers, common, taken))
+                taken += len(items)
                 if len(waiting) >= WINDOW:
                     first = waiting.popleft()
-                    answers.append(await self._answer(first, touch))
-                    if isinstance(first, Submission):
-                        await self._publishing.pace(first)
-                if monotonic() > slice_end:
-                    await asyncio.sleep(0)
-                    slice_end = monotonic() + SLICE_S
+                    answers += await self._answers(first, touch)
+                    if isinstance(first[-1], Submission):
+                        await self._publishing.pace(first[-1])
+                await asyncio.sleep(0)
         except Problem as problem:
             problem.members["rest"] = True
-            waiting.append(encode_problem(problem))
-        answers += [await self._answer(each, touch) for each in waiting]
+            waiting.append([encode_problem(problem)])
+        except Gone:
+            gone = True
+        for chunk in waiting:
+            answers += await self._answers(chunk, touch)
+        if gone:  # what it sent is carried out, and its keys are settled
+            raise Gone
         body = b"\n".join([*answers, b""]) if form.media_type == NDJSON else b"[%b]" % b",".join(answers)
         return 200 if all(answer.startswith(self._done) for answer in answers) else 207, body
 
     async def _items(
         self, form: Form, message: MutableMapping[str, Any], receive: Receive, touch: Callable[[], None]
-    ) -> AsyncIterator[Item]:
-        """The records of the body. Raises a Problem where the rest is not read."""
+    ) -> AsyncIterator[list[Item]]:
+        """The records of the body, as they come, at most CHUNK at once. Raises a Problem where the rest is not read."""
         assert form.split is not None
         splitter = form.split(self._limit)
         until = monotonic() + LONGEST * self._timeout_s
         size = count = 0
+        chunk: list[Item] = []
         more = True
         try:
             while more:
@@ -134,7 +140,13 @@ class Intake:
                 for item in _split(splitter, part, last=not more):
                     if (count := count + 1) > MOST_RECORDS:
                         raise TooLarge(f"the batch has more than {MOST_RECORDS} records")
-                    yield item
+                    chunk.append(item)
+                    if len(chunk) == CHUNK:
+                        yield chunk
+                        chunk = []
+                if chunk:
+                    yield chunk
+                    chunk = []
                 if not more:
                     return
                 if self._service.draining:
@@ -144,39 +156,65 @@ class Intake:
                 touch()
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
-        except TimeoutError:
+        except TimeoutError:  # the chunk is empty: it is given on before more is awaited
             raise RequestTimeout("the rest did not arrive in time") from None
         except Problem:
+            if chunk:
+                yield chunk
             if more:
                 await discard(receive)  # most clients look for an answer when they have sent everything
             raise
 
     async def _submit(
+        self, items: list[Item], form: Form, headers: Mapping[bytes, bytes], common: Envelope, taken: int
+    ) -> list[Submission | bytes]:
+        """On their way, in their order; or the problem document."""
+        envelopes = [self._envelope(item, form, headers, common, index) for index, item in enumerate(items, taken)]
+        claims: list[Claim | Outcome | BaseException | None] = [None] * len(items)
+        if common.key is not None:
+            claims = await asyncio.gather(*(self._claim(each) for each in envelopes), return_exceptions=True)
+        submitted: list[Submission | bytes] = []
+        for envelope, claim in zip(envelopes, claims, strict=True):
+            try:
+                if isinstance(envelope, Problem):
+                    raise envelope
+                if isinstance(claim, BaseException):
+                    raise claim
+                submitted.append(await self._publishing.submit(envelope, claim, gather=True))
+            except Problem as problem:
+                submitted.append(encode_problem(problem))
+            except Exception:
+                log.exception("record %d of a batch failed", taken + len(submitted))
+                submitted.append(_FAULT)
+        return submitted
+
+    def _envelope(
         self, item: Item, form: Form, headers: Mapping[bytes, bytes], common: Envelope, index: int
-    ) -> Submission | bytes:
-        """On its way, or the problem document."""
+    ) -> Envelope | Problem:
         try:
             if isinstance(item, Problem):
-                raise item
+                return item
             body = item if form.action is None else form.action(item, headers)
             message, meta = self._codec.decode(body)
-            key = None if common.key is None else f"{common.key}/{index}"
-            return await self._publishing.submit(
-                Envelope(message=message, id=common.id, meta=meta, key=key, body=body, headers=common.headers),
-                gather=True,
-            )
         except Problem as problem:
-            return encode_problem(problem)
-        except Exception:
-            log.exception("record %d of a batch failed", index)
-            return _FAULT
+            return problem
+        key = None if common.key is None else f"{common.key}/{index}"
+        return Envelope(message=message, id=common.id, meta=meta, key=key, body=body, headers=common.headers)
 
-    async def _answer(self, taken: Submission | bytes, touch: Callable[[], None]) -> bytes:
-        if isinstance(taken, bytes):
-            return taken
+    async def _claim(self, envelope: Envelope | Problem) -> Claim | Outcome | None:
+        return None if isinstance(envelope, Problem) else await self._publishing.claim(envelope)
+
+    async def _answers(self, chunk: list[Submission | bytes], touch: Callable[[], None]) -> list[bytes]:
         touch()
+        if any(isinstance(each, Submission) and each.claim is not None for each in chunk):
+            return await asyncio.gather(*(self._answer(each) for each in chunk))  # each tells Redis
+        return [await self._answer(each) for each in chunk]
+
+    async def _answer(self, submitted: Submission | bytes) -> bytes:
+        if isinstance(submitted, bytes):
+            return submitted
         try:
-            outcome = await self._publishing.settled(taken)
+            outcome = await self._publishing.settled(submitted)
         except Problem as problem:
             return encode_problem(problem)
         position = outcome.headers.get("Hive-Position")

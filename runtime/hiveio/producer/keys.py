@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -42,7 +43,7 @@ class Keys:
         self._prefix = f"hiveio:keys:{{{settings.written_topic or settings.client_id}}}:"
         self._window_ms = settings.idempotency_time_s * 1000
         self._timeout_ms = settings.request_timeout_ms
-        self._telling: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
 
     # -- component
 
@@ -54,8 +55,8 @@ class Keys:
             pass  # readiness tells
 
     async def stop(self) -> None:
-        if self._telling:
-            await asyncio.wait(self._telling, timeout=1.0)
+        if self._later:
+            await asyncio.wait(self._later, timeout=1.0)
         await self._redis.stop()
 
     async def ready(self) -> str | None:
@@ -81,7 +82,7 @@ class Keys:
         try:
             _, found = await self._redis.call(_CLAIM, self._prefix, (self._window_ms,), claim)
         except Unavailable:
-            self._tell(claim, b"")  # it may have been claimed all the same
+            self.later(self._tell_again(claim, b""))  # it may have been claimed all the same
             raise
         if not found:
             return claim
@@ -113,12 +114,13 @@ class Keys:
         try:
             await self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
         except Unavailable:
-            self._tell(claim, entry)  # the answer does not wait for it
+            self.later(self._tell_again(claim, entry))  # the answer does not wait for it
 
-    def _tell(self, claim: Claim, entry: bytes) -> None:
-        task = asyncio.create_task(self._tell_again(claim, entry))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what no answer waits for, before the end."""
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
 
     async def _tell_again(self, claim: Claim, entry: bytes) -> None:
         for attempt in range(ATTEMPTS):

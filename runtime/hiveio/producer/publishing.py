@@ -61,7 +61,6 @@ class Publishing:
         self, handler: Handler, contract: Contract, sender: Sender, settings: Settings, keys: Keys | None = None
     ) -> None:
         self._handler, self._contract, self._sender, self._keys = handler, contract, sender, keys
-        self._settling: set[asyncio.Task[None]] = set()
         self._topic = topic_of(contract, settings)
         self._queued = settings.producer_ack == "queued"
         self._source = (
@@ -73,20 +72,28 @@ class Publishing:
         self._next_id = identities()
 
     async def __call__(self, envelope: Envelope) -> Outcome:
-        return await self.settled(await self.submit(envelope))
+        claim = None if envelope.key is None else await self.claim(envelope)
+        return await self.settled(await self.submit(envelope, claim))
 
-    async def submit(self, envelope: Envelope, *, gather: bool = False) -> Submission:
-        """Perform, and hand the events to the sender: all or none; with ``gather`` they stand in the order of calls."""
-        id = self._next_id()
+    async def claim(self, envelope: Envelope) -> Claim | Outcome | None:
+        """The claim on its Idempotency-Key, where keys are remembered; or the answer that the first request got."""
         if envelope.key is None or self._keys is None:
-            return await self._submit(envelope, id, gather, None)
-        claim = await self._keys.claim(self._contract.name, envelope, id)
+            return None
+        return await self._keys.claim(self._contract.name, envelope, self._next_id())
+
+    async def submit(
+        self, envelope: Envelope, claim: Claim | Outcome | None = None, *, gather: bool = False
+    ) -> Submission:
+        """Perform, and hand the events to the sender: all or none; with ``gather`` they stand in the order of calls."""
+        if claim is None:
+            return await self._submit(envelope, self._next_id(), gather, None)
         if isinstance(claim, Outcome):
-            return Submission(claim, [], id)
+            return Submission(claim, [], "")
         try:
-            return await self._submit(envelope, id, gather, claim)
+            return await self._submit(envelope, claim.token, gather, claim)
         except Exception:
-            await self._keys.release(claim)
+            if self._keys is not None:
+                await self._keys.release(claim)
             raise
 
     async def _submit(self, envelope: Envelope, id: str, gather: bool, claim: Claim | None) -> Submission:
@@ -111,9 +118,8 @@ class Publishing:
             try:
                 place: Place = await stored[0] if len(stored) == 1 else (await asyncio.gather(*stored))[-1]
             except Unknown as error:
-                if claim is not None:
-                    self._settling.add(task := asyncio.create_task(self._settled_late(submission)))
-                    task.add_done_callback(self._settling.discard)
+                if self._keys is not None and claim is not None:
+                    self._keys.later(self._settled_late(submission))
                 raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
             outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
         if claim is not None:
