@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import httpx._config
+import httpx._transports.default
 import pytest
 
 from tests.services import Kafka, Postgres, Redis, ServiceUnavailable
@@ -17,6 +20,9 @@ from tests.services import Kafka, Postgres, Redis, ServiceUnavailable
 ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
 SERVICES = ("kafka", "redis", "postgres", "docker")
+
+# Each httpx.get makes a client, and each client reads all certificates of the world: 20 ms, also for http.
+setattr(httpx._transports.default, "create_ssl_context", functools.cache(httpx._config.create_ssl_context))  # noqa: B010
 
 
 def require(service: str, reason: object) -> NoReturn:
