@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
+
 from tests.process import Role, wait_until
 from tests.services import free_port
 
@@ -79,7 +81,11 @@ class Container(Role):
         return [self.docker, "run", *options, *environ, self.name]
 
     def ready(self, within_s: float = 120.0) -> Self:
-        return super().ready(within_s)
+        try:
+            return super().ready(within_s)
+        except AssertionError as error:
+            reason = httpx.get(f"{self.url}/readyz?verbose", timeout=10, verify=self.trust).text if self.port else ""
+            raise AssertionError(f"{error}\n{reason}{self.text()}") from None
 
     def __exit__(self, *raised: Any) -> None:
         try:

@@ -80,8 +80,8 @@ def test_it_serves_from_a_mounted_actor_and_ends(
     with container(CLUSTER_SIZE=size, options=[*HARDENED, "--user", user]) as running:
         assert works(role, running.url)
         assert [line["workers"] for line in running.logs("listening")] == [int(size)]
-        uids = [uid for uid, command in running.processes() if "entrypoint" in command]
-        assert uids == [user.partition(":")[0]] * (1 + int(size))
+        uids = [user.partition(":")[0]] * (1 + int(size))
+        wait_until(lambda: [u for u, command in running.processes() if "entrypoint" in command] == uids, 60, str(uids))
         running.healthy()
         assert running.stop(within_s=60) == 0
         assert not running.complaints()
