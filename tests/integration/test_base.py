@@ -254,7 +254,7 @@ async def _load(url: str, clients: int, answers: list[int], unanswered: list[str
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_signal_under_load_drains(folder: Path, sent: signal.Signals) -> None:
-    environ = {"DRAIN_TIMEOUT": "5000", "CLUSTER_SIZE": "2"}
+    environ = {"DRAIN_TIMEOUT": "10000", "CLUSTER_SIZE": "2"}
     with Role("base", environ, actor_path=folder, module="bank") as role:
         answers: list[int] = []
         unanswered: list[str] = []
@@ -268,7 +268,7 @@ async def test_a_signal_under_load_drains(folder: Path, sent: signal.Signals) ->
         code = await asyncio.to_thread(role.ended)
         await load
         assert code == 0, role.text()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         assert not unanswered
         assert set(answers) <= {200, 503}
         assert (await long).status_code == 200
