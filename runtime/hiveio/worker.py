@@ -26,8 +26,8 @@ from hiveio.tls import GOODBYE_S, HANDSHAKE_S
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
-QUIET_S = 0.25  # without a new request: listeners may close without cutting a client off
-LINGER_S = 1.0  # at most, for clients that never pause
+QUIET_S = 0.5  # without a new request: listeners may close without cutting a client off
+LINGER_S = 1.5  # at most, for clients that never pause
 BEAT_S = 1.0
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 MOST_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves

@@ -251,7 +251,7 @@ async def test_a_renewal_under_load_loses_no_request(folder: Path, tmp_path: Pat
 
 
 async def test_a_signal_under_load_drains_over_tls(authority: Authority, folder: Path) -> None:
-    with secure_role(authority, folder, DRAIN_TIMEOUT="5000", CLUSTER_SIZE="2") as role:
+    with secure_role(authority, folder, DRAIN_TIMEOUT="10000", CLUSTER_SIZE="2") as role:
         answers: list[int] = []
         unanswered: list[str] = []
 
