@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -39,6 +40,10 @@ class Instance(Service):
         """Start with these settings, for this time, beside its own."""
         self._further = environ
         self.start(90.0)
+
+    def resume(self) -> None:
+        """Not awaited: at a fault point it may stop again at once, and never be seen to go on."""
+        self._signal(signal.SIGCONT)
 
     def is_awake(self) -> bool:
         """Whether it runs: neither ended nor stopped."""

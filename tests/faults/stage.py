@@ -4,10 +4,14 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from confluent_kafka import Producer
@@ -255,6 +259,12 @@ class Stage(System):
     def findings(self, within_s: float = WELL_S) -> list[Finding]:
         """What the checker finds, once everything is at rest."""
         return check(self.evidence(within_s), self.workload.history)
+
+    def verify(self) -> "subprocess.CompletedProcess[str]":
+        """What ``hiveio verify`` says."""
+        environ = {"PATH": os.environ["PATH"], **self.environ(1)}
+        tool = str(Path(sys.executable).parent / "hiveio")
+        return subprocess.run([tool, "verify"], env=environ, capture_output=True, text=True, timeout=90, check=False)
 
     async def well(self, *names: str, faults: int = 0) -> None:
         """Everything is as it should be: all instances ready, taking commands, nothing found by the checker."""

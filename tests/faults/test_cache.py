@@ -186,6 +186,8 @@ async def test_37_a_key_deleted_by_hand_is_found(broker: Broker) -> None:
         (key,) = [key for key in client.scan_iter(count=1000) if key.endswith(b":a:Account/a")]
         client.delete(key)
         assert [(finding.point, finding.where) for finding in stage.findings()] == [(6, "Account/a")]
+        told = await asyncio.to_thread(stage.verify)
+        assert (told.returncode, "Account/a" in told.stdout) == (1, True), told
         client.flushall()  # the remedy
         await stage.well("Account/a")
 
