@@ -63,6 +63,7 @@ class Run:
         self._locked: Locked | None = None
         self._begun: Begun | BaseException | None = None
         self._opening: tuple[str, ...] = ()
+        self._asked = 0  # where the cache stood when it was asked
         self._visitors: list[asyncio.Future[None]] = []
         self._attempts = 0
         self.trouble = ""  # why it does not open
@@ -77,6 +78,7 @@ class Run:
         needs = {self.aggregate, *self.queue[0].needs} if self.queue else {self.aggregate}
         self._opening = tuple(sorted(needs))
         self._locked = self._begun = None
+        self._asked = self.scope.stands.offset
         self.engine.lock.acquire(self.engine.cache.scope(self.scope.partition), self._opening, self._on_locked)
         begin = self.engine.cache.begin(self.scope.partition, self.aggregate)
         begin.add_done_callback(self._on_begun)
@@ -111,7 +113,7 @@ class Run:
         elif not locked.until:
             self.engine.tally.lock_waits += 1
             problem = Unavailable(locked.reason) if locked.away else Conflict(locked.reason)
-        elif self.scope.saw(begun[0]) and self.scope.ready:
+        elif self.scope.saw(begun[0], self._asked) and self.scope.ready:
             entry = self.scope.view.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
         if entry is None:
             if locked.until:

@@ -114,13 +114,18 @@ class Scope:
         unpublished = following - published if self.publishing else 0
         self._lags.set((self._goal or 0) - following, following - self.stands.offset, unpublished)
 
-    def saw(self, stands: bytes) -> bool:
-        """Take note of the watermark that came with a reply. False if the cache does not match the log any more."""
+    def saw(self, stands: bytes, asked: int | None = None) -> bool:
+        """Take note of the watermark that came with a reply. False if the cache does not match the log any more.
+
+        ``asked``: the offset of the cache when the question was put, for a reply that is not looked at as it comes: an
+        apply may have moved the cache in between.
+        """
         if stands == self._seen:  # as most replies of a batch
             return not self.lost
         watermark = Watermark.parse(stands)
         mine = self.stands
-        if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < mine.offset:
+        least = mine.offset if asked is None else asked
+        if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < least:
             if not self.lost:
                 log.warning("the cache of %s fell back from %s to %s", self.where, mine.text, stands.decode())
                 self.lost = True
@@ -130,7 +135,8 @@ class Scope:
         if watermark.offset > mine.offset:
             self.stands = watermark
             self.applier.moved()
-        self._seen = stands
+        if watermark.offset >= mine.offset:
+            self._seen = stands
         return True
 
     def fail(self, reason: str) -> None:
@@ -332,9 +338,10 @@ class Scope:
         if since > self.stands.offset:
             await self.applier.wait(0)
         wanted = [*((name, "") for name in names), *(("", text) for text in ids)]
+        asked = self.stands.offset
         replies = await asyncio.gather(*[self._cache.begin(self.partition, *pair) for pair in wanted])
         for stands, _ in replies:
-            if not self.saw(stands) or self.stands.offset > view.next:
+            if not self.saw(stands, asked) or self.stands.offset > view.next:
                 return None
         for (name, text), (_, (cached, id)) in zip(wanted, replies, strict=True):
             if name:
