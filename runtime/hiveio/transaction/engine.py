@@ -94,6 +94,8 @@ class Engine:
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise Unavailable(scope.state)
+        if away := self.cache.away:
+            raise Unavailable(away)
         if scope.late:
             raise Unavailable(f"verdicts of {scope.where} are late: try again later")
         if self._open >= COMMANDS:
