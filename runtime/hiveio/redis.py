@@ -6,6 +6,7 @@ while that is under way the next ones gather. That is 4 to 6 µs of our CPU a ca
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
+AWAY_S = 1.0
 MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
 # What a Redis answers that cannot serve now, and will: it is busy, full, being loaded, or not the master any more.
 NOT_NOW = (MasterDownError, NoScriptError, OutOfMemoryError, ReadOnlyError, TryAgainError)
@@ -77,6 +79,7 @@ class Redis:
         )
         self._batches: dict[_Key, _Batch] = {}
         self._waiting = 0  # calls that are not sent
+        self._failing: tuple[float, str] | None = None  # since when no call has come through, and why
         self._flushing: asyncio.Task[None] | None = None
 
     @property
@@ -127,6 +130,12 @@ class Redis:
             self._flushing = asyncio.ensure_future(self._flush())
         return future
 
+    @property
+    def away(self) -> str:
+        """The reason, if no call has come through for AWAY_S: then asking again for every request is of no use."""
+        failing = self._failing
+        return failing[1] if failing is not None and time.monotonic() - failing[0] > AWAY_S else ""
+
     async def _flush(self) -> None:
         try:
             while self._batches:
@@ -141,6 +150,9 @@ class Redis:
         except Exception as error:  # whatever it is: who waits for an answer is not left waiting for ever
             unavailable = Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
             replies = [unavailable] * len(batches)
+            self._failing = (self._failing[0] if self._failing else time.monotonic()), str(unavailable)
+        else:
+            self._failing = None
         for ((script, _, _), batch), reply in zip(batches, replies, strict=True):
             if isinstance(reply, ResponseError):
                 reply = self._refused(f"{script.name}.lua", reply)

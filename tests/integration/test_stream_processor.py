@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -200,6 +201,30 @@ def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(actors: 
         assert asked.json()["outcome"] in ("accepted", "closed")
         assert balance(role, "ada") == (5 if asked.json()["outcome"] == "accepted" else 0)
         wait_until(lambda: send(role, "ada", "Deposit", amount=1).status_code == 200, what="well again")
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(
+    how: str, actors: Path, kafka: Kafka, topic: str
+) -> None:
+    with Redis() as redis, start(actors, kafka, redis, topic) as role:
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        redis.kill() if how == "killed" else redis.pause()
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # those at work are told in time
+            began = time.monotonic()
+            first = list(pool.map(lambda n: send(role, f"c{n % 16}", "Open", owner="x"), range(64)))
+            assert {answer.status_code for answer in first} == {503}
+            assert time.monotonic() - began < 25
+        (worker,) = role.workers()
+        before = sum(worker.cpu_times()[:2])
+        for number in range(100):
+            refused = send(role, f"d{number}", "Open", owner="x")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), refused.text
+            assert f"127.0.0.1:{redis.port}" in refused.json()["detail"]
+        assert sum(worker.cpu_times()[:2]) - before < 2, "100 refusals, with all that goes on beside them"
+        redis.start() if how == "killed" else redis.resume()
+        wait_until(lambda: send(role, "ada", "Deposit", amount=5).status_code == 200, 30, "well again")
+        assert balance(role, "ada") >= 5
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

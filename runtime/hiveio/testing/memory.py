@@ -139,6 +139,10 @@ class MemoryCache(Cache):
         self._scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
 
+    @property
+    def away(self) -> str:
+        return ""
+
     def forget_all(self) -> None:
         """What FLUSHALL does."""
         self._scopes.clear()

@@ -98,6 +98,11 @@ class Cache:
     def __init__(self, redis: Redis, topic: str, meaning: str) -> None:
         self.redis, self._topic, self._meaning = redis, topic, meaning
 
+    @property
+    def away(self) -> str:
+        """Why it does not answer, where that is known. Publishers ask all the time, so they notice when it is back."""
+        return self.redis.away
+
     def scope(self, partition: int) -> str:
         return f"hive:{{{self._topic}/{partition}}}"
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 from hashlib import blake2b
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
 class Command:
     """One command. ``needs`` are the aggregates that it is known to touch, ``attempts`` what it has cost so far."""
 
-    def __init__(
-        self, contract: Contract, envelope: Envelope, scope: Scope, id: CommandId, now: float, timeout_s: float
-    ) -> None:
-        self.contract, self.envelope, self.scope, self.id = contract, envelope, scope, id
-        self.since_s, self.deadline = now, now + timeout_s  # since_s: when its present phase began
+    def __init__(self, contract: Contract, envelope: Envelope, scope: Scope, id: CommandId, deadline: float) -> None:
+        self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
+        self.since_s = time.monotonic()  # when its present phase began
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""

@@ -8,6 +8,7 @@ makes one future a command, and no task.
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
@@ -94,6 +95,8 @@ class Engine:
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise Unavailable(scope.state)
+        if away := self.cache.away:
+            raise Unavailable(away)
         if scope.late:
             raise Unavailable(f"verdicts of {scope.where} are late: try again later")
         if self._open >= COMMANDS:
@@ -105,7 +108,7 @@ class Engine:
         id = CommandId(name, key or self.fresh())
         if key is not None and id.text in self._keys:
             raise Conflict(f"a command with Idempotency-Key {key!r} is in work", headers={"Retry-After": "1"})
-        command = Command(contract, envelope, scope, id, self.loop.time(), self._timeout_s)
+        command = Command(contract, envelope, scope, id, self.loop.time() + self._timeout_s)
         self._taken.append(command)
         self._open += 1
         if key is None:
@@ -240,7 +243,7 @@ class Engine:
         command: Command = pending.owner
         command.appended = verdict is None
         if verdict:
-            self.tally.verdict.observe(self.loop.time() - command.since_s)
+            self.tally.verdict.observe(time.monotonic() - command.since_s)
             self._answer(command, offset)
         elif verdict is False:
             self.tally.voids += 1

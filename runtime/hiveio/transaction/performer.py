@@ -35,7 +35,7 @@ class Performer:
             run.tip = seen
         assert run.tip is not None
         contract, envelope = command.contract, command.envelope
-        now = self._engine.loop.time()
+        now = time.monotonic()  # uvloop counts whole milliseconds
         self._engine.tally.begin.observe(now - command.since_s)
         command.since_s = now
         reading = Reading(self._engine, command, run, run.tip)
@@ -153,7 +153,7 @@ class Performer:
             faults.hit("prepared", target)
         self._engine.append(scope, pending)
         command.appended = True
-        now = self._engine.loop.time()
+        now = time.monotonic()
         self._engine.tally.perform.observe(now - command.since_s)
         command.since_s = now
         if faults.armed:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hiveio.transaction.scope import Pending, Scope
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
+AWAY_TRIES = 10  # retries of a lock while a backend is away: with LOCK_RETRY_DELAY, about two seconds
 CHAIN = 256  # records appended and not read back
 LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
@@ -152,15 +153,17 @@ class Run:
         self._turn = time.monotonic() + self.engine.turn_s
 
     def _again(self, problem: Problem) -> None:
-        """The lock is another's, or a backend is away: try later. The first command pays for the attempts."""
+        """The lock is another's: try later; the first command pays for the attempts. A backend is away: try less and
+        less often, and then all of them are told."""
         self._attempts += 1
         self.state, self.tip, self.trouble = PAUSED, None, problem.detail
         self._welcome(Taken(problem.detail))
-        if self._attempts > self.engine.retry_count:
+        away = isinstance(problem, Unavailable)
+        if self._attempts > (min(AWAY_TRIES, self.engine.retry_count) if away else self.engine.retry_count):
             self._attempts = 0
-            if self.queue:
+            for _ in range(len(self.queue) if away else min(1, len(self.queue))):
                 self.engine.give_up(self.queue.popleft(), problem)
-        self._pause(1)
+        self._pause(max(1, self._attempts) if away else 1)
 
     def _pause(self, times: int) -> None:
         self.engine.loop.call_later(times * self.engine.retry_delay_s(), self._resume)
