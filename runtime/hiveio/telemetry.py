@@ -205,9 +205,11 @@ class Telemetry(Untraced):
         group, client = self._settings.group_id, self._settings.client_id
 
         async def handle(envelope: Envelope) -> Outcome:
-            record = envelope.record
+            record, count = envelope.record, 1
             if record is None:
                 return await handler(envelope)
+            if isinstance(record, list):  # a batch has the place of its first event, and no one parent
+                record, count = record[0], len(record)
             labels = _messaging("process", record.topic) | {"messaging.consumer.group.name": group}
             attributes = labels | {
                 "messaging.client.id": client,
@@ -215,9 +217,11 @@ class Telemetry(Untraced):
                 "messaging.kafka.offset": record.offset,
                 "messaging.kafka.message.key": envelope.id,
             }
-            parent = self._extract(record.headers)
+            if record is not envelope.record:
+                attributes["messaging.batch.message_count"] = count
+            parent = self._extract({} if record is not envelope.record else record.headers)
             began = perf_counter()
-            self._consumed.add(1, labels)
+            self._consumed.add(count, labels)
             try:
                 with self._current(f"process {record.topic}", SpanKind.CONSUMER, attributes, parent) as span:
                     return await handler(_carrying(envelope, span))

@@ -228,6 +228,73 @@ async def test_a_topic_that_comes_later(kafka: Kafka, topic: str, settings: Call
         await one.ready()
 
 
+async def test_repeats_of_a_producer_are_dropped_also_after_a_restart(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    """A client sent its request again, under the same Idempotency-Key; one request gave two events."""
+
+    def request(key: str, id: str, aggregate: str = "a") -> list[Written]:
+        return [(0, aggregate, wire(i), {"hive-key": key, "hive-id": f"{id}.{i}"}) for i in range(2)]
+
+    make_topic(kafka.brokers, topic)
+    write(
+        kafka.brokers, topic, [*request("k1", "x"), *request("k1", "y"), *request("k2", "z"), *request("k1", "w", "b")]
+    )
+    async with member(settings()) as first:
+        await first.until(lambda: first.actor.amounts() == [0, 1] * 3)
+        await first.until(lambda: committed(kafka.brokers, settings().group_id, topic)[0] == 8)
+        assert first.consumer.counts.repeated == 2
+    write(kafka.brokers, topic, [*request("k2", "v"), *plain([7])])
+    async with member(settings()) as second:
+        await second.until(lambda: second.actor.amounts() == [7])
+        assert second.consumer.counts.repeated == 2
+
+
+async def test_new_topics_of_an_expression_and_never_the_dead_letters(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    make_topic(kafka.brokers, f"{topic}-a")
+    made = settings(
+        consumer_topic=(f"^{topic}.*",), from_start=False, kafka={"topic.metadata.refresh.interval.ms": "300"}
+    )
+    async with member(made) as one:
+        await one.ready()
+        await one.until(lambda: (f"{topic}-a", 0) in one.consumer._lanes)
+        write(kafka.brokers, f"{topic}-a", [*plain([1]), (0, "a", b"{", {})])
+        await one.until(lambda: one.consumer.counts.dead == 1)
+        make_topic(kafka.brokers, f"{topic}-b")
+        write(kafka.brokers, f"{topic}-b", plain([2]))  # before the group knows of it
+        await one.until(lambda: (f"{topic}-b", 0) in one.consumer._lanes)
+        await one.until(lambda: one.actor.amounts() == [1, 2])
+        assert {name for name, _ in one.consumer._lanes} == {f"{topic}-a", f"{topic}-b"}
+        assert one.consumer.counts.dead == 1
+
+
+async def test_an_offset_below_the_retention_stops_with_the_remedy(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings]
+) -> None:
+    from confluent_kafka import TopicPartition
+    from confluent_kafka.admin import AdminClient
+
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain(range(5)))
+    made = settings(from_start=False)
+    async with member(settings()) as first:
+        await first.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 5)
+    write(kafka.brokers, topic, plain(range(5, 10)))
+    admin = AdminClient({"bootstrap.servers": kafka.brokers})
+    gone = TopicPartition(topic, 0, 8)
+    admin.delete_records([gone])[gone].result(10)
+    async with member(made) as stopped:
+        await stopped.until(lambda: stopped.consumer.counts.failed)
+        reason = await stopped.consumer.ready() or ""
+        assert "the events from 5 to 7 are gone" in reason
+        assert "EVENT_STORE_FROM_START=true" in reason
+        assert not stopped.actor.seen
+    async with member(settings()) as goes_on:
+        await goes_on.until(lambda: goes_on.actor.amounts() == [8, 9])
+
+
 def test_what_a_consumer_needs(settings: Callable[..., Settings]) -> None:
     for name, says in (("group_id", "EVENT_STORE_GROUP_ID"), ("topic", "EVENT_STORE_TOPIC"), ("brokers", "BROKERS")):
         with pytest.raises(ConfigError, match=says):

@@ -38,7 +38,7 @@ class Sqlite(SqliteProjection):
 
     async def take(self, context: Any, amount: int, error: Exception | None = None) -> bool:
         def effect(db: sqlite3.Connection) -> None:
-            db.execute("INSERT INTO line VALUES (?)", (amount,))
+            db.execute("INSERT INTO line (amount) VALUES (?)", (amount,))
             if error:
                 raise error
 
@@ -70,7 +70,7 @@ class Postgresql(PostgresProjection):
 
     async def take(self, context: Any, amount: int, error: Exception | None = None) -> bool:
         async def effect(db: Any) -> None:
-            await db.execute("INSERT INTO line VALUES (%s)", (amount,))
+            await db.execute("INSERT INTO line (amount) VALUES (%s)", (amount,))
             if error:
                 raise error
 
@@ -149,6 +149,7 @@ async def test_it_is_emptied(store: Sqlite | Postgresql) -> None:
 async def test_a_shadow_takes_the_place_of_what_is_in_use(kind: Kind, store: Sqlite | Postgresql) -> None:
     await store.take(at(5), 1)
     shadow = kind()
+    kind.tables = "CREATE TABLE IF NOT EXISTS line (amount BIGINT, note TEXT DEFAULT 'new')"  # it may have changed
     if (began := shadow.begin_shadow()) is not None:
         await began
     await shadow.open()

@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "health": "ask the service in this container whether it is alive",
     "log": "the records of the transaction log, with their verdicts",
     "new": "write a small project to begin with: an actor, its test and its image",
+    "replay": "build a projection anew from the log",
     "transaction": "what became of a transaction, told by the log",
     "verify": "compare the cache and the event topic with the transaction log",
 }

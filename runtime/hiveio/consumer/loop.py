@@ -149,6 +149,14 @@ class Consumer:
         ]
         return {"partitions": partitions}
 
+    def positions(self) -> dict[tuple[str, int], int]:
+        """For each partition of this process the next offset to handle."""
+        return {place: lane.done[0] for place, lane in self._lanes.items()}
+
+    def stopped(self) -> str | None:
+        """Why a partition stands still, if one does."""
+        return next((reason for lane in self._lanes.values() if (reason := lane.failure or lane.held)), None)
+
     async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool:
         """Whether the actor has handled the event at this place, or all events of the transaction at it.
 

@@ -97,6 +97,14 @@ class Reader:
             return 0  # a group that never was
         return 0 if described.state == ConsumerGroupState.DEAD else len(described.members)
 
+    def delete(self, group: str) -> None:
+        """Forget a group without members, if Kafka lets us: its offsets expire anyway."""
+        client = admin(self._settings)  # named: its results end with it
+        try:
+            client.delete_consumer_groups([group], request_timeout=TIMEOUT_S)[group].result()
+        except KafkaException:
+            pass
+
     def committed(self, places: Sequence[Place]) -> dict[Place, int]:
         """The group's offsets, where it has some."""
         asked = [TopicPartition(*place) for place in places]

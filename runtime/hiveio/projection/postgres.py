@@ -119,8 +119,15 @@ class PostgresProjection(Actor):
 
         await self._in_transaction(work)
 
+    async def begin_at(self, topic: str, partition: int, offset: int) -> None:
+        """Begin a store that is empty at this event."""
+        row = (topic, partition, offset)
+        await self._in_transaction(lambda db: db.execute("INSERT INTO hive_position VALUES (%s, %s, %s)", row))
+
     async def begin_shadow(self) -> None:
         """To be called before ``start``: build beside the schema that is in use."""
+        await self.start()  # there may be no schema yet
+        await self.stop()
         self.space = f"{self.schema}_shadow"
         async with await AsyncConnection.connect(self.url or os.environ.get("POSTGRES_URL", "")) as db:
             await db.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.space)))

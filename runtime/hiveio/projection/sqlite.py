@@ -1,6 +1,7 @@
 """A projection in SQLite."""
 
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,10 +96,16 @@ class SqliteProjection(Actor):
             for name in self._names(db, "main"):
                 db.execute(f'DELETE FROM "{name}"')
 
+    def begin_at(self, topic: str, partition: int, offset: int) -> None:
+        """Begin a store that is empty at this event."""
+        self.connection.execute("INSERT OR REPLACE INTO hive_position VALUES (?, ?, ?)", (topic, partition, offset))
+
     def begin_shadow(self) -> None:
         """To be called before ``start``: build beside the database that is in use. Raises ValueError in memory."""
         if self.file == ":memory:":
             raise ValueError(f"{type(self).__name__} is in memory: it is built anew at every start")
+        self.start()  # there may be no file yet
+        self.stop()
         self.file = f"{self.database}.shadow"
         for suffix in ("", "-wal", "-shm"):
             if os.path.exists(self.file + suffix):
@@ -117,9 +124,15 @@ class SqliteProjection(Actor):
                     if behind:
                         return False
                     for name in self._names(db, "live"):
-                        db.execute(f'DELETE FROM live."{name}"')
-                    for name in self._names(db, "main"):
-                        db.execute(f'INSERT INTO live."{name}" SELECT * FROM main."{name}"')
+                        db.execute(f'DROP TABLE live."{name}"')
+                    # Made as they are here: a projection is often built anew because its tables have changed.
+                    made = (
+                        "SELECT type, name, sql FROM main.sqlite_master WHERE sql NOTNULL ORDER BY type = 'table' DESC"
+                    )
+                    for kind, name, statement in db.execute(made).fetchall():
+                        db.execute(re.sub(r"^CREATE( UNIQUE)? (\w+) ", r"CREATE\1 \2 live.", statement, count=1))
+                        if kind == "table":
+                            db.execute(f'INSERT INTO live."{name}" SELECT * FROM main."{name}"')
             finally:
                 self.connection.execute("DETACH DATABASE live")
         self.connection.close()

@@ -1,0 +1,208 @@
+"""Faults 41 to 43: consumers that are killed, rebalanced under load, and given records that nobody can handle."""
+
+import sqlite3
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hiveio.consumer.letters import headers_of
+from tests.integration.consumers import wire
+from tests.integration.topics import Written, committed, make_topic, read_all, write
+from tests.process import Role, wait_until
+from tests.services import Kafka
+
+pytestmark = pytest.mark.fault
+
+# Effects go to a file in one write each, so they outlive the process that had them: key, amount, process.
+EFFECTS = """
+import asyncio, os, signal
+from hiveio import Actor, Context, Event
+
+class Deposited(Event):
+    amount: int
+
+def effect(text):
+    with open(os.environ["EFFECTS"], "a") as file:
+        file.write(text + "\\n")
+
+class Effects(Actor):
+    async def perform(self, event: Deposited, context: Context) -> None:
+        mode = os.environ.get("MODE", "")
+        if mode == "slow":
+            effect(f"begin {context.partition} {os.getpid()} {event.amount}")
+            await asyncio.sleep(4 if event.amount % 1000 == 7 else 0.002)
+        if mode == "poison" and event.amount % 10 == 3:
+            raise ValueError(f"{event.amount} is poison")
+        effect(f"{context.id} {event.amount} {os.getpid()} {context.partition}")
+        if str(event.amount) == os.environ.get("KILL_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+ONCE = """
+import os, random, signal
+from hiveio import Context, Event
+from hiveio.projection import SqliteProjection
+
+class Deposited(Event):
+    amount: int
+
+class Once(SqliteProjection):
+    database = os.environ["DATABASE"]
+    tables = "CREATE TABLE IF NOT EXISTS line (amount INTEGER)"
+
+    def perform(self, event: Deposited, context: Context) -> None:
+        self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?)", (event.amount,)))
+        if random.random() < float(os.environ["KILL"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def environ(kafka: Kafka, topic: str, **more: object) -> dict[str, str]:
+    return {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": topic,
+        "EVENT_STORE_FROM_START": "true",
+        "CONSUMER_BACKOFF": "1",
+        **{name: str(value) for name, value in more.items()},
+    }
+
+
+def events(amounts: Sequence[int], partition: int = 0, keys: int = 5) -> list[Written]:
+    return [(partition, f"k{partition}-{amount % keys}", wire(amount), {}) for amount in amounts]
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Path:
+    (tmp_path / "effects.py").write_text(EFFECTS)
+    (tmp_path / "once.py").write_text(ONCE)
+    path = tmp_path / "effects.txt"
+    path.touch()
+    return path
+
+
+def lines(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines() if not line.startswith("begin")]
+
+
+def test_fault_41_killed_after_the_effect_and_before_the_offset(kafka: Kafka, topic: str, effects: Path) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, events(range(2000)))
+    settings = environ(kafka, topic, EFFECTS=effects, KILL_AT=700)
+    # gunicorn starts a new worker for the one that was killed: it is killed at the same record, again and again
+    with Role("consumer", settings, actor_path=effects.parent, module="effects", wait=False) as role:
+        wait_until(lambda: sum(line[1] == "700" for line in lines(effects)) >= 3, 60, "three deaths")
+        role.kill()
+    with Role("consumer", settings | {"KILL_AT": ""}, actor_path=effects.parent, module="effects"):
+        wait_until(lambda: "1999" in {line[1] for line in lines(effects)}, 60, "all events")
+        wait_until(lambda: committed(kafka.brokers, topic, topic)[0] == 2000, 20, "the offset")
+    amounts = [int(line[1]) for line in lines(effects)]
+    assert set(amounts) == set(range(2000)), "skipped"
+    assert Counter(amounts)[700] >= 4, "delivered again"
+    assert amounts[-1300:] == [*range(700, 2000)]
+
+
+def test_fault_41_once_where_offset_and_effect_are_stored_together(kafka: Kafka, topic: str, effects: Path) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, events(range(2000)))
+    database = effects.parent / "projection.sqlite"
+    settings = environ(kafka, topic, DATABASE=database, KILL=0.003)
+
+    def booked() -> list[int]:
+        with sqlite3.connect(database, timeout=10) as connection:
+            return [amount for (amount,) in connection.execute("SELECT amount FROM line ORDER BY rowid")]
+
+    with Role("consumer", settings, actor_path=effects.parent, module="once", wait=False) as role:
+        pids: set[int] = set()
+
+        def deaths() -> int:
+            pids.update(worker.pid for worker in role.workers())
+            return len(pids)
+
+        wait_until(lambda: deaths() > 3, 90, "some deaths")
+        role.kill()
+    with Role("consumer", settings | {"KILL": "0"}, actor_path=effects.parent, module="once"):
+        wait_until(lambda: len(booked()) >= 2000, 60, "all events")
+        assert booked() == [*range(2000)]
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_fault_42_rebalances_under_load_with_a_handler_slower_than_the_poll_interval(
+    kafka: Kafka, topic: str, effects: Path, protocol: str
+) -> None:
+    partitions = 4
+    make_topic(kafka.brokers, topic, partitions)
+    settings = environ(
+        kafka, topic, EFFECTS=effects, MODE="slow", EVENT_STORE_BUFFER=20, KAFKA_GROUP_PROTOCOL=protocol,
+        KAFKA_MAX_POLL_INTERVAL_MS=3000,
+    )  # fmt: skip
+    if protocol == "classic":
+        settings["KAFKA_SESSION_TIMEOUT_MS"] = "3000"  # else the broker's affair
+    written = 0
+    ended = threading.Event()
+
+    def keep_writing() -> None:
+        nonlocal written
+        while not ended.wait(0.1):
+            for at in range(partitions):
+                first = at * 100_000 + written
+                write(kafka.brokers, topic, events(range(first, first + 20), at))
+            written += 20
+
+    def seen() -> set[int]:
+        return {int(line[1]) for line in lines(effects)}
+
+    def busy() -> int:
+        """Processes that handled something of late."""
+        return len({line[2] for line in lines(effects)[-100:]})
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    first, second, third = (Role("consumer", settings, actor_path=effects.parent, module="effects") for _ in range(3))
+    with first:
+        try:
+            wait_until(lambda: len(seen()) > 20, 60, "the first")
+            with second:
+                wait_until(lambda: busy() == 2, 60, "the second")
+                with third:
+                    wait_until(lambda: busy() == 3, 60, "the third")
+            wait_until(lambda: busy() == 1, 60, "the first alone")
+        finally:
+            ended.set()
+            writer.join()
+        everything = {at * 100_000 + i for at in range(partitions) for i in range(written)}
+        wait_until(lambda: seen() == everything, 90, f"all events; {first.text()}")
+        assert first.process.poll() is None
+    # Of a partition, one process after the other: between two of one process none of another, and all in order.
+    found = defaultdict(list)
+    for key, amount, pid, at in lines(effects):
+        found[at].append((int(amount), pid, key))
+    for name, handled in found.items():
+        amounts = [amount for amount, _, _ in handled]
+        assert amounts == sorted(set(amounts)), f"partition {name}: repeated or out of order"
+    begun = Counter(line.split()[3] for line in effects.read_text().splitlines() if line.startswith("begin"))
+    assert max(begun.values()) == 1, "a handler was begun twice: its partition was taken away while it worked"
+
+
+def test_fault_43_poison_and_a_handler_that_always_raises(kafka: Kafka, topic: str, effects: Path) -> None:
+    make_topic(kafka.brokers, topic)
+    garbage: list[Written] = [(0, "garbage", b"\xff{", {}), (0, "garbage", wire(1), {})]
+    write(kafka.brokers, topic, [*events(range(300), keys=10), *garbage])
+    settings = environ(kafka, topic, EFFECTS=effects, MODE="poison", CONSUMER_ATTEMPTS=3, EVENT_STORE_BUFFER=50)
+    healthy = {amount for amount in range(300) if amount % 10 != 3}
+    with Role("consumer", settings, actor_path=effects.parent, module="effects") as role:
+        wait_until(lambda: {int(line[1]) for line in lines(effects)} == healthy, 60, "the others")
+        wait_until(lambda: committed(kafka.brokers, topic, topic)[0] == 302, 20, "the offset")
+        role.kill()
+    letters = [headers_of(message) for message in read_all(kafka.brokers, f"{topic}.{topic}.dead")]
+    kept = [int(letter["hive-dead-origin"].decode().rpartition("/")[2]) for letter in letters]
+    assert kept == [*range(3, 300, 10), 300, 301], "the poison and those behind it, in order, each once"
+    reasons = [letter["hive-dead-reason"] for letter in letters]
+    assert [reason for reason in reasons if reason != b"parked"] == [b"failed", b"undecodable"]
+    with Role("consumer", settings | {"MODE": ""}, actor_path=effects.parent, module="effects"):
+        write(kafka.brokers, topic, [(0, "k0-3", wire(303), {}), (0, "k0-4", wire(304), {})])
+        wait_until(lambda: lines(effects)[-1][1] == "304", 30, "the next of another key")
+        assert "303" not in {line[1] for line in lines(effects)}, "a parked key stays parked after a crash"
