@@ -35,3 +35,12 @@ def test_every_link_leads_somewhere() -> None:
     for page in (README, *README.parent.glob("docs/*.md"), README.parent / "CHANGELOG.md"):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_track_record_names_tests_that_are_there() -> None:
+    tests = {path: path.read_text("utf-8") for path in (README.parent / "tests").rglob("test_*.py")}
+    names = re.findall(r"`(test\w+|tests/[\w/]+\.py)`", (README.parent / "docs" / "track-record.md").read_text("utf-8"))
+    assert names
+    for name in names:
+        there = (README.parent / name).exists() if "/" in name else any(f"def {name}(" in t for t in tests.values())
+        assert there, name
