@@ -23,7 +23,12 @@ def imported(packages: str) -> list[str]:
     sys.path.insert(0, packages)
     runtime = pkgutil.walk_packages([f"{packages}/hiveio"], "hiveio.")
     for name in [*(module.name for module in runtime), "gunicorn.workers.gasgi"]:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name in sys.stdlib_module_names or str(error.name).startswith(("hiveio", "gunicorn")):
+                raise
+            print(f"{name} is for actors that bring {error.name}")
     importlib.metadata.version("redis")  # as its client does, with what that imports
     # All that was loaded from source has left its bytecode there.
     kept = Path(f"{sys.pycache_prefix}{sysconfig.get_path('stdlib')}").rglob("*.pyc")

@@ -37,7 +37,9 @@ def call(
     """What a command printed to stdout; AssertionError with all it said if it failed."""
     whole = os.environ | (environ or {})
     done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, cwd=cwd, check=False, env=whole)
-    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert not check or done.returncode == 0, (
+        f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+    )
     return done.stdout if check else done.stdout + done.stderr
 
 
