@@ -17,8 +17,8 @@ def at(point: str, action: str = "KILL", name: str = "Account/a") -> dict[str, s
 
 
 async def warm(stage: Stage) -> None:
-    """The state of before is there."""
-    await stage.aside("Deposit", "Account/a", amount=10)
+    """Both are at work. Account/a is left alone: the victim applies what others do to it, and would meet its fault."""
+    await stage.accepted("Deposit", "Account/b", at=1, amount=10)
     await stage.accepted("Deposit", "Account/other", amount=1)
 
 
@@ -76,7 +76,7 @@ async def test_04_killed_before_apply(broker: Broker) -> None:
         # Another one applies it.
         await stage.accepted("Deposit", "Account/a", at=1, amount=2)
         assert stage.verdicts(call) == [True]
-        assert (await stage.read("Account/a", at=1)).answer["balance"] == 13
+        assert (await stage.read("Account/a", at=1)).answer["balance"] == 3
         await stage.start()
         await stage.well("Account/a")
 
@@ -92,7 +92,7 @@ async def test_05_killed_before_the_answer(broker: Broker, point: str) -> None:
         ]
         await stage.start()
         answers.append(await stage.send("Deposit", "Account/a", at=0, key="k", marker=call.marker, amount=1))
-        assert {(a.told, a.version, a.position) for a in answers} == {(Told.ACCEPTED, 2, answers[0].position)}
+        assert {(a.told, a.version, a.position) for a in answers} == {(Told.ACCEPTED, 1, answers[0].position)}
         assert stage.verdicts(call) == [True]
         await stage.well("Account/a")
 
