@@ -140,7 +140,10 @@ def test_fault_42_rebalances_under_load_with_a_handler_slower_than_the_poll_inte
         KAFKA_MAX_POLL_INTERVAL_MS=3000,
     )  # fmt: skip
     if protocol == "classic":
-        settings["KAFKA_SESSION_TIMEOUT_MS"] = "3000"  # else the broker's affair
+        settings |= {
+            "KAFKA_SESSION_TIMEOUT_MS": "3000",
+            "KAFKA_HEARTBEAT_INTERVAL_MS": "300",
+        }  # else the broker's affair
     written = 0
     ended = threading.Event()
 

@@ -28,14 +28,6 @@ T = TypeVar("T")
 Key = tuple[str, int]  # topic, partition
 
 
-class _Return(Exception):
-    """Makes the call that serves a rebalance return at once.
-
-    A client's method called inside a callback takes from the client what its other callbacks need (2.16.1): a log line
-    or a commit's result, served later in the same call, would abort the process. After this nothing is served in it.
-    """
-
-
 class Start(NamedTuple):
     """What Kafka knows of a partition when it is assigned: committed offset and its note, first offset, end offset.
 
@@ -63,7 +55,6 @@ class Lane:
     def __init__(self, topic: str, partition: int, begin: int, done: tuple[int, str | bytes | None]) -> None:
         self.topic, self.partition, self.begin, self.done = topic, partition, begin, done
         self.committed: tuple[int, str | bytes | None] | None = None
-        self.read = begin  # the offset to hand over next; written by the poll thread alone
         self.high = 0  # the partition's end, as the last fetch told it; written by the poll thread alone
         self.handed = 0  # records; written by the poll thread alone
         self.finished = 0  # of those; written by the loop alone
@@ -107,13 +98,15 @@ class Poller:
             "on_commit": self._on_commit,
             "error_cb": self._on_error,
         }
+        ours = {"group.protocol", "partition.assignment.strategy", "on_commit", "error_cb"}
+        self._lookup_config = {name: value for name, value in self._config.items() if name not in ours}
+        self._lookup_config |= {"log_level": 0, "client.id": f"{settings.client_id}.lookup"}
         self._longest_s = int(self._config.get("max.poll.interval.ms", 300_000)) / 1000
         self._consumer: Consumer | None = None
         self._thread: threading.Thread | None = None
         self._progress = threading.Event()
         self._lanes: dict[Key, Lane] = {}
         self._stopping = False
-        self._lost = False
         self._fatal: str | None = None
         self._commit_at = 0.0
         self._turned = time.monotonic()
@@ -171,8 +164,11 @@ class Poller:
 
     def _session(self) -> None:
         """The life of one client."""
-        self._fatal, self._lost = None, False
+        self._fatal = None
         consumer = self._consumer = self._consumer or make(Consumer, self._config)
+        # A client's method that waits, called inside one of its callbacks, takes from the client what its other
+        # callbacks need: a log line served later in the same poll aborts the process (2.16.1). So they ask another.
+        lookup = self._lookup = make(Consumer, self._lookup_config)
         try:
             consumer.subscribe(
                 self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -184,10 +180,8 @@ class Poller:
         finally:
             self._release(consumer, list(self._lanes.values()), lost=self._fatal is not None)
             self._consumer = None
-            try:
-                consumer.close()
-            except _Return:
-                pass
+            consumer.close()
+            lookup.close()
 
     def _turn(self, consumer: Consumer) -> None:
         self._turned = time.monotonic()
@@ -200,18 +194,12 @@ class Poller:
             self._answer(consumer)
         waiting = self._make_room(consumer)
         # poll wakes at the first record and consume takes what came with it; consume alone waits for a full batch
-        try:
-            first = consumer.poll(0.01 if waiting else TURN_S)
-        except _Return:
-            return
+        first = consumer.poll(0.01 if waiting else TURN_S)
         if first is None:
             return
         topic, partition = first.topic(), first.partition()
         lane = self._lanes.get((topic or "", partition if partition is not None else -1))
-        try:
-            rest = consumer.consume(self._batch - 1, 0) if self._batch > 1 else []
-        except _Return:  # and what it had fetched is thrown away
-            rest, self._lost = [], True
+        rest = consumer.consume(self._batch - 1, 0) if self._batch > 1 else []
         if lane is not None and self._lanes.get((lane.topic, lane.partition)) is not lane:
             messages = rest  # its partition was revoked in consume
         else:
@@ -231,28 +219,16 @@ class Poller:
         for key, group in groups.items():
             if (found := self._lanes.get(key)) is not None and found.failure is None:
                 found.handed += len(group)
-                found.read = group[-1].offset() + 1  # type: ignore[operator]
                 self._look_at_end(consumer, found)
                 taken.append((found, group))
         if taken:
             self._loop.call_soon_threadsafe(self._owner.take, taken)
-        if self._lost:
-            self._read_again(consumer)
 
     @staticmethod
     def _look_at_end(consumer: Consumer, lane: Lane) -> None:
         found = consumer.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), cached=True)
         if found is not None:
             lane.high = max(lane.high, found[1])
-
-    def _read_again(self, consumer: Consumer) -> None:
-        """Go on after the last record handed over, in every partition."""
-        self._lost = False
-        lanes = list(self._lanes.values())
-        consumer.incremental_unassign([TopicPartition(lane.topic, lane.partition) for lane in lanes])
-        consumer.incremental_assign([TopicPartition(lane.topic, lane.partition, lane.read) for lane in lanes])
-        for lane in lanes:
-            lane.paused = False
 
     def _answer(self, consumer: Consumer) -> None:
         """Here and not on another thread: ``list_topics`` beside a poll blocks both for ever (2.16.1)."""
@@ -319,14 +295,14 @@ class Poller:
         self.joined = True
         self.trouble = None
         if partitions and not self._stopping:
-            beside = {p.topic: self._partitions(consumer, self._beside(p.topic)) for p in partitions}
-            committed = self._committed(consumer, partitions)
-            starts = [self._start_of(consumer, partition, beside[partition.topic]) for partition in committed]
+            lookup = self._lookup
+            beside = {p.topic: self._partitions(lookup, self._beside(p.topic)) for p in partitions}
+            committed = self._committed(lookup, partitions)
+            starts = [self._start_of(lookup, partition, beside[partition.topic]) for partition in committed]
             lanes = self._call(self._owner.open(starts))
             self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes}
             partitions = [TopicPartition(lane.topic, lane.partition, lane.begin) for lane in lanes]
         consumer.incremental_assign(partitions)
-        raise _Return
 
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Kafka may not answer for a while: giving up would leave the partitions to nobody."""
@@ -361,7 +337,7 @@ class Poller:
 
     @staticmethod
     def _partitions(consumer: Consumer, topic: str) -> set[int]:
-        """The partitions of a topic; none if it is not there. On this thread: see ``_answer``."""
+        """The partitions of a topic; none if it is not there."""
         found = consumer.list_topics(topic, timeout=CALL_S).topics[topic]
         if found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return set()
@@ -377,19 +353,22 @@ class Poller:
 
     def _give_back(self, consumer: Consumer, partitions: list[TopicPartition], *, lost: bool) -> None:
         keys = [(partition.topic, partition.partition) for partition in partitions]
-        self._release(consumer, [self._lanes[key] for key in keys if key in self._lanes], lost=lost)
+        lanes = [self._lanes[key] for key in keys if key in self._lanes]
+        self._release(consumer, lanes, lost=lost, wait=False)  # the commit goes out before the partitions are let go
         consumer.incremental_unassign(partitions)
-        raise _Return
 
-    def _release(self, consumer: Consumer, lanes: list[Lane], *, lost: bool) -> None:
-        """Close and join the lanes, then commit what they have done; after that nobody here touches them."""
+    def _release(self, consumer: Consumer, lanes: list[Lane], *, lost: bool, wait: bool = True) -> None:
+        """Close and join the lanes, then commit what they have done; after that nobody here touches them.
+
+        Without ``wait``, inside a callback, the commit is on its way when this returns.
+        """
         if not lanes:
             return
         if not self._loop.is_closed():
             self._call(self._owner.close(lanes, lost=lost))
         if not lost:
             try:
-                self._commit(consumer, lanes)
+                self._commit(consumer, lanes, wait=wait)
             except KafkaException as error:  # what is not committed is delivered again
                 logger.warning("offsets were not committed: %s", error.args[0].str())
         for lane in lanes:
@@ -405,7 +384,7 @@ class Poller:
 
     # -- offsets
 
-    def _commit(self, consumer: Consumer, closed: list[Lane] | None = None) -> None:
+    def _commit(self, consumer: Consumer, closed: list[Lane] | None = None, *, wait: bool = False) -> None:
         """Commit what is done; at once for lanes that are ``closed``."""
         offsets = []
         for lane in self._lanes.values() if closed is None else closed:
@@ -416,10 +395,10 @@ class Poller:
                 offsets.append(TopicPartition(lane.topic, lane.partition, offset, "-" if text is None else text))
                 lane.committed = done
         if offsets:
-            if closed is None:
-                consumer.commit(offsets=offsets)
-            else:
+            if wait:
                 consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                consumer.commit(offsets=offsets)
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
