@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
+from statistics import mean
 
 import httpx
 from confluent_kafka import Producer
@@ -63,7 +64,7 @@ def shared(bench: Bench) -> None:
         together(bench, roles, clients)  # warm
         rows = bench.compare("shared aggregate", clients, measures, next(iter(measures)))
         bench.show("shared aggregate")
-        shares = [rows[-1].part(f"share {number}") or 0.0 for number in (1, 2, 3)]
+        shares = [mean(sample.parts[f"share {number}"] for sample in rows[-1].samples) for number in (1, 2, 3)]
         bench.note("share of each of the three: " + ", ".join(f"{share:.0%}" for share in shares))
         acknowledged = sum(role.acknowledged for role in roles)
         state = httpx.get(f"{roles[0].url}/tallies/hot", timeout=30).json()["payload"]
