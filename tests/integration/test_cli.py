@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 import redis as redis_client
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from tests.integration.accounts import ACTOR, send, start
 from tests.integration.topics import read_all, write
@@ -114,7 +116,17 @@ def test_verify_finds_what_was_changed_by_hand(
     assert f"{topic}/0/5: no accepted event has its position" in hiveio("verify").stdout
 
 
-def test_verify_finds_events_that_were_not_published(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
+def test_verify_finds_events_that_are_gone(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
+    wait_until(lambda: hiveio("verify").returncode == 0, 60, "applied and published")
+    admin = AdminClient({"bootstrap.servers": kafka.brokers})
+    partition = TopicPartition(topic, 0, 2)
+    admin.delete_records([partition])[partition].result(10)
+    told = hiveio("verify")
+    assert told.returncode == 1, told.stdout
+    assert "2 differences" in told.stdout, told.stdout
+
+
+def test_verify_looks_no_further_than_the_watermark(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
     wait_until(lambda: len(read_all(kafka.brokers, topic)) == 3)
     assert role.stop() == 0
     commit = (read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b"").replace(b"ada", b"zoe")
