@@ -129,21 +129,14 @@ def test_fault_41_once_where_offset_and_effect_are_stored_together(kafka: Kafka,
         assert booked() == [*range(2000)]
 
 
-@pytest.mark.parametrize("protocol", ["consumer", "classic"])
 def test_fault_42_rebalances_under_load_with_a_handler_slower_than_the_poll_interval(
-    kafka: Kafka, topic: str, effects: Path, protocol: str
+    kafka: Kafka, topic: str, effects: Path
 ) -> None:
     partitions = 4
     make_topic(kafka.brokers, topic, partitions)
     settings = environ(
-        kafka, topic, EFFECTS=effects, MODE="slow", EVENT_STORE_BUFFER=20, KAFKA_GROUP_PROTOCOL=protocol,
-        KAFKA_MAX_POLL_INTERVAL_MS=3000,
+        kafka, topic, EFFECTS=effects, MODE="slow", EVENT_STORE_BUFFER=20, KAFKA_MAX_POLL_INTERVAL_MS=3000,
     )  # fmt: skip
-    if protocol == "classic":
-        settings |= {
-            "KAFKA_SESSION_TIMEOUT_MS": "3000",
-            "KAFKA_HEARTBEAT_INTERVAL_MS": "300",
-        }  # else the broker's affair
     written = 0
     ended = threading.Event()
 
