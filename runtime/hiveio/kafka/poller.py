@@ -98,7 +98,7 @@ class Poller:
             "on_commit": self._on_commit,
             "error_cb": self._on_error,
         }
-        ours = {"group.protocol", "partition.assignment.strategy", "on_commit", "error_cb"}
+        ours = {"on_commit", "error_cb"}
         self._lookup_config = {name: value for name, value in self._config.items() if name not in ours}
         self._lookup_config |= {"log_level": 0, "client.id": f"{settings.client_id}.lookup"}
         self._longest_s = int(self._config.get("max.poll.interval.ms", 300_000)) / 1000
