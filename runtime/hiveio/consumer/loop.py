@@ -27,7 +27,7 @@ from hiveio.envelope import Handler
 from hiveio.errors import ConfigError, Corrupt, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
 
-CLOSE_S = 30.0  # so long a revoke waits for the record in hand; then its handler is cancelled
+CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
 STUCK_S = 30.0  # a handler that runs for so long after it was told to end is stuck
 WATCH_S = 0.25
 LOOK_BACK = 1_000  # records read to know what was seen, where no commit tells
@@ -197,7 +197,9 @@ class Consumer:
 
     async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None:
         # A lost partition may be another's by now: its handler is not waited for.
-        timeout_s = 0.0 if lost else min(CLOSE_S, self._drain_s * 0.8) if self._stopping else CLOSE_S
+        # A revoke that outlasted the poll interval would be too late: another member works at the partition by then.
+        bound_s = self._drain_s * 0.8 if self._stopping else self._poller.patience_s / 2
+        timeout_s = 0.0 if lost else min(CLOSE_S, bound_s)
         mine = [lane for lane in lanes if isinstance(lane, WorkLane)]
         if mine:
             await asyncio.gather(*(lane.close(timeout_s) for lane in mine))

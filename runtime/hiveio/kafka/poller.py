@@ -58,7 +58,8 @@ class Lane:
         self.high = 0  # the partition's end, as the last fetch told it; written by the poll thread alone
         self.handed = 0  # records; written by the poll thread alone
         self.finished = 0  # of those; written by the loop alone
-        self.paused = False
+        # librdkafka keeps a pause from one assignment to the next: the first turn resumes whatever was paused before.
+        self.paused = True
         self.failure: str | None = None
 
     @property
@@ -101,7 +102,9 @@ class Poller:
         ours = {"on_commit", "error_cb"}
         self._lookup_config = {name: value for name, value in self._config.items() if name not in ours}
         self._lookup_config |= {"log_level": 0, "client.id": f"{settings.client_id}.lookup"}
+        # After it Kafka takes the partitions away; so long a callback may take.
         self._longest_s = int(self._config.get("max.poll.interval.ms", 300_000)) / 1000
+        self.patience_s = self._longest_s * 0.8
         self._consumer: Consumer | None = None
         self._thread: threading.Thread | None = None
         self._progress = threading.Event()
@@ -378,7 +381,7 @@ class Poller:
         """Run it on the loop and wait: bounded by the time after which Kafka takes the partitions away anyway."""
         self._turned = time.monotonic() + self._longest_s
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result(self._longest_s * 0.8)
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(self.patience_s)
         finally:
             self._turned = time.monotonic()
 
