@@ -233,8 +233,8 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
             display.heading(f"All {len(steps)} steps came out right", "bold green")
         if not once:
             invite(world, display)
-            display.say("\n  Everything keeps running. Ctrl-C ends it.", "dim")
             try:
+                display.say("\n  Everything keeps running. Ctrl-C ends it.", "dim")
                 signal.pause()
             except KeyboardInterrupt:
                 display.say("\n  Ending …", "dim")

@@ -158,7 +158,7 @@ def test_an_unknown_outcome_is_answered_once_it_is_known(
         assert post(role, "before").status_code == 200
         own_kafka.pause()
         first = post(role, "k", 2)
-        assert first.status_code == 504
+        assert first.status_code == 504, first.text
         wait_until(lambda: post(role, "k", 2).status_code == 504, what="no longer under way")
         assert post(role, "k", 2).json()["id"] == first.json()["id"]
         own_kafka.resume()
@@ -175,7 +175,7 @@ def test_what_the_end_flushes_is_known_to_the_next_instance(
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000", DRAIN_TIMEOUT="60000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
-        assert post(role, "k").status_code == 504
+        assert (found := post(role, "k")).status_code == 504, found.text
         role.terminate()
         wait_until(lambda: role.logs("draining"), what="draining")
         own_kafka.resume()
@@ -192,7 +192,7 @@ def test_killed_between_claim_and_answer_it_is_never_stored_twice(
         assert post(role, "before").status_code == 200
         own_kafka.pause()
         first = post(role, "k")
-        assert first.status_code == 504
+        assert first.status_code == 504, first.text
         role.kill()
         own_kafka.resume()
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -164,18 +165,29 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(
 ) -> None:
     accepted = 0
 
-    def deposit(role: Role) -> bool:
-        try:
-            return send(role, "ada", "Deposit", amount=1).status_code == 200
-        except httpx.TransportError:
-            return False
+    ending = threading.Event()
 
+    def deposits(role: Role) -> int:
+        """How many were accepted, up to the first after the signal that was not."""
+        count = 0
+        while True:
+            try:
+                accepted = send(role, "ada", "Deposit", amount=1).status_code == 200
+            except httpx.TransportError:
+                accepted = False
+            count += accepted
+            counted.append(accepted)
+            if ending.is_set() and not accepted:
+                return count
+
+    counted: list[bool] = []
     with start(actors, kafka, redis, topic, CLUSTER_SIZE="2") as role:
-        # Ready says one of the two workers; the other one may still begin.
+        # Ready says one of the two workers; the other one may still begin, and answer 503.
         wait_until(lambda: send(role, "ada", "Open", owner="Ada").status_code == 200, 30, "open")
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            answers = [pool.submit(deposit, role) for _ in range(200)]
-            wait_until(lambda: sum(answer.done() for answer in answers) > 50)
+            answers = [pool.submit(deposits, role) for _ in range(16)]
+            wait_until(lambda: sum(counted) > 50, 60, "50 deposits")
+            ending.set()
             role.terminate(signal.SIGTERM)
             accepted = sum(answer.result() for answer in answers)
         assert role.ended(25) == 0

@@ -308,6 +308,8 @@ class Sender:
         if confirmed:
             now = self.loop.time()
             self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
+            if self._shedding is not None:
+                self._look(now)  # whoever was just answered may come again at once
         self._unconfirmed(failed, reason)
 
     def _unconfirmed(self, count: int, reason: str) -> None:
@@ -346,12 +348,15 @@ class Sender:
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]
+        self._look(now)
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _look(self, now: float) -> None:
         held = len(self._pending) + len(self._late)
         _waiting.set(held)
         self._flow.look(held, now)
         if self._shed:
             self._shedding = self._flow.refusal
-        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     # -- clients
 
