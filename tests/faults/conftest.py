@@ -9,7 +9,7 @@ from tests.conftest import require
 from tests.faults.stage import Broker
 from tests.services import ServiceUnavailable
 
-MIX = {6, 9, 18, 33}  # faults of the short mix: each at another place, all quick
+MIX = {6, 9, 18, 33, 41, 42, 43}  # faults of the short mix: each at another place, all quick
 
 
 @pytest.fixture(scope="session")
