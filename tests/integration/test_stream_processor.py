@@ -257,8 +257,8 @@ def test_lock_nodes_a_minority_of_which_is_away(
             node.pause() if number % 2 == 0 else node.kill()
         assert [send(role, "ada", "Deposit", amount=5).status_code for _ in range(5)] == [200] * 5
         nodes[few].kill()
-        refused = send(role, "ada", "Deposit", amount=5)
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), refused.text
+        refused = send(role, "eve", "Open", owner="Eve")  # the lock of ada may be held for a moment still
+        assert (refused.status_code, refused.headers.get("retry-after")) == (503, "1"), refused.text
         assert all(str(node.port) in refused.json()["detail"] for node in nodes[: few + 1])
         assert not any(str(node.port) in refused.json()["detail"] for node in nodes[few + 1 :])
         nodes[few].start()
