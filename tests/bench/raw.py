@@ -165,7 +165,7 @@ class Parts:
     def __init__(self, o: Options) -> None:
         self.o = o
         self.redis = redis.Redis.from_url(o["url"], protocol=2)
-        self.shas = {name: self.redis.script_load(Script(name).text) for name in ("lock", "begin", "apply", "unlock")}
+        self.shas = {name: self.redis.script_load(Script(name).text) for name in ("lock", "begin", "apply")}
         self.producer = Producer(DURABLE | {"bootstrap.servers": o["brokers"], "linger.ms": 0})
         self.tail = Consumer(
             {"bootstrap.servers": o["brokers"], "group.id": "parts", "enable.auto.commit": False,
@@ -207,11 +207,12 @@ class Parts:
         distinct = list(dict.fromkeys(names))
         txs = {f"0123456789abcdef-{number}".encode() for number in numbers}
 
-        locks = [part for name in distinct for part in ("token", 1, name)]
+        locks = [2000, 260, 200, *(part for name in distinct for part in ("token", 0, 1, name))]
+        unlocks = [2000, 260, 200, *(part for name in distinct for part in ("token", -1, 1, name))]
 
         def begin() -> None:
             reads = [part for name in distinct for part in (name, "")]
-            self.scripts(("lock", self.scope, [2000, 260, *locks]), ("begin", self.mark, reads))
+            self.scripts(("lock", self.scope, locks), ("begin", self.mark, reads))
 
         def append() -> None:
             for number, name in zip(numbers, names, strict=True):
@@ -236,7 +237,7 @@ class Parts:
                 applying.send(None)
             except Call as call:
                 _, key, _, arguments = call.args
-            moved, _ = self.scripts(("apply", key, arguments), ("unlock", self.scope, locks))
+            moved, _ = self.scripts(("apply", key, arguments), ("lock", self.scope, unlocks))
             assert moved[0] == 1, moved
             self.stands = to
 

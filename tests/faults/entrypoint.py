@@ -26,7 +26,9 @@ ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoi
 def lockless() -> None:
     """Every lock is given to everybody."""
 
-    def acquire(self: Redlock, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+    def acquire(
+        self: Redlock, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
+    ) -> None:
         asyncio.get_running_loop().call_soon(done, Locked(time.monotonic() + 1))
 
     def release(self: Redlock, scope: str, aggregates: Sequence[str]) -> None:

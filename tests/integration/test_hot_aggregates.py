@@ -70,6 +70,8 @@ async def test_transfers_in_all_directions_on_all_instances_end(roles: list[Role
             body = {"type": "Transfer", "payload": {"to": two, "amount": 1, "marker": f"{number}-{n}"}}
             answer = await http.post(f"{roles[number % INSTANCES].url}/accounts/{one}", json=body)
             statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                print(answer.text, loop.time() - began)
             slowest = max(slowest, loop.time() - began)
 
     async with httpx.AsyncClient(timeout=30) as http:

@@ -38,9 +38,9 @@ def redlock(nodes: list[Node], token: str, ttl_ms: int = 5_000) -> Redlock:
     return Redlock(nodes, token, ttl_ms, 0.01, 200)
 
 
-async def acquire(lock: Redlock, *names: str) -> Locked:
+async def acquire(lock: Redlock, *names: str, waited_s: float = 0.0) -> Locked:
     future: asyncio.Future[Locked] = asyncio.get_running_loop().create_future()
-    lock.acquire(SCOPE, names, future.set_result)
+    lock.acquire(SCOPE, names, future.set_result, waited_s)
     return await future
 
 
@@ -143,3 +143,41 @@ async def test_a_minority_that_answered_is_given_back(servers: list[Redis], node
     a = redlock(nodes[:3], "a")
     assert not (await acquire(a, "x")).until, "1 of 3 is no quorum"
     assert (await acquire(redlock(nodes[:1], "c"), "x")).until, "a kept no lock on the first node"
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+async def test_a_free_lock_goes_to_the_one_that_has_waited_longest(nodes: list[Node], count: int) -> None:
+    """The order of asking does not matter, nor does a node that has not heard of all."""
+    a, b, c = (redlock(nodes[:count], token) for token in "abc")
+    assert (await acquire(a, "x")).until
+    assert (await acquire(c, "x", waited_s=2)).ahead == 0
+    assert (await acquire(b, "x", waited_s=1)).ahead == 1
+    a.release(SCOPE, ["x"])
+    assert (await acquire(a, "x")).ahead == 2, "who had it waits again, behind all others"
+    assert (await acquire(b, "x", waited_s=1.01)).ahead == 1
+    assert (await acquire(c, "x", waited_s=2.02)).wanted
+    c.release(SCOPE, ["x"])
+    assert not (await acquire(a, "x", waited_s=0.03)).until
+    assert (await acquire(b, "x", waited_s=1.04)).until
+
+
+async def test_who_asks_no_more_is_not_waited_for(nodes: list[Node]) -> None:
+    a, b, c = (redlock(nodes, token) for token in "abc")
+    assert (await acquire(a, "x")).until
+    assert (await acquire(c, "x", waited_s=9)).ahead == 0
+    a.release(SCOPE, ["x"])
+    began = time.monotonic()
+    while not (await acquire(b, "x")).until:
+        assert time.monotonic() < began + 2, "a wish is remembered for 0.2 s"
+    assert time.monotonic() > began + 0.15
+
+
+async def test_the_oldest_of_several_wishes_for_sets_gets_its_whole_set(nodes: list[Node]) -> None:
+    """Younger ones that need less cannot take it away one by one."""
+    a, b, c = (redlock(nodes, token) for token in "abc")
+    assert (await acquire(a, "x")).until
+    assert not (await acquire(c, "x", "y", waited_s=1)).until
+    assert not (await acquire(b, "y", waited_s=0.5)).until, "y is free, and kept for c"
+    a.release(SCOPE, ["x"])
+    assert not (await acquire(b, "x", waited_s=0.5)).until
+    assert (await acquire(c, "x", "y", waited_s=1)).until

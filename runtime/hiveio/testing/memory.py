@@ -235,10 +235,12 @@ class MemoryLock(Redlock):
     """Locks of one instance over ``held``, which the instances of a cluster share."""
 
     def __init__(self, token: str, held: dict[tuple[str, str], str]) -> None:
-        self.token, self._held = token, held
+        self.token, self._held, self.turn_s = token, held, HELD_S / 10
         self._loop = asyncio.get_running_loop()
 
-    def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+    def acquire(
+        self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
+    ) -> None:
         names = [(scope, name) for name in aggregates]
         taken = [name for _, name in names if self._held.get((scope, name), self.token) != self.token]
         if not taken:

@@ -67,7 +67,6 @@ class Engine:
         self.contracts = {contract.name: contract for contract in contracts}
         self.by_kind = {contract.kind: contract for contract in contracts}
         self.retry_count = settings.lock_retry_count
-        self.turn_s = settings.lock_ttl_ms / 10_000
         self.runs: dict[str, Run] = {}
         self._appender: Appender
         self._timeout_s = settings.request_timeout_ms / 1000
@@ -196,6 +195,10 @@ class Engine:
 
     def fresh(self) -> str:
         return next(self._ids)
+
+    def age_s(self, queue: Sequence[Command]) -> float:
+        """For how long the first of these commands has waited."""
+        return self._timeout_s - (queue[0].deadline - self.loop.time()) if queue else 0.0
 
     def retry_delay_s(self) -> float:
         s = self.settings

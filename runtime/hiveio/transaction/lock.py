@@ -14,34 +14,45 @@ from typing import Any, NamedTuple
 
 from hiveio.redis import Argument, Redis, Script
 
-_LOCK, _UNLOCK = Script("lock"), Script("unlock")
+_LOCK = Script("lock")
+_RELEASE = -1
 DRIFT_MS = 2
 GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum any more
 
 
 class Locked(NamedTuple):
     """``until`` is the monotonic time up to which the lock is surely held; 0 if it is not. ``wanted``: another
-    instance waits for it. ``reason`` names each node that refused, and why; ``away``: too few of them answered."""
+    instance waits for it. ``reason`` names each node that refused, and why; ``away``: too few of them answered;
+    ``ahead``: how many other instances have waited for it longer."""
 
     until: float
     wanted: bool = False
     reason: str = ""
     away: bool = False
+    ahead: int = 0
 
 
 class Redlock:
     """Locks of one instance; its token owns them. All of a call are locked, or none."""
 
     def __init__(self, nodes: Sequence[Redis], token: str, ttl_ms: int, drift_factor: float, remember_ms: int) -> None:
-        self._nodes, self.token, self._ttl_ms, self._remember_ms = nodes, token, ttl_ms, remember_ms
+        self._nodes, self.token = nodes, token
         self._valid_s = (ttl_ms - drift_factor * ttl_ms - DRIFT_MS) / 1000
+        self.turn_s = ttl_ms / 10_000  # that a holder may keep it while others wait
+        self._common = (ttl_ms, remember_ms, ttl_ms // 10)
         self._quorum = len(nodes) // 2 + 1
 
-    def acquire(self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None]) -> None:
+    def acquire(
+        self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
+    ) -> None:
         """Lock these aggregates (or extend what is held already), and tell ``done``: at once when a quorum has said
-        yes; no is told when every node has answered, or the others have had their time."""
-        own: list[Argument] = [self.token, len(aggregates), *sorted(aggregates)]
-        common = (self._ttl_ms, self._remember_ms)
+        yes; no is told when every node has answered, or the others have had their time.
+
+        Of several instances that ask again and again, the first to get it is the one that has waited longest, if that
+        is a turn or more; before, a free lock is anybody's, for idle locks cost more than order is worth. Each says for
+        how long it has waited, so all nodes see the same order without comparing clocks.
+        """
+        own: list[Argument] = [self.token, int(waited_s * 1000), len(aggregates), *sorted(aggregates)]
         start = time.monotonic()
         votes: dict[Redis, Any] = {}
         timer: asyncio.TimerHandle | None = None
@@ -69,10 +80,10 @@ class Redlock:
         if len(self._nodes) > 1:  # a single node bounds its answer itself
             timer = asyncio.get_running_loop().call_later(self._valid_s / 2, end)
         for node in self._nodes:
-            node.call(_LOCK, scope, common, own).add_done_callback(partial(voted, node))
+            node.call(_LOCK, scope, self._common, own).add_done_callback(partial(voted, node))
 
     def _count(self, scope: str, aggregates: Sequence[str], votes: dict[Redis, Any], start: float) -> Locked:
-        reasons, yes, silent, wanted = [], 0, 0, False
+        reasons, yes, silent, wanted, ahead = [], 0, 0, False, 0
         for node in self._nodes:
             vote = votes.get(node)
             if vote is None or isinstance(vote, BaseException):
@@ -83,19 +94,20 @@ class Redlock:
                 wanted = wanted or vote[1] == 1
             else:
                 reasons.append(f"{node.shown}: {vote[1].decode()} is locked by another instance")
+                ahead = max(ahead, vote[2])
         until = start + self._valid_s
         if yes >= self._quorum and until > time.monotonic():
             return Locked(until, wanted)
         if yes or silent:
             self.release(scope, aggregates)  # a node answers in order: it takes back what it may give late
         away = len(self._nodes) - silent < self._quorum
-        return Locked(0.0, reason="; ".join(reasons) or "the lock came later than it lasts", away=away)
+        return Locked(0.0, reason="; ".join(reasons) or "the lock came later than it lasts", away=away, ahead=ahead)
 
     def release(self, scope: str, aggregates: Sequence[str]) -> None:
         """Give locks back. Not awaited: if a node does not hear of it, its lock ends by its time."""
-        own: list[Argument] = [self.token, len(aggregates), *aggregates]
+        own: list[Argument] = [self.token, _RELEASE, len(aggregates), *aggregates]
         for node in self._nodes:
-            node.call(_UNLOCK, scope, (), own).add_done_callback(lambda future: future.exception())
+            node.call(_LOCK, scope, self._common, own).add_done_callback(lambda future: future.exception())
 
 
 def _is_yes(vote: Any) -> bool:

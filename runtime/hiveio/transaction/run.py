@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 AWAY_TRIES = 10  # retries of a lock while a backend is away: with LOCK_RETRY_DELAY, about two seconds
+NEXT = 0.2  # of a pause, between the questions of the one that gets the lock next
 CHAIN = 256  # records appended and not read back
 LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
@@ -64,23 +65,26 @@ class Run:
         self._locked: Locked | None = None
         self._begun: Begun | BaseException | None = None
         self._opening: tuple[str, ...] = ()
+        self._joined = False  # another run has got this lock meanwhile
         self._asked = 0  # where the cache stood when it was asked
         self._visitors: list[asyncio.Future[None]] = []
-        self._attempts = 0
+        self._attempts = 0.0  # at the lock, in pauses of LOCK_RETRY_DELAY
         self.trouble = ""  # why it does not open
 
     # -- opening
 
-    def open(self) -> None:
-        """Lock and begin in one round trip; with the other aggregates of the first command, all or nothing."""
+    def open(self, *, alone: bool = False) -> None:
+        """Lock and begin in one round trip; unless ``alone`` with what else the first command needs, all or nothing."""
         if self.state is OPENING:
             return
         self.state = OPENING
-        needs = {self.aggregate, *self.queue[0].needs} if self.queue else {self.aggregate}
+        self._joined = False
+        needs = {self.aggregate, *self.queue[0].needs} if self.queue and not alone else {self.aggregate}
         self._opening = tuple(sorted(needs))
         self._locked = self._begun = None
         self._asked = self.scope.stands.offset
-        self.engine.lock.acquire(self.engine.cache.scope(self.scope.partition), self._opening, self._on_locked)
+        scope = self.engine.cache.scope(self.scope.partition)
+        self.engine.lock.acquire(scope, self._opening, self._on_locked, self.engine.age_s(self.queue))
         begin = self.engine.cache.begin(self.scope.partition, self.aggregate)
         begin.add_done_callback(self._on_begun)
 
@@ -94,6 +98,8 @@ class Run:
             await future
         if self.state is not OPEN or self.tip is None:
             raise Taken(f"{self.aggregate} is {self.state}")
+        if self._spent(time.monotonic()):
+            raise Taken(f"another instance has its turn at {self.aggregate}")
         return self.tip
 
     def _on_locked(self, locked: Locked) -> None:
@@ -119,9 +125,13 @@ class Run:
         if entry is None:
             if locked.until:
                 self._release(self._opening)
-            self._again(problem or Unavailable(self.scope.state or "the cache is behind the log"))
+            elif self._joined:
+                self.state = PAUSED
+                self.open(alone=True)
+                return
+            self._again(problem or Unavailable(self.scope.state or "the cache is behind the log"), locked.ahead)
             return
-        self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0, ""
+        self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0.0, ""
         self._take_turn(locked)
         for name in self._opening:
             if name != self.aggregate:
@@ -138,9 +148,12 @@ class Run:
             self.pump()
 
     def join(self) -> None:
-        """Be open for a command of another run, which has this lock already."""
-        if self.state in (IDLE, PAUSED):
-            self.open()
+        """Be open for a command of another run, which has this lock already. With a set that is not to be had whole
+        this run would stay closed, and nobody would give the lock back."""
+        if self.state is OPENING:
+            self._joined = True
+        elif self.state in (IDLE, PAUSED):
+            self.open(alone=True)
 
     def _welcome(self, error: Taken | None) -> None:
         visitors, self._visitors = self._visitors, []
@@ -150,22 +163,23 @@ class Run:
 
     def _take_turn(self, locked: Locked) -> None:
         self.until, self._wanted = locked.until, locked.wanted
-        self._turn = time.monotonic() + self.engine.turn_s
+        self._turn = time.monotonic() + self.engine.lock.turn_s
 
-    def _again(self, problem: Problem) -> None:
-        """The lock is another's: try later; the first command pays for the attempts. A backend is away: try less and
-        less often, and then all of them are told."""
-        self._attempts += 1
+    def _again(self, problem: Problem, ahead: int) -> None:
+        """The lock is another's: try later; the first command pays for the attempts, less while others are ahead of
+        it. A backend is away: try less and less often, and then all of them are told."""
         self.state, self.tip, self.trouble = PAUSED, None, problem.detail
         self._welcome(Taken(problem.detail))
         away = isinstance(problem, Unavailable)
+        pause = 1 if away or ahead else NEXT  # the lock stands free until the next one asks
+        self._attempts += pause / (1 + ahead)
         if self._attempts > (min(AWAY_TRIES, self.engine.retry_count) if away else self.engine.retry_count):
-            self._attempts = 0
+            self._attempts = 0.0
             for _ in range(len(self.queue) if away else min(1, len(self.queue))):
                 self.engine.give_up(self.queue.popleft(), problem)
-        self._pause(max(1, self._attempts) if away else 1)
+        self._pause(max(1, self._attempts) if away else pause)
 
-    def _pause(self, times: int) -> None:
+    def _pause(self, times: float) -> None:
         self.engine.loop.call_later(times * self.engine.retry_delay_s(), self._resume)
 
     def _resume(self) -> None:
@@ -191,22 +205,26 @@ class Run:
         """Perform what is queued, as far as the chain, the lock and the turn allow."""
         now = time.monotonic()
         while self.queue and self.state is OPEN and not self.performing and len(self.in_flight) < CHAIN:
-            if now >= self.until or (self._wanted and now >= self._turn):
+            if self._spent(now):
                 break
             command = self.queue.popleft()
             if not command.over:
                 self.engine.perform(self, command)
-        if self.state is not OPEN or self.performing:
+        if self.state is not OPEN or self.performing or self.in_flight or self.guests:
             return
-        if self.queue and now >= self._turn and not self._wanted and now < self.until:
-            self._renew()
-        if self.in_flight or self.guests:
-            return
-        if self.queue and (now >= self.until or (self._wanted and now >= self._turn)):
+        if self.queue and self._spent(now):
             self._yield()
         elif not self.queue and not self.expected and not self._closing:
             self._closing = True
             self.scope.when_applied((self.tip.at if self.tip else 1) - 1, self._idle)
+
+    def _spent(self, now: float) -> bool:
+        """The lock is lost, or the turn is over and another instance waits; whether one does is asked at its end."""
+        if now < self._turn:
+            return now >= self.until
+        if not self._wanted and now < self.until:
+            self._renew()
+        return self._wanted or now >= self.until
 
     def _renew(self) -> None:
         if not self._renewing:
@@ -225,8 +243,12 @@ class Run:
     def _yield(self) -> None:
         """Another instance waits, or the lock is lost: give it up once the cache shows our work, and come back."""
         self.state, self.tip = PAUSED, None
-        self.scope.when_applied(self.scope.view.next - 1, lambda: self._release((self.aggregate,)))
+        self.scope.when_applied(self.scope.view.next - 1, self._hand_over)
         self._pause(2)
+
+    def _hand_over(self) -> None:
+        if self.state is PAUSED:  # it may have been opened again meanwhile
+            self._release((self.aggregate,))
 
     def set_aside(self, command: "Command") -> None:
         """A further aggregate of this command is not to be had: give up this lock, then lock the whole set."""
@@ -281,10 +303,12 @@ class Run:
         self._closing = False
         if self.state is OPEN and not (self.queue or self.expected or self.in_flight or self.performing or self.guests):
             self._release((self.aggregate,))
+            self.state = IDLE
             self.engine.closed(self)
 
     def _release(self, aggregates: tuple[str, ...]) -> None:
-        """Give locks back, but for those of other runs of this instance."""
+        """Give locks back, but for those that other runs of this instance use."""
         self.until = 0.0
-        mine = [name for name in aggregates if name == self.aggregate or name not in self.engine.runs]
+        others = {name: run for name in aggregates if (run := self.engine.runs.get(name)) and run is not self}
+        mine = [name for name in aggregates if name not in others or others[name].state in (IDLE, PAUSED)]
         self.engine.lock.release(self.engine.cache.scope(self.scope.partition), mine)

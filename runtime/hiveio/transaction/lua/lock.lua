@@ -1,30 +1,77 @@
--- Locks all aggregates of a call or none; a lock that is the caller's already is extended.
+-- Locks all aggregates of a call or none, where a lock that is the caller's already is extended; or gives them back,
+-- and intents with them. One script for both, so that calls of one tick keep their order.
+-- A free lock is anybody's, unless another one has waited for a turn or longer: then it is kept for the one that has
+-- waited longest, while he goes on asking.
 -- KEYS[1]  the scope's prefix of locks
--- ARGV     time to live (ms), time that a wish is remembered (ms), then for each call: token, n, n aggregates
--- returns  {'', then for each call {1, wanted} or {0, the aggregate that another one holds}}
--- wanted   1 if another one has asked for one of them meanwhile: it should get its turn
-local ttl, remembered = ARGV[1], ARGV[2]
-local replies, i = {''}, 3
+-- ARGV     time to live (ms), time that a wish is remembered (ms), a turn (ms), then for each call: token, the time it
+--          has waited (ms; -1: give them back), n, n aggregates
+-- returns  {'', then for each call {1, wanted} or {0, an aggregate that is not to be had, ahead}}
+-- wanted   1 if another one waits for one of them: it should get its turn
+-- ahead    how many others have waited for that aggregate longer
+local ttl, remembered, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Since when the caller waits, how many others do, how many of them longer, and whether it is kept for one of those.
+local function waiting(wishes, token, since)
+  local others, longer, kept = {}, 0, false
+  local found = redis.call('HGETALL', wishes)
+  for k = 1, #found, 2 do
+    local begun, seen = string.match(found[k + 1], '^(%d+) (%d+)$')
+    begun, seen = tonumber(begun), tonumber(seen)
+    if math.abs(now - seen) > remembered then redis.call('HDEL', wishes, found[k])  -- asks no more
+    elseif found[k] == token then since = math.min(since, begun)
+    else others[#others + 1] = {begun, found[k]} end
+  end
+  for _, other in ipairs(others) do
+    if other[1] < since or (other[1] == since and other[2] < token) then
+      longer = longer + 1
+      kept = kept or now - other[1] >= turn
+    end
+  end
+  return since, #others, longer, kept
+end
+
+-- Only the owner gives back.
+local function release(name, token)
+  for _, kind in ipairs({':lock:', ':intent:'}) do
+    local key = KEYS[1] .. kind .. name
+    if redis.call('GET', key) == token then redis.call('DEL', key) end
+  end
+end
+
+local function acquire(names, token, asked)
+  local taken, ahead, wanted, wish = nil, 0, 0, {}
+  for k, name in ipairs(names) do
+    local holder = redis.call('GET', KEYS[1] .. ':lock:' .. name)
+    local since, others, longer, kept = waiting(KEYS[1] .. ':wishes:' .. name, token, asked)
+    wish[k] = string.format('%d %d', since, now)
+    if others > 0 then wanted = 1 end
+    if holder ~= token and (holder or kept) and (not taken or longer >= ahead) then taken, ahead = name, longer end
+  end
+  for k, name in ipairs(names) do
+    local wishes = KEYS[1] .. ':wishes:' .. name
+    if taken then
+      redis.call('HSET', wishes, token, wish[k])
+      redis.call('PEXPIRE', wishes, remembered)
+    else
+      redis.call('SET', KEYS[1] .. ':lock:' .. name, token, 'PX', ttl)
+      redis.call('HDEL', wishes, token)
+    end
+  end
+  return taken and {0, taken, ahead} or {1, wanted}
+end
+
+local replies, i = {''}, 4
 while i <= #ARGV do
-  local token, n, taken, wanted = ARGV[i], tonumber(ARGV[i + 1]), nil, 0
-  for k = i + 2, i + 1 + n do
-    local holder = redis.call('GET', KEYS[1] .. ':lock:' .. ARGV[k])
-    if holder and holder ~= token then
-      taken = ARGV[k]
-      redis.call('SET', KEYS[1] .. ':wanted:' .. taken, token, 'PX', remembered)
-    end
-  end
-  if taken then
-    replies[#replies + 1] = {0, taken}
+  local token, waited, n = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local names = {unpack(ARGV, i + 3, i + 2 + n)}
+  if waited >= 0 then
+    replies[#replies + 1] = acquire(names, token, now - waited)
   else
-    for k = i + 2, i + 1 + n do
-      redis.call('SET', KEYS[1] .. ':lock:' .. ARGV[k], token, 'PX', ttl)
-      local wish = redis.call('GET', KEYS[1] .. ':wanted:' .. ARGV[k])
-      if wish and wish == token then redis.call('DEL', KEYS[1] .. ':wanted:' .. ARGV[k])
-      elseif wish then wanted = 1 end
-    end
-    replies[#replies + 1] = {1, wanted}
+    for _, name in ipairs(names) do release(name, token) end
+    replies[#replies + 1] = {1, 0}
   end
-  i = i + 2 + n
+  i = i + 3 + n
 end
 return replies
