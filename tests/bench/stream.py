@@ -52,8 +52,7 @@ def stream(bench: Bench) -> None:
 def shared(bench: Bench) -> None:
     """One hot aggregate: one instance, then two, then three at once, with the same number of clients in all."""
     topic, clients = bench.topic(), max(bench.clients)
-    # The lock's turns are not fair: a command waits for all of REQUEST_TIMEOUT, and not for 50 attempts.
-    environ = {"EVENT_STORE_TOPIC": topic, "LOCK_RETRY_COUNT": "10000"}
+    environ = {"EVENT_STORE_TOPIC": topic}
     with contextlib.ExitStack() as stack:
         roles = [stack.enter_context(bench.role("stream-processor", "actors:Tallies", **environ)) for _ in range(3)]
         measures: dict[str, Measure] = {

@@ -16,6 +16,7 @@ from hiveio.errors import Conflict, Unavailable
 from hiveio.testing.memory import MemoryTail
 from hiveio.transaction.command import Token
 from hiveio.transaction.record import Commit
+from hiveio.transaction.run import PAUSED
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
 
 
@@ -96,3 +97,19 @@ async def test_a_cache_lost_before_any_reply_came_is_noticed() -> None:
             await service.submit(AccountActor, "a", Deposit(1, "notices it"))
         await until(lambda: service.transactions.scopes[0].ready)
         assert (await service.submit(AccountActor, "a", Deposit(1, "after"))).version in (2, 3)
+
+
+async def test_a_run_whose_own_set_is_refused_serves_those_who_have_its_lock() -> None:
+    async with cluster() as (one, two):
+        for id in "abc":
+            await two.submit(AccountActor, id, Deposit(10, id))
+        await until(lambda: not one.cache.locks)
+        engine = one.transactions.engine
+        taken = (engine.cache.scope(0), "Account/c")
+        one.cache.locks[taken] = "an instance that works on it"
+        waits = asyncio.create_task(one.submit(AccountActor, "b", Transfer("c", 1, "waits for c")))
+        await until(lambda: (run := engine.runs.get("Account/b")) and run.state == PAUSED and run.queue)
+        assert (await one.submit(AccountActor, "a", Transfer("b", 1, "needs a and b"))).version == 2
+        assert (await two.submit(AccountActor, "b", Deposit(1, "b was given back"))).version == 3
+        del one.cache.locks[taken]
+        await waits
