@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from itertools import islice
 
 from hiveio.config import Settings
 from hiveio.errors import HiveError, Unavailable
@@ -29,6 +30,11 @@ RENEW_S = 0.6
 POSITION = 2  # among the headers of an event
 GROUP = 500  # most events in one request
 GROUP_BYTES = 600_000
+LIVE = 5_000  # records handed on by the scope and not sent, and
+LIVE_BYTES = 32_000_000  # their size, beyond which the log is read again
+
+
+Told = tuple[LogRecord, Record, bool]  # with its verdict
 
 
 class Publisher:
@@ -48,7 +54,9 @@ class Publisher:
         self._settings, self._scope, self._cache, self._tail = settings, scope, cache, tail
         self._events, self._holder = events, holder
         self._topic = settings.written_topic
-        self._inbox: deque[LogRecord] = deque()
+        self._inbox: deque[LogRecord] = deque()  # while it catches up: from the log, perhaps not judged yet
+        self._live: deque[Told] | None = None  # while it keeps up: from the scope, as it judges
+        self._live_bytes = 0
         self._news = asyncio.Event()
         self._renewed = 0.0
         self._previous = ""
@@ -111,9 +119,8 @@ class Publisher:
         finally:
             self._scope.publishing = False
             session.close()
-            self._tail.unfollow(self._scope.partition)
-            self._tail.taken(len(self._inbox))
-            self._inbox.clear()
+            self._scope.on_judged = self._live = None
+            self._unfollow()
 
     async def _resume(self) -> None:
         last = await asyncio.to_thread(self._events.read_message, self._scope.partition, -1)
@@ -128,6 +135,24 @@ class Publisher:
         self.read = max(0, self._after[0])
         self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
 
+    def _unfollow(self) -> None:
+        self._tail.unfollow(self._scope.partition)
+        self._tail.taken(len(self._inbox))
+        self._inbox.clear()
+
+    def _judged(self, message: LogRecord, record: Record, verdict: bool | None) -> None:
+        """The scope has judged the next record. When it begins anew, or is too fast, the log is read again."""
+        live = self._live
+        assert live is not None
+        self._live_bytes += len(message.value)
+        expected = live[-1][0].offset + 1 if live else self.read
+        if verdict is None or message.offset != expected or len(live) >= LIVE or self._live_bytes > LIVE_BYTES:
+            self._scope.on_judged = self._live = None
+            self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
+        else:
+            live.append((message, record, verdict))
+        self._news.set()
+
     def _arrived(self, batch: list[LogRecord]) -> None:
         self._inbox.extend(batch)
         self._news.set()
@@ -137,14 +162,36 @@ class Publisher:
 
     async def _gather(self) -> list[Outgoing]:
         """The next events to publish; none if there are none within a moment."""
-        if not self._inbox:
+        if self._live is None and not self._inbox and self.read == self._scope.view.next:
+            self._unfollow()
+            self._live, self._live_bytes, self._scope.on_judged = deque(), 0, self._judged
+        if not (self._live or self._inbox):
             self._news.clear()
             try:
                 async with asyncio.timeout(RENEW_S / 2):
                     await self._news.wait()
             except TimeoutError:
                 return []
-        batch = list(self._inbox)[:GROUP]
+        if self._live is None:
+            return await self._from_log()
+        group: list[Outgoing] = []
+        size = 0
+        while self._live and len(group) < GROUP:
+            message, record, verdict = self._live[0]
+            if size and size + len(message.value) > GROUP_BYTES:
+                break
+            self._live.popleft()
+            size += len(message.value)
+            if verdict:
+                group += self._outgoing(message, record)
+            self.read = message.offset + 1
+        self._live_bytes -= size
+        return group
+
+    async def _from_log(self) -> list[Outgoing]:
+        batch = list(islice(self._inbox, GROUP))
+        if not batch:
+            return []
         try:
             async with asyncio.timeout(RENEW_S / 2):
                 await self._scope.reach(batch[0].offset + 1)
@@ -154,15 +201,14 @@ class Publisher:
         verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1)
         group: list[Outgoing] = []
         size = 0
-        for message in batch:
-            verdict = verdicts[message.offset - batch[0].offset]
+        for message, verdict in zip(batch, verdicts, strict=True):
             if verdict == "?":
                 break  # being folded anew
             if size and size + len(message.value) > GROUP_BYTES:
                 break
             if verdict == "1":
                 size += len(message.value)
-                group += self._outgoing(message)
+                group += self._outgoing(message, records.decode(message.value))
             self._inbox.popleft()
             self._tail.taken(1)
             self.read = message.offset + 1
@@ -170,8 +216,8 @@ class Publisher:
             await asyncio.sleep(0.1)
         return group
 
-    def _outgoing(self, message: LogRecord) -> list[Outgoing]:
-        group = outgoing(self._scope.partition, message, records.decode(message.value))
+    def _outgoing(self, message: LogRecord, record: Record) -> list[Outgoing]:
+        group = outgoing(self._scope.partition, message, record)
         if message.offset == self._after[0]:
             group = group[self._after[1] + 1 :]
         for event in group:

@@ -75,6 +75,7 @@ class Scope:
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
+        self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.publishing = False  # by this instance
         self._lags = metrics.Lags(partition)
@@ -364,19 +365,21 @@ class Scope:
             pending = self.pending.pop(message.key, None)
             judged = self.view.judge(message, record, pending.entries if pending is not None else None)
             self.applier.judged.append(judged)
-            self._told(record, pending, judged.verdict, message.offset)
+            self._told(message, record, pending, judged.verdict)
             count += 1
         self.applier.wake()
         self.view.trim(self.applier.touched, self.stands.offset)
         return count
 
-    def _told(self, record: Record, pending: Pending | None, verdict: bool | None, offset: int) -> None:
+    def _told(self, message: LogRecord, record: Record, pending: Pending | None, verdict: bool | None) -> None:
         if pending is not None:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)
-            pending.settled(pending, verdict, offset)
+            pending.settled(pending, verdict, message.offset)
         if isinstance(record, Barrier):
-            self.on_barrier(record, offset)
+            self.on_barrier(record, message.offset)
+        if self.on_judged is not None:
+            self.on_judged(message, record, verdict)
 
     # -- what others have applied
 
@@ -392,7 +395,7 @@ class Scope:
             record = self._decoded(message)
             pending = self.pending.pop(message.key, None)
             self.view.pass_over(message, record, verdict)
-            self._told(record, pending, None if verdict == "?" else verdict == "1", message.offset)
+            self._told(message, record, pending, None if verdict == "?" else verdict == "1")
             count += 1
         self.applier.moved()
         self.view.trim(self.applier.touched, self.stands.offset)

@@ -12,66 +12,66 @@ local ttl, remembered, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Since when the caller waits, how many others do, how many of them longer, and whether it is kept for one of those.
+-- Since when the caller waits (if its wish is there), how many others do, how many of them longer, and whether it is
+-- kept for one of those. Who asks no more is forgotten.
 local function waiting(wishes, token, since)
-  local others, longer, kept = {}, 0, false
   local found = redis.call('HGETALL', wishes)
+  if #found == 0 then return nil, 0, 0, false end
+  local mine, others, longer, kept = nil, {}, 0, false
   for k = 1, #found, 2 do
     local begun, seen = string.match(found[k + 1], '^(%d+) (%d+)$')
     begun, seen = tonumber(begun), tonumber(seen)
-    if math.abs(now - seen) > remembered then redis.call('HDEL', wishes, found[k])  -- asks no more
-    elseif found[k] == token then since = math.min(since, begun)
+    if math.abs(now - seen) > remembered then redis.call('HDEL', wishes, found[k])
+    elseif found[k] == token then mine = begun
     else others[#others + 1] = {begun, found[k]} end
   end
+  since = math.min(since, mine or since)
   for _, other in ipairs(others) do
     if other[1] < since or (other[1] == since and other[2] < token) then
       longer = longer + 1
       kept = kept or now - other[1] >= turn
     end
   end
-  return since, #others, longer, kept
+  return mine, #others, longer, kept
 end
 
--- Only the owner gives back.
-local function release(name, token)
-  for _, kind in ipairs({':lock:', ':intent:'}) do
-    local key = KEYS[1] .. kind .. name
-    if redis.call('GET', key) == token then redis.call('DEL', key) end
-  end
-end
-
-local function acquire(names, token, asked)
-  local taken, ahead, wanted, wish = nil, 0, 0, {}
-  for k, name in ipairs(names) do
+local function acquire(names, token, since)
+  local taken, ahead, wanted, mine = nil, 0, 0, {}
+  for _, name in ipairs(names) do
     local holder = redis.call('GET', KEYS[1] .. ':lock:' .. name)
-    local since, others, longer, kept = waiting(KEYS[1] .. ':wishes:' .. name, token, asked)
-    wish[k] = string.format('%d %d', since, now)
+    local begun, others, longer, kept = waiting(KEYS[1] .. ':wishes:' .. name, token, since)
+    mine[name] = begun
     if others > 0 then wanted = 1 end
     if holder ~= token and (holder or kept) and (not taken or longer >= ahead) then taken, ahead = name, longer end
   end
-  for k, name in ipairs(names) do
+  for _, name in ipairs(names) do
     local wishes = KEYS[1] .. ':wishes:' .. name
     if taken then
-      redis.call('HSET', wishes, token, wish[k])
+      redis.call('HSET', wishes, token, string.format('%d %d', math.min(since, mine[name] or since), now))
       redis.call('PEXPIRE', wishes, remembered)
     else
       redis.call('SET', KEYS[1] .. ':lock:' .. name, token, 'PX', ttl)
-      redis.call('HDEL', wishes, token)
+      if mine[name] then redis.call('HDEL', wishes, token) end
     end
   end
   return taken and {0, taken, ahead} or {1, wanted}
+end
+
+local function release(names, token)  -- by its owner only
+  for _, name in ipairs(names) do
+    for _, kind in ipairs({':lock:', ':intent:'}) do
+      local key = KEYS[1] .. kind .. name
+      if redis.call('GET', key) == token then redis.call('DEL', key) end
+    end
+  end
+  return {1, 0}
 end
 
 local replies, i = {''}, 4
 while i <= #ARGV do
   local token, waited, n = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local names = {unpack(ARGV, i + 3, i + 2 + n)}
-  if waited >= 0 then
-    replies[#replies + 1] = acquire(names, token, now - waited)
-  else
-    for _, name in ipairs(names) do release(name, token) end
-    replies[#replies + 1] = {1, 0}
-  end
+  replies[#replies + 1] = waited < 0 and release(names, token) or acquire(names, token, now - waited)
   i = i + 3 + n
 end
 return replies
