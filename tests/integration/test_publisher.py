@@ -5,10 +5,11 @@ import concurrent.futures
 import itertools
 import random
 import time
+from collections import Counter as Counts
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import msgspec
@@ -18,6 +19,7 @@ from hiveio import Actor, Command, Event, Model
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
+from hiveio.kafka.session import Outgoing
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.log import TransactionLog
 from hiveio.transaction.publisher import Publisher
@@ -195,6 +197,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     monkeypatch.setattr(Cache, "lease", lease)
     monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.publisher.GROUP", 7)
+    monkeypatch.setattr("hiveio.transaction.publisher.LIVE", 2)  # so what the scope hands on is often given up
     begun = itertools.count()
     original = Publisher._resume
 
@@ -202,7 +205,21 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         next(begun)
         await original(self)
 
+    sources = Counts[str]()
+    from_log, judged = Publisher._from_log, Publisher._judged
+
+    async def counted_from_log(self: Publisher) -> list[Outgoing]:
+        group = await from_log(self)
+        sources["log"] += len(group)
+        return group
+
+    def counted_judged(self: Publisher, *told: Any) -> None:
+        judged(self, *told)
+        sources["scope" if self._live else "given up"] += 1
+
     monkeypatch.setattr(Publisher, "_resume", resume)
+    monkeypatch.setattr(Publisher, "_from_log", counted_from_log)
+    monkeypatch.setattr(Publisher, "_judged", counted_judged)
     settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
     made = contracts([CounterActor])
     logs = [TransactionLog(settings, made) for _ in range(3)]
@@ -227,7 +244,8 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         for log in logs:
             await log.stop()
     written = len(read_all(kafka.brokers, topic))
-    print(f"{next(begun)} sessions; {sent} events, written {written} times")
+    print(f"{next(begun)} sessions; {sent} events, written {written} times; {dict(sources)}")
+    assert all(sources[source] for source in ("log", "scope", "given up")), sources
     assert written > sent, "nothing was repeated: the sessions did not overlap"
     check(seen(listener))
     assert len(seen(listener)) == sent
