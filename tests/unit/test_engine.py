@@ -5,16 +5,18 @@ Two instances are one cluster. ``hold`` keeps what comes from the log from one o
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
+import pytest
 
 from hiveio import testing
 from hiveio.errors import Conflict, Unavailable
 from hiveio.testing.memory import MemoryTail
 from hiveio.transaction.command import Token
+from hiveio.transaction.lock import Locked
 from hiveio.transaction.record import Commit
 from hiveio.transaction.run import PAUSED
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
@@ -113,3 +115,22 @@ async def test_a_run_whose_own_set_is_refused_serves_those_who_have_its_lock() -
         assert (await two.submit(AccountActor, "b", Deposit(1, "b was given back"))).version == 3
         del one.cache.locks[taken]
         await waits
+
+
+async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> None:
+    async with cluster() as (one, two):
+        lock = one.transactions.engine.lock
+
+        def refuse(scope: str, names: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0) -> None:
+            asyncio.get_running_loop().call_soon(done, Locked(0.0, reason="another instance has it, always"))
+
+        setattr(lock, "acquire", refuse)  # noqa: B010
+        waits = asyncio.create_task(one.submit(AccountActor, "a", Deposit(5, "once"), key="k"))
+        await until(lambda: (run := one.transactions.engine.runs.get("Account/a")) and run.queue)
+        first = await two.submit(AccountActor, "a", Deposit(5, "once"), key="k")
+        assert first.version == 1
+        assert await waits == first
+        with pytest.raises(Conflict, match="another instance has it"):
+            await one.submit(AccountActor, "b", Deposit(5, "never"), key="k")
+        with pytest.raises(Conflict, match="closed"):
+            await two.submit(AccountActor, "b", Deposit(5, "never"), key="k")
