@@ -91,7 +91,10 @@ class Instance(Service):
 
 
 class System:
-    """Instances (three of them), Redis, and a Kafka of their own unless one is given. A context manager."""
+    """Instances (three of them), Redis, and a Kafka of their own unless one is given. A context manager.
+
+    ``environ`` is added to the environment of the instances, ``redis_environ`` to that of Redis.
+    """
 
     def __init__(
         self,
@@ -100,11 +103,12 @@ class System:
         *,
         kafka: Kafka | None = None,
         environ: Mapping[str, str] | None = None,
+        redis_environ: Mapping[str, str] | None = None,
     ) -> None:
         self.topic = topic
         self._stack = contextlib.ExitStack()
         self._broken = broken
-        self._given, self._further = kafka, dict(environ or {})
+        self._given, self._further, self._redis_environ = kafka, dict(environ or {}), redis_environ
         self.instances: list[Instance] = []
 
     def _prepare(self, stack: contextlib.ExitStack) -> None:
@@ -129,7 +133,7 @@ class System:
     def __enter__(self) -> Self:
         try:
             self.kafka = self._given or self._stack.enter_context(Kafka())
-            self.redis = self._stack.enter_context(Redis())
+            self.redis = self._stack.enter_context(Redis(environ=self._redis_environ))
             self._prepare(self._stack)
             for number, broken in enumerate(self._broken):
                 instance = Instance(self.environ(number), broken)

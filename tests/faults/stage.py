@@ -65,6 +65,7 @@ class Stage(System):
         points: Mapping[str, str] | None = None,
         broken: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        redis_environ: Mapping[str, str] | None = None,
     ) -> None:
         self.kafka_proxy = broker.proxy
         self.direct = broker.kafka
@@ -72,7 +73,8 @@ class Stage(System):
             f"fault-{uuid.uuid4().hex[:8]}",
             broken or ("",) * instances,
             kafka=broker.kafka,
-            environ=environ or {},
+            environ=environ,
+            redis_environ=redis_environ,
         )
         self._marks = itertools.count(1)
         self._points = points

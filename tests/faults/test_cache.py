@@ -4,21 +4,26 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
+import time
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
 
 import hiveio.transaction
+from tests.conftest import require
 from tests.faults.chaos import Instance
 from tests.faults.checker import Told
 from tests.faults.proxy import Passing, When
-from tests.faults.stage import LOCK_TTL_S, REQUEST_TIMEOUT_S, Broker, Stage, until
+from tests.faults.stage import LOCK_TTL_S, REQUEST_TIMEOUT_S, WELL_S, Broker, Stage, until
 from tests.process import ROOT
 from tests.services import Redis
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def calls_of(script: str) -> When:
@@ -149,6 +154,33 @@ async def test_26_locks_end_early(broker: Broker) -> None:
                 if keys := [key for key in client.scan_iter(count=1000) if b":lock:" in key]:
                     client.delete(*keys)
         await stage.well("Account/h0", "Tally/t0")  # more voids, no more
+
+
+@pytest.mark.fault(26)
+async def test_26_the_clock_of_redis_jumps(broker: Broker, tmp_path: Path) -> None:
+    """By hours, to and fro: locks, leases and intents end early or late, and wishes are forgotten."""
+    if FAKETIME is None:
+        require("faketime", "there is no libfaketime (apt-get install faketime)")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    environ = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    with Stage(broker, redis_environ=environ) as stage:
+        client = stage.redis_client()
+        async with stage.load(hot=0.9) as load:
+            for hours in (2, -24, 0, -3, 48, 0) * 2:
+                clock.write_text(f"{hours:+d}h")
+                answered = len(load.history)
+                await asyncio.sleep(0.3)
+                assert abs(client.time()[0] - time.time() - hours * 3600) < 60
+                async with asyncio.timeout(WELL_S):  # work goes on
+                    while not any(call.told is Told.ACCEPTED for call in load.history[answered:]):
+                        await asyncio.sleep(0.02)
+        await stage.well("Account/h0", "Tally/t0")
 
 
 @pytest.mark.fault(26)

@@ -13,7 +13,8 @@ from tests.services.process import HOST, Service, ServiceUnavailable
 class Redis(Service):
     """Valkey, or the Redis named by `binary` (looked up in PATH), writing every command to its append-only file.
 
-    What it acknowledged survives SIGKILL of the process. `options` are lines of its configuration file.
+    What it acknowledged survives SIGKILL of the process. `options` are lines of its configuration file, `environ` is
+    added to its environment.
     """
 
     name = "redis"
@@ -25,8 +26,10 @@ class Redis(Service):
         *,
         binary: str | None = None,
         options: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._binary = binary
+        self._environ = dict(environ or {})
         self._options = dict(options or {})
         super().__init__(port, folder)
 
@@ -57,7 +60,8 @@ class Redis(Service):
             **self._options,
         }
         assert binary is not None
-        return [binary, *(word for key, value in options.items() for word in (f"--{key}", value))]
+        command = [binary, *(word for key, value in options.items() for word in (f"--{key}", value))]
+        return ["/usr/bin/env", *(f"{name}={value}" for name, value in self._environ.items()), *command]
 
     def _probe(self) -> Callable[[], bool]:
         def answers() -> bool:
