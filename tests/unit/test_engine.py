@@ -134,3 +134,14 @@ async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> No
             await one.submit(AccountActor, "b", Deposit(5, "never"), key="k")
         with pytest.raises(Conflict, match="closed"):
             await two.submit(AccountActor, "b", Deposit(5, "never"), key="k")
+
+
+async def test_a_run_is_not_closed_by_the_reply_that_brings_its_next_command() -> None:
+    async with cluster() as (one, two):
+        scope = one.transactions.scopes[0]
+        setattr(scope.applier, "wake", lambda: None)  # noqa: B010 - the other one applies
+        await one.submit(AccountActor, "a", Deposit(1, "first"))
+        await until(lambda: two.transactions.scopes[0].stands.offset == 2)
+        assert scope.stands.offset < 2, "the run waits for an apply of which the next reply tells"
+        assert (await one.submit(AccountActor, "a", Deposit(1, "second"), key="k")).version == 2
+        assert not scope.failed

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
+GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
 
 
 class Applier:
@@ -32,16 +33,31 @@ class Applier:
         self.judged: deque[Judged] = deque()  # and not applied
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
         self._work, self._applied = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._began = 0.0  # the latest call
+        self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
+        """There is something to apply: at once after a pause, else with what comes in the next moment."""
+        if self._timer is None:
+            pause = self._began + GATHER_S - self._loop.time()
+            if pause > 0:
+                self._timer = self._loop.call_later(pause, self._hurry)
+            else:
+                self._work.set()
+
+    def _hurry(self) -> None:
+        self._timer = None
         self._work.set()
 
-    def when_applied(self, offset: int, done: Callable[[], None]) -> None:
-        """Call back once the cache stands beyond this offset."""
+    def when_applied(self, offset: int, done: Callable[[], None], *, soon: bool = False) -> None:
+        """Call back once the cache stands beyond this offset; ``soon``: somebody waits for it."""
         if self._scope.stands.offset > offset:
             done()
-        else:
-            self._when.append((offset, done))
+            return
+        self._when.append((offset, done))
+        if soon:
+            self._work.set()
 
     def moved(self) -> None:
         """The cache stands further on: what is applied needs no applying, and those who wait for it are told."""
@@ -66,18 +82,21 @@ class Applier:
     async def run(self) -> None:
         scope, (pause, longest) = self._scope, PAUSE_S
         while not scope.failed:
+            await self._work.wait()
+            self._work.clear()
             if scope.lost or not self.judged:
                 self._applied.set()
-                self._work.clear()
-                await self._work.wait()
                 continue
             try:
                 await self._apply()
                 pause = PAUSE_S[0]
+                if self.judged:
+                    self.wake()
             except HiveError as error:
                 log.warning("the cache of %s is not moved: %s", scope.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)
+                self._work.set()
             except Exception as error:
                 log.exception("a fault while moving the cache of %s", scope.where)
                 scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
@@ -96,7 +115,7 @@ class Applier:
         if faults.armed:
             for name in names:
                 faults.hit("applying", name)
-        began = time.monotonic()
+        began, self._began = time.monotonic(), self._loop.time()
         stands = await self._cache.apply(
             scope.partition, base, to, verdicts, entries, ids, self._window, self.published
         )

@@ -123,9 +123,10 @@ class Engine:
 
     def _looked_up(self, run: Run, command: Command, future: "asyncio.Future[Begun]") -> None:
         """The command id is on record, or it is not and the command takes its place in the queue."""
-        run.expected -= 1
         error = future.exception()
-        if error is not None or not command.scope.saw(future.result()[0]):
+        current = error is None and command.scope.saw(future.result()[0])  # which closes what waits for an apply
+        run.expected -= 1
+        if not current:
             self.fail(command, Unavailable(str(error) if error else command.scope.state))
         elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
             self.task(self._repeat(command, found))

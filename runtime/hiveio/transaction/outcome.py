@@ -87,7 +87,7 @@ class Outcomes:
         barrier = Barrier((command.target,), command, keyed)
         self._append(scope, Pending(self._fresh(), barrier, {}, -1, judged, None))
         applied = asyncio.Event()
-        scope.when_applied(await settled, applied.set)
+        scope.applier.when_applied(await settled, applied.set, soon=True)
         await applied.wait()
         if (found := await self._on_record(scope, command)) is None:
             raise Unavailable(scope.state or "the cache is being folded anew")

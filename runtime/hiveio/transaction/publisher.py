@@ -28,6 +28,7 @@ log = logging.getLogger("hiveio.publisher")
 LEASE_MS = 2_000  # a dead holder is succeeded after it
 RENEW_S = 0.6
 POSITION = 2  # among the headers of an event
+GATHER_S = 0.005  # between two requests
 GROUP = 500  # most events in one request
 GROUP_BYTES = 600_000
 LIVE = 5_000  # records handed on by the scope and not sent, and
@@ -109,13 +110,17 @@ class Publisher:
         session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         log.info("publishing %s/%s after %s", self._topic, self._scope.partition, self._previous or "the start")
         self._scope.publishing = True
+        loop = asyncio.get_running_loop()
         try:
             while await self._held():
                 group = await self._gather()
+                began = loop.time()
                 if group:
                     await session.send(group)
                     metrics.published.inc(len(group))
                 self._scope.applier.published = self.read
+                if group and (pause := began + GATHER_S - loop.time()) > 0:
+                    await asyncio.sleep(pause)
         finally:
             self._scope.publishing = False
             session.close()

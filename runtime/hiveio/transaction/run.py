@@ -216,7 +216,7 @@ class Run:
             self._yield()
         elif not self.queue and not self.expected and not self._closing:
             self._closing = True
-            self.scope.when_applied((self.tip.at if self.tip else 1) - 1, self._idle)
+            self.scope.applier.when_applied((self.tip.at if self.tip else 1) - 1, self._idle)
 
     def _spent(self, now: float) -> bool:
         """The lock is lost, or the turn is over and another instance waits; whether one does is asked at its end."""
@@ -243,7 +243,7 @@ class Run:
     def _yield(self) -> None:
         """Another instance waits, or the lock is lost: give it up once the cache shows our work, and come back."""
         self.state, self.tip = PAUSED, None
-        self.scope.when_applied(self.scope.view.next - 1, self._hand_over)
+        self.scope.applier.when_applied(self.scope.view.next - 1, self._hand_over, soon=True)
         self._pause(2)
 
     def _hand_over(self) -> None:

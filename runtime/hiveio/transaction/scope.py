@@ -169,10 +169,6 @@ class Scope:
         """Wait until everything acknowledged before this call is judged: the read index. Raises Unavailable."""
         await self.reach(await self._reader.end(self.partition))
 
-    def when_applied(self, offset: int, done: Callable[[], None]) -> None:
-        """Call back once the cache stands beyond this offset."""
-        self.applier.when_applied(offset, done)
-
     async def verdicts(self, first: int, end: int) -> str:
         """For each offset judged '1' accepted or '0' void; '?' where neither this instance nor the cache knows."""
         mine = self.view.verdicts(first, end)
