@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from hiveio import metrics
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client, Place, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
@@ -147,17 +147,13 @@ class Sender:
         if limit < self._limit:
             self._limit = limit
             self._config |= {"message.max.bytes": max(limit, 1000), "batch.size": limit}
-            clients, self._clients = self._clients, []
-            await self._end(clients)
+            await self._end_clients()
             self._make_clients()
         self._closed = None
 
     def _make_clients(self) -> None:
         lingers = sorted({int(self._config["linger.ms"]), self._linger_ms})
-        for linger_ms in lingers:
-            client = Client(self, self._config | {"linger.ms": linger_ms})
-            self._clients.append(client)
-            client.start()
+        self._clients = [Client(self, self._config | {"linger.ms": linger_ms}) for linger_ms in lingers]
 
     async def stop(self) -> None:
         """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
@@ -176,8 +172,7 @@ class Sender:
             self._unconfirmed(len(left), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
-        clients, self._clients = self._clients, []
-        await self._end(clients)
+        await self._end_clients()
 
     async def ready(self) -> str | None:
         """None when Kafka answers and there is room, else the reason."""
@@ -285,7 +280,7 @@ class Sender:
                 self._fail(record, TooLarge(f"the record is larger than Kafka takes: {error.str()}"))
             else:
                 self._fail(record, Unavailable(f"the record cannot be sent: {error.str()}"))
-                if error.fatal() or error.code() == KafkaError._FATAL:
+                if is_fatal(error):
                     self.loop.call_soon(self.replace, client, error.str())
         return future
 
@@ -365,22 +360,16 @@ class Sender:
         if client not in self._clients:
             return
         logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
-        new = Client(self, client.config)
-        self._clients[self._clients.index(client)] = new
-        new.start()
+        self._clients[self._clients.index(client)] = Client(self, client.config)
         lost = [record for record in (*self._pending, *self._late) if record.client is client]
         for record in lost:
             self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
         self._unconfirmed(len(lost), reason)
-        self._ending = asyncio.ensure_future(self._end([client]))
+        self._ending = asyncio.ensure_future(client.end())
 
-    async def _end(self, clients: list[Client]) -> None:
-        for client in clients:
-            client.ended = True
-        for client in clients:
-            if client.thread is not None:
-                await asyncio.to_thread(client.thread.join, 5.0)
-            client.producer.purge()  # or its end would wait for what it still holds
+    async def _end_clients(self) -> None:
+        clients, self._clients = self._clients, []
+        await asyncio.gather(*(client.end() for client in clients))
 
 
 def _size(value: bytes, key: str | bytes | None, headers: Headers) -> int:
