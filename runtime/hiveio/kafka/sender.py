@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -59,22 +58,19 @@ class Sender:
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
     - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
     - ``observer`` sees every record and its future, and gives the headers to send.
-    - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
-      one producer, and all it takes is stored in the order of the calls.
     """
+
+    name = "sender"
 
     def __init__(
         self,
         settings: Settings,
         *,
         topics: Iterable[str] = (),
-        name: str = "sender",
         shed: bool = False,
         observer: Observer | None = None,
-        **properties: Any,
     ) -> None:
         settings.need(brokers="the sender writes to Kafka")
-        self.name = name
         self._observer = observer
         self._settings, self._topics = settings, list(dict.fromkeys(topics))
         self._config = client_config(
@@ -86,7 +82,6 @@ class Sender:
             queue_buffering_max_kbytes=MOST_BYTES >> 10,
             socket_nagle_disable=True,
         ) | {"acks": "all", "enable.idempotence": True}
-        self._config |= {key.replace("_", "."): value for key, value in properties.items()}
         # The queue is bounded here, so that it is refused before any of a request's records is sent. librdkafka's own
         # bound counts its bookkeeping too: it is larger, and never met.
         self._most_records = int(self._config["queue.buffering.max.messages"])
@@ -101,7 +96,6 @@ class Sender:
         self._flow = Flow(self._timeout_s)
         self._shed = shed
         self._shedding: str | None = None  # why nothing is taken now, though there is room
-        self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
         self._clients: list[Client] = []  # the one that sends at once first, the one that gathers last
         self._loaded_until = 0.0
         self._pending: dict[Record, None] = {}  # in the order of their deadlines
@@ -152,7 +146,7 @@ class Sender:
         self._closed = None
 
     def _make_clients(self) -> None:
-        lingers = sorted({int(self._config["linger.ms"]), self._linger_ms})
+        lingers = sorted({int(self._config["linger.ms"]), self._settings.buffer_timeout_ms})
         self._clients = [Client(self, self._config | {"linger.ms": linger_ms}) for linger_ms in lingers]
 
     async def stop(self) -> None:
