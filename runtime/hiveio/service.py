@@ -149,7 +149,7 @@ class Service:
 
     def details(self) -> dict[str, dict[str, Any]]:
         """What components say of themselves in /readyz?verbose, by their names."""
-        return {component.name: found() for component in self.components if (found := _details(component))}
+        return {component.name: getattr(component, "details", dict)() for component in self.components}
 
     def dead(self) -> list[str]:
         """The names of components whose loops do not turn."""
@@ -159,16 +159,10 @@ class Service:
         """For each dependency None, or the reason why it is not ready. Takes at most ``READY_TIMEOUT``."""
         if self.draining or not self.started:
             return {"service": "draining" if self.draining else "starting"}
-        checks: dict[str, Awaitable[str | None]] = {
-            component.name: _answer(component.ready) for component in self.components
-        }
-        checks |= {contract.name: _answer(contract.actor.ready) for contract in self.contracts}
-        answers = await asyncio.gather(*checks.values())
+        checks: dict[str, Callable[[], Any]] = {component.name: component.ready for component in self.components}
+        checks |= {contract.name: contract.actor.ready for contract in self.contracts}
+        answers = await asyncio.gather(*map(_answer, checks.values()))
         return dict(zip(checks, answers, strict=True))
-
-
-def _details(component: Component) -> Callable[[], dict[str, Any]] | None:
-    return getattr(component, "details", None)
 
 
 async def _settled(result: Any) -> Any:
