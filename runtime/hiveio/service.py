@@ -126,7 +126,7 @@ class Service:
         for contract in self.contracts:
             actor = contract.actor
             self._running.append((contract.name, actor.stop))
-            await _settled(actor.start())
+            await settled(actor.start())
         for component in self.components:
             self._running.append((component.name, component.stop))
             await component.start()
@@ -137,7 +137,7 @@ class Service:
         while self._running:
             name, stop = self._running[-1]
             try:
-                await _settled(stop())
+                await settled(stop())
             except Exception:
                 log.exception("%s did not stop cleanly", name)
             self._running.pop()
@@ -165,7 +165,7 @@ class Service:
         return dict(zip(checks, answers, strict=True))
 
 
-async def _settled(result: Any) -> Any:
+async def settled(result: Any) -> Any:
     """Actors write plain or async methods."""
     return await result if inspect.isawaitable(result) else result
 
@@ -173,7 +173,7 @@ async def _settled(result: Any) -> Any:
 async def _answer(ready: Callable[[], Any]) -> str | None:
     """A component answers None or a reason, an actor true or false."""
     try:
-        answer = await asyncio.wait_for(_settled(ready()), READY_TIMEOUT)
+        answer = await asyncio.wait_for(settled(ready()), READY_TIMEOUT)
     except TimeoutError:
         return f"no answer within {READY_TIMEOUT} s"
     except Exception as error:
