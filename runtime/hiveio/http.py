@@ -308,13 +308,13 @@ class Edge:
 
     def _tally(self, method: str, path: str) -> metrics.Tally:
         # The client chooses the method: only known ones become labels.
-        label = method if method in _METHODS else "other"
+        label = method if method in METHODS else "other"
         if (tally := self._tallies.get((label, path))) is None:
             tally = self._tallies[label, path] = metrics.Tally(label, path)
         return tally
 
 
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _FAULT = encode_problem(Problem())
 
 
