@@ -26,7 +26,7 @@ from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import HOST, Kafka, Redis, Security, ServiceUnavailable
 
-ACTORS = """
+ACTOR = """
 from hiveio import Actor, Command, Event, Model, Query
 
 class Open(Command):
@@ -83,13 +83,6 @@ def allow(kafka: Kafka, user: str) -> None:
     ]
     for made in admin.create_acls(acls).values():
         made.result(30)
-
-
-@pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actors")
-    (folder / "accounts.py").write_text(ACTORS)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +202,6 @@ def login(
 
 
 def test_every_role_works_and_says_no_secret(
-    actors: Path,
     guarded: Kafka,
     guarded_redis: str,
     security: Security,
@@ -225,15 +217,15 @@ def test_every_role_works_and_says_no_secret(
     account = "accounts:AccountActor"
     group = {"EVENT_STORE_GROUP_ID": topic, "EVENT_STORE_FROM_START": "true"}
     with contextlib.ExitStack() as stack:
-        processor = stack.enter_context(Role("stream-processor", settings | cache, actor_path=actors, module=account))
+        processor = stack.enter_context(Role("stream-processor", settings | cache, actor=ACTOR, module=account))
         answer = httpx.post(processor.url + "/accounts/1", json={"owner": "Ada"}, timeout=30)
         assert answer.status_code == 200, answer.text
         assert httpx.get(processor.url + "/accounts/1", timeout=30).json()["payload"] == {"owner": "Ada"}
         other = settings | {"EVENT_STORE_TOPIC": f"{topic}-other"}
-        producer = stack.enter_context(Role("producer", other, actor_path=actors, module=account))
+        producer = stack.enter_context(Role("producer", other, actor=ACTOR, module=account))
         assert httpx.post(producer.url + "/accounts/2", json={"owner": "Bob"}, timeout=30).status_code == 200
         both = {"EVENT_STORE_CONSUMER_TOPIC": f"{topic},{topic}-other"}
-        consumer = Role("consumer", settings | group | both, actor_path=actors, module="accounts:Register")
+        consumer = Role("consumer", settings | group | both, actor=ACTOR, module="accounts:Register")
         stack.enter_context(consumer)
         wait_until(lambda: sorted(httpx.get(consumer.url + "/owners").json()) == ["Ada", "Bob"], 60, "both consumed")
         for role in (processor, producer, consumer):
@@ -246,7 +238,7 @@ def test_every_role_works_and_says_no_secret(
     assert len(read_all(guarded.brokers, topic)) == 1
 
 
-def test_a_client_certificate(actors: Path, security: Security, topic: str) -> None:
+def test_a_client_certificate(security: Security, topic: str) -> None:
     listener = "listener.name.secure.ssl"
     wants = {f"{listener}.client.auth": "required", f"{listener}.truststore.type": "PEM"}
     wants |= {f"{listener}.truststore.location": str(security.ca)}
@@ -265,15 +257,15 @@ def test_a_client_certificate(actors: Path, security: Security, topic: str) -> N
     account = "accounts:AccountActor"
     with Kafka(security=security, properties=wants) as kafka:
         settings |= {"EVENT_STORE_BROKERS": kafka.secure}
-        with Role("producer", settings | certificate, actor_path=actors, module=account) as producer:
+        with Role("producer", settings | certificate, actor=ACTOR, module=account) as producer:
             assert httpx.post(producer.url + "/accounts/1", json={"owner": "Ada"}, timeout=30).status_code == 200
-        with Role("producer", settings, actor_path=actors, module=account, wait=False) as producer:
+        with Role("producer", settings, actor=ACTOR, module=account, wait=False) as producer:
             wait_until(lambda: "certificate required" in producer.text(), 30, "a refusal")
             assert httpx.get(producer.url + "/readyz").status_code == 503
 
 
 def test_a_start_that_fails_says_why_and_no_secret(
-    actors: Path, guarded: Kafka, guarded_redis: str, security: Security, topic: str
+    guarded: Kafka, guarded_redis: str, security: Security, topic: str
 ) -> None:
     settings = {
         "EVENT_STORE_BROKERS": guarded.secure,
@@ -300,7 +292,7 @@ def test_a_start_that_fails_says_why_and_no_secret(
         ({"CACHE_URL": guarded_redis.replace("rediss://", "redis:/")}, 2, "CACHE_URL='…' is wrong"),
     ]
     roles = [
-        Role("stream-processor", settings | changed, actor_path=actors, module="accounts:AccountActor", wait=False)
+        Role("stream-processor", settings | changed, actor=ACTOR, module="accounts:AccountActor", wait=False)
         for changed, _, _ in cases
     ]
     try:
