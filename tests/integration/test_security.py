@@ -21,10 +21,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
-from tests.services import HOST, Kafka, Redis, Security, ServiceUnavailable
+from tests.services import HOST, Kafka, Redis, Security
 
 ACTOR = """
 from hiveio import Actor, Command, Event, Model, Query
@@ -93,24 +93,22 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> Security:
 @pytest.fixture(scope="module")
 def guarded(security: Security) -> Iterator[Kafka]:
     """A Kafka where the user may do what docs/security.md lists, and no more."""
-    try:
-        with Kafka(security=security, properties=AUTHORIZER) as service:
-            allow(service, security.user)
-            yield service
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), Kafka(security=security, properties=AUTHORIZER) as service:
+        allow(service, security.user)
+        yield service
 
 
 @pytest.fixture(scope="module")
 def guarded_redis(security: Security) -> Iterator[str]:
     """The URL of a Redis behind TLS, where only a user with a password may do anything."""
-    try:
-        with Redis(options={"requirepass": security.password}) as service, tls_before(service.port, security) as port:
-            with redis_client.Redis(port=service.port, password=security.password) as client:
-                client.execute_command("ACL", "SETUSER", security.user, f">{security.password}", *REDIS_RIGHTS)
-            yield f"rediss://{security.user}:{quote(security.password)}@{HOST}:{port}/0?ssl_ca_certs={security.ca}"
-    except ServiceUnavailable as error:
-        require("redis", error)
+    with (
+        required("redis"),
+        Redis(options={"requirepass": security.password}) as service,
+        tls_before(service.port, security) as port,
+    ):
+        with redis_client.Redis(port=service.port, password=security.password) as client:
+            client.execute_command("ACL", "SETUSER", security.user, f">{security.password}", *REDIS_RIGHTS)
+        yield f"rediss://{security.user}:{quote(security.password)}@{HOST}:{port}/0?ssl_ca_certs={security.ca}"
 
 
 @contextlib.contextmanager
