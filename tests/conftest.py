@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,34 +34,34 @@ def require(service: str, reason: object) -> NoReturn:
     pytest.skip(message)
 
 
+@contextmanager
+def required(service: str) -> Iterator[None]:
+    """Around what a test needs: skips it, or fails it, where that cannot be had here."""
+    try:
+        yield
+    except ServiceUnavailable as error:
+        require(service, error)
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """One broker for all tests: leave it running, use a `topic` of your own; fault tests start theirs."""
-    try:
-        with Kafka() as service:
-            yield service
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), Kafka() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[Redis]:
     """One server for all tests: leave it running, use keys of your own; fault tests start theirs."""
-    try:
-        with Redis() as service:
-            yield service
-    except ServiceUnavailable as error:
-        require("redis", error)
+    with required("redis"), Redis() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One server for all tests: use a schema of your own."""
-    try:
-        with Postgres() as service:
-            yield service
-    except ServiceUnavailable as error:
-        require("postgres", error)
+    with required("postgres"), Postgres() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

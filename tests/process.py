@@ -1,18 +1,21 @@
 """A role's entrypoint as a real process, for tests.
 
-with Role("base", {"REQUEST_TIMEOUT": "500"}, module="accounts", actor_path=folder) as role:
+with Role("base", {"REQUEST_TIMEOUT": "500"}, actor=ACTOR) as role:
     httpx.post(role.url + "/accounts/1", json=...)
     assert role.stop() == 0
 """
 
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +41,9 @@ def wait_until(condition: Callable[[], Any], within_s: float = 10.0, what: str =
 class Role:
     """``images/<name>/entrypoint.py`` as a subprocess, on a free port.
 
-    ``environ`` are its settings; nothing else is inherited but PATH and HOME. As a context manager it waits until
-    /readyz is 200, and at the end drains it, or kills it after an error; ``wait=False`` does not wait.
+    ``environ`` are its settings; nothing else is inherited but PATH and HOME. ``actor`` is the source of the module, or
+    the module is found in ``actor_path``. As a context manager it waits until /readyz is 200, and at the end drains it,
+    or kills it after an error; ``wait=False`` does not wait.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Role:
         name: str,
         environ: Mapping[str, str] | None = None,
         *,
+        actor: str = "",
         actor_path: str | os.PathLike[str] = "/actor",
         module: str = "",
         wait: bool = True,
@@ -54,6 +59,10 @@ class Role:
         self.name = name
         self.entrypoint = ROOT / "images" / name / "entrypoint.py"
         self.wait = wait
+        if actor:
+            actor_path, module = tempfile.mkdtemp(prefix="hiveio-actor-"), module or "actor"
+            weakref.finalize(self, shutil.rmtree, actor_path)
+            Path(actor_path, module.partition(":")[0] + ".py").write_text(actor)
         self.environ = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -28,11 +28,7 @@ def document(
     channels: Sequence[Channel], settings: Settings, title: str = "hiveio", version: str = "1"
 ) -> dict[str, Any]:
     """The description of these channels. A type that has no JSON schema stands as "anything"."""
-    schemas = Schemas({})
-    for channel in channels:
-        for kind in channel.messages:
-            schemas.learn(kind)
-    schemas.close()
+    schemas = Schemas([kind for channel in channels for kind in channel.messages], {})
     described: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     messages: dict[str, Any] = {}

@@ -51,6 +51,16 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    parse.__doc__ = " or ".join(words)
+    return parse
+
+
 def _flag(text: str) -> bool:
     """true or false"""
     return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -76,23 +86,9 @@ def _topics(text: str) -> tuple[str, ...]:
     return tuple(_topic(name.strip()) for name in text.split(","))
 
 
-def _ack(text: str) -> str:
-    """stored or queued"""
-    if text not in ("stored", "queued"):
-        raise ValueError
-    return text
-
-
 def _http_url(text: str) -> str:
     """a URL http://host:port/path or https://"""
     if not re.match(r"https?://[^/]", text) or urlsplit(text).port == 0:
-        raise ValueError
-    return text
-
-
-def _format(text: str) -> str:
-    """action or cloudevents"""
-    if text not in ("action", "cloudevents"):
         raise ValueError
     return text
 
@@ -192,13 +188,13 @@ class Settings:
     producer_ack: str = setting(
         "PRODUCER_ACK",
         "stored",
-        _ack,
+        _one_of("stored", "queued"),
         "when the producer answers: `stored` (200 once Kafka has it) or `queued` (202 at once)",
     )
     event_format: str = setting(
         "EVENT_FORMAT",
         "action",
-        _format,
+        _one_of("action", "cloudevents"),
         "how the producer writes events: `action` (Flux Standard Action) or `cloudevents` (Kafka binding, binary mode)",
     )
     event_headers: tuple[str, ...] = setting(

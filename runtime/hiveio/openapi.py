@@ -51,12 +51,8 @@ def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1")
             for codec in (route.contract.command_codec, route.contract.event_codec):
                 for name, kind in codec.types.items():
                     envelopes.setdefault(kind, codec.envelopes[name])
-    schemas = Schemas(envelopes)
+    schemas = Schemas([kind for route in listed for kind in (*route.takes, *route.gives)], envelopes)
     paths: dict[str, Any] = {}
-    for route in listed:
-        for kind in (*route.takes, *route.gives):
-            schemas.learn(kind)
-    schemas.close()
     for route in listed:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
     return {
@@ -68,27 +64,17 @@ def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1")
 
 
 class Schemas:
-    """The schema of each type, and the components that they refer to."""
+    """The schema of each type, and the components that they refer to.
 
-    def __init__(self, envelopes: dict[type, type]) -> None:
+    ``envelopes`` are those in which messages of the routes stand; others are made here.
+    """
+
+    def __init__(self, kinds: Iterable[Any], envelopes: dict[type, type]) -> None:
         self._envelopes = envelopes
-        self._found: dict[Any, dict[str, Any]] = {}
-        self.components: dict[str, Any] = {}
-
-    def learn(self, kind: Any) -> None:
-        for each in (kind, self.sent(kind)):
-            try:
-                if each in self._found:
-                    continue
-                msgspec.json.schema_components([each], ref_template=_REF)
-            except Exception:  # it raises what it likes for a type that it cannot describe
-                continue
-            self._found[each] = {}
-
-    def close(self) -> None:
-        """All at once: only then types of one name in two modules are told apart."""
-        found, self.components = msgspec.json.schema_components(self._found, ref_template=_REF)
-        self._found = dict(zip(self._found, found, strict=True))
+        known = [each for kind in kinds for each in (kind, self.sent(kind)) if _has_schema(each)]
+        # All at once: only then types of one name in two modules are told apart.
+        found, self.components = msgspec.json.schema_components(known, ref_template=_REF)
+        self._found: dict[Any, dict[str, Any]] = dict(zip(known, found, strict=True))
         for kind, envelope in self._envelopes.items():
             if described := self.fields(envelope):
                 described["properties"]["meta"] = {"type": "object"}
@@ -119,6 +105,15 @@ class Schemas:
         reference = self.of(kind).get("$ref", "")
         found: dict[str, Any] = self.components.get(reference.rpartition("/")[2], {})
         return found
+
+
+def _has_schema(kind: Any) -> bool:
+    try:
+        hash(kind)
+        msgspec.json.schema_components([kind], ref_template=_REF)
+    except Exception:  # it raises what it likes for a type that it cannot describe
+        return False
+    return True
 
 
 def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:

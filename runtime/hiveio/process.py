@@ -123,7 +123,6 @@ class Application(BaseApplication):  # type: ignore[misc]
             # A client that hangs up cancels nothing: what it sent is carried out, within REQUEST_TIMEOUT.
             "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
             "control_socket_disable": True,
-            "pre_request": _nothing,  # by default it formats a debug line
             "when_ready": _ready,
             "child_exit": _child_exit,
         }
@@ -191,10 +190,6 @@ class Master(Arbiter):  # type: ignore[misc]
             self.stop()
         log.info("stopped")
         sys.exit(exit_status or self._code)
-
-
-def _nothing(worker: Worker, request: Any) -> None:
-    pass
 
 
 def _ready(master: Master) -> None:

@@ -126,7 +126,7 @@ class Service:
         for contract in self.contracts:
             actor = contract.actor
             self._running.append((contract.name, actor.stop))
-            await _settled(actor.start())
+            await settled(actor.start())
         for component in self.components:
             self._running.append((component.name, component.stop))
             await component.start()
@@ -137,7 +137,7 @@ class Service:
         while self._running:
             name, stop = self._running[-1]
             try:
-                await _settled(stop())
+                await settled(stop())
             except Exception:
                 log.exception("%s did not stop cleanly", name)
             self._running.pop()
@@ -149,7 +149,7 @@ class Service:
 
     def details(self) -> dict[str, dict[str, Any]]:
         """What components say of themselves in /readyz?verbose, by their names."""
-        return {component.name: found() for component in self.components if (found := _details(component))}
+        return {component.name: getattr(component, "details", dict)() for component in self.components}
 
     def dead(self) -> list[str]:
         """The names of components whose loops do not turn."""
@@ -159,19 +159,13 @@ class Service:
         """For each dependency None, or the reason why it is not ready. Takes at most ``READY_TIMEOUT``."""
         if self.draining or not self.started:
             return {"service": "draining" if self.draining else "starting"}
-        checks: dict[str, Awaitable[str | None]] = {
-            component.name: _answer(component.ready) for component in self.components
-        }
-        checks |= {contract.name: _answer(contract.actor.ready) for contract in self.contracts}
-        answers = await asyncio.gather(*checks.values())
+        checks: dict[str, Callable[[], Any]] = {component.name: component.ready for component in self.components}
+        checks |= {contract.name: contract.actor.ready for contract in self.contracts}
+        answers = await asyncio.gather(*map(_answer, checks.values()))
         return dict(zip(checks, answers, strict=True))
 
 
-def _details(component: Component) -> Callable[[], dict[str, Any]] | None:
-    return getattr(component, "details", None)
-
-
-async def _settled(result: Any) -> Any:
+async def settled(result: Any) -> Any:
     """Actors write plain or async methods."""
     return await result if inspect.isawaitable(result) else result
 
@@ -179,7 +173,7 @@ async def _settled(result: Any) -> Any:
 async def _answer(ready: Callable[[], Any]) -> str | None:
     """A component answers None or a reason, an actor true or false."""
     try:
-        answer = await asyncio.wait_for(_settled(ready()), READY_TIMEOUT)
+        answer = await asyncio.wait_for(settled(ready()), READY_TIMEOUT)
     except TimeoutError:
         return f"no answer within {READY_TIMEOUT} s"
     except Exception as error:

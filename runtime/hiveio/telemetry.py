@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 from opentelemetry import metrics, trace
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import Counter, Histogram
@@ -27,7 +27,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from hiveio.actor import Contract
@@ -35,12 +35,12 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import ConfigError, Problem
 from hiveio.headers import HeaderView
+from hiveio.http import METHODS
 from hiveio.routes import Router
 from hiveio.service import App, Observer, Stored, Untraced
 
 FLUSH_S = 3.0  # at most, at the end
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # of the conventions
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ALLOWED = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": {"http/protobuf"},
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": {"http/protobuf"},
@@ -145,7 +145,7 @@ class Telemetry(Untraced):
             template = _template(router, scope)
             if template is None:
                 return await app(scope, receive, send)
-            method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+            method = scope["method"] if scope["method"] in METHODS else "_OTHER"
             labels: Attributes = {
                 "http.request.method": method,
                 "http.route": template,
@@ -273,15 +273,12 @@ class Telemetry(Untraced):
     ) -> Iterator[Span]:
         """A span that is the current one inside: of the log lines, and of what an actor's own libraries trace."""
         span = self._start(name, parent, kind, attributes)
-        token = attach(set_span_in_context(span))
-        try:
-            yield span
-        except BaseException as error:
-            _failed(span, error)
-            raise
-        finally:
-            detach(token)
-            span.end()
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield span
+            except BaseException as error:
+                _failed(span, error)
+                raise
 
 
 def _providers(settings: Settings) -> tuple[TracerProvider, MeterProvider]:
@@ -310,13 +307,13 @@ def _exporter(signal: str) -> str:
 
 
 def _template(router: Router, scope: Any) -> str | None:
-    if scope["type"] != "http":
-        return None
     raw = scope["raw_path"]
     resource = router.exact.get(raw)
     if resource is None and (found := router.find(raw)) is not None:
         resource = found[0]
-    return resource.path if resource is not None and resource.routes else None
+    if resource is None or any(route.probe for route in resource.routes.values()):
+        return None
+    return resource.path
 
 
 def _messaging(operation: str, topic: str | None) -> Attributes:

@@ -6,7 +6,6 @@ anything is flushed, and gives start and stop a fixed 30 s. Here DRAIN_TIMEOUT i
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -58,7 +57,7 @@ class Connection(Protocol):
 
 
 class PlainConfig:
-    """gunicorn's settings as plain attributes: it looks up a dozen a request, each through three calls."""
+    """gunicorn's settings as plain attributes: those that it looks up in each request cost three calls each."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -83,6 +82,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.failure: BaseException | None = None
         self.orphan = False
         self._end = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
 
     # -- what gunicorn calls
 
@@ -93,6 +93,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         """SIGTERM. A second one changes nothing."""
         # Not alive = False: gunicorn would close connections whose answers do not say so yet, under the next request.
         self._end.set()
+        if self._starting:
+            self._starting.cancel()
 
     def handle_quit_signal(self) -> None:
         """SIGINT (Ctrl-C reaches every process of a terminal) and SIGQUIT drain too."""
@@ -173,19 +175,14 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     async def _started(self, service: Service) -> bool:
         """Start the components; False if the process is to end before that is done."""
-        starting = asyncio.create_task(service.start())
-        ending = asyncio.create_task(self._end.wait())
+        self._starting = asyncio.create_task(service.start())
+        if self._end.is_set():
+            self._starting.cancel()
         try:
-            await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await starting
-                return False
-            starting.result()
-            return True
-        finally:
-            ending.cancel()
+            await self._starting
+        except asyncio.CancelledError:
+            return False
+        return True
 
     async def _beat(self) -> None:
         """Tells the master that the loop turns, ends a worker whose master is gone, looks for a new certificate."""

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.faults.stage import Broker
-from tests.services import ServiceUnavailable
 
 MIX = {6, 9, 18, 33, 41, 42, 43}  # faults of the short mix: each at another place, all quick
 
@@ -15,11 +14,8 @@ MIX = {6, 9, 18, 33, 41, 42, 43}  # faults of the short mix: each at another pla
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """One Kafka for the numbered faults, with a proxy: they may kill it, and leave it running."""
-    try:
-        with Broker() as service:
-            yield service
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), Broker() as service:
+        yield service
 
 
 def _numbers(item: pytest.Item) -> set[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
-import hiveio.kafka.appender
+import hiveio.kafka.delivery
 import hiveio.transaction.view
 from hiveio.kafka.appender import Appender
 from hiveio.process import serve
@@ -52,12 +52,12 @@ def acknowledges_on_report() -> None:
             if pending is not None and pending.owner is not None:
                 engine._answer(pending.owner, offset)
 
-    def report(self: Appender, client: Producer, error: KafkaError | None, message: Message) -> None:
+    def report(self: Appender, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self._loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset() or 0)
-        original(self, client, error, message)
+            self.loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset() or 0)
+        original(self, error, message)
 
-    setattr(hiveio.kafka.appender, "Producer", producer)  # noqa: B010
+    setattr(hiveio.kafka.delivery, "Producer", producer)  # noqa: B010
     setattr(Appender, "_report", report)  # noqa: B010
 
 

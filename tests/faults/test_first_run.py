@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.faults.chaos import Chaos, System
 from tests.faults.checker import Call, Told, check
 from tests.faults.client import NotSent
@@ -22,7 +22,6 @@ from tests.faults.evidence import gather
 from tests.faults.fold import Finding, Fold, Record
 from tests.faults.opinion import second_opinion
 from tests.faults.workload import HOT, Client, Workload
-from tests.services import ServiceUnavailable
 
 pytestmark = [pytest.mark.fault, pytest.mark.kafka, pytest.mark.redis]
 
@@ -66,16 +65,13 @@ def play(
 ) -> Report:
     """One run: the load and the faults, recovery, the checker."""
     report = Report(seed)
-    try:
-        with System(f"fault-{seed}", broken) as system:
-            started = time.monotonic()
-            asyncio.run(_load(system, report, seconds, kinds))
-            evidence = gather(system.kafka.brokers, system.redis.url, system.topic, 20)
-            report.seconds = time.monotonic() - started
-            for number, instance in enumerate(system.instances):
-                report.notes += [f"instance {number}: {line}" for line in instance.faults()[:5]]
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), System(f"fault-{seed}", broken) as system:
+        started = time.monotonic()
+        asyncio.run(_load(system, report, seconds, kinds))
+        evidence = gather(system.kafka.brokers, system.redis.url, system.topic, 20)
+        report.seconds = time.monotonic() - started
+        for number, instance in enumerate(system.instances):
+            report.notes += [f"instance {number}: {line}" for line in instance.faults()[:5]]
     report.findings += check(evidence, report.history)
     report.records = len(evidence.log)
     report.voids = _voids(evidence.log)

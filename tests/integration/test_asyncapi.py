@@ -16,7 +16,7 @@ from tests.process import Role
 from tests.services import Kafka, Redis
 
 DATA = Path(__file__).parents[1] / "data"
-ACTORS = """
+ACTOR = """
 from datetime import datetime
 from typing import Annotated
 from msgspec import Meta
@@ -59,15 +59,8 @@ def valid() -> Callable[[Any], None]:
     return validate
 
 
-@pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actors")
-    (folder / "accounts.py").write_text(ACTORS)
-    return folder
-
-
-def described(name: str, module: str, actors: Path, **environ: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    with Role(name, environ, actor_path=actors, module=module) as role:
+def described(name: str, module: str, **environ: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with Role(name, environ, actor=ACTOR, module=module) as role:
         answer = httpx.get(role.url + "/asyncapi.json")
         assert answer.status_code == 200, answer.text
         document: dict[str, Any] = answer.json()
@@ -86,11 +79,9 @@ def references(document: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("role", ["producer", "stream-processor"])
-def test_what_is_sent(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str, valid: Callable[[Any], None], role: str
-) -> None:
+def test_what_is_sent(kafka: Kafka, redis: Redis, topic: str, valid: Callable[[Any], None], role: str) -> None:
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "CACHE_URL": redis.url}
-    document, (operation,) = described(role, "accounts:AccountActor", actors, **environ)
+    document, (operation,) = described(role, "accounts:AccountActor", **environ)
     valid(document)
     assert all(followed(document, reference) for reference in references(document))
     assert operation["action"] == "send"
@@ -106,33 +97,31 @@ def test_what_is_sent(
     assert "hive-id" in followed(document, message["headers"]["$ref"])["properties"]
 
 
-def test_a_cloudevent_is_its_payload(actors: Path, kafka: Kafka, topic: str, valid: Callable[[Any], None]) -> None:
+def test_a_cloudevent_is_its_payload(kafka: Kafka, topic: str, valid: Callable[[Any], None]) -> None:
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "EVENT_FORMAT": "cloudevents"}
-    document, _ = described("producer", "accounts:AccountActor", actors, **environ)
+    document, _ = described("producer", "accounts:AccountActor", **environ)
     valid(document)
     message = document["components"]["messages"]["Deposited"]
     assert "amount" in followed(document, message["payload"]["$ref"])["properties"]
     assert "ce_type" in followed(document, message["headers"]["$ref"])["properties"]
 
 
-def test_what_is_received_by_whom(actors: Path, kafka: Kafka, topic: str, valid: Callable[[Any], None]) -> None:
+def test_what_is_received_by_whom(kafka: Kafka, topic: str, valid: Callable[[Any], None]) -> None:
     make_topic(kafka.brokers, topic)
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_GROUP_ID": topic}
-    document, (operation,) = described("consumer", "accounts:Audit", actors, EVENT_STORE_TOPIC=topic, **environ)
+    document, (operation,) = described("consumer", "accounts:Audit", EVENT_STORE_TOPIC=topic, **environ)
     valid(document)
     assert operation["action"] == "receive"
     assert operation["bindings"]["kafka"]["groupId"]["enum"] == [topic]
     assert len(operation["messages"]) == 2
     pattern = f"^{topic}.*"
-    document, (operation,) = described(
-        "consumer", "accounts:Register", actors, EVENT_STORE_CONSUMER_TOPIC=pattern, **environ
-    )
+    document, (operation,) = described("consumer", "accounts:Register", EVENT_STORE_CONSUMER_TOPIC=pattern, **environ)
     valid(document)
     channel = followed(document, operation["channel"]["$ref"])
     assert channel["address"] is None
     assert pattern in channel["description"]
 
 
-def test_the_base_role_has_none(actors: Path) -> None:
-    with Role("base", actor_path=actors, module="accounts:AccountActor") as role:
+def test_the_base_role_has_none() -> None:
+    with Role("base", actor=ACTOR, module="accounts:AccountActor") as role:
         assert httpx.get(role.url + "/asyncapi.json").status_code == 404

@@ -59,15 +59,8 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("actors")
-    (path / "bank.py").write_text(ACTOR)
-    return path
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Iterator[Role]:
-    with Role("base", {"BODY_LIMIT": str(LIMIT), "CLUSTER_SIZE": "2"}, actor_path=folder, module="bank") as role:
+def base() -> Iterator[Role]:
+    with Role("base", {"BODY_LIMIT": str(LIMIT), "CLUSTER_SIZE": "2"}, actor=ACTOR) as role:
         yield role
     assert role.process.returncode == 0, role.text()
     assert not role.errors
@@ -225,8 +218,8 @@ def test_what_cannot_start_ends_with_one_line_and_its_code(
     assert len(role.errors) == 1 or code == 13
 
 
-def test_a_port_in_use_is_one_line(folder: Path, base: Role) -> None:
-    with Role("base", {"PORT": str(base.port)}, actor_path=folder, module="bank", wait=False) as role:
+def test_a_port_in_use_is_one_line(base: Role) -> None:
+    with Role("base", {"PORT": str(base.port)}, actor=ACTOR, wait=False) as role:
         assert role.ended() == 2
     assert role.errors == [f"PORT={base.port} cannot be listened on: Address already in use"]
 
@@ -256,9 +249,9 @@ async def _load(url: str, clients: int, answers: list[tuple[int, int]], unanswer
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-async def test_a_signal_under_load_drains(folder: Path, sent: signal.Signals) -> None:
+async def test_a_signal_under_load_drains(sent: signal.Signals) -> None:
     environ = {"DRAIN_TIMEOUT": "10000", "CLUSTER_SIZE": "2"}
-    with Role("base", environ, actor_path=folder, module="bank") as role:
+    with Role("base", environ, actor=ACTOR) as role:
         answers: list[tuple[int, int]] = []
         unanswered: list[str] = []
         load = asyncio.create_task(_load(f"{role.url}/accounts/1", 32, answers, unanswered))
@@ -286,8 +279,8 @@ def _slow(url: str, seconds: float) -> httpx.Response:
     return httpx.post(f"{url}/accounts/1", json={"type": "Slow", "payload": {"seconds": seconds}}, timeout=30)
 
 
-async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_stopping(folder: Path) -> None:
-    with Role("base", {"DRAIN_TIMEOUT": "1500"}, actor_path=folder, module="bank") as role:
+async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_stopping() -> None:
+    with Role("base", {"DRAIN_TIMEOUT": "1500"}, actor=ACTOR) as role:
         request = asyncio.create_task(asyncio.to_thread(_slow, role.url, 8.0))
         await asyncio.to_thread(wait_until, lambda: role.logs("slow begins"))
         began = time.monotonic()
@@ -299,8 +292,8 @@ async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_s
             await request
 
 
-def test_an_idle_service_stops_at_once_without_a_warning(folder: Path) -> None:
-    with Role("base", actor_path=folder, module="bank") as role, httpx.Client(base_url=role.url) as client:
+def test_an_idle_service_stops_at_once_without_a_warning() -> None:
+    with Role("base", actor=ACTOR) as role, httpx.Client(base_url=role.url) as client:
         client.get("/ping")  # and keeps the connection
         began = time.monotonic()
         assert role.stop() == 0
@@ -311,14 +304,14 @@ def test_an_idle_service_stops_at_once_without_a_warning(folder: Path) -> None:
         assert role.logs()[-1]["message"] == "stopped"
 
 
-def test_a_slow_actor_is_504(folder: Path) -> None:
-    with Role("base", {"REQUEST_TIMEOUT": "300"}, actor_path=folder, module="bank") as role:
+def test_a_slow_actor_is_504() -> None:
+    with Role("base", {"REQUEST_TIMEOUT": "300"}, actor=ACTOR) as role:
         assert _slow(role.url, 5).status_code == 504
         assert works(role)
 
 
-def test_a_worker_that_dies_is_replaced_and_the_counts_stay(folder: Path) -> None:
-    with Role("base", actor_path=folder, module="bank") as role:
+def test_a_worker_that_dies_is_replaced_and_the_counts_stay() -> None:
+    with Role("base", actor=ACTOR) as role:
         assert works(role)
         (worker,) = role.workers()
         wait_until(lambda: 'status="200"} 1.0' in httpx.get(f"{role.url}/metrics").text)
@@ -329,16 +322,16 @@ def test_a_worker_that_dies_is_replaced_and_the_counts_stay(folder: Path) -> Non
         wait_until(lambda: re.search(pattern, httpx.get(f"{role.url}/metrics").text))
 
 
-def test_workers_end_when_their_master_was_killed(folder: Path) -> None:
-    with Role("base", {"CLUSTER_SIZE": "2"}, actor_path=folder, module="bank") as role:
+def test_workers_end_when_their_master_was_killed() -> None:
+    with Role("base", {"CLUSTER_SIZE": "2"}, actor=ACTOR) as role:
         workers = role.workers()
         role.process.kill()
         _, left = psutil.wait_procs(workers, timeout=10)
         assert not left
 
 
-def test_nothing_is_left_behind(folder: Path) -> None:
-    with Role("base", actor_path=folder, module="bank") as role:
+def test_nothing_is_left_behind() -> None:
+    with Role("base", actor=ACTOR) as role:
         assert works(role)
         maps = psutil.Process(role.workers()[0].pid).memory_maps()
         shared = {Path(part.path).parent for part in maps if "hiveio-metrics-" in part.path}
@@ -346,10 +339,10 @@ def test_nothing_is_left_behind(folder: Path) -> None:
     assert not shared.pop().exists()
 
 
-def test_it_reaps_children_as_pid_1(folder: Path) -> None:
+def test_it_reaps_children_as_pid_1() -> None:
     if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no right to make a process namespace here")
-    role = Role("base", actor_path=folder, module="bank")
+    role = Role("base", actor=ACTOR)
     command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(ROOT / "images/base/entrypoint.py")]
     with subprocess.Popen(command, env=role.environ, stdout=subprocess.PIPE, text=True) as outer:
         try:

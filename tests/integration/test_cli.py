@@ -14,7 +14,8 @@ import redis as redis_client
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from tests.integration.accounts import ACTOR, send, start
+from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
+from tests.integration.conftest import Make
 from tests.integration.topics import read_all, write
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
@@ -23,32 +24,19 @@ Hiveio = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def actors(tmp_path: Path) -> Path:
-    (tmp_path / "accounts.py").write_text(ACTOR)
-    return tmp_path
-
-
-@pytest.fixture
-def hiveio(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Hiveio:
-    environ = {
-        "PATH": os.environ["PATH"],
-        "EVENT_STORE_BROKERS": kafka.brokers,
-        "EVENT_STORE_TOPIC": topic,
-        "CACHE_URL": redis.url,
-        "ACTOR_MODULE": "accounts",
-        "ACTOR_PATH": str(actors),
-    }
+def hiveio(processor: Make) -> Hiveio:
+    made = processor()  # not started: the tool takes the same settings
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         tool = str(Path(sys.executable).parent / "hiveio")
-        return subprocess.run([tool, *words], env=environ, capture_output=True, text=True, timeout=90, check=False)
+        return subprocess.run([tool, *words], env=made.environ, capture_output=True, text=True, timeout=90, check=False)
 
     return call
 
 
 @pytest.fixture
-def role(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Iterator[Role]:
-    with start(actors, kafka, redis, topic, IDEMPOTENCY_TIME="3600") as role:
+def role(processor: Make) -> Iterator[Role]:
+    with processor() as role:
         for id in ("ada", "bob", "eve"):
             assert send(role, id, "Open", owner=id).status_code == 200
         yield role
@@ -158,7 +146,7 @@ def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka
     assert (wrong.returncode, wrong.stderr) == (2, "hiveio log: --scope 7: the log has the scopes 0 to 0\n")
 
 
-def test_log_follows(role: Role, actors: Path, kafka: Kafka, topic: str) -> None:
+def test_log_follows(role: Role, kafka: Kafka, topic: str) -> None:
     environ = {"PATH": os.environ["PATH"], "EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic}
     tool = str(Path(sys.executable).parent / "hiveio")
     with subprocess.Popen([tool, "log", "--follow", "--json"], env=environ, stdout=subprocess.PIPE, text=True) as found:
@@ -178,10 +166,10 @@ def test_a_topic_that_is_not_there_is_said_in_one_line(hiveio: Hiveio, topic: st
         assert missing.stderr.count("\n") == 1
 
 
-def test_transaction_tells_what_became_of_a_504(actors: Path, topic: str) -> None:
-    with Kafka() as kafka, Redis() as redis:
+def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> None:
+    with Kafka() as kafka:
         few = {"REQUEST_TIMEOUT": "1500", "IDEMPOTENCY_COUNT": "5", "IDEMPOTENCY_TIME": "0"}
-        with start(actors, kafka, redis, topic, **few) as role:
+        with processor(kafka.brokers, **few) as role:
             send(role, "ada", "Open", owner="Ada")
             kafka.pause()
             try:

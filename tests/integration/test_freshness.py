@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +13,7 @@ from tests.integration.topics import make_topic, write
 from tests.process import Role, wait_until
 from tests.services import Kafka
 
-SUMS = """
+ACTOR = """
 import asyncio
 from hiveio import Actor, Event, Query
 
@@ -37,8 +36,7 @@ class Sums(Actor):
 
 
 @pytest.fixture
-def role(kafka: Kafka, topic: str, tmp_path: Path) -> Iterator[Role]:
-    (tmp_path / "sums.py").write_text(SUMS)
+def role(kafka: Kafka, topic: str) -> Iterator[Role]:
     make_topic(kafka.brokers, topic, 2)
     environ = {
         "EVENT_STORE_BROKERS": kafka.brokers,
@@ -47,7 +45,7 @@ def role(kafka: Kafka, topic: str, tmp_path: Path) -> Iterator[Role]:
         "EVENT_STORE_FROM_START": "true",
         "REQUEST_TIMEOUT": "8000",
     }
-    with Role("consumer", environ, actor_path=tmp_path, module="sums") as made:
+    with Role("consumer", environ, actor=ACTOR) as made:
         wait_until(lambda: len(consumer(made)["partitions"]) == 2, 30, "the assignment")
         yield made
 

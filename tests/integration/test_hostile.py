@@ -6,7 +6,6 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -23,11 +22,9 @@ TIMEOUT_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Role]:
-    folder = tmp_path_factory.mktemp("actors")
-    (folder / "bank.py").write_text(ACTOR)
+def base() -> Iterator[Role]:
     environ = {"REQUEST_TIMEOUT": str(int(TIMEOUT_S * 1000))}
-    with Role("base", environ, actor_path=folder, module="bank") as role:
+    with Role("base", environ, actor=ACTOR) as role:
         yield role
     assert role.process.returncode == 0, role.text()
     assert not role.errors
@@ -250,12 +247,11 @@ def few_files(most: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_too_many_connections(version: str, base: Role, tmp_path: Path) -> None:
+def test_too_many_connections(version: str, base: Role) -> None:
     """Those beyond the limit are told so, those that are open work, and when they are gone there is room again."""
-    (tmp_path / "bank.py").write_text(ACTOR)
     with contextlib.ExitStack() as stack:
         with few_files(256):
-            role = stack.enter_context(Role("base", {"HTTP_VERSION": version}, actor_path=tmp_path, module="bank"))
+            role = stack.enter_context(Role("base", {"HTTP_VERSION": version}, actor=ACTOR))
         connections = [stack.enter_context(connect(role)) for _ in range(300)]
         surplus = [read(connection, 1) for connection in connections[128:]]
         assert {tuple(statuses(answer)) for answer in surplus} == {(503,)}

@@ -33,8 +33,11 @@ from tests.integration.test_base import ACTOR, JSON, LIMIT, deposit
 from tests.integration.test_tls import Authority, secure_role
 from tests.process import Role, wait_until
 
-ENDS = """
-                logging.getLogger("bank").info("slow ends", extra={"seconds": seconds})"""
+ENDING = ACTOR.replace(
+    "sleep(seconds)",
+    """sleep(seconds)
+                logging.getLogger("bank").info("slow ends", extra={"seconds": seconds})""",
+)
 
 
 class State(H2Connection):
@@ -136,15 +139,8 @@ def slow(seconds: float) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("actors")
-    (path / "bank.py").write_text(ACTOR.replace("sleep(seconds)", "sleep(seconds)" + ENDS))
-    return path
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Iterator[Role]:
-    with Role("base", {"HTTP_VERSION": "2", "BODY_LIMIT": str(LIMIT)}, actor_path=folder, module="bank") as role:
+def base() -> Iterator[Role]:
+    with Role("base", {"HTTP_VERSION": "2", "BODY_LIMIT": str(LIMIT)}, actor=ENDING) as role:
         yield role
     assert role.process.returncode == 0, role.text()
     assert not role.errors
@@ -183,10 +179,10 @@ def test_curl_without_tls(base: Role) -> None:
     assert curl("--http2-prior-knowledge", "-I", f"{base.url}/accounts/1") == ["2", "200"]
 
 
-def test_over_tls_the_client_chooses(folder: Path, tmp_path: Path) -> None:
+def test_over_tls_the_client_chooses(tmp_path: Path) -> None:
     authority = Authority(tmp_path).renew()
     authority.ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with secure_role(authority, folder, HTTP_VERSION="2") as role:
+    with secure_role(authority, HTTP_VERSION="2") as role:
         trust = ("--cacert", str(tmp_path / "ca.pem"), f"{role.url}/ping")
         assert curl("--http2", *trust) == ["2", "200"]
         assert curl("--http1.1", *trust) == ["1.1", "200"]
@@ -284,17 +280,17 @@ def test_streams_beyond_the_limit_are_refused_one_by_one(base: Role) -> None:
         assert not client.goaway
 
 
-def test_a_body_that_does_not_come_is_408(folder: Path) -> None:
+def test_a_body_that_does_not_come_is_408() -> None:
     environ = {"HTTP_VERSION": "2", "REQUEST_TIMEOUT": "500"}
-    with Role("base", environ, actor_path=folder, module="bank") as role, Client(role.port) as client:
+    with Role("base", environ, actor=ENDING) as role, Client(role.port) as client:
         number = client.request("/accounts/1", b'{"type":', end=False)
         assert client.answers(number) == [408]
         assert client.answers(client.request("/ping")) == [200]
 
 
-def test_what_stands_still_is_cut_off(folder: Path) -> None:
+def test_what_stands_still_is_cut_off() -> None:
     environ = {"HTTP_VERSION": "2", "REQUEST_TIMEOUT": "1000"}
-    with Role("base", environ, actor_path=folder, module="bank") as role:
+    with Role("base", environ, actor=ENDING) as role:
         beginnings = [b"", b"PRI * HTTP/2", b"GET /ping HT", b"GET /ping HTTP/1.1\r\nHost: a\r\n", Client.__name__]
         open_ones: list[socket.socket] = []
         for beginning in beginnings:
@@ -389,10 +385,10 @@ def test_frames_that_break_the_protocol(base: Role, frames: bytes) -> None:
         assert not {status for status in client.status.values() if status >= 500}
 
 
-def test_a_drain_loses_no_stream(folder: Path) -> None:
+def test_a_drain_loses_no_stream() -> None:
     """GOAWAY first, then the answers to all that was on its way, then the end."""
     environ = {"HTTP_VERSION": "2", "DRAIN_TIMEOUT": "10000"}
-    with Role("base", environ, actor_path=folder, module="bank") as role:
+    with Role("base", environ, actor=ENDING) as role:
         clients = [Client(role.port) for _ in range(4)]
         numbers = {client: [client.request("/accounts/1", slow(2.0)) for _ in range(50)] for client in clients}
         wait_until(lambda: len(role.logs("slow begins")) == 200)

@@ -9,19 +9,16 @@ import pytest
 
 from hiveio.redis import Redis as Node
 from hiveio.transaction.lock import Locked, Redlock
-from tests.conftest import require
-from tests.services import Redis, ServiceUnavailable
+from tests.conftest import required
+from tests.services import Redis
 
 SCOPE = "hive:{lock/0}"
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Redis]]:
-    with ExitStack() as stack:
-        try:
-            yield [stack.enter_context(Redis()) for _ in range(5)]
-        except ServiceUnavailable as error:
-            require("redis", error)
+    with ExitStack() as stack, required("redis"):
+        yield [stack.enter_context(Redis()) for _ in range(5)]
 
 
 @pytest.fixture

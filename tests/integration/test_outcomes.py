@@ -4,7 +4,7 @@ import concurrent.futures
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import redis as redis_client
 
 from hiveio.transaction.record import CommandId, Commit, Format, Write, encode
+from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all, write
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
@@ -54,25 +55,6 @@ class CounterActor(Actor):
 """
 
 
-@pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actor")
-    (folder / "counters.py").write_text(ACTOR)
-    return folder
-
-
-Start = Callable[..., Role]
-
-
-@pytest.fixture
-def start(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Start:
-    def make(*, wait: bool = True, brokers: str = kafka.brokers, url: str = redis.url, **environ: str) -> Role:
-        settings = {"EVENT_STORE_BROKERS": brokers, "CACHE_URL": url, "EVENT_STORE_TOPIC": topic} | environ
-        return Role("stream-processor", settings, actor_path=actors, module="counters", wait=wait)
-
-    return make
-
-
 def add(role: Role, id: str, key: str | None = None, **payload: Any) -> httpx.Response:
     headers = {} if key is None else {"Idempotency-Key": key}
     return httpx.post(
@@ -92,7 +74,7 @@ def forget_cache(redis: Redis, topic: str) -> None:
 
 
 def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_cache(
-    start: Start, redis: Redis, topic: str
+    processor: Make, redis: Redis, topic: str
 ) -> None:
     sent: Mapping[str, Mapping[str, int]] = {
         "one event": {"amount": 5},
@@ -100,7 +82,7 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
         "nothing to write": {"amount": 0, "times": 0},
         "refused": {"amount": -100},
     }
-    with start() as a:
+    with processor() as a:
         first = {key: told(add(a, "x", key, **payload)) for key, payload in sent.items()}
         assert [status for status, *_ in first.values()] == [200, 200, 200, 422]
         assert [etag for _, _, etag, _ in first.values()] == ['"1"', '"4"', '"4"', None]
@@ -114,7 +96,7 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
                 assert add(role, "x", key, amount=7).status_code == 422, "another body"
 
         again(a)
-        with start() as b:
+        with processor() as b:
             again(b)
             forget_cache(redis, topic)
             wait_until(lambda: add(b, "other", amount=1).status_code == 200, what="folded anew")
@@ -122,13 +104,13 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
             b.kill()
         again(a)
     forget_cache(redis, topic)
-    with start() as c:
+    with processor() as c:
         again(c)
         assert httpx.get(f"{c.url}/counters/x").json()["payload"] == {"sum": 1008}
 
 
-def test_a_key_that_is_in_work_is_answered_409_with_the_time_to_ask_again(start: Start) -> None:
-    with start() as role, concurrent.futures.ThreadPoolExecutor(2) as pool:
+def test_a_key_that_is_in_work_is_answered_409_with_the_time_to_ask_again(processor: Make) -> None:
+    with processor() as role, concurrent.futures.ThreadPoolExecutor(2) as pool:
         assert add(role, "x", amount=1).status_code == 200
         both = list(pool.map(lambda _: add(role, "x", "k", amount=5, slow_s=1.5), range(2)))
         first, busy = sorted(both, key=lambda answer: answer.status_code)
@@ -137,13 +119,13 @@ def test_a_key_that_is_in_work_is_answered_409_with_the_time_to_ask_again(start:
         assert told(add(role, "x", "k", amount=5, slow_s=1.5)) == told(first)
 
 
-def test_a_key_is_remembered_for_its_window_and_no_longer(start: Start, redis: Redis, topic: str) -> None:
+def test_a_key_is_remembered_for_its_window_and_no_longer(processor: Make, redis: Redis, topic: str) -> None:
     def others(role: Role, count: int) -> None:
         for _ in range(count):
             assert add(role, "other", amount=1).status_code == 200
 
     # By count alone: 20 records later it is known, 21 it is not.
-    with start(IDEMPOTENCY_COUNT="20", IDEMPOTENCY_TIME="0") as role:
+    with processor(IDEMPOTENCY_COUNT="20", IDEMPOTENCY_TIME="0") as role:
         first = add(role, "x", "k", amount=5)
         others(role, 19)
         assert told(add(role, "x", "k", amount=5)) == told(first)
@@ -155,8 +137,8 @@ def test_a_key_is_remembered_for_its_window_and_no_longer(start: Start, redis: R
         assert told(add(role, "x", "k", amount=5))[2] == '"2"'
 
 
-def test_a_key_is_remembered_by_the_time_of_the_log(start: Start) -> None:
-    with start(IDEMPOTENCY_COUNT="5", IDEMPOTENCY_TIME="2") as role:
+def test_a_key_is_remembered_by_the_time_of_the_log(processor: Make) -> None:
+    with processor(IDEMPOTENCY_COUNT="5", IDEMPOTENCY_TIME="2") as role:
         began = time.monotonic()
         first = add(role, "x", "k", amount=5)
         for _ in range(10):
@@ -169,9 +151,9 @@ def test_a_key_is_remembered_by_the_time_of_the_log(start: Start) -> None:
         assert told(add(role, "x", "k", amount=5))[2] == '"2"', "executed again"
 
 
-def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(start: Start) -> None:
+def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(processor: Make) -> None:
     few = {"IDEMPOTENCY_COUNT": "10", "IDEMPOTENCY_TIME": "0", "REQUEST_TIMEOUT": "1500"}
-    with Kafka() as kafka, start(brokers=kafka.brokers, **few) as role:
+    with Kafka() as kafka, processor(brokers=kafka.brokers, **few) as role:
         assert add(role, "x", amount=1).status_code == 200
         kafka.pause()
         try:
@@ -185,9 +167,9 @@ def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(start: Start)
         assert (asked.status_code, asked.json()["outcome"]) == (200, "unknown"), asked.text
 
 
-def test_the_bound_of_the_edge_knows_what_became_of_the_command(start: Start) -> None:
+def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make) -> None:
     """A body that comes slowly: REQUEST_TIMEOUT counts from its first byte, and no record of it is in the log."""
-    with start(REQUEST_TIMEOUT="1500") as role:
+    with processor(REQUEST_TIMEOUT="1500") as role:
         body = json.dumps({"type": "Add", "payload": {"amount": 1, "slow_s": 3}}).encode()
         with socket.create_connection(("127.0.0.1", role.port or 0), 10) as connection:
             head = f"POST /counters/x HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -200,8 +182,8 @@ def test_the_bound_of_the_edge_knows_what_became_of_the_command(start: Start) ->
         assert httpx.get(f"{role.url}/counters/x").status_code == 404
 
 
-def test_a_cached_read_says_so_and_does_not_need_kafka(start: Start, topic: str) -> None:
-    with Kafka() as kafka, start(brokers=kafka.brokers, REQUEST_TIMEOUT="2000") as role:
+def test_a_cached_read_says_so_and_does_not_need_kafka(processor: Make, topic: str) -> None:
+    with Kafka() as kafka, processor(brokers=kafka.brokers, REQUEST_TIMEOUT="2000") as role:
         assert add(role, "x", amount=5).status_code == 200
         url = f"{role.url}/counters/x"
         linearizable, cached = httpx.get(url), httpx.get(url, params={"consistency": "cached"})
@@ -220,8 +202,8 @@ def test_a_cached_read_says_so_and_does_not_need_kafka(start: Start, topic: str)
         wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, 20, "well again")
 
 
-def test_a_read_includes_every_write_acknowledged_before_it_on_any_instance(start: Start) -> None:
-    with start() as a, start() as b, httpx.Client(timeout=30) as client:
+def test_a_read_includes_every_write_acknowledged_before_it_on_any_instance(processor: Make) -> None:
+    with processor() as a, processor() as b, httpx.Client(timeout=30) as client:
         for number in range(1, 101):
             role, other = (a, b) if number % 2 else (b, a)
             body = {"type": "Add", "payload": {"amount": 1}}
@@ -250,12 +232,12 @@ LOG = {"message.timestamp.type": "LogAppendTime"}
 
 
 def test_until_it_has_caught_up_it_is_not_ready_and_takes_no_commands(
-    start: Start, kafka: Kafka, topic: str, tmp_path: Path
+    processor: Make, kafka: Kafka, topic: str, tmp_path: Path
 ) -> None:
     fill(kafka, topic, 3_000)
     slow = tmp_path / "slow"
     slow.touch()
-    with start(wait=False, SLOW_WHILE=str(slow)) as role:
+    with processor(wait=False, SLOW_WHILE=str(slow)) as role:
         wait_until(lambda: role.port, 30)
         checks = httpx.get(f"{role.url}/readyz", params={"verbose": ""}, timeout=60)
         answers = (add(role, "0", amount=1), httpx.get(f"{role.url}/counters/0", timeout=60))
@@ -282,10 +264,10 @@ def test_until_it_has_caught_up_it_is_not_ready_and_takes_no_commands(
     ],
 )
 def test_a_topic_on_which_events_would_be_lost_is_refused(
-    start: Start, kafka: Kafka, topic: str, kind: str, config: dict[str, str], line: str
+    processor: Make, kafka: Kafka, topic: str, kind: str, config: dict[str, str], line: str
 ) -> None:
     make_topic(kafka.brokers, topic + kind, config=FOREVER | (LOG if kind else {}) | config)
-    with start(wait=False) as role:
+    with processor(wait=False) as role:
         assert role.ended(30) == 20, role.text()
     assert line in role.text()
     assert len(role.errors) == 1, role.text()

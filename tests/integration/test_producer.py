@@ -3,14 +3,13 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
+from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka
@@ -41,29 +40,6 @@ class Account(Actor):
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("actors")
-    (path / "bank.py").write_text(ACTOR)
-    return path
-
-
-@pytest.fixture
-def producer(kafka: Kafka, topic: str, folder: Path) -> Callable[..., Role]:
-    def made(brokers: str = kafka.brokers, **environ: str) -> Role:
-        settings = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, **environ}
-        return Role("producer", settings, actor_path=folder, module="bank")
-
-    return made
-
-
-@pytest.fixture
-def own_kafka(kafka: Kafka) -> Iterator[Kafka]:
-    """A broker that the test may pause."""
-    with Kafka() as service:
-        yield service
-
-
 def deposit(amount: int, text: str = "") -> dict[str, Any]:
     return {"type": "Deposit", "payload": {"amount": amount, "text": text}, "meta": {"source": "test"}}
 
@@ -76,7 +52,7 @@ def amounts(brokers: str, topic: str) -> Counter[int]:
     return Counter(msgspec.json.decode(m.value() or b"")["payload"]["amount"] for m in read_all(brokers, topic))
 
 
-def test_the_record_and_the_answer(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_the_record_and_the_answer(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(EVENT_STORE_PARTITIONS="2") as role:
         sent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Idempotency-Key": "k1"}
         answer = httpx.post(role.url + "/accounts/a%C3%A91", json=deposit(5), headers=sent)
@@ -112,9 +88,7 @@ def test_the_record_and_the_answer(kafka: Kafka, topic: str, producer: Callable[
     assert several.headers["hive-position"].endswith(f"/{split[-1].offset()}")
 
 
-def test_a_record_too_large_is_413_and_nothing_is_written(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_a_record_too_large_is_413_and_nothing_is_written(kafka: Kafka, topic: str, producer: Make) -> None:
     make_topic(kafka.brokers, topic, config={"max.message.bytes": "20000"})
     with producer() as role, httpx.Client(timeout=10) as client:
         assert client.post(role.url + "/accounts/1", json=deposit(1, "x" * 30_000)).status_code == 413
@@ -148,7 +122,7 @@ async def load(role: Role, clients: int, until: asyncio.Event) -> tuple[Counter[
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 async def test_an_end_under_load_loses_nothing_answered(
-    kafka: Kafka, topic: str, producer: Callable[..., Role], end: signal.Signals
+    kafka: Kafka, topic: str, producer: Make, end: signal.Signals
 ) -> None:
     role = await asyncio.to_thread(producer(CLUSTER_SIZE="2", EVENT_STORE_PARTITIONS="3").__enter__)
     until = asyncio.Event()
@@ -169,9 +143,7 @@ async def test_an_end_under_load_loses_nothing_answered(
         assert not found.keys() - stored.keys() or statuses[0], "written, and the client was not told"
 
 
-async def test_a_broker_away_fills_the_queue_and_recovers(
-    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+async def test_a_broker_away_fills_the_queue_and_recovers(own_kafka: Kafka, topic: str, producer: Make) -> None:
     environ = {"KAFKA_QUEUE_BUFFERING_MAX_MESSAGES": "40", "REQUEST_TIMEOUT": "4000"}
     role = await asyncio.to_thread(producer(own_kafka.brokers, **environ).__enter__)
     try:
@@ -203,13 +175,9 @@ async def test_a_broker_away_fills_the_queue_and_recovers(
         role.kill()
 
 
-def test_it_starts_without_kafka_and_is_ready_when_kafka_is(
-    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_it_starts_without_kafka_and_is_ready_when_kafka_is(own_kafka: Kafka, topic: str, producer: Make) -> None:
     own_kafka.stop()
-    role = producer(own_kafka.brokers)
-    role.wait = False
-    with role:
+    with producer(own_kafka.brokers, wait=False) as role:
         wait_until(lambda: role.port, what="listening")
         wait_until(lambda: httpx.get(role.url + "/livez").status_code == 200, 30, "alive")
         refused = httpx.post(role.url + "/accounts/1", json=deposit(1))
@@ -220,9 +188,7 @@ def test_it_starts_without_kafka_and_is_ready_when_kafka_is(
     assert amounts(own_kafka.brokers, topic) == Counter([2])
 
 
-def test_a_wrong_property_stops_the_start(producer: Callable[..., Role]) -> None:
-    role = producer(KAFKA_NO_SUCH="1")
-    role.wait = False
-    with role:
+def test_a_wrong_property_stops_the_start(producer: Make) -> None:
+    with producer(KAFKA_NO_SUCH="1", wait=False) as role:
         assert role.ended() == 2
     assert any("KAFKA_NO_SUCH" in line for line in role.errors)

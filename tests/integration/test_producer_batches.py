@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 
+from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka
@@ -38,16 +39,6 @@ class Account(Actor):
         return Deposited(message.amount) if message.amount else None
 """
 NDJSON = {"content-type": "application/x-ndjson"}
-
-
-@pytest.fixture
-def producer(kafka: Kafka, topic: str, tmp_path: Path) -> Callable[..., Role]:
-    def made(**environ: str) -> Role:
-        (tmp_path / "bank.py").write_text(ACTOR)
-        settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, **environ}
-        return Role("producer", settings, actor_path=tmp_path, module="bank")
-
-    return made
 
 
 def deposit(amount: Any, **more: Any) -> bytes:
@@ -81,7 +72,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("form", ["array", "lines"])
-def test_each_record_has_its_answer(kafka: Kafka, topic: str, producer: Callable[..., Role], form: str) -> None:
+def test_each_record_has_its_answer(kafka: Kafka, topic: str, producer: Make, form: str) -> None:
     body = b"[ %b ]" % b" , ".join(BAD) if form == "array" else b"\n".join(BAD)
     with producer(BODY_LIMIT="1000") as role:
         headers = (NDJSON if form == "lines" else {}) | {"Idempotency-Key": "k"}
@@ -101,7 +92,7 @@ def test_each_record_has_its_answer(kafka: Kafka, topic: str, producer: Callable
     assert keys == [b"k/0", b"k/9"]
 
 
-def test_a_good_batch_is_200_and_an_empty_one_too(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_good_batch_is_200_and_an_empty_one_too(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer() as role:
         url = role.url + "/accounts/a"
         response = httpx.post(url, content=b"[%b]" % b",".join(map(deposit, range(1, 501))))
@@ -121,14 +112,14 @@ def test_a_good_batch_is_200_and_an_empty_one_too(kafka: Kafka, topic: str, prod
     assert amounts(kafka, topic) == list(range(1, 1002)), "in the order of the batch"
 
 
-def test_queued(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_queued(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(PRODUCER_ACK="queued") as role:
         response = httpx.post(role.url + "/accounts/a", content=b"[%b,%b]" % (deposit(1), deposit(-1)))
         assert [each["status"] for each in answers(response)] == [202, 422]
     assert amounts(kafka, topic) == [1]
 
 
-def test_the_rest_of_a_broken_array_is_not_read(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_the_rest_of_a_broken_array_is_not_read(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer() as role:
         response = httpx.post(role.url + "/accounts/a", content=b"[%b %b]" % (deposit(1), deposit(2)))
     assert response.status_code == 207
@@ -138,7 +129,7 @@ def test_the_rest_of_a_broken_array_is_not_read(kafka: Kafka, topic: str, produc
     assert amounts(kafka, topic) == [1]
 
 
-def test_a_batch_has_a_limit_of_its_own(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_batch_has_a_limit_of_its_own(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(BODY_LIMIT="100", BATCH_LIMIT="20000") as role:
         url = role.url + "/accounts/a"
         most = [deposit(n + 1) for n in range(300)]
@@ -161,9 +152,7 @@ def test_a_batch_has_a_limit_of_its_own(kafka: Kafka, topic: str, producer: Call
     assert len(amounts(kafka, topic)) == 601 + len(stored)
 
 
-def test_a_client_that_stops_sending_gets_the_answers_so_far(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_a_client_that_stops_sending_gets_the_answers_so_far(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(REQUEST_TIMEOUT="1000") as role, socket.create_connection(("127.0.0.1", role.port)) as connection:
         head = (
             "POST /accounts/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n"
@@ -181,7 +170,7 @@ def test_a_client_that_stops_sending_gets_the_answers_so_far(
     assert amounts(kafka, topic) == [1, 2]
 
 
-def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer: Make) -> None:
     begun, told = threading.Event(), threading.Event()
 
     def stream() -> Iterator[bytes]:
@@ -213,7 +202,7 @@ def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer:
     assert amounts(kafka, topic) == list(range(1, len(stored) + 1)), "what is answered is there, and nothing else"
 
 
-async def test_a_batch_leaves_others_their_turn(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+async def test_a_batch_leaves_others_their_turn(kafka: Kafka, topic: str, producer: Make) -> None:
     role = await asyncio.to_thread(producer().__enter__)
     try:
         async with httpx.AsyncClient(timeout=60) as http:
@@ -233,9 +222,7 @@ async def test_a_batch_leaves_others_their_turn(kafka: Kafka, topic: str, produc
     assert found == Counter(range(1, 50_001))
 
 
-def test_a_batch_that_comes_faster_than_it_is_taken_is_held_back(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_a_batch_that_comes_faster_than_it_is_taken_is_held_back(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(BATCH_LIMIT=str(1 << 30), BODY_LIMIT="100", REQUEST_TIMEOUT="60000") as role:
         url = role.url + "/accounts/a"
         httpx.post(url, content=b"\n".join([deposit(1)] * 1000), headers=NDJSON)
@@ -260,13 +247,12 @@ def test_a_batch_that_comes_faster_than_it_is_taken_is_held_back(
         assert most - before < 40 << 20, f"{(most - before) >> 20} MiB for 75 MB of body"
 
 
-def test_the_page_shows_what_happens(kafka: Kafka, topic: str, tmp_path: Path) -> None:
+def test_the_page_shows_what_happens(kafka: Kafka, topic: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "producer.md").read_text("utf-8")
     actor = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     request, answer = re.findall(r"<<'\.'\n(.*?)\.\n```\n```\n(.*?)```", page, re.DOTALL)[0]
-    (tmp_path / "readings.py").write_text(actor.replace('topic = "readings"', f'topic = "{topic}"'))
-    environ = {"EVENT_STORE_BROKERS": kafka.brokers}
-    with Role("producer", environ, actor_path=tmp_path, module="readings") as role:
+    actor = actor.replace('topic = "readings"', f'topic = "{topic}"')
+    with Role("producer", {"EVENT_STORE_BROKERS": kafka.brokers}, actor=actor) as role:
         response = httpx.post(role.url + "/readings", content=request, headers=NDJSON)
         assert response.text == answer.replace("readings/0/17", f"{topic}/0/0")
         assert not role.complaints()
@@ -274,7 +260,7 @@ def test_the_page_shows_what_happens(kafka: Kafka, topic: str, tmp_path: Path) -
     assert record.key() == b"a"
 
 
-def test_a_batch_over_http2(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_batch_over_http2(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(HTTP_VERSION="2") as role, httpx.Client(http1=False, http2=True, timeout=30) as client:
         url = role.url + "/accounts/a"
         stream = (deposit(n + 1) + b"\n" for n in range(20_000))

@@ -2,18 +2,17 @@
 
 import base64
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role
 from tests.services import Kafka
 
-ACTORS = """
+ACTOR = """
 from hiveio import Actor, Command, Event
 
 class Deposit(Command):
@@ -42,16 +41,6 @@ STRUCTURED = {"content-type": "application/cloudevents+json; charset=utf-8"}
 BATCH = {"content-type": "application/cloudevents-batch+json"}
 
 
-@pytest.fixture
-def producer(kafka: Kafka, topic: str, tmp_path: Path) -> Callable[..., Role]:
-    def made(**environ: str) -> Role:
-        (tmp_path / "bank.py").write_text(ACTORS)
-        settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, **environ}
-        return Role("producer", settings, actor_path=tmp_path, module="bank")
-
-    return made
-
-
 def binary(attributes: dict[str, str]) -> dict[str, str]:
     shown = {f"ce-{name}": value.replace("ü", "%C3%BC") for name, value in attributes.items()}
     return {**shown, "content-type": "application/json"}
@@ -61,9 +50,7 @@ def headers(message: Any) -> dict[str, str]:
     return {name: value.decode() for name, value in message.headers() or []}
 
 
-def test_each_mode_is_taken_and_the_attributes_are_meta(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_each_mode_is_taken_and_the_attributes_are_meta(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer() as role:
         url = role.url + "/accounts/a"
         data = {"amount": 5}
@@ -117,11 +104,9 @@ def test_what_is_none_is_refused(
 
 
 @pytest.fixture(scope="module")
-def one(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("actors")
-    (path / "bank.py").write_text(ACTORS)
+def one(kafka: Kafka) -> Any:
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": "test-cloudevents-refused"}
-    with Role("producer", environ, actor_path=path, module="bank") as role:
+    with Role("producer", environ, actor=ACTOR) as role:
         yield role
 
 
@@ -137,7 +122,7 @@ def test_other_bodies_are_refused(one: Role) -> None:
     assert httpx.post(url, content=b"{}", headers=text).status_code == 415
 
 
-def test_the_kafka_binding(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_the_kafka_binding(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(EVENT_FORMAT="cloudevents", EVENT_STORE_ID="the bank") as role:
         url = role.url + "/accounts/a"
         passed = {**ATTRIBUTES, "type": "com.example.Reading"}

@@ -4,14 +4,14 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis as RedisClient
 
+from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
@@ -38,20 +38,8 @@ class Account(Actor):
 
 
 @pytest.fixture
-def producer(kafka: Kafka, redis: Redis, topic: str, tmp_path: Path) -> Callable[..., Role]:
-    def made(brokers: str = kafka.brokers, **environ: str) -> Role:
-        (tmp_path / "bank.py").write_text(ACTOR)
-        settings = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, "CACHE_URL": redis.url}
-        return Role("producer", settings | environ, actor_path=tmp_path, module="bank")
-
-    return made
-
-
-@pytest.fixture
-def own_kafka(kafka: Kafka) -> Iterator[Kafka]:
-    """A broker that the test may pause."""
-    with Kafka() as service:
-        yield service
+def producer(producer: Make, redis: Redis) -> Make:
+    return partial(producer, CACHE_URL=redis.url)
 
 
 def post(role: Role, key: str | None, amount: int = 1, id: str = "a", text: str = "") -> httpx.Response:
@@ -68,7 +56,7 @@ def keys(brokers: str, topic: str) -> Counter[Any]:
     return Counter(dict(m.headers() or [])["hive-key"] for m in read_all(brokers, topic))
 
 
-def test_a_repeat_is_answered_as_the_first_was(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_repeat_is_answered_as_the_first_was(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(CLUSTER_SIZE="2") as role:
         for amount in (1, 2, 0):  # an event, several, none
             key = f"k{amount}"
@@ -85,7 +73,7 @@ def test_a_repeat_is_answered_as_the_first_was(kafka: Kafka, topic: str, produce
     assert keys(kafka.brokers, topic) == Counter({b"k1": 2, b"k2": 2})
 
 
-def test_a_refusal_gives_the_key_back(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_refusal_gives_the_key_back(kafka: Kafka, topic: str, producer: Make) -> None:
     make_topic(kafka.brokers, topic, config={"max.message.bytes": "20000"})
     with producer() as role:
         assert post(role, "k", -1).status_code == 422
@@ -94,7 +82,7 @@ def test_a_refusal_gives_the_key_back(kafka: Kafka, topic: str, producer: Callab
     assert keys(kafka.brokers, topic) == Counter({b"k": 1})
 
 
-async def test_a_storm_of_one_key_is_one_record(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+async def test_a_storm_of_one_key_is_one_record(kafka: Kafka, topic: str, producer: Make) -> None:
     role = await asyncio.to_thread(producer(CLUSTER_SIZE="2").__enter__)
     try:
         answers = await asyncio.gather(*(asyncio.to_thread(post, role, "storm") for _ in range(40)))
@@ -106,7 +94,7 @@ async def test_a_storm_of_one_key_is_one_record(kafka: Kafka, topic: str, produc
     assert keys(kafka.brokers, topic) == Counter({b"storm": 1})
 
 
-def test_queued_too(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_queued_too(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(PRODUCER_ACK="queued") as role:
         first = post(role, "k")
         assert first.status_code == 202
@@ -114,7 +102,7 @@ def test_queued_too(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> 
     assert keys(kafka.brokers, topic) == Counter({b"k": 1})
 
 
-def test_a_batch_sent_again_stores_what_is_missing(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_a_batch_sent_again_stores_what_is_missing(kafka: Kafka, topic: str, producer: Make) -> None:
     def batch(*amounts: int) -> list[dict[str, Any]]:
         body = [{"type": "Deposit", "payload": {"amount": amount}} for amount in amounts]
         found: list[dict[str, Any]] = httpx.post(
@@ -131,9 +119,7 @@ def test_a_batch_sent_again_stores_what_is_missing(kafka: Kafka, topic: str, pro
     assert keys(kafka.brokers, topic) == Counter({b"b/0": 1, b"b/1": 1, b"b/2": 1})
 
 
-def test_a_batch_whose_client_goes_away_can_be_sent_again(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_a_batch_whose_client_goes_away_can_be_sent_again(kafka: Kafka, topic: str, producer: Make) -> None:
     line = b'{"type":"Deposit","payload":{"amount":1}}\n'
     head = "POST /accounts/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nIdempotency-Key: b\r\n"
     with producer() as role:
@@ -151,9 +137,7 @@ def test_a_batch_whose_client_goes_away_can_be_sent_again(
     assert set(found.values()) == {1}
 
 
-def test_an_unknown_outcome_is_answered_once_it_is_known(
-    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_an_unknown_outcome_is_answered_once_it_is_known(own_kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
@@ -169,9 +153,7 @@ def test_an_unknown_outcome_is_answered_once_it_is_known(
     assert keys(own_kafka.brokers, topic) == Counter({b"before": 1, b"k": 2})
 
 
-def test_what_the_end_flushes_is_known_to_the_next_instance(
-    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_what_the_end_flushes_is_known_to_the_next_instance(own_kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000", DRAIN_TIMEOUT="60000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
@@ -185,9 +167,7 @@ def test_what_the_end_flushes_is_known_to_the_next_instance(
     assert keys(own_kafka.brokers, topic) == Counter({b"before": 1, b"k": 1})
 
 
-def test_killed_between_claim_and_answer_it_is_never_stored_twice(
-    own_kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_killed_between_claim_and_answer_it_is_never_stored_twice(own_kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
@@ -203,9 +183,7 @@ def test_killed_between_claim_and_answer_it_is_never_stored_twice(
     assert keys(own_kafka.brokers, topic)[b"k"] <= 1
 
 
-def test_without_redis_keyed_requests_wait_for_it_and_others_go_on(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_without_redis_keyed_requests_wait_for_it_and_others_go_on(kafka: Kafka, topic: str, producer: Make) -> None:
     with Redis() as own_redis, producer(CACHE_URL=own_redis.url) as role:
         assert post(role, "k1").status_code == 200
         own_redis.pause()
@@ -224,18 +202,16 @@ def test_without_redis_keyed_requests_wait_for_it_and_others_go_on(
     assert found == Counter({b"k1": 1, b"k2": 1, None: 1})
 
 
-def test_a_redis_that_may_evict_keys_stops_the_start(producer: Callable[..., Role]) -> None:
+def test_a_redis_that_may_evict_keys_stops_the_start(producer: Make) -> None:
     with Redis() as own_redis:
         with RedisClient.from_url(own_redis.url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
-        role = producer(CACHE_URL=own_redis.url)
-        role.wait = False
-        with role:
+        with producer(CACHE_URL=own_redis.url, wait=False) as role:
             assert role.ended() == 20
 
 
 def test_without_a_cache_the_key_travels_and_the_consumer_drops_the_repeat(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
+    kafka: Kafka, topic: str, producer: Make
 ) -> None:
     with producer(CACHE_URL="") as role:
         assert post(role, "k").headers["hive-position"] != post(role, "k").headers["hive-position"]

@@ -1,13 +1,11 @@
 """Memory stays flat. For the full figure: ``HIVEIO_RECORDS=1000000 .venv/bin/pytest -s`` and this file."""
 
 import os
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.process import Role
-from tests.services import Kafka
+from tests.integration.conftest import Make
 
 RECORDS = int(os.environ.get("HIVEIO_RECORDS", "150000"))
 BATCH = 25_000  # more than the queue to Kafka takes
@@ -28,11 +26,9 @@ class Sensor(Actor):
 
 @pytest.mark.timeout(1800, func_only=True)
 @pytest.mark.parametrize("ack", ["stored", "queued"])
-def test_memory_is_flat_over_many_records(kafka: Kafka, topic: str, tmp_path: Path, ack: str) -> None:
-    (tmp_path / "sensors.py").write_text(ACTOR)
-    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "PRODUCER_ACK": ack}
+def test_memory_is_flat_over_many_records(producer: Make, ack: str) -> None:
     line = b'{"type":"Reading","payload":{"value":%d,"text":"' + b"x" * 150 + b'"}}\n'
-    with Role("producer", environ, actor_path=tmp_path, module="sensors") as role, httpx.Client(timeout=120) as client:
+    with producer(PRODUCER_ACK=ack) as role, httpx.Client(timeout=120) as client:
         (worker,) = role.workers()
         sizes: list[int] = []
         for start in range(0, RECORDS, BATCH):

@@ -1,18 +1,16 @@
 """What a record of the producer is made of: topic, key, headers, payload."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
+from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all
-from tests.process import Role
 from tests.services import Kafka
 
-ACTORS = """
+ACTOR = """
 from hiveio import Actor, Command, Event
 
 class Reading(Event):
@@ -46,21 +44,11 @@ class Notes(Actor):
 """
 
 
-@pytest.fixture
-def producer(kafka: Kafka, topic: str, tmp_path: Path) -> Callable[..., Role]:
-    def made(**environ: str) -> Role:
-        (tmp_path / "sensors.py").write_text(ACTORS.replace("TOPIC", topic))
-        settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, **environ}
-        return Role("producer", settings, actor_path=tmp_path, module="sensors")
-
-    return made
-
-
 def headers(message: Any) -> dict[str, str]:
     return {name: value.decode() for name, value in message.headers() or []}
 
 
-def test_an_actor_names_its_topic_and_its_key(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_an_actor_names_its_topic_and_its_key(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer() as role:
         reading = httpx.post(role.url + "/readings", json={"type": "Reading", "payload": {"sensor": "a", "value": 1}})
         assert reading.headers["hive-position"] == f"{topic}-readings/0/0"
@@ -81,9 +69,7 @@ def test_an_actor_names_its_topic_and_its_key(kafka: Kafka, topic: str, producer
     assert noted.key() is None
 
 
-def test_a_payload_that_the_actor_does_not_change_stands_as_it_came(
-    kafka: Kafka, topic: str, producer: Callable[..., Role]
-) -> None:
+def test_a_payload_that_the_actor_does_not_change_stands_as_it_came(kafka: Kafka, topic: str, producer: Make) -> None:
     payload = b'{ "sensor": "a", "unit": {"name": "\xc3\xa4", "scale": 1e0}, "value": 1.50 }'
     with producer() as role:
         url = role.url + "/readings"
@@ -97,7 +83,7 @@ def test_a_payload_that_the_actor_does_not_change_stands_as_it_came(
     assert record.value() == answer.content == b'{"type":"Reading","payload":%b,"meta":{"a":1}}' % payload
 
 
-def test_headers_go_on_by_the_list(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_headers_go_on_by_the_list(kafka: Kafka, topic: str, producer: Make) -> None:
     with producer(EVENT_HEADERS="X-Tenant, x-b3-*") as role:
         sent = {"x-tenant": "t1", "X-B3-TraceId": "1", "x-b3-spanid": "2", "authorization": "secret", "x-other": "3"}
         for given in (sent, {}):
@@ -114,7 +100,7 @@ def test_headers_go_on_by_the_list(kafka: Kafka, topic: str, producer: Callable[
 
 
 @pytest.mark.parametrize("kind", ["gzip", "lz4", "zstd"])
-def test_records_are_compressed(kafka: Kafka, topic: str, producer: Callable[..., Role], kind: str) -> None:
+def test_records_are_compressed(kafka: Kafka, topic: str, producer: Make, kind: str) -> None:
     make_topic(kafka.brokers, topic)
     with producer(KAFKA_COMPRESSION_TYPE=kind) as role:
         for _ in range(20):
@@ -126,7 +112,7 @@ def test_records_are_compressed(kafka: Kafka, topic: str, producer: Callable[...
     assert 0 < size < sum(len(m.value() or b"") for m in found) / 10
 
 
-def test_queued_answers_at_once_and_its_end_flushes(kafka: Kafka, topic: str, producer: Callable[..., Role]) -> None:
+def test_queued_answers_at_once_and_its_end_flushes(kafka: Kafka, topic: str, producer: Make) -> None:
     # A linger of 5 s: nothing but the flush at the end can send it sooner.
     with producer(PRODUCER_ACK="queued", KAFKA_LINGER_MS="5000", EVENT_STORE_TIMEOUT="5000") as role:
         for number in range(50):
@@ -141,7 +127,7 @@ def test_queued_answers_at_once_and_its_end_flushes(kafka: Kafka, topic: str, pr
     assert sorted(texts, key=int) == [str(number) for number in range(50)]
 
 
-def test_without_a_topic_it_does_not_start(producer: Callable[..., Role]) -> None:
+def test_without_a_topic_it_does_not_start(producer: Make) -> None:
     role = producer(EVENT_STORE_TOPIC="")
     role.wait = False
     with role:

@@ -23,13 +23,14 @@ from hiveio.kafka.session import Outgoing
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.log import TransactionLog
 from hiveio.transaction.publisher import Publisher
+from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
 TAKEN_OVER_S = 10.0  # 5 s on a machine that has nothing else to do
 
-PROCESSOR = """
+ACTOR = """
 from hiveio import Actor, Command, Event, Model
 
 class Add(Command):
@@ -90,7 +91,6 @@ def check(events: list[Seen]) -> None:
 
 @pytest.fixture
 def listener(kafka: Kafka, topic: str, tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "listener.py").write_text(LISTENER)
     file = tmp_path / "seen"
     environ = {
         "EVENT_STORE_BROKERS": kafka.brokers,
@@ -99,7 +99,7 @@ def listener(kafka: Kafka, topic: str, tmp_path: Path) -> Iterator[Path]:
         "EVENT_STORE_FROM_START": "true",
         "SEEN": str(file),
     }
-    with Role("consumer", environ, actor_path=tmp_path, module="listener", wait=False) as role:
+    with Role("consumer", environ, actor=LISTENER, wait=False) as role:
         yield file
         assert role.process.poll() is None
 
@@ -125,14 +125,11 @@ def add(role: Role, id: str) -> bool:
 
 @pytest.mark.parametrize("fault", ["killed", "paused"])
 def test_a_holder_that_is_gone_is_succeeded_and_the_consumer_sees_no_gap(
-    fault: str, kafka: Kafka, redis: Redis, topic: str, tmp_path: Path, listener: Path
+    fault: str, processor: Make, listener: Path
 ) -> None:
-    (tmp_path / "counters.py").write_text(PROCESSOR)
-    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic}
     with ExitStack() as stack:
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(8))
-        made = [Role("stream-processor", environ, actor_path=tmp_path, module="counters", wait=False) for _ in range(2)]
-        roles = [stack.enter_context(role) for role in made]
+        roles = [stack.enter_context(processor(wait=False)) for _ in range(2)]
         for role in roles:
             role.ready()
         accepted = sum(pool.map(lambda n: add(roles[n % 2], f"c{n % 5}"), range(60)))

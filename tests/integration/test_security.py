@@ -21,12 +21,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from tests.conftest import require
+from tests.conftest import required
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
-from tests.services import HOST, Kafka, Redis, Security, ServiceUnavailable
+from tests.services import HOST, Kafka, Redis, Security
 
-ACTORS = """
+ACTOR = """
 from hiveio import Actor, Command, Event, Model, Query
 
 class Open(Command):
@@ -86,13 +86,6 @@ def allow(kafka: Kafka, user: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actors")
-    (folder / "accounts.py").write_text(ACTORS)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def security(tmp_path_factory: pytest.TempPathFactory) -> Security:
     return Security(tmp_path_factory.mktemp("security"))
 
@@ -100,24 +93,22 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> Security:
 @pytest.fixture(scope="module")
 def guarded(security: Security) -> Iterator[Kafka]:
     """A Kafka where the user may do what docs/security.md lists, and no more."""
-    try:
-        with Kafka(security=security, properties=AUTHORIZER) as service:
-            allow(service, security.user)
-            yield service
-    except ServiceUnavailable as error:
-        require("kafka", error)
+    with required("kafka"), Kafka(security=security, properties=AUTHORIZER) as service:
+        allow(service, security.user)
+        yield service
 
 
 @pytest.fixture(scope="module")
 def guarded_redis(security: Security) -> Iterator[str]:
     """The URL of a Redis behind TLS, where only a user with a password may do anything."""
-    try:
-        with Redis(options={"requirepass": security.password}) as service, tls_before(service.port, security) as port:
-            with redis_client.Redis(port=service.port, password=security.password) as client:
-                client.execute_command("ACL", "SETUSER", security.user, f">{security.password}", *REDIS_RIGHTS)
-            yield f"rediss://{security.user}:{quote(security.password)}@{HOST}:{port}/0?ssl_ca_certs={security.ca}"
-    except ServiceUnavailable as error:
-        require("redis", error)
+    with (
+        required("redis"),
+        Redis(options={"requirepass": security.password}) as service,
+        tls_before(service.port, security) as port,
+    ):
+        with redis_client.Redis(port=service.port, password=security.password) as client:
+            client.execute_command("ACL", "SETUSER", security.user, f">{security.password}", *REDIS_RIGHTS)
+        yield f"rediss://{security.user}:{quote(security.password)}@{HOST}:{port}/0?ssl_ca_certs={security.ca}"
 
 
 @contextlib.contextmanager
@@ -209,7 +200,6 @@ def login(
 
 
 def test_every_role_works_and_says_no_secret(
-    actors: Path,
     guarded: Kafka,
     guarded_redis: str,
     security: Security,
@@ -225,15 +215,15 @@ def test_every_role_works_and_says_no_secret(
     account = "accounts:AccountActor"
     group = {"EVENT_STORE_GROUP_ID": topic, "EVENT_STORE_FROM_START": "true"}
     with contextlib.ExitStack() as stack:
-        processor = stack.enter_context(Role("stream-processor", settings | cache, actor_path=actors, module=account))
+        processor = stack.enter_context(Role("stream-processor", settings | cache, actor=ACTOR, module=account))
         answer = httpx.post(processor.url + "/accounts/1", json={"owner": "Ada"}, timeout=30)
         assert answer.status_code == 200, answer.text
         assert httpx.get(processor.url + "/accounts/1", timeout=30).json()["payload"] == {"owner": "Ada"}
         other = settings | {"EVENT_STORE_TOPIC": f"{topic}-other"}
-        producer = stack.enter_context(Role("producer", other, actor_path=actors, module=account))
+        producer = stack.enter_context(Role("producer", other, actor=ACTOR, module=account))
         assert httpx.post(producer.url + "/accounts/2", json={"owner": "Bob"}, timeout=30).status_code == 200
         both = {"EVENT_STORE_CONSUMER_TOPIC": f"{topic},{topic}-other"}
-        consumer = Role("consumer", settings | group | both, actor_path=actors, module="accounts:Register")
+        consumer = Role("consumer", settings | group | both, actor=ACTOR, module="accounts:Register")
         stack.enter_context(consumer)
         wait_until(lambda: sorted(httpx.get(consumer.url + "/owners").json()) == ["Ada", "Bob"], 60, "both consumed")
         for role in (processor, producer, consumer):
@@ -246,7 +236,7 @@ def test_every_role_works_and_says_no_secret(
     assert len(read_all(guarded.brokers, topic)) == 1
 
 
-def test_a_client_certificate(actors: Path, security: Security, topic: str) -> None:
+def test_a_client_certificate(security: Security, topic: str) -> None:
     listener = "listener.name.secure.ssl"
     wants = {f"{listener}.client.auth": "required", f"{listener}.truststore.type": "PEM"}
     wants |= {f"{listener}.truststore.location": str(security.ca)}
@@ -265,15 +255,15 @@ def test_a_client_certificate(actors: Path, security: Security, topic: str) -> N
     account = "accounts:AccountActor"
     with Kafka(security=security, properties=wants) as kafka:
         settings |= {"EVENT_STORE_BROKERS": kafka.secure}
-        with Role("producer", settings | certificate, actor_path=actors, module=account) as producer:
+        with Role("producer", settings | certificate, actor=ACTOR, module=account) as producer:
             assert httpx.post(producer.url + "/accounts/1", json={"owner": "Ada"}, timeout=30).status_code == 200
-        with Role("producer", settings, actor_path=actors, module=account, wait=False) as producer:
+        with Role("producer", settings, actor=ACTOR, module=account, wait=False) as producer:
             wait_until(lambda: "certificate required" in producer.text(), 30, "a refusal")
             assert httpx.get(producer.url + "/readyz").status_code == 503
 
 
 def test_a_start_that_fails_says_why_and_no_secret(
-    actors: Path, guarded: Kafka, guarded_redis: str, security: Security, topic: str
+    guarded: Kafka, guarded_redis: str, security: Security, topic: str
 ) -> None:
     settings = {
         "EVENT_STORE_BROKERS": guarded.secure,
@@ -300,7 +290,7 @@ def test_a_start_that_fails_says_why_and_no_secret(
         ({"CACHE_URL": guarded_redis.replace("rediss://", "redis:/")}, 2, "CACHE_URL='…' is wrong"),
     ]
     roles = [
-        Role("stream-processor", settings | changed, actor_path=actors, module="accounts:AccountActor", wait=False)
+        Role("stream-processor", settings | changed, actor=ACTOR, module="accounts:AccountActor", wait=False)
         for changed, _, _ in cases
     ]
     try:

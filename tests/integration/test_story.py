@@ -12,9 +12,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from examples.bank.story import STEPS
-from tests.conftest import require
+from tests.conftest import required
 from tests.process import ROOT, wait_until
-from tests.services import ServiceUnavailable, kafka_home
+from tests.services import kafka_home
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(180, func_only=True)]
 WRONG = """
@@ -35,10 +35,8 @@ sys.exit(main(["--once"], steps))
 
 @pytest.fixture(scope="module", autouse=True)
 def jars() -> None:
-    try:
+    with required("kafka"):
         kafka_home()
-    except ServiceUnavailable as error:
-        require("kafka", error)
 
 
 @pytest.fixture

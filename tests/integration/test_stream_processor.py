@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import httpx
 import pytest
 import redis as redis_client
 
-from tests.integration.accounts import ACTOR, balance, send, start
+from tests.integration.accounts import ACTOR, balance, send  # noqa: F401 - ACTOR is what `processor` starts
+from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
@@ -22,16 +22,9 @@ from tests.services import Kafka, Redis
 JSON = {"content-type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actor")
-    (folder / "accounts.py").write_text(ACTOR)
-    return folder
-
-
 @pytest.fixture
-def role(actors: Path, kafka: Kafka, redis: Redis, topic: str) -> Iterator[Role]:
-    with start(actors, kafka, redis, topic) as role:
+def role(processor: Make) -> Iterator[Role]:
+    with processor() as role:
         yield role
 
 
@@ -145,11 +138,9 @@ def test_the_cache_is_emptied_at_work_and_nothing_is_lost(role: Role, redis: Red
     assert balance(role, "ada") == before
 
 
-def test_an_idempotency_key_is_known_to_every_instance_and_after_a_restart(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str
-) -> None:
+def test_an_idempotency_key_is_known_to_every_instance_and_after_a_restart(processor: Make) -> None:
     key = {"Idempotency-Key": '"once"'}
-    with start(actors, kafka, redis, topic) as a, start(actors, kafka, redis, topic) as b:
+    with processor() as a, processor() as b:
         assert send(a, "ada", "Open", owner="Ada").status_code == 200
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a storm of one key on both
             storm = list(pool.map(lambda n: send((a, b)[n % 2], "ada", "Deposit", key, amount=5), range(32)))
@@ -158,15 +149,13 @@ def test_an_idempotency_key_is_known_to_every_instance_and_after_a_restart(
         assert len(bodies) == 1
         assert send(b, "ada", "Deposit", key, amount=6).status_code == 422
         assert balance(b, "ada") == 5
-    with start(actors, kafka, redis, topic) as c:
+    with processor() as c:
         again = send(c, "ada", "Deposit", key, amount=5)
         assert (again.text, again.headers["etag"], again.headers["hive-position"]) in bodies
         assert balance(c, "ada") == 5
 
 
-def test_sigterm_under_load_loses_nothing_that_was_answered(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str
-) -> None:
+def test_sigterm_under_load_loses_nothing_that_was_answered(processor: Make, kafka: Kafka, topic: str) -> None:
     accepted = 0
 
     ending = threading.Event()
@@ -185,7 +174,7 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(
                 return count
 
     counted: list[bool] = []
-    with start(actors, kafka, redis, topic, CLUSTER_SIZE="2") as role:
+    with processor(CLUSTER_SIZE="2") as role:
         # Ready says one of the two workers; the other one may still begin, and answer 503.
         wait_until(lambda: send(role, "ada", "Open", owner="Ada").status_code == 200, 30, "open")
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -196,15 +185,15 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(
             accepted = sum(answer.result() for answer in answers)
         assert role.ended(25) == 0
         assert role.complaints() == []
-    with start(actors, kafka, redis, topic) as role:
+    with processor() as role:
         assert accepted > 50
         assert balance(role, "ada") == accepted
         events = wait_until(lambda: len(found := read_all(kafka.brokers, topic)) == accepted + 1 and found)
         assert len(events) == accepted + 1
 
 
-def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(actors: Path, topic: str) -> None:
-    with Kafka() as kafka, Redis() as redis, start(actors, kafka, redis, topic, REQUEST_TIMEOUT="1500") as role:
+def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(processor: Make) -> None:
+    with Kafka() as kafka, processor(kafka.brokers, REQUEST_TIMEOUT="1500") as role:
         assert send(role, "ada", "Open", owner="Ada").status_code == 200
         kafka.pause()
         try:
@@ -220,10 +209,8 @@ def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(actors: 
 
 
 @pytest.mark.parametrize("how", ["killed", "hanging"])
-def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(
-    how: str, actors: Path, kafka: Kafka, topic: str
-) -> None:
-    with Redis() as redis, start(actors, kafka, redis, topic) as role:
+def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(how: str, processor: Make) -> None:
+    with Redis() as redis, processor(url=redis.url) as role:
         assert send(role, "ada", "Open", owner="Ada").status_code == 200
         redis.kill() if how == "killed" else redis.pause()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # those at work are told in time
@@ -244,13 +231,11 @@ def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
-def test_lock_nodes_a_minority_of_which_is_away(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str, count: int
-) -> None:
+def test_lock_nodes_a_minority_of_which_is_away(processor: Make, count: int) -> None:
     with ExitStack() as stack:
         nodes = [stack.enter_context(Redis()) for _ in range(count)]
         urls = ",".join(node.url for node in nodes)
-        role = stack.enter_context(start(actors, kafka, redis, topic, LOCK_URLS=urls, REQUEST_TIMEOUT="4000"))
+        role = stack.enter_context(processor(LOCK_URLS=urls, REQUEST_TIMEOUT="4000"))
         assert send(role, "ada", "Open", owner="Ada").status_code == 200
         few = count // 2
         for number, node in enumerate(nodes[:few]):  # some hang, some are dead
@@ -279,30 +264,26 @@ def test_lock_nodes_a_minority_of_which_is_away(
     ],
 )
 def test_a_start_that_would_be_unsafe_ends_with_one_line(
-    actors: Path, kafka: Kafka, redis: Redis, environ: dict[str, str], code: int, line: str
+    processor: Make, environ: dict[str, str], code: int, line: str
 ) -> None:
-    topic = "test-started"
-    with start(actors, kafka, redis, topic):
+    topic = {"EVENT_STORE_TOPIC": "test-started"}
+    with processor(**topic):
         pass
-    role = start(actors, kafka, redis, topic, **environ)
-    role.wait = False
-    with role:
+    with processor(**topic | environ, wait=False) as role:
         assert role.ended(30) == code, role.text()
     assert line in role.text()
     assert len(role.errors) == 1, role.text()
 
 
-def test_a_redis_that_may_evict_is_refused(actors: Path, kafka: Kafka, topic: str) -> None:
+def test_a_redis_that_may_evict_is_refused(processor: Make) -> None:
     with Redis(options={"maxmemory-policy": "allkeys-lru"}) as redis:
-        role = start(actors, kafka, redis, topic)
-        role.wait = False
-        with role:
+        with processor(url=redis.url, wait=False) as role:
             assert role.ended(30) == 20
         assert "set maxmemory-policy noeviction" in role.text()
 
 
-def test_an_idle_instance_notices_that_kafka_is_away(actors: Path, redis: Redis, topic: str) -> None:
-    with Kafka() as own, start(actors, own, redis, topic) as role:
+def test_an_idle_instance_notices_that_kafka_is_away(processor: Make) -> None:
+    with Kafka() as own, processor(own.brokers) as role:
         own.stop()
         wait_until(lambda: httpx.get(f"{role.url}/readyz").status_code == 503, 30, "not ready")
         assert httpx.get(f"{role.url}/livez").status_code == 200

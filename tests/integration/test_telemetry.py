@@ -15,7 +15,7 @@ from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
-ACTORS = """
+ACTOR = """
 import logging
 import sys
 
@@ -64,24 +64,17 @@ TRACE, CALLER = PARENT.split("-")[1:3]
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("actors")
-    (folder / "accounts.py").write_text(ACTORS)
-    return folder
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as collector:
         yield collector
 
 
-def role(name: str, actor: str, actors: Path, *settings: dict[str, str], wait: bool = True, **more: str) -> Role:
+def role(name: str, actor: str, *settings: dict[str, str], wait: bool = True, **more: str) -> Role:
     merged: dict[str, str] = {}
     for each in (*settings, more):
         merged |= each
-    return Role(name, merged, actor_path=actors, module=f"accounts:{actor}", wait=wait)
+    return Role(name, merged, actor=ACTOR, module=f"accounts:{actor}", wait=wait)
 
 
 def store(kafka: Kafka, topic: str) -> dict[str, str]:
@@ -108,12 +101,12 @@ def said(service: Role, message: str) -> dict[str, Any]:
 
 
 def test_one_trace_from_the_request_over_the_producer_to_the_consumer(
-    actors: Path, kafka: Kafka, topic: str, collector: Collector
+    kafka: Kafka, topic: str, collector: Collector
 ) -> None:
     settings = store(kafka, topic) | collector.settings
     with (
-        role("producer", "AccountActor", actors, settings, TELEMETRY_SERVICE_NAME="till") as producer,
-        role("consumer", "Register", actors, settings, EVENT_STORE_ID="register") as consumer,
+        role("producer", "AccountActor", settings, TELEMETRY_SERVICE_NAME="till") as producer,
+        role("consumer", "Register", settings, EVENT_STORE_ID="register") as consumer,
     ):
         assert post(producer, "Ada", traceparent=PARENT).status_code == 200
         served = collector.span("POST /accounts/{id}")
@@ -167,12 +160,12 @@ def test_one_trace_from_the_request_over_the_producer_to_the_consumer(
 
 @pytest.mark.parametrize("actor", ["AccountActor", "SlowActor"])
 def test_one_trace_over_a_transaction_to_its_events(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str, collector: Collector, actor: str
+    kafka: Kafka, redis: Redis, topic: str, collector: Collector, actor: str
 ) -> None:
     settings = store(kafka, topic) | collector.settings | {"CACHE_URL": redis.url}
     with (
-        role("stream-processor", actor, actors, settings) as processor,
-        role("consumer", "Register", actors, settings),
+        role("stream-processor", actor, settings) as processor,
+        role("consumer", "Register", settings),
     ):
         answer = post(processor, "Ada", traceparent=PARENT)
         assert answer.status_code == 200, answer.text
@@ -209,11 +202,11 @@ def test_one_trace_over_a_transaction_to_its_events(
 
 @pytest.mark.parametrize("actor", ["AccountActor", "SlowActor"])
 def test_the_log_lines_of_a_busy_aggregate_name_their_own_request(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str, actor: str
+    kafka: Kafka, redis: Redis, topic: str, actor: str
 ) -> None:
     """Its commands wait in one queue, and whoever comes first performs those behind it."""
     with (
-        role("stream-processor", actor, actors, store(kafka, topic), CACHE_URL=redis.url) as processor,
+        role("stream-processor", actor, store(kafka, topic), CACHE_URL=redis.url) as processor,
         ThreadPoolExecutor(20) as pool,
     ):
         names = [f"owner-{number}" for number in range(200)]
@@ -226,10 +219,10 @@ def test_the_log_lines_of_a_busy_aggregate_name_their_own_request(
 
 @pytest.mark.parametrize("off", [{}, {"TELEMETRY": "true", "OTEL_SDK_DISABLED": "true"}], ids=["off", "disabled"])
 def test_the_trace_of_a_client_goes_through_where_telemetry_is_off(
-    actors: Path, kafka: Kafka, redis: Redis, topic: str, off: dict[str, str]
+    kafka: Kafka, redis: Redis, topic: str, off: dict[str, str]
 ) -> None:
     settings = store(kafka, topic) | off
-    with role("stream-processor", "AccountActor", actors, settings, CACHE_URL=redis.url) as processor:
+    with role("stream-processor", "AccountActor", settings, CACHE_URL=redis.url) as processor:
         assert post(processor, "Ada", traceparent=PARENT).status_code == 200
         assert post(processor, "Bob").status_code == 200
         assert post(processor, "Eve", traceparent="x" * 1000).status_code == 200
@@ -239,9 +232,9 @@ def test_the_trace_of_a_client_goes_through_where_telemetry_is_off(
     assert [b'"trace":' in record for record in records] == [False, True, False, False]
 
 
-def test_where_it_is_off_nothing_is_imported(actors: Path, kafka: Kafka, topic: str) -> None:
+def test_where_it_is_off_nothing_is_imported(kafka: Kafka, topic: str) -> None:
     make_topic(kafka.brokers, topic)
-    with role("consumer", "Register", actors, store(kafka, topic)) as consumer:
+    with role("consumer", "Register", store(kafka, topic)) as consumer:
         modules = httpx.get(consumer.url + "/modules").json()
     assert "hiveio.http" in modules
     assert not [
@@ -249,11 +242,9 @@ def test_where_it_is_off_nothing_is_imported(actors: Path, kafka: Kafka, topic: 
     ]
 
 
-def test_a_trace_that_is_not_sampled_goes_on_as_that(
-    actors: Path, kafka: Kafka, topic: str, collector: Collector
-) -> None:
+def test_a_trace_that_is_not_sampled_goes_on_as_that(kafka: Kafka, topic: str, collector: Collector) -> None:
     settings = store(kafka, topic) | collector.settings | {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
-    with role("producer", "AccountActor", actors, settings) as producer:
+    with role("producer", "AccountActor", settings) as producer:
         assert post(producer, "Ada").status_code == 200
         assert post(producer, "Bob", traceparent=PARENT.removesuffix("1") + "0").status_code == 200
         assert post(producer, "Eve", traceparent=PARENT).status_code == 200
@@ -266,8 +257,8 @@ def test_a_trace_that_is_not_sampled_goes_on_as_that(
     assert second[3:35] == third[3:35] == TRACE
 
 
-def test_requests_of_two_workers_are_counted_and_probes_are_not(actors: Path, collector: Collector) -> None:
-    with role("base", "AccountActor", actors, collector.settings, CLUSTER_SIZE="2") as base:
+def test_requests_of_two_workers_are_counted_and_probes_are_not(collector: Collector) -> None:
+    with role("base", "AccountActor", collector.settings, CLUSTER_SIZE="2") as base:
         for _ in range(20):
             assert post(base, "Ada").status_code == 200
             assert httpx.get(base.url + "/nowhere").status_code == 404
@@ -279,9 +270,7 @@ def test_requests_of_two_workers_are_counted_and_probes_are_not(actors: Path, co
     assert len(collector.spans) == 21  # the last of them were sent at the end
 
 
-def test_a_collector_that_is_away_or_refuses_costs_no_request(
-    actors: Path, tmp_path: Path, collector: Collector
-) -> None:
+def test_a_collector_that_is_away_or_refuses_costs_no_request(tmp_path: Path, collector: Collector) -> None:
     secret = tmp_path / "headers"
     secret.write_text("authorization=Bearer hunter2\n")
     away = collector.settings | {
@@ -289,7 +278,7 @@ def test_a_collector_that_is_away_or_refuses_costs_no_request(
         "TELEMETRY_URL_TRACES": "http://127.0.0.1:1/v1/traces",
         "TELEMETRY_URL_METRICS": "http://127.0.0.1:1/v1/metrics",
     }
-    with role("base", "AccountActor", actors, away) as base:
+    with role("base", "AccountActor", away) as base:
         assert post(base, "Ada").status_code == 200
         wait_until(base.complaints, 30, "a word about the collector")
         assert post(base, "Ada").status_code == 200
@@ -298,12 +287,12 @@ def test_a_collector_that_is_away_or_refuses_costs_no_request(
         assert time.monotonic() - began < 15
     assert "hunter2" not in base.text()
     with Collector({"authorization": "Bearer hunter2"}) as strict:
-        with role("base", "AccountActor", actors, strict.settings) as base:
+        with role("base", "AccountActor", strict.settings) as base:
             assert post(base, "Ada").status_code == 200
             wait_until(base.complaints, 30, "a word about the collector")
         assert strict.spans == []
         known = {"OTEL_EXPORTER_OTLP_HEADERS_FILE": str(secret), "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
-        with role("base", "AccountActor", actors, strict.settings, known) as base:
+        with role("base", "AccountActor", strict.settings, known) as base:
             assert post(base, "Ada").status_code == 200
             strict.span("POST /accounts/{id}")
         assert base.complaints() == []
@@ -328,8 +317,8 @@ def test_a_collector_that_is_away_or_refuses_costs_no_request(
         ({"TELEMETRY_PLUGINS": "{}"}, "TELEMETRY_PLUGINS={}: this setting is not supported yet; remove it"),
     ],
 )
-def test_a_wrong_variable_stops_the_start(actors: Path, environ: dict[str, str], line: str) -> None:
-    with role("base", "AccountActor", actors, {"TELEMETRY": "true"}, environ, wait=False) as base:
+def test_a_wrong_variable_stops_the_start(environ: dict[str, str], line: str) -> None:
+    with role("base", "AccountActor", {"TELEMETRY": "true"}, environ, wait=False) as base:
         assert base.ended() == 2
     assert len(base.errors) == 1
     assert line in base.errors[0]

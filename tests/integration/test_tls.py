@@ -58,8 +58,8 @@ class Authority:
         return {"SECURE": "true", "SSL_CERT": str(self.chain), "SSL_KEY": str(self.key)}
 
 
-def secure_role(authority: Authority, folder: Path, **environ: str) -> Role:
-    role = Role("base", {**authority.environ, **environ}, actor_path=folder, module="bank")
+def secure_role(authority: Authority, **environ: str) -> Role:
+    role = Role("base", {**authority.environ, **environ}, actor=ACTOR)
     role.trust = authority.trust
     return role
 
@@ -79,20 +79,13 @@ def authority_trust(role: Role) -> ssl.SSLContext:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("actors")
-    (path / "bank.py").write_text(ACTOR)
-    return path
-
-
-@pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls")).renew()
 
 
 @pytest.fixture(scope="module")
-def base(authority: Authority, folder: Path) -> Iterator[Role]:
-    with secure_role(authority, folder) as role:
+def base(authority: Authority) -> Iterator[Role]:
+    with secure_role(authority) as role:
         yield role
     assert role.process.returncode == 0, role.text()
     assert not role.errors
@@ -174,7 +167,7 @@ def encrypted(key: Path, to: Path) -> Path:
     ],
 )  # fmt: skip
 def test_wrong_settings_end_with_one_line(
-    authority: Authority, folder: Path, tmp_path: Path, changed: dict[str, str], line: str
+    authority: Authority, tmp_path: Path, changed: dict[str, str], line: str
 ) -> None:
     files = {
         "chain": authority.chain,
@@ -187,16 +180,16 @@ def test_wrong_settings_end_with_one_line(
     files["other"].write_bytes(authority.issue()[1])
     files["text"].write_text("hello")
     environ = {**authority.environ, **{name: value.format(**files) for name, value in changed.items()}}
-    with Role("base", environ, actor_path=folder, module="bank", wait=False) as role:
+    with Role("base", environ, actor=ACTOR, wait=False) as role:
         assert role.ended() == 2, role.text()
     assert role.errors[0].startswith(line.format(**files))
     assert len(role.errors) == 1
 
 
-async def test_a_renewal_under_load_loses_no_request(folder: Path, tmp_path: Path) -> None:
+async def test_a_renewal_under_load_loses_no_request(tmp_path: Path) -> None:
     """One client keeps its connection, one makes a new one for each request; the certificate changes five times."""
     authority = Authority(tmp_path).renew()
-    with secure_role(authority, folder, CLUSTER_SIZE="2") as role:
+    with secure_role(authority, CLUSTER_SIZE="2") as role:
         over = False
         kept = fresh = 0
 
@@ -250,8 +243,8 @@ async def test_a_renewal_under_load_loses_no_request(folder: Path, tmp_path: Pat
         assert role.complaints() == complaints()
 
 
-async def test_a_signal_under_load_drains_over_tls(authority: Authority, folder: Path) -> None:
-    with secure_role(authority, folder, DRAIN_TIMEOUT="10000", CLUSTER_SIZE="2") as role:
+async def test_a_signal_under_load_drains_over_tls(authority: Authority) -> None:
+    with secure_role(authority, DRAIN_TIMEOUT="10000", CLUSTER_SIZE="2") as role:
         answers: list[int] = []
         unanswered: list[str] = []
 

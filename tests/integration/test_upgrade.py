@@ -3,7 +3,6 @@
 import concurrent.futures
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -73,16 +72,9 @@ Start = Callable[..., Role]
 
 
 @pytest.fixture
-def start(kafka: Kafka, redis: Redis, topic: str, tmp_path: Path) -> Start:
+def start(kafka: Kafka, redis: Redis, topic: str) -> Start:
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic}
-
-    def make(version: str) -> Role:
-        folder = tmp_path / version
-        folder.mkdir(exist_ok=True)
-        (folder / "counters.py").write_text(VERSIONS[version])
-        return Role("stream-processor", environ, actor_path=folder, module="counters")
-
-    return make
+    return lambda version: Role("stream-processor", environ, actor=VERSIONS[version])
 
 
 def add(role: Role, id: str, key: str | None = None) -> httpx.Response:

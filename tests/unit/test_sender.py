@@ -56,9 +56,13 @@ async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
     FakeProducer.made = []
     monkeypatch.setattr(module, "Producer", FakeProducer)
     settings = Settings(
-        brokers="nowhere:1", request_timeout_ms=200, drain_timeout_ms=200, kafka={"queue.buffering.max.messages": "4"}
+        brokers="nowhere:1",
+        request_timeout_ms=200,
+        drain_timeout_ms=200,
+        buffer_timeout_ms=0,  # one producer is enough
+        kafka={"queue.buffering.max.messages": "4"},
     )
-    made = Sender(settings, linger_ms=0)
+    made = Sender(settings)
     await made.start()
     yield made
     await made.stop()

@@ -89,9 +89,7 @@ class Events:
                     self._differences.add(f"{self._topic.where}: ends before the event {position}")
                 self.missing += 1
                 continue
-            while (held := self._peek()) is not None and held[0] < place:
-                self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
-                self._take()
+            held = self._pass(place)
             if held is None or held[0] > place:
                 self._differences.add(f"{self._topic.where}: the event {position} is missing")
                 continue
@@ -129,6 +127,13 @@ class Events:
                 self._held = (place, message)
         return self._held
 
+    def _pass(self, place: tuple[int, int]) -> tuple[tuple[int, int], Message] | None:
+        """Go on to the first event at this place or after it: those before it are none of the log's."""
+        while (held := self._peek()) is not None and held[0] < place:
+            self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
+            self._take()
+        return held
+
     def _take(self) -> None:
         if self._held is not None:
             self._last, self._held = self._held[0], None
@@ -138,11 +143,7 @@ class Events:
 
     def rest(self, offset: int) -> None:
         """No more events of records below this offset are expected."""
-        held = self._peek()
-        while held is not None and held[0][0] < offset:
-            self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
-            self._take()
-            held = self._peek()
+        self._pass((offset, 0))
 
 
 class CacheCheck:

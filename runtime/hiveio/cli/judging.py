@@ -27,24 +27,24 @@ class Judged(NamedTuple):
     accepted: bool
 
 
-class Partition:
+class Partition(Reader):
     """One partition, read from its start on, as far as is asked. Everything may raise Unavailable."""
 
     def __init__(self, settings: Settings, topic: str, partition: int) -> None:
+        super().__init__(settings)
         self.where, self._place = f"{topic}/{partition}", (topic, partition)
-        self._reader = Reader(settings)
         self._stream: Iterator[Message] = iter(())
         self._offset = 0
 
     def end(self) -> int:
-        return self._reader.bounds(*self._place)[1]
+        return self.bounds(*self._place)[1]
 
     def messages(self, end: int) -> Iterator[Message]:
         """Those from where it stands to below ``end``, which is not beyond the end of the partition."""
         while self._offset < end:
             message = next(self._stream, None)
             if message is None:
-                self._stream = self._reader.read(*self._place, self._offset)
+                self._stream = self.read(*self._place, self._offset)
             else:
                 self._offset = (message.offset() or 0) + 1
                 yield message
@@ -54,7 +54,7 @@ class Partition:
 
     def close(self) -> None:
         self._stream = iter(())
-        self._reader.__exit__(None, None, None)
+        super().close()
 
 
 def count_scopes(settings: Settings) -> int:
@@ -76,9 +76,8 @@ def decoded(where: str, message: LogRecord) -> Record:
 
 def judged(settings: Settings, partition: int, *, follow: bool = False) -> Iterator[Judged]:
     """Every record of a scope, from the first on: a verdict depends on all before it. With ``follow``, without end."""
-    log = Partition(settings, settings.log_topic, partition)
-    prefix, progress = Prefix(), Progress(log.where)
-    try:
+    with Partition(settings, settings.log_topic, partition) as log:
+        prefix, progress = Prefix(), Progress(log.where)
         end = log.end()
         while True:
             for message in log.records(end):
@@ -91,8 +90,6 @@ def judged(settings: Settings, partition: int, *, follow: bool = False) -> Itera
                 return
             time.sleep(POLL_S)
             end = log.end()
-    finally:
-        log.close()
 
 
 class Progress:

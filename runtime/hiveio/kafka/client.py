@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
@@ -67,6 +67,11 @@ def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) ->
         return kind(dict(config))
     except KafkaException as error:
         raise ConfigError(f"the Kafka client refuses its configuration: {error.args[0].str()}") from None
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether the client is of no more use: it has to be made anew."""
+    return error.fatal() or error.code() == KafkaError._FATAL
 
 
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-import threading
 import time
 from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from hiveio.kafka.client import make, start_thread
+from hiveio.kafka.client import is_fatal, make, start_thread
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
@@ -48,7 +47,7 @@ class Record:
 
 
 class Client:
-    """One librdkafka producer with its poll thread. It is replaced as a whole after a fatal error."""
+    """One librdkafka producer with its poll thread, which begins at once. It is replaced after a fatal error."""
 
     def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
@@ -58,13 +57,16 @@ class Client:
         self.ended = False
         self.turned = time.monotonic()
         self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
-        self.thread: threading.Thread | None = None
+        self._thread = start_thread(f"{owner.name} poll", self._run)
 
-    def start(self) -> None:
-        self.thread = start_thread(f"{self.owner.name} poll", self._run)
+    async def end(self) -> None:
+        """Poll no more, and give up what it still holds: the end of the client would wait for it."""
+        self.ended = True
+        await asyncio.to_thread(self._thread.join, 5.0)
+        self.producer.purge()
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._FATAL or error.fatal():
+        if is_fatal(error):
             self.fatal = error.str()
         else:
             logger.warning("%s: %s", self.owner.name, error.str())

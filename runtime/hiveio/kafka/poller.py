@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, make, start_thread
+from hiveio.kafka.client import client_config, is_fatal, make, start_thread
 
 COMMIT_S = 0.25
 TURN_S = 0.1  # the longest a poll waits
@@ -278,14 +278,14 @@ class Poller:
         lane = self._lanes.get((message.topic() or "", message.partition() or 0))
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and lane is not None:
             self._loop.call_soon_threadsafe(self._owner.broken, lane, error.str())
-        elif error.fatal():
+        elif is_fatal(error):
             self._fatal = error.str()
         else:
             self.trouble = error.str()
             logger.warning("%s", error.str())
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() == KafkaError._FATAL:
+        if is_fatal(error):
             self._fatal = error.str()
             if error.code() == KafkaError.UNSUPPORTED_VERSION or "KIP-848" in error.str():
                 self._fatal += " (brokers before Kafka 4 need KAFKA_GROUP_PROTOCOL=classic)"

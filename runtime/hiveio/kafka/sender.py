@@ -4,14 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from hiveio import metrics
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
-from hiveio.kafka.client import client_config
+from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client, Place, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
@@ -59,22 +58,19 @@ class Sender:
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
     - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
     - ``observer`` sees every record and its future, and gives the headers to send.
-    - ``properties`` are further librdkafka properties, written with underscores. With ``linger_ms`` among them there is
-      one producer, and all it takes is stored in the order of the calls.
     """
+
+    name = "sender"
 
     def __init__(
         self,
         settings: Settings,
         *,
         topics: Iterable[str] = (),
-        name: str = "sender",
         shed: bool = False,
         observer: Observer | None = None,
-        **properties: Any,
     ) -> None:
         settings.need(brokers="the sender writes to Kafka")
-        self.name = name
         self._observer = observer
         self._settings, self._topics = settings, list(dict.fromkeys(topics))
         self._config = client_config(
@@ -86,7 +82,6 @@ class Sender:
             queue_buffering_max_kbytes=MOST_BYTES >> 10,
             socket_nagle_disable=True,
         ) | {"acks": "all", "enable.idempotence": True}
-        self._config |= {key.replace("_", "."): value for key, value in properties.items()}
         # The queue is bounded here, so that it is refused before any of a request's records is sent. librdkafka's own
         # bound counts its bookkeeping too: it is larger, and never met.
         self._most_records = int(self._config["queue.buffering.max.messages"])
@@ -101,7 +96,6 @@ class Sender:
         self._flow = Flow(self._timeout_s)
         self._shed = shed
         self._shedding: str | None = None  # why nothing is taken now, though there is room
-        self._linger_ms = settings.buffer_timeout_ms if "linger_ms" not in properties else 0
         self._clients: list[Client] = []  # the one that sends at once first, the one that gathers last
         self._loaded_until = 0.0
         self._pending: dict[Record, None] = {}  # in the order of their deadlines
@@ -147,17 +141,13 @@ class Sender:
         if limit < self._limit:
             self._limit = limit
             self._config |= {"message.max.bytes": max(limit, 1000), "batch.size": limit}
-            clients, self._clients = self._clients, []
-            await self._end(clients)
+            await self._end_clients()
             self._make_clients()
         self._closed = None
 
     def _make_clients(self) -> None:
-        lingers = sorted({int(self._config["linger.ms"]), self._linger_ms})
-        for linger_ms in lingers:
-            client = Client(self, self._config | {"linger.ms": linger_ms})
-            self._clients.append(client)
-            client.start()
+        lingers = sorted({int(self._config["linger.ms"]), self._settings.buffer_timeout_ms})
+        self._clients = [Client(self, self._config | {"linger.ms": linger_ms}) for linger_ms in lingers]
 
     async def stop(self) -> None:
         """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
@@ -176,8 +166,7 @@ class Sender:
             self._unconfirmed(len(left), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
-        clients, self._clients = self._clients, []
-        await self._end(clients)
+        await self._end_clients()
 
     async def ready(self) -> str | None:
         """None when Kafka answers and there is room, else the reason."""
@@ -285,7 +274,7 @@ class Sender:
                 self._fail(record, TooLarge(f"the record is larger than Kafka takes: {error.str()}"))
             else:
                 self._fail(record, Unavailable(f"the record cannot be sent: {error.str()}"))
-                if error.fatal() or error.code() == KafkaError._FATAL:
+                if is_fatal(error):
                     self.loop.call_soon(self.replace, client, error.str())
         return future
 
@@ -365,22 +354,16 @@ class Sender:
         if client not in self._clients:
             return
         logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
-        new = Client(self, client.config)
-        self._clients[self._clients.index(client)] = new
-        new.start()
+        self._clients[self._clients.index(client)] = Client(self, client.config)
         lost = [record for record in (*self._pending, *self._late) if record.client is client]
         for record in lost:
             self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
         self._unconfirmed(len(lost), reason)
-        self._ending = asyncio.ensure_future(self._end([client]))
+        self._ending = asyncio.ensure_future(client.end())
 
-    async def _end(self, clients: list[Client]) -> None:
-        for client in clients:
-            client.ended = True
-        for client in clients:
-            if client.thread is not None:
-                await asyncio.to_thread(client.thread.join, 5.0)
-            client.producer.purge()  # or its end would wait for what it still holds
+    async def _end_clients(self) -> None:
+        clients, self._clients = self._clients, []
+        await asyncio.gather(*(client.end() for client in clients))
 
 
 def _size(value: bytes, key: str | bytes | None, headers: Headers) -> int:

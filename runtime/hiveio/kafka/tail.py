@@ -196,7 +196,7 @@ class LogReader:
         self._made = time.monotonic()
         self._records = _consumer(settings)
         self._reading = threading.Lock()
-        self._asked: dict[int, list[asyncio.Future[int]]] = {}
+        self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
 
     async def end(self, partition: int) -> int:
@@ -204,25 +204,20 @@ class LogReader:
 
         Concurrent callers share a fetch. Raises Unavailable.
         """
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(partition, []).append(future)
+        asked = self._asked.get(partition)
+        if asked is None:
+            asked = self._asked[partition] = asyncio.get_running_loop().create_future()
         if partition not in self._busy:
             self._busy.add(partition)
             self._task = asyncio.ensure_future(self._fetch_ends(partition))
-        return await future
+        return await asyncio.shield(asked)
 
     async def _fetch_ends(self, partition: int) -> None:
-        while waiting := self._asked.pop(partition, None):
+        while asked := self._asked.pop(partition, None):
             try:
-                end = await asyncio.to_thread(self.bounds, partition)
+                asked.set_result((await asyncio.to_thread(self.bounds, partition))[1])
             except Exception as error:  # whatever it is: nobody is left waiting
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for future in waiting:
-                    if not future.done():
-                        future.set_result(end[1])
+                asked.set_exception(error)
         self._busy.discard(partition)
 
     def bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:

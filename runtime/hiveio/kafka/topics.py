@@ -2,10 +2,11 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
@@ -49,10 +50,7 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
     refused: list[KafkaError] = []
     with_admin = admin(settings, error_cb=lambda error: refused.append(error) if error.code() in _REFUSED else None)
     try:
-        found = _describe(with_admin, name)
-        if found is None:
-            _create(with_admin, settings, name, config)
-            found = _wait_for(with_admin, name)
+        found = _made(with_admin, settings, name, config)
     except KafkaException as error:
         with_admin.poll(0)  # says why nobody answers
         reason = refused[-1] if refused else error.args[0]
@@ -79,10 +77,7 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
         original = _describe(client, source)
         if original is None:
             raise Unavailable(f"Kafka at {settings.brokers}: topic {source} is gone")
-        found = _describe(client, name)
-        if found is None:
-            _create(client, dataclasses.replace(settings, partitions=original.partitions), name, config)
-            found = _wait_for(client, name)
+        found = _made(client, dataclasses.replace(settings, partitions=original.partitions), name, config)
         if found.partitions < original.partitions:
             grown = client.create_partitions([NewPartitions(name, original.partitions)], request_timeout=TIMEOUT_S)
             grown[name].result()
@@ -94,8 +89,6 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
     cluster = client.list_topics(timeout=TIMEOUT_S)
     if name not in cluster.topics or cluster.topics[name].error is not None:
         return None
-    from confluent_kafka import TopicCollection
-
     try:
         described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result()
     except KafkaException as error:
@@ -108,7 +101,9 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
     return Topic(name, str(described.topic_id), len(described.partitions), config)
 
 
-def _create(client: AdminClient, settings: Settings, name: str, config: dict[str, str]) -> None:
+def _made(client: AdminClient, settings: Settings, name: str, config: dict[str, str]) -> Topic:
+    if (found := _describe(client, name)) is not None:
+        return found
     brokers = len(client.list_topics(timeout=TIMEOUT_S).brokers)
     config = {"unclean.leader.election.enable": "false"} | config
     if brokers >= 3:
@@ -119,13 +114,7 @@ def _create(client: AdminClient, settings: Settings, name: str, config: dict[str
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another instance was faster
             raise
-
-
-def _wait_for(client: AdminClient, name: str) -> Topic:
-    """A topic just made is not at once known to every broker."""
-    import time
-
-    end = time.monotonic() + TIMEOUT_S
+    end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
     while time.monotonic() < end:
         if (found := _describe(client, name)) is not None:
             return found

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -110,9 +110,12 @@ class Keys:
         """Give a key back: nothing was sent under it."""
         await self._told(claim, b"")
 
+    def _tell(self, claim: Claim, entry: bytes) -> Awaitable[Any]:
+        return self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+
     async def _told(self, claim: Claim, entry: bytes) -> None:
         try:
-            await self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+            await self._tell(claim, entry)
         except Unavailable:
             self.later(self._tell_again(claim, entry))  # the answer does not wait for it
 
@@ -126,7 +129,7 @@ class Keys:
         for attempt in range(ATTEMPTS):
             await asyncio.sleep(FIRST_S * 2**attempt * random.uniform(0.5, 1.0))
             try:
-                await self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+                await self._tell(claim, entry)
                 return
             except Unavailable:
                 continue

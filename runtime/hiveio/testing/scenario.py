@@ -5,8 +5,8 @@ start on the real one, sends the message through the wire format, and stops. So 
 """
 
 import asyncio
-import inspect
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -17,6 +17,7 @@ from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
 from hiveio.errors import Invalid, Problem, Rejected
 from hiveio.routes import queries
+from hiveio.service import settled
 from hiveio.testing.memory import MemoryLog
 from hiveio.testing.service import Service, memory_settings
 from hiveio.transaction import record as records
@@ -106,18 +107,14 @@ class Scenario:
     ) -> None:
         before = len(self._log.partitions[0])
         async with Service(*self._kinds.values(), log=self._log) as service:
-            for other in self._kinds.values():
-                await _settled(other.actor.start())
-            try:
+            async with _opened(self._kinds.values()):
                 if broken := service.transactions.scopes[0].failed:
                     raise AssertionError(self._replayed[0] if self._replayed else f"what was given: {broken}")
-                answer = await service.submit(contract.kind, id, message, key=key, if_match=if_match, meta=meta)
-                self.events = answer.events
-            except Problem as problem:
-                self.problem = problem
-            finally:
-                for other in self._kinds.values():
-                    await _settled(other.actor.stop())
+                try:
+                    answer = await service.submit(contract.kind, id, message, key=key, if_match=if_match, meta=meta)
+                    self.events = answer.events
+                except Problem as problem:
+                    self.problem = problem
             by_name = {other.name: other for other in self._kinds.values()}
             for offset, record, verdict in self._log.judged(0):
                 for write in record.writes if isinstance(record, Commit) and verdict else ():
@@ -134,19 +131,14 @@ class Scenario:
         self._kinds = {kind: _checked(Contract(kind), self._replayed) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values()}
-        for other in self._kinds.values():
-            await _settled(other.actor.start())
-        try:
+        async with _opened(self._kinds.values()):
             for offset, (of, at, event) in enumerate(self._heard):
                 listener = self._kinds[of]
                 own = getattr(listener.actor, "position", None)
-                position = await _settled(own(TOPIC, 0)) if own else None
+                position = await settled(own(TOPIC, 0)) if own else None
                 if position is None or offset >= position:
                     await handlers[listener.name](self._event(offset, at, event))
             await self._answer(contract, handlers[contract.name], id, message, body, key)
-        finally:
-            for other in self._kinds.values():
-                await _settled(other.actor.stop())
 
     async def _answer(
         self, contract: Contract, handler: Handler, id: str, message: Struct, body: bytes, key: str | None
@@ -244,6 +236,17 @@ class Scenario:
         raise AssertionError(f"{self._message or 'no `when` yet'}\n  expected {expected}\n  found    {found}")
 
 
+@asynccontextmanager
+async def _opened(contracts: Iterable[Contract]) -> AsyncIterator[None]:
+    for contract in contracts:
+        await settled(contract.actor.start())
+    try:
+        yield
+    finally:
+        for contract in contracts:
+            await settled(contract.actor.stop())
+
+
 def _through(codec: Codec, message: Any) -> Any:
     """The message as it comes out of the log. Raises AssertionError for one that would not."""
     try:
@@ -298,8 +301,3 @@ def _checked(contract: Contract, faults: list[str]) -> Contract:
 
     contract.replay = twice
     return contract
-
-
-async def _settled(result: Any) -> Any:
-    """Actors write plain or async methods."""
-    return await result if inspect.isawaitable(result) else result
