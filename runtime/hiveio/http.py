@@ -1,18 +1,25 @@
-"""The HTTP edge: request → Envelope → Handler → response.
+"""The HTTP edge: request → Envelope → Handler → response. The only user of Starlette.
 
-An ASGI application of its own: a framework's routes, requests and responses cost two thirds more a request. For the
-same reason a request is counted, timed and bounded right here.
+Paths of actors are matched in front of Starlette, which serves the probes and what matches nothing: an endpoint inside
+it costs two thirds more a request. For the same reason a request is counted, timed and bounded right here.
 """
 
 import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
-from hiveio import metrics
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
+
+from hiveio import asyncapi, metrics
 from hiveio.envelope import Envelope, encode_value
 from hiveio.errors import (
     MethodNotAllowed,
@@ -33,7 +40,7 @@ from hiveio.headers import (
     sane_request_id,
 )
 from hiveio.logs import request_id
-from hiveio.probes import probes
+from hiveio.openapi import document
 from hiveio.problem import CONTENT_TYPE, encode_problem
 from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
@@ -42,9 +49,6 @@ MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
 MOST_DISCARDED = 16 << 20  # bytes of a body that is refused, read on so that the client sees the answer
 
 Headers = list[tuple[bytes, bytes]]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", CONTENT_TYPE.encode())
@@ -64,8 +68,7 @@ class Edge:
     def __init__(self, service: Service, routes: Iterable[Route]) -> None:
         settings = service.settings
         self.service = service
-        served = list(routes)
-        self.router = Router([*served, *probes(service, served)])
+        self.router = Router(routes, settings.ping_url)
         self.body_limit = settings.body_limit
         self.timeout = settings.request_timeout_ms / 1000
         self.requests = 0  # that came in, ever
@@ -76,6 +79,7 @@ class Edge:
         self._tallies: dict[tuple[str, str], metrics.Tally] = {}
         self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
+        self._probes = _probes(service, self.router)
         self._timer: asyncio.TimerHandle | None = None
 
     # -- time
@@ -101,7 +105,11 @@ class Edge:
 
     # -- one request
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})
+            return
         started = monotonic()
         self.requests += 1
         raw_path: bytes = scope["raw_path"]
@@ -117,17 +125,17 @@ class Edge:
             resource = self._trailing.get(head)
             if resource is None and (found := self.router.find(raw_path)) is not None:
                 resource, raw = found
+        if resource is None or not resource.routes:
+            await self._serve_ours(scope, receive, send, reference, started)
+            return
 
         method: str = scope["method"]
-        route, path = None, "(none)"
+        route = resource.routes.get(method)
         status = 500
         answer: Headers = [_JSON]
         body = b""
         unread = False
         try:
-            if resource is None:
-                raise NotFound("nothing stands here")
-            route, path = resource.routes.get(method), resource.path
             if route is None and (method != "HEAD" or (route := resource.routes.get("GET")) is None):
                 status = self._without_route(resource, method, answer)
             if route is not None:
@@ -140,10 +148,10 @@ class Edge:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            log.exception("%s %s: the actor awaited what was cancelled", method, path)
+            log.exception("%s %s: the actor awaited what was cancelled", method, resource.path)
             answer, body = [_PROBLEM], _FAULT
         except Exception:
-            log.exception("%s %s failed", method, path)
+            log.exception("%s %s failed", method, resource.path)
             answer, body = [_PROBLEM], _FAULT
 
         length = len(body)
@@ -154,7 +162,7 @@ class Edge:
             answer.append(_CLOSE)
         if method == "HEAD":
             body = b""
-        tally = self._route_tallies.get(id(route)) or self._tally(method, path)
+        tally = self._route_tallies.get(id(route)) or self._tally(method, resource.path)
         tally.add(status, monotonic() - started)
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
@@ -165,21 +173,20 @@ class Edge:
         self,
         route: Route,
         raw: bytes | list[bytes],
-        scope: Message,
+        scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
         send: Send,
         answer: Headers,
     ) -> tuple[int, bytes]:
         """Status and body of an answer; further headers go to ``answer``. Raises Problem, and what actors raise."""
+        if self.service.draining:
+            raise Unavailable("this instance is shutting down")
+        if len(self._running) >= MOST_CONCURRENT:
+            raise Unavailable("too many requests at once")
         task = asyncio.current_task()
         assert task is not None
-        if not route.probe:
-            if self.service.draining:
-                raise Unavailable("this instance is shutting down")
-            if len(self._running) >= MOST_CONCURRENT:
-                raise Unavailable("too many requests at once")
-            self._running[task] = monotonic()
+        self._running[task] = monotonic()
         arrived = False
         try:
             if len(headers) < len(scope["headers"]):
@@ -233,13 +240,10 @@ class Edge:
             log.warning("%s %s took longer than REQUEST_TIMEOUT", route.method, route.path)
             raise Unknown("no answer within REQUEST_TIMEOUT; it may have happened, or may happen still") from None
         finally:
-            self._running.pop(task, None)
-            if task in self._overdue:
+            if self._running.pop(task, None) is None:
                 self._overdue.discard(task)
                 task.uncancel()  # the cancellation was the watchdog's and ends here
         if outcome.headers:
-            if "content-type" in outcome.headers:
-                answer.clear()
             answer.extend(encoded(outcome.headers))
         status = route.success if outcome.status == 200 else outcome.status
         if status == 204:
@@ -263,7 +267,7 @@ class Edge:
         route: Route,
         form: Any,
         raw: bytes | list[bytes],
-        message: Message,
+        message: MutableMapping[str, Any],
         receive: Receive,
         headers: dict[bytes, bytes],
         answer: Headers,
@@ -284,7 +288,7 @@ class Edge:
         status, body = await route.intake.take(form, message, receive, headers, common, touch)
         return status, body
 
-    async def _long_body(self, message: Message, receive: Receive) -> bytes:
+    async def _long_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         """A body that comes in several parts, of which this is the first. Raises TooLarge."""
         chunks: list[bytes] = []
         size = 0
@@ -313,6 +317,29 @@ class Edge:
             tally = self._tallies[label, path] = metrics.Tally(label, path)
         return tally
 
+    async def _serve_ours(self, scope: Scope, receive: Receive, send: Send, reference: str, started: float) -> None:
+        """Probes, and 404 for what matches nothing."""
+        status = 500
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", reference.encode())]
+                if self.service.draining:
+                    message["headers"].append(_CLOSE)
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
+            await send(message)
+
+        await self._probes(scope, receive, send_with_id)
+        path = scope["path"] if scope["path"] in self._ours else "(none)"
+        self._tally(scope["method"], path).add(status, monotonic() - started)
+
+    @property
+    def _ours(self) -> set[str]:
+        return {path.decode() for path, resource in self._exact.items() if not resource.routes}
+
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _FAULT = encode_problem(Problem())
@@ -340,3 +367,68 @@ async def discard(receive: Receive) -> None:
                     return
     except TimeoutError:
         return
+
+
+def _probes(service: Service, router: Router) -> Starlette:
+    described: dict[str, Any] = {}
+
+    async def livez(request: Request) -> Response:
+        if dead := service.dead():
+            return JSONResponse({"alive": False, "stuck": dead}, 503)
+        return PlainTextResponse("alive")
+
+    async def readyz(request: Request) -> Response:
+        checks = await service.readiness()
+        ready = not any(checks.values())
+        if "verbose" not in request.query_params:
+            return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
+        details = service.details()
+        listed = [
+            {"name": name, "ready": not reason, "reason": reason} | details.get(name, {})
+            for name, reason in checks.items()
+        ]
+        return JSONResponse({"ready": ready, "checks": listed}, 200 if ready else 503)
+
+    async def ping(request: Request) -> Response:
+        return PlainTextResponse("pong")
+
+    async def numbers(request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    async def openapi(request: Request) -> Response:
+        if not described:
+            described.update(document(router.routes))
+        return JSONResponse(described)
+
+    async def channels(request: Request) -> Response:
+        if not service.channels:
+            raise HTTPException(404)
+        return JSONResponse(asyncapi.document(service.channels, service.settings))
+
+    async def problem(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return Response(_FAULT, 500, media_type=CONTENT_TYPE)
+        found: Problem
+        if error.status_code == 405:
+            allow = (error.headers or {}).get("Allow", "GET, HEAD")
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allow})
+            found = MethodNotAllowed(f"{request.method} is not taken here", headers={"Allow": allow})
+        else:
+            found = NotFound("nothing stands here")
+        return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)
+
+    endpoints = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": numbers,
+        "/openapi.json": openapi,
+        "/asyncapi.json": channels,
+        service.settings.ping_url: ping,
+    }
+    probes = Starlette(
+        routes=[StarletteRoute(path, endpoint) for path, endpoint in endpoints.items()],
+        exception_handlers={HTTPException: problem, Exception: problem},
+    )
+    probes.router.redirect_slashes = False  # to wherever the Host header says, or into a 500
+    return probes

@@ -19,6 +19,7 @@ from hiveio.errors import BadAnnotation, Invalid, PathReserved, PathTaken, Refus
 # (body, id, other path parameters, query string) → (message, the client's meta). Raises Refused.
 Decode = Callable[[bytes, str, Mapping[str, str], bytes], tuple[Any, Raw | None]]
 
+RESERVED = ("/livez", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json")
 RESERVED_BELOW = "/transactions"
 MOST_PARAMETERS = 1_000  # in a query string
 
@@ -32,8 +33,8 @@ class Route:
 
     ``decode`` makes the message of a request, ``handler`` answers it; ``success`` is the status of an answer whose
     outcome does not name another; ``intake`` takes messages that are not one JSON envelope. ``ours`` marks a path of
-    the runtime; a ``probe`` is answered also while the service drains or has too much to do. The rest describes it in
-    /openapi.json: ``takes`` the message types, ``gives`` the types of the answer, ``summary``.
+    the runtime. The rest describes it in /openapi.json: ``takes`` the message types, ``gives`` the types of the answer,
+    ``summary``.
     """
 
     method: str
@@ -47,7 +48,6 @@ class Route:
     summary: str = ""
     intake: Any = None  # hiveio.producer.batch.Intake: the other forms of a message that the route takes
     ours: bool = False
-    probe: bool = False
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters
     by_id: bool = field(init=False)  # the one parameter is {id}
@@ -184,7 +184,7 @@ def path_text(raw: bytes) -> str:
 
 
 class Resource:
-    """What stands on one path, by method."""
+    """What stands on one path, by method. Without routes it is a path of the runtime."""
 
     __slots__ = ("allow", "path", "routes")
 
@@ -209,24 +209,31 @@ class Router:
     Raises PathReserved for an actor on a path of the runtime, PathTaken for two on one path and method.
     """
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[Route], ping_url: str) -> None:
         self.routes = list(routes)
-        resources: dict[tuple[str, ...], Resource] = {}
-        reserved = {route.path for route in self.routes if route.ours} | {RESERVED_BELOW}
+        self._resources: dict[tuple[str, ...], Resource] = {}
         for route in self.routes:
-            if not route.ours and (route.path in reserved or route.path.startswith(RESERVED_BELOW + "/")):
-                raise PathReserved(f"{route.owner}: the path {route.path} belongs to the service; take another")
-            resources.setdefault(route.segments, Resource(route.path)).add(route)
+            self._refuse_reserved(route, ping_url)
+            self._resources.setdefault(route.segments, Resource(route.path)).add(route)
+        own = Resource("")
         # Templates without a parameter, and those whose only parameter stands last, are one look into a dict.
-        self.exact: dict[bytes, Resource] = {}
+        self.exact: dict[bytes, Resource] = {path.encode(): own for path in (*RESERVED, ping_url)}
         self.trailing: dict[bytes, Resource] = {}
-        for segments, resource in resources.items():
+        for segments, resource in self._resources.items():
             if "" not in segments:
                 self.exact[("/" + "/".join(segments)).encode()] = resource
             elif "" not in segments[:-1]:
                 self.trailing["".join("/" + segment for segment in segments[:-1]).encode()] = resource
         # The most literal first, from the left.
-        self._general = sorted(resources.items(), key=lambda item: [segment == "" for segment in item[0]])
+        self._general = sorted(self._resources.items(), key=lambda item: [segment == "" for segment in item[0]])
+
+    @staticmethod
+    def _refuse_reserved(route: Route, ping_url: str) -> None:
+        if route.ours:
+            return
+        below = route.path == RESERVED_BELOW or route.path.startswith(RESERVED_BELOW + "/")
+        if route.path in RESERVED or route.path == ping_url or below:
+            raise PathReserved(f"{route.owner}: the path {route.path} belongs to the service; take another")
 
     def find(self, raw_path: bytes) -> tuple[Resource, list[bytes]] | None:
         """The slower way, for every template and for escaped literals: the resource and its raw parameters."""

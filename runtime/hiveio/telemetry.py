@@ -307,13 +307,13 @@ def _exporter(signal: str) -> str:
 
 
 def _template(router: Router, scope: Any) -> str | None:
+    if scope["type"] != "http":
+        return None
     raw = scope["raw_path"]
     resource = router.exact.get(raw)
     if resource is None and (found := router.find(raw)) is not None:
         resource = found[0]
-    if resource is None or any(route.probe for route in resource.routes.values()):
-        return None
-    return resource.path
+    return resource.path if resource is not None and resource.routes else None
 
 
 def _messaging(operation: str, topic: str | None) -> Attributes:
