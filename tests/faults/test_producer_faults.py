@@ -118,8 +118,11 @@ class Load:
         found = {f"{topic}/{m.partition()}/{m.offset()}": m for m in records}
         amounts = Counter(msgspec.json.decode(m.value() or b"")["payload"]["amount"] for m in records)
         assert len(self.stored) >= least, self.statuses
-        for amount, position in self.stored.items():
-            assert msgspec.json.decode(found[position].value() or b"")["payload"]["amount"] == amount
+        there = {place: msgspec.json.decode(m.value() or b"")["payload"]["amount"] for place, m in found.items()}
+        wrong = {
+            amount: (place, there.get(place)) for amount, place in self.stored.items() if there.get(place) != amount
+        }
+        assert not wrong, f"{wrong} (answered, stands there); answered {self.stored}, written {there}, {self.statuses}"
         assert not self.refused & amounts.keys(), "refused, and written all the same"
         assert not amounts or max(amounts.values()) == 1, "written twice"
         assert set(self.statuses) <= {0, 200, 202, 413, 503, 504}, self.statuses
@@ -229,6 +232,8 @@ async def test_14_a_fatal_error_makes_a_new_producer(topic: str, producer: Calla
                 refused, kafka(INIT_PRODUCER), times=2
             )  # the eager producer, and the one that gathers
             async with started(role := producer(f"{HOST}:{port}", REQUEST_TIMEOUT="5000")) as load:
+                replaced = "is replaced"  # also when nothing is produced
+                await asyncio.to_thread(wait_until, lambda: role.text().count(replaced) == 2, what=replaced)
                 async with load.running(16):
                     await load.until(200)
                 assert fatal.count == 2

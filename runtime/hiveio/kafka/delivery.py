@@ -5,9 +5,9 @@ import logging
 import time
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from hiveio.kafka.client import is_fatal, make, start_thread
+from hiveio.kafka.client import make, start_thread
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
@@ -66,16 +66,16 @@ class Client:
         self.producer.purge()
 
     def _on_error(self, error: KafkaError) -> None:
-        if is_fatal(error):
-            self.fatal = error.str()
-        else:
-            logger.warning("%s: %s", self.owner.name, error.str())
+        logger.warning("%s: %s", self.owner.name, error.str())
 
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop
         try:
             while not self.ended:
-                poll(TURN_S)
+                try:
+                    poll(TURN_S)
+                except KafkaException as error:  # so it tells what is fatal, and does not call error_cb
+                    self.fatal = error.args[0].str()
                 self.turned = time.monotonic()
                 if self.reported:
                     # poll serves all reports of a produce response before it returns: one wake of the loop for all
