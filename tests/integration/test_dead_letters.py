@@ -312,6 +312,30 @@ async def test_retry_is_asked_for_while_nobody_is_there(kafka: Kafka, topic: str
     assert not [name for name in first.headers if name.startswith("hive-dead")]
 
 
+async def test_a_stop_while_letters_are_tried_again_waits_for_the_one_in_hand_only(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = settings(**QUICK)
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, keyed(("a", 0), ("a", 1)))
+    begun = asyncio.Event()
+
+    async def slow(amount: int, context: Context) -> None:
+        begun.set()
+        await asyncio.sleep(0.5)
+
+    async with member(made) as one:
+        Choosy(one, 0)
+        await one.until(lambda: one.consumer.counts.parked == 1)
+        one.actor.on_event = slow
+        ask(kafka, made, "retry")
+        await begun.wait()
+    assert one.actor.amounts() == [0], "the one in hand is finished, and no other is begun"
+    async with member(made) as two:
+        await two.until(lambda: two.actor.amounts() == [1])  # the last one: nothing is left to wake the lane
+    assert not [record for record in caplog.records if "did not finish" in record.getMessage()]
+
+
 async def test_what_is_dropped_is_never_handled(kafka: Kafka, topic: str, settings: Made) -> None:
     made = settings(**QUICK)
     make_topic(kafka.brokers, topic)

@@ -132,7 +132,7 @@ class WorkLane(CarefulLane):
                     if self.failure is None:
                         self.finished += len(chunk)
                         self._on_finished()
-                elif not self.shelf.queue:
+                elif not self.shelf.queue and not self._closing:
                     self._arrived.clear()
                     await self._wait(self.hand, self._arrived.wait())
         except asyncio.CancelledError:
