@@ -67,6 +67,12 @@ async def test_the_context(kafka: Kafka, topic: str, settings: Callable[..., Set
 async def test_each_actor_takes_its_types_and_others_are_skipped(
     kafka: Kafka, topic: str, settings: Callable[..., Settings]
 ) -> None:
+    class Some(Recorder):
+        unknown = "skip"
+
+    class All(Ledger):
+        unknown = "skip"
+
     make_topic(kafka.brokers, topic)
     records: list[Written] = [
         (0, "a", wire(5), {}),
@@ -74,7 +80,7 @@ async def test_each_actor_takes_its_types_and_others_are_skipped(
         (0, None, wire(9, "Closed"), {}),
     ]
     write(kafka.brokers, topic, [*records, (0, "a", None, {}), (0, None, wire(1), {})])
-    async with member(settings(), Recorder, Ledger) as one:
+    async with member(settings(), Some, All) as one:
         await one.until(lambda: one.actor.amounts() == [5, 1])
         assert one.actors[1].sum == 4
         assert one.consumer.counts.skipped == 2

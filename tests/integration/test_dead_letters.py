@@ -142,10 +142,7 @@ async def test_what_cannot_be_decoded_is_a_dead_letter(kafka: Kafka, topic: str,
 
 async def test_an_actor_may_say_what_is_skipped(kafka: Kafka, topic: str, settings: Made) -> None:
     class Lenient(Recorder):
-        undecodable = "skip"
-
-    class Strict(Recorder):
-        unknown = "dead"
+        undecodable = unknown = "skip"
 
     made = settings()
     make_topic(kafka.brokers, topic)
@@ -155,10 +152,50 @@ async def test_an_actor_may_say_what_is_skipped(kafka: Kafka, topic: str, settin
         assert one.consumer.counts.skipped == 2
         assert one.consumer.counts.dead == 0
     strict = settings(group_id=made.group_id + "-strict")
-    async with member(strict, Strict) as one:
+    async with member(strict) as one:
         await one.until(lambda: one.actor.amounts() == [2])
         assert one.consumer.counts.dead == 2
-    assert [r["hive-dead-reason"] for r in letters(kafka, strict)] == ["undecodable", "undecodable"]
+    assert [r["hive-dead-reason"] for r in letters(kafka, strict)] == ["undecodable", "unknown"]
+
+
+async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Both(Recorder):
+        async def perform(self, event: Deposited | Withdrawn, context: Context) -> None:
+            await super().perform(Deposited(event.amount), context)
+
+    Both.name = "Recorder"  # the next version of it
+    made = settings()
+    make_topic(kafka.brokers, topic)
+    unknown = [("a", 1), ("b", 2), ("c", 3)]
+    withdrawn: list[Written] = [(0, key, wire(amount, "Withdrawn"), {}) for key, amount in unknown]
+    write(kafka.brokers, topic, [*withdrawn, *keyed(("a", 4), ("d", 5)), (0, None, wire(6, "Closed"), {})])
+    async with member(made) as one:
+        await one.until(lambda: one.actor.amounts() == [5] and one.consumer.counts.dead == 4)
+        assert one.consumer.counts.parked == 1
+        assert await one.consumer.ready() is None
+    first, *rest = letters(kafka, made)
+    assert (first["hive-dead-reason"], first["hive-dead-actors"]) == ("unknown", "Recorder")
+    assert first["hive-dead-exception"] == "Invalid: no actor takes the type 'Withdrawn'"
+    assert [r["hive-dead-reason"] for r in rest] == ["unknown", "unknown", "parked", "unknown"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2, "once for each type"
+    for text in (f"{topic}/0/0", "'Withdrawn'", "a dead letter for Recorder", 'unknown = "skip"', "Deposited"):
+        assert text in said[0]
+    async with member(made, Both) as two:  # it takes them now
+        ask(kafka, made, "retry", "a")
+        await two.until(lambda: two.actor.amounts() == [1, 4])
+
+    class Some(Recorder):
+        name = "Recorder"
+        unknown = "skip"
+
+    async with member(made, Some) as three:  # and it does not want them
+        ask(kafka, made, "retry")
+        await three.until(lambda: three.consumer.counts.redriven == 3)
+        await three.until(lambda: not three.consumer._lanes[topic, 0].shelf.parking.entries)
+        assert not three.actor.seen
 
 
 async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(

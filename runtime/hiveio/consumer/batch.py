@@ -41,7 +41,7 @@ class BatchLane(WorkLane):
                     event, meta = decode(value)
                 except Problem as error:
                     await self._handle(lists)  # what stands before it is done before it is kept
-                    await self._undecodable(hand, message, value, error, blocked)
+                    await self._undecodable(hand, message, value, error)
                     lists = {target: [] for target in routing.targets}
                     continue
                 key = message.key()

@@ -12,9 +12,9 @@ from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, origin_of
 from hiveio.consumer.progress import parse_position
 from hiveio.consumer.retry import Hand, Retry
 from hiveio.consumer.routing import Routing, Target
-from hiveio.consumer.shelf import GROUP, NOBODY, Shelf
+from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
-from hiveio.errors import Problem, Refused, Stop
+from hiveio.errors import Invalid, Problem, Refused, Stop
 from hiveio.kafka import Lane, Message
 
 logger = logging.getLogger("hiveio.consumer")
@@ -130,14 +130,16 @@ class CarefulLane(Lane):
         if self.shelf.put(message, "parked", "", 0, actors):
             await self.shelf.flush()
 
-    async def _undecodable(
-        self, hand: Hand, message: Message, value: bytes | str, error: Problem, blocked: frozenset[str] | None
-    ) -> None:
-        keepers = self.routing.keepers(value, error) | (blocked or NOBODY)  # type: ignore[arg-type]
+    async def _undecodable(self, hand: Hand, message: Message, value: bytes | str, error: Problem) -> None:
+        kind = self.routing.unknown_type(value, error)
+        keepers = self.routing.keepers(kind)
         if not keepers:
             self.routing.counts.skipped += 1
-            return
-        await self._keep(hand, message, "undecodable", error, 1, keepers)
+        elif kind is None:
+            await self._keep(hand, message, "undecodable", error, 1, keepers)
+        else:
+            self.routing.tell_unknown(f"{self.topic}/{self.partition}/{message.offset()}", kind)
+            await self._keep(hand, message, "unknown", Invalid(f"no actor takes the type {kind!r}"), 1, keepers)
 
     async def _bury(self, hand: Hand, message: Message, failures: dict[str, Failure], blocked: frozenset[str]) -> None:
         actors = blocked | failures.keys()
@@ -152,8 +154,9 @@ class CarefulLane(Lane):
     ) -> None:
         """Write a record that nobody can handle to the dead-letter topic, and park its key."""
         where, text = f"{self.topic}/{self.partition}/{message.offset()}", f"{type(error).__name__}: {error}"
-        trace = error if reason == "failed" else None
-        logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
+        if reason != "unknown":  # of which there may be many: it is told once a type
+            trace = error if reason == "failed" else None
+            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
         hand.since = None
         await self._room(hand, f"{where}: {reason}: {text}")
         self.shelf.put(message, reason, text, attempts, actors)
@@ -203,7 +206,8 @@ class CarefulLane(Lane):
         try:
             event, meta = routing.codec.decode(value)
         except Problem as error:
-            return f"{type(error).__name__}: {error}" if routing.keepers(value, error) & actors else None
+            keepers = routing.keepers(routing.unknown_type(value, error))
+            return f"{type(error).__name__}: {error}" if keepers & actors else None
         envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
         assert origin is not None
         headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]

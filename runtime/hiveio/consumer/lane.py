@@ -190,7 +190,7 @@ class WorkLane(CarefulLane):
                 try:
                     event, meta = decode(value)
                 except Problem as error:
-                    await self._undecodable(hand, message, value, error, NOBODY)
+                    await self._undecodable(hand, message, value, error)
                 else:
                     key = message.key()
                     envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
@@ -238,7 +238,7 @@ class WorkLane(CarefulLane):
         try:
             event, meta = self.routing.codec.decode(value)
         except Problem as error:
-            await self._undecodable(hand, message, value, error, blocked)
+            await self._undecodable(hand, message, value, error)
             return
         envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
         failures: dict[str, Failure] = {}

@@ -37,9 +37,10 @@ logger = logging.getLogger("hiveio.consumer")
 class Consumer:
     """Reads the topics of ``settings.read_topics`` as a member of the group and gives each event to those who take it.
 
-    - In order within a partition; partitions are handled side by side. An event that no actor takes is skipped.
+    - In order within a partition; partitions are handled side by side.
     - A handler that raises or hangs is tried again; at last the record goes to the dead-letter topic, those of the
-      same key that come later are parked behind it, and all others go on.
+      same key that come later are parked behind it, and all others go on. So does, at once, what no actor takes,
+      unless the actors skip it.
     - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it.
 
     Raises ConfigError when brokers, topic or group are not set, or when no actor takes events.
