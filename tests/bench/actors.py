@@ -59,13 +59,10 @@ class Views(Actor):
     def perform(self, message: Visited | Progress) -> dict[str, object] | None:
         if isinstance(message, Progress):
             return {"count": self.count, "clocks": self.clocks}
-        self.counted(1)
-        return None
-
-    def counted(self, more: int) -> None:
-        before, self.count = self.count, self.count + more
-        if before < WARM <= self.count or before < RECORDS <= self.count:
+        self.count += 1
+        if self.count == WARM or self.count == RECORDS:
             self.clocks.append((time.monotonic(), time.process_time(), self.count))
+        return None
 
 
 class Lists(Views):
@@ -74,7 +71,9 @@ class Lists(Views):
     def perform(self, message: list[Visited] | Progress) -> dict[str, object] | None:  # type: ignore[override]
         if isinstance(message, Progress):
             return {"count": self.count, "clocks": self.clocks}
-        self.counted(len(message))
+        before, self.count = self.count, self.count + len(message)
+        if before < WARM <= self.count or before < RECORDS <= self.count:
+            self.clocks.append((time.monotonic(), time.process_time(), self.count))
         return None
 
 

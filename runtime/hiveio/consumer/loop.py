@@ -15,8 +15,9 @@ from typing import Any
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer.batch import BatchLane
+from hiveio.consumer.careful import Opening
 from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.lane import Opening, WorkLane
+from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.metrics import Tally
 from hiveio.consumer.parallel import ParallelLane
 from hiveio.consumer.progress import Progress, Window, parse_position
