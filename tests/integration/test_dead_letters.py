@@ -221,6 +221,40 @@ async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
     assert letters(kafka, made)[0]["hive-dead-reason"] == "refused"
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_backend_that_stays_away_is_told(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture, concurrency: int
+) -> None:
+    """It is waited for without an end, and neither readiness nor the log is silent about it."""
+    made = settings(
+        consumer_attempts=3, consumer_backoff_ms=1, consumer_backoff_limit_ms=5, consumer_concurrency=concurrency
+    )
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, keyed(("a", 0), ("b", 1)))
+    away, attempts = True, 0
+
+    async def fail(amount: int, context: Context) -> None:
+        nonlocal attempts
+        if amount == 0 and away:
+            attempts += 1
+            raise Unavailable("the database is away")
+
+    async with member(made) as one:
+        one.actor.on_event = fail
+        await one.until(lambda: attempts > 70)
+        reason = await one.consumer.ready() or ""
+        assert f"{topic}/0/0: attempt" in reason
+        assert reason.endswith("failed, and it waits for its backend: the database is away")
+        assert one.consumer.alive()
+        said = [r.getMessage() for r in caplog.records if "the next is in" in r.getMessage()]
+        assert [int(text.split("attempt ")[1].split()[0]) for text in said] == [1, 2, 4, 8, 16, 32, 64]
+        assert one.actor.amounts() == ([] if concurrency == 1 else [1])
+        away = False
+        await one.until(lambda: sorted(one.actor.amounts()) == [0, 1])
+        assert await one.consumer.ready() is None
+        assert one.consumer.counts.dead == 0
+
+
 async def test_a_handler_that_hangs_is_ended(kafka: Kafka, topic: str, settings: Made) -> None:
     made = settings(consumer_timeout_ms=100, **QUICK)
     make_topic(kafka.brokers, topic)

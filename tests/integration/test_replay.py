@@ -105,6 +105,7 @@ def test_a_shadow_while_the_service_answers(
             while not ended.wait(0.02):
                 answer = httpx.get(role.url + "/amounts")
                 assert answer.status_code == 200
+                assert "age" not in answer.headers, "what is in use is not behind"
                 if answer.json() not in answers:
                     answers.append(answer.json())
 
@@ -166,6 +167,30 @@ def test_reset(kafka: Kafka, topic: str, environ: dict[str, str], replay: Replay
     assert replay("--reset", "--no-wait") == 0, text(replay)
     with Role("consumer", environ, actor_path=tmp_path, module="totals"):
         wait_until(lambda: stored(environ) == [*range(100)], 30, "the service reads it")
+
+
+def test_queries_answer_during_a_replay_and_say_how_old_they_are(
+    kafka: Kafka, topic: str, environ: dict[str, str], replay: Replay, tmp_path: Path
+) -> None:
+    with Role("consumer", environ, actor_path=tmp_path, module="totals"):
+        wait_until(lambda: Path(environ["DATABASE"]).exists() and len(stored(environ)) == 100, 30, "the projection")
+    write(kafka.brokers, topic, plain([200]))
+    written = time.time()
+    assert replay("--reset", "--no-wait") == 0, text(replay)
+    with Role("consumer", environ | {"SLOW_S": "0.05"}, actor_path=tmp_path, module="totals") as role:
+
+        def ask() -> tuple[int, int]:
+            answer = httpx.get(role.url + "/amounts", timeout=10)
+            assert answer.status_code == 200
+            return len(answer.json()), int(answer.headers.get("age", "-1"))
+
+        def half() -> tuple[int, int] | None:
+            count, age = ask()
+            return (count, age) if 0 < count < 80 and age >= 0 else None
+
+        _, age = wait_until(half, 30, "an answer from the half-built projection")
+        assert age >= int(time.time() - written) - 1, "its oldest event that is missing was written before that"
+        wait_until(lambda: ask() == (101, -1), 30, "all of it, and no age any more")
 
 
 def test_what_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
