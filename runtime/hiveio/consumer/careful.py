@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hiveio.consumer.cloudevents import to_action
 from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, origin_of
 from hiveio.consumer.progress import Progress, Window, parse_position
 from hiveio.consumer.retry import Hand, Retry
@@ -269,6 +270,8 @@ class CarefulLane(Lane):
         if strange := actors - routing.names:
             return f"there is no actor {', '.join(sorted(strange))} here"
         value, key, origin = message.value() or b"", message.key(), origin_of(found)
+        if "ce_specversion" in found:
+            value = to_action(found.items(), value, routing.codec.types)
         try:
             event, meta = routing.codec.decode(value)
         except Problem as error:

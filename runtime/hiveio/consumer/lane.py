@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hiveio.consumer.careful import CarefulLane, Failure, Headers, id_of, offset_of
+from hiveio.consumer.cloudevents import to_action
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
@@ -17,7 +18,8 @@ from hiveio.kafka import Message
 
 SLICE_S = 0.005  # so long a lane works before others get their turn
 ENDED_S = 1.0  # so long a cancelled handler has to end
-_MARKS = frozenset(("hive-position", "hive-previous", "hive-key"))  # headers by which a repeat is known
+# Headers by which a repeat is known, and a CloudEvent.
+_MARKS = frozenset(("hive-position", "hive-previous", "hive-key", "ce_specversion"))
 logger = logging.getLogger("hiveio.consumer")
 
 
@@ -129,10 +131,11 @@ class WorkLane(CarefulLane):
     def _new(self, chunk: list[Message]) -> Iterator[New]:
         """The records to be handled. What was seen before, or has no value, is counted; ``progress`` moves along."""
         start, counts, take, window = self.start, self.routing.counts, self.progress.take, self.window.take
+        names = self.routing.codec.types
         for message in chunk:
             headers: Any = message.headers()
             position = previous = None
-            new = True
+            new, cloud_event = True, False
             if headers is not None:
                 for name, text in headers:
                     if name in _MARKS:
@@ -140,8 +143,10 @@ class WorkLane(CarefulLane):
                             position = text
                         elif name == "hive-previous":
                             previous = text
-                        else:
+                        elif name == "hive-key":
                             new = window(message.key(), text, headers)
+                        else:
+                            cloud_event = True
                 if position is not None:
                     new = take(position, previous)
             offset: Any = message.offset()
@@ -152,6 +157,8 @@ class WorkLane(CarefulLane):
             elif (value := message.value()) is None:
                 counts.skipped += 1
             else:
+                if cloud_event:
+                    value = to_action(headers, value, names)
                 yield message, offset, value, headers, position
 
     async def _handle(self, hand: Hand, records: Iterable[New], *, in_order: bool = False) -> None:
