@@ -111,6 +111,7 @@ def consumer(o: Options) -> dict[str, float]:
             "group.id": f"raw-{time.time_ns()}",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
+            **o["config"],
         }
     )
     client.assign([TopicPartition(o["topic"], 0, 0)])

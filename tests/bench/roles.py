@@ -15,6 +15,7 @@ from tests.bench.measure import Row, Sample, memory_mb
 from tests.process import wait_until
 
 QUOTE = Request("POST", "/quotes", '{"type":"Quote","payload":{"amount":10000}}')
+FETCHING = {"queued.min.messages": 10_000, "fetch.queue.backoff.ms": 10}  # as the role's poller has them
 VISIT = Request(
     "POST", "/visits/{}", '{"type":"Visit","payload":{"page":"/products/17","duration_ms":1250}}', 1_000_000
 )
@@ -58,8 +59,10 @@ def consumer(bench: Bench) -> None:
     topic = bench.make_topic()
     with bench.console.status(f"consumer: writing {bench.records:,} records"):
         fill(bench, topic)
+    options = {"brokers": bench.kafka.brokers, "topic": topic, "records": bench.records}
     measures = {
-        "raw loop": bench.raw("consumer", brokers=bench.kafka.brokers, topic=topic, records=bench.records),
+        "raw loop": bench.raw("consumer", **options, config=FETCHING),
+        "raw loop, librdkafka's own settings": bench.raw("consumer", **options, config={}),
         "hiveio/consumer": lambda: consumed(bench, topic, "Views"),
         "hiveio/consumer, lists": lambda: consumed(bench, topic, "Lists"),
         "hiveio/consumer, 8 keys at once": lambda: consumed(bench, topic, "Views", CONSUMER_CONCURRENCY="8"),
@@ -81,14 +84,15 @@ def consumer_memory(bench: Bench) -> None:
         rss_mb: dict[str, float] = {}
 
         def look(count: int, worker: int, rss_mb: dict[str, float] = rss_mb) -> None:
-            for name, part in (("at a third MB", 1), ("at two thirds MB", 2), ("at the end MB", 3)):
+            for name, part in (("MB at a third", 1), ("MB at two thirds", 2), ("MB at the end", 3)):
                 if count >= records * part // 3:
                     rss_mb.setdefault(name, memory_mb(worker)["rss_mb"])
 
         with bench.console.status(f"consumer-memory: {what}"):
             sample = consumed(bench, topic, actor, records, look, **environ)
-        rss_mb["grown since the third MB"] = rss_mb["at the end MB"] - rss_mb["at a third MB"]
         bench.add([Row("consumer-memory", what, 0, (replace(sample, parts=rss_mb),))])
+        shown = ", ".join(f"{value:.1f} {name}" for name, value in rss_mb.items())
+        bench.note(f"{what}: {records:,} records, RSS of the worker {shown}")
     bench.show("consumer-memory")
 
 
