@@ -3,20 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from hiveio.consumer.cloudevents import to_action
-from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, origin_of
+from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, mark, origin_of
 from hiveio.consumer.progress import Progress, Window, parse_position
 from hiveio.consumer.retry import Hand, Retry
 from hiveio.consumer.routing import Routing, Target
 from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
-from hiveio.errors import Corrupt, Invalid, Problem, Refused, Stop, Unavailable
+from hiveio.errors import Invalid, Problem, Refused, Stop, Unavailable
 from hiveio.kafka import Lane, Message
 
 logger = logging.getLogger("hiveio.consumer")
@@ -78,28 +77,6 @@ class CarefulLane(Lane):
     @property
     def parked(self) -> int:
         return len(self.shelf.parking.entries)
-
-    def fail(self, reason: str) -> None:
-        if self.failure is None:
-            self.failure = f"{self}: {reason}"
-            self.routing.counts.failed += 1
-            logger.error("%s: this partition stops, and nothing of it is lost: %s", self, reason)
-
-    @contextmanager
-    def _until_closed(self, hand: Hand) -> Iterator[None]:
-        """Around a task of this lane: it ends with the lane, or with a fault, which stops the partition."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
-        except Corrupt as error:
-            self.fail(str(error))
-        except Exception as error:
-            logger.exception("%s", self)
-            self.fail(f"{type(error).__name__}: {error}")
-        finally:
-            hand.since = None
 
     async def _wait(self, hand: Hand, what: Awaitable[Any]) -> None:
         """Wait with nothing in hand: a revoke does not wait for it."""
@@ -255,12 +232,12 @@ class CarefulLane(Lane):
                 continue
             await self._redriven(done)
             done = []
-            await self.shelf.failed(message, reason)
+            await self.shelf.note(mark("failed", message, reason))
         await self._redriven(done)
 
     async def _redriven(self, done: list[Message]) -> None:
         if done:
-            await self.shelf.done(done)
+            await self.shelf.note(*(mark("done", message) for message in done))
             self.routing.counts.redriven += len(done)
 
     async def _try(self, message: Message) -> str | None:

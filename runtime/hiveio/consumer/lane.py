@@ -6,6 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hiveio.consumer.careful import CarefulLane, Failure, Headers, id_of, offset_of
@@ -13,7 +14,7 @@ from hiveio.consumer.cloudevents import to_action
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
-from hiveio.errors import Problem, Unavailable
+from hiveio.errors import Corrupt, Problem, Unavailable
 from hiveio.kafka import Message
 
 SLICE_S = 0.005  # so long a lane works before others get their turn
@@ -64,7 +65,10 @@ class WorkLane(CarefulLane):
 
     def fail(self, reason: str) -> None:
         """Stop this partition, loudly: its offset stays, and readiness tells. Others go on."""
-        super().fail(reason)
+        if self.failure is None:
+            self.failure = f"{self}: {reason}"
+            self.routing.counts.failed += 1
+            logger.error("%s: this partition stops, and nothing of it is lost: %s", self, reason)
         self._chunks.clear()
         self.finished = self.handed
         self._finished()
@@ -83,6 +87,22 @@ class WorkLane(CarefulLane):
         return records, max(0.0, time.time() - oldest.timestamp()[1] / 1000)
 
     # -- the task
+
+    @contextmanager
+    def _until_closed(self, hand: Hand) -> Iterator[None]:
+        """Around a task of this lane: it ends with the lane, or with a fault, which stops the partition."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+        except Corrupt as error:
+            self.fail(str(error))
+        except Exception as error:
+            logger.exception("%s", self)
+            self.fail(f"{type(error).__name__}: {error}")
+        finally:
+            hand.since = None
 
     async def _run(self) -> None:
         with self._until_closed(self.hand):
@@ -189,14 +209,13 @@ class WorkLane(CarefulLane):
                             continue
                         if target.with_record and envelope.record is None:
                             self._set_record(envelope, headers, position, offset, message.timestamp()[1])
-                        hand.since = now
+                        hand.since = now = clock()
                         try:
                             await target.handle(envelope)
                         except BaseException as error:
                             failed = await self._attempt(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
-                        now = clock()
                     hand.since = None
                     if failures or blocked:
                         await self._bury(hand, message, failures or {}, blocked or NOBODY)
@@ -211,5 +230,4 @@ class WorkLane(CarefulLane):
                     return
             if now > hand.slice_end:
                 await asyncio.sleep(0)
-                now = clock()
-                hand.slice_end = now + SLICE_S
+                hand.slice_end = clock() + SLICE_S

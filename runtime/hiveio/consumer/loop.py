@@ -254,11 +254,8 @@ class Consumer:
             window=Window(self._settings.idempotency_count),
             shelf=lambda news: Shelf(
                 self._letters,
-                start.topic,
-                start.partition,
-                bounds=start.beside,
+                start,
                 start=first,
-                committed=start.committed,
                 limit=self._settings.consumer_parked,
                 everybody=self._routing.names,
                 news=news,

@@ -23,14 +23,14 @@ class Counts:
         self.dead = self.parked = self.redriven = 0
 
 
-class Target:
+class Target(msgspec.Struct, eq=False):
     """An actor's handler; ``with_record`` when it is given the context of each record."""
 
-    __slots__ = ("batch", "contract", "handle", "name", "with_record")
-
-    def __init__(self, contract: Contract, handle: Handler, *, with_record: bool) -> None:
-        self.contract, self.handle, self.with_record = contract, handle, with_record
-        self.name, self.batch = contract.name, contract.batch
+    contract: Contract
+    handle: Handler
+    with_record: bool
+    name: str
+    batch: bool
 
 
 class Routing:
@@ -38,7 +38,8 @@ class Routing:
 
     def __init__(self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False) -> None:
         self.targets = [
-            Target(contract, handle, with_record=with_record or contract.wants_context) for contract, handle in handlers
+            Target(contract, handle, with_record or contract.wants_context, contract.name, contract.batch)
+            for contract, handle in handlers
         ]
         self.names = frozenset(target.name for target in self.targets)
         self.by_type: dict[type, list[Target]] = {}
