@@ -61,8 +61,10 @@ def consumer(bench: Bench) -> None:
         fill(bench, topic)
     options = {"brokers": bench.kafka.brokers, "topic": topic, "records": bench.records}
     measures = {
-        "raw loop": bench.raw("consumer", **options, config=FETCHING),
-        "raw loop, librdkafka's own settings": bench.raw("consumer", **options, config={}),
+        "raw loop": bench.raw("consumer", **options, config=FETCHING, steps=["headers", "value"]),
+        "raw loop, librdkafka's own settings": bench.raw("consumer", **options, config={}, steps=["headers", "value"]),
+        "raw loop without decoding": bench.raw("consumer", **options, config=FETCHING, steps=["headers"]),
+        "raw loop without headers either": bench.raw("consumer", **options, config=FETCHING, steps=[]),
         "hiveio/consumer": lambda: consumed(bench, topic, "Views"),
         "hiveio/consumer, lists": lambda: consumed(bench, topic, "Lists"),
         "hiveio/consumer, 8 keys at once": lambda: consumed(bench, topic, "Views", CONSUMER_CONCURRENCY="8"),
