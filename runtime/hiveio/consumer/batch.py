@@ -82,6 +82,6 @@ class BatchLane(WorkLane):
     def _envelope(self, record: New, event: Any, meta: Any) -> Envelope:
         message, offset, _, headers, position = record
         key = message.key()
-        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+        envelope = Envelope(message=event, id=id_of(key), meta=meta)
         self._set_record(envelope, headers, position, offset, message.timestamp()[1])
         return envelope

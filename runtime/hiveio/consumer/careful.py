@@ -254,7 +254,7 @@ class CarefulLane(Lane):
         except Problem as error:
             keepers = routing.keepers(routing.unknown_type(value, error))
             return f"{type(error).__name__}: {error}" if keepers & actors else None
-        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+        envelope = Envelope(message=event, id=id_of(key), meta=meta)
         assert origin is not None
         headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
         time_ms = int(found.get(TIME, b"0"))
@@ -279,8 +279,8 @@ def as_batch(envelope: Envelope) -> Envelope:
     return Envelope(message=[envelope.message], id=envelope.id, record=[envelope.record] if envelope.record else None)
 
 
-def id_of(key: str | bytes) -> str:
-    return key if isinstance(key, str) else key.decode("utf-8", "replace")
+def id_of(key: str | bytes | None) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else key or ""
 
 
 def offset_of(message: Message) -> int:

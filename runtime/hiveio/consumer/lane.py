@@ -200,7 +200,7 @@ class WorkLane(CarefulLane):
                     await self._undecodable(hand, message, value, error)
                 else:
                     key = message.key()
-                    envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+                    envelope = Envelope(message=event, id=id_of(key), meta=meta)
                     failures: dict[str, Failure] | None = None
                     for target in by_type[type(event)]:
                         if (blocked and target.name in blocked) or (
