@@ -2,20 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 
 from hiveio import Context
 from hiveio.config import Settings
+from tests.integration.conftest import Make
 from tests.integration.consumers import Recorder, member, plain, settings
 from tests.integration.test_dead_letters import QUICK, Choosy, ask, letters
-from tests.integration.test_producer_cloudevents import ACTORS
+from tests.integration.test_producer_cloudevents import ACTOR
 from tests.integration.topics import Written, make_topic, write
-from tests.process import Role
 from tests.services import Kafka
 
-__all__ = ["settings"]
+__all__ = ["ACTOR", "settings"]
 
 Made = Callable[..., Settings]
 
@@ -24,15 +23,13 @@ def cloud_event(key: str | None, data: bytes, kind: str = "com.example.Deposited
     return (0, key, data, {"ce_specversion": "1.0", "ce_id": "e-1", "ce_source": "/bank", "ce_type": kind, **more})
 
 
-async def test_what_the_producer_writes(kafka: Kafka, topic: str, settings: Made, tmp_path: Path) -> None:
-    (tmp_path / "bank.py").write_text(ACTORS)
-    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "EVENT_FORMAT": "cloudevents"}
+async def test_what_the_producer_writes(kafka: Kafka, topic: str, settings: Made, producer: Make) -> None:
     contexts: list[Context] = []
 
     async def keep(amount: int, context: Context) -> None:
         contexts.append(context)
 
-    with Role("producer", environ, actor_path=tmp_path, module="bank") as role:
+    with producer(EVENT_FORMAT="cloudevents") as role:
         for body in (
             {"type": "Deposit", "payload": {"amount": 5}},
             {"type": "Deposit", "payload": {"amount": 6}, "meta": {"tenant": "t1"}},
