@@ -83,9 +83,9 @@ class Actor:
     # Raise it when replay or upcast changes: snapshots are folded anew, as they are when fields of the model change.
     schema_version: ClassVar[int] = 1
     # Consumer: what becomes of a record whose type ``perform`` takes and which does not fit it (or is no JSON), and of
-    # one of a type that ``perform`` does not take: kept in the dead-letter topic, or skipped and counted.
+    # one of a type that no actor of the container takes: kept in the dead-letter topic, or skipped and counted.
     undecodable: ClassVar[Literal["dead", "skip"]] = "dead"
-    unknown: ClassVar[Literal["dead", "skip"]] = "skip"
+    unknown: ClassVar[Literal["dead", "skip"]] = "dead"
 
     perform: Callable[..., Any]
     replay: Callable[..., Any] | None = None
@@ -284,7 +284,7 @@ def performing(contract: Contract) -> Handler:
 
     async def handle(envelope: Envelope) -> Outcome:
         result = invoke(None, envelope.message, envelope.context() if wants_context else None, None)
-        if is_async or inspect.isawaitable(result):
+        if is_async or hasattr(result, "__await__"):  # inspect.isawaitable asks for more, and costs as much as the rest
             result = await result
         if events_only and result is not None:
             contract.checked_events(result)

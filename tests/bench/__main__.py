@@ -12,7 +12,7 @@ from tests.bench.bench import Bench, Lost, services
 from tests.bench.idle import idle
 from tests.bench.load import Generator
 from tests.bench.report import ceiling, machine
-from tests.bench.roles import base, consumer, producer
+from tests.bench.roles import base, consumer, consumer_memory, producer
 from tests.bench.stream import scale, shared, stream
 from tests.services import ServiceFailed, ServiceUnavailable
 
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "base": base,
     "producer": producer,
     "consumer": consumer,
+    "consumer-memory": consumer_memory,
     "stream": stream,
     "shared": shared,
     "scale": scale,
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description="Each role against its bare parts, side by side in one run.",
-        epilog="\n".join(f"{name:10} {function.__doc__}" for name, function in BENCHES.items()),
+        epilog="\n".join(f"{name:16} {function.__doc__}" for name, function in BENCHES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("names", nargs="*", metavar="name", help="one or several of the below; all without a name")

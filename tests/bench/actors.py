@@ -54,14 +54,26 @@ class Views(Actor):
 
     def __init__(self) -> None:
         self.count = 0
-        self.clocks: list[tuple[float, float]] = []
+        self.clocks: list[tuple[float, float, int]] = []  # seconds, CPU seconds, the count
 
     def perform(self, message: Visited | Progress) -> dict[str, object] | None:
         if isinstance(message, Progress):
             return {"count": self.count, "clocks": self.clocks}
         self.count += 1
         if self.count == WARM or self.count == RECORDS:
-            self.clocks.append((time.monotonic(), time.process_time()))
+            self.clocks.append((time.monotonic(), time.process_time(), self.count))
+        return None
+
+
+class Lists(Views):
+    """The same with lists of events."""
+
+    def perform(self, message: list[Visited] | Progress) -> dict[str, object] | None:  # type: ignore[override]
+        if isinstance(message, Progress):
+            return {"count": self.count, "clocks": self.clocks}
+        before, self.count = self.count, self.count + len(message)
+        if before < WARM <= self.count or before < RECORDS <= self.count:
+            self.clocks.append((time.monotonic(), time.process_time(), self.count))
         return None
 
 

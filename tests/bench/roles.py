@@ -1,6 +1,9 @@
 """Base, producer and consumer, each against its bare parts."""
 
 import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import httpx
 from confluent_kafka import Producer
@@ -8,10 +11,11 @@ from confluent_kafka import Producer
 from hiveio.kafka.sender import Headers
 from tests.bench.bench import BULK, Bench
 from tests.bench.load import Request
-from tests.bench.measure import Sample
+from tests.bench.measure import Row, Sample, memory_mb
 from tests.process import wait_until
 
 QUOTE = Request("POST", "/quotes", '{"type":"Quote","payload":{"amount":10000}}')
+FETCHING = {"queued.min.messages": 10_000, "fetch.queue.backoff.ms": 10}  # as the role's poller has them
 VISIT = Request(
     "POST", "/visits/{}", '{"type":"Visit","payload":{"page":"/products/17","duration_ms":1250}}', 1_000_000
 )
@@ -55,47 +59,91 @@ def consumer(bench: Bench) -> None:
     topic = bench.make_topic()
     with bench.console.status(f"consumer: writing {bench.records:,} records"):
         fill(bench, topic)
+    options = {"brokers": bench.kafka.brokers, "topic": topic, "records": bench.records}
     measures = {
-        "raw loop": bench.raw("consumer", brokers=bench.kafka.brokers, topic=topic, records=bench.records),
-        "hiveio/consumer": lambda: consumed(bench, topic),
+        "raw loop": bench.raw("consumer", **options, config=FETCHING, steps=["headers", "value"]),
+        "raw loop, librdkafka's own settings": bench.raw("consumer", **options, config={}, steps=["headers", "value"]),
+        "raw loop without decoding": bench.raw("consumer", **options, config=FETCHING, steps=["headers"]),
+        "raw loop without headers either": bench.raw("consumer", **options, config=FETCHING, steps=[]),
+        "hiveio/consumer": lambda: consumed(bench, topic, "Views"),
+        "hiveio/consumer, lists": lambda: consumed(bench, topic, "Lists"),
+        "hiveio/consumer, 8 keys at once": lambda: consumed(bench, topic, "Views", CONSUMER_CONCURRENCY="8"),
     }
     bench.compare("consumer", 0, measures, "raw loop")
     bench.show("consumer")
 
 
-def fill(bench: Bench, topic: str) -> None:
+def consumer_memory(bench: Bench) -> None:
+    """Memory of the consumer's worker over a long topic (25 times --records: 10 million), at each third of it."""
+    records, topic = 25 * bench.records, bench.make_topic()
+    with bench.console.status(f"consumer-memory: writing {records:,} records"):
+        fill(bench, topic, records, **{"compression.type": "lz4"})
+    for actor, what, environ in (
+        ("Views", "one at a time", {}),
+        ("Lists", "lists", {}),
+        ("Views", "8 keys at once", {"CONSUMER_CONCURRENCY": "8"}),
+    ):
+        rss_mb: dict[str, float] = {}
+
+        def look(count: int, worker: int, rss_mb: dict[str, float] = rss_mb) -> None:
+            for name, part in (("MB at a third", 1), ("MB at two thirds", 2), ("MB at the end", 3)):
+                if count >= records * part // 3:
+                    rss_mb.setdefault(name, memory_mb(worker)["rss_mb"])
+
+        with bench.console.status(f"consumer-memory: {what}"):
+            sample = consumed(bench, topic, actor, records, look, **environ)
+        bench.add([Row("consumer-memory", what, 0, (replace(sample, parts=rss_mb),))])
+        shown = ", ".join(f"{value:.1f} {name}" for name, value in rss_mb.items())
+        bench.note(f"{what}: {records:,} records, RSS of the worker {shown}")
+    bench.show("consumer-memory")
+
+
+def fill(bench: Bench, topic: str, records: int = 0, **more: str) -> None:
     """Records of about 200 bytes with four headers."""
-    client = Producer(BULK | {"bootstrap.servers": bench.kafka.brokers})
+    client = Producer(BULK | {"bootstrap.servers": bench.kafka.brokers} | more)
     value = b'{"type":"Visited","payload":{"page":"/products/%s","duration_ms":1250}}' % (b"17" * 60)
     shared: Headers = [
         ("hive-actor", b"Visits"),
         ("content-type", b"application/json"),
         ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
     ]
-    for number in range(bench.records):
+    for number in range(records or bench.records):
         client.produce(topic, value, b"%d" % (number % 10_000), 0, headers=[*shared, ("hive-id", b"%d.0" % number)])
         if number % 5_000 == 0:
-            client.poll(0)
+            client.poll(0.1 if len(client) > 1_000_000 else 0)
     assert client.flush(60) == 0
 
 
-def consumed(bench: Bench, topic: str) -> Sample:
+def consumed(
+    bench: Bench,
+    topic: str,
+    actor: str,
+    records: int = 0,
+    look: Callable[[int, int], None] = lambda count, worker: None,
+    **more: str,
+) -> Sample:
+    """``look`` is shown, now and then, the number of records and the worker's process id."""
+    records = records or bench.records
     environ = {
         "EVENT_STORE_TOPIC": topic,
         "EVENT_STORE_GROUP_ID": bench.topic(),
         "EVENT_STORE_FROM_START": "true",
-        "BENCH_RECORDS": str(bench.records),
+        "BENCH_RECORDS": str(records),
+        **more,
     }
-    with bench.role("consumer", "actors:Views", **environ) as role, httpx.Client(base_url=role.url) as client:
+    with bench.role("consumer", f"actors:{actor}", **environ) as role, httpx.Client(base_url=role.url) as client:
+        worker = role.workers()[0].pid
 
         def progress() -> list[list[float]] | None:
+            time.sleep(0.1)  # to ask costs the worker time
             with contextlib.suppress(httpx.TransportError):
                 found = client.get("/progress").json()
-                if found["count"] >= bench.records:
+                look(found["count"], worker)
+                if found["count"] >= records:
                     return found["clocks"]  # type: ignore[no-any-return]
             return None
 
-        first, last = wait_until(progress, 120, f"{bench.records} records are consumed")
-    counted = bench.records - bench.records // 10
+        first, last = wait_until(progress, 120 + records / 20_000, f"{records} records are consumed")
+    counted = last[2] - first[2]
     seconds, cpu_s = last[0] - first[0], last[1] - first[1]
     return Sample(counted / seconds, 0.0, 0.0, cpu_s / counted * 1e6)

@@ -27,6 +27,8 @@ class Deposited(Event):
 class Handled(Actor):
     """Stores the position of an event together with its effect."""
 
+    unknown = "skip"
+
     def start(self):
         self.db = sqlite3.connect({path!r}, isolation_level=None)
         self.db.execute("create table if not exists handled (n integer primary key, marker text, next integer)")

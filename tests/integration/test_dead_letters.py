@@ -142,10 +142,7 @@ async def test_what_cannot_be_decoded_is_a_dead_letter(kafka: Kafka, topic: str,
 
 async def test_an_actor_may_say_what_is_skipped(kafka: Kafka, topic: str, settings: Made) -> None:
     class Lenient(Recorder):
-        undecodable = "skip"
-
-    class Strict(Recorder):
-        unknown = "dead"
+        undecodable = unknown = "skip"
 
     made = settings()
     make_topic(kafka.brokers, topic)
@@ -155,10 +152,50 @@ async def test_an_actor_may_say_what_is_skipped(kafka: Kafka, topic: str, settin
         assert one.consumer.counts.skipped == 2
         assert one.consumer.counts.dead == 0
     strict = settings(group_id=made.group_id + "-strict")
-    async with member(strict, Strict) as one:
+    async with member(strict) as one:
         await one.until(lambda: one.actor.amounts() == [2])
         assert one.consumer.counts.dead == 2
-    assert [r["hive-dead-reason"] for r in letters(kafka, strict)] == ["undecodable", "undecodable"]
+    assert [r["hive-dead-reason"] for r in letters(kafka, strict)] == ["undecodable", "unknown"]
+
+
+async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Both(Recorder):
+        async def perform(self, event: Deposited | Withdrawn, context: Context) -> None:
+            await super().perform(Deposited(event.amount), context)
+
+    Both.name = "Recorder"  # the next version of it
+    made = settings()
+    make_topic(kafka.brokers, topic)
+    unknown = [("a", 1), ("b", 2), ("c", 3)]
+    withdrawn: list[Written] = [(0, key, wire(amount, "Withdrawn"), {}) for key, amount in unknown]
+    write(kafka.brokers, topic, [*withdrawn, *keyed(("a", 4), ("d", 5)), (0, None, wire(6, "Closed"), {})])
+    async with member(made) as one:
+        await one.until(lambda: one.actor.amounts() == [5] and one.consumer.counts.dead == 4)
+        assert one.consumer.counts.parked == 1
+        assert await one.consumer.ready() is None
+    first, *rest = letters(kafka, made)
+    assert (first["hive-dead-reason"], first["hive-dead-actors"]) == ("unknown", "Recorder")
+    assert first["hive-dead-exception"] == "Invalid: no actor takes the type 'Withdrawn'"
+    assert [r["hive-dead-reason"] for r in rest] == ["unknown", "unknown", "parked", "unknown"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2, "once for each type"
+    for text in (f"{topic}/0/0", "'Withdrawn'", "a dead letter for Recorder", 'unknown = "skip"', "Deposited"):
+        assert text in said[0]
+    async with member(made, Both) as two:  # it takes them now
+        ask(kafka, made, "retry", "a")
+        await two.until(lambda: two.actor.amounts() == [1, 4])
+
+    class Some(Recorder):
+        name = "Recorder"
+        unknown = "skip"
+
+    async with member(made, Some) as three:  # and it does not want them
+        ask(kafka, made, "retry")
+        await three.until(lambda: three.consumer.counts.redriven == 3)
+        await three.until(lambda: not three.consumer._lanes[topic, 0].shelf.parking.entries)
+        assert not three.actor.seen
 
 
 async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
@@ -182,6 +219,40 @@ async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
         await one.until(lambda: one.actor.seen and one.consumer.counts.dead)
     assert attempts == {0: 1, 1: 30}
     assert letters(kafka, made)[0]["hive-dead-reason"] == "refused"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_backend_that_stays_away_is_told(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture, concurrency: int
+) -> None:
+    """It is waited for without an end, and neither readiness nor the log is silent about it."""
+    made = settings(
+        consumer_attempts=3, consumer_backoff_ms=1, consumer_backoff_limit_ms=5, consumer_concurrency=concurrency
+    )
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, keyed(("a", 0), ("b", 1)))
+    away, attempts = True, 0
+
+    async def fail(amount: int, context: Context) -> None:
+        nonlocal attempts
+        if amount == 0 and away:
+            attempts += 1
+            raise Unavailable("the database is away")
+
+    async with member(made) as one:
+        one.actor.on_event = fail
+        await one.until(lambda: attempts > 70)
+        reason = await one.consumer.ready() or ""
+        assert f"{topic}/0/0: attempt" in reason
+        assert reason.endswith("failed, and it waits for its backend: the database is away")
+        assert one.consumer.alive()
+        said = [r.getMessage() for r in caplog.records if "the next is in" in r.getMessage()]
+        assert [int(text.split("attempt ")[1].split()[0]) for text in said] == [1, 2, 4, 8, 16, 32, 64]
+        assert one.actor.amounts() == ([] if concurrency == 1 else [1])
+        away = False
+        await one.until(lambda: sorted(one.actor.amounts()) == [0, 1])
+        assert await one.consumer.ready() is None
+        assert one.consumer.counts.dead == 0
 
 
 async def test_a_handler_that_hangs_is_ended(kafka: Kafka, topic: str, settings: Made) -> None:
@@ -310,6 +381,30 @@ async def test_retry_is_asked_for_while_nobody_is_there(kafka: Kafka, topic: str
     first = next(context for context in contexts if context.offset == 0)
     assert (first.topic, first.id, first.redriven) == (topic, "a", True)
     assert not [name for name in first.headers if name.startswith("hive-dead")]
+
+
+async def test_a_stop_while_letters_are_tried_again_waits_for_the_one_in_hand_only(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = settings(**QUICK)
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, keyed(("a", 0), ("a", 1)))
+    begun = asyncio.Event()
+
+    async def slow(amount: int, context: Context) -> None:
+        begun.set()
+        await asyncio.sleep(0.5)
+
+    async with member(made) as one:
+        Choosy(one, 0)
+        await one.until(lambda: one.consumer.counts.parked == 1)
+        one.actor.on_event = slow
+        ask(kafka, made, "retry")
+        await begun.wait()
+    assert one.actor.amounts() == [0], "the one in hand is finished, and no other is begun"
+    async with member(made) as two:
+        await two.until(lambda: two.actor.amounts() == [1])  # the last one: nothing is left to wake the lane
+    assert not [record for record in caplog.records if "did not finish" in record.getMessage()]
 
 
 async def test_what_is_dropped_is_never_handled(kafka: Kafka, topic: str, settings: Made) -> None:

@@ -105,7 +105,7 @@ async def _reset(
         reader.commit(begins)
         print(f"emptied; the group {settings.group_id} begins anew")
         if wait:
-            await _read(_from_start(settings), contracts, reader, begins, ends)
+            await (await _read(_from_start(settings), contracts, reader, begins, ends)).stop()
     finally:
         await _stop(contracts)
     return 0
@@ -127,19 +127,23 @@ async def _shadow(
     await _start(contracts)
     swapped = False
     try:
-        consumer = await _read(shadowing, contracts, reader, begins, ends, keep=True)
+        consumer = await _read(shadowing, contracts, None, begins, ends)
         try:
             for contract in contracts:
-                until = time.monotonic() + STALLED_S
+                at, moved = consumer.positions(), time.monotonic()
                 while not await _settled(_actor(contract).end_shadow(swap=True)):
-                    if time.monotonic() > until:
-                        raise HiveError("the shadow does not catch up with the store in use; nothing was changed")
+                    _check(consumer)
+                    if at != consumer.positions():
+                        at, moved = consumer.positions(), time.monotonic()
+                    if time.monotonic() - moved > STALLED_S:
+                        raise HiveError("the shadow does not catch up with the store in use")
                     await asyncio.sleep(0.05)
             swapped = True
         finally:
             await consumer.stop()
     finally:
         if not swapped:
+            print("nothing was changed", file=sys.stderr)
             for contract in contracts:
                 await _settled(_actor(contract).end_shadow(swap=False))
         await _stop(contracts)
@@ -151,13 +155,14 @@ async def _shadow(
 async def _read(
     settings: Settings,
     contracts: Sequence[Contract],
-    reader: Reader,
+    reader: Reader | None,
     begins: dict[Place, int],
     ends: dict[Place, int],
-    *,
-    keep: bool = False,
 ) -> Consumer:
-    """Handle everything up to the ends. With ``keep`` it goes on reading, and the caller stops it."""
+    """Handle everything up to the ends. It goes on reading then, and the caller stops it.
+
+    With ``reader``, instances of the service take part, and what they have committed counts too.
+    """
     consumer = Consumer(settings, [(contract, performing(contract)) for contract in contracts])
     await consumer.start()
     total = sum(ends[place] - begins[place] for place in ends)
@@ -165,7 +170,7 @@ async def _read(
     try:
         while True:
             at = consumer.positions()
-            if elsewhere := [place for place in ends if place not in at]:  # instances of the service take part
+            if reader and (elsewhere := [place for place in ends if place not in at]):
                 at |= await asyncio.to_thread(reader.committed, elsewhere)
             now = sum(min(at.get(place, begins[place]), ends[place]) - begins[place] for place in ends)
             if now != done:
@@ -173,17 +178,19 @@ async def _read(
                 _progress(done, total)
             if done >= total:
                 break
-            if stopped := consumer.stopped():
-                raise HiveError(f"it stopped: {stopped}")
+            _check(consumer)
             if time.monotonic() - moved > STALLED_S:
                 raise HiveError(f"no record for {STALLED_S:.0f} s, at {done} of {total}")
             await asyncio.sleep(0.1)
     except BaseException:
         await consumer.stop()
         raise
-    if not keep:
-        await consumer.stop()
     return consumer
+
+
+def _check(consumer: Consumer) -> None:
+    if stopped := consumer.stopped():
+        raise HiveError(f"it stopped: {stopped}")
 
 
 def _progress(done: int, total: int) -> None:

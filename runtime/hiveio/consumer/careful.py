@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, origin_of
-from hiveio.consumer.progress import parse_position
+from hiveio.consumer.cloudevents import to_action
+from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, mark, origin_of
+from hiveio.consumer.progress import Progress, Window, parse_position
 from hiveio.consumer.retry import Hand, Retry
 from hiveio.consumer.routing import Routing, Target
-from hiveio.consumer.shelf import GROUP, NOBODY, Shelf
+from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
-from hiveio.errors import Problem, Refused, Stop
+from hiveio.errors import Invalid, Problem, Refused, Stop, Unavailable
 from hiveio.kafka import Lane, Message
 
 logger = logging.getLogger("hiveio.consumer")
@@ -23,27 +24,59 @@ Headers = list[tuple[str, bytes | None]]
 Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it stands behind another of its key
 
 
+class Opening(NamedTuple):
+    """Where a lane begins. Records from ``begin`` on only tell what was seen; those from ``start`` on are handled.
+
+    ``resumes`` says from which offset on a target takes records, where it is not the same for all.
+    """
+
+    topic: str
+    partition: int
+    begin: int
+    start: int
+    progress: Progress
+    note: str | bytes | None
+    resumes: dict[Target, int]
+
+
 class CarefulLane(Lane):
     """The state that failing is about. ``hand`` is the lane's own task."""
 
     def __init__(
         self,
-        topic: str,
-        partition: int,
-        begin: int,
-        done: tuple[int, str | bytes | None],
+        opening: Opening,
         *,
         routing: Routing,
         retry: Retry,
+        window: Window,
         shelf: Callable[[Callable[[], None]], Shelf],
+        finished: Callable[[], None],
     ) -> None:
-        super().__init__(topic, partition, begin, done)
-        self.routing, self.retry = routing, retry
+        super().__init__(opening.topic, opening.partition, opening.begin, (opening.start, opening.note))
+        self.start, self.progress, self._resumes = opening.start, opening.progress, opening.resumes
+        self._settled = max([opening.start, *opening.resumes.values()])
+        self.routing, self.retry, self.window, self._finished = routing, retry, window, finished
         self._arrived = asyncio.Event()
         self.shelf = shelf(self._arrived.set)
         self.hand = Hand()
-        self.held: str | None = None  # why it stands still, for as long as it does
         self._closing = False
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.done[0]}"
+
+    @property
+    def hands(self) -> Sequence[Hand]:
+        """The tasks that run handlers."""
+        return [self.hand]
+
+    @property
+    def held(self) -> str | None:
+        """Why it stands still, or a part of it, for as long as it does."""
+        return next((hand.held for hand in self.hands if hand.held), None)
+
+    @property
+    def parked(self) -> int:
+        return len(self.shelf.parking.entries)
 
     async def _wait(self, hand: Hand, what: Awaitable[Any]) -> None:
         """Wait with nothing in hand: a revoke does not wait for it."""
@@ -53,24 +86,17 @@ class CarefulLane(Lane):
         finally:
             hand.idle = False
 
-    def _add_record(
-        self, envelope: Envelope, message: Message, headers: Headers | None, position: bytes | None
-    ) -> None:
-        offset, time_ms = message.offset(), message.timestamp()[1]
-        assert offset is not None
-        self._set_record(envelope, headers or [], position, offset, time_ms, redriven=False)
-
     def _set_record(
         self,
         envelope: Envelope,
-        headers: Headers,
+        headers: Headers | None,
         position: bytes | None,
         offset: int,
         time_ms: int,
         *,
-        redriven: bool,
+        redriven: bool = False,
     ) -> None:
-        texts = {name: text.decode("utf-8", "replace") for name, text in headers if text is not None}
+        texts = {name: text.decode("utf-8", "replace") for name, text in headers or () if text is not None}
         version = texts.get("hive-version", "")
         envelope.headers = texts
         envelope.key = texts.get("hive-key")
@@ -88,38 +114,52 @@ class CarefulLane(Lane):
             redriven=redriven,
         )
 
-    async def _again(
-        self, hand: Hand, message: Message, target: Target, envelope: Envelope, error: BaseException
+    async def _attempt(
+        self,
+        hand: Hand,
+        message: Message,
+        target: Target,
+        envelope: Envelope,
+        error: BaseException | None = None,
+        *,
+        once: bool = False,
     ) -> Failure | None:
-        """Try a handler that raised again, in growing intervals. None when it worked, else how it failed at last."""
+        """Handle it, or go on after ``error``, in growing intervals: None when it worked, else how it failed at last.
+
+        With ``once`` it is tried again only for a backend that is away.
+        """
         attempt = 1
         while True:
-            failure = hand.told(error, self.retry.timeout_s)
+            if error is None:
+                hand.since = time.monotonic()
+                try:
+                    await target.handle(envelope)
+                    hand.since = hand.held = None
+                    return None
+                except BaseException as raised:
+                    error = raised
+            failure, error = hand.told(error, self.retry.timeout_s), None
             if isinstance(failure, Stop):
                 raise failure
             if self._closing:
                 raise asyncio.CancelledError  # it is not done: another owner tries it
             wait_s = self.retry.wait_s(failure, attempt)
-            if wait_s is None:
+            away = isinstance(failure, Unavailable)
+            if wait_s is None or (once and not away):
+                hand.held = None
                 return failure, attempt
-            logger.warning(
-                "%s/%d/%d: attempt %d failed, the next is in %.2f s: %s: %s",
-                self.topic, self.partition, message.offset(), attempt, wait_s, type(failure).__name__, failure,
-            )  # fmt: skip
+            text = f"{self.topic}/{self.partition}/{message.offset()}: attempt {attempt} failed"
+            if away and attempt >= self.retry.attempts:
+                hand.held = f"{text}, and it waits for its backend: {failure}"
+            if not away or attempt.bit_count() == 1:  # what has no end is told at growing distances
+                logger.warning("%s, the next is in %.2f s: %s: %s", text, wait_s, type(failure).__name__, failure)
             self.routing.counts.retried += 1
             await self._wait(hand, asyncio.sleep(wait_s))
-            hand.since = time.monotonic()
-            try:
-                await target.handle(envelope)
-                return None
-            except BaseException as again:
-                error, attempt = again, attempt + 1
+            attempt += 1
 
     async def _blocked(self, message: Message) -> frozenset[str] | None:
         """The actors for whom its key is parked; None when that is all of them, and it is parked behind."""
-        offset, key = message.offset(), message.key()
-        assert offset is not None
-        blocked = self.shelf.blocked(key, offset)
+        blocked = self.shelf.blocked(message.key(), offset_of(message))
         if blocked is None or blocked < self.routing.names:
             return blocked
         await self._park(message, blocked)
@@ -130,14 +170,16 @@ class CarefulLane(Lane):
         if self.shelf.put(message, "parked", "", 0, actors):
             await self.shelf.flush()
 
-    async def _undecodable(
-        self, hand: Hand, message: Message, value: bytes | str, error: Problem, blocked: frozenset[str] | None
-    ) -> None:
-        keepers = self.routing.keepers(value, error) | (blocked or NOBODY)  # type: ignore[arg-type]
+    async def _undecodable(self, hand: Hand, message: Message, value: bytes | str, error: Problem) -> None:
+        kind = self.routing.unknown_type(value, error)
+        keepers = self.routing.keepers(kind)
         if not keepers:
             self.routing.counts.skipped += 1
-            return
-        await self._keep(hand, message, "undecodable", error, 1, keepers)
+        elif kind is None:
+            await self._keep(hand, message, "undecodable", error, 1, keepers)
+        else:
+            self.routing.tell_unknown(f"{self.topic}/{self.partition}/{message.offset()}", kind)
+            await self._keep(hand, message, "unknown", Invalid(f"no actor takes the type {kind!r}"), 1, keepers)
 
     async def _bury(self, hand: Hand, message: Message, failures: dict[str, Failure], blocked: frozenset[str]) -> None:
         actors = blocked | failures.keys()
@@ -152,9 +194,9 @@ class CarefulLane(Lane):
     ) -> None:
         """Write a record that nobody can handle to the dead-letter topic, and park its key."""
         where, text = f"{self.topic}/{self.partition}/{message.offset()}", f"{type(error).__name__}: {error}"
-        trace = error if reason == "failed" else None
-        logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
-        hand.since = None
+        if reason != "unknown":  # of which there may be many: it is told once a type
+            trace = error if reason == "failed" else None
+            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
         await self._room(hand, f"{where}: {reason}: {text}")
         self.shelf.put(message, reason, text, attempts, actors)
         await self.shelf.flush()
@@ -163,17 +205,20 @@ class CarefulLane(Lane):
     async def _room(self, hand: Hand, what: str) -> None:
         """Stand still while more keys are parked than CONSUMER_PARKED allows."""
         while not self.shelf.room:
-            if self.held is None:
-                self.held = (
-                    f"{what}; as many keys as CONSUMER_PARKED={self.shelf.limit} allows are parked, so this partition "
-                    f"stops: `hiveio dead list` shows them, `hiveio dead retry` and `hiveio dead drop` free them"
-                )
-                logger.error("%s", self.held)
+            if hand.held is None:
+                hand.held = f"{what}; CONSUMER_PARKED=0 allows no dead letters, so this partition stops"
+                if self.shelf.limit:
+                    hand.held = (
+                        f"{what}; as many keys as CONSUMER_PARKED={self.shelf.limit} allows are parked, so this "
+                        "partition stops: `hiveio dead list` shows them, `hiveio dead retry` and `hiveio dead drop` "
+                        "free them"
+                    )
+                logger.error("%s", hand.held)
             if self.shelf.queue and hand is self.hand:
                 await self._redrive()
             else:
                 await self._wait(hand, self.shelf.changed())
-        self.held = None
+        hand.held = None
 
     # -- what is tried again
 
@@ -185,12 +230,14 @@ class CarefulLane(Lane):
             if reason is None:
                 done.append(message)
                 continue
-            if done:
-                await self.shelf.done(done)
-                done = []
-            await self.shelf.failed(message, reason)
+            await self._redriven(done)
+            done = []
+            await self.shelf.note(mark("failed", message, reason))
+        await self._redriven(done)
+
+    async def _redriven(self, done: list[Message]) -> None:
         if done:
-            await self.shelf.done(done)
+            await self.shelf.note(*(mark("done", message) for message in done))
             self.routing.counts.redriven += len(done)
 
     async def _try(self, message: Message) -> str | None:
@@ -200,11 +247,14 @@ class CarefulLane(Lane):
         if strange := actors - routing.names:
             return f"there is no actor {', '.join(sorted(strange))} here"
         value, key, origin = message.value() or b"", message.key(), origin_of(found)
+        if "ce_specversion" in found:
+            value = to_action(found.items(), value, routing.codec.types)
         try:
             event, meta = routing.codec.decode(value)
         except Problem as error:
-            return f"{type(error).__name__}: {error}" if routing.keepers(value, error) & actors else None
-        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
+            keepers = routing.keepers(routing.unknown_type(value, error))
+            return f"{type(error).__name__}: {error}" if keepers & actors else None
+        envelope = Envelope(message=event, id=id_of(key), meta=meta)
         assert origin is not None
         headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
         time_ms = int(found.get(TIME, b"0"))
@@ -229,5 +279,11 @@ def as_batch(envelope: Envelope) -> Envelope:
     return Envelope(message=[envelope.message], id=envelope.id, record=[envelope.record] if envelope.record else None)
 
 
-def id_of(key: str | bytes) -> str:
-    return key if isinstance(key, str) else key.decode("utf-8", "replace")
+def id_of(key: str | bytes | None) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else key or ""
+
+
+def offset_of(message: Message) -> int:
+    offset = message.offset()
+    assert offset is not None
+    return offset

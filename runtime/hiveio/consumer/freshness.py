@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from typing import Protocol
 
 from hiveio.actor import Contract
+from hiveio.consumer.loop import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
 
@@ -13,16 +13,7 @@ LOOK_S = 0.005
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 
-class Reached(Protocol):
-    """What a query needs to know of the consumer beside it."""
-
-    longest_wait_s: float
-    age_s: float
-
-    async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool: ...
-
-
-def fresh(handler: Handler, contract: Contract, consumer: Reached) -> Handler:
+def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
     """Answers a query that carries ``Hive-Position`` once the projection has come to it: read your own writes.
 
     It waits as long as ``Prefer: wait=<seconds>`` (RFC 7240) says, else ``WAIT_S``, and less than REQUEST_TIMEOUT;
@@ -48,7 +39,7 @@ def fresh(handler: Handler, contract: Contract, consumer: Reached) -> Handler:
     return handle
 
 
-async def _until(consumer: Reached, contract: Contract, text: str, until: float, wait_s: float) -> None:
+async def _until(consumer: Consumer, contract: Contract, text: str, until: float, wait_s: float) -> None:
     try:
         topic, partition, offset = text.rsplit("/", 2)
         place = topic, int(partition), int(offset)

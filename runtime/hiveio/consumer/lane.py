@@ -5,65 +5,37 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from hiveio.consumer.careful import CarefulLane, Failure, Headers, id_of
-from hiveio.consumer.progress import Progress, Window
-from hiveio.consumer.retry import Hand, Retry
-from hiveio.consumer.routing import Routing, Target
-from hiveio.consumer.shelf import NOBODY, Shelf
+from hiveio.consumer.careful import CarefulLane, Failure, Headers, id_of, offset_of
+from hiveio.consumer.cloudevents import to_action
+from hiveio.consumer.retry import Hand
+from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
 from hiveio.errors import Corrupt, Problem, Unavailable
 from hiveio.kafka import Message
 
 SLICE_S = 0.005  # so long a lane works before others get their turn
 ENDED_S = 1.0  # so long a cancelled handler has to end
+# Headers by which a repeat is known, and a CloudEvent.
+_MARKS = frozenset(("hive-position", "hive-previous", "hive-key", "ce_specversion"))
 logger = logging.getLogger("hiveio.consumer")
 
 
-class Opening(NamedTuple):
-    """Where a lane begins. Records from ``begin`` on only tell what was seen; those from ``start`` on are handled.
-
-    ``resumes`` says from which offset on a target takes records, where it is not the same for all.
-    """
-
-    topic: str
-    partition: int
-    begin: int
-    start: int
-    progress: Progress
-    note: str | bytes | None
-    resumes: dict[Target, int]
+# A record that is to be handled, which is no repeat and has a value: message, offset, value, headers, position.
+New = tuple[Message, int, Any, Headers | None, bytes | None]
 
 
 class WorkLane(CarefulLane):
     """A partition at work, in one task: each record is handled before the next, and then counts as done."""
 
-    def __init__(
-        self,
-        opening: Opening,
-        *,
-        routing: Routing,
-        retry: Retry,
-        window: Window,
-        shelf: Callable[[Callable[[], None]], Shelf],
-        finished: Callable[[], None],
-    ) -> None:
-        done = (opening.start, opening.note)
-        super().__init__(
-            opening.topic, opening.partition, opening.begin, done, routing=routing, retry=retry, shelf=shelf
-        )
-        self.progress, self.window, self.start, self._resumes = opening.progress, window, opening.start, opening.resumes
-        self._settled = max([opening.start, *opening.resumes.values()])
-        self._on_finished = finished
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._chunks: deque[list[Message]] = deque()
-        self.oldest: Message | None = None  # not handled yet
+        self._chunk: list[Message] = []  # at work
         self.hand.task = self.task = asyncio.create_task(self._run(), name=f"lane {self.topic}/{self.partition}")
-
-    @property
-    def hands(self) -> list[Hand]:
-        return [self.hand]
 
     def take(self, chunk: list[Message]) -> None:
         if self._closing or self.failure is not None:
@@ -99,42 +71,28 @@ class WorkLane(CarefulLane):
             logger.error("%s: this partition stops, and nothing of it is lost: %s", self, reason)
         self._chunks.clear()
         self.finished = self.handed
-        self._on_finished()
+        self._finished()
+
+    @property
+    def oldest(self) -> Message | None:
+        """Of those that are not handled; about."""
+        return self._chunk[0] if self._chunk else None
 
     @property
     def lag(self) -> tuple[int, float]:
         """Records that are not handled, and the age of the oldest of them in seconds."""
-        records = max(0, self.high - self.done[0])
-        if not records or self.oldest is None:
+        records, oldest = max(0, self.high - self.done[0]), self.oldest
+        if not records or oldest is None:
             return records, 0.0
-        return records, max(0.0, time.time() - self.oldest.timestamp()[1] / 1000)
-
-    @property
-    def parked(self) -> int:
-        return len(self.shelf.parking.entries)
-
-    def __str__(self) -> str:
-        return f"{self.topic}/{self.partition}/{self.done[0]}"
+        return records, max(0.0, time.time() - oldest.timestamp()[1] / 1000)
 
     # -- the task
 
-    async def _run(self) -> None:
+    @contextmanager
+    def _until_closed(self, hand: Hand) -> Iterator[None]:
+        """Around a task of this lane: it ends with the lane, or with a fault, which stops the partition."""
         try:
-            await self._load()
-            while not self._closing and self.failure is None:
-                if self.shelf.queue:
-                    await self._redrive()
-                if self._chunks:
-                    chunk = self._chunks.popleft()
-                    self.oldest = chunk[0]
-                    await self._work(chunk)
-                    self.oldest = None
-                    if self.failure is None:
-                        self.finished += len(chunk)
-                        self._on_finished()
-                elif not self.shelf.queue:
-                    self._arrived.clear()
-                    await self._wait(self.hand, self._arrived.wait())
+            yield
         except asyncio.CancelledError:
             if not self._closing:
                 raise
@@ -144,134 +102,132 @@ class WorkLane(CarefulLane):
             logger.exception("%s", self)
             self.fail(f"{type(error).__name__}: {error}")
         finally:
-            self.hand.since = None
+            hand.since = None
+
+    async def _run(self) -> None:
+        with self._until_closed(self.hand):
+            await self._load()
+            while not self._closing and self.failure is None:
+                if self.shelf.queue:
+                    await self._redrive()
+                if self._chunks:
+                    self._chunk = self._chunks.popleft()
+                    await self._work(self._chunk)
+                    if self.failure is None:
+                        self.finished += len(self._chunk)
+                        self._finished()
+                    self._chunk = []
+                elif not self.shelf.queue and not self._closing:
+                    await self._rest()
 
     async def _load(self) -> None:
         while True:
             try:
                 await self._wait(self.hand, self.shelf.load())
-                self.held = None
+                self.hand.held = None
                 return
             except Unavailable as error:
-                self.held = f"{self}: its dead letters cannot be read: {error}"
-                logger.warning("%s", self.held)
+                self.hand.held = f"{self}: its dead letters cannot be read: {error}"
+                logger.warning("%s", self.hand.held)
             await self._wait(self.hand, asyncio.sleep(random.uniform(0.5, 1.0)))
 
+    async def _rest(self) -> None:
+        """Wait for records, or for letters to try again."""
+        self._arrived.clear()
+        await self._wait(self.hand, self._arrived.wait())
+
     async def _work(self, chunk: list[Message]) -> None:
-        routing, progress, shelf, hand, clock = self.routing, self.progress, self.shelf, self.hand, time.monotonic
-        decode, by_type, counts = routing.codec.decode, routing.by_type, routing.counts
-        slice_end = (now := clock()) + SLICE_S
+        await self._handle(self.hand, self._new(chunk), in_order=True)
+        if not self._closing:
+            await self._all_done(chunk)
+
+    async def _all_done(self, chunk: list[Message]) -> None:
+        """Everything up to the end of the chunk is done, once the letters are written."""
+        if self.shelf.pending:
+            await self.shelf.flush()
+        if (end := offset_of(chunk[-1]) + 1) > self.start:
+            self.done = (end, self.progress.last)
+
+    def _new(self, chunk: list[Message]) -> Iterator[New]:
+        """The records to be handled. What was seen before, or has no value, is counted; ``progress`` moves along."""
+        start, counts, take, window = self.start, self.routing.counts, self.progress.take, self.window.take
+        names = self.routing.codec.types
         for message in chunk:
-            hand.since = now
-            offset = message.offset()
-            assert offset is not None
             headers: Any = message.headers()
-            new = True
             position = previous = None
+            new, cloud_event = True, False
             if headers is not None:
                 for name, text in headers:
-                    if name == "hive-position":
-                        position = text
-                    elif name == "hive-previous":
-                        previous = text
-                    elif name == "hive-key":
-                        new = self.window.take(message.key(), text, headers)
+                    if name in _MARKS:
+                        if name == "hive-position":
+                            position = text
+                        elif name == "hive-previous":
+                            previous = text
+                        elif name == "hive-key":
+                            new = window(message.key(), text, headers)
+                        else:
+                            cloud_event = True
                 if position is not None:
-                    new = progress.take(position, previous)
-            if offset < self.start:
+                    new = take(position, previous)
+            offset: Any = message.offset()
+            if offset < start:
                 continue
             if not new:
                 counts.repeated += 1
             elif (value := message.value()) is None:
                 counts.skipped += 1
-            elif shelf.busy:
-                await self._carefully(hand, message, headers, position)
+            else:
+                if cloud_event:
+                    value = to_action(headers, value, names)
+                yield message, offset, value, headers, position
+
+    async def _handle(self, hand: Hand, records: Iterable[New], *, in_order: bool = False) -> None:
+        """Each record, by all who take it. What they cannot handle is a letter, which may have to be flushed still.
+
+        Records in order count as done one by one, and when the lane closes the one in hand is the last.
+        """
+        shelf, progress, settled, clock = self.shelf, self.progress, self._settled, time.monotonic
+        decode, by_type, counts = self.routing.codec.decode, self.routing.by_type, self.routing.counts
+        now = clock()
+        for message, offset, value, headers, position in records:
+            blocked: frozenset[str] | None = NOBODY
+            if shelf.busy and (blocked := await self._blocked(message)) is None:
+                pass  # parked, or a letter already
             else:
                 try:
                     event, meta = decode(value)
                 except Problem as error:
-                    await self._undecodable(hand, message, value, error, NOBODY)
+                    await self._undecodable(hand, message, value, error)
                 else:
                     key = message.key()
-                    envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
-                    failures = None
+                    envelope = Envelope(message=event, id=id_of(key), meta=meta)
+                    failures: dict[str, Failure] | None = None
                     for target in by_type[type(event)]:
-                        if offset < self._settled and offset < self._resumes.get(target, 0):
+                        if (blocked and target.name in blocked) or (
+                            offset < settled and offset < self._resumes.get(target, 0)
+                        ):
                             continue
                         if target.with_record and envelope.record is None:
-                            self._add_record(envelope, message, headers, position)
+                            self._set_record(envelope, headers, position, offset, message.timestamp()[1])
+                        hand.since = now = clock()
                         try:
                             await target.handle(envelope)
                         except BaseException as error:
-                            failed = await self._again(hand, message, target, envelope, error)
+                            failed = await self._attempt(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
-                    if failures:
-                        await self._bury(hand, message, failures, NOBODY)
+                    hand.since = None
+                    if failures or blocked:
+                        await self._bury(hand, message, failures or {}, blocked or NOBODY)
                     else:
                         counts.handled += 1
-            if shelf.busy and shelf.pending:  # a record counts as done when its letter is written
-                if message is chunk[-1] or self._closing:
-                    hand.since = None
+            if in_order:
+                if shelf.pending and self._closing:
                     await shelf.flush()
+                if not shelf.pending:  # a record counts as done when its letter is written
                     self.done = (offset + 1, progress.last)
-            else:
-                self.done = (offset + 1, progress.last)
-            if (now := clock()) > slice_end:
-                hand.since = None
+                if self._closing:
+                    return
+            if now > hand.slice_end:
                 await asyncio.sleep(0)
-                slice_end = (now := clock()) + SLICE_S
-            if self._closing:
-                break
-        hand.since = None
-
-    async def _carefully(self, hand: Hand, message: Message, headers: Headers | None, position: bytes | None) -> None:
-        """Handle a record while keys are parked, or others are handled beside it: as the loop of ``_work`` does."""
-        value, offset, key, blocked = message.value(), message.offset(), message.key(), NOBODY
-        assert value is not None
-        assert offset is not None
-        if self.shelf.busy:
-            found = await self._blocked(message)
-            if found is None:
-                return
-            blocked = found
-        try:
-            event, meta = self.routing.codec.decode(value)
-        except Problem as error:
-            await self._undecodable(hand, message, value, error, blocked)
-            return
-        envelope = Envelope(message=event, id=id_of(key) if key else "", meta=meta)
-        failures: dict[str, Failure] = {}
-        for target in self.routing.by_type[type(event)]:
-            if target.name in blocked or (offset < self._settled and offset < self._resumes.get(target, 0)):
-                continue
-            if target.with_record and envelope.record is None:
-                self._add_record(envelope, message, headers, position)
-            hand.since = time.monotonic()
-            try:
-                await target.handle(envelope)
-            except BaseException as error:
-                failed = await self._again(hand, message, target, envelope, error)
-                if failed is not None:
-                    failures[target.name] = failed
-            hand.since = None
-        if failures or blocked:
-            await self._bury(hand, message, failures, blocked)
-        else:
-            self.routing.counts.handled += 1
-
-    def _look(self, message: Message) -> tuple[Headers | None, bytes | None, bool]:
-        """The headers of a record, its position, and whether it is new. ``_work`` does the same, faster."""
-        headers: Any = message.headers()
-        position = previous = None
-        new = True
-        for name, text in headers or ():
-            if name == "hive-position":
-                position = text
-            elif name == "hive-previous":
-                previous = text
-            elif name == "hive-key":
-                new = self.window.take(message.key(), text, headers)
-        if position is not None:
-            new = self.progress.take(position, previous)
-        return headers, position, new
+                hand.slice_end = clock() + SLICE_S

@@ -11,7 +11,7 @@ from hiveio.kafka.session import Outgoing
 
 # -- headers of a dead letter
 ORIGIN = "hive-dead-origin"  # <topic>/<partition>/<offset>
-REASON = "hive-dead-reason"  # undecodable, refused, failed, or parked: it stands behind another of its key
+REASON = "hive-dead-reason"  # undecodable, unknown, refused, failed, or parked: it stands behind another of its key
 EXCEPTION = "hive-dead-exception"
 ATTEMPTS = "hive-dead-attempts"
 ACTORS = "hive-dead-actors"  # those that have not handled it

@@ -15,8 +15,9 @@ from typing import Any
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer.batch import BatchLane
+from hiveio.consumer.careful import Opening
 from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.lane import Opening, WorkLane
+from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.metrics import Tally
 from hiveio.consumer.parallel import ParallelLane
 from hiveio.consumer.progress import Progress, Window, parse_position
@@ -37,9 +38,10 @@ logger = logging.getLogger("hiveio.consumer")
 class Consumer:
     """Reads the topics of ``settings.read_topics`` as a member of the group and gives each event to those who take it.
 
-    - In order within a partition; partitions are handled side by side. An event that no actor takes is skipped.
+    - In order within a partition; partitions are handled side by side.
     - A handler that raises or hangs is tried again; at last the record goes to the dead-letter topic, those of the
-      same key that come later are parked behind it, and all others go on.
+      same key that come later are parked behind it, and all others go on. So does, at once, what no actor takes,
+      unless the actors skip it.
     - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it.
 
     Raises ConfigError when brokers, topic or group are not set, or when no actor takes events.
@@ -252,11 +254,8 @@ class Consumer:
             window=Window(self._settings.idempotency_count),
             shelf=lambda news: Shelf(
                 self._letters,
-                start.topic,
-                start.partition,
-                bounds=start.beside,
+                start,
                 start=first,
-                committed=start.committed,
                 limit=self._settings.consumer_parked,
                 everybody=self._routing.names,
                 news=news,

@@ -1,30 +1,28 @@
 """Several keys of one partition at work at once, each in order; the offset follows the oldest that is not done."""
 
 import asyncio
-import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from hiveio.consumer.careful import Headers
-from hiveio.consumer.lane import WorkLane
+import msgspec
+
+from hiveio.consumer.careful import offset_of
+from hiveio.consumer.lane import New, WorkLane
 from hiveio.consumer.retry import Hand
-from hiveio.errors import Corrupt
 from hiveio.kafka import Message
 
 AHEAD = 32  # records taken on and not done, for each hand: beyond it a slow key holds up the others
-logger = logging.getLogger("hiveio.consumer")
 
 
-class Item:
-    """A record at work. ``note`` is what a commit behind it says was seen."""
+class Item(msgspec.Struct):
+    """A record at work. ``then`` is the offset and the note to commit once it and all before it are done."""
 
-    __slots__ = ("done", "headers", "message", "note", "offset", "position")
-
-    def __init__(
-        self, message: Message, offset: int, headers: Headers | None, position: bytes | None, note: bytes | None
-    ) -> None:
-        self.message, self.offset, self.headers, self.position, self.note = message, offset, headers, position, note
-        self.done = False
+    record: New
+    key: Any  # bytes, or its offset where it has none
+    then: tuple[int, bytes | None]
+    next: "Item | None" = None  # of its key
+    done: bool = False
 
 
 class ParallelLane(WorkLane):
@@ -34,90 +32,71 @@ class ParallelLane(WorkLane):
         super().__init__(*arguments, **named)
         self._most = AHEAD * concurrency
         self._open: deque[Item] = deque()  # in the order of their offsets
-        self._queues: dict[bytes | int, deque[Item]] = {}  # of keys that have records to handle
-        self._ready: deque[bytes | int] = deque()  # those of them that nobody works at
-        self._work_came = asyncio.Semaphore(0)
+        self._last: dict[Any, Item] = {}  # of keys that have records to handle
+        self._ready: deque[Item] = deque()  # the first of each key at which nobody works
+        self._idle: list[asyncio.Future[None]] = []  # of hands that wait for one
         self._workers = [Hand() for _ in range(concurrency)]
         for hand in self._workers:
             hand.task = asyncio.create_task(self._serve(hand), name=f"lane {self.topic}/{self.partition}")
 
     @property
-    def hands(self) -> list[Hand]:
+    def hands(self) -> Sequence[Hand]:
         return [self.hand, *self._workers]
+
+    @property
+    def oldest(self) -> Message | None:
+        return self._open[0].record[0] if self._open else super().oldest
 
     def fail(self, reason: str) -> None:
         super().fail(reason)
         self._closing = True  # nothing behind the failure is begun
 
     async def _work(self, chunk: list[Message]) -> None:
-        counts = self.routing.counts
-        for message in chunk:
+        for record in self._new(chunk):
             while len(self._open) >= self._most and not self._closing:
-                if self.shelf.queue:
-                    await self._redrive()
-                else:
-                    self._arrived.clear()
-                    await self._wait(self.hand, self._arrived.wait())
+                await (self._redrive() if self.shelf.queue else self._rest())
             if self._closing:
                 return
-            headers, position, new = self._look(message)
-            offset = message.offset()
-            assert offset is not None
-            if offset < self.start:
-                continue
-            item = Item(message, offset, headers, position, self.progress.last)
+            key = record[0].key()
+            item = Item(record, record[1] if key is None else key, (record[1] + 1, self.progress.last))
             self._open.append(item)
-            if not new:
-                counts.repeated += 1
-                self._finish(item)
-            elif message.value() is None:
-                counts.skipped += 1
-                self._finish(item)
+            before, self._last[item.key] = self._last.get(item.key), item
+            if before is not None:
+                before.next = item
             else:
-                raw: Any = message.key()
-                key = offset if raw is None else raw
-                queue = self._queues.get(key)
-                if queue is None:
-                    self._queues[key] = deque([item])
-                    self._ready.append(key)
-                    self._work_came.release()
-                else:
-                    queue.append(item)
+                self._ready.append(item)
+                self._wake()
+        if self._open:  # repeats at the end are done with the last one that is none
+            self._open[-1].then = (offset_of(chunk[-1]) + 1, self.progress.last)
+        else:
+            await self._all_done(chunk)
+
+    def _wake(self) -> None:
+        while self._idle:
+            if not (waiting := self._idle.pop()).done():  # a hand may have been cancelled
+                waiting.set_result(None)
+                return
 
     def _finish(self, item: Item) -> None:
         item.done = True
+        if item.next is not None:
+            self._ready.append(item.next)
+        else:
+            del self._last[item.key]
         while self._open and self._open[0].done:
-            last = self._open.popleft()
-            self.done = (last.offset + 1, last.note)
-        self.oldest = self._open[0].message if self._open else None
+            self.done = self._open.popleft().then
         self._arrived.set()
 
     async def _serve(self, hand: Hand) -> None:
         """One hand: the first record of a key, then that key stands behind the others."""
-        try:
-            while True:
-                await self._wait(hand, self._work_came.acquire())
-                if self._closing:
-                    return
-                key = self._ready.popleft()
-                queue = self._queues[key]
-                item = queue[0]
-                await self._carefully(hand, item.message, item.headers, item.position)
+        with self._until_closed(hand):
+            while not self._closing:
+                if not self._ready:
+                    self._idle.append(asyncio.get_running_loop().create_future())
+                    await self._wait(hand, self._idle[-1])
+                    continue
+                item = self._ready.popleft()
+                await self._handle(hand, (item.record,))
                 if self.shelf.busy:
                     await self.shelf.flush()  # a record counts as done when its letter is written
-                self._finish(queue.popleft())
-                if queue:
-                    self._ready.append(key)
-                    self._work_came.release()
-                else:
-                    del self._queues[key]
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
-        except Corrupt as error:
-            self.fail(str(error))
-        except Exception as error:
-            logger.exception("%s", self)
-            self.fail(f"{type(error).__name__}: {error}")
-        finally:
-            hand.since = None
+                self._finish(item)

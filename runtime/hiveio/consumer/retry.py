@@ -31,13 +31,15 @@ class Retry:
 class Hand:
     """A task that runs handlers, one at a time, and since when the present one runs."""
 
-    __slots__ = ("idle", "overdue", "since", "task")
+    __slots__ = ("held", "idle", "overdue", "since", "slice_end", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.since: float | None = None  # None: no handler runs
         self.idle = False  # nothing is in hand that must be finished
         self.overdue = False
+        self.slice_end = 0.0  # until then it works before others get their turn
+        self.held: str | None = None  # why it stands still, for as long as it does
 
     def watch(self, timeout_s: float) -> None:
         """End a handler that hangs. One that does not let itself be ended is told again each time."""

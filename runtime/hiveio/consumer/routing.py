@@ -1,5 +1,6 @@
 """Which actors take which event, and what they say of one that nobody takes."""
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -7,6 +8,9 @@ import msgspec
 from hiveio.actor import Contract
 from hiveio.envelope import Codec, Handler
 from hiveio.errors import Invalid, Problem
+
+TOLD_TYPES = 100  # types that nobody takes and that are told of, each once
+logger = logging.getLogger("hiveio.consumer")
 
 
 class Counts:
@@ -19,14 +23,14 @@ class Counts:
         self.dead = self.parked = self.redriven = 0
 
 
-class Target:
+class Target(msgspec.Struct, eq=False):
     """An actor's handler; ``with_record`` when it is given the context of each record."""
 
-    __slots__ = ("batch", "contract", "handle", "name", "with_record")
-
-    def __init__(self, contract: Contract, handle: Handler, *, with_record: bool) -> None:
-        self.contract, self.handle, self.with_record = contract, handle, with_record
-        self.name, self.batch = contract.name, contract.batch
+    contract: Contract
+    handle: Handler
+    with_record: bool
+    name: str
+    batch: bool
 
 
 class Routing:
@@ -34,7 +38,8 @@ class Routing:
 
     def __init__(self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False) -> None:
         self.targets = [
-            Target(contract, handle, with_record=with_record or contract.wants_context) for contract, handle in handlers
+            Target(contract, handle, with_record or contract.wants_context, contract.name, contract.batch)
+            for contract, handle in handlers
         ]
         self.names = frozenset(target.name for target in self.targets)
         self.by_type: dict[type, list[Target]] = {}
@@ -46,19 +51,32 @@ class Routing:
         kinds = [(target.name, target.contract.kind) for target in self.targets]
         self._keep_undecodable = frozenset(name for name, kind in kinds if kind.undecodable == "dead")
         self._keep_unknown = frozenset(name for name, kind in kinds if kind.unknown == "dead")
+        self._told: set[str] = set()
 
-    def keepers(self, value: bytes, error: Problem) -> frozenset[str]:
-        """Who wants a record kept that ``error`` says is not for them: none, and it is skipped."""
-        return self._keep_unknown if self._unheard(value, error) else self._keep_undecodable
+    def keepers(self, kind: str | None) -> frozenset[str]:
+        """Who wants a record kept that is undecodable, or of this unknown type. Where that is nobody, it is skipped."""
+        return self._keep_undecodable if kind is None else self._keep_unknown
 
-    def _unheard(self, value: bytes, error: Problem) -> bool:
-        """Whether it could not be decoded because nobody here takes its type, which is no fault."""
+    def unknown_type(self, value: bytes | str, error: Problem) -> str | None:
+        """The type that nobody here takes, where that is why it could not be decoded."""
         if not isinstance(error, Invalid) or error.members.get("pointer") != "/type":
-            return False
+            return None
         try:
-            return _type_of(value).type not in self.codec.types
+            kind = _type_of(value).type
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False
+            return None
+        return None if kind in self.codec.types else kind
+
+    def tell_unknown(self, where: str, kind: str) -> None:
+        """Say once for each type what becomes of its records, and what to do about it."""
+        if kind not in self._told and len(self._told) < TOLD_TYPES:
+            self._told.add(kind)
+            logger.error(
+                '%s: no actor here takes the type %r (taken are: %s): it is a dead letter for %s, as are all of its '
+                'type, and their keys are parked. Take it in perform, or say unknown = "skip" on the actor; then '
+                "`hiveio dead retry`. This is said once for each type",
+                where, kind, ", ".join(sorted(self.codec.types)), ", ".join(sorted(self._keep_unknown)),
+            )  # fmt: skip
 
 
 class _Type(msgspec.Struct):

@@ -10,12 +10,12 @@ import logging
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.letters import MARK, Key, Parking, headers_of, key_of, letter, mark, origin_of
+from hiveio.consumer.letters import MARK, Key, Parking, headers_of, key_of, letter, origin_of
 from hiveio.errors import Unavailable
-from hiveio.kafka import Message
+from hiveio.kafka import Message, Start
 from hiveio.kafka.session import Outgoing
 
 PAUSE_S = 2.0  # before a write that failed is tried again
@@ -35,18 +35,16 @@ class Shelf:
     def __init__(
         self,
         letters: DeadLetters,
-        topic: str,
-        partition: int,
+        assigned: Start,
         *,
-        bounds: tuple[int, int],
         start: int,
-        committed: int | None,
         limit: int,
         everybody: frozenset[str],
         news: Callable[[], None],
     ) -> None:
-        self._letters, self._topic, self._partition = letters, topic, partition
-        self._start, self._end, self._committed = start, bounds[1], committed
+        self._letters, self._topic, self._partition = letters, assigned.topic, assigned.partition
+        bounds, self._committed = assigned.beside, assigned.committed
+        self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._news = limit, everybody, news
         self.parking = Parking(bounds[0])
         self.queue: deque[Message] = deque()
@@ -128,15 +126,10 @@ class Shelf:
                 self._unread += Counter()  # without those at 0
                 self._settle()
 
-    async def done(self, letters: Sequence[Message]) -> None:
-        """These were handled."""
+    async def note(self, *marks: Outgoing) -> None:
+        """Write what became of letters; returns as ``flush`` does."""
         async with self._writing:
-            await self._write([mark("done", message) for message in letters])
-
-    async def failed(self, message: Message, exception: str) -> None:
-        """This one was tried again in vain: its key is not tried further."""
-        async with self._writing:
-            await self._write([mark("failed", message, exception)])
+            await self._write(list(marks))
 
     async def _write(self, group: list[Outgoing]) -> None:
         name = secrets.token_hex(8)

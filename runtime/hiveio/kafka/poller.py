@@ -89,7 +89,14 @@ class Poller:
         protocol = settings.kafka.get("group.protocol", "consumer").lower()
         own = {"partition_assignment_strategy": "cooperative-sticky"} if protocol == "classic" else {}
         self._config = client_config(
-            settings, group_protocol=protocol, topic_metadata_refresh_interval_ms=10_000, **own
+            settings,
+            group_protocol=protocol,
+            topic_metadata_refresh_interval_ms=10_000,
+            # As much as is handled in a tenth of a second; by default librdkafka keeps 100,000 records of a partition,
+            # and then asks for no more for a whole second, in which a fast consumer runs dry.
+            queued_min_messages=10_000,
+            fetch_queue_backoff_ms=10,
+            **own,
         )
         self._config |= {
             "group.id": settings.group_id,
