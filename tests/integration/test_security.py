@@ -70,7 +70,7 @@ TOPIC_RIGHTS = (
     AclOperation.READ,
     AclOperation.WRITE,
 )
-REDIS_RIGHTS = ["on", "~hive:*", "+@read", "+@write", "+@scripting", "+@connection", "+config|get", "+info"]
+REDIS_RIGHTS = ["on", "~hive:*", "+@read", "+@write", "+@scripting", "+@connection", "+config|get", "+info", "+time"]
 
 
 def allow(kafka: Kafka, user: str) -> None:
