@@ -39,7 +39,7 @@ class Account(Actor):
     def perform(self, message: Deposited) -> Deposited:
         return message
 """
-CLUSTER_AUTHORIZATION_FAILED = 31
+CLUSTER_AUTHORIZATION_FAILED, DUPLICATE_SEQUENCE_NUMBER = 31, 46  # error codes of Kafka
 WELL_S = 60.0  # the longest that anything may take to be well again
 PAUSE_S = float(os.environ.get("HIVEIO_PAUSE_SECONDS", "8"))  # of the long pause; FAULTS: 1 to 60
 
@@ -260,6 +260,31 @@ async def test_14_an_answer_lost_on_its_way_is_one_record(topic: str, producer: 
                     await load.until(200)
                 assert set(load.statuses) == {200}, "librdkafka sends again, and Kafka drops the repeat"
             load.check(behind.brokers, topic)
+
+
+@pytest.mark.fault(14)
+async def test_14_kafka_has_it_already_and_does_not_say_where(topic: str, producer: Callable[..., Role]) -> None:
+    """It is stored, so it is 200; a position is not made up."""
+
+    def duplicate(answer: bytes) -> bytes:
+        at = answer.index(topic.encode()) + len(topic) + 1 + 4  # behind name, number of partitions and partition
+        edited = DUPLICATE_SEQUENCE_NUMBER.to_bytes(2, "big") + (-1).to_bytes(8, "big", signed=True)
+        return answer[:at] + edited + answer[at + len(edited) :]
+
+    port = free_port()
+    with Kafka(advertised_port=port) as behind:
+        assert behind.upstream_port is not None
+        make_topic(behind.brokers, topic)
+        with Proxy(behind.upstream_port, framed=True, port=port) as proxy:
+            async with started(producer(f"{HOST}:{port}")) as load:
+                await load.until(200)
+                proxy.down.edit(duplicate, kafka(PRODUCE))
+                connection = load.connection()
+                body = {"type": "Deposited", "payload": {"amount": 0}}
+                answer = await connection.request("POST", "/accounts/a", body, timeout_s=30.0)
+                assert (answer.status, answer.headers.get("hive-position")) == (200, None)
+                await load.until(200)
+            assert load.check(behind.brokers, topic)[0] == 1
 
 
 @pytest.mark.fault(16)

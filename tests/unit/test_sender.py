@@ -29,6 +29,7 @@ class FakeProducer:
         self.held: list[Callable[[Any, Any], None]] = []
         self.reports: list[tuple[Callable[[Any, Any], None], Any]] = []
         self.fails_with: KafkaError | None = None
+        self.fatal: KafkaError | None = None
         FakeProducer.made.append(self)
 
     def produce(self, topic: str, value: bytes, key: Any, *, on_delivery: Callable[..., None], **_: Any) -> None:
@@ -47,6 +48,9 @@ class FakeProducer:
         while self.reports:
             callback, error = self.reports.pop()
             callback(error, Report())
+        if fatal := self.fatal:
+            self.fatal = None
+            raise KafkaException(fatal)  # as the real one does
 
     def purge(self) -> None: ...
 
@@ -155,7 +159,7 @@ async def test_what_is_not_confirmed_leaves_a_line(sender: Sender, caplog: pytes
 async def test_a_fatal_error_makes_a_new_producer_and_all_is_unknown(sender: Sender) -> None:
     first = send(sender)
     old = FakeProducer.made[0]
-    old.config["error_cb"](KafkaError(KafkaError._FATAL))
+    old.fatal = KafkaError(KafkaError._FATAL)
     with pytest.raises(Unknown, match="producer failed"):
         await first
     second = send(sender)

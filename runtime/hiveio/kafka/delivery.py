@@ -12,7 +12,7 @@ from hiveio.kafka.client import make, start_thread
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
 
-Place = tuple[int, int]  # partition, offset
+Place = tuple[int, int]  # partition; offset, or -1 where Kafka does not tell it
 Stored = asyncio.Future[Place]
 
 
@@ -40,7 +40,8 @@ class Record:
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         # On the poll thread.
         if error is None:
-            self.place = (message.partition() or 0, message.offset() or 0)  # never None where there is no error
+            offset = message.offset()  # None: Kafka had it already from an earlier attempt, and does not say where
+            self.place = (message.partition() or 0, -1 if offset is None else offset)
         else:
             self.error = error
         self.client.reported.append(self)

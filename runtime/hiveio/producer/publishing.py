@@ -121,10 +121,13 @@ class Publishing:
                 if self._keys is not None and claim is not None:
                     self._keys.later(self._settled_late(submission))
                 raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
-            outcome.headers = {**outcome.headers, "Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"}
+            outcome.headers = {**outcome.headers, **self._position(place)}
         if claim is not None:
             await self._keep(submission)
         return outcome
+
+    def _position(self, place: Place) -> dict[str, str]:
+        return {"Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"} if place[1] >= 0 else {}
 
     async def pace(self, submission: Submission) -> None:
         """Hold back one that sends many and waits for none, while the queue is crowded."""
@@ -144,7 +147,7 @@ class Publishing:
             if place is None:
                 return
         if place is not None:
-            submission.outcome.headers["Hive-Position"] = f"{self._topic}/{place[0]}/{place[1]}"
+            submission.outcome.headers.update(self._position(place))
             await self._keep(submission)
 
     async def _keep(self, submission: Submission) -> None:
