@@ -50,6 +50,11 @@ class Broker:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def proxied(self) -> str:
+        """The bootstrap server that leads through the proxy."""
+        return f"{HOST}:{self.proxy.port}"
+
 
 class Stage(System):
     """A system for one fault. Instance 0, the victim, reaches Kafka and Redis through proxies of its own:
@@ -67,7 +72,7 @@ class Stage(System):
         environ: Mapping[str, str] | None = None,
         redis_environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.kafka_proxy = broker.proxy
+        self._broker, self.kafka_proxy = broker, broker.proxy
         self.direct = broker.kafka
         super().__init__(
             f"fault-{uuid.uuid4().hex[:8]}",
@@ -93,7 +98,7 @@ class Stage(System):
     def environ(self, number: int) -> dict[str, str]:
         environ = super().environ(number)
         if number == 0:
-            environ["EVENT_STORE_BROKERS"] = f"{HOST}:{self.kafka_proxy.port}"
+            environ["EVENT_STORE_BROKERS"] = self._broker.proxied
             environ["CACHE_URL"] = f"redis://{HOST}:{self.redis_proxy.port}"
             environ["HIVEIO_FAULTS"] = _text(self._points)
         return environ

@@ -19,10 +19,11 @@ from confluent_kafka.cimpl import NewTopic
 
 from tests.conftest import required
 from tests.faults.client import Connection, Lost, NotSent
-from tests.faults.proxy import INIT_PRODUCER, PRODUCE, Proxy, kafka
+from tests.faults.proxy import INIT_PRODUCER, PRODUCE, kafka
+from tests.faults.stage import Broker
 from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
-from tests.services import HOST, Kafka, free_port, kafka_cluster
+from tests.services import Kafka, kafka_cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240, func_only=True)]
 
@@ -223,43 +224,36 @@ async def test_14_a_fatal_error_makes_a_new_producer(topic: str, producer: Calla
         at = 13  # length, correlation id, tags, throttle time; then the error code
         return answer[:at] + CLUSTER_AUTHORIZATION_FAILED.to_bytes(2, "big") + answer[at + 2 :]
 
-    port = free_port()
-    with Kafka(advertised_port=port) as behind:
-        assert behind.upstream_port is not None
-        make_topic(behind.brokers, topic)
-        with Proxy(behind.upstream_port, framed=True, port=port) as proxy:
-            fatal = proxy.down.edit(
-                refused, kafka(INIT_PRODUCER), times=2
-            )  # the eager producer, and the one that gathers
-            async with started(role := producer(f"{HOST}:{port}", REQUEST_TIMEOUT="5000")) as load:
-                replaced = "is replaced"  # also when nothing is produced
-                await asyncio.to_thread(wait_until, lambda: role.text().count(replaced) == 2, what=replaced)
-                async with load.running(16):
-                    await load.until(200)
-                assert fatal.count == 2
-                assert role.process.poll() is None
-                assert len([line for line in role.complaints() if "is replaced" in line["message"]]) == 2
-                assert await asyncio.to_thread(role.stop) == 0
-            load.check(behind.brokers, topic)
+    with Broker() as broker:
+        make_topic(broker.kafka.brokers, topic)
+        # Two: of the eager producer, and of the one that gathers.
+        fatal = broker.proxy.down.edit(refused, kafka(INIT_PRODUCER), times=2)
+        async with started(role := producer(broker.proxied, REQUEST_TIMEOUT="5000")) as load:
+            replaced = "is replaced"  # also when nothing is produced
+            await asyncio.to_thread(wait_until, lambda: role.text().count(replaced) == 2, what=replaced)
+            async with load.running(16):
+                await load.until(200)
+            assert fatal.count == 2
+            assert role.process.poll() is None
+            assert len([line for line in role.complaints() if replaced in line["message"]]) == 2
+            assert await asyncio.to_thread(role.stop) == 0
+        load.check(broker.kafka.brokers, topic)
 
 
 @pytest.mark.fault(14)
 async def test_14_an_answer_lost_on_its_way_is_one_record(topic: str, producer: Callable[..., Role]) -> None:
-    port = free_port()
-    with Kafka(advertised_port=port) as behind:
-        assert behind.upstream_port is not None
-        make_topic(behind.brokers, topic)
-        with Proxy(behind.upstream_port, framed=True, port=port) as proxy:
-            async with started(producer(f"{HOST}:{port}")) as load:
-                async with load.running(16):
-                    await load.until(200)
-                    lost = proxy.down.cut(kafka(PRODUCE), times=3)
-                    async with asyncio.timeout(WELL_S):
-                        while lost.count < 3:
-                            await asyncio.sleep(0.02)
-                    await load.until(200)
-                assert set(load.statuses) == {200}, "librdkafka sends again, and Kafka drops the repeat"
-            load.check(behind.brokers, topic)
+    with Broker() as broker:
+        make_topic(broker.kafka.brokers, topic)
+        async with started(producer(broker.proxied)) as load:
+            async with load.running(16):
+                await load.until(200)
+                lost = broker.proxy.down.cut(kafka(PRODUCE), times=3)
+                async with asyncio.timeout(WELL_S):
+                    while lost.count < 3:
+                        await asyncio.sleep(0.02)
+                await load.until(200)
+            assert set(load.statuses) == {200}, "librdkafka sends again, and Kafka drops the repeat"
+        load.check(broker.kafka.brokers, topic)
 
 
 @pytest.mark.fault(14)
@@ -271,20 +265,17 @@ async def test_14_kafka_has_it_already_and_does_not_say_where(topic: str, produc
         edited = DUPLICATE_SEQUENCE_NUMBER.to_bytes(2, "big") + (-1).to_bytes(8, "big", signed=True)
         return answer[:at] + edited + answer[at + len(edited) :]
 
-    port = free_port()
-    with Kafka(advertised_port=port) as behind:
-        assert behind.upstream_port is not None
-        make_topic(behind.brokers, topic)
-        with Proxy(behind.upstream_port, framed=True, port=port) as proxy:
-            async with started(producer(f"{HOST}:{port}")) as load:
-                await load.until(200)
-                proxy.down.edit(duplicate, kafka(PRODUCE))
-                connection = load.connection()
-                body = {"type": "Deposited", "payload": {"amount": 0}}
-                answer = await connection.request("POST", "/accounts/a", body, timeout_s=30.0)
-                assert (answer.status, answer.headers.get("hive-position")) == (200, None)
-                await load.until(200)
-            assert load.check(behind.brokers, topic)[0] == 1
+    with Broker() as broker:
+        make_topic(broker.kafka.brokers, topic)
+        async with started(producer(broker.proxied)) as load:
+            await load.until(200)
+            broker.proxy.down.edit(duplicate, kafka(PRODUCE))
+            connection = load.connection()
+            body = {"type": "Deposited", "payload": {"amount": 0}}
+            answer = await connection.request("POST", "/accounts/a", body, timeout_s=30.0)
+            assert (answer.status, answer.headers.get("hive-position")) == (200, None)
+            await load.until(200)
+        assert load.check(broker.kafka.brokers, topic)[0] == 1
 
 
 @pytest.mark.fault(16)
