@@ -54,7 +54,6 @@ class Client:
         """Raises ConfigError for properties that librdkafka refuses."""
         self.owner, self.config = owner, config
         self.reported: list[Record] = []
-        self.fatal: str | None = None
         self.ended = False
         self.turned = time.monotonic()
         self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
@@ -73,17 +72,17 @@ class Client:
         poll, loop = self.producer.poll, self.owner.loop
         try:
             while not self.ended:
+                fatal = ""
                 try:
                     poll(TURN_S)
                 except KafkaException as error:  # so it tells what is fatal, and does not call error_cb
-                    self.fatal = error.args[0].str()
+                    fatal = error.args[0].str()
                 self.turned = time.monotonic()
                 if self.reported:
                     # poll serves all reports of a produce response before it returns: one wake of the loop for all
                     reported, self.reported = self.reported, []
                     loop.call_soon_threadsafe(self.owner.settle, reported)
-                if self.fatal:
-                    loop.call_soon_threadsafe(self.owner.replace, self, self.fatal)
-                    self.fatal = None
+                if fatal:
+                    loop.call_soon_threadsafe(self.owner.replace, self, fatal)
         except RuntimeError:  # the loop is closed
             pass
