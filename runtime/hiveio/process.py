@@ -24,6 +24,7 @@ from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
 from hiveio.http1 import FAST_PARSER
 from hiveio.loader import load
+from hiveio.peers import Health, Peers
 from hiveio.routes import Route
 from hiveio.service import Service
 from hiveio.tls import certificate
@@ -102,6 +103,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.build = build
         self.master: Master | None = None
         self.certificate = certificate(settings)
+        self.peers = Peers()
         self.listener = _listening(settings.port)
         self.port: int = self.listener.getsockname()[1]
         self._reports, self._reporter = os.pipe()
@@ -124,6 +126,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
             "control_socket_disable": True,
             "when_ready": _ready,
+            "pre_fork": _before_fork,
             "child_exit": _child_exit,
         }
         if os.access("/dev/shm", os.W_OK):
@@ -197,6 +200,11 @@ def _ready(master: Master) -> None:
     gc.freeze()  # before the fork: pages that the collector never touches stay shared
 
 
+def _before_fork(master: Master, worker: Worker) -> None:
+    worker.place = master.app.peers.enter()
+
+
 def _child_exit(master: Master, worker: Worker) -> None:
+    master.app.peers.tell(worker.place, Health.NONE)
     metrics.worker_gone(worker.pid)
     master.check_report()

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
+from hiveio.peers import Health, Peers
 from hiveio.routes import Router
 
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
@@ -92,6 +93,8 @@ class Service:
         self.components: list[Component] = []
         self.channels: list[Channel] = []
         self.telemetry = Untraced()
+        self.peers = Peers()
+        self.place: int | None = None  # of this worker among them
         self.draining = False
         self.started = False
         self.failed: Callable[[BaseException], None] = lambda error: None
@@ -152,11 +155,31 @@ class Service:
         return {component.name: getattr(component, "details", dict)() for component in self.components}
 
     def dead(self) -> list[str]:
-        """The names of components whose loops do not turn."""
+        """The names of components whose loops do not turn, in any worker of this process."""
+        stuck = ["another worker"] if Health.STUCK in self.peers.others(self.place) else []
+        return self._dead() + stuck
+
+    def _dead(self) -> list[str]:
         return [component.name for component in self.components if not component.alive()]
 
     async def readiness(self) -> dict[str, str | None]:
-        """For each dependency None, or the reason why it is not ready. Takes at most ``READY_TIMEOUT``."""
+        """For each dependency None, or the reason why it is not ready. Takes at most ``READY_TIMEOUT``.
+
+        The workers of a process are ready together.
+        """
+        checks = await self._checks()
+        if others := self.peers.others(self.place):
+            waiting = len(others) - others.count(Health.READY)
+            checks["workers"] = f"{waiting} of the other {len(others)} not ready; the log says why" if waiting else None
+        return checks
+
+    async def health(self) -> Health:
+        """Of this worker, for the others."""
+        if self._dead():
+            return Health.STUCK
+        return Health.NOT_READY if any((await self._checks()).values()) else Health.READY
+
+    async def _checks(self) -> dict[str, str | None]:
         if self.draining or not self.started:
             return {"service": "draining" if self.draining else "starting"}
         checks: dict[str, Callable[[], Any]] = {component.name: component.ready for component in self.components}

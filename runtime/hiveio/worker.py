@@ -20,6 +20,7 @@ from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 from hiveio.errors import Stop
 from hiveio.http import Edge
 from hiveio.http1 import Connection as Http1
+from hiveio.peers import Health
 from hiveio.service import Service
 from hiveio.tls import GOODBYE_S, HANDSHAKE_S
 
@@ -28,6 +29,7 @@ RESERVE = 0.1  # of it, for the end of the process
 QUIET_S = 0.5  # without a new request: listeners may close without cutting a client off
 LINGER_S = 1.5  # at most, for clients that never pause
 BEAT_S = 1.0
+EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 MOST_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
 RESERVED_FILES = 128  # for Kafka, Redis and the actor, when files are few
@@ -81,6 +83,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
+        self.place = 0  # among the workers of this process
         self._end = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
 
@@ -125,7 +128,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         settings = self.app.settings
         service = Service(settings, self.app.contracts)
         service.failed = self._fail
-        beat = asyncio.create_task(self._beat())
+        service.peers, service.place = self.app.peers, self.place
+        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._tell(service))]
         try:
             if settings.telemetry:
                 from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
@@ -147,7 +151,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self._fail(error)
         finally:
             self.alive = False
-            beat.cancel()
+            for task in tasks:
+                task.cancel()
             await self._stopped(service, settings.drain_timeout_ms / 1000 * (1 - REQUEST_SHARE - RESERVE))
 
     async def _listen(self) -> None:
@@ -196,6 +201,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 self.orphan = True
                 self.handle_exit_signal()
             await asyncio.sleep(BEAT_S)
+
+    async def _tell(self, service: Service) -> None:
+        """Tells the other workers how this one is."""
+        while self.app.settings.cluster_size > 1:
+            health = await service.health()
+            self.app.peers.tell(self.place, health)
+            await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)
 
     @property
     def crowded(self) -> bool:

@@ -40,7 +40,9 @@ ANSWER = {"base": 200, "producer": 200, "consumer": 422, "stream-processor": 200
 
 def works(role: str, url: str, number: int = 0) -> bool:
     method, address, body = send(role, url, number)
-    return httpx.request(method, address, json=body, timeout=20).status_code == ANSWER[role]
+    answer = httpx.request(method, address, json=body, timeout=20)
+    assert answer.status_code == ANSWER[role], f"{answer.status_code} {answer.text}"
+    return True
 
 
 def test_the_checks_of_docker_build_find_nothing(images: str) -> None:

@@ -322,6 +322,46 @@ def test_a_worker_that_dies_is_replaced_and_the_counts_stay() -> None:
         wait_until(lambda: re.search(pattern, httpx.get(f"{role.url}/metrics").text))
 
 
+HESITANT = """\
+import os
+from hiveio import Actor, Query
+
+class Ask(Query):
+    pass
+
+class Hesitant(Actor):
+    path = "/ask"
+
+    def start(self) -> None:
+        try:
+            os.mkdir("FOLDER/first")
+            self.waits = False
+        except FileExistsError:
+            self.waits = True
+
+    def ready(self) -> bool:
+        return not self.waits or os.path.exists("FOLDER/go")
+
+    def perform(self, query: Ask) -> None: ...
+"""
+
+
+def test_it_is_ready_when_all_its_workers_are(tmp_path: Path) -> None:
+    with Role("base", {"CLUSTER_SIZE": "2"}, actor=HESITANT.replace("FOLDER", str(tmp_path)), wait=False) as role:
+        wait_until(lambda: len(role.logs("worker serves")) == 2)
+        answers = [httpx.get(f"{role.url}/readyz?verbose") for _ in range(30)]
+        assert {answer.status_code for answer in answers} == {503}
+        reasons = [check["reason"] for answer in answers for check in answer.json()["checks"] if check["reason"]]
+        assert set(reasons) == {"not ready", "1 of the other 1 not ready; the log says why"}, "of the one, of the other"
+        assert httpx.get(f"{role.url}/livez").status_code == 200
+        (tmp_path / "go").touch()
+        role.ready()
+        for worker in role.workers():
+            worker.kill()
+        wait_until(lambda: len(role.logs("worker serves")) == 4, what="two new workers")
+        role.ready()
+
+
 def test_workers_end_when_their_master_was_killed() -> None:
     with Role("base", {"CLUSTER_SIZE": "2"}, actor=ACTOR) as role:
         workers = role.workers()

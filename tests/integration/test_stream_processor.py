@@ -175,8 +175,7 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(processor: Make, kaf
 
     counted: list[bool] = []
     with processor(CLUSTER_SIZE="2") as role:
-        # Ready says one of the two workers; the other one may still begin, and answer 503.
-        wait_until(lambda: send(role, "ada", "Open", owner="Ada").status_code == 200, 30, "open")
+        assert send(role, "ada", "Open", owner="Ada").status_code == 200
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             answers = [pool.submit(deposits, role) for _ in range(16)]
             wait_until(lambda: sum(counted) > 50, 60, "50 deposits")

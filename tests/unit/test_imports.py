@@ -16,6 +16,7 @@ RANKS = [
     {"actor"},
     {
         "loader",
+        "peers",
         "service",
         "logs",
         "metrics",
@@ -33,7 +34,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
-ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "service", "openapi", "asyncapi", "http"]
+ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "openapi", "asyncapi", "http"]
 
 
 def room(path: Path) -> str:

@@ -3,6 +3,7 @@
 from hiveio import Actor, Event
 from hiveio.actor import contracts
 from hiveio.config import Settings
+from hiveio.peers import Health, Peers
 from hiveio.service import Service
 
 LIFE: list[str] = []
@@ -48,3 +49,21 @@ async def test_an_actor_is_open_while_messages_come() -> None:
     await service.start()
     await service.stop()
     assert LIFE == ["actor opens", "messages come", "no message any more", "actor closes"]
+
+
+async def test_each_worker_answers_for_all_of_them() -> None:
+    peers = Peers()
+    service = Service(Settings(), contracts([Listener]))
+    await service.start()
+    service.peers, service.place = peers, peers.enter()
+    other = peers.enter()
+    assert service.place != other
+    assert await service.health() is Health.READY
+    assert (await service.readiness())["workers"] == "1 of the other 1 not ready; the log says why"
+    peers.tell(other, Health.READY)
+    assert await service.readiness() == {"Listener": None, "workers": None}
+    peers.tell(other, Health.STUCK)
+    assert service.dead() == ["another worker"]
+    peers.tell(other, Health.NONE)
+    assert not service.dead()
+    assert peers.enter() == other, "its place is free again"
