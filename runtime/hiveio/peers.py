@@ -9,30 +9,33 @@ from enum import IntEnum
 
 
 class Health(IntEnum):
-    """Of one worker. NONE: there is no worker in this place."""
+    """Of one worker. NOT_READY too is one that is not there yet, or not any more."""
 
-    NONE = 0
+    NOT_READY = 0
     READY = 1
-    NOT_READY = 2
-    STUCK = 3
+    STUCK = 2
 
 
 class Peers:
     """A byte for each worker, in memory that the master makes before it forks."""
 
-    def __init__(self) -> None:
-        self._healths = mmap.mmap(-1, mmap.PAGESIZE)
+    def __init__(self, size: int = 1) -> None:
+        self._healths = mmap.mmap(-1, size)
+        self._free = set(range(size))
 
     def enter(self) -> int:
-        """In the master: the place of a new worker, which is not ready until it says so."""
-        place = self._healths.find(b"\0")
+        """In the master: the place of a new worker."""
+        return self._free.pop()
+
+    def leave(self, place: int) -> None:
+        """In the master: this worker has ended."""
         self._healths[place] = Health.NOT_READY
-        return place
+        self._free.add(place)
 
     def tell(self, place: int, health: Health) -> None:
-        """``NONE`` gives the place to another."""
+        """In the worker."""
         self._healths[place] = health
 
-    def others(self, place: int | None) -> list[Health]:
+    def others(self, place: int) -> list[Health]:
         """How the other workers are."""
-        return [Health(byte) for at, byte in enumerate(self._healths[:].rstrip(b"\0")) if byte and at != place]
+        return [Health(byte) for at, byte in enumerate(self._healths[:]) if at != place]

@@ -24,7 +24,7 @@ from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
 from hiveio.http1 import FAST_PARSER
 from hiveio.loader import load
-from hiveio.peers import Health, Peers
+from hiveio.peers import Peers
 from hiveio.routes import Route
 from hiveio.service import Service
 from hiveio.tls import certificate
@@ -103,7 +103,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.build = build
         self.master: Master | None = None
         self.certificate = certificate(settings)
-        self.peers = Peers()
+        self.peers = Peers(settings.cluster_size)
         self.listener = _listening(settings.port)
         self.port: int = self.listener.getsockname()[1]
         self._reports, self._reporter = os.pipe()
@@ -177,8 +177,10 @@ class Master(Arbiter):  # type: ignore[misc]
         super().start()
 
     def signal(self, sig: int, frame: Any) -> None:
-        # Ctrl-C and SIGQUIT would end workers without a flush, also while they drain.
-        super().signal(signal.SIGTERM if sig in (signal.SIGINT, signal.SIGQUIT) else sig, frame)
+        # gunicorn's SIGINT and SIGQUIT would end workers without a flush, also while they drain. Its other signals
+        # change the number of workers, or the workers: here that is a setting, and another container.
+        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            super().signal(signal.SIGTERM, frame)
 
     def check_report(self) -> None:
         if self._code == 0 and (report := self.app.reported()):
@@ -205,6 +207,6 @@ def _before_fork(master: Master, worker: Worker) -> None:
 
 
 def _child_exit(master: Master, worker: Worker) -> None:
-    master.app.peers.tell(worker.place, Health.NONE)
+    master.app.peers.leave(worker.place)
     metrics.worker_gone(worker.pid)
     master.check_report()

@@ -94,7 +94,7 @@ class Service:
         self.channels: list[Channel] = []
         self.telemetry = Untraced()
         self.peers = Peers()
-        self.place: int | None = None  # of this worker among them
+        self.place = 0  # of this worker among them
         self.draining = False
         self.started = False
         self.failed: Callable[[BaseException], None] = lambda error: None

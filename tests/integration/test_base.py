@@ -285,7 +285,7 @@ async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_s
         await asyncio.to_thread(wait_until, lambda: role.logs("slow begins"))
         began = time.monotonic()
         assert await asyncio.to_thread(role.stop) == 0
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5
         assert role.logs("actor stopped")
         assert [line["message"] for line in role.complaints()] == ["requests outlived their share of DRAIN_TIMEOUT"]
         with pytest.raises(httpx.TransportError):
@@ -297,7 +297,7 @@ def test_an_idle_service_stops_at_once_without_a_warning() -> None:
         client.get("/ping")  # and keeps the connection
         began = time.monotonic()
         assert role.stop() == 0
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         assert not role.complaints()
         assert not role.errors
         assert role.logs()[0]["message"] == "listening"
@@ -360,6 +360,19 @@ def test_it_is_ready_when_all_its_workers_are(tmp_path: Path) -> None:
             worker.kill()
         wait_until(lambda: len(role.logs("worker serves")) == 4, what="two new workers")
         role.ready()
+
+
+def test_other_signals_change_nothing() -> None:
+    with Role("base", {"CLUSTER_SIZE": "2"}, actor=ACTOR) as role:
+        workers = role.workers()
+        for sent in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+            role.terminate(sent)
+        workers[0].kill()  # what comes after them was seen to
+        wait_until(lambda: len(role.logs("worker serves")) == 3)
+        role.ready()
+        assert works(role)
+        assert workers[1] in role.workers()
+        assert len(role.workers()) == 2
 
 
 def test_workers_end_when_their_master_was_killed() -> None:

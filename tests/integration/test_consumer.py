@@ -43,6 +43,17 @@ async def test_all_in_order_over_a_restart(
     assert offsets == {0: [*range(1000)], 1: [*range(1010)], 2: [*range(1000)]}, "a stop in good order repeats nothing"
 
 
+async def test_a_member_without_a_partition_is_ready(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], protocol: str
+) -> None:
+    """Or the new container of a rolling upgrade would never be, and the old one would never go."""
+    make_topic(kafka.brokers, topic)
+    tuned = settings(kafka={"group.protocol": protocol})
+    async with member(tuned) as first, member(tuned) as second:
+        await asyncio.gather(first.ready(), second.ready())
+        assert len([*first.partitions(), *second.partitions()]) == 1
+
+
 async def test_the_context(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:
     make_topic(kafka.brokers, topic)
     headers = {"hive-position": "0:7:0", "hive-version": "3", "hive-key": "k", "traceparent": "00-x"}

@@ -112,7 +112,7 @@ class Consumer:
             return "; ".join(failures)
         if self._poller.trouble is not None:
             return self._poller.trouble
-        if not self._poller.joined:
+        if not await self._poller.is_member():
             return f"the group {self._settings.group_id} is not joined yet"
         return await self._poller.ask()
 

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, is_fatal, make, start_thread
+from hiveio.kafka.topics import group_members
 
 COMMIT_S = 0.25
 TURN_S = 0.1  # the longest a poll waits
@@ -83,7 +84,7 @@ class Poller:
     """
 
     def __init__(self, settings: Settings, owner: Lanes, beside: Callable[[str], str]) -> None:
-        self._owner, self._topics, self._brokers = owner, list(settings.read_topics), settings.brokers
+        self._settings, self._owner, self._topics = settings, owner, list(settings.read_topics)
         self._beside = beside
         self._batch = settings.buffer
         protocol = settings.kafka.get("group.protocol", "consumer").lower()
@@ -121,6 +122,7 @@ class Poller:
         self._commit_at = 0.0
         self._turned = time.monotonic()
         self._asked: asyncio.Future[str | None] | None = None
+        self._member: str | None = None  # its id, of this client
         self.joined = False
         self.trouble: str | None = None
 
@@ -149,6 +151,13 @@ class Poller:
     def alive(self) -> bool:
         thread = self._thread
         return thread is None or self._stopping or (thread.is_alive() and time.monotonic() - self._turned < STUCK_S)
+
+    async def is_member(self) -> bool:
+        """Whether the group has us. One that joins a group with no partition left is not told so (KIP-848)."""
+        if not self.joined and (member := self._member):
+            members, stable = await asyncio.to_thread(group_members, self._settings, self._settings.group_id, 1.0)
+            self.joined = self.joined or (stable and member in members)
+        return self.joined
 
     async def ask(self) -> str | None:
         """None when Kafka answers, else the reason."""
@@ -183,6 +192,7 @@ class Poller:
             consumer.subscribe(
                 self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
+            self._member = consumer.memberid()
             while not self._stopping and self._fatal is None:
                 self._turn(consumer)
             if self._fatal is not None:
@@ -247,7 +257,7 @@ class Poller:
             consumer.list_topics(timeout=1.0)
             reason = None
         except KafkaException as error:
-            reason = f"Kafka at {self._brokers} does not answer: {error.args[0].str()}"
+            reason = f"Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         if asked is not None:
             self._loop.call_soon_threadsafe(_resolve, asked, reason)
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make
 from hiveio.kafka.session import Outgoing
-from hiveio.kafka.topics import TIMEOUT_S, admin
+from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
 Place = tuple[str, int]  # topic, partition
 
@@ -92,12 +92,7 @@ class Reader:
 
     def members(self, group: str) -> int:
         """How many instances are in the group."""
-        client = admin(self._settings)
-        try:
-            described = client.describe_consumer_groups([group], request_timeout=TIMEOUT_S)[group].result()
-        except KafkaException:
-            return 0  # a group that never was
-        return 0 if described.state == ConsumerGroupState.DEAD else len(described.members)
+        return len(group_members(self._settings, group)[0])
 
     def delete(self, group: str) -> None:
         """Forget a group without members, if Kafka lets us: its offsets expire anyway."""

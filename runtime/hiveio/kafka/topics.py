@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
@@ -35,6 +35,20 @@ class Topic(NamedTuple):
 
 def admin(settings: Settings, **own: Any) -> AdminClient:
     return make(AdminClient, client_config(settings, **own))
+
+
+def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) -> tuple[set[str], bool]:
+    """The member ids of a group, and whether all have what they are assigned. Blocking.
+
+    Nobody where there is no such group, or Kafka does not say.
+    """
+    client = admin(settings)  # named: its results end with it
+    try:
+        found = client.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
+    except KafkaException:
+        return set(), False
+    members = set() if found.state == ConsumerGroupState.DEAD else {member.member_id for member in found.members}
+    return members, found.state == ConsumerGroupState.STABLE
 
 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:

@@ -35,7 +35,7 @@ LIVE = 5_000  # records handed on by the scope and not sent, and
 LIVE_BYTES = 32_000_000  # their size, beyond which the log is read again
 
 
-Told = tuple[LogRecord, Record, bool]  # with its verdict
+Told = tuple[LogRecord, Record | None]  # what it says, or None where it is void
 
 
 class Publisher:
@@ -55,8 +55,9 @@ class Publisher:
         self._settings, self._scope, self._cache, self._tail = settings, scope, cache, tail
         self._events, self._holder = events, holder
         self._topic = settings.written_topic
-        self._inbox: deque[LogRecord] = deque()  # while it catches up: from the log, perhaps not judged yet
-        self._live: deque[Told] | None = None  # while it keeps up: from the scope, as it judges
+        self._inbox: deque[LogRecord] = deque()  # from the log, while it catches up; perhaps not judged yet
+        self._told: deque[Told] = deque()  # to be published: the inbox with its verdicts, or
+        self._live = False  # while it keeps up, what the scope hands on as it judges
         self._live_bytes = 0
         self._news = asyncio.Event()
         self._renewed = 0.0
@@ -93,6 +94,8 @@ class Publisher:
                 log.warning("publishing %s/%s pauses: %s", self._topic, self._scope.partition, error)
             except HiveError as error:
                 log.error("publishing %s/%s fails: %s", self._topic, self._scope.partition, error)
+            except Exception:  # a session finds its place anew: whatever it was, the next one may go on
+                log.exception("a fault while publishing %s/%s", self._topic, self._scope.partition)
             self._renewed = 0.0
             await asyncio.sleep(RENEW_S * (0.5 + random.random() / 2))
 
@@ -124,7 +127,7 @@ class Publisher:
         finally:
             self._scope.publishing = False
             session.close()
-            self._scope.on_judged = self._live = None
+            self._end_live()
             self._unfollow()
 
     async def _resume(self) -> None:
@@ -147,16 +150,19 @@ class Publisher:
 
     def _judged(self, message: LogRecord, record: Record, verdict: bool | None) -> None:
         """The scope has judged the next record. When it begins anew, or is too fast, the log is read again."""
-        live = self._live
-        assert live is not None
+        told = self._told
         self._live_bytes += len(message.value)
-        expected = live[-1][0].offset + 1 if live else self.read
-        if verdict is None or message.offset != expected or len(live) >= LIVE or self._live_bytes > LIVE_BYTES:
-            self._scope.on_judged = self._live = None
+        expected = told[-1][0].offset + 1 if told else self.read
+        if verdict is None or message.offset != expected or len(told) >= LIVE or self._live_bytes > LIVE_BYTES:
+            self._end_live()
             self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
         else:
-            live.append((message, record, verdict))
+            told.append((message, record if verdict else None))
         self._news.set()
+
+    def _end_live(self) -> None:
+        self._scope.on_judged, self._live = None, False
+        self._told.clear()
 
     def _arrived(self, batch: list[LogRecord]) -> None:
         self._inbox.extend(batch)
@@ -167,59 +173,51 @@ class Publisher:
 
     async def _gather(self) -> list[Outgoing]:
         """The next events to publish; none if there are none within a moment."""
-        if self._live is None and not self._inbox and self.read == self._scope.view.next:
+        if not (self._live or self._told or self._inbox) and self.read == self._scope.view.next:
             self._unfollow()
-            self._live, self._live_bytes, self._scope.on_judged = deque(), 0, self._judged
-        if not (self._live or self._inbox):
+            self._live, self._live_bytes, self._scope.on_judged = True, 0, self._judged
+        if not (self._told or self._inbox):
             self._news.clear()
             try:
                 async with asyncio.timeout(RENEW_S / 2):
                     await self._news.wait()
             except TimeoutError:
                 return []
-        if self._live is None:
-            return await self._from_log()
+        if not self._told:
+            await self._ask()
         group: list[Outgoing] = []
         size = 0
-        while self._live and len(group) < GROUP:
-            message, record, verdict = self._live[0]
+        while self._told and len(group) < GROUP:
+            message, accepted = self._told[0]
             if size and size + len(message.value) > GROUP_BYTES:
                 break
-            self._live.popleft()
+            self._told.popleft()
             size += len(message.value)
-            if verdict:
-                group += self._outgoing(message, record)
+            if accepted is not None:
+                group += self._outgoing(message, accepted)
             self.read = message.offset + 1
         self._live_bytes -= size
         return group
 
-    async def _from_log(self) -> list[Outgoing]:
-        batch = list(islice(self._inbox, GROUP))
-        if not batch:
-            return []
+    async def _ask(self) -> None:
+        """For the verdicts of what was read from the log."""
+        if not self._inbox:
+            return
         try:
             async with asyncio.timeout(RENEW_S / 2):
-                await self._scope.reach(batch[0].offset + 1)
+                await self._scope.reach(self._inbox[0].offset + 1)
         except TimeoutError:
-            return []  # not judged yet: the lease is renewed meanwhile
-        batch = [message for message in batch if message.offset < self._scope.view.next]
-        verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1)
-        group: list[Outgoing] = []
-        size = 0
-        for message, verdict in zip(batch, verdicts, strict=True):
+            return  # not judged yet: the lease is renewed meanwhile
+        batch = [message for message in islice(self._inbox, GROUP) if message.offset < self._scope.view.next]
+        verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1) if batch else "?"
+        for message, verdict in zip(batch, verdicts, strict=False):
             if verdict == "?":
-                break  # being folded anew
-            if size and size + len(message.value) > GROUP_BYTES:
                 break
-            if verdict == "1":
-                size += len(message.value)
-                group += self._outgoing(message, records.decode(message.value))
+            self._told.append((message, records.decode(message.value) if verdict == "1" else None))
             self._inbox.popleft()
-            self._tail.taken(1)
-            self.read = message.offset + 1
-        if not group and verdicts[0] == "?":
-            await asyncio.sleep(0.1)
-        return group
+        self._tail.taken(len(self._told))
+        if not self._told:
+            await asyncio.sleep(0.1)  # it is being folded anew
 
     def _outgoing(self, message: LogRecord, record: Record) -> list[Outgoing]:
         group = outgoing(self._scope.partition, message, record)
