@@ -110,7 +110,7 @@ async def test_14_a_fatal_error_of_the_producer_is_survived(broker: Broker) -> N
         at = 13  # length, correlation id, tags, throttle time; then the error code
         return answer[:at] + CLUSTER_AUTHORIZATION_FAILED.to_bytes(2, "big") + answer[at + 2 :]
 
-    with Stage(broker) as stage:
+    with Stage(broker, instances=1) as stage:
         await stage.accepted("Deposit", "Account/a", amount=10)
         stage.victim.kill()
         fatal = stage.kafka_proxy.down.edit(refused, kafka(INIT_PRODUCER), times=2)  # the appender's, the publisher's
