@@ -79,6 +79,9 @@ class Actor:
     name: ClassVar[str] = ""  # in the log; default: the name of the class
     topic: ClassVar[str] = ""
     key: ClassVar[str] = ""
+    # Its state is in memory, or in a file of one process. Then CLUSTER_SIZE is 1, and no other is taken: each worker
+    # would answer from the part of the events that it was given.
+    single_process: ClassVar[bool] = False
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
     # Raise it when replay or upcast changes: snapshots are folded anew, as they are when fields of the model change.
     schema_version: ClassVar[int] = 1

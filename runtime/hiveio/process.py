@@ -1,5 +1,6 @@
 """The process: gunicorn's master and its workers around one service. ``serve`` is what an entrypoint calls."""
 
+import dataclasses
 import gc
 import logging
 import math
@@ -56,11 +57,24 @@ def serve(build: Build) -> NoReturn:
 
             telemetry.check()
         contracts = load(settings)
-        application = Application(settings, contracts, build)
+        application = Application(_with_workers(settings, contracts), contracts, build)
     except Stop as error:
         _end(error.exit_code, str(error))
     Master(application).run()
     sys.exit(0)
+
+
+def _with_workers(settings: Settings, contracts: list[Contract]) -> Settings:
+    """One worker, where an actor's state is one process'. Raises ConfigError where more are asked for."""
+    single = [contract.name for contract in contracts if contract.kind.single_process]
+    if not single or settings.cluster_size == 1:
+        return settings
+    if os.environ.get("CLUSTER_SIZE"):
+        raise ConfigError(
+            f"CLUSTER_SIZE={settings.cluster_size} is wrong: {single[0]} keeps its state in one process, and each "
+            "worker would answer from a part of it; it takes 1"
+        )
+    return dataclasses.replace(settings, cluster_size=1)
 
 
 def _end(code: int, line: str) -> NoReturn:

@@ -59,6 +59,8 @@ def container(images: str, role: str, settings: dict[str, str]) -> Callable[...,
     """``container(NAME="value", options=…)``: the role with an actor of the bank, mounted at /actor."""
 
     def made(*, image: str = f"hiveio/{role}", actor: Path | None = EXAMPLES, **more: Any) -> Container:
+        if role == "consumer" and more.get("CLUSTER_SIZE") == "2":  # the bank's keeps its state in one process
+            actor, more["ACTOR_MODULE"] = Path(__file__).parent, "listener"
         options = {name: more.pop(name) for name in ("options", "wait") if name in more}
         return Container(images, image, settings | more, actor=actor, **options)
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -203,6 +204,7 @@ def test_the_fast_loop_and_the_fast_parser_are_there(base: Role) -> None:
         ("m", ACTOR + "class Other(Account): pass", {}, 16, "Other and Account both take POST /accounts/{id}"),
         ("m", ACTOR.replace("/accounts/{id}", "/livez"), {}, 17, "Account: the path /livez belongs to the service"),
         ("m", ACTOR + "class Other(Account): name = 'Account'", {}, 18, "two actors are named Account"),
+        ("m", ACTOR + "    single_process = True\n", {}, 2, "CLUSTER_SIZE=2 is wrong: Account keeps its state in one"),
         ("m", ACTOR, {"PORT": "x"}, 2, "PORT='x' is wrong"),
         ("m", ACTOR + "    def start(self): 1/0\n", {}, 1, "the service could not go on: ZeroDivisionError"),
     ],
@@ -216,6 +218,13 @@ def test_what_cannot_start_ends_with_one_line_and_its_code(
         assert role.ended() == code, role.text()
     assert role.errors[0].startswith(line)
     assert len(role.errors) == 1 or code == 13
+
+
+def test_an_actor_whose_state_is_one_process_has_one_worker() -> None:
+    with Role("base", {"CLUSTER_SIZE": ""}, actor=ACTOR + "    single_process = True\n") as role:
+        assert [line["workers"] for line in role.logs("listening")] == [1]
+    with Role("base", {"CLUSTER_SIZE": ""}, actor=ACTOR) as role:
+        assert [line["workers"] for line in role.logs("listening")] == [len(os.sched_getaffinity(0))], "else by the CPU"
 
 
 def test_a_port_in_use_is_one_line(base: Role) -> None:

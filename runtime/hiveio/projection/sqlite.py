@@ -29,9 +29,10 @@ class SqliteProjection(Actor):
 
     - ``database`` is a path; in memory (the default) the projection is built from the first event at each start.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
-    - ``connection`` is for queries. A file belongs to one process that writes: CLUSTER_SIZE=1.
+    - ``connection`` is for queries. A file belongs to one process that writes, so there is one worker.
     """
 
+    single_process = True
     database: ClassVar[str] = ":memory:"
     tables: ClassVar[str] = ""  # statements that make them where they are not there
 
