@@ -37,9 +37,9 @@ S = TypeVar("S", bound=Service)
 class Role(Service):
     """``images/<role>/entrypoint.py`` with one of the bank's actors."""
 
-    def __init__(self, role: str, module: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, role: str, module: str, environ: Mapping[str, str], folder: Path) -> None:
         self.name, self.module = role, module
-        super().__init__(None, None)
+        super().__init__(None, folder)
         self.environ = {
             "PORT": str(self.port),
             "CLUSTER_SIZE": "1",
@@ -120,18 +120,19 @@ class World:
     def __init__(self) -> None:
         self._stack = ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hiveio-bank-")))
-        self.kafka: Kafka | Container = self._closed(Kafka())
-        self.redis: Redis | Container = self._closed(Redis())
+        # One folder for all: whenever Ctrl-C comes, it goes.
+        self.kafka: Kafka | Container = self._closed(Kafka(folder=folder / "kafka"))
+        self.redis: Redis | Container = self._closed(Redis(folder=folder / "redis"))
         log = {"EVENT_STORE_BROKERS": self.kafka.brokers, "EVENT_STORE_TOPIC": TOPIC}
         reading = {"EVENT_STORE_GROUP_ID": "statements", "EVENT_STORE_FROM_START": "true"}
         database = {"STATEMENTS_DATABASE": str(folder / "statements.sqlite")}
         self.roles: Mapping[str, Role | Container] = {
             role.name: self._closed(role)
             for role in (
-                Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}),
-                Role("consumer", "statements", log | reading | database),
-                Role("producer", "visits", log | {"EVENT_STORE_TOPIC": VISITS}),
-                Role("base", "quotes", {}),
+                Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}, folder / "accounts"),
+                Role("consumer", "statements", log | reading | database, folder / "statements"),
+                Role("producer", "visits", log | {"EVENT_STORE_TOPIC": VISITS}, folder / "visits"),
+                Role("base", "quotes", {}, folder / "quotes"),
             )
         }
 

@@ -115,7 +115,7 @@ def test_it_keeps_running_until_it_is_told_to_end(leftovers: Path, number: signa
 def test_it_can_be_ended_while_it_starts(leftovers: Path) -> None:
     process = story(["-m", "examples.bank.story"], leftovers)
     try:
-        wait_until(lambda: list(leftovers.glob("hiveio-kafka*")), 20, "the start of Kafka")
+        wait_until(lambda: list(leftovers.glob("hiveio-bank-*/kafka")), 20, "the start of Kafka")
         process.send_signal(signal.SIGINT)
         code, _ = ended(process)
         assert code == 130
