@@ -3,6 +3,7 @@
 The annotations of ``perform`` and ``replay`` are the routing, the validation and the schema, declared once.
 """
 
+import functools
 import inspect
 import re
 import types
@@ -226,6 +227,12 @@ class Contract:
         assert self.actor.upcast is not None
         return UpcastingCodec(self.events.values(), self.actor.upcast)
 
+    @property
+    def plain(self) -> Callable[[Any], Any] | None:
+        """``perform`` itself, where it is no coroutine, is given a message and nothing else, and gives no events."""
+        more = self.is_async or self.batch or self.stateful or self.wants_context or self.wants_tx or self.events
+        return None if more else self.actor.perform
+
     def _invoker(self, actor: Actor) -> Invoke:
         perform, stateful = actor.perform, self.stateful
         wants_context, wants_tx = self.wants_context, self.wants_tx
@@ -278,6 +285,7 @@ def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:
     return made
 
 
+@functools.cache
 def performing(contract: Contract) -> Handler:
     """The innermost handler: runs the actor without a state and answers with what it returns."""
     invoke, is_async, wants_context = contract.invoke, contract.is_async, contract.wants_context

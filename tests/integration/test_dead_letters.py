@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -49,6 +49,39 @@ def ask(kafka: Kafka, made: Settings, kind: str, key: str | None = None) -> None
         of = raw.key.decode() if isinstance(raw.key, bytes) else None
         marks.append((partition, of, None, headers))
     write(kafka.brokers, name, marks)
+
+
+class Plain(Actor):
+    """A method that needs no more than the event: it is called without an envelope."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.attempts = Counter[int]()
+
+    def perform(self, event: Deposited) -> Awaitable[None] | None:
+        self.attempts[event.amount] += 1
+        if event.amount == 4 or (event.amount == 2 and self.attempts[2] == 1):
+            raise ValueError("never, or once")
+        if event.amount == 3:
+            return self._later(3)
+        self.seen.append(event.amount)
+        return None
+
+    async def _later(self, amount: int) -> None:
+        await asyncio.sleep(0.01)
+        self.seen.append(amount)
+
+
+async def test_a_plain_method_is_tried_again_awaited_and_given_up_on(kafka: Kafka, topic: str, settings: Made) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, keyed(*[(f"k{amount}", amount) for amount in range(6)]))
+    made = settings(**QUICK)
+    async with member(made, Plain, Recorder) as one:
+        await one.until(lambda: one.consumer.counts.handled == 5)
+        assert one.actor.seen == [0, 1, 2, 3, 5]
+        assert one.actor.attempts == {0: 1, 1: 1, 2: 2, 3: 1, 4: 3, 5: 1}
+        assert one.actors[1].amounts() == [*range(6)], "each actor has its own failures"
+    assert [(letter["key"], letter["hive-dead-actors"]) for letter in letters(kafka, made)] == [("b'k4'", "Plain")]
 
 
 class Choosy:

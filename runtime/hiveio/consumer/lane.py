@@ -199,20 +199,26 @@ class WorkLane(CarefulLane):
                 except Problem as error:
                     await self._undecodable(hand, message, value, error)
                 else:
-                    key = message.key()
-                    envelope = Envelope(message=event, id=id_of(key), meta=meta)
+                    envelope: Envelope | None = None
                     failures: dict[str, Failure] | None = None
                     for target in by_type[type(event)]:
                         if (blocked and target.name in blocked) or (
                             offset < settled and offset < self._resumes.get(target, 0)
                         ):
                             continue
-                        if target.with_record and envelope.record is None:
-                            self._set_record(envelope, headers, position, offset, message.timestamp()[1])
+                        if target.plain is None:
+                            envelope = envelope or Envelope(message=event, id=id_of(message.key()), meta=meta)
+                            if target.with_record and envelope.record is None:
+                                self._set_record(envelope, headers, position, offset, message.timestamp()[1])
                         hand.since = now = clock()
                         try:
-                            await target.handle(envelope)
+                            if target.plain is not None:
+                                if (result := target.plain(event)) is not None and hasattr(result, "__await__"):
+                                    await result
+                            elif envelope is not None:
+                                await target.handle(envelope)
                         except BaseException as error:
+                            envelope = envelope or Envelope(message=event, id=id_of(message.key()), meta=meta)
                             failed = await self._attempt(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
