@@ -39,7 +39,7 @@ class Role(Service):
 
     def __init__(self, role: str, module: str, environ: Mapping[str, str], folder: Path) -> None:
         self.name, self.module = role, module
-        super().__init__(None, folder)
+        super().__init__(None, folder / module)
         self.environ = {
             "PORT": str(self.port),
             "CLUSTER_SIZE": "1",
@@ -129,10 +129,10 @@ class World:
         self.roles: Mapping[str, Role | Container] = {
             role.name: self._closed(role)
             for role in (
-                Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}, folder / "accounts"),
-                Role("consumer", "statements", log | reading | database, folder / "statements"),
-                Role("producer", "visits", log | {"EVENT_STORE_TOPIC": VISITS}, folder / "visits"),
-                Role("base", "quotes", {}, folder / "quotes"),
+                Role("stream-processor", "accounts", log | {"CACHE_URL": self.redis.url}, folder),
+                Role("consumer", "statements", log | reading | database, folder),
+                Role("producer", "visits", log | {"EVENT_STORE_TOPIC": VISITS}, folder),
+                Role("base", "quotes", {}, folder),
             )
         }
 

@@ -251,6 +251,7 @@ class Settings:
     telemetry_url_metrics: str = setting(
         "TELEMETRY_URL_METRICS", "", _http_url, "where metrics go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
+    given: frozenset[str] = frozenset()  # the attributes that the environment sets; the others have their defaults
     kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>
 
     @property
@@ -299,7 +300,7 @@ class Settings:
                 values[f.name] = parse(text.strip())
             except (ValueError, KeyError, re.error):
                 raise ConfigError(f"{_shown(environ, name, text)} is wrong: it takes {parse.__doc__}") from None
-        return cls(**values, kafka=_kafka(environ))
+        return cls(**values, given=frozenset(values), kafka=_kafka(environ))
 
 
 def _shown(environ: Mapping[str, str], name: str, text: str) -> str:

@@ -5,6 +5,7 @@ balancer that was told "ready" by one would send requests to another that is fol
 """
 
 import mmap
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -21,19 +22,16 @@ class Peers:
 
     def __init__(self, size: int = 1) -> None:
         self._healths = mmap.mmap(-1, size)
-        self._free = set(range(size))
 
-    def enter(self) -> int:
-        """In the master: the place of a new worker."""
-        return self._free.pop()
+    def enter(self, taken: Iterable[int]) -> int:
+        """In the master: the place of a new worker, beside those of the others."""
+        return min(set(range(len(self._healths))).difference(taken))
 
     def leave(self, place: int) -> None:
         """In the master: this worker has ended."""
-        self._healths[place] = Health.NOT_READY
-        self._free.add(place)
+        self.tell(place, Health.NOT_READY)
 
     def tell(self, place: int, health: Health) -> None:
-        """In the worker."""
         self._healths[place] = health
 
     def others(self, place: int) -> list[Health]:

@@ -69,7 +69,7 @@ def _with_workers(settings: Settings, contracts: list[Contract]) -> Settings:
     single = [contract.name for contract in contracts if contract.kind.single_process]
     if not single or settings.cluster_size == 1:
         return settings
-    if os.environ.get("CLUSTER_SIZE"):
+    if "cluster_size" in settings.given:
         raise ConfigError(
             f"CLUSTER_SIZE={settings.cluster_size} is wrong: {single[0]} keeps its state in one process, and each "
             "worker would answer from a part of it; it takes 1"
@@ -217,7 +217,7 @@ def _ready(master: Master) -> None:
 
 
 def _before_fork(master: Master, worker: Worker) -> None:
-    worker.place = master.app.peers.enter()
+    worker.place = master.app.peers.enter(other.place for other in master.WORKERS.values())
 
 
 def _child_exit(master: Master, worker: Worker) -> None:

@@ -129,7 +129,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         service = Service(settings, self.app.contracts)
         service.failed = self._fail
         service.peers, service.place = self.app.peers, self.place
-        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._tell(service))]
+        tasks = [asyncio.create_task(self._beat())]
+        if settings.cluster_size > 1:
+            tasks.append(asyncio.create_task(self._tell(service)))
         try:
             if settings.telemetry:
                 from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
@@ -204,7 +206,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     async def _tell(self, service: Service) -> None:
         """Tells the other workers how this one is."""
-        while self.app.settings.cluster_size > 1:
+        while True:
             health = await service.health()
             self.app.peers.tell(self.place, health)
             await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)

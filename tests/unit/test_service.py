@@ -55,8 +55,8 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     peers = Peers(2)
     service = Service(Settings(), contracts([Listener]))
     await service.start()
-    service.peers, service.place = peers, peers.enter()
-    other = peers.enter()
+    service.peers, service.place = peers, peers.enter([])
+    other = peers.enter([service.place])
     assert service.place != other
     assert await service.health() is Health.READY
     assert (await service.readiness())["workers"] == "1 of the other 1 not ready; the log says why"
@@ -67,4 +67,4 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     peers.leave(other)
     assert not service.dead()
     assert (await service.readiness())["workers"], "until another has taken its place"
-    assert peers.enter() == other
+    assert peers.enter([service.place]) == other

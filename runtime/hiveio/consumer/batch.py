@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from hiveio.consumer.careful import Failure, as_batch, id_of
+from hiveio.consumer.careful import Failure, as_batch, enveloped
 from hiveio.consumer.lane import New, WorkLane
 from hiveio.consumer.routing import Target
 from hiveio.consumer.shelf import NOBODY
@@ -81,7 +81,6 @@ class BatchLane(WorkLane):
 
     def _envelope(self, record: New, event: Any, meta: Any) -> Envelope:
         message, offset, _, headers, position = record
-        key = message.key()
-        envelope = Envelope(message=event, id=id_of(key), meta=meta)
+        envelope = enveloped(message, event, meta)
         self._set_record(envelope, headers, position, offset, message.timestamp()[1])
         return envelope

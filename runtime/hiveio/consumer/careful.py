@@ -246,7 +246,7 @@ class CarefulLane(Lane):
         actors = frozenset(found.get(ACTORS, b"").decode("utf-8", "replace").split(","))
         if strange := actors - routing.names:
             return f"there is no actor {', '.join(sorted(strange))} here"
-        value, key, origin = message.value() or b"", message.key(), origin_of(found)
+        value, origin = message.value() or b"", origin_of(found)
         if "ce_specversion" in found:
             value = to_action(found.items(), value, routing.codec.types)
         try:
@@ -254,7 +254,7 @@ class CarefulLane(Lane):
         except Problem as error:
             keepers = routing.keepers(routing.unknown_type(value, error))
             return f"{type(error).__name__}: {error}" if keepers & actors else None
-        envelope = Envelope(message=event, id=id_of(key), meta=meta)
+        envelope = enveloped(message, event, meta)
         assert origin is not None
         headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
         time_ms = int(found.get(TIME, b"0"))
@@ -272,6 +272,11 @@ class CarefulLane(Lane):
             finally:
                 self.hand.since = None
         return None
+
+
+def enveloped(message: Message, event: Any, meta: Any) -> Envelope:
+    """What was decoded from a record."""
+    return Envelope(message=event, id=id_of(message.key()), meta=meta)
 
 
 def as_batch(envelope: Envelope) -> Envelope:

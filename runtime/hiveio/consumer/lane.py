@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hiveio.consumer.careful import CarefulLane, Failure, Headers, id_of, offset_of
+from hiveio.consumer.careful import CarefulLane, Failure, Headers, enveloped, offset_of
 from hiveio.consumer.cloudevents import to_action
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.shelf import NOBODY
@@ -207,7 +207,7 @@ class WorkLane(CarefulLane):
                         ):
                             continue
                         if target.plain is None:
-                            envelope = envelope or Envelope(message=event, id=id_of(message.key()), meta=meta)
+                            envelope = envelope or enveloped(message, event, meta)
                             if target.with_record and envelope.record is None:
                                 self._set_record(envelope, headers, position, offset, message.timestamp()[1])
                         hand.since = now = clock()
@@ -218,7 +218,7 @@ class WorkLane(CarefulLane):
                             elif envelope is not None:
                                 await target.handle(envelope)
                         except BaseException as error:
-                            envelope = envelope or Envelope(message=event, id=id_of(message.key()), meta=meta)
+                            envelope = envelope or enveloped(message, event, meta)
                             failed = await self._attempt(hand, message, target, envelope, error)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}

@@ -56,8 +56,8 @@ class Publisher:
         self._events, self._holder = events, holder
         self._topic = settings.written_topic
         self._inbox: deque[LogRecord] = deque()  # from the log, while it catches up; perhaps not judged yet
-        self._told: deque[Told] = deque()  # to be published: the inbox with its verdicts, or
-        self._live = False  # while it keeps up, what the scope hands on as it judges
+        self._told: deque[Told] = deque()  # judged and not sent: from the inbox or, where it keeps up,
+        self._live = False  # handed on by the scope as it judges
         self._live_bytes = 0
         self._news = asyncio.Event()
         self._renewed = 0.0
@@ -209,8 +209,8 @@ class Publisher:
         except TimeoutError:
             return  # not judged yet: the lease is renewed meanwhile
         batch = [message for message in islice(self._inbox, GROUP) if message.offset < self._scope.view.next]
-        verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1) if batch else "?"
-        for message, verdict in zip(batch, verdicts, strict=False):
+        verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1) if batch else ""
+        for message, verdict in zip(batch, verdicts, strict=True):
             if verdict == "?":
                 break
             self._told.append((message, records.decode(message.value) if verdict == "1" else None))
