@@ -1,4 +1,4 @@
-"""The HTTP edge: request → Envelope → Handler → response. The only user of Starlette.
+"""The HTTP edge: request → Envelope → Handler → response.
 
 Paths of actors are matched in front of Starlette, which serves the probes and what matches nothing: an endpoint inside
 it costs two thirds more a request. For the same reason a request is counted, timed and bounded right here.
@@ -8,22 +8,14 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route as StarletteRoute
-from starlette.types import Receive, Scope, Send
-
-from hiveio import asyncapi, metrics
+from hiveio import metrics
 from hiveio.envelope import Envelope, encode_value
 from hiveio.errors import (
     MethodNotAllowed,
-    NotFound,
     Problem,
     RequestTimeout,
     TooLarge,
@@ -40,8 +32,8 @@ from hiveio.headers import (
     sane_request_id,
 )
 from hiveio.logs import request_id
-from hiveio.openapi import document
-from hiveio.problem import CONTENT_TYPE, encode_problem
+from hiveio.probes import probes
+from hiveio.problem import CONTENT_TYPE, FAULT, encode_problem
 from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
 
@@ -49,6 +41,9 @@ MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
 MOST_DISCARDED = 16 << 20  # bytes of a body that is refused, read on so that the client sees the answer
 
 Headers = list[tuple[bytes, bytes]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", CONTENT_TYPE.encode())
@@ -79,7 +74,7 @@ class Edge:
         self._tallies: dict[tuple[str, str], metrics.Tally] = {}
         self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
-        self._probes = _probes(service, self.router)
+        self._probes = probes(service, self.router)
         self._timer: asyncio.TimerHandle | None = None
 
     # -- time
@@ -149,10 +144,10 @@ class Edge:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
             log.exception("%s %s: the actor awaited what was cancelled", method, resource.path)
-            answer, body = [_PROBLEM], _FAULT
+            answer, body = [_PROBLEM], FAULT
         except Exception:
             log.exception("%s %s failed", method, resource.path)
-            answer, body = [_PROBLEM], _FAULT
+            answer, body = [_PROBLEM], FAULT
 
         length = len(body)
         if status != 204:
@@ -342,7 +337,6 @@ class Edge:
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_FAULT = encode_problem(Problem())
 
 
 class BodyTooLarge(TooLarge):
@@ -367,68 +361,3 @@ async def discard(receive: Receive) -> None:
                     return
     except TimeoutError:
         return
-
-
-def _probes(service: Service, router: Router) -> Starlette:
-    described: dict[str, Any] = {}
-
-    async def livez(request: Request) -> Response:
-        if dead := service.dead():
-            return JSONResponse({"alive": False, "stuck": dead}, 503)
-        return PlainTextResponse("alive")
-
-    async def readyz(request: Request) -> Response:
-        checks = await service.readiness()
-        ready = not any(checks.values())
-        if "verbose" not in request.query_params:
-            return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
-        details = service.details()
-        listed = [
-            {"name": name, "ready": not reason, "reason": reason} | details.get(name, {})
-            for name, reason in checks.items()
-        ]
-        return JSONResponse({"ready": ready, "checks": listed}, 200 if ready else 503)
-
-    async def ping(request: Request) -> Response:
-        return PlainTextResponse("pong")
-
-    async def numbers(request: Request) -> Response:
-        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
-
-    async def openapi(request: Request) -> Response:
-        if not described:
-            described.update(document(router.routes))
-        return JSONResponse(described)
-
-    async def channels(request: Request) -> Response:
-        if not service.channels:
-            raise HTTPException(404)
-        return JSONResponse(asyncapi.document(service.channels, service.settings))
-
-    async def problem(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            return Response(_FAULT, 500, media_type=CONTENT_TYPE)
-        found: Problem
-        if error.status_code == 405:
-            allow = (error.headers or {}).get("Allow", "GET, HEAD")
-            if request.method == "OPTIONS":
-                return Response(status_code=204, headers={"Allow": allow})
-            found = MethodNotAllowed(f"{request.method} is not taken here", headers={"Allow": allow})
-        else:
-            found = NotFound("nothing stands here")
-        return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)
-
-    endpoints = {
-        "/livez": livez,
-        "/readyz": readyz,
-        "/metrics": numbers,
-        "/openapi.json": openapi,
-        "/asyncapi.json": channels,
-        service.settings.ping_url: ping,
-    }
-    probes = Starlette(
-        routes=[StarletteRoute(path, endpoint) for path, endpoint in endpoints.items()],
-        exception_handlers={HTTPException: problem, Exception: problem},
-    )
-    probes.router.redirect_slashes = False  # to wherever the Host header says, or into a 500
-    return probes

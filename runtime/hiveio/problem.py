@@ -43,3 +43,6 @@ def status_problem(status: int, detail: str) -> bytes:
 
 def _shown(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+FAULT = encode_problem(Problem())  # of the actor or of ours: without a word about what is inside

@@ -25,6 +25,7 @@ RANKS = [
         "routes",
         "openapi",
         "asyncapi",
+        "probes",
         "http",
         "kafka",
         "redis",
@@ -34,7 +35,10 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
-ORDER = ["logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "openapi", "asyncapi", "http"]
+ORDER = [
+    "logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "openapi", "asyncapi", "probes",
+    "http",
+]  # fmt: skip
 
 
 def room(path: Path) -> str:
@@ -59,7 +63,7 @@ def test_a_library_is_imported_in_one_place(path: Path) -> None:
     allowed = {
         "confluent_kafka": {"kafka"},
         "redis": {"redis"},
-        "starlette": {"http"},
+        "starlette": {"probes"},
         "prometheus_client": {"metrics"},
         "h2": {"http2"},
         "gunicorn": {"http1", "worker", "process"},
