@@ -298,3 +298,14 @@ for name, compare, length, found in (
     parts = {"Masters": {"m1", "m2"}, "MaxLen": length, "MaxTopic": 2, "Compare": compare}
     parts["Appliers"] = {"A", "B"} if found else {"A"}
     SCENARIOS.append(Scenario(name, "Cache", parts, ("CacheTrue",), expect=found, short=name in SHORT))
+
+# -- Reads.tla: the levels of consistency
+
+for name, mode, deposed, found in (
+    ("r1-current", "index", False, None),
+    ("r1-current-deposed-leader", "index", True, "Fresh"),
+    ("r1-linearizable", "proof", True, None),
+    ("r1-linearizable-joins-a-proof-under-way", "joined", False, "Fresh"),
+):
+    parts = {"Readers": {"r", "q"}, "MaxLen": 4, "Deposed": deposed, "Mode": mode}
+    SCENARIOS.append(Scenario(name, "Reads", parts, ("Fresh",), expect=found, short=True))
