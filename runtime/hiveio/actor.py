@@ -84,6 +84,8 @@ class Actor:
     # would answer from the part of the events that it was given.
     single_process: ClassVar[bool] = False
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
+    # What its reads, and its refusals without an Idempotency-Key, rest on: docs/transactions.md, Reads.
+    reads: ClassVar[Literal["current", "linearizable"]] = "current"
     # Raise it when replay or upcast changes: snapshots are folded anew, as they are when fields of the model change.
     schema_version: ClassVar[int] = 1
     # Consumer: what becomes of a record whose type ``perform`` takes and which does not fit it (or is no JSON), and of
@@ -133,6 +135,9 @@ class Contract:
         self.serializable = kind.isolation == "serializable"
         if kind.isolation not in ("snapshot", "serializable"):
             raise BadAnnotation(f"{kind.__name__}.isolation is {kind.isolation!r}; it is 'snapshot' or 'serializable'")
+        self.reads = kind.reads
+        if kind.reads not in ("current", "linearizable"):
+            raise BadAnnotation(f"{kind.__name__}.reads is {kind.reads!r}; it is 'current' or 'linearizable'")
         for choice in ("undecodable", "unknown"):
             if (chosen := getattr(kind, choice)) not in ("dead", "skip"):
                 raise BadAnnotation(f"{kind.__name__}.{choice} is {chosen!r}; it is 'dead' or 'skip'")

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from tests.services import HOST, free_port
 
-PRODUCE, FETCH, INIT_PRODUCER = 0, 1, 22  # API keys of Kafka's protocol
+PRODUCE, FETCH, LIST_OFFSETS, INIT_PRODUCER = 0, 1, 2, 22  # API keys of Kafka's protocol
 
 
 class Passing(NamedTuple):

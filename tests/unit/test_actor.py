@@ -192,6 +192,15 @@ def event_not_folded() -> type[Actor]:
     return A
 
 
+def wrong_reads() -> type[Actor]:
+    class A(Actor):
+        reads = "cached"  # type: ignore[assignment]
+
+        def perform(self, message: Open) -> None: ...
+
+    return A
+
+
 def wrong_isolation() -> type[Actor]:
     class A(Actor):
         isolation = "none"  # type: ignore[assignment]
@@ -220,6 +229,7 @@ def upcast_short() -> type[Actor]:
         (too_many, "A.perform takes 3 parameters; it takes (self, state, message) or (self, message)"),
         (stars, "A.perform takes *commands; it takes state, message and, by name, context and tx"),
         (unresolved, "A.perform: an annotation cannot be resolved: name 'Nowhere' is not defined"),
+        (wrong_reads, "A.reads is 'cached'; it is 'current' or 'linearizable'"),
         (wrong_isolation, "A.isolation is 'none'; it is 'snapshot' or 'serializable'"),
         (topic_is_none, "A.topic is 'a topic'; a topic has 1 to 220 of a-z A-Z 0-9 . _ -"),
         (key_is_no_field, "A.key is 'amount', and Other has no such field"),

@@ -38,6 +38,14 @@ _OURS = (
     | {"log.queue": "log lines go through logging"}
 )
 
+# A broker that was paused, or whose packets are dropped, resets no connection: so soon is one that does not answer
+# left, and another leader looked for. librdkafka's own values are 60, 30 and 300 s.
+_SILENT_BROKER = {
+    "socket.timeout.ms": 6_000,
+    "request.timeout.ms": 5_000,  # of a producer; consumers ignore it
+    "topic.metadata.refresh.interval.ms": 5_000,
+}
+
 
 def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
     """The properties of a client: brokers, id, logging, then ``own`` defaults, then KAFKA_*, which tune them.
@@ -56,6 +64,7 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
         "bootstrap.servers": settings.brokers,
         "client.id": settings.client_id,
         "logger": logger,
+        **_SILENT_BROKER,
         **{name if name.endswith("_cb") else _property(name.replace("_", ".")): value for name, value in own.items()},
         **tuning,
     }

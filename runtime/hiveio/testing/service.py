@@ -96,8 +96,9 @@ class Service:
 
     async def read(self, actor: type[Actor], id: str) -> tuple[Any, int]:
         """The state and version of an aggregate; (None, 0) if it never was."""
+        contract = self._by_kind[actor]
         try:
-            return await self.transactions.engine.read(self._by_kind[actor], id)
+            return await self.transactions.engine.read(contract, id, contract.reads)
         except NotFound:
             return None, 0
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from hiveio.actor import Contract
@@ -36,6 +37,8 @@ from hiveio.transaction.lock import Redlock
 from hiveio.transaction.metrics import Tally
 from hiveio.transaction.outcome import Outcomes
 from hiveio.transaction.performer import Performer
+from hiveio.transaction.proof import Consistency, Proofs
+from hiveio.transaction.reads import read
 from hiveio.transaction.record import Barrier, CommandId, aggregate
 from hiveio.transaction.rule import Known, scope_of
 from hiveio.transaction.run import IDLE, QUEUE, Run
@@ -82,6 +85,7 @@ class Engine:
         self._sweeper: asyncio.TimerHandle | None = None
         for scope in scopes:
             scope.on_barrier = self._barriered
+            scope.proofs = Proofs(partial(self._append_proof, scope))
 
     def start(self, appender: Appender) -> None:
         self._appender = appender
@@ -136,31 +140,13 @@ class Engine:
             return
         run.pump()
 
-    async def read(self, contract: Contract, id: str, *, cached: bool = False) -> tuple[Any, int]:
-        """The state and version of an aggregate: with every write acknowledged before this call, or, ``cached``, as
-        the cache has it now. Raises NotFound if it never was."""
+    async def read(self, contract: Contract, id: str, consistency: Consistency) -> tuple[Any, int]:
+        """The state and version of an aggregate. Raises NotFound if it never was, Unavailable."""
         scope = self.scopes[self.partition(contract, id)]
-        name = aggregate(contract.name, id)
         if not scope.ready:
             raise Unavailable(scope.state)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if not cached:
-                    await scope.current()
-                entry = None if cached else scope.view.entry(name)
-                while entry is None:
-                    if not scope.ready:
-                        raise Unavailable(scope.state)
-                    stands, (text, _) = await self.cache.begin(scope.partition, name)
-                    if scope.saw(stands) and scope.ready:
-                        entry = scope.view.reconcile(name, int(stands.partition(b"|")[0]), text)
-                    if entry is None:
-                        await asyncio.sleep(self.retry_delay_s())
-        except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
-            raise Unavailable(f"{name} could not be read within {self._timeout_s:.0f} s") from None
-        if entry.state is None:
-            raise NotFound(f"there is no {name}")
-        return entry.state, entry.version
+        name = aggregate(contract.name, id)
+        return await read(scope, self.cache, name, consistency, self._timeout_s, self.retry_delay_s)
 
     async def outcome(self, token: str) -> dict[str, Any]:
         """What became of a transaction: its definite outcome, or ``unknown`` after the window in which command ids are
@@ -220,13 +206,20 @@ class Engine:
             raise TooLarge(f"the transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken")
         self._appender.append(scope.partition, pending.tx, value, in_flight=len(scope.pending))
         scope.pending[pending.tx] = pending
+        scope.proofs.appended(pending.tx)
+
+    def _append_proof(self, scope: Scope) -> str:
+        proof = Pending(self.fresh(), Barrier(()), {}, -1, lambda pending, verdict, offset: None, None)
+        self.append(scope, proof)
+        return proof.tx
 
     async def answer_unrecorded(self, command: Command, heads: dict[str, str | None]) -> None:
-        """A refusal, or nothing to write, without a record: true if what it rests on stands at the read index."""
+        """A refusal, or nothing to write, without a record: true if what it rests on is the newest state, as its actor
+        asks for it."""
         scope, run = command.scope, self.run(command.scope, command.target)
         run.expected += 1
         try:
-            await scope.current()
+            await scope.caught_up(command.contract.reads)
             entries = {name: scope.view.entry(name) for name in heads}
             stands = all(entry is not None and entry.head == heads[name] for name, entry in entries.items())
             if stands:
@@ -312,6 +305,7 @@ class Engine:
     def failed(self, tx: str, reason: str) -> None:
         """An append failed: the record may be in the log, or come later. Make it definite."""
         for scope in self.scopes:
+            scope.proofs.over(tx, read_back=False)
             pending = scope.pending.get(tx)
             if pending is None:
                 continue

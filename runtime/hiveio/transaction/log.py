@@ -22,6 +22,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lock import Redlock
+from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.record import FORMAT, Format
 from hiveio.transaction.rule import HASH, Window
@@ -222,21 +223,19 @@ def transacting(contract: Contract, log: TransactionLog) -> Handler:
 
 
 def snapshots(contract: Contract, log: TransactionLog) -> Route:
-    """GET on the actor's path answers with the state of an aggregate and its ETag.
+    """GET on the actor's path answers with the state of an aggregate and its ETag, as new as ``?consistency=`` or else
+    the actor's ``reads`` says; a cached one says that it is."""
 
-    It includes every write acknowledged before the request came; ``?consistency=cached`` may be older and says so.
-    """
-
-    def decode(body: bytes, id: str, parameters: Mapping[str, str], query: bytes) -> tuple[bool, None]:
-        wanted = query_parameters(query).get("consistency", ["linearizable"])[-1] if query else "linearizable"
-        if wanted not in ("linearizable", "cached"):
-            raise Invalid(f"consistency is {wanted!r}; it is linearizable or cached", pointer="/consistency")
-        return wanted == "cached", None
+    def decode(body: bytes, id: str, parameters: Mapping[str, str], query: bytes) -> tuple[Consistency, None]:
+        wanted = query_parameters(query).get("consistency", [contract.reads])[-1] if query else contract.reads
+        if wanted not in CONSISTENCIES:
+            raise Invalid(f"consistency is {wanted!r}; it is cached, current or linearizable", pointer="/consistency")
+        return wanted, None
 
     async def handle(envelope: Envelope) -> Outcome:
-        cached = envelope.message
-        state, version = await log.engine.read(contract, envelope.id, cached=cached)
-        headers = {"ETag": f'"{version}"'} | ({"Hive-Consistency": "cached"} if cached else {})
+        consistency = envelope.message
+        state, version = await log.engine.read(contract, envelope.id, consistency)
+        headers = {"ETag": f'"{version}"'} | ({"Hive-Consistency": "cached"} if consistency == "cached" else {})
         return Outcome(state, headers=headers)
 
     return Route(

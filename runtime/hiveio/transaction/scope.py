@@ -23,6 +23,7 @@ from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
+from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.record import Barrier, Commit, Format, Record
 from hiveio.transaction.rule import Known, Window
 from hiveio.transaction.view import View
@@ -75,6 +76,7 @@ class Scope:
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
+        self.proofs: Proofs
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.publishing = False  # by this instance
@@ -165,9 +167,12 @@ class Scope:
             self._waiting.append((offset, future))
             await future
 
-    async def current(self) -> None:
-        """Wait until everything acknowledged before this call is judged: the read index. Raises Unavailable."""
-        await self.reach(await self._reader.end(self.partition))
+    async def caught_up(self, consistency: Consistency) -> None:
+        """Wait until everything acknowledged before this call is judged. Raises Unavailable."""
+        if consistency == "linearizable":
+            await self.proofs.proved()
+        else:
+            await self.reach(await self._reader.end(self.partition))
 
     async def verdicts(self, first: int, end: int) -> str:
         """For each offset judged '1' accepted or '0' void; '?' where neither this instance nor the cache knows."""
@@ -372,6 +377,8 @@ class Scope:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)
             pending.settled(pending, verdict, message.offset)
+        if self.proofs.under_way:
+            self.proofs.over(message.key, read_back=True)
         if isinstance(record, Barrier):
             self.on_barrier(record, message.offset)
         if self.on_judged is not None:

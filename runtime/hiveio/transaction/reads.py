@@ -1,0 +1,35 @@
+"""Reading an aggregate as it stands in its scope."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from hiveio.errors import NotFound, Unavailable
+from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.proof import Consistency
+from hiveio.transaction.scope import Scope
+
+
+async def read(
+    scope: Scope, cache: Cache, name: str, consistency: Consistency, timeout_s: float, pause_s: Callable[[], float]
+) -> tuple[Any, int]:
+    """The state and version of an aggregate. Raises NotFound if it never was, Unavailable."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            entry: Entry | None = None
+            if consistency != "cached":
+                await scope.caught_up(consistency)
+                entry = scope.view.entry(name)
+            while entry is None:
+                if not scope.ready:
+                    raise Unavailable(scope.state)
+                stands, (text, _) = await cache.begin(scope.partition, name)
+                if scope.saw(stands) and scope.ready:
+                    entry = scope.view.reconcile(name, int(stands.partition(b"|")[0]), text)
+                if entry is None:
+                    await asyncio.sleep(pause_s())
+    except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
+        raise Unavailable(f"{name} could not be read within {timeout_s:.0f} s") from None
+    if entry.state is None:
+        raise NotFound(f"there is no {name}")
+    return entry.state, entry.version

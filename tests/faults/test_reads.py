@@ -1,0 +1,135 @@
+"""Fault 50: a broker that was the leader names an old end of the log."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import Consumer
+
+from tests.conftest import required
+from tests.faults.proxy import FETCH, LIST_OFFSETS, Passing, kafka
+from tests.faults.stage import Broker, Stage
+from tests.integration.accounts import ACTOR, send
+from tests.process import Role, wait_until
+from tests.services import Kafka, Redis, kafka_cluster
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+WRITES_S = 15.0  # until commands are taken again, after another leader is elected
+LATEST = b"\xff" * 8  # the time stamp that asks for the end
+FETCH_WAIT_S = 0.1  # the longest that Kafka keeps a fetch of a tail
+HEAD = 8  # bytes of an answer that belong to its request: the length and the correlation id
+
+
+@pytest.mark.fault(50)
+async def test_50_a_leader_that_lies_is_believed_by_current_reads_and_not_by_linearizable_ones(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        assert (await stage.read("Account/a")).version == 1
+        ends: list[bytes] = []
+        asks_for_the_end = kafka(LIST_OFFSETS, stage.log_topic)
+
+        def note(message: Passing) -> bool:
+            if asks_for_the_end(message) and LATEST in message.request:
+                ends.append(message.data)
+            return False
+
+        stage.kafka_proxy.down.edit(bytes, note, times=-1)
+        await stage.read("Account/a")
+        assert ends, "the end was asked for"
+        # From here on the victim is told of nothing that comes later.
+        stage.kafka_proxy.up.hold(kafka(FETCH))
+        await asyncio.sleep(3 * FETCH_WAIT_S)  # those that had passed are answered
+        stage.kafka_proxy.down.edit(
+            lambda answer: answer[:HEAD] + ends[0][HEAD:],
+            lambda message: asks_for_the_end(message) and LATEST in message.request,
+            times=-1,
+        )
+        await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        current = await stage.ask("GET", "/accounts/a")
+        assert current is not None
+        assert (current.status, current.headers["etag"]) == (200, '"1"'), "the stated exception"
+        proved = asyncio.create_task(stage.ask("GET", "/accounts/a?consistency=linearizable"))
+        await asyncio.sleep(0.3)  # time enough to answer, if it did not wait for its record
+        assert not proved.done()
+        stage.kafka_proxy.up.open()
+        answer = await proved
+        assert answer is not None
+        assert (answer.status, answer.headers["etag"]) == (200, '"2"')
+        stage.kafka_proxy.open()
+        await stage.well("Account/a")
+
+
+@pytest.fixture
+def brokers() -> Iterator[list[Kafka]]:
+    with required("kafka"), kafka_cluster(3) as made:
+        yield made
+
+
+def leader(bootstrap: str, topic: str) -> int:
+    client = Consumer({"bootstrap.servers": bootstrap, "group.id": "leader"})
+    try:
+        return int(client.list_topics(topic, timeout=10).topics[topic].partitions[0].leader)
+    finally:
+        client.close()
+
+
+class Reading(threading.Thread):
+    """Linearizable reads of one account, one after the other, each compared with what was acknowledged before it."""
+
+    def __init__(self, role: Role, acknowledged: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.role, self.acknowledged = role, acknowledged
+        self.answered, self.stale = 0, list[tuple[int, int]]()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.role.url, timeout=30) as client:
+            while not self.over.is_set():
+                least = self.acknowledged[-1]
+                read = client.get("/accounts/ada", params={"consistency": "linearizable"})
+                if read.status_code == 200:
+                    self.answered += 1
+                    version = int(read.headers["etag"].strip('"'))
+                    if version < least:
+                        self.stale.append((version, least))
+
+
+@pytest.mark.fault(50)
+def test_50_a_leader_that_was_paused_while_another_was_elected(brokers: list[Kafka], redis: Redis, topic: str) -> None:
+    """Reads go on all the time, also those that it answers before it knows that it was deposed."""
+    environ = {
+        "EVENT_STORE_BROKERS": ",".join(broker.brokers for broker in brokers),
+        "CACHE_URL": redis.url,
+        "EVENT_STORE_TOPIC": topic,
+    }
+    log, acknowledged = f"{topic}.transactions", [0]
+    with Role("stream-processor", environ, actor=ACTOR) as one, Role("stream-processor", environ, actor=ACTOR) as two:
+
+        def write(kind: str, **payload: Any) -> bool:
+            answer = send(two, "ada", kind, **payload)
+            if answer.status_code == 200:
+                acknowledged.append(int(answer.headers["etag"].strip('"')))
+            return answer.status_code == 200
+
+        assert write("Open", owner="ada")
+        reading = Reading(one, acknowledged)
+        reading.start()
+        deposed = leader(brokers[0].brokers, log)
+        paused = next(broker for broker in brokers if broker.node == deposed)
+        others = [broker for broker in brokers if broker is not paused]
+        paused.pause()
+        try:
+            wait_until(lambda: leader(others[0].brokers, log) not in (-1, deposed), 40, "another leader")
+            wait_until(lambda: write("Deposit", amount=1), WRITES_S, "writing again")
+        finally:
+            paused.resume()
+        answered = reading.answered
+        for _ in range(20):
+            wait_until(lambda: write("Deposit", amount=1))
+        wait_until(lambda: reading.answered > answered + 20, 30, "reading again")
+        reading.over.set()
+        reading.join(30)
+        assert not reading.stale
