@@ -196,7 +196,7 @@ def wrong_reads() -> type[Actor]:
     class A(Actor):
         reads = "cached"  # type: ignore[assignment]
 
-        def perform(self, message: Open) -> None: ...
+        def perform(self, c: Add) -> Added: ...
 
     return A
 
