@@ -13,7 +13,7 @@ from tests.bench.idle import idle
 from tests.bench.load import Generator
 from tests.bench.report import ceiling, machine
 from tests.bench.roles import base, consumer, consumer_memory, producer
-from tests.bench.stream import scale, shared, stream
+from tests.bench.stream import purses, scale, shared, stream
 from tests.services import ServiceFailed, ServiceUnavailable
 
 BENCHES: dict[str, Callable[[Bench], None]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "consumer": consumer,
     "consumer-memory": consumer_memory,
     "stream": stream,
+    "purses": purses,
     "shared": shared,
     "scale": scale,
     "idle": idle,

@@ -37,11 +37,11 @@ class Lost(Exception):
 
 
 class Served(Role):
-    """A role under load. ``acknowledged`` counts what was answered with success."""
+    """A role under load. ``acknowledged`` counts answers of success, ``refused`` what its domain refused."""
 
     def __init__(self, name: str, module: str, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(name, environ, module=module, actor_path=HERE)
-        self.acknowledged = 0
+        self.acknowledged = self.refused = 0
 
 
 @dataclass
@@ -99,7 +99,8 @@ class Bench:
             usage, first = Usage(role.process.pid), random.randrange(request.population)
             answered = self.generator.run(port, request, clients, self.seconds, first)
             done = answered.requests - answered.failed
-            role.acknowledged += done
+            role.acknowledged += done - answered.refused
+            role.refused += answered.refused
             spent = usage.each_us(done)
             self.ceilings.append(answered.ceiling)
             whole = spent.pop("all")
@@ -111,7 +112,8 @@ class Bench:
     def _warm_up(self, role: Served, request: Request, clients: int) -> None:
         assert role.port is not None
         answered = self.generator.run(role.port, request, clients, min(1.0, self.seconds))
-        role.acknowledged += answered.requests - answered.failed
+        role.acknowledged += answered.requests - answered.failed - answered.refused
+        role.refused += answered.refused
 
     def raw(self, what: str, **options: Any) -> Measure:
         """A process of tests.bench.raw."""

@@ -1,10 +1,11 @@
 """A load generator over raw sockets, for machines without wrk: a process of its own, one JSON line as its result.
 
-``python -m tests.bench.generator PORT CLIENTS SECONDS METHOD PATH BODY POPULATION FIRST``
+``python -m tests.bench.generator PORT CLIENTS SECONDS METHOD PATH BODY POPULATION FIRST REFUSABLE``
 """
 
 import asyncio
 import json
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, requests: Iterator[bytes], until: float, taken: list[float], ended: Callable[[bool], None]):
         self._requests, self._until, self._taken, self._ended = requests, until, taken, ended
-        self.failed = 0
+        self.failed = self.refused = 0
         self._buffer = b""
         self._over = False
 
@@ -44,7 +45,9 @@ class Client(asyncio.Protocol):
         self._buffer = b""
         now = time.perf_counter()
         self._taken.append(now - self._sent)
-        self.failed += head[9:10] != b"2"
+        if head[9:10] != b"2":
+            self.refused += head[9:12] == b"422"
+            self.failed += head[9:12] != b"422"
         if now < self._until:
             self._next(now)
         else:
@@ -58,18 +61,17 @@ class Client(asyncio.Protocol):
 def requests(method: str, path: str, body: str, population: int, first: int) -> Iterator[bytes]:
     before, placeholder, after = path.partition("{}")
     head = f"{method} {before}".encode()
-    tail = (
-        f"{after} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n{body}"
-    ).encode()
-    if not placeholder:
-        while True:
-            yield head + tail
+    start, other, rest = body.partition("{other}")
+    tail = f"{after} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+    content = f"{len(body)}\r\n\r\n{body}".encode()
     for number in count(first + 1):
-        yield b"%b%d%b" % (head, number % population, tail)
+        if other:
+            whole = f"{start}{(number + random.randrange(1, population)) % population}{rest}".encode()
+            content = b"%d\r\n\r\n%b" % (len(whole), whole)
+        yield b"%b%d%b%b" % (head, number % population, tail, content) if placeholder else head + tail + content
 
 
-async def run(port: int, clients: int, seconds: float, source: Iterator[bytes]) -> dict[str, float]:
+async def run(port: int, clients: int, seconds: float, source: Iterator[bytes], refusable: bool) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     taken: list[float] = []
     lost = 0
@@ -92,10 +94,12 @@ async def run(port: int, clients: int, seconds: float, source: Iterator[bytes]) 
         protocols.append(protocol)
     await asyncio.wait_for(over, seconds + 30)
     duration = time.perf_counter() - started
+    refused = sum(protocol.refused for protocol in protocols)
     ordered = sorted(taken) or [0.0]
     return {
         "requests": len(taken),
-        "failed": lost + sum(protocol.failed for protocol in protocols),
+        "refused": refused if refusable else 0,
+        "failed": lost + sum(protocol.failed for protocol in protocols) + (0 if refusable else refused),
         "seconds": duration,
         "p50_ms": ordered[len(ordered) // 2] * 1e3,
         "p99_ms": ordered[len(ordered) * 99 // 100] * 1e3,
@@ -103,6 +107,6 @@ async def run(port: int, clients: int, seconds: float, source: Iterator[bytes]) 
 
 
 if __name__ == "__main__":
-    port, clients, seconds, method, path, body, population, first = sys.argv[1:]
+    port, clients, seconds, method, path, body, population, first, refusable = sys.argv[1:]
     source = requests(method, path, body, int(population), int(first))
-    print(json.dumps(uvloop.run(run(int(port), int(clients), float(seconds), source))))
+    print(json.dumps(uvloop.run(run(int(port), int(clients), float(seconds), source, refusable == "refusable"))))

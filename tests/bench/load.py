@@ -13,17 +13,20 @@ Running: TypeAlias = "subprocess.Popen[str]"
 
 
 class Request(NamedTuple):
-    """``{}`` in the path becomes a number below ``population``, another one for each request."""
+    """``{}`` in the path becomes a number below ``population``, another one for each request, and ``{other}`` in the
+    body one of the others, by chance. ``refusable``: 422 is an answer like any other."""
 
     method: str
     path: str
     body: str = ""
     population: int = 1
+    refusable: bool = False
 
 
 class Answered(NamedTuple):
     requests: int  # answered, whatever the answer
-    failed: int  # of those with a status that is no success, and broken connections
+    refused: int  # of those with 422, where the request says that this is no failure
+    failed: int  # of those with another status that is no success, and broken connections
     seconds: float
     p50_ms: float
     p99_ms: float
@@ -45,6 +48,7 @@ class Generator:
 
     def start(self, port: int, request: Request, clients: int, seconds: float, first: int = 0) -> Running:
         last = [request.method, request.path, request.body, str(request.population), str(first)]
+        last.append("refusable" if request.refusable else "")
         if self.wrk:
             whole = max(1, round(seconds))  # wrk takes whole seconds
             options = [f"-c{clients}", "-t1", f"-d{whole}s", "--timeout", "30s", "-s", str(HERE / "wrk.lua")]

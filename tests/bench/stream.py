@@ -14,15 +14,18 @@ from hiveio.kafka.sender import Headers
 from hiveio.transaction import record as records
 from hiveio.transaction.record import FORMAT, Commit, Format
 from hiveio.transaction.rule import HASH
-from tests.bench.bench import BULK, LOG, Bench, Served
+from tests.bench.bench import BULK, LOG, Bench, Lost, Served
 from tests.bench.load import Request
 from tests.bench.measure import Measure, Row, Sample, Usage
+from tests.bench.purses import FULL
 from tests.process import wait_until
 
 ADD = '{"type":"Add","payload":{"amount":5}}'
 DISTINCT = Request("POST", "/tallies/{}", ADD, 1_000_000)
 STEPS = {"begin_ms": "lock and begin", "append_ms": "append and read back", "apply_ms": "apply and unlock"}
 HOT = Request("POST", "/tallies/hot", ADD)
+PURSES = 20
+SEND = Request("POST", "/purses/{}", '{"type":"Send","payload":{"to":"{other}","amount":300}}', PURSES, refusable=True)
 PARTS = "raw parts, one after the other"
 
 
@@ -47,6 +50,31 @@ def stream(bench: Bench) -> None:
             bench.note(f"raw parts, {clients} at once: {told} (p50 of a round)")
     bench.show("stream processor")
     bench.check("stream processor: events", bench.stored(topic), role.acknowledged)
+
+
+def purses(bench: Bench) -> None:
+    """Transfers between few aggregates, some refused, against commands on one aggregate each: none may be void."""
+    topic, clients = bench.topic(), max(bench.clients)
+    with (
+        bench.role("stream-processor", "actors:Tallies") as distinct,
+        bench.role("stream-processor", "purses", EVENT_STORE_TOPIC=topic) as role,
+    ):
+        measures = {
+            "distinct aggregates": bench.http(distinct, DISTINCT, clients),
+            f"transfers over {PURSES} aggregates": bench.http(role, SEND, clients),
+        }
+        bench.compare("purses", clients, measures, "distinct aggregates")
+        bench.show("purses")
+        numbers = httpx.get(f"{role.url}/metrics", timeout=30).text
+        void = next(float(line.split()[1]) for line in numbers.splitlines() if line.startswith("hiveio_void_records"))
+        if void:
+            raise Lost(f"purses: {void:.0f} records of the only instance are void")
+        sums = [httpx.get(f"{role.url}/purses/{number}", timeout=30) for number in range(PURSES)]
+        found = sum(answer.json()["payload"]["balance"] if answer.status_code == 200 else FULL for answer in sums)
+        if found != PURSES * FULL:
+            raise Lost(f"purses: {PURSES * FULL} were in them and {found} are")
+        bench.note(f"purses: {role.refused / max(1, role.refused + role.acknowledged):.0%} were refused, none was void")
+    bench.check("purses: events", bench.stored(topic), 2 * role.acknowledged)
 
 
 def shared(bench: Bench) -> None:

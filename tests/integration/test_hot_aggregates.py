@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from tests.bench.purses import FULL
 from tests.process import ROOT, Role
 from tests.services import Kafka, Redis
 
@@ -86,3 +87,31 @@ async def test_transfers_in_all_directions_on_all_instances_end(roles: list[Role
     assert sum(balances) == 4000
     assert statuses.keys() == {200}, statuses
     assert statuses[200] > 50
+
+
+async def test_one_instance_alone_has_no_void_record(kafka: Kafka, redis: Redis, topic: str) -> None:
+    """64 clients, transfers over 20 accounts, some refused, with and without a key."""
+    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic}
+    dice = random.Random(20)
+    statuses = Counter[int]()
+    until = asyncio.get_running_loop().time() + 4
+
+    async def client(number: int, http: httpx.AsyncClient) -> None:
+        for n in itertools.count():
+            if asyncio.get_running_loop().time() > until:
+                return
+            one, other = dice.sample(range(20), 2)
+            body = {"type": "Send", "payload": {"to": str(other), "amount": dice.randint(1, FULL)}}
+            headers = {"Idempotency-Key": f"{number}-{n}"} if n % 2 else {}
+            statuses[(await http.post(f"/purses/{one}", json=body, headers=headers)).status_code] += 1
+
+    with Role("stream-processor", environ, actor_path=ROOT / "tests" / "bench", module="purses") as role:
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=role.url, timeout=30, limits=limits) as http:
+            await asyncio.gather(*[client(number, http) for number in range(64)])
+            sums = [await http.get(f"/purses/{number}") for number in range(20)]
+            numbers = (await http.get("/metrics")).text
+    assert sum(a.json()["payload"]["balance"] if a.status_code == 200 else FULL for a in sums) == 20 * FULL
+    assert statuses.keys() == {200, 422}, statuses
+    assert statuses[422] > 50
+    assert "hiveio_void_records_total 0.0" in numbers

@@ -5,6 +5,7 @@ Two instances are one cluster. ``hold`` keeps what comes from the log from one o
 
 import asyncio
 import base64
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from hiveio import testing
-from hiveio.errors import Conflict, Unavailable
+from hiveio import Transaction, testing
+from hiveio.errors import Conflict, Rejected, Unavailable, VersionMismatch
 from hiveio.testing.memory import MemoryTail
 from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
 from hiveio.transaction.record import Commit
 from hiveio.transaction.run import PAUSED
-from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
+from tests.bench.purses import FULL, Purses, Send
+from tests.faults.actors import Account, AccountActor, Deposit, Deposited, Think, Transfer, Withdraw, Witness
 
 
 @asynccontextmanager
@@ -145,3 +147,63 @@ async def test_a_run_is_not_closed_by_the_reply_that_brings_its_next_command() -
         assert scope.stands.offset < 2, "the run waits for an apply of which the next reply tells"
         assert (await one.submit(AccountActor, "a", Deposit(1, "second"), key="k")).version == 2
         assert not scope.failed
+
+
+async def test_one_instance_alone_has_no_void_record() -> None:
+    """Every void record costs a pause to all that are chained behind it, and here nobody else can have been faster."""
+    dice = random.Random(20)
+    refused = 0
+    async with testing.Service(Purses) as service:
+
+        async def client(number: int) -> None:
+            nonlocal refused
+            for n in range(20):
+                one, other = dice.sample(range(20), 2)
+                key = f"{number}-{n}" if n % 2 else None
+                try:
+                    await service.submit(Purses, str(one), Send(str(other), dice.randint(1, FULL)), key=key)
+                except Rejected:
+                    refused += 1
+
+        await asyncio.gather(*[client(number) for number in range(64)])
+        states = [await service.read(Purses, str(number)) for number in range(20)]
+        assert sum(state.balance if state else FULL for state, _ in states) == 20 * FULL
+        assert refused > 100
+        assert not [logged for logged in service.records() if not logged.verdict]
+
+
+async def test_if_match_is_checked_again_with_what_has_moved() -> None:
+    async with testing.Service(AccountActor) as service:
+        await service.submit(AccountActor, "a", Deposit(1, "first"))
+        await service.submit(AccountActor, "b", Deposit(9, "of the sender"))
+        engine = service.transactions.engine
+        thinking = asyncio.create_task(service.submit(AccountActor, "a", Think(0.05, 1, "slow"), if_match=1))
+        await until(lambda: (run := engine.runs.get("Account/a")) and run.performing)
+        await service.submit(AccountActor, "b", Transfer("a", 1, "moves it"))
+        with pytest.raises(VersionMismatch, match="version 2"):
+            await thinking
+        assert (await service.read(AccountActor, "a"))[1] == 2
+
+
+async def test_what_a_perform_raises_on_a_state_that_has_moved_is_not_its_answer() -> None:
+    seen: list[int] = []
+
+    class Doubter(AccountActor):
+        async def perform(  # type: ignore[override]
+            self, account: Account | None, command: Deposit, tx: Transaction
+        ) -> Deposited:
+            if command.marker == "doubts":
+                other = await tx.get(Doubter, "b")
+                seen.append(other.balance)
+                await asyncio.sleep(0.02)
+                if len(seen) == 1:
+                    raise ZeroDivisionError
+            return Deposited(command.amount, command.marker)
+
+    async with testing.Service(Doubter) as service:
+        await service.submit(Doubter, "b", Deposit(1, "first"))
+        doubts = asyncio.create_task(service.submit(Doubter, "a", Deposit(1, "doubts")))
+        await until(lambda: seen)
+        await service.submit(Doubter, "b", Deposit(1, "moves it"))
+        assert (await doubts).version == 1
+        assert seen == [1, 2]

@@ -128,7 +128,7 @@ class Reading:
 
     def moved(self) -> bool:
         """Whether something read has moved on meanwhile."""
-        return any(self.runs[name].tip is not entry for name, entry in self.entries.items())
+        return any(self.runs[name].latest() is not entry for name, entry in self.entries.items())
 
     def close(self) -> None:
         for name, run in self.runs.items():

@@ -2,12 +2,12 @@
 
 import inspect
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from msgspec import Raw
 
 from hiveio.envelope import encode_message
-from hiveio.errors import Conflict, Refused, SeveralScopes, TooLarge, VersionMismatch
+from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, VersionMismatch
 from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
@@ -31,81 +31,94 @@ class Performer:
 
     def perform(self, run: Run, command: Command) -> None:
         """Run the actor on the tip of its aggregate, and append what it decides."""
-        if not run.in_flight and (seen := run.scope.view.entry(run.aggregate)) is not None:
-            run.tip = seen
-        assert run.tip is not None
-        contract, envelope = command.contract, command.envelope
         now = time.monotonic()  # uvloop counts whole milliseconds
         self._engine.tally.begin.observe(now - command.since_s)
         command.since_s = now
-        reading = Reading(self._engine, command, run, run.tip)
+        if command.contract.is_async:
+            run.performing = True
+            self._engine.task(self._waits(run, command), command.context.copy())
+            return
+        reading = self._reading(run, command)
         try:
-            if envelope.if_match is not None and envelope.if_match != reading.version:
-                raise VersionMismatch(f"{run.aggregate} is at version {reading.version}", version=reading.version)
-            if contract.is_async:
-                waits = self._waits(run, command, reading)
-            else:
-                result = command.context.run(self._invoke, command, reading)
-                if not inspect.isawaitable(result) and reading.complete:
-                    self._decide(command, reading, result)
-                    return
-                waits = self._waits(run, command, reading, result, begun=True)
+            result = command.context.run(self._invoke, command, reading)
+            if not inspect.isawaitable(result) and reading.complete:
+                self._decide(command, reading, result)
+                return
         except Exception as error:
             self._raised(command, reading, error)
             return
         run.performing = True
-        self._engine.task(waits, command.context.copy())
+        self._engine.task(self._waits(run, command, reading, result), command.context.copy())
+
+    def _reading(self, run: Run, command: Command) -> Reading:
+        """What it is performed on: the aggregate as it stands now. Raises Taken."""
+        tip = run.latest()
+        if run.state is not OPEN or tip is None:
+            raise Taken(f"{run.aggregate} has moved")
+        return Reading(self._engine, command, run, tip)
 
     def _invoke(self, command: Command, reading: Reading) -> Any:
-        contract = command.contract
-        context = command.envelope.context(reading.version) if contract.wants_context else None
-        return contract.invoke(reading.state, command.envelope.message, context, reading)
+        contract, envelope = command.contract, command.envelope
+        if envelope.if_match is not None and envelope.if_match != reading.version:
+            raise VersionMismatch(f"{command.target} is at version {reading.version}", version=reading.version)
+        context = envelope.context(reading.version) if contract.wants_context else None
+        return contract.invoke(reading.state, envelope.message, context, reading)
 
-    async def _waits(
-        self, run: Run, command: Command, reading: Reading, result: Any = None, *, begun: bool = False
-    ) -> None:
-        """A perform that waits: for other aggregates, or for whatever its author awaits."""
+    async def _waits(self, run: Run, command: Command, reading: Reading | None = None, result: Any = None) -> None:
+        """A perform that waits: for other aggregates, or for whatever its author awaits.
+
+        Its events, its refusal or its fault count if all that it has read still stands; otherwise it is performed
+        again. A record on what has moved would be void, and with it all that is chained behind it.
+        """
         try:
             for _ in range(STARTED_ANEW):
-                if not begun:
-                    result = self._invoke(command, reading)
-                if inspect.isawaitable(result):
-                    result = await result
-                await reading.read_written()
-                if not reading.moved() and await self._surely_held(command, reading):
-                    self._decide(command, reading, result)
-                    return
+                error: Exception | None = None
+                begun, reading = reading is not None, reading or self._reading(run, command)
+                try:
+                    if not begun:
+                        result = self._invoke(command, reading)
+                    if inspect.isawaitable(result):
+                        result = await result
+                    await reading.read_written()
+                except Exception as raised:
+                    error = raised
+                if not reading.moved():
+                    if error is not None and not _is_refusal(error):
+                        raise error
+                    if await self._surely_held(command, reading):
+                        self._decide(command, reading, result, error)
+                        return
                 reading.close()
-                if run.state is not OPEN or run.tip is None:
-                    raise Taken(f"{run.aggregate} has moved")
-                begun, reading = False, Reading(self._engine, command, run, run.tip)
-            raise Conflict(f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed")
+                reading = None
+            text = f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed"
+            self._engine.give_up(command, Conflict(text))
         except Taken as taken:
             command.attempts += 1
             if command.attempts > self._engine.retry_count:
                 self._engine.give_up(command, Conflict(str(taken)))
             elif not command.over:
                 run.set_aside(command)
-        except Exception as error:
-            self._raised(command, reading, error)
+        except Exception as fault:
+            self._engine.fail(command, fault)
         finally:
-            reading.close()
+            if reading is not None:
+                reading.close()
             run.performed()
 
     async def _surely_held(self, command: Command, reading: Reading) -> bool:
-        """Phase one: where a lock has run out while the actor was at work, the cache votes."""
+        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises Taken."""
         if time.monotonic() < min(run.until for run in reading.runs.values()):
             return True
         heads = [(name, entry.head or "") for name, entry in reading.entries.items()]
         if any(head in command.scope.pending for _, head in heads):
-            return False
+            raise Taken(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
         scope, ttl_ms = command.scope, self._engine.settings.lock_ttl_ms
         stands, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
         return scope.saw(stands) and vote == 1 and not reading.moved()
 
     def _raised(self, command: Command, reading: Reading, error: Exception) -> None:
         """A refusal is decided like anything else; other errors are answered, and nothing was appended."""
-        if isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge):
+        if _is_refusal(error):
             try:
                 self._decide(command, reading, None, error)
                 return
@@ -113,7 +126,7 @@ class Performer:
                 error = fault
         self._engine.fail(command, error)
 
-    def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Refused | None = None) -> None:
+    def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Problem | None = None) -> None:
         """What perform decided becomes a record or, if there is nothing to record, an answer."""
         if command.over:
             return
@@ -160,3 +173,8 @@ class Performer:
             faults.hit("appended", target)
         for name, entry in results.items():
             reading.runs[name].appended(pending, entry)
+
+
+def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:
+    """What is recorded or answered as the decision of a domain."""
+    return isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge)

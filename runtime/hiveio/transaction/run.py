@@ -96,10 +96,17 @@ class Run:
             future: asyncio.Future[None] = self.engine.loop.create_future()
             self._visitors.append(future)
             await future
-        if self.state is not OPEN or self.tip is None:
+        tip = self.latest()
+        if self.state is not OPEN or tip is None:
             raise Taken(f"{self.aggregate} is {self.state}")
         if self._spent(time.monotonic()):
             raise Taken(f"another instance has its turn at {self.aggregate}")
+        return tip
+
+    def latest(self) -> Entry | None:
+        """The tip. Where no record of ours is in flight, the view may know of one that others have appended."""
+        if not self.in_flight and self.tip is not None and (seen := self.scope.view.entry(self.aggregate)) is not None:
+            self.tip = seen
         return self.tip
 
     def _on_locked(self, locked: Locked) -> None:
