@@ -2,7 +2,20 @@
 
 from hiveio.actor import Actor, Command, Event, Model, Query, Transaction
 from hiveio.envelope import Context
-from hiveio.errors import Rejected, Unavailable
+from hiveio.errors import Forbidden, NotFound, Rejected, Unauthorized, Unavailable
 
 __version__ = "0.1.0"
-__all__ = ["Actor", "Command", "Context", "Event", "Model", "Query", "Rejected", "Transaction", "Unavailable"]
+__all__ = [
+    "Actor",
+    "Command",
+    "Context",
+    "Event",
+    "Forbidden",
+    "Model",
+    "NotFound",
+    "Query",
+    "Rejected",
+    "Transaction",
+    "Unauthorized",
+    "Unavailable",
+]

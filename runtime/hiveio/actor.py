@@ -63,8 +63,9 @@ class Actor:
 
     - ``perform(self, state, message)`` or ``perform(self, message)``; two further parameters are known by their
       names: ``context`` (a Context) and ``tx`` (a Transaction; stream processor). It returns one event, a list of
-      events or None; in base and consumer any value, as the reply. ``Rejected`` refuses. It may run several times for
-      one command, so in the stream processor it has no effects of its own.
+      events or None; in base and consumer any value, as the reply. ``Rejected``, ``NotFound``, ``Forbidden`` and
+      ``Unauthorized`` refuse. It may run several times for one command, so in the stream processor it has no effects
+      of its own.
     - ``replay(self, state, event)`` returns the state after the event. It is a pure function and never refuses.
     - ``topic`` is where its events are written (producer; default: EVENT_STORE_TOPIC), ``key`` the field of its events
       that is their key on the topic (producer; default: the id in the path).

@@ -8,7 +8,13 @@
 Anything else that leaves an actor or the runtime is a fault of that code, and the only thing answered with a 500.
 """
 
+import re
 from typing import Any
+
+import msgspec
+
+# The members of a problem document (RFC 9457) that come from the class, the text and the request.
+OUR_MEMBERS = frozenset(("type", "title", "status", "detail", "instance"))
 
 
 class HiveError(Exception):
@@ -88,31 +94,105 @@ class Corrupt(Stop):
 
 
 class Problem(HiveError):
-    """An answer other than success: RFC 9457. ``members`` are extension members, ``headers`` go out with the answer."""
+    """An answer other than success: RFC 9457. ``members`` are extension members, ``headers`` go out with the answer.
+
+    Raises TypeError for what cannot be answered: a detail that is no text, a member that is one of OUR_MEMBERS or has
+    no JSON, a header that is no header.
+    """
 
     status = 500
     title = "Internal Server Error"
     urn = ""  # its type, where that is not told by the class: an answer that is repeated from a record
+    # An actor's own class may have an __init__ that does not call this one.
+    detail: str = ""
+    headers: dict[str, str] = {}  # noqa: RUF012
+    members: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, detail: str = "", *, headers: dict[str, str] | None = None, **members: Any) -> None:
+        if not isinstance(detail, str):
+            raise TypeError(f"{type(self).__name__}({detail!r}): the detail is a text; write str(…)")
+        if members:
+            _check_members(type(self).__name__, members)
+        if headers:
+            _check_headers(type(self).__name__, headers)
         super().__init__(detail or self.title)
         self.detail = detail
         self.headers = headers or {}
         self.members = members
 
 
+def _check_members(name: str, members: dict[str, Any]) -> None:
+    if ours := sorted(OUR_MEMBERS & members.keys()):
+        raise TypeError(
+            f"{name}({ours[0]}=…): {', '.join(sorted(OUR_MEMBERS))} are told by the class and the text of the problem; "
+            f"derive a class with its own status and title, or take another name than {ours[0]}"
+        )
+    for member, value in members.items():
+        try:
+            msgspec.json.encode(value)
+        except UnicodeEncodeError:
+            pass  # a lone surrogate in a text that came from the client: it is escaped in the answer
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"{name}({member}={value!r}) cannot be written as JSON: {error}") from None
+
+
+def _check_headers(name: str, headers: dict[str, str]) -> None:
+    for header, value in headers.items():
+        if not (_TOKEN.fullmatch(header) and _FIELD.fullmatch(value)):
+            raise TypeError(
+                f"{name}(headers={{{header!r}: {value!r}}}) is no header of HTTP: printable ASCII, one line"
+            )
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?")
+
+
 class Refused(Problem):
-    """The client's fault: the same request gives the same answer."""
+    """The client's fault: the same request gives the same answer. A class derived from it has a status of 400 to 499;
+    any other raises TypeError."""
 
     status = 400
     title = "Bad Request"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not (isinstance(cls.status, int) and 400 <= cls.status <= 499):
+            raise TypeError(f"{cls.__name__}.status is {cls.status!r}; a refusal is the client's fault: 400 to 499")
+        if not isinstance(cls.title, str):
+            raise TypeError(f"{cls.__name__}.title is {cls.title!r}; it is a text")
 
 
 class Malformed(Refused):
     title = "Not JSON"
 
 
+class Unauthorized(Refused):
+    """Nobody is named by the request, or the credentials are not good. An actor may raise it: 401.
+
+    ``challenge`` is the WWW-Authenticate of the answer, which RFC 9110 (15.5.2) demands:
+    ``Unauthorized("the token has expired", challenge='Bearer error="invalid_token"')``.
+    """
+
+    status = 401
+    title = "Unauthorized"
+
+    def __init__(
+        self, detail: str = "", *, challenge: str = "Bearer", headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail, headers={**(headers or {}), "WWW-Authenticate": challenge}, **members)
+
+
+class Forbidden(Refused):
+    """Whoever it is that asks may not do that. An actor may raise it: 403."""
+
+    status = 403
+    title = "Forbidden"
+
+
 class NotFound(Refused):
+    """There is no such thing. An actor may raise it: 404."""
+
     status = 404
     title = "Not Found"
 

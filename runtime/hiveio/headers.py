@@ -24,6 +24,11 @@ class HeaderView(Mapping[str, str]):
     def __init__(self, raw: dict[bytes, bytes]) -> None:
         self._raw = raw
 
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "HeaderView":
+        """Headers given as texts, as they would look if a client had sent them."""
+        return cls(dict(encoded(headers)))
+
     def __getitem__(self, name: str) -> str:
         return self._raw[name.lower().encode("latin-1")].decode("latin-1")
 

@@ -13,6 +13,8 @@ from hiveio.routes import Route
 _REF = "#/components/schemas/{name}"
 _PROBLEMS = {
     400: "The request is malformed",
+    401: "The request names nobody, or its credentials are not good; WWW-Authenticate says what is asked for",
+    403: "Whoever asks may not do that",
     404: "There is no such thing",
     408: "The request did not arrive in time",
     409: "Conflict; nothing happened",

@@ -9,9 +9,21 @@ from typing import Annotated, Any
 import pytest
 from msgspec import Meta
 
-from hiveio import Actor, Command, Context, Event, Model, Query, Rejected, Transaction
+from hiveio import (
+    Actor,
+    Command,
+    Context,
+    Event,
+    Forbidden,
+    Model,
+    NotFound,
+    Query,
+    Rejected,
+    Transaction,
+    Unauthorized,
+)
 from hiveio.config import Settings
-from hiveio.errors import Conflict, NotFound, SeveralScopes
+from hiveio.errors import Conflict, SeveralScopes
 from hiveio.testing import Service, given
 from hiveio.transaction.record import Commit, Format
 from hiveio.transaction.rule import scope_of
@@ -310,3 +322,58 @@ async def test_a_transaction_over_two_scopes_is_refused() -> None:
 
 def _token(id: str, key: str) -> str:
     return base64.urlsafe_b64encode(json.dumps(["Counter", id, key, 0, 0, True]).encode()).rstrip(b"=").decode()
+
+
+class Who(Query):
+    path = "/who"
+
+
+class Guarded(Actor):
+    path = "/guarded/{id}"
+
+    def perform(self, state: Sum | None, command: Add, context: Context) -> Added:
+        user = context.headers.get("authorization")
+        if user is None:
+            raise Unauthorized("nobody is named", challenge='Bearer realm="sums"')
+        if user != "Bearer ada":
+            raise Forbidden("this is Ada's")
+        if state is None and command.amount > 5:
+            raise NotFound("there is no such sum", id=context.id)
+        return Added(command.amount)
+
+    def replay(self, state: Sum | None, event: Added) -> Sum:
+        return Sum((state.total if state else 0) + event.amount)
+
+
+class Asked(Actor):
+    path = "/asked/{id}"
+
+    def perform(self, message: Add | Added | Who, context: Context) -> Any:
+        if isinstance(message, Who) and "AUTHORIZATION" not in context.headers:
+            raise Unauthorized
+        return dict(context.headers)
+
+
+def test_headers_of_the_request_and_of_the_answer() -> None:
+    guarded = given(Guarded)
+    guarded.when(Add(1)).then_problem(401, "nobody").then_header("www-authenticate", 'Bearer realm="sums"')
+    guarded.when(Add(1), headers={"Authorization": "Bearer eve"}).then_problem(403, "Ada's").then_header("ETag", None)
+    ada = {"AUTHORIZATION": "Bearer ada"}
+    guarded.when(Add(9), headers=ada).then_problem(404, "no such sum", id="1")
+    guarded.when(Add(1), headers=ada).then(Added(1)).then_header("etag", '"1"')
+    with pytest.raises(AssertionError, match=r"expected header ETag '\"2\"'\n  found    header ETag '\"1\"'"):
+        guarded.then_header("ETag", '"2"')
+    asked = given(Asked)
+    asked.when(Add(1), headers={"X-Tenant": "a"}).then_reply({"x-tenant": "a"})
+    asked.when(Added(1), headers={"X-Tenant": "b"}).then_reply({"x-tenant": "b"})
+    asked.when(Who()).then_problem(401).then_header("WWW-Authenticate", "Bearer")
+    asked.when(Who(), headers={"Authorization": "x"}).then_reply({"authorization": "x"})
+
+
+def test_a_refusal_that_cannot_be_answered_is_a_fault_of_the_actor() -> None:
+    class Odd(Counter):
+        async def perform(self, state: Sum | None, command: Add, tx: Transaction) -> Added:  # type: ignore[override]
+            raise Rejected("no", status=404)
+
+    with pytest.raises(TypeError, match=r"Rejected.status=….: .* are told by the class and the text"):
+        given(Odd).when(Add(1))

@@ -16,6 +16,8 @@ from msgspec import Raw, Struct
 from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
 from hiveio.errors import Invalid, Problem, Rejected
+from hiveio.headers import HeaderView
+from hiveio.problem import encode_problem
 from hiveio.routes import queries
 from hiveio.service import settled
 from hiveio.testing.memory import MemoryLog
@@ -36,18 +38,20 @@ class Scenario:
     """``given(…).when(…).then(…)``; ``when`` and ``then`` may follow each other as often as the test needs.
 
     A check that fails raises an AssertionError; what an actor raises that is no Problem (a bug of it) leaves ``when``.
-    ``reply``, ``problem``, ``events`` and ``state`` are what the last message led to, for assertions of one's own.
+    ``reply``, ``problem``, ``headers``, ``events`` and ``state`` are what the last message led to, for assertions of
+    one's own.
     """
 
     def __init__(self, actor: type[Actor], id: str) -> None:
         self._actor, self._id = actor, id
         self._kinds: dict[type[Actor], Contract] = {}
         self._log = MemoryLog(memory_settings(None))
-        self._heard: list[tuple[type[Actor], str, Event]] = []
+        self._heard: list[tuple[type[Actor], str, Event, HeaderView]] = []
         self._replayed: list[str] = []  # what is wrong with replay
         self._message = ""
         self.reply: Any = None
         self.problem: Problem | None = None
+        self.headers: Mapping[str, str] = HeaderView.of({})  # of the answer
         self.events: list[Event] = []  # of the aggregate that the message went to
         self.emitted: dict[str, list[Event]] = {}  # of all, by "<actor>/<id>"
         self.state: Any = None
@@ -61,7 +65,7 @@ class Scenario:
         name = aggregate(contract.name, id)
         for event in events:
             if contract.model is None:
-                self._heard.append((actor, id, _through(contract.heard_codec, event)))
+                self._heard.append((actor, id, _through(contract.heard_codec, event), HeaderView.of({})))
                 continue
             contract.check_event(event)
             _through(contract.event_codec, event)
@@ -81,17 +85,21 @@ class Scenario:
         key: str | None = None,
         if_match: int | None = None,
         meta: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` the version expected."""
+        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` the version expected.
+
+        ``headers`` are those of the request, or of the event's record: the actor finds them in ``context.headers``.
+        """
         contract, target = self._contract(self._actor), self._id if id is None else id
         self._message = f"{contract.name}/{target} when {message!r}"
         self.reply = self.problem = self.state = None
-        self.events, self.emitted, self.states = [], {}, {}
+        self.events, self.emitted, self.states, self.headers = [], {}, {}, HeaderView.of({})
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         if contract.model is None:
-            asyncio.run(self._ask(contract, target, message, body, key))
+            asyncio.run(self._ask(contract, target, message, body, key, HeaderView.of(headers or {})))
         else:
-            asyncio.run(self._command(contract, target, message, key, if_match, meta))
+            asyncio.run(self._command(contract, target, message, key, if_match, meta, headers))
         if self._replayed:
             raise AssertionError(self._replayed[0])
         return self
@@ -104,6 +112,7 @@ class Scenario:
         key: str | None,
         if_match: int | None,
         meta: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
     ) -> None:
         before = len(self._log.partitions[0])
         async with Service(*self._kinds.values(), log=self._log) as service:
@@ -111,10 +120,12 @@ class Scenario:
                 if broken := service.transactions.scopes[0].failed:
                     raise AssertionError(self._replayed[0] if self._replayed else f"what was given: {broken}")
                 try:
-                    answer = await service.submit(contract.kind, id, message, key=key, if_match=if_match, meta=meta)
-                    self.events = answer.events
+                    answer = await service.submit(
+                        contract.kind, id, message, key=key, if_match=if_match, meta=meta, headers=headers
+                    )
+                    self.events, self.headers = answer.events, HeaderView.of(answer.headers)
                 except Problem as problem:
-                    self.problem = problem
+                    self._answered_with(problem)
             by_name = {other.name: other for other in self._kinds.values()}
             for offset, record, verdict in self._log.judged(0):
                 for write in record.writes if isinstance(record, Commit) and verdict else ():
@@ -126,45 +137,67 @@ class Scenario:
                         found += [by_name[name].event_codec.decode(event)[0] for event in write.events]
         self.state = self.states.get(aggregate(contract.name, id), (None, 0))[0]
 
-    async def _ask(self, contract: Contract, id: str, message: Struct, body: bytes, key: str | None) -> None:
+    async def _ask(
+        self, contract: Contract, id: str, message: Struct, body: bytes, key: str | None, headers: HeaderView
+    ) -> None:
         """An actor without a state: started anew, told what it has heard, and asked."""
         self._kinds = {kind: _checked(Contract(kind), self._replayed) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values()}
         async with _opened(self._kinds.values()):
-            for offset, (of, at, event) in enumerate(self._heard):
+            for offset, (of, at, event, sent) in enumerate(self._heard):
                 listener = self._kinds[of]
                 own = getattr(listener.actor, "position", None)
                 position = await settled(own(TOPIC, 0)) if own else None
                 if position is None or offset >= position:
-                    await handlers[listener.name](self._event(offset, at, event))
-            await self._answer(contract, handlers[contract.name], id, message, body, key)
+                    await handlers[listener.name](self._event(offset, at, event, sent))
+            await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
 
     async def _answer(
-        self, contract: Contract, handler: Handler, id: str, message: Struct, body: bytes, key: str | None
+        self,
+        contract: Contract,
+        handler: Handler,
+        id: str,
+        message: Struct,
+        body: bytes,
+        key: str | None,
+        headers: HeaderView,
     ) -> None:
         try:
             if isinstance(message, Query):
                 envelope = _query(contract, handler, id, message)
+                envelope.headers = headers
             elif isinstance(message, Event) and type(message).__name__ in contract.heard:
                 event = _through(contract.heard_codec, message)
-                self._heard.append((contract.kind, id, event))
-                envelope = self._event(len(self._heard) - 1, id, event)
+                self._heard.append((contract.kind, id, event, headers))
+                envelope = self._event(len(self._heard) - 1, id, event, headers)
             else:
                 decoded, meta = contract.command_codec.decode(body)
-                envelope = Envelope(message=decoded, id=id, meta=meta, key=key, body=body)
-            self.reply = (await handler(envelope)).value
+                envelope = Envelope(message=decoded, id=id, meta=meta, key=key, body=body, headers=headers)
+            outcome = await handler(envelope)
+            self.reply, self.headers = outcome.value, HeaderView.of(outcome.headers)
             encode_value(self.reply)  # raises for what cannot be answered over HTTP
         except Problem as problem:
-            self.problem = problem
+            self._answered_with(problem)
             return
         given = self.reply if isinstance(self.reply, list | tuple) else [self.reply]
         self.events = [event for event in given if isinstance(event, Event)]
 
-    def _event(self, offset: int, id: str, event: Event) -> Envelope:
-        version = sum(at == id for _, at, _ in self._heard[: offset + 1])
+    def _answered_with(self, problem: Problem) -> None:
+        encode_problem(problem)
+        self.problem, self.headers = problem, HeaderView.of(problem.headers)
+
+    def _event(self, offset: int, id: str, event: Event, headers: HeaderView) -> Envelope:
+        version = sum(at == id for _, at, _, _ in self._heard[: offset + 1])
         place = Context(
-            id=id, topic=TOPIC, partition=0, offset=offset, position=(0, offset + 1, 0), version=version, time=0.0
+            id=id,
+            topic=TOPIC,
+            partition=0,
+            offset=offset,
+            position=(0, offset + 1, 0),
+            version=version,
+            time=0.0,
+            headers=headers,
         )
         return Envelope(message=event, id=id, record=place)
 
@@ -202,12 +235,16 @@ class Scenario:
         """The message does not fit its schema (422): ``pointer`` is the JSON pointer to the field."""
         return self._same("pointer", pointer, self._refused(Invalid).members.get("pointer"))
 
-    def then_problem(self, status: int, text: str = "") -> Self:
-        """Any problem document, by its status; ``text`` stands in its detail."""
+    def then_problem(self, status: int, text: str = "", **members: Any) -> Self:
+        """Any problem document, by its status; ``text`` stands in its detail, ``members`` among its members."""
         problem = self._refused(Problem)
         if problem.status != status or text not in problem.detail:
             self._fail(f"{status} {text}", f"{problem.status} {problem.detail}")
-        return self
+        return self._same("members", members, {name: problem.members.get(name) for name in members})
+
+    def then_header(self, name: str, value: str | None) -> Self:
+        """The answer, or the problem document, has this header; None: it has not."""
+        return self._same(f"header {name}", value, self.headers.get(name))
 
     # -- inside
 

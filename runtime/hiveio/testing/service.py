@@ -11,6 +11,7 @@ from hiveio.actor import Actor, Contract, Event, contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, encode_json, encode_message
 from hiveio.errors import NotFound
+from hiveio.headers import HeaderView
 from hiveio.testing.memory import MemoryCache, MemoryLog, MemoryTransactionLog
 from hiveio.transaction.cache import fingerprint
 from hiveio.transaction.record import Record
@@ -19,12 +20,16 @@ _split = msgspec.json.Decoder(list[Raw]).decode
 
 
 class Answer(Struct):
-    """What a command is answered with: the events of its aggregate, the version after them, where they stand."""
+    """What a command is answered with: the events of its aggregate, the version after them, where they stand.
+
+    ``headers`` are those that the answer has beside its content's.
+    """
 
     events: list[Event]
     version: int | None
     position: str | None
     body: bytes
+    headers: Mapping[str, str] = {}
 
 
 class Logged(Struct):
@@ -80,9 +85,8 @@ class Service:
         contract = self._by_kind[actor]
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         decoded, raw_meta = contract.command_codec.decode(body)
-        envelope = Envelope(
-            message=decoded, id=id, meta=raw_meta, key=key, if_match=if_match, body=body, headers=headers or {}
-        )
+        sent = HeaderView.of(headers or {})
+        envelope = Envelope(message=decoded, id=id, meta=raw_meta, key=key, if_match=if_match, body=body, headers=sent)
         outcome = await self.transactions.engine.submit(contract, envelope).future
         answered = outcome.encoded or b"null"
         events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []
@@ -92,6 +96,7 @@ class Service:
             int(tag.strip('"')) if tag else None,
             outcome.headers.get("Hive-Position"),
             answered,
+            outcome.headers,
         )
 
     async def read(self, actor: type[Actor], id: str) -> tuple[Any, int]:

@@ -39,7 +39,7 @@ class Outcomes:
             raise Conflict("this Idempotency-Key is closed: its command was not executed and never will be")
         if record.hash != command.hash:
             raise KeyReused(f"Idempotency-Key {command.id.key!r} came first with another body")
-        command.refusal = _refusal(dict(record.refusal)) if record.refusal else None
+        command.refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
         write = record.writes[0]
         command.body, command.version = answer_body(write.events), write.version + len(write.events)
 
@@ -110,9 +110,9 @@ class Outcomes:
         return scope.remembered(command.text, id)
 
 
-def _refusal(problem: dict[str, Any]) -> Problem:
+def _refusal(problem: dict[str, Any], headers: dict[str, str]) -> Problem:
     """The problem of a record again."""
-    urn, title, status = problem.pop("type"), problem.pop("title"), problem.pop("status")
-    refusal = Rejected(problem.pop("detail", ""), **problem)
-    refusal.urn, refusal.title, refusal.status = urn, title, status
+    refusal = Rejected(problem.pop("detail", ""))
+    refusal.urn, refusal.title, refusal.status = problem.pop("type"), problem.pop("title"), problem.pop("status")
+    refusal.members, refusal.headers = problem, headers
     return refusal

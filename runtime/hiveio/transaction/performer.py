@@ -159,7 +159,8 @@ class Performer:
             if stale or chained or refusal is not None or command.contract.serializable:
                 reads = tuple([Read(name, entry.head or "") for name, entry in read])
         problem = None if refusal is None else problem_document(refusal)
-        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace)
+        headers = {} if refusal is None else refusal.headers
+        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace, headers)
         command.body, command.version = answer_body(raw[target]), results[target].version
         pending = Pending(tx, record, results, command.begun, self._engine.settled, command)
         if faults.armed:

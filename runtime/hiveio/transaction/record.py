@@ -57,8 +57,9 @@ class Format(Struct, frozen=True, tag_field="kind", tag="format"):
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
     """A transaction of one scope. The first write is the command's target, if need be without events.
 
-    ``refusal`` is the problem document of a refused command, which writes no events. ``trace`` is the trace context of
-    the command, which its events carry on as ``traceparent``; no verdict looks at it.
+    ``refusal`` is the problem document of a refused command, which writes no events; ``headers`` are those of its
+    answer. ``trace`` is the trace context of the command, which its events carry on as ``traceparent``. No verdict
+    looks at these.
     """
 
     command: CommandId
@@ -68,6 +69,7 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     hash: str = ""
     refusal: dict[str, Any] | None = None
     trace: str = ""
+    headers: dict[str, str] = {}
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):

@@ -1,0 +1,66 @@
+"""What an actor may say with a refusal. What could not be answered is a TypeError at once, and not a 500 later."""
+
+from typing import Any
+
+import pytest
+
+from hiveio import Forbidden, NotFound, Rejected, Unauthorized
+from hiveio.errors import OUR_MEMBERS
+from hiveio.problem import problem_document
+
+
+def make(status: Any = 422, title: Any = "Gone", base: type[Rejected] = Rejected) -> type[Rejected]:
+    return type("Gone", (base,), {"status": status, "title": title})
+
+
+@pytest.mark.parametrize("name", sorted(OUR_MEMBERS - {"detail"}))
+@pytest.mark.parametrize("kind", [Rejected, NotFound, Forbidden, Unauthorized])
+def test_a_member_that_is_ours_is_a_type_error(kind: type[Any], name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\({name}=…\): .* are told by the class"):
+        kind("no", **{name: 404})
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda: Rejected(ValueError("x")),  # type: ignore[arg-type]
+            r"Rejected\(ValueError\('x'\)\): the detail is a text",
+        ),
+        (lambda: Rejected("x", by=object()), "Rejected.by=<object .* cannot be written as JSON: Encoding objects of"),
+        (lambda: Rejected("x", on={(1, 2): 3}), "Rejected.on=.* cannot be written as JSON"),
+        (lambda: Rejected("x", headers={"A": "b\r\nSet-Cookie: c"}), "Rejected.headers=.* is no header of HTTP"),
+        (lambda: Rejected("x", headers={"A b": "c"}), "Rejected.headers=.* is no header of HTTP"),
+        (lambda: Unauthorized("x", challenge=""), "Unauthorized.headers=.* is no header of HTTP"),
+        (lambda: make(status=200), "Gone.status is 200; a refusal is the client's fault: 400 to 499"),
+        (lambda: make(status="410"), "Gone.status is '410'; a refusal is the client's fault: 400 to 499"),
+        (lambda: make(title=None), "Gone.title is None; it is a text"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_type_error(call: Any, line: str) -> None:
+    with pytest.raises(TypeError, match=line):
+        call()
+
+
+def test_what_can_be_answered() -> None:
+    assert problem_document(make(410)("sold", sku="a", left=[1, None])) == {
+        "type": "urn:hiveio:problem:gone",
+        "title": "Gone",
+        "status": 410,
+        "detail": "sold",
+        "sku": "a",
+        "left": [1, None],
+    }
+    assert Rejected("\ud800", text="\ud800").members == {"text": "\ud800"}
+    found = Unauthorized("who?", challenge='Basic realm="bank"', headers={"X-A": "b"})
+    assert (found.status, found.headers) == (401, {"X-A": "b", "WWW-Authenticate": 'Basic realm="bank"'})
+    assert Unauthorized().headers == {"WWW-Authenticate": "Bearer"}
+    assert (NotFound("x").status, Forbidden("x").status) == (404, 403)
+
+
+def test_a_class_of_ones_own_need_not_call_the_init_of_its_base() -> None:
+    class Closed(Rejected):
+        def __init__(self) -> None:
+            self.members = {"until": 5}
+
+    assert problem_document(Closed())["until"] == 5
