@@ -151,9 +151,11 @@ class TransactionLog:
         for scope in self.scopes:
             if scope.state or scope.late:
                 return scope.state or f"verdicts of {scope.where} are late"
+        if away := self._cache.away:
+            return away
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
-            await self._cache.redis.execute("PING")
+            await self._cache.probe()
             # An instance without work would not notice that Kafka, or the leader of a partition, is away.
             await self._reader.end(self._looked_at)
         except Unavailable as error:
