@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, UpcastingCodec
 from hiveio.errors import BadAnnotation, NameTaken
+from hiveio.immutable import is_immutable
 
 # The decorators tell type checkers that the classes derived from these are frozen, as they are.
 
@@ -126,7 +127,7 @@ class Contract:
 
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
     ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log, with
-    ``batch`` as a list.
+    ``batch`` as a list. ``mutable`` are those of both whose messages can be changed by whom they are given to.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -154,6 +155,9 @@ class Contract:
         self.event_codec = self._event_codec(kind)
         self.heard_codec = Codec(self.heard.values(), strict=False)
         self.model_decoder = msgspec.json.Decoder(self.model | None if self.model else Any)
+        self._shares_state = self.model is None or is_immutable(self.model)
+        taken = {*self.commands.values(), *self.heard.values()}
+        self.mutable = frozenset(kind for kind in taken if not is_immutable(kind))
 
     def _read_perform(self, kind: type[Actor]) -> None:
         name = f"{kind.__name__}.perform"
@@ -256,6 +260,10 @@ class Contract:
             return perform(state, message, **known) if stateful else perform(message, **known)
 
         return invoke
+
+    def own_state(self, state: Any, snapshot: bytes) -> Any:
+        """The state, to be given to ``perform`` or ``replay``: what these do to it reaches nobody else."""
+        return state if self._shares_state or state is None else self.model_decoder.decode(snapshot)
 
     def checked_events(self, returned: Any) -> list[Event]:
         """What ``perform`` returned, as a list. Raises TypeError (a fault of the actor) for what is not its event."""

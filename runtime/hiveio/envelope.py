@@ -55,7 +55,7 @@ class Envelope(Struct, kw_only=True):
 
     ``message`` is the decoded payload, ``id`` the aggregate's id (from the path, or the key of a record), ``meta`` the
     client's meta as it came, ``key`` the Idempotency-Key, ``if_match`` the version that the client expects,
-    ``body`` the request's bytes.
+    ``body`` what it was decoded from.
     """
 
     message: Any

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors"},
     {"config"},
-    {"envelope"},
+    {"envelope", "immutable"},
     {"actor"},
     {
         "loader",

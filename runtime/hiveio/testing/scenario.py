@@ -20,6 +20,7 @@ from hiveio.headers import HeaderView
 from hiveio.problem import encode_problem
 from hiveio.routes import queries
 from hiveio.service import settled
+from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog
 from hiveio.testing.service import Service, memory_settings
 from hiveio.transaction import record as records
@@ -47,7 +48,7 @@ class Scenario:
         self._kinds: dict[type[Actor], Contract] = {}
         self._log = MemoryLog(memory_settings(None))
         self._heard: list[tuple[type[Actor], str, Event, HeaderView]] = []
-        self._replayed: list[str] = []  # what is wrong with replay
+        self._faults: list[str] = []  # what is wrong with the actor
         self._message = ""
         self.reply: Any = None
         self.problem: Problem | None = None
@@ -100,8 +101,8 @@ class Scenario:
             asyncio.run(self._ask(contract, target, message, body, key, HeaderView.of(headers or {})))
         else:
             asyncio.run(self._command(contract, target, message, key, if_match, meta, headers))
-        if self._replayed:
-            raise AssertionError(self._replayed[0])
+        if self._faults:
+            raise AssertionError(self._faults[0])
         return self
 
     async def _command(
@@ -118,7 +119,7 @@ class Scenario:
         async with Service(*self._kinds.values(), log=self._log) as service:
             async with _opened(self._kinds.values()):
                 if broken := service.transactions.scopes[0].failed:
-                    raise AssertionError(self._replayed[0] if self._replayed else f"what was given: {broken}")
+                    raise AssertionError(self._faults[0] if self._faults else f"what was given: {broken}")
                 try:
                     answer = await service.submit(
                         contract.kind, id, message, key=key, if_match=if_match, meta=meta, headers=headers
@@ -141,7 +142,7 @@ class Scenario:
         self, contract: Contract, id: str, message: Struct, body: bytes, key: str | None, headers: HeaderView
     ) -> None:
         """An actor without a state: started anew, told what it has heard, and asked."""
-        self._kinds = {kind: _checked(Contract(kind), self._replayed) for kind in self._kinds}
+        self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values()}
         async with _opened(self._kinds.values()):
@@ -251,7 +252,7 @@ class Scenario:
     def _contract(self, actor: type[Actor]) -> Contract:
         if actor not in self._kinds:
             contracts([*self._kinds, actor])  # two of one name are found here as at the start of a service
-            self._kinds[actor] = _checked(Contract(actor), self._replayed)
+            self._kinds[actor] = checked(Contract(actor), self._faults)
         return self._kinds[actor]
 
     def _succeeded(self) -> None:
@@ -313,28 +314,3 @@ def _query(contract: Contract, handler: Handler, id: str, message: Query) -> Env
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else encode_json(value).decode()
-
-
-def _checked(contract: Contract, faults: list[str]) -> Contract:
-    """Folds every event twice and compares: a ``replay`` that changes what it is given, or is not a pure function."""
-    replay = contract.replay
-    if replay is None:
-        return contract
-    called = f"{contract.kind.__name__}.replay"
-
-    def twice(state: Any, event: Any) -> Any:
-        before = encode_json((state, event))
-        first = replay(state, event)
-        if encode_json((state, event)) != before:
-            faults.append(f"{called} changes its arguments: they were {before.decode()} and are {(state, event)!r}")
-        folded = encode_json(first)
-        second = encode_json(replay(state, event))
-        if folded != second:
-            text = f"{called} is not deterministic: {event!r} on {state!r} gave"
-            faults.append(f"{text} {folded.decode()} and then {second.decode()}")
-        if not isinstance(first, contract.model or object):
-            faults.append(f"{called} gave {first!r} for {event!r}, which is no {contract.model}")
-        return first
-
-    contract.replay = twice
-    return contract

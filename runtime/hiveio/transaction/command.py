@@ -42,11 +42,19 @@ class Command:
         self.attempts = 0
         self.begun = scope.view.next
         self.since = Known(scope.view.next, scope.view.time, self.keyed)  # before any record of it
+        self.performed = False
         self.appended = False  # a record of it may be in the log and is not read back
         self.over = False  # answered: nothing is begun for it any more
         self.body, self.version = b"null", 0  # the answer
         self.refusal: Problem | None = None  # the answer, if its domain refuses
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def message(self) -> Any:
+        """The message as it came, also if it is performed again after an actor has changed what it was given."""
+        again, self.performed = self.performed, True
+        if again and type(self.envelope.message) in self.contract.mutable:
+            return self.contract.command_codec.decode(self.envelope.body)[0]
+        return self.envelope.message
 
     @property
     def token(self) -> str:
@@ -94,7 +102,11 @@ class Reading:
 
     @property
     def state(self) -> Any:
-        return self.entries[self._command.target].state
+        return self._state(self._command.contract, self._command.target)
+
+    def _state(self, contract: Contract, name: str) -> Any:
+        entry = self.entries[name]
+        return contract.own_state(entry.state, entry.snapshot)
 
     @property
     def version(self) -> int:
@@ -109,7 +121,7 @@ class Reading:
                 run = self.runs[name] = self._engine.run(self._command.scope, name)
                 run.guests += 1
             self.entries[name] = await self.runs[name].visit()
-        return self.entries[name].state
+        return self._state(self._engine.by_kind[actor], name)
 
     def emit(self, actor: type[Actor], id: str, event: Event) -> None:
         name = self._named(actor, id)

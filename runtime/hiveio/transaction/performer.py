@@ -62,7 +62,7 @@ class Performer:
         if envelope.if_match is not None and envelope.if_match != reading.version:
             raise VersionMismatch(f"{command.target} is at version {reading.version}", version=reading.version)
         context = envelope.context(reading.version) if contract.wants_context else None
-        return contract.invoke(reading.state, envelope.message, context, reading)
+        return contract.invoke(reading.state, command.message(), context, reading)
 
     async def _waits(self, run: Run, command: Command, reading: Reading | None = None, result: Any = None) -> None:
         """A perform that waits: for other aggregates, or for whatever its author awaits.

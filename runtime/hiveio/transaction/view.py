@@ -106,7 +106,7 @@ class View:
         if not events:
             return entry.state, entry.snapshot
         contract = self._contract(name)
-        state, replay = entry.state, contract.replay
+        state, replay = contract.own_state(entry.state, entry.snapshot), contract.replay
         assert replay is not None
         try:
             for event in events:
