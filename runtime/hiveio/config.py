@@ -1,8 +1,9 @@
 """The environment, read once into one frozen object. The README's table of settings is generated from it."""
 
+import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from hiveio.errors import ConfigError
 # Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
 _UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
 _WRITTEN = ("content-type", "traceparent")  # stand on every record anyway
-# What Kubernetes and container links set for a service that happens to be named kafka.
-_LINKED = re.compile(r"KAFKA_(PORT|SERVICE)(_|$)")
+# What Kubernetes and container links set for every service, whatever it is called: kafka, telemetry, event-store.
+_LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 # Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
 _PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLATE_)?FILE$")
 
@@ -252,7 +253,7 @@ class Settings:
         "TELEMETRY_URL_METRICS", "", _http_url, "where metrics go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
     given: frozenset[str] = frozenset()  # the attributes that the environment sets; the others have their defaults
-    kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>
+    kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>; see Properties
 
     @property
     def written_topic(self) -> str:
@@ -283,8 +284,10 @@ class Settings:
     def read(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
         """Take the settings from an environment. ``NAME_FILE`` names a file that holds the value of ``NAME``.
 
-        Raises ConfigError with the name, the value and what is allowed.
+        Raises ConfigError with the name, the value and what is allowed. What Kubernetes sets for its services is no
+        setting.
         """
+        environ = {name: value for name, value in environ.items() if not _LINKED.fullmatch(name)}
         for name, value in environ.items():
             if _UNSUPPORTED.match(name) and value.lower() not in ("", "0", "false"):
                 raise ConfigError(f"{name}={value}: this setting is not supported yet; remove it")
@@ -300,7 +303,7 @@ class Settings:
                 values[f.name] = parse(text.strip())
             except (ValueError, KeyError, re.error):
                 raise ConfigError(f"{_shown(environ, name, text)} is wrong: it takes {parse.__doc__}") from None
-        return cls(**values, given=frozenset(values), kafka=_kafka(environ))
+        return cls(**values, given=frozenset(values), kafka=Properties(environ))
 
 
 def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
@@ -326,17 +329,36 @@ def _lookup(environ: Mapping[str, str], name: str) -> str | None:
         raise ConfigError(f"{name}_FILE={path!r} cannot be read: {error.strerror}") from None
 
 
-def _kafka(environ: Mapping[str, str]) -> dict[str, str]:
-    """``KAFKA_SASL_MECHANISM=PLAIN`` → ``{"sasl.mechanism": "PLAIN"}``"""
-    found = {}
-    for name in environ:
-        if name.startswith("KAFKA_") and not _LINKED.match(name):
-            is_path = _PATHS.match(name)
-            plain = name if is_path else name.removesuffix("_FILE")
-            value = environ[name] if is_path else _lookup(environ, plain)
-            if value is not None:
-                found[plain.removeprefix("KAFKA_").lower().replace("_", ".")] = value
-    return found
+class Properties(Mapping[str, str]):
+    """The properties of librdkafka: ``KAFKA_SASL_MECHANISM=PLAIN`` → ``{"sasl.mechanism": "PLAIN"}``.
+
+    They are read, their files too, when somebody looks: a role without Kafka has no use for them. That raises
+    ConfigError for a file that cannot be read.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    @functools.cached_property
+    def _values(self) -> dict[str, str]:
+        found = {}
+        for name in self._environ:
+            if name.startswith("KAFKA_"):
+                is_path = _PATHS.match(name)
+                plain = name if is_path else name.removesuffix("_FILE")
+                value = self._environ[name] if is_path else _lookup(self._environ, plain)
+                if value is not None:
+                    found[plain.removeprefix("KAFKA_").lower().replace("_", ".")] = value
+        return found
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def settings_table() -> str:

@@ -16,34 +16,27 @@ from hiredis import pack_command
 from redis.asyncio import Redis as RedisClient
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
-from hiveio.errors import HiveError, Unavailable, Unsafe
+from hiveio.errors import Unavailable, Unsafe
 
 log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 AWAY_S = 1.0
+TELL_S = 30.0  # between two log lines that say the same about what Redis refuses
+MOST_TOLD = 64  # such lines that are remembered
 MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
-# What a Redis answers that cannot serve now, and will: it is busy, full, being loaded, or not the master any more.
-NOT_NOW = (MasterDownError, NoScriptError, OutOfMemoryError, ReadOnlyError, TryAgainError)
-NOT_NOW_TEXTS = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
 
 Argument = str | bytes | int
 
 
-class ScriptFailed(HiveError):
-    """A script raised: a fault of ours, or keys that somebody changed by hand."""
+class Refusal(Unavailable):
+    """Redis answers with an error: it is busy, full, being loaded, not the master any more or one of a cluster; the
+    user lacks a right; or somebody has changed a key by hand. Whatever it is, the operator of Redis can mend it.
+    """
 
 
 class Script:
@@ -80,6 +73,7 @@ class Redis:
         self._batches: dict[_Key, _Batch] = {}
         self._waiting = 0  # calls that are not sent
         self._failing: tuple[float, str] | None = None  # since when no call has come through, and why
+        self._told: dict[str, float] = {}  # what Redis refused, and when the log said so
         self._flushing: asyncio.Task[None] | None = None
 
     @property
@@ -93,17 +87,15 @@ class Redis:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except ResponseError as error:
-            raise self._refused(repr(command[0]), error) from None
         except AWAY as error:
-            raise Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}") from None
+            raise self._unavailable(str(command[0]), error) from None
 
     async def refuse_eviction(self) -> None:
         """Raises Unsafe for a Redis that may drop keys by itself, Unavailable when it does not answer."""
         try:
             found = await self.execute("CONFIG", "GET", "maxmemory-policy")
             policy = found[1].decode() if found else "noeviction"
-        except ScriptFailed:  # CONFIG is forbidden by some providers; INFO says it too
+        except Refusal:  # CONFIG is forbidden by some providers; INFO says it too
             memory = await self.execute("INFO", "memory")
             text = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else str(memory)
             policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
@@ -118,7 +110,7 @@ class Redis:
     ) -> "asyncio.Future[tuple[Any, Any]]":
         """Join the next batch of this script. The result is the batch's item and this call's.
 
-        Fails with Unavailable when Redis does not answer (the script may have run), ScriptFailed when it raised.
+        Fails with Unavailable when Redis does not answer (the script may have run), Refusal when it answers no.
         """
         future = asyncio.get_running_loop().create_future()
         if self._waiting >= MOST_WAITING:
@@ -148,28 +140,41 @@ class Redis:
         try:
             replies = await self._evaluate(batches)
         except Exception as error:  # whatever it is: who waits for an answer is not left waiting for ever
-            unavailable = Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
-            replies = [unavailable] * len(batches)
-            self._failing = (self._failing[0] if self._failing else time.monotonic()), str(unavailable)
-        else:
-            self._failing = None
-        for ((script, _, _), batch), reply in zip(batches, replies, strict=True):
-            if isinstance(reply, ResponseError):
-                reply = self._refused(f"{script.name}.lua", reply)
-            elif isinstance(reply, RedisError):
-                reply = Unavailable(f"Redis at {self.shown} does not answer: {_reason(reply)}")
+            replies = [error] * len(batches)
+        failures = [
+            self._unavailable(f"{script.name}.lua", reply) if isinstance(reply, Exception) else None
+            for ((script, _, _), _), reply in zip(batches, replies, strict=True)
+        ]
+        self._note(failures)
+        for (_, batch), reply, failure in zip(batches, replies, failures, strict=True):
             for index, (_, future) in enumerate(batch, 1):
                 if future.done():
                     continue
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
+                if failure is not None:
+                    future.set_exception(failure)
                 else:
                     future.set_result((reply[0], reply[index] if index < len(reply) else None))
 
-    def _refused(self, what: str, error: ResponseError) -> HiveError:
-        if isinstance(error, NOT_NOW) or str(error).startswith(NOT_NOW_TEXTS):
-            return Unavailable(f"Redis at {self.shown} does not serve now: {error}")
-        return ScriptFailed(f"{what} at {self.shown}: {error}")
+    def _note(self, failures: Sequence[Unavailable | None]) -> None:
+        """Remember since when nothing has come through, and tell what Redis refuses."""
+        if None in failures:
+            self._failing = None
+        else:
+            self._failing = (self._failing[0] if self._failing else time.monotonic()), str(failures[0])
+        now = time.monotonic()
+        for text in {str(failure) for failure in failures if isinstance(failure, Refusal)}:
+            if now - self._told.get(text, -TELL_S) >= TELL_S:
+                if len(self._told) >= MOST_TOLD:
+                    self._told.clear()
+                self._told[text] = now
+                log.error("%s", text)
+
+    def _unavailable(self, what: str, error: Exception) -> Unavailable:
+        if isinstance(error, MovedError):
+            return Refusal(f"Redis at {self.shown} is a node of a cluster; a single server is needed")
+        if isinstance(error, ResponseError):
+            return Refusal(f"Redis at {self.shown} refuses {what}: {error}")
+        return Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
 
     async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:
         scripts = {script for (script, _, _), _ in batches}

@@ -18,6 +18,7 @@ from tests.services import Kafka, Redis, kafka_cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 WRITES_S = 15.0  # until commands are taken again, after another leader is elected
+NOT_READY_S = 5.0  # until an instance whose verdicts do not come says so
 LATEST = b"\xff" * 8  # the time stamp that asks for the end
 FETCH_WAIT_S = 0.1  # the longest that Kafka keeps a fetch of a tail
 HEAD = 8  # bytes of an answer that belong to its request: the length and the correlation id
@@ -122,6 +123,9 @@ def test_50_a_leader_that_was_paused_while_another_was_elected(brokers: list[Kaf
         others = [broker for broker in brokers if broker is not paused]
         paused.pause()
         try:
+            writing = threading.Thread(target=write, args=("Deposit",), kwargs={"amount": 1}, daemon=True)
+            writing.start()
+            wait_until(lambda: httpx.get(f"{two.url}/readyz", timeout=30).status_code == 503, NOT_READY_S, "not ready")
             wait_until(lambda: leader(others[0].brokers, log) not in (-1, deposed), 40, "another leader")
             wait_until(lambda: write("Deposit", amount=1), WRITES_S, "writing again")
         finally:

@@ -19,6 +19,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.process import ROOT, Role, wait_until
+from tests.unit.test_config import SERVICES, links
 
 ACTOR = """
 import asyncio, logging, time
@@ -425,3 +426,12 @@ def test_it_reaps_children_as_pid_1() -> None:
             assert json.loads(outer.stdout.read().splitlines()[-1])["message"] == "stopped"
         finally:
             outer.kill()  # and with it, by --kill-child, everything inside
+
+
+def test_it_starts_among_services_of_kubernetes_with_any_name_and_without_looking_at_kafka() -> None:
+    environ = {name: value for service in SERVICES for name, value in links(service, {"web": 80, "file": 81}).items()}
+    environ |= {"KAFKA_SASL_PASSWORD_FILE": "/nowhere", "KAFKA_NO_SUCH_PROPERTY": "x"}
+    with Role("base", environ, actor=ACTOR) as role:
+        answer = httpx.post(role.url + "/accounts/1", json={"type": "Deposit", "payload": {"amount": 1}})
+        assert answer.status_code == 200
+        assert role.complaints() == []

@@ -184,7 +184,7 @@ def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make)
 
 def test_a_cached_read_says_so_and_does_not_need_kafka(processor: Make, topic: str) -> None:
     with Kafka() as kafka, processor(brokers=kafka.brokers, REQUEST_TIMEOUT="2000") as role:
-        assert add(role, "x", amount=5).status_code == 200
+        assert add(role, "x", key="once", amount=5).status_code == 200
         url = f"{role.url}/counters/x"
         linearizable, cached = httpx.get(url), httpx.get(url, params={"consistency": "cached"})
         assert linearizable.headers["etag"] == '"1"'
@@ -197,6 +197,10 @@ def test_a_cached_read_says_so_and_does_not_need_kafka(processor: Make, topic: s
             away = httpx.get(url, timeout=30)
             assert (away.status_code, away.headers.get("retry-after")) == (503, "1"), away.text
             assert httpx.get(url, params={"consistency": "cached"}).json()["payload"] == {"sum": 5}
+            # Its id is on record, and what was answered is in Kafka: it has happened, and nobody says that it has not.
+            repeated = add(role, "x", key="once", amount=5)
+            assert repeated.status_code == 504, repeated.text
+            assert repeated.json()["transaction"]
         finally:
             kafka.resume()
         wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, 20, "well again")

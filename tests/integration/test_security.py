@@ -220,8 +220,11 @@ def test_every_role_works_and_says_no_secret(
         assert answer.status_code == 200, answer.text
         assert httpx.get(processor.url + "/accounts/1", timeout=30).json()["payload"] == {"owner": "Ada"}
         other = settings | {"EVENT_STORE_TOPIC": f"{topic}-other"}
-        producer = stack.enter_context(Role("producer", other, actor=ACTOR, module=account))
-        assert httpx.post(producer.url + "/accounts/2", json={"owner": "Bob"}, timeout=30).status_code == 200
+        producer = stack.enter_context(Role("producer", other | cache, actor=ACTOR, module=account))
+        for _ in range(2):  # the second is answered from Redis
+            key = {"Idempotency-Key": "one"}
+            answer = httpx.post(producer.url + "/accounts/2", json={"owner": "Bob"}, headers=key, timeout=30)
+            assert answer.status_code == 200, answer.text
         both = {"EVENT_STORE_CONSUMER_TOPIC": f"{topic},{topic}-other"}
         consumer = Role("consumer", settings | group | both, actor=ACTOR, module="accounts:Register")
         stack.enter_context(consumer)

@@ -1,10 +1,11 @@
 # ruff: noqa: E501
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from hiveio.config import Settings, settings_table
+from hiveio.config import _LINKED, Settings, settings_table
 from hiveio.errors import ConfigError
 
 
@@ -82,7 +83,7 @@ def test_a_value_and_its_file_are_one_too_many() -> None:
     with pytest.raises(ConfigError, match=r"^PORT and PORT_FILE are both set: keep one of them$"):
         Settings.read({"PORT": "1", "PORT_FILE": "/nowhere"})
     with pytest.raises(ConfigError, match=r"^KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set"):
-        Settings.read({"KAFKA_SASL_PASSWORD": "x", "KAFKA_SASL_PASSWORD_FILE": "/nowhere"})
+        len(Settings.read({"KAFKA_SASL_PASSWORD": "x", "KAFKA_SASL_PASSWORD_FILE": "/nowhere"}).kafka)
 
 
 def test_a_property_that_is_itself_a_path() -> None:
@@ -96,9 +97,44 @@ def test_a_property_that_is_itself_a_path() -> None:
     }
 
 
-def test_librdkafka_properties_and_not_the_links_of_an_orchestrator() -> None:
-    environ = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_PORT": "tcp://1.2.3.4", "KAFKA_SERVICE_HOST": "1.2.3.4"}
-    assert Settings.read(environ).kafka == {"sasl.mechanism": "PLAIN"}
+def links(service: str, ports: dict[str, int], protocol: str = "tcp") -> dict[str, str]:
+    """What Kubernetes sets in every container of a namespace for a service with these named ports."""
+    name, host, first = service.upper().replace("-", "_"), "10.96.0.11", next(iter(ports.values()))
+    found = {f"{name}_SERVICE_HOST": host, f"{name}_SERVICE_PORT": str(first)}
+    found[f"{name}_PORT"] = f"{protocol}://{host}:{first}"
+    for port_name, port in ports.items():
+        found[f"{name}_SERVICE_PORT_{port_name.upper().replace('-', '_')}"] = str(port)
+        prefix = f"{name}_PORT_{port}_{protocol.upper()}"
+        found |= {prefix: f"{protocol}://{host}:{port}", f"{prefix}_PROTO": protocol}
+        found |= {f"{prefix}_PORT": str(port), f"{prefix}_ADDR": host}
+    return found
+
+
+SERVICES = [
+    *("kafka", "kafka-sasl", "kafka-ssl", "kafka-port", "kafka-service", "cache", "cache-url", "redis", "event-store"),
+    *("event-store-brokers", "event-store-topic", "actor", "actor-module", "port", "request", "request-timeout"),
+    *("lock", "lock-ttl", "telemetry", "telemetry-url", "ssl", "ssl-cert", "producer", "consumer", "http", "body"),
+]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_kubernetes_sets_for_a_service_is_no_setting(service: str) -> None:
+    ports = {"file": 9092, "internal-tls": 9093, "http": 80}  # KAFKA_SERVICE_PORT_FILE looks like a secret in a file
+    for protocol in ("tcp", "udp", "sctp"):
+        settings = Settings.read(links(service, ports, protocol) | {"PORT": "4000", "KAFKA_SASL_MECHANISM": "PLAIN"})
+        assert (settings.given, settings.port) == (frozenset({"port"}), 4000)
+        assert settings.kafka == {"sasl.mechanism": "PLAIN"}
+
+
+def test_no_setting_looks_like_what_kubernetes_sets() -> None:
+    names = [f.metadata["name"] for f in fields(Settings) if f.metadata]
+    assert [name for name in names if _LINKED.fullmatch(name)] == []
+
+
+def test_properties_of_librdkafka_are_read_when_somebody_needs_them() -> None:
+    settings = Settings.read({"KAFKA_SASL_PASSWORD_FILE": "/nowhere", "KAFKA_SASL_MECHANISM": "PLAIN"})
+    with pytest.raises(ConfigError, match=r"^KAFKA_SASL_PASSWORD_FILE='/nowhere' cannot be read"):
+        len(settings.kafka)
 
 
 def test_topics() -> None:

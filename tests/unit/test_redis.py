@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -12,7 +13,7 @@ import redis as redis_client
 import uvloop
 
 from hiveio.errors import Unavailable
-from hiveio.redis import Redis, Script, ScriptFailed
+from hiveio.redis import Redis, Refusal, Script
 from tests.services import Redis as Server
 
 
@@ -51,7 +52,38 @@ def test_a_connection_that_breaks_at_any_moment_is_unavailable(breaking: int) ->
         runner.run(use())
 
 
-async def test_a_redis_that_cannot_serve_now_is_unavailable_and_wrong_keys_are_a_fault() -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "MOVED 3999 127.0.0.1:6381",
+        "CLUSTERDOWN The cluster is down",
+        "NOAUTH Authentication required.",
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "NOPERM this user has no permissions to run the 'script' command",
+        "MASTERDOWN Link with MASTER is down",
+        "ERR whatever a version to come may say",
+    ],
+)
+async def test_whatever_redis_answers_instead_is_unavailable(answer: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            commands = len(re.findall(rb"(?:^|\r\n)\*\d+\r\n", data))
+            writer.write(f"-{answer}\r\n".encode() * commands)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    redis = Redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    text = "node of a cluster" if answer.startswith("MOVED") else answer.partition(" ")[2]
+    for attempt in (redis.execute("PING"), redis.call(Script("begin"), "mark", (), ("", ""))):
+        with pytest.raises(Unavailable, match=text):
+            await attempt
+    await redis.stop()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
     script = Script("begin")
     with Server(options={"busy-reply-threshold": "10"}) as server:
         redis = Redis(server.url)
@@ -80,7 +112,7 @@ async def test_a_redis_that_cannot_serve_now_is_unavailable_and_wrong_keys_are_a
         admin.replicaof("NO", "ONE")
 
         admin.lpush("mark", "by hand")
-        with pytest.raises(ScriptFailed, match="WRONGTYPE"):
+        with pytest.raises(Refusal, match="WRONGTYPE"):
             await redis.call(script, "mark", (), ("", ""))
         await redis.stop()
         admin.close()

@@ -187,6 +187,11 @@ class Tail:
                 following[2](failures[partition])
 
 
+# Of a consumer that reads one record and goes elsewhere: it neither reads ahead, nor waits at the end of the log for a
+# fetch of its own before the next one.
+_ONE_RECORD = {"fetch.wait.max.ms": 1, "queued.min.messages": 1, "fetch.message.max.bytes": 65_536}
+
+
 class LogReader:
     """Ends and single records of a topic, read on a thread of its own."""
 
@@ -194,7 +199,7 @@ class LogReader:
         self._settings, self._topic = settings, topic
         self._ends = _consumer(settings)
         self._made = time.monotonic()
-        self._records = _consumer(settings)
+        self._records = _consumer(settings, **_ONE_RECORD)
         self._reading = threading.Lock()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
@@ -218,6 +223,7 @@ class LogReader:
                 asked.set_result((await asyncio.to_thread(self.bounds, partition))[1])
             except Exception as error:  # whatever it is: nobody is left waiting
                 asked.set_exception(error)
+                asked.exception()  # those who asked may have gone: that is no fault to report
         self._busy.discard(partition)
 
     def bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class Keys:
 
     def __init__(self, settings: Settings) -> None:
         self._redis = Redis(settings.cache_url)
-        self._prefix = f"hiveio:keys:{{{settings.written_topic or settings.client_id}}}:"
+        self._prefix = f"hive:keys:{{{settings.written_topic or settings.client_id}}}:"
         self._window_ms = settings.idempotency_time_s * 1000
         self._timeout_ms = settings.request_timeout_ms
         self._later: set[asyncio.Task[None]] = set()
@@ -60,10 +60,11 @@ class Keys:
         await self._redis.stop()
 
     async def ready(self) -> str | None:
+        """None when Redis keeps an entry, always the same one: a PING says nothing about rights, room or replicas."""
         try:
-            await self._redis.execute("PING")
+            await self._tell(Claim(b"ready", "ready", ""), b"P\nready\n")
         except Unavailable as error:
-            return str(error)
+            return error.detail
         return None
 
     def alive(self) -> bool:

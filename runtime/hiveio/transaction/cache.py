@@ -13,6 +13,7 @@ The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>}``, whose braces
 ``<scope>:wanted:<aggregate>``  somebody else waits for the lock
 ``<scope>:intent:<aggregate>``  phase one of a transaction
 ``<scope>:publisher``           lease of the publisher
+``<scope>:ready``               written by readiness probes
 =============================== ==============================================================================
 
 Everything that counts moves in one script (apply) which compares the watermark first, so a cache that fell back to an
@@ -31,6 +32,7 @@ from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
 from hiveio.transaction.rule import Known, Window
 
+PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
 
 _BEGIN, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
@@ -102,6 +104,10 @@ class Cache:
     def away(self) -> str:
         """Why it does not answer, where that is known. Publishers ask all the time, so they notice when it is back."""
         return self.redis.away
+
+    async def probe(self) -> None:
+        """Raises Unavailable where Redis takes no writes: a PING says nothing about rights, room or replicas."""
+        await self.redis.execute("SET", f"{self.scope(0)}:ready", "", "PX", PROBED_MS)
 
     def scope(self, partition: int) -> str:
         return f"hive:{{{self._topic}/{partition}}}"

@@ -50,6 +50,7 @@ COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
 LAGS_S = 1.0
+LATE_S = 3.0  # without a verdict for a record, after which no new work is taken
 BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
 
 
@@ -286,9 +287,12 @@ class Engine:
             self.tally.retries += command.attempts
 
     async def _repeat(self, command: Command, found: Known) -> None:
+        command.appended = True  # it is on record: at its deadline nobody may say that nothing has happened
         try:
             await self._outcomes.repeat(command, found)
             self._answer(command, found.offset)
+        except Unavailable as error:
+            self.fail(command, Unknown(error.detail, transaction=command.token))
         except HiveError as error:
             self.fail(command, error)
 
@@ -353,7 +357,7 @@ class Engine:
                 self.expire(command)
         for scope in self.scopes:
             oldest = next((p.owner for p in scope.pending.values() if p.owner is not None), None)
-            scope.late = oldest is not None and oldest.deadline <= now
+            scope.late = oldest is not None and time.monotonic() - oldest.since_s > LATE_S
         self.tally.flush(self._open)
         if now > self._lags_at:
             self._lags_at = now + LAGS_S

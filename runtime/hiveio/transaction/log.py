@@ -60,6 +60,7 @@ class TransactionLog:
         self._publishers: list[Publisher] = []
         self._nodes: list[Redis] = []
         self._started = False
+        self._looked_at = 0  # the partition whose leader readiness asked last
 
     async def start(self) -> None:
         s = self.settings
@@ -148,11 +149,15 @@ class TransactionLog:
 
     async def ready(self) -> str | None:
         for scope in self.scopes:
-            if scope.state:
-                return scope.state
+            if scope.state or scope.late:
+                return scope.state or f"verdicts of {scope.where} are late"
+        if away := self._cache.away:
+            return away
+        self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
-            await self._cache.redis.execute("PING")
-            await self._reader.end(0)  # an instance without work would not notice that Kafka is away
+            await self._cache.probe()
+            # An instance without work would not notice that Kafka, or the leader of a partition, is away.
+            await self._reader.end(self._looked_at)
         except Unavailable as error:
             return error.detail
         return None

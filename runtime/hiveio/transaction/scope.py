@@ -72,7 +72,7 @@ class Scope:
         self.view = View(contracts, self.where, window)
         self.applier = Applier(self, cache, window)
         self.failed = ""
-        self.late = False  # a record of ours is out for longer than a request may take: no new work is taken
+        self.late = False  # a record of ours has waited long for its verdict: no new work is taken
         self.pending: dict[str, Pending] = {}
         self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None

@@ -1,0 +1,133 @@
+"""A Redis that answers, and refuses: 503 with its reason in every role that uses one, never 500, and 200 afterwards."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+import redis as redis_client
+
+from tests.integration.topics import read_all
+from tests.process import Role, wait_until
+from tests.services import Kafka, Redis
+
+ACTOR = """
+from hiveio import Actor, Command, Event, Model
+
+class Deposit(Command):
+    amount: int
+class Deposited(Event):
+    amount: int
+class Account(Model):
+    balance: int = 0
+
+class AccountActor(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, account: Account | None, command: Deposit) -> Deposited:
+        return Deposited(command.amount)
+
+    def replay(self, account: Account | None, event: Deposited) -> Account:
+        return Account((account.balance if account else 0) + event.amount)
+"""
+RIGHTS = ["~hive:*", "+@read", "+@write", "+@scripting", "+@connection", "+config|get", "+info", "+time"]
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+Admin = Any  # the client's types know no bytes
+Change = Callable[[Admin], object]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with Redis() as service:
+        yield service
+
+
+def _wrong_type(admin: Admin) -> None:
+    """What stays is kept aside, what has a time to live is not."""
+    for name in admin.keys("hive:*"):
+        with admin.pipeline() as together:
+            if admin.type(name) != b"list":
+                together.copy(name, b"kept:" + name).delete(name).lpush(name, "by hand").execute()
+
+
+def _right_type(admin: Admin) -> None:
+    for name in admin.keys("hive:*"):
+        if admin.type(name) == b"list" and admin.lindex(name, 0) == b"by hand":
+            admin.delete(name)
+    for name in admin.keys("kept:*"):
+        admin.rename(name, name.removeprefix(b"kept:"))
+
+
+def _password(admin: Admin, password: str) -> None:
+    admin.execute_command("ACL", "SETUSER", "ada", "resetpass", f">{password}")
+    admin.execute_command("CLIENT", "KILL", "USER", "ada")
+
+
+REFUSALS: dict[str, tuple[Change, Change]] = {
+    "no permissions": (
+        lambda admin: admin.execute_command("ACL", "SETUSER", "ada", "-evalsha"),
+        lambda admin: admin.execute_command("ACL", "SETUSER", "ada", "+evalsha"),
+    ),
+    "permission": (  # on keys, noticed inside of a script
+        lambda admin: admin.execute_command("ACL", "SETUSER", "ada", "resetkeys", "~other:*"),
+        lambda admin: admin.execute_command("ACL", "SETUSER", "ada", "resetkeys", "~hive:*"),
+    ),
+    "maxmemory": (lambda admin: admin.config_set("maxmemory", 1), lambda admin: admin.config_set("maxmemory", 0)),
+    "replica": (lambda admin: admin.replicaof("127.0.0.1", 1), lambda admin: admin.replicaof("NO", "ONE")),
+    "WRONGTYPE": (_wrong_type, _right_type),
+    "invalid username-password": (lambda admin: _password(admin, "other"), lambda admin: _password(admin, "right")),
+}
+
+
+def _told(role: Role, reason: str, *, in_log: bool) -> bool:
+    """By readiness; or, where only some keys are concerned, by a line of the log."""
+    if in_log:
+        return any(line["level"] == "error" and reason in line["message"] for line in role.complaints())
+    answer = httpx.get(role.url + "/readyz?verbose")
+    return answer.status_code == 503 and reason in answer.text
+
+
+def test_a_redis_that_refuses_is_503(kafka: Kafka, server: Redis, topic: str) -> None:
+    with ExitStack() as stack:
+        admin: Admin = stack.enter_context(redis_client.Redis(port=server.port))
+        admin.execute_command("ACL", "SETUSER", "ada", "on", ">right", *RIGHTS)
+        settings = {
+            "EVENT_STORE_BROKERS": kafka.brokers,
+            "CACHE_URL": f"redis://ada:right@127.0.0.1:{server.port}",
+            "REQUEST_TIMEOUT": "4000",
+        }
+        roles = [
+            stack.enter_context(Role(name, settings | {"EVENT_STORE_TOPIC": f"{topic}-{name}"}, actor=ACTOR))
+            for name in ("producer", "stream-processor")
+        ]
+        keys = map("k{}".format, count())
+
+        def post(role: Role, key: str = "") -> httpx.Response:
+            headers = {"Idempotency-Key": key or next(keys)}
+            return httpx.post(role.url + "/accounts/1", json={"amount": 1}, headers=headers, timeout=30)
+
+        assert [post(role).status_code for role in roles] == [200, 200]
+        for reason, (refuse, mend) in REFUSALS.items():
+            refuse(admin)
+            producer, processor = roles
+            answer = post(producer, "k0" if reason == "WRONGTYPE" else "")  # a key that is there already
+            assert answer.status_code == 503, (reason, answer.text)
+            assert reason in answer.json()["detail"]
+            # The log is in Kafka: what the stream processor knows of an aggregate may be enough for a command.
+            assert post(processor).status_code in (200, 503), reason
+            for role in roles:
+                told = partial(_told, role, reason, in_log=reason == "WRONGTYPE" and role is processor)
+                wait_until(told, 10, f"{role.name} says {reason}")
+            mend(admin)
+            for role in roles:
+                role.ready()
+                answer = post(role)
+                assert answer.status_code == 200, (reason, answer.text)
+        for role in roles:
+            assert not any(line.get("status") == 500 or "Traceback" in str(line) for line in role.logs()), role.text()
+        stored = {dict(message.headers() or [])["hive-key"] for message in read_all(kafka.brokers, f"{topic}-producer")}
+        assert len(stored) == 1 + len(REFUSALS)
