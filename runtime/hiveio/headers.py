@@ -17,12 +17,13 @@ _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECAS
 
 
 class HeaderView(Mapping[str, str]):
-    """A request's headers by their lower-case names, decoded only when somebody looks."""
+    """A request's headers by their lower-case names, decoded only when somebody looks; ``pairs`` as they came."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_raw", "pairs")
 
-    def __init__(self, raw: dict[bytes, bytes]) -> None:
+    def __init__(self, raw: dict[bytes, bytes], pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._raw = raw
+        self.pairs = pairs or raw.items()
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "HeaderView":
@@ -86,6 +87,15 @@ def check_media_type(value: bytes) -> None:
     """Raises UnsupportedMediaType (415) for what is not JSON in UTF-8."""
     if not _MEDIA_TYPE.fullmatch(value.partition(b";")[0].strip()) or _CHARSET.search(value):
         raise UnsupportedMediaType("the body is JSON in UTF-8: send it as application/json")
+
+
+def check_content_coding(value: bytes) -> None:
+    """Raises UnsupportedMediaType (415) for a body that is compressed: RFC 9110, 8.4 and 12.5.3."""
+    if any(coding.strip().lower() not in (b"identity", b"") for coding in value.split(b",")):
+        raise UnsupportedMediaType(
+            "the body is compressed; send it as it is, without Content-Encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def traceparent(headers: Mapping[str, str]) -> str:

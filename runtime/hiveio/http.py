@@ -24,6 +24,7 @@ from hiveio.errors import (
 )
 from hiveio.headers import (
     HeaderView,
+    check_content_coding,
     check_media_type,
     check_repeated,
     encoded,
@@ -189,6 +190,8 @@ class Edge:
             body = b""
             action: Any = None
             if route.reads_body:
+                if b"content-encoding" in headers:
+                    check_content_coding(b",".join(v for name, v in scope["headers"] if name == b"content-encoding"))
                 if route.intake is None:
                     self._check_headers(headers)
                 if b"expect" in headers:
@@ -198,7 +201,8 @@ class Edge:
                 if route.intake is not None:
                     form = route.intake.form(headers, body)
                     if form is not None and form.split is not None:
-                        return await self._take_batch(task, route, form, raw, message, receive, headers, answer)
+                        view = HeaderView(headers, scope["headers"])
+                        return await self._take_batch(task, route, form, raw, message, receive, headers, view, answer)
                     self._check_length(headers)
                     action = form and form.action
                 if message.get("more_body") or len(body) > self.body_limit or message["type"] == "http.disconnect":
@@ -224,7 +228,7 @@ class Edge:
                     key=None if key is None else idempotency_key(key),
                     if_match=None if if_match is None else expected_version(if_match),
                     body=body,
-                    headers=HeaderView(headers),
+                    headers=HeaderView(headers, scope["headers"]),
                 )
             )
         except asyncio.CancelledError:
@@ -265,6 +269,7 @@ class Edge:
         message: MutableMapping[str, Any],
         receive: Receive,
         headers: dict[bytes, bytes],
+        view: HeaderView,
         answer: Headers,
     ) -> tuple[int, bytes]:
         """A batch has REQUEST_TIMEOUT for each step of its way, and not for all of it."""
@@ -277,7 +282,7 @@ class Edge:
             message=None,
             id=path_text(raw if isinstance(raw, bytes) else raw[0]) if route.by_id else "",
             key=idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
-            headers=HeaderView(headers),
+            headers=view,
         )
         answer[:] = [(b"content-type", form.media_type)]
         status, body = await route.intake.take(form, message, receive, headers, common, touch)

@@ -54,15 +54,16 @@ def test_each_mode_is_taken_and_the_attributes_are_meta(kafka: Kafka, topic: str
     with producer() as role:
         url = role.url + "/accounts/a"
         data = {"amount": 5}
+        in_binary = ATTRIBUTES | {"datacontenttype": "application/json"}  # its Content-Type, in that mode
         encoded = base64.b64encode(b'{"amount":5}').decode()
         answers = [
             httpx.post(url, content=b'{"amount":5}', headers=binary(ATTRIBUTES)),
             httpx.post(url, content=json.dumps({**ATTRIBUTES, "data": data}), headers=STRUCTURED),
             httpx.post(url, content=json.dumps({**ATTRIBUTES, "data_base64": encoded}), headers=STRUCTURED),
         ]
-        for answer in answers:
+        for answer, meta in zip(answers, [in_binary, ATTRIBUTES, ATTRIBUTES], strict=True):
             assert answer.status_code == 200, answer.text
-            assert answer.json() == {"type": "Deposited", "payload": data, "meta": ATTRIBUTES}
+            assert answer.json() == {"type": "Deposited", "payload": data, "meta": meta}
         several = [{**ATTRIBUTES, "data": data}, {**ATTRIBUTES, "id": "", "data": data}, {**ATTRIBUTES, "data": {}}]
         batch = httpx.post(url, content=json.dumps(several), headers=BATCH)
         assert batch.status_code == 207
@@ -70,7 +71,8 @@ def test_each_mode_is_taken_and_the_attributes_are_meta(kafka: Kafka, topic: str
         assert [each.get("pointer") for each in batch.json()] == [None, "/id", "/payload/amount"]
         assert not role.complaints()
     records = [json.loads(m.value() or b"") for m in read_all(kafka.brokers, topic)]
-    assert records == [{"type": "Deposited", "payload": data, "meta": ATTRIBUTES}] * 4
+    metas = [in_binary, *[ATTRIBUTES] * 3]
+    assert records == [{"type": "Deposited", "payload": data, "meta": meta} for meta in metas]
 
 
 @pytest.mark.parametrize(
@@ -148,3 +150,31 @@ def test_the_kafka_binding(kafka: Kafka, topic: str, producer: Make) -> None:
     assert json.loads(shown["hive-meta"]) == {"source": "web"}
     assert (shown["hive-key"], shown["traceparent"], shown["ce_specversion"]) == ("k", TRACE, "1.0")
     assert shown["ce_time"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("form", ["action", "cloudevents"])
+def test_content_type_and_trace_of_an_event_are_kept(kafka: Kafka, topic: str, producer: Make, form: str) -> None:
+    kind = "application/vnd.reading+json; charset=UTF-8"
+    attributes = {**ATTRIBUTES, "type": "com.example.Reading", "traceparent": TRACE, "datacontenttype": kind}
+    bare = {name: value for name, value in attributes.items() if name != "datacontenttype"}
+    event = {**attributes, "data": {"value": 1.5}}
+    with producer(EVENT_FORMAT=form) as role:
+        url = role.url + "/accounts/a"
+        sent = [
+            httpx.post(url, content=b'{"value":1.5}', headers=binary(bare) | {"content-type": kind}),
+            httpx.post(url, content=json.dumps(event), headers=STRUCTURED),
+            httpx.post(url, content=json.dumps([event]), headers=BATCH),
+        ]
+        assert [answer.status_code for answer in sent] == [200] * 3, [answer.text for answer in sent]
+        other = TRACE.replace("b7ad", "0000")
+        httpx.post(url, content=json.dumps(event), headers=STRUCTURED | {"traceparent": other})
+    *found, last = [headers(message) for message in read_all(kafka.brokers, topic)]
+    assert last["traceparent"] == other, "the request's own is nearer"
+    for message, shown in zip(read_all(kafka.brokers, topic), found, strict=False):
+        assert shown["traceparent"] == TRACE
+        if form == "action":
+            assert json.loads(message.value() or b"")["meta"] == attributes
+            assert shown["content-type"] == "application/json"  # of the action
+        else:
+            assert (shown["content-type"], shown["ce_traceparent"]) == (kind, TRACE)
+            assert "ce_datacontenttype" not in shown

@@ -1,5 +1,6 @@
 """What a record of the producer is made of: topic, key, headers, payload."""
 
+import gzip
 from typing import Any
 
 import httpx
@@ -97,6 +98,33 @@ def test_headers_go_on_by_the_list(kafka: Kafka, topic: str, producer: Make) -> 
         "x-b3-spanid": "2",
     }
     assert second.keys() == own
+
+
+def test_headers_go_on_as_the_bytes_that_came_and_all_of_them(kafka: Kafka, topic: str, producer: Make) -> None:
+    sent = [(b"X-Tenant", "zürich".encode()), (b"x-tenant", b"caf\xe9"), (b"X-B3-Flags", b"1"), (b"x-b3-flags", b"2")]
+    note = {"type": "Note", "payload": {"text": "n"}}
+    with producer(EVENT_HEADERS="x-tenant,x-b3-*") as role:
+        assert httpx.post(role.url + "/notes", json=note, headers=sent).status_code == 200
+        assert httpx.post(role.url + "/notes", json=[note], headers=sent).status_code == 200
+    for message in read_all(kafka.brokers, topic):
+        pairs: Any = message.headers()
+        passed = [(name, value) for name, value in pairs if name.startswith("x-")]
+        assert passed == [(name.lower().decode(), value) for name, value in sent]
+
+
+def test_a_compressed_body_is_415_in_each_form(kafka: Kafka, topic: str, producer: Make) -> None:
+    note = b'{"type":"Note","payload":{"text":"n"}}'
+    batch = {"content-type": "application/x-ndjson"}
+    with producer() as role:
+        for body, form in ((note, {}), (note, batch), (b"[%b]" % note, {})):
+            for coding in ("gzip", "deflate", "x-gzip", "identity, gzip"):
+                headers = form | {"content-encoding": coding}
+                answer = httpx.post(role.url + "/notes", content=gzip.compress(body), headers=headers)
+                assert (answer.status_code, answer.headers.get("accept-encoding")) == (415, "identity"), coding
+            plain = httpx.post(role.url + "/notes", content=body, headers=form | {"content-encoding": "Identity"})
+            assert plain.status_code == 200
+        assert not role.complaints()
+    assert len(read_all(kafka.brokers, topic)) == 3
 
 
 @pytest.mark.parametrize("kind", ["gzip", "lz4", "zstd"])

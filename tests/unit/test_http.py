@@ -209,6 +209,8 @@ async def test_the_envelope_holds_what_the_request_says() -> None:
         (413, "POST", "/accounts/1", b"", {"Content-Length": "1001"}),
         (415, "POST", "/accounts/1", deposit(1), {"Content-Type": "text/plain"}),
         (415, "POST", "/accounts/1", deposit(1), {"Content-Type": "application/json; charset=latin-1"}),
+        (415, "POST", "/accounts/1", deposit(1), {"Content-Encoding": "gzip"}),
+        (415, "POST", "/accounts/1", deposit(1), {"Content-Encoding": "identity, br"}),
         (422, "POST", "/accounts/1", deposit(13), {}),
         (422, "POST", "/accounts/1", deposit(-3), {}),
         (422, "POST", "/accounts/1", b'{"type":"Nope"}', {}),

@@ -18,7 +18,9 @@ from msgspec import Raw, Struct
 
 from hiveio.envelope import Envelope, encode_json, untouched_payload
 from hiveio.errors import Invalid, Malformed
+from hiveio.headers import traceparent as well_formed
 
+JSON = "application/json"
 REQUIRED = ("specversion", "id", "source", "type")
 _NAME = re.compile(r"[a-z0-9]{1,64}")
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -50,6 +52,8 @@ def from_binary(body: bytes, headers: Mapping[bytes, bytes], names: Collection[s
         for name, value in headers.items()
         if name.startswith(b"ce-")
     }
+    if b"content-type" in headers:
+        attributes["datacontenttype"] = headers[b"content-type"].decode("latin-1")
     try:
         if body:
             _one_value(body)
@@ -88,8 +92,17 @@ def to_record(event: Struct, envelope: Envelope, id: str, key: str | None, sourc
     attributes.setdefault("time", datetime.now(UTC).isoformat(timespec="milliseconds"))
     if key:
         attributes.setdefault("subject", key)
+    headers["content-type"] = attributes.pop("datacontenttype", JSON)
     value = untouched_payload(envelope.body) if passed else encode_json(event)
-    return value, headers | {f"ce_{name}": text for name, text in attributes.items() if name != "datacontenttype"}
+    return value, headers | {f"ce_{name}": text for name, text in attributes.items()}
+
+
+def traceparent(meta: Raw | None) -> str:
+    """The trace in which a CloudEvent was made, by its extension for distributed tracing; "" where there is none."""
+    if not meta or b'"traceparent"' not in (text := bytes(meta)) or b'"specversion"' not in text:
+        return ""
+    value = msgspec.json.decode(text).get("traceparent")
+    return well_formed({"traceparent": value}) if isinstance(value, str) else ""
 
 
 def _text(value: Any) -> str:

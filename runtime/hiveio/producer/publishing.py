@@ -14,7 +14,7 @@ from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
 from hiveio.errors import ConfigError, Invalid, Unknown
-from hiveio.headers import traceparent
+from hiveio.headers import HeaderView, traceparent
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
 from hiveio.kafka.sender import Headers, Late
@@ -66,9 +66,9 @@ class Publishing:
         self._source = (
             f"{quote(settings.client_id)}/{quote(contract.name)}" if settings.event_format != "action" else ""
         )
-        self._shared: Headers = [("hive-actor", contract.name.encode()), CONTENT_TYPE]
-        self._passed = [name for name in settings.event_headers if not name.endswith("*")]
-        self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
+        self._shared: Headers = [("hive-actor", contract.name.encode())]
+        self._passed = {name.encode() for name in settings.event_headers if not name.endswith("*")}
+        self._prefixes = tuple(name[:-1].encode() for name in settings.event_headers if name.endswith("*"))
         self._next_id = identities()
 
     async def __call__(self, envelope: Envelope) -> Outcome:
@@ -164,7 +164,7 @@ class Publishing:
             value = untouched(type(event).__name__, envelope.body, envelope.meta)
         else:
             value = encode_message(event, envelope.meta)
-        return value, key, [*shared, ("hive-id", id)]
+        return value, key, [*shared, ("hive-id", id), CONTENT_TYPE]
 
     def _key(self, event: Event) -> str | None:
         value = getattr(event, self._contract.key)
@@ -177,14 +177,16 @@ class Publishing:
 
     def _headers(self, envelope: Envelope) -> Headers:
         shared, given = [*self._shared], envelope.headers
-        if trace := traceparent(given):
+        if trace := traceparent(given) or cloudevents.traceparent(envelope.meta):
             shared.append(("traceparent", trace))
         if envelope.key is not None:
             shared.append(("hive-key", envelope.key))
-        if self._passed:
-            shared += [(name, value) for name in self._passed if (value := given.get(name)) is not None]
-        if self._prefixes:
-            shared += [(name, given[name]) for name in given if name.startswith(self._prefixes)]
+        if (self._passed or self._prefixes) and isinstance(given, HeaderView):
+            shared += [
+                (name.decode("latin-1"), value)
+                for name, value in given.pairs
+                if name in self._passed or name.startswith(self._prefixes)
+            ]
         return shared
 
 
