@@ -1,7 +1,7 @@
 """hiveio/consumer: events come in from the log, the actor keeps its projection, queries are answered from it."""
 
 from hiveio.actor import performing
-from hiveio.consumer import Consumer, fresh
+from hiveio.consumer import FRESH, Consumer, fresh
 from hiveio.process import serve
 from hiveio.routes import Route, queries
 from hiveio.service import Service
@@ -13,7 +13,9 @@ def consumer(service: Service) -> list[Route]:
     for contract in service.contracts:
         service.receives(service.settings.read_topics, contract)
     events = service.use(Consumer(service.settings, handlers, with_record=telemetry.active))
-    return [route for contract, handler in handlers for route in queries(contract, fresh(handler, contract, events))]
+    return [
+        route for contract, handler in handlers for route in queries(contract, fresh(handler, contract, events), FRESH)
+    ]
 
 
 if __name__ == "__main__":

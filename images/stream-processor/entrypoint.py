@@ -1,9 +1,9 @@
 """hiveio/stream-processor: a command comes in, the actor decides on its aggregate, the log says whether it counts."""
 
 from hiveio.process import serve
-from hiveio.routes import Route, messages
+from hiveio.routes import Route
 from hiveio.service import Service
-from hiveio.transaction.log import TransactionLog, outcomes, snapshots, transacting
+from hiveio.transaction.log import TransactionLog, commands, outcomes, snapshots, transacting
 
 
 def stream_processor(service: Service) -> list[Route]:
@@ -16,7 +16,7 @@ def stream_processor(service: Service) -> list[Route]:
         *(
             route
             for contract in service.contracts
-            for route in (*messages(contract, traced(transacting(contract, log), contract)), snapshots(contract, log))
+            for route in (*commands(contract, traced(transacting(contract, log), contract)), snapshots(contract, log))
         ),
     ]
 

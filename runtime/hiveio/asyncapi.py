@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiveio.config import Settings
-from hiveio.openapi import Schemas
+from hiveio.schemas import Schemas
 from hiveio.service import Channel
 
 _BINDING = "0.5.0"
@@ -25,7 +25,11 @@ _HEADERS = {
 
 
 def document(
-    channels: Sequence[Channel], settings: Settings, title: str = "hiveio", version: str = "1"
+    channels: Sequence[Channel],
+    settings: Settings,
+    title: str = "hiveio",
+    version: str = "0.0.0",
+    description: str = "",
 ) -> dict[str, Any]:
     """The description of these channels. A type that has no JSON schema stands as "anything"."""
     schemas = Schemas([kind for channel in channels for kind in channel.messages], {})
@@ -50,7 +54,7 @@ def document(
     headers = {name: {"type": "string", "description": text} for name, text in known.items()}
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": title, "version": version},
+        "info": {"title": title, "version": version, **({"description": description} if description else {})},
         "defaultContentType": "application/json",
         "channels": described,
         "operations": operations,

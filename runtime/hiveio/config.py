@@ -269,6 +269,12 @@ class Settings:
         return self.consumer_topic or ((self.topic,) if self.topic else ())
 
     @property
+    def service_name(self) -> str:
+        """What the service is called in its descriptions: TELEMETRY_SERVICE_NAME, EVENT_STORE_ID, or its module."""
+        given = self.telemetry_service_name or (self.client_id if "client_id" in self.given else "")
+        return given or self.actor_module.partition(":")[0] or self.client_id
+
+    @property
     def lock_nodes(self) -> tuple[str, ...]:
         return self.lock_urls or (self.cache_url,)
 

@@ -147,7 +147,7 @@ def encode_value(value: Any, meta: Raw | None = None) -> bytes:
     """The body of an answer: a message in its envelope, several as an array of them, any other value as itself."""
     if isinstance(value, Struct):
         return encode_message(value, meta)
-    if isinstance(value, list) and value and all(isinstance(item, Struct) for item in value):
+    if isinstance(value, list | tuple) and value and all(isinstance(item, Struct) for item in value):
         return b"[" + b",".join([encode_message(item, meta) for item in value]) + b"]"
     return _encoder.encode(value)
 
@@ -183,6 +183,8 @@ class Codec:
                 if len(self.types) == 1 and str(error) == "Object missing required field `type`":
                     ((name, decoder),) = self._payloads.items()
                     return decoder.decode(body), None
+                if (again := _with_integers(body, error)) is not None:
+                    return self.decode(again)
                 raise self._invalid(error) from None
             payload = envelope.payload
             if payload is UNSET:
@@ -196,6 +198,8 @@ class Codec:
                 return payload, None
             return payload, _checked(meta)
         except msgspec.ValidationError as error:
+            if (again := _with_integers(body, error)) is not None:
+                return self.decode(again)
             raise invalid(error) from None
         except msgspec.DecodeError as error:
             raise Malformed(f"the body is not JSON: {error}") from None
@@ -240,7 +244,13 @@ class UpcastingCodec(Codec):
             kind = self.types.get(name)
             if kind is None:
                 raise Invalid(f"unknown type {name!r}; known are: {', '.join(sorted(self.types))}", pointer="/type")
-            return msgspec.convert(payload, kind), None if old.meta is UNSET else old.meta
+            try:
+                message = msgspec.convert(payload, kind)
+            except msgspec.ValidationError as error:
+                if not _lacks_integer(error):
+                    raise
+                message = msgspec.convert(with_integers(payload), kind)
+            return message, None if old.meta is UNSET else old.meta
         except msgspec.ValidationError as error:
             raise invalid(error, "/payload") from None
 
@@ -267,6 +277,32 @@ def _checked(meta: Raw) -> Raw | None:
     except msgspec.ValidationError:
         raise Invalid("meta is not an object", pointer="/meta") from None
     return meta.copy()  # a view of the whole body would keep it in memory
+
+
+def with_integers(value: Any) -> Any:
+    """A value of JSON in which 5.0 and 5e0 are 5: JSON Schema calls them integers, and msgspec reads them as floats."""
+    if isinstance(value, dict):
+        return {name: with_integers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _with_integers(body: bytes, error: msgspec.ValidationError) -> bytes | None:
+    """The body with its whole floats as integers, where the error may be for one of them."""
+    if not _lacks_integer(error):
+        return None
+    try:
+        value = msgspec.json.decode(body)
+        changed = encode_json(with_integers(value))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # beyond what the decoder had come to
+        return None
+    return changed if changed != encode_json(value) else None
+
+
+def _lacks_integer(error: msgspec.ValidationError) -> bool:
+    text = str(error).partition(" - at ")[0]
+    return "int" in text and text.endswith("got `float`")
 
 
 def invalid(error: msgspec.ValidationError, base: str = "") -> Invalid:

@@ -47,8 +47,6 @@ class ModuleUnset(LoadError):
 
 
 class ModuleMissing(LoadError):
-    """It is not there, cannot be read, or another module of its name comes first."""
-
     exit_code = 12
 
 
@@ -78,10 +76,6 @@ class NameTaken(LoadError):
     """Two messages, or two actors, of one name in one container."""
 
     exit_code = 18
-
-
-class StartRaises(Stop):
-    """The ``start`` of an actor raised. Its traceback is in the log."""
 
 
 class Unsafe(Stop):

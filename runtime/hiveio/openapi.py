@@ -1,199 +1,256 @@
 """OpenAPI 3.1, from the annotations of the actors."""
 
-from collections.abc import Iterable
-from typing import Any, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import msgspec
-from msgspec import Struct
-
-from hiveio.actor import Event, Query
-from hiveio.envelope import ID_LIMIT, Codec
+from hiveio.actor import Query
+from hiveio.envelope import ID_LIMIT
 from hiveio.routes import Route
+from hiveio.schemas import REF, Schemas, any_of, union
 
-_REF = "#/components/schemas/{name}"
+# status → name of the component, description
 _PROBLEMS = {
-    400: "The request is malformed",
-    401: "The request names nobody, or its credentials are not good; WWW-Authenticate says what is asked for",
-    403: "Whoever asks may not do that",
-    404: "There is no such thing",
-    408: "The request did not arrive in time",
-    409: "Conflict; nothing happened",
-    412: "Another version than If-Match names",
-    413: "The body is too large",
-    415: "The body is not JSON",
-    422: "The message does not fit its schema, or the domain refuses it",
-    500: "A fault of the service",
-    503: "Nothing happened; try later",
-    504: "The outcome is unknown",
+    400: ("Malformed", "The request is malformed"),
+    401: ("Unauthorized", "The request names nobody, or its credentials are not good; WWW-Authenticate asks for some"),
+    403: ("Forbidden", "Whoever asks may not do that"),
+    404: ("NotFound", "There is no such thing"),
+    405: ("MethodNotAllowed", "The path does not take this method; Allow names those that it takes"),
+    408: ("RequestTimeout", "The request did not arrive in full in time; nothing happened"),
+    409: ("Conflict", "Nothing happened, and nothing will under this command"),
+    412: ("PreconditionFailed", "The aggregate is at another version than the request asks for; nothing happened"),
+    413: ("ContentTooLarge", "The body, a record of it, or its meta is too large"),
+    414: ("UriTooLong", "The request line is too long"),
+    415: ("UnsupportedMediaType", "The body is not JSON"),
+    422: ("Unprocessable", "The message does not fit its schema, the domain refuses it, or its key came with another"),
+    431: ("HeadersTooLarge", "The headers are too many or too large"),
+    500: ("Fault", "A fault of the service; its log has it under the X-Request-Id"),
+    503: ("Unavailable", "Nothing happened; try again after Retry-After"),
+    504: ("OutcomeUnknown", "The outcome is unknown: it may have happened, or may happen still"),
 }
-_PROBLEM_SCHEMA: dict[str, Any] = {
+_DEFAULT = ("Refused", "Any other refusal: of the actor with a status of its own, or of a request that is not HTTP")
+_EVERY_ROUTE = (400, 405, 408, 414, 422, 431, 500, 503, 504)
+_WITH_BODY = (413, 415)
+_OF_ACTORS = (401, 403, 404)
+_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
+
+_KEY = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
+_PLACE = "[a-zA-Z0-9._-]+/[0-9]{1,9}/[0-9]{1,18}"
+_POSITION = {"type": "string", "pattern": f"^{_PLACE}$"}
+_POSITIONS = {"type": "string", "pattern": f"^{_PLACE}(, ?{_PLACE})*$"}
+_REQUEST_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "Hive-Position": (_POSITIONS, "Answer once this has been seen: <topic>/<partition>/<offset>, or several of them"),
+    "Idempotency-Key": (_KEY, "Sent again with the same key, the request has its effect once and the same answer"),
+    "If-Match": ({"type": "string", "pattern": '^"[0-9]{1,18}"$'}, "The version that the aggregate must have"),
+    "Prefer": ({"type": "string"}, "wait=<seconds>: the longest wait for Hive-Position; other wishes are passed over"),
+}
+_RESPONSE_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "Age": ({"type": "integer", "minimum": 1}, "Seconds by which the projection is behind, where it is"),
+    "Allow": ({"type": "string"}, "The methods that the path takes"),
+    "ETag": ({"type": "string", "pattern": '^"[0-9]+"$'}, "The version of the aggregate"),
+    "Hive-Consistency": ({"type": "string", "enum": ["cached"]}, "The answer may be older than the last write"),
+    "Hive-Position": (_POSITION, "The place in Kafka: <topic>/<partition>/<offset>"),
+    "Retry-After": ({"type": "integer", "minimum": 0}, "Seconds after which to try again"),
+    "WWW-Authenticate": ({"type": "string"}, "The credentials that are asked for"),
+    "X-Request-Id": (
+        {"type": "string", "maxLength": 128},
+        "The id in the log lines of the request; none where it could not be read",
+    ),
+}
+_ALWAYS = ("Allow", "Retry-After", "WWW-Authenticate")  # where they are described at all
+
+_PROBLEM = {
     "title": "Problem",
-    "description": "RFC 9457",
+    "description": "RFC 9457. Members beyond these say more: those that the actor gives its refusal, for example.",
     "type": "object",
     "properties": {
-        "type": {"type": "string"},
+        "type": {"type": "string", "description": "a URN, or about:blank where the status says it all"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "pointer": {"type": "string", "description": "RFC 6901: the field that does not fit"},
     },
     "required": ["type", "title", "status"],
+    "additionalProperties": True,
 }
+_STORED = {
+    "title": "Stored",
+    "description": "A record of a batch that was taken",
+    "type": "object",
+    "properties": {"status": {"type": "integer", "enum": [200, 202]}, "position": _POSITION},
+    "required": ["status"],
+    "additionalProperties": False,
+}
+_BATCH = {
+    "title": "BatchAnswer",
+    "description": "The answer to each record of a batch, in its place",
+    "type": "array",
+    "items": {"anyOf": [{"$ref": REF.format(name="Stored")}, {"$ref": REF.format(name="Problem")}]},
+}
+# In words: a generator that finds several forms of JSON here makes clients that can send none of them.
+_CLOUD_EVENTS = (
+    "CloudEvents 1.0 are taken too: in binary mode, in structured mode (application/cloudevents+json) and in batches "
+    "(application/cloudevents-batch+json). The last part of their type names the message, their data is its payload."
+)
+_ID = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT}
 
-_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT}
-_KEY_SCHEMA = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
 
-
-def document(routes: Iterable[Route], title: str = "hiveio", version: str = "1") -> dict[str, Any]:
+def document(
+    routes: Iterable[Route], title: str = "hiveio", version: str = "0.0.0", description: str = ""
+) -> dict[str, Any]:
     """The description of these routes. A type that has no JSON schema stands as "anything"."""
     listed = list(routes)
     envelopes: dict[type, type] = {}
-    for route in listed:
-        if route.contract:
-            for codec in (route.contract.command_codec, route.contract.event_codec):
-                for name, kind in codec.types.items():
-                    envelopes.setdefault(kind, codec.envelopes[name])
-    schemas = Schemas([kind for route in listed for kind in (*route.takes, *route.gives)], envelopes)
+    contracts = [route.contract for route in listed if route.contract]
+    # What comes from outside first: its envelopes refuse unknown members.
+    for codec in (*(each.command_codec for each in contracts), *(each.event_codec for each in contracts)):
+        for name, kind in codec.types.items():
+            envelopes.setdefault(kind, codec.envelopes[name])
+    messages = [kind for route in listed if route.reads_body for kind in (*route.takes, union(route.takes))]
+    queries = [kind for route in listed if not route.reads_body for kind in route.takes]
+    schemas = Schemas([*messages, *(route.gives for route in listed)], envelopes, queries)
+    own: dict[str, Any] = {"Problem": _PROBLEM}
+    if any(route.intake is not None for route in listed):
+        own |= {"Stored": _STORED, "BatchAnswer": _BATCH}
     paths: dict[str, Any] = {}
     for route in listed:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    problems = [(name, text, _PROBLEM_HEADERS.get(status, ())) for status, (name, text) in _PROBLEMS.items()]
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": version},
+        "info": {"title": title, "version": version, **({"description": description} if description else {})},
         "paths": paths,
-        "components": {"schemas": {**schemas.components, "Problem": _PROBLEM_SCHEMA}},
+        "components": {
+            "schemas": {**schemas.components, **own},
+            "headers": {name: _header(name) for name in _RESPONSE_HEADERS},
+            "responses": {
+                name: {"description": text, "headers": _headers(headers), "content": _content(_PROBLEM_TYPE, "Problem")}
+                for name, text, headers in [*problems, (*_DEFAULT, ())]
+            },
+        },
     }
 
 
-class Schemas:
-    """The schema of each type, and the components that they refer to.
-
-    ``envelopes`` are those in which messages of the routes stand; others are made here.
-    """
-
-    def __init__(self, kinds: Iterable[Any], envelopes: dict[type, type]) -> None:
-        self._envelopes = envelopes
-        known = [each for kind in kinds for each in (kind, self.sent(kind)) if _has_schema(each)]
-        # All at once: only then types of one name in two modules are told apart.
-        found, self.components = msgspec.json.schema_components(known, ref_template=_REF)
-        self._found: dict[Any, dict[str, Any]] = dict(zip(known, found, strict=True))
-        for kind, envelope in self._envelopes.items():
-            if described := self.fields(envelope):
-                described["properties"]["meta"] = {"type": "object"}
-                if self.fields(kind).get("required"):  # without one, a missing payload is an empty one
-                    described["required"] = [*described["required"], "payload"]
-
-    def sent(self, kind: Any) -> Any:
-        """What stands on the wire for this type: a message in its envelope, a list of messages a list of those."""
-        if get_origin(kind) is list and (inner := get_args(kind)):
-            return list[self.sent(inner[0])]  # type: ignore[misc]
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            if kind not in self._envelopes:
-                self._envelopes[kind] = Codec([kind], strict=False).envelopes[kind.__name__]
-            return self._envelopes[kind]
-        return kind
-
-    def of(self, kind: Any) -> dict[str, Any]:
-        try:
-            return self._found.get(kind, {})
-        except TypeError:  # an annotation that has no hash
-            return {}
-
-    def of_sent(self, kind: Any) -> dict[str, Any]:
-        return self.of(self.sent(kind))
-
-    def fields(self, kind: Any) -> dict[str, Any]:
-        """The properties of a Struct, with ``required``."""
-        reference = self.of(kind).get("$ref", "")
-        found: dict[str, Any] = self.components.get(reference.rpartition("/")[2], {})
-        return found
-
-
-def _has_schema(kind: Any) -> bool:
-    try:
-        hash(kind)
-        msgspec.json.schema_components([kind], ref_template=_REF)
-    except Exception:  # it raises what it likes for a type that it cannot describe
-        return False
-    return True
+_PROBLEM_TYPE = "application/problem+json"
 
 
 def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     names = "Or".join(kind.__name__ for kind in route.takes) or route.method.title()
-    operation: dict[str, Any] = {
-        "operationId": f"{route.contract.name if route.contract else 'service'}_{names}",
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": _path_parameter(name, route, schemas)}
-            for name in route.names
-        ],
-    }
+    owner = route.contract.name if route.contract else route.segments[0].title()
+    operation: dict[str, Any] = {"operationId": f"{owner}_{names}", "tags": [owner]}
     if route.summary:
         operation["summary"] = route.summary
-    if route.contract:
-        operation["tags"] = [route.contract.name]
-    if route.reads_body:
-        operation["parameters"] += [
-            {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA},
-        ]
-        taken = _one_of(map(schemas.of_sent, route.takes))
-        operation["requestBody"] = {"required": True, "content": _taken(taken, batches=route.intake is not None)}
-    elif route.takes:
+    operation["parameters"] = [
+        {"name": name, "in": "path", "required": True, "schema": _path_parameter(name, route, schemas)}
+        for name in route.names
+    ]
+    if not route.reads_body:
         operation["parameters"] += _query_parameters(route, schemas)
-    gives = [schemas.of_sent(kind) for kind in route.gives]
-    if any(isinstance(kind, type) and issubclass(kind, Event) for kind in route.gives):
-        gives.append({"type": "array", "items": _one_of(gives)})
-    operation["responses"] = {
-        str(route.success): {"description": "Success", "content": _json(_one_of(gives))},
-        **(
-            {"207": {"description": "A batch of which some records are not stored"}} if route.intake is not None else {}
-        ),
-        **{
-            str(status): {
-                "description": text,
-                "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}},
-            }
-            for status, text in _PROBLEMS.items()
-        },
-    }
+    for name in route.about.accepts:
+        schema, text = _REQUEST_HEADERS[name]
+        operation["parameters"].append({"name": name, "in": "header", "description": text, "schema": schema})
+    if route.reads_body:
+        more = {} if route.intake is None else {"description": _CLOUD_EVENTS}
+        operation["requestBody"] = {**more, "required": True, "content": _taken(route, schemas)}
+    operation["responses"] = _responses(route, schemas)
     return operation
 
 
 def _path_parameter(name: str, route: Route, schemas: Schemas) -> dict[str, Any]:
-    """As a query declares it; else any text that may be an id."""
+    """As a query declares it, and in any case a text that may be an id."""
     declared = [schemas.fields(kind).get("properties", {}).get(name) for kind in route.takes if issubclass(kind, Query)]
-    return declared[0] if len(declared) == 1 and declared[0] else _ID_SCHEMA
+    if len(declared) == 1 and declared[0] and declared[0] != {"type": "string"}:
+        return {key: value for key, value in declared[0].items() if key != "default"}
+    return _ID
 
 
 def _query_parameters(route: Route, schemas: Schemas) -> list[dict[str, Any]]:
-    parameters: dict[str, dict[str, Any]] = {}
-    if len(route.takes) > 1:
+    """Those of the queries that stand on the path; one that several of them have is what any of them says."""
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "schema": schema} for name, schema in route.about.query.items()
+    ]
+    several = len(route.takes) > 1
+    if several:
         schema = {"type": "string", "enum": [kind.__name__ for kind in route.takes]}
-        parameters["type"] = {"name": "type", "in": "query", "required": True, "schema": schema}
+        found.append({"name": "type", "in": "query", "required": True, "schema": schema})
+    owners: dict[str, list[str]] = {}
+    meanings: dict[str, list[Any]] = {}
+    required = set()
     for kind in route.takes:
-        described = schemas.fields(kind)
-        for name, schema in described.get("properties", {}).items():
-            if name not in route.names:
-                required = len(route.takes) == 1 and name in described.get("required", ())
-                parameters.setdefault(name, {"name": name, "in": "query", "required": required, "schema": schema})
-    return list(parameters.values())
+        fields = schemas.fields(kind)
+        for name, schema in fields.get("properties", {}).items():
+            if name in route.names:
+                continue
+            owners.setdefault(name, []).append(kind.__name__)
+            if schema not in meanings.setdefault(name, []):
+                meanings[name].append(schema)
+            if name in fields.get("required", ()) and not several:
+                required.add(name)
+    for name, schemas_of_it in meanings.items():
+        parameter: dict[str, Any] = {"name": name, "in": "query", "required": name in required}
+        if several:
+            parameter["description"] = f"of {', '.join(owners[name])}"
+        found.append(parameter | {"schema": any_of(schemas_of_it)})
+    return found
 
 
-def _taken(message: dict[str, Any], *, batches: bool) -> dict[str, Any]:
-    if not batches:
-        return _json(message)
-    event = {"type": "object", "description": "a CloudEvent 1.0; its data is the payload of a message"}
+def _taken(route: Route, schemas: Schemas) -> dict[str, Any]:
+    message = schemas.of_sent(union(route.takes))
+    if len(route.takes) == 1:
+        (kind,) = route.takes
+        fields = schemas.fields(kind)
+        if "type" not in fields.get("required", ()):
+            # Alone on its path, a message may come without its envelope; a type would make it one.
+            message = any_of([message, {**schemas.of(kind), "not": {"required": ["type"]}}])
+    if route.intake is None:
+        return _content("application/json", message)
+    batch = {"type": "array", "items": message, "description": "A batch: each record is answered in its place"}
+    lines = {"type": "string", "description": "A batch: a message on each line"}
     return {
-        **_json({"anyOf": [message, {"type": "array", "items": message, "description": "a batch"}]}),
-        "application/x-ndjson": {"schema": {"type": "string", "description": "a batch: a message on each line"}},
-        "application/cloudevents+json": {"schema": event},
-        "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
+        **_content("application/json", any_of([message, batch])),
+        **_content("application/x-ndjson", lines),
     }
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
+    answer = schemas.of_sent(route.gives) if route.answer is None else dict(route.answer)
+    success = {"description": "Success", "headers": _headers(route.about.tells)}
+    responses: dict[str, Any] = {str(route.success): {**success, "content": _content("application/json", answer)}}
+    if route.intake is not None:
+        batch = _content("application/x-ndjson", {"type": "string", "description": "An answer on each line"})
+        if route.success == 200:
+            answer = any_of([answer, {"$ref": REF.format(name="BatchAnswer")}])
+            responses["200"]["content"] = _content("application/json", answer) | batch
+        else:
+            responses["200"] = _batch_answer("A batch of which all records are taken", batch)
+        responses["207"] = _batch_answer("A batch of which some records are not stored", batch)
+    statuses = {*_EVERY_ROUTE, *route.about.problems}
+    if route.reads_body:
+        statuses |= set(_WITH_BODY)
+    if route.contract:
+        statuses |= set(_OF_ACTORS)
+    for status in sorted(statuses):
+        responses[str(status)] = {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
+    responses["default"] = {"$ref": f"#/components/responses/{_DEFAULT[0]}"}
+    return responses
 
 
-def _one_of(schemas: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    listed = list(schemas)
-    return listed[0] if len(listed) == 1 else {"anyOf": listed} if listed else {}
+def _batch_answer(text: str, lines: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": text,
+        "headers": _headers(()),
+        "content": _content("application/json", "BatchAnswer") | lines,
+    }
+
+
+def _header(name: str) -> dict[str, Any]:
+    schema, text = _RESPONSE_HEADERS[name]
+    return {"description": text, "required": name in _ALWAYS, "schema": schema}
+
+
+def _headers(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*names, "X-Request-Id")}
+
+
+def _content(media_type: str, schema: dict[str, Any] | str) -> dict[str, Any]:
+    """``schema``, or the name of a component."""
+    return {media_type: {"schema": {"$ref": REF.format(name=schema)} if isinstance(schema, str) else schema}}

@@ -44,13 +44,13 @@ def probes(service: Service, router: Router) -> Starlette:
 
     async def openapi(request: Request) -> Response:
         if not described:
-            described.update(document(router.routes))
+            described.update(document(router.routes, **service.about()))
         return JSONResponse(described)
 
     async def channels(request: Request) -> Response:
         if not service.channels:
             raise HTTPException(404)
-        return JSONResponse(asyncapi.document(service.channels, service.settings))
+        return JSONResponse(asyncapi.document(service.channels, service.settings, **service.about()))
 
     async def problem(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):

@@ -28,13 +28,31 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What the handler of a route does besides answering a message, for /openapi.json.
+
+    ``accepts``: the request headers that it reads; ``query``: schemas of query parameters that are no field of a
+    message; ``tells``: headers of a successful answer; ``problems``: statuses beyond those of every route.
+    """
+
+    accepts: tuple[str, ...] = ()
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tells: tuple[str, ...] = ()
+    problems: tuple[int, ...] = ()
+
+
+NOTHING_MORE = About()
+KEYED = About(accepts=("Idempotency-Key",))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
     """One method on one path template, such as ``/accounts/{id}``.
 
     ``decode`` makes the message of a request, ``handler`` answers it; ``success`` is the status of an answer whose
     outcome does not name another; ``intake`` takes messages that are not one JSON envelope. ``ours`` marks a path of
-    the runtime. The rest describes it in /openapi.json: ``takes`` the message types, ``gives`` the types of the answer,
-    ``summary``.
+    the runtime. The rest describes it in /openapi.json: ``takes`` the message types, ``gives`` the annotation of the
+    answer, or ``answer`` its schema, ``about``, ``summary``.
     """
 
     method: str
@@ -44,7 +62,9 @@ class Route:
     success: int = 200
     contract: Contract | None = None
     takes: tuple[type, ...] = ()
-    gives: tuple[Any, ...] = ()
+    gives: Any = Any
+    answer: Mapping[str, Any] | None = None
+    about: About = NOTHING_MORE
     summary: str = ""
     intake: Any = None  # hiveio.producer.batch.Intake: the other forms of a message that the route takes
     ours: bool = False
@@ -74,8 +94,18 @@ class Route:
         return self.method in ("POST", "PUT", "PATCH")
 
 
-def messages(contract: Contract, handler: Handler, success: int = 200, intake: Any = None) -> list[Route]:
-    """POST on the actor's path for its messages; none if it takes none. Raises BadAnnotation."""
+def messages(
+    contract: Contract,
+    handler: Handler,
+    success: int = 200,
+    intake: Any = None,
+    about: About = KEYED,
+    gives: Any = None,
+) -> list[Route]:
+    """POST on the actor's path for its messages; none if it takes none. Raises BadAnnotation.
+
+    ``gives`` is the annotation of the answer, where that is not what ``perform`` returns.
+    """
     if not contract.commands:
         return []
     decode = contract.command_codec.decode
@@ -87,8 +117,9 @@ def messages(contract: Contract, handler: Handler, success: int = 200, intake: A
         success=success,
         intake=intake,
         contract=contract,
+        about=about,
         takes=tuple(contract.commands.values()),
-        gives=tuple(contract.returns),
+        gives=contract.returned if gives is None else gives,
     )
     for name in route.names:
         if name != "id":
@@ -96,7 +127,7 @@ def messages(contract: Contract, handler: Handler, success: int = 200, intake: A
     return [route]
 
 
-def queries(contract: Contract, handler: Handler) -> list[Route]:
+def queries(contract: Contract, handler: Handler, about: About = NOTHING_MORE) -> list[Route]:
     """GET for the actor's queries, one route a path; none if it takes none. Raises BadAnnotation."""
     by_path: dict[str, list[type[Query]]] = {}
     for kind in contract.queries.values():
@@ -109,8 +140,9 @@ def queries(contract: Contract, handler: Handler) -> list[Route]:
             decode=_query(path, kinds),
             handler=handler,
             contract=contract,
+            about=about,
             takes=tuple(kinds),
-            gives=tuple(contract.returns),
+            gives=contract.returned,
         )
         for kind in kinds:
             missing = set(route.names) - {"id"} - {f.name for f in msgspec.structs.fields(kind)}

@@ -7,16 +7,15 @@ actor is open before the first message that a component brings it, and closed af
 import asyncio
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
-from hiveio.errors import BadAnnotation, HiveError, StartRaises
-from hiveio.loader import raised
 from hiveio.peers import Health, Peers
-from hiveio.routes import Route, Router
+from hiveio.routes import Router
 
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
 
@@ -119,21 +118,14 @@ class Service:
             kinds = tuple(contract.heard.values())
             self.channels += [Channel("receive", topic, contract.name, kinds) for topic in topics]
 
-    def check_reached(self, routes: Iterable[Route]) -> None:
-        """Whether what actors take comes to them in this role: a warning for what does not.
-
-        Raises BadAnnotation for an actor to which nothing comes.
-        """
-        reached = {(route.contract.name, kind) for route in routes if route.contract for kind in route.takes}
-        reached |= {(c.actor, kind) for c in self.channels if c.action == "receive" for kind in c.messages}
-        for contract in self.contracts:
-            taken = {*contract.commands.values(), *contract.queries.values(), *contract.heard.values()}
-            idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
-            text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
-            if len(idle) == len(taken):
-                raise BadAnnotation(f"{text}: take the image of another role, or other messages")
-            if idle:
-                log.warning("%s", text)
+    def about(self) -> dict[str, str]:
+        """Title, version and description of this service: its name, ``__version__`` and docstring of the actors' module
+        (the version may stand in its package)."""
+        module = self.contracts[0].kind.__module__ if self.contracts else ""
+        loaded = [found for name in (module, module.partition(".")[0]) if (found := sys.modules.get(name)) is not None]
+        version = next((str(found.__version__) for found in loaded if hasattr(found, "__version__")), "0.0.0")
+        text = inspect.getdoc(loaded[0]) if loaded else None
+        return {"title": self.settings.service_name, "version": version, "description": text or ""}
 
     def fail(self, error: BaseException) -> None:
         """End the process in good order, with this error: a component found at run time that it cannot go on.
@@ -147,14 +139,7 @@ class Service:
         for contract in self.contracts:
             actor = contract.actor
             self._running.append((contract.name, actor.stop))
-            try:
-                await settled(actor.start())
-            except HiveError:
-                raise
-            except Exception as error:
-                text = f"{contract.kind.__name__}.start {raised(error)}"
-                log.error("%s", text)
-                raise StartRaises(text.partition("\n")[0]) from None
+            await settled(actor.start())
         for component in self.components:
             self._running.append((component.name, component.stop))
             await component.start()

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors"},
     {"config"},
-    {"envelope", "annotations", "immutable"},
+    {"envelope", "immutable"},
     {"actor"},
     {
         "loader",
@@ -23,6 +23,7 @@ RANKS = [
         "headers",
         "problem",
         "routes",
+        "schemas",
         "openapi",
         "asyncapi",
         "probes",
@@ -36,8 +37,8 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
 ORDER = [
-    "logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "openapi", "asyncapi", "probes",
-    "http",
+    "logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi",
+    "probes", "http",
 ]  # fmt: skip
 
 

@@ -7,9 +7,11 @@ from hiveio.actor import Contract
 from hiveio.consumer.loop import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
+from hiveio.routes import About
 
 WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005
+FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age",))
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 

@@ -8,8 +8,10 @@ from hiveio.kafka import Sender
 from hiveio.producer.batch import Intake
 from hiveio.producer.keys import Keys
 from hiveio.producer.publishing import Publishing, topic_of
-from hiveio.routes import Route, messages
+from hiveio.routes import About, Route, messages
 from hiveio.service import Service
+
+ABOUT = About(accepts=("Idempotency-Key",), tells=("Hive-Position",), problems=(409,))
 
 
 def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:
@@ -25,5 +27,5 @@ def published(service: Service, handler: Callable[[Contract], Handler]) -> list[
         service.sends(topic, contract, cloudevents=settings.event_format == "cloudevents")
         publishing = Publishing(handler(contract), contract, sender, settings, keys)
         intake = Intake(service, contract.command_codec, publishing)
-        routes += messages(contract, publishing, success=202 if queued else 200, intake=intake)
+        routes += messages(contract, publishing, success=202 if queued else 200, intake=intake, about=ABOUT)
     return routes

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct
 
-from hiveio.envelope import Envelope, encode_json, untouched_payload
+from hiveio.envelope import Envelope, encode_json, untouched_payload, with_integers
 from hiveio.errors import Invalid, Malformed
 from hiveio.headers import traceparent as well_formed
 
@@ -35,7 +35,7 @@ def from_structured(body: bytes, headers: Mapping[bytes, bytes], names: Collecti
         if (encoded := members.pop("data_base64", None)) is not None:
             data = base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
             _one_value(data)
-        attributes = {name: msgspec.json.decode(value) for name, value in members.items()}
+        attributes = {name: with_integers(msgspec.json.decode(value)) for name, value in members.items()}
     except msgspec.ValidationError:
         raise Invalid("a CloudEvent is a JSON object, its data_base64 a text") from None
     except binascii.Error:

@@ -16,7 +16,8 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
-from hiveio.routes import Route, query_parameters
+from hiveio.routes import About, Route, messages, query_parameters
+from hiveio.schemas import union
 from hiveio.service import Observer
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, fingerprint
@@ -54,11 +55,6 @@ class TransactionLog:
                 raise BadAnnotation(f"{contract.name} has no replay: a stream processor folds its state from events")
             if "/" in contract.name:
                 raise BadAnnotation(f"the actor name {contract.name!r} contains a /")
-            if contract.path and "{id}" not in contract.path:
-                raise BadAnnotation(
-                    f"{contract.kind.__name__}: the path {contract.path!r} has no {{id}}, which names a command's "
-                    f'aggregate; write path = "{contract.path.rstrip("/")}/{{id}}"'
-                )
         self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
         self.scopes: list[Scope] = []
@@ -232,6 +228,15 @@ def transacting(contract: Contract, log: TransactionLog) -> Handler:
     return handle
 
 
+def commands(contract: Contract, handler: Handler) -> list[Route]:
+    """POST on the actor's path: a command to one of its aggregates, answered by the events that it gave."""
+    about = About(accepts=("Idempotency-Key", "If-Match"), tells=("ETag", "Hive-Position"), problems=(404, 409, 412))
+    returned = [kind for kind in contract.returns if kind in contract.events.values()]
+    events = union(returned if returned and not contract.wants_tx else contract.events.values())
+    # One event is its envelope, several are an array of them, and none is null.
+    return messages(contract, handler, about=about, gives=events | list[events] | None)  # type: ignore[valid-type]
+
+
 def snapshots(contract: Contract, log: TransactionLog) -> Route:
     """GET on the actor's path answers with the state of an aggregate and its ETag, as new as ``?consistency=`` or else
     the actor's ``reads`` says; a cached one says that it is."""
@@ -254,9 +259,30 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
         decode=decode,
         handler=handle,
         contract=contract,
-        gives=(contract.model,),
+        gives=contract.model,
+        about=About(
+            query={"consistency": {"type": "string", "enum": list(CONSISTENCIES), "default": contract.reads}},
+            tells=("ETag", "Hive-Consistency"),
+            problems=(404,),
+        ),
         summary="The state of an aggregate",
     )
+
+
+_OUTCOME = {
+    "title": "Outcome",
+    "description": "What became of a transaction; refused: `problem` says why; closed: it never was and never will be",
+    "type": "object",
+    "properties": {
+        "outcome": {"type": "string", "enum": ["accepted", "refused", "closed", "unknown"]},
+        "position": {"type": "string", "description": "its place in the transaction log"},
+        "version": {"type": "integer", "description": "of the aggregate after it"},
+        "value": {"description": "the answer to its command"},
+        "problem": {"type": "object", "description": "RFC 9457", "additionalProperties": True},
+        "detail": {"type": "string"},
+    },
+    "required": ["outcome"],
+}
 
 
 def outcomes(log: TransactionLog) -> Route:
@@ -270,6 +296,8 @@ def outcomes(log: TransactionLog) -> Route:
         path="/transactions/{id}",
         decode=lambda body, id, parameters, query: (None, None),
         handler=handle,
+        answer=_OUTCOME,
+        about=About(problems=(404,)),
         summary="The outcome of a transaction",
         ours=True,
     )

@@ -1,0 +1,45 @@
+"""Checks of schemathesis beside its own, which do not know what a problem document says (SCHEMATHESIS_HOOKS)."""
+
+from typing import Any
+
+import schemathesis
+from schemathesis import CheckContext, GenerationMode, Response
+
+# What no schema can say: which topics there are, and how many bytes a text has. And the place in Kafka that
+# schemathesis makes up for a header without looking at its pattern.
+BEYOND_SCHEMAS = ("is not consumed here", "an id has 1 to 255 bytes", "it looks like orders/0/17")
+REFUSED_BY_WHAT_STANDS = ("rejected", "version-mismatch", "key-reused", "not-found", "conflict")
+
+
+def of_the_operation(case: Any) -> bool:
+    """Schemathesis tries other methods too."""
+    return bool(case.method == case.operation.method.upper())
+
+
+@schemathesis.check
+def takes_what_fits(context: CheckContext, response: Response, case: Any) -> None:
+    """What fits the schema is refused by the domain only."""
+    if (
+        not of_the_operation(case)
+        or case.meta is None
+        or case.meta.generation.mode != GenerationMode.POSITIVE
+        or response.status_code < 400
+    ):
+        return
+    problem = response.json()
+    if problem["type"].removeprefix("urn:hiveio:problem:") in REFUSED_BY_WHAT_STANDS:
+        return
+    if any(text in problem.get("detail", "") for text in BEYOND_SCHEMAS):
+        return
+    if "type" in (case.query or {}):  # which fields each of several queries has
+        return
+    raise AssertionError(f"valid data is refused: {problem}")
+
+
+@schemathesis.check
+def tells_its_statuses_one_by_one(context: CheckContext, response: Response, case: Any) -> None:
+    """``default`` is for what actors and proxies add."""
+    if not of_the_operation(case):
+        return
+    stated = {str(status) for status in case.operation.definition.raw["responses"]}
+    assert str(response.status_code) in stated, f"{response.status_code} is not described"
