@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
@@ -21,8 +21,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from hiveio.kafka.topics import FOREVER
 from tests.conftest import required
-from tests.integration.topics import read_all
+from tests.integration.topics import make_topic, read_all
 from tests.process import Role, wait_until
 from tests.services import HOST, Kafka, Redis, Security
 
@@ -73,12 +74,12 @@ TOPIC_RIGHTS = (
 REDIS_RIGHTS = ["on", "~hive:*", "+@read", "+@write", "+@scripting", "+@connection", "+config|get", "+info", "+time"]
 
 
-def allow(kafka: Kafka, user: str) -> None:
-    """The rights of docs/security.md, on the topics and groups of these tests."""
+def allow(kafka: Kafka, user: str, prefix: str = "test-", topic_rights: Sequence[AclOperation] = TOPIC_RIGHTS) -> None:
+    """The rights of docs/security.md, or others, on the topics and groups whose names begin so."""
     admin = AdminClient({"bootstrap.servers": kafka.brokers})
-    rights = [(ResourceType.TOPIC, right) for right in TOPIC_RIGHTS] + [(ResourceType.GROUP, AclOperation.READ)]
+    rights = [(ResourceType.TOPIC, right) for right in topic_rights] + [(ResourceType.GROUP, AclOperation.READ)]
     acls = [
-        AclBinding(kind, "test-", ResourcePatternType.PREFIXED, f"User:{user}", "*", right, AclPermissionType.ALLOW)
+        AclBinding(kind, prefix, ResourcePatternType.PREFIXED, f"User:{user}", "*", right, AclPermissionType.ALLOW)
         for kind, right in rights
     ]
     for made in admin.create_acls(acls).values():
@@ -237,6 +238,49 @@ def test_every_role_works_and_says_no_secret(
         assert role.complaints() == []
         assert security.password not in role.text()
     assert len(read_all(guarded.brokers, topic)) == 1
+
+
+def test_topics_made_beforehand_need_no_right_to_make_or_configure_any(
+    guarded: Kafka, guarded_redis: str, security: Security, topic: str
+) -> None:
+    """Read, Write and Describe are enough; without DescribeConfigs a line says what is not checked."""
+    ready = f"ready-{topic}"
+    allow(guarded, security.user, ready, [AclOperation.DESCRIBE, AclOperation.READ, AclOperation.WRITE])
+    for name in (ready, f"{ready}.transactions", f"{ready}-other"):
+        make_topic(guarded.brokers, name, config=FOREVER)
+    settings = {
+        "EVENT_STORE_BROKERS": guarded.secure,
+        "EVENT_STORE_TOPIC": ready,
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SSL_CA_LOCATION": str(security.ca),
+        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "KAFKA_SASL_USERNAME": security.user,
+        "KAFKA_SASL_PASSWORD": security.password,
+    }
+    account, cache, other = (
+        "accounts:AccountActor",
+        {"CACHE_URL": guarded_redis},
+        {"EVENT_STORE_TOPIC": f"{ready}-other"},
+    )
+    group = {
+        "EVENT_STORE_GROUP_ID": ready,
+        "EVENT_STORE_FROM_START": "true",
+        "EVENT_STORE_CONSUMER_TOPIC": f"{ready},{ready}-other",
+    }
+    with (
+        Role("stream-processor", settings | cache, actor=ACTOR, module=account) as processor,
+        Role("producer", settings | other, actor=ACTOR, module=account) as producer,
+        Role("consumer", settings | group, actor=ACTOR, module="accounts:Register") as consumer,
+    ):
+        for role, owner in ((processor, "Ada"), (producer, "Bob")):
+            assert httpx.post(role.url + "/accounts/1", json={"owner": owner}, timeout=30).status_code == 200
+            assert "has no right DescribeConfigs" in role.text()
+        wait_until(lambda: sorted(httpx.get(consumer.url + "/owners").json()) == ["Ada", "Bob"], 60, "both consumed")
+    missing = {"EVENT_STORE_TOPIC": f"{ready}-missing"}
+    with Role("producer", settings | missing, actor=ACTOR, module=account, wait=False) as producer:
+        wait_until(lambda: producer.port)
+        told = wait_until(lambda: httpx.get(producer.url + "/readyz?verbose").text)
+        wait_until(lambda: "grant Describe and Create" in httpx.get(producer.url + "/readyz?verbose").text, 20, told)
 
 
 def test_a_client_certificate(security: Security, topic: str) -> None:

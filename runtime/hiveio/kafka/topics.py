@@ -1,7 +1,7 @@
-"""Topics as this runtime needs them: made when missing, checked when there."""
+"""Topics as this runtime needs them: made when missing, with no more than is needed, and read back."""
 
 import asyncio
-import dataclasses
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,21 +16,43 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable, Unsafe
+from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make
 
 TIMEOUT_S = 10.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+_NO_RIGHT = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 FOREVER = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
+REASONS = {
+    "min.insync.replicas": "a record that was acknowledged may be on a single broker, and lost with it",
+    "unclean.leader.election.enable": "records that were acknowledged would be lost with their broker",
+    "message.timestamp.type": "the clock of one instance would decide how long Idempotency-Keys are remembered",
+    "max.message.bytes": "larger records would be refused",
+}
+log = logging.getLogger("hiveio.kafka")
 
 
 class Topic(NamedTuple):
-    """``id`` changes when a topic is deleted and made anew under its old name."""
+    """``id`` changes when a topic is deleted and made anew under its old name.
+
+    ``replicas`` are those of the partition that has fewest. ``config`` is empty where the user may not see it.
+    """
 
     name: str
     id: str
     partitions: int
     config: dict[str, str]
+    replicas: int
+    brokers: int
+
+    def differs(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """The properties that are known to have another value, with the wanted one."""
+        return {name: value for name, value in wanted.items() if self.config.get(name, value) != value}
+
+    def doubt(self, name: str, wanted: str) -> str:
+        """A line about a property that has another value: the thing, the value and the remedy."""
+        reason = REASONS.get(name, "events would be lost")
+        return f"topic {self.name} has {name}={self.config.get(name)}: {reason}; set {name}={wanted}"
 
 
 def admin(settings: Settings, **own: Any) -> AdminClient:
@@ -54,8 +76,9 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:
     """The topic, made with ``settings.partitions`` partitions if it is not there.
 
-    Replication is min(3, brokers) with ``min.insync.replicas`` 2 where there are 3 brokers, unclean election off.
-    Raises Unavailable when Kafka does not answer, Unsafe when the topic has another number of partitions.
+    Replication is min(3, brokers) with ``min.insync.replicas`` 2 where there are 3 brokers. What a policy of the
+    brokers refuses is left to their defaults. What came out is read back, and a line of the log tells of each doubt.
+    A topic that is there needs no right to make one. Raises Unavailable when Kafka does not answer or refuses.
     """
     return await asyncio.to_thread(_ensure, settings, name, dict(config))
 
@@ -64,17 +87,11 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
     refused: list[KafkaError] = []
     with_admin = admin(settings, error_cb=lambda error: refused.append(error) if error.code() in _REFUSED else None)
     try:
-        found = _made(with_admin, settings, name, config)
+        return _made(with_admin, name, settings.partitions, config)
     except KafkaException as error:
         with_admin.poll(0)  # says why nobody answers
         reason = refused[-1] if refused else error.args[0]
         raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
-    if found.partitions != settings.partitions:
-        raise Unsafe(
-            f"topic {name} has {found.partitions} partitions and EVENT_STORE_PARTITIONS is {settings.partitions}: "
-            f"the number is fixed when a topic is made; set EVENT_STORE_PARTITIONS={found.partitions}"
-        )
-    return found
 
 
 async def ensure_beside(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
@@ -91,7 +108,7 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
         original = _describe(client, source)
         if original is None:
             raise Unavailable(f"Kafka at {settings.brokers}: topic {source} is gone")
-        found = _made(client, dataclasses.replace(settings, partitions=original.partitions), name, config)
+        found = _made(client, name, original.partitions, config)
         if found.partitions < original.partitions:
             grown = client.create_partitions([NewPartitions(name, original.partitions)], request_timeout=TIMEOUT_S)
             grown[name].result()
@@ -109,28 +126,75 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return None
         raise
+    replicas = min(len(partition.replicas) for partition in described.partitions)
+    config = _config(client, name)
+    return Topic(name, str(described.topic_id), len(described.partitions), config, replicas, len(cluster.brokers))
+
+
+def _config(client: AdminClient, name: str) -> dict[str, str]:
     resource = ConfigResource(ResourceType.TOPIC, name)
-    entries = client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result()
-    config = {key: entry.value for key, entry in entries.items() if entry.value is not None}
-    return Topic(name, str(described.topic_id), len(described.partitions), config)
-
-
-def _made(client: AdminClient, settings: Settings, name: str, config: dict[str, str]) -> Topic:
-    if (found := _describe(client, name)) is not None:
-        return found
-    brokers = len(client.list_topics(timeout=TIMEOUT_S).brokers)
-    config = {"unclean.leader.election.enable": "false"} | config
-    if brokers >= 3:
-        config["min.insync.replicas"] = "2"
-    new = NewTopic(name, settings.partitions, replication_factor=min(3, brokers), config=config)
     try:
-        client.create_topics([new], request_timeout=TIMEOUT_S)[name].result()
+        entries = client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result()
     except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another instance was faster
+        if error.args[0].code() not in _NO_RIGHT:
             raise
-    end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
-    while time.monotonic() < end:
-        if (found := _describe(client, name)) is not None:
-            return found
-        time.sleep(0.05)
-    raise Unavailable(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
+        log.warning("topic %s cannot be checked: the user has no right DescribeConfigs on it", name)
+        return {}
+    return {key: entry.value for key, entry in entries.items() if entry.value is not None}
+
+
+def _made(client: AdminClient, name: str, partitions: int, config: dict[str, str]) -> Topic:
+    wanted: dict[str, str] = {}
+    if (found := _describe(client, name)) is None:
+        brokers = len(client.list_topics(timeout=TIMEOUT_S).brokers)
+        wanted = config | ({"min.insync.replicas": "2"} if brokers >= 3 else {})
+        _create(client, name, partitions, min(3, brokers), wanted)
+        end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
+        while (found := _describe(client, name)) is None:
+            if time.monotonic() > end:
+                raise Unavailable(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
+            time.sleep(0.05)
+    for line in _doubts(found, wanted):
+        log.warning("%s", line)
+    return found
+
+
+def _create(client: AdminClient, name: str, partitions: int, replication: int, config: dict[str, str]) -> None:
+    """Make the topic with as much of ``config`` as the brokers take, or find that another instance was faster."""
+    left = dict(config)
+    while True:
+        new = NewTopic(name, partitions, replication_factor=replication, config=left)
+        try:
+            client.create_topics([new], request_timeout=TIMEOUT_S)[name].result()
+            return
+        except KafkaException as error:
+            code, text = error.args[0].code(), error.args[0].str()
+            if code == KafkaError.TOPIC_ALREADY_EXISTS:
+                return
+            if code in _NO_RIGHT:
+                raise Unavailable(
+                    f"topic {name} is not there, or the user has no right Describe on it: {text}; make it, or grant "
+                    "Describe and Create"
+                ) from None
+            # INVALID_CONFIG is a property that these brokers do not have.
+            if code not in (KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG) or (not left and replication < 0):
+                raise
+            refused = [key for key in left if key in text] or [*left]
+            log.info("topic %s: the brokers refuse %s: %s", name, ", ".join(refused) or "its replication", text)
+            if not refused:
+                replication = -1  # the default of the brokers
+            left = {key: value for key, value in left.items() if key not in refused}
+
+
+def _doubts(topic: Topic, wanted: Mapping[str, str]) -> list[str]:
+    """What is not as safe as it could be; ``wanted`` of a topic that was just made."""
+    lines = [topic.doubt(key, value) for key, value in topic.differs(wanted).items()]
+    if topic.replicas < min(3, topic.brokers):
+        lines.append(
+            f"topic {topic.name} has {topic.replicas} replicas and there are {topic.brokers} brokers: records are lost "
+            f"with their broker; raise its replication to {min(3, topic.brokers)}"
+        )
+    safe = {"unclean.leader.election.enable": "false"}
+    if topic.replicas >= 3 and topic.config.get("min.insync.replicas") == "1":
+        safe["min.insync.replicas"] = "2"
+    return lines + [topic.doubt(key, value) for key, value in topic.differs(safe).items() if key not in wanted]

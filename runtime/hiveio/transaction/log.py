@@ -107,6 +107,21 @@ class TransactionLog:
         events = await ensure_topic(s, s.written_topic, FOREVER)
         _check(found, _LOG_TOPIC)
         _check(events, FOREVER)
+        if found.partitions != s.partitions:
+            raise Unsafe(
+                f"topic {found.name} has {found.partitions} partitions and EVENT_STORE_PARTITIONS is {s.partitions}: "
+                f"the number is fixed when the log is made; set EVENT_STORE_PARTITIONS={found.partitions}"
+            )
+        if events.partitions < found.partitions:
+            raise Unsafe(
+                f"topic {events.name} has {events.partitions} partitions and the transaction log {found.partitions}: "
+                f"each partition of the log is published to its own; add partitions to {events.name}"
+            )
+        if events.partitions > found.partitions:
+            log.warning(
+                "topic %s has %d partitions and the transaction log %d: the rest of them is not used",
+                *(events.name, events.partitions, found.partitions),
+            )
         return found, events
 
     async def _pin(self, partition: int) -> None:
@@ -167,22 +182,13 @@ class TransactionLog:
         return not self._started or (self._tail.alive() and self._publishing.alive())
 
 
-_REASONS = {
-    "message.timestamp.type": "the clock of one instance would decide how long Idempotency-Keys are remembered",
-    "unclean.leader.election.enable": "records that were acknowledged would be lost with their broker",
-    "max.message.bytes": "a transaction would be refused after the command was performed",
-}
-
-
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:
     """A topic that others have made is one on which events stay. Raises Unsafe."""
-    wanted = {**needed, "unclean.leader.election.enable": "false"}
-    wrong = {name: value for name, value in wanted.items() if topic.config.get(name, value) != value}
+    wrong = topic.differs({**needed, "unclean.leader.election.enable": "false"})
     if int(topic.config.get("max.message.bytes", LARGEST)) < LARGEST:
         wrong["max.message.bytes"] = str(LARGEST)
     for name, value in wrong.items():
-        reason = _REASONS.get(name, "events would be lost")
-        raise Unsafe(f"topic {topic.name} has {name}={topic.config[name]}: {reason}; set {name}={value}")
+        raise Unsafe(topic.doubt(name, value))
 
 
 def _difference(found: Format, mine: Format) -> str:

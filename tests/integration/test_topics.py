@@ -1,0 +1,187 @@
+"""Topics: made with what is needed and no more, also where a policy refuses some of it; or taken as they are."""
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    ResourceType,
+)
+
+from hiveio.config import Settings
+from hiveio.kafka import topics
+from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
+from tests.integration.conftest import Make
+from tests.integration.topics import make_topic, read_all
+from tests.process import Role
+from tests.services import Kafka
+
+ACTOR = """
+from hiveio import Actor, Command, Event, Model
+
+class Deposit(Command):
+    amount: int
+class Deposited(Event):
+    amount: int
+class Account(Model):
+    balance: int = 0
+
+class AccountActor(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, account: Account | None, command: Deposit) -> Deposited:
+        return Deposited(command.amount)
+
+    def replay(self, account: Account | None, event: Deposited) -> Account:
+        return Account((account.balance if account else 0) + event.amount)
+"""
+TWO_TOPICS = """
+from hiveio import Actor, Event
+
+class Reading(Event):
+    value: float
+class Alarm(Event):
+    value: float
+
+class Readings(Actor):
+    path, topic = "/readings", "TOPIC-readings"
+
+    def perform(self, message: Reading) -> Reading:
+        return message
+
+class Alarms(Actor):
+    path, topic = "/alarms", "TOPIC-alarms"
+
+    def perform(self, message: Alarm) -> Alarm:
+        return message
+"""
+
+
+def own_config(brokers: str, topic: str) -> dict[str, str]:
+    """What stands on the topic itself."""
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    client = AdminClient({"bootstrap.servers": brokers})
+    entries = client.describe_configs([resource])[resource].result(30)
+    own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return {name: entry.value for name, entry in entries.items() if entry.source == own}
+
+
+def test_a_topic_is_made_with_what_is_needed_and_no_more(kafka: Kafka, topic: str, processor: Make) -> None:
+    with processor() as role:
+        assert httpx.post(role.url + "/accounts/1", json={"amount": 1}).status_code == 200
+        assert role.complaints() == []
+    assert own_config(kafka.brokers, topic) == FOREVER
+    assert own_config(kafka.brokers, f"{topic}.transactions") == FOREVER | {"message.timestamp.type": "LogAppendTime"}
+
+
+def test_a_property_that_the_brokers_refuse_is_left_out(
+    kafka: Kafka, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = Settings(brokers=kafka.brokers, partitions=2)
+    made = asyncio.run(ensure_topic(settings, topic, FOREVER | {"flush.ms": "-5"}))
+    assert (made.partitions, made.replicas, made.differs(FOREVER)) == (2, 1, {})
+    assert own_config(kafka.brokers, topic) == FOREVER
+    lines = [record.getMessage() for record in caplog.records if record.name == "hiveio.kafka"]
+    assert any("the brokers refuse flush.ms" in line for line in lines)
+    assert any(line.startswith(f"topic {topic} has flush.ms=9") and line.endswith("set flush.ms=-5") for line in lines)
+
+
+class Strict:
+    """An AdminClient of brokers with a policy: ``allows`` says what of replication and properties it takes."""
+
+    def __init__(self, allows: Any) -> None:
+        self.allows, self.asked = allows, 0
+
+    def create_topics(self, new: list[Any], request_timeout: float) -> dict[str, Any]:
+        self.asked += 1
+        refusal = self.allows(new[0].replication_factor, new[0].config)
+        future: asyncio.Future[None] = asyncio.Future(loop=asyncio.new_event_loop())
+        if refusal:
+            future.set_exception(KafkaException(KafkaError(KafkaError.POLICY_VIOLATION, refusal)))
+        else:
+            future.set_result(None)
+        future.get_loop().close()
+        return {new[0].topic: future}
+
+
+@pytest.mark.parametrize(
+    ("allows", "asked"),
+    [
+        (lambda replication, config: "", 1),
+        (lambda replication, config: "retention.bytes is ours" if "retention.bytes" in config else "", 2),
+        (lambda replication, config: "no properties here" if config else "", 2),
+        (lambda replication, config: "replication is ours" if replication > 0 else "", 3),
+        (lambda replication, config: "no topics here", 3),
+    ],
+)
+def test_what_a_policy_refuses_is_left_to_the_brokers_and_the_end_is_bounded(allows: Any, asked: int) -> None:
+    client: Any = Strict(allows)
+    if allows(-1, {}):
+        with pytest.raises(KafkaException, match="no topics here"):
+            topics._create(client, "t", 1, 3, FOREVER)
+    else:
+        topics._create(client, "t", 1, 3, FOREVER)
+    assert client.asked == asked
+
+
+def test_each_doubt_about_a_topic_has_its_line() -> None:
+    config = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1", "retention.ms": "1000"}
+    lines = topics._doubts(Topic("t", "id", 1, config, 3, 5), {"retention.ms": "-1"})
+    assert [line.partition(": ")[0] for line in lines] == [
+        "topic t has retention.ms=1000",
+        "topic t has unclean.leader.election.enable=true",
+        "topic t has min.insync.replicas=1",
+    ]
+    (line,) = topics._doubts(Topic("t", "id", 1, {}, 1, 3), {})
+    assert line.startswith("topic t has 1 replicas and there are 3 brokers")
+    assert line.endswith("to 3")
+    assert topics._doubts(Topic("t", "id", 1, {"min.insync.replicas": "1"}, 1, 1), {}) == []
+
+
+def test_topics_of_one_producer_may_have_different_partitions(kafka: Kafka, topic: str) -> None:
+    for kind, partitions in (("readings", 2), ("alarms", 5)):
+        make_topic(kafka.brokers, f"{topic}-{kind}", partitions)
+    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_PARTITIONS": "3"}
+    with Role("producer", environ, actor=TWO_TOPICS.replace("TOPIC", topic)) as role:
+        for kind in ("readings", "alarms"):
+            answer = httpx.post(f"{role.url}/{kind}", json={"value": 1})
+            assert answer.headers["hive-position"].startswith(f"{topic}-{kind}/")
+        assert role.complaints() == []
+
+
+def test_an_event_topic_that_has_grown_is_written_as_before(kafka: Kafka, topic: str, processor: Make) -> None:
+    def deposit(role: Any) -> None:
+        for number in range(20):
+            assert httpx.post(f"{role.url}/accounts/{number}", json={"amount": 1}).status_code == 200
+
+    with processor(EVENT_STORE_PARTITIONS="2") as role:
+        deposit(role)
+    client = AdminClient({"bootstrap.servers": kafka.brokers})
+    client.create_partitions([NewPartitions(topic, 5)])[topic].result(30)
+    with processor(EVENT_STORE_PARTITIONS="2") as role:
+        deposit(role)
+        assert httpx.get(role.url + "/accounts/7").json()["payload"] == {"balance": 2}
+        (line,) = role.complaints()
+        assert line["message"] == (
+            f"topic {topic} has 5 partitions and the transaction log 2: the rest of them is not used"
+        )
+    places: dict[bytes, set[int]] = {}
+    for message in read_all(kafka.brokers, topic):
+        places.setdefault(message.key() or b"", set()).add(message.partition() or 0)
+    assert len(places) == 20
+    assert all(len(partitions) == 1 and partitions <= {0, 1} for partitions in places.values())
+
+
+def test_an_event_topic_with_too_few_partitions_stops_the_start(kafka: Kafka, topic: str, processor: Make) -> None:
+    make_topic(kafka.brokers, topic, 1, FOREVER)
+    with processor(wait=False, EVENT_STORE_PARTITIONS="2") as role:
+        assert role.ended(30) == 20, role.text()
+    assert f"add partitions to {topic}" in role.text()
