@@ -14,6 +14,8 @@ SHORT = {
     "ask-closes",
     "c1-compare-offset",
     "c1-compare-whole-one-record",
+    "c2-healed-by-another-record",
+    "c2-unfolded-dropped",
     "h1-chain-by-head-one-try",
     "h1-chain-by-version",
     "h3-refusal-recorded",
@@ -289,15 +291,42 @@ for mode, expect in (("once", "NoHalf"), ("twice", "NoHalf"), ("index", None)):
 
 # -- Cache.tla
 
-for name, compare, length, found in (
-    ("c1-compare-none", "none", 2, "CacheTrue"),
-    ("c1-compare-offset", "offset", 2, "CacheTrue"),
-    ("c1-compare-whole", "whole", 2, None),
-    ("c1-compare-whole-one-record", "whole", 1, None),
-):
-    parts = {"Masters": {"m1", "m2"}, "MaxLen": length, "MaxTopic": 2, "Compare": compare}
-    parts["Appliers"] = {"A", "B"} if found else {"A"}
-    SCENARIOS.append(Scenario(name, "Cache", parts, ("CacheTrue",), expect=found, short=name in SHORT))
+CACHE = ("CacheTrue", "HeadTrue", "EntryTrue", "AbleReads")
+
+
+def cache(
+    name: str,
+    *,
+    expect: str | None = None,
+    invariants: Sequence[str] = CACHE,
+    can: Mapping[str, set[int]],
+    **flags: Any,
+) -> None:
+    """``can``: the records that each applier folds."""
+    constants = {
+        "Masters": {"m1", "m2"},
+        "Appliers": set(can),
+        "MaxLen": 2,
+        "MaxTopic": 2,
+        "Compare": "whole",
+        "Touch": {1, 2},
+        "Can": dict(can),
+        "Unfolded": "keep",
+    } | flags
+    SCENARIOS.append(Scenario(name, "Cache", constants, tuple(invariants), expect=expect, short=name in SHORT))
+
+
+BOTH: dict[str, set[int]] = {"A": {1, 2}, "B": {1, 2}}
+cache("c1-compare-none", can=BOTH, Compare="none", expect="CacheTrue", invariants=["CacheTrue"])
+cache("c1-compare-offset", can=BOTH, Compare="offset", expect="CacheTrue", invariants=["CacheTrue"])
+cache("c1-compare-whole", can={"A": {1, 2}})
+cache("c1-compare-whole-one-record", can={"A": {1}}, MaxLen=1)
+# c2: two versions share a cache, and one of them cannot fold a record. What it does with its events
+TWO: dict[str, set[int]] = {"Old": {1, 3}, "New": {1, 2, 3}}
+cache("c2-unfolded-dropped", can=TWO, MaxTopic=1, Unfolded="drop", expect="AbleReads", invariants=["AbleReads"])
+cache("c2-unfolded-kept", can=TWO)
+cache("c2-unfolded-kept-one-master", can=TWO, Masters={"m1"}, MaxLen=3, MaxTopic=1, Touch={1, 2, 3})
+cache("c2-healed-by-another-record", can=TWO, Masters={"m1"}, MaxLen=3, MaxTopic=1)
 
 # -- Reads.tla: the levels of consistency
 
