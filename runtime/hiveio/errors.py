@@ -270,6 +270,15 @@ class Unavailable(Problem):
         super().__init__(detail, headers={"Retry-After": str(retry_after)}, **members)
 
 
+class Quarantined(Unavailable):
+    """What the request needs has events that this version of the service cannot fold. Nothing happened."""
+
+    title = "Aggregate Unavailable"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, retry_after=10)
+
+
 class Unknown(Problem):
     """The deadline passed and the outcome is not known: it may have happened, or may happen still. Ask with the id."""
 

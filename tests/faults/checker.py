@@ -342,10 +342,8 @@ def _check_cache(fold: Fold, evidence: Evidence) -> Iterator[Finding]:
         if text is None:
             yield Finding(6, name, f"at version {timeline.version} and not in the cache (watermark {offset})")
             continue
-        version, head, snapshot = text.split(b" ", 2)
-        state = json.loads(snapshot) if snapshot else None
         wanted = (timeline.version, timeline.head, plain(timeline.states[-1]))
-        if (int(version), head.decode(), state) != wanted:
+        if _stored(fold, name, text) != wanted:
             yield Finding(6, name, f"the cache has {text!r} at {offset}, the fold {wanted}")
     for at in range(cache.floor * BITS, fold.next):
         bits = cache.bits.get(at // BITS, b"")
@@ -353,6 +351,17 @@ def _check_cache(fold: Fold, evidence: Evidence) -> Iterator[Finding]:
         if (byte < len(bits) and bool(bits[byte] >> (7 - bit) & 1)) != fold.verdicts[at]:
             yield Finding(6, f"verdict {at}", f"by the fold it is {'accepted' if fold.verdicts[at] else 'void'}")
     yield from _check_ids(fold, cache.ids)
+
+
+def _stored(fold: Fold, name: str, text: bytes) -> tuple[int, str, Any]:
+    """Version, head and state by an entry of the cache, with the events folded that an older version could not."""
+    version, head, snapshot = text.split(b" ", 2)
+    events: list[dict[str, Any]] = []
+    if snapshot.startswith(b"~"):
+        _, size, rest = snapshot[1:].split(b" ", 2)
+        snapshot, events = rest[: int(size)], json.loads(b"[%s]" % rest[int(size) :])
+    state = fold.replayed(name, snapshot, events) if events else json.loads(snapshot) if snapshot else None
+    return int(version), head.decode(), state
 
 
 def _check_ids(fold: Fold, ids: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Serves as images/stream-processor does, built wrong on purpose: ``HIVEIO_BROKEN`` lists how.
 
-``lockless`` breaks nothing that may count: safety does not depend on locks.
+``lockless`` breaks nothing that may count: safety does not depend on locks. ``older`` is no fault but an older version.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from confluent_kafka import KafkaError, Message, Producer
 
 import hiveio.kafka.delivery
 import hiveio.transaction.view
+from hiveio.actor import Actor, Contract
+from hiveio.envelope import Codec
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import Tail
 from hiveio.process import serve
@@ -79,11 +81,24 @@ def applies_blindly() -> None:
     cache._APPLY.text = cache._APPLY.text.replace(line, "")
 
 
+def older() -> None:
+    """A version before ``Witnessed`` was added. The models are the same, so it shares the cache with today's."""
+    original = Contract.__init__
+
+    def init(self: Contract, kind: type[Actor]) -> None:
+        original(self, kind)
+        if self.events.pop("Witnessed", None) is not None:
+            self.event_codec = Codec(self.events.values(), strict=False)
+
+    setattr(Contract, "__init__", init)  # noqa: B010
+
+
 WAYS = {
     "lockless": lockless,
     "report": acknowledges_on_report,
     "rule": accepts_everything,
     "apply": applies_blindly,
+    "older": older,
 }
 
 if __name__ == "__main__":

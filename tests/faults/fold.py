@@ -128,6 +128,14 @@ class Fold:
         self.findings: list[Finding] = []
         self._transactions: dict[str, int] = {}
 
+    def replayed(self, name: str, snapshot: bytes, events: list[dict[str, Any]]) -> Any:
+        """The JSON of a state after these events, from the JSON of the one before."""
+        kind = type(self.aggregates[name].states[-1])
+        state = msgspec.json.decode(snapshot, type=kind) if snapshot else None
+        for event in events:
+            state = self._replays[name.partition("/")[0]](state, event)
+        return plain(state)
+
     def take(self, record: Record) -> bool:
         """The verdict on the next record."""
         if record.offset != self.next:

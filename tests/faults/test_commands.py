@@ -1,17 +1,19 @@
-"""Faults 28, 29 and 33 to 35: skew, readers, storms, everything gone at once, and a log that cannot be folded."""
+"""Faults 28, 29, 33 to 35 and 47: skew, readers, storms, everything gone at once, and what cannot be folded."""
 
 import asyncio
 import itertools
 import json
 import shutil
+import urllib.request
 from typing import Any
 
 import pytest
 
 from tests.faults.checker import Told
-from tests.faults.evidence import log_of
+from tests.faults.evidence import log_of, messages
 from tests.faults.fold import Fold
 from tests.faults.stage import Broker, Stage, until
+from tests.services import HOST
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 
@@ -101,14 +103,11 @@ async def test_34_everything_is_killed_at_once(broker: Broker) -> None:
 
 
 @pytest.mark.fault(35)
-@pytest.mark.parametrize("what", ["no record", "replay raises"])
-async def test_35_a_record_that_cannot_be_folded(broker: Broker, what: str) -> None:
+async def test_35_a_record_that_is_none_stops_the_scope(broker: Broker) -> None:
     with Stage(broker) as stage:
         last = await stage.accepted("Deposit", "Account/a", amount=10)
         await until(lambda: stage.watermark() > (last.position or 0), "applied")
-        event = {"type": "Deposited", "payload": {"amount": "much", "marker": "m"}}
-        bad = {"kind": "commit", "command": ["Account/b", "k"], "writes": [["Account/b", "", 0, [event]]]}
-        stage.append("bad", b"\xff{" if what == "no record" else json.dumps(bad).encode())
+        stage.append("bad", b"\xff{")
         offset = (last.position or 0) + 1
         for instance in stage.instances:
             await until(lambda i=instance: not i.is_ready(), "stopped", to_thread=True)  # type: ignore[misc]
@@ -117,9 +116,108 @@ async def test_35_a_record_that_cannot_be_folded(broker: Broker, what: str) -> N
         for number in range(2):
             call = await stage.send("Deposit", "Account/c", at=number, amount=1)
             assert call.status == 503
+            assert not internals(stage, call.answer["detail"])
         assert stage.watermark() == offset  # and no further
         # A new one stops at the same place.
         stage.victim.kill()
         stage.victim.launch()
         await until(lambda: f"/0/{offset}" in stage.victim.why(), "stopped again", to_thread=True)
         assert stage.watermark() == offset
+
+
+@pytest.mark.fault(35)
+async def test_35_an_event_that_replay_raises_for_concerns_its_aggregate(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        good, ill = (
+            {"type": "Deposited", "payload": {"amount": amount, "marker": "m"}} for amount in (1, "much and /0/2")
+        )
+        writes = [["Account/a", "", 0, [good]], ["Account/b", "", 0, [ill]]]
+        stage.append("bad", json.dumps({"kind": "commit", "command": ["Account/a", "k"], "writes": writes}).encode())
+        (offset,) = [record.offset for record in log_of(stage.direct.brokers, stage.log_topic) if record.tx == "bad"]
+
+        async def told(number: int) -> None:
+            """What an instance says: of this aggregate, of others, and to whoever operates it."""
+            call = await stage.accepted("Deposit", "Account/a", at=number, amount=10)
+            assert (await stage.read("Account/a", number)).answer["balance"] % 10 == 1
+            await until(lambda: stage.watermark() > (call.position or 0), "applied")
+            for command in (
+                await stage.send("Deposit", "Account/b", at=number, amount=1),
+                await stage.send("Transfer", "Account/a", at=number, to="b", amount=1),
+            ):
+                assert command.status == 503
+                assert not internals(stage, command.answer["detail"])
+            answer = await stage.ask("GET", "/accounts/b", number)
+            assert answer is not None
+            assert (answer.status, answer.headers["retry-after"]) == (503, "10")
+            instance = stage.instances[number]
+            assert instance.is_ready()
+            (critical,) = map(json.loads, instance.lines('"critical"'))
+            fields = [critical[name] for name in ("topic", "partition", "offset", "aggregate")]
+            assert fields == [stage.log_topic, 0, offset, "Account/b"]
+            (shown,) = json.loads(instance.why())["checks"][0]["quarantined"]
+            assert (shown["aggregate"], shown["offset"]) == ("Account/b", offset)
+
+            def gauge() -> bool:
+                with urllib.request.urlopen(f"http://{HOST}:{instance.port}/metrics", timeout=5) as answer:
+                    return 'hiveio_quarantined_aggregates{scope="0"} 1.0' in answer.read().decode()
+
+            await until(gauge, "shown", to_thread=True)
+
+        await told(0)
+        await told(1)
+        # A new one has not folded it, and knows it from the cache.
+        await stage.start()
+        await stage.ready()
+        await told(0)
+        values = [message.value() or b"" for message in messages(stage.direct.brokers, stage.topic)]
+        assert [value for value in values if b"much" in value], "it is published like any other"
+        verified = await asyncio.to_thread(stage.verify)
+        assert verified.returncode == 0, verified.stdout
+        assert f"Account/b is quarantined: {stage.log_topic}/0/{offset}" in verified.stdout
+
+
+@pytest.mark.fault(47)
+async def test_47_an_older_version_does_not_know_an_event(broker: Broker) -> None:
+    """The newer one dies at work, so the older one applies what it cannot fold; then both work side by side, with one
+    cache; then the newer one goes, and the older one is all there is."""
+    with Stage(broker, broken=("", "older"), points={"judged": "KILL:Account/w0"}) as stage:
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        old = stage.instances[1]
+        async with stage.load(8):
+            dying = stage.sending("Witness", "Account/w0", of=["a"])
+            await until(lambda: not stage.victim.is_awake(), "killed")
+            assert (await dying).told is Told.UNKNOWN
+            await until(lambda: old.lines("Account/w0 is quarantined"), "in quarantine")
+            assert old.is_ready()
+            refused = await stage.send("Deposit", "Account/w0", at=1, amount=1)
+            assert refused.status == 503
+            assert not internals(stage, refused.answer["detail"])
+            for number in range(3):  # others do not notice
+                await stage.accepted("Deposit", f"Account/a{number}", at=1, amount=1)
+            await stage.start()
+            await stage.ready()
+            # The newer one goes on from where the older one stopped, and what it has folded serves both.
+            await stage.accepted("Deposit", "Account/w0", at=0, amount=1)
+            await stage.accepted("Deposit", "Account/w0", at=1, amount=1)
+            for number in range(20):
+                await stage.accepted("Witness", f"Account/w{number % 3}", at=0, of=["a"])
+                await stage.accepted("Deposit", f"Account/a{number % 3}", at=1, amount=1)
+        for number in range(3):
+            await stage.accepted("Deposit", f"Account/w{number}", at=0, amount=1)
+            await stage.accepted("Deposit", f"Account/w{number}", at=1, amount=1)
+        # Back to the older one alone: what the newer one has applied is there for it.
+        await asyncio.to_thread(stage.victim.kill)
+        for number in range(3):
+            await stage.accepted("Deposit", f"Account/w{number}", at=1, amount=1)
+        await stage.start()
+        told = {call.status: call.answer for call in stage.workload.history if call.status not in (200, 422)}
+        assert set(told) <= {409, 503, 504}
+        others = [c.answer for c in stage.workload.history if c.status == 503 and "/w" not in c.target]
+        assert not [answer for answer in others if internals(stage, str(answer))]
+        await stage.well("Account/w0", "Account/w1", faults=20)
+        assert not [line for instance in stage.instances for line in instance.lines('"traceback"')]
+
+
+def internals(stage: Stage, text: str) -> list[str]:
+    """What a client has no business with: places in the log, somebody else's aggregate, the text of an exception."""
+    return [part for part in (stage.log_topic, "Account/", "offset", "Error", "much", "Witnessed") if part in text]

@@ -7,6 +7,7 @@ import pytest
 
 from hiveio.transaction import view
 from hiveio.transaction.cache import Entry
+from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rule import Window
 from hiveio.transaction.view import View
 
@@ -24,7 +25,7 @@ class Counting(OrderedDict[str, Entry]):
 
 def test_the_oldest_are_forgotten_and_only_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "AGGREGATES", 1_000)
-    scope = View({}, "log/0", Window(10, 0))
+    scope = View({}, Quarantine("log", 0), Window(10, 0))
     scope.entries = entries = Counting()
     for number in range(1_010):
         scope.keep(f"Tally/{number}", Entry(at=number))

@@ -56,6 +56,8 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         await check.strangers()
         events.rest(check.offset)
     finally:
+        for name, held in fold.quarantine.held.items():
+            print(f"{name} is quarantined: {fold.log.where}/{held.offset} cannot be folded: {held.reason}")
         for line in found.lines:
             print(line)
         if found.count > len(found.lines):
@@ -64,6 +66,7 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         events.close()
     aggregates = sum(1 for entry in fold.view.entries.values() if entry.head)
     told = "no difference" if not found.count else f"{found.count} differences"
+    told += f", {len(fold.quarantine.held)} quarantined" if fold.quarantine.held else ""
     print(
         f"{fold.log.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
         f"{events.published:,} events published: {told}",

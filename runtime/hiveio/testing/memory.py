@@ -124,6 +124,7 @@ class _Generation:
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
         self.entries: dict[str, bytes] = {}
+        self.unfolded: set[str] = set()
         self.ids: dict[str, str] = {}
         self.verdicts: dict[int, str] = {}
 
@@ -191,12 +192,14 @@ class MemoryCache(Cache):
         ids: Sequence[tuple[str, str]],
         window: Window,
         published: int,
+        unfolded: Sequence[str],
     ) -> bytes:
         def script() -> bytes:
             scope = self._scopes.get(partition)
             if scope is None or scope.watermark != base:
                 return self._stands(partition)
             scope.entries.update(entries)
+            scope.unfolded = scope.unfolded - dict(entries).keys() | set(unfolded)
             scope.ids.update(ids)
             scope.verdicts.update(enumerate(verdicts, base.offset))
             gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
@@ -226,6 +229,10 @@ class MemoryCache(Cache):
 
     async def forget(self, partition: int, generation: str) -> None:
         pass  # gone with its _Generation
+
+    async def unfolded(self, partition: int, generation: str) -> set[str]:
+        scope = self._scopes.get(partition)
+        return set(scope.unfolded) if scope else set()
 
     async def check(self) -> None:
         pass

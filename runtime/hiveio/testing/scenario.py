@@ -118,8 +118,11 @@ class Scenario:
         before = len(self._log.partitions[0])
         async with Service(*self._kinds.values(), log=self._log) as service:
             async with _opened(self._kinds.values()):
-                if broken := service.transactions.scopes[0].failed:
-                    raise AssertionError(self._faults[0] if self._faults else f"what was given: {broken}")
+                scope = service.transactions.scopes[0]
+                broken = [f"{name} cannot be folded: {held.reason}" for name, held in scope.quarantine.held.items()]
+                if scope.failed or broken:
+                    told = [*self._faults, *(f"what was given: {text}" for text in (scope.failed, *broken) if text)]
+                    raise AssertionError(told[0])
                 try:
                     answer = await service.submit(
                         contract.kind, id, message, key=key, if_match=if_match, meta=meta, headers=headers

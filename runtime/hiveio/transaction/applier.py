@@ -109,7 +109,13 @@ class Applier:
         last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
         to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
         names = dict.fromkeys([name for judged in group for name in judged.touched])
-        entries = [(name, scope.view.entries[name].text) for name in names]
+        if (quarantine := scope.view.quarantine).healed:
+            names |= dict.fromkeys([name for name in quarantine.healed if self._known(name, to.offset)])
+            quarantine.healed.clear()
+        found = [(name, scope.view.entries[name]) for name in names]
+        entries = [(name, entry.text) for name, entry in found]
+        unfolded = [name for name, entry in found if entry.tail]
+        unfolded += [f"{actor}/" for actor in quarantine.strangers]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
         if faults.armed:
@@ -117,10 +123,15 @@ class Applier:
                 faults.hit("applying", name)
         began, self._began = time.monotonic(), self._loop.time()
         stands = await self._cache.apply(
-            scope.partition, base, to, verdicts, entries, ids, self._window, self.published
+            scope.partition, base, to, verdicts, entries, ids, self._window, self.published, unfolded
         )
         self._times.observe(time.monotonic() - began)
         scope.saw(stands)
         if faults.armed:
             for name in names:
                 faults.hit("applied", name)
+
+    def _known(self, name: str, offset: int) -> bool:
+        """Whether the view has the aggregate as it stands at this offset, folded."""
+        entry = self._scope.view.entry(name)
+        return entry is not None and not entry.tail and entry.at <= offset

@@ -5,7 +5,10 @@ The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>}``, whose braces
 
 =============================== ==============================================================================
 ``<mark>``                      the watermark: ``offset|time|topic id|generation|transaction id before it``
-``<mark>:<gen>:a:<aggregate>``  ``version head snapshot``
+``<mark>:<gen>:a:<aggregate>``  ``version head snapshot``, or, where events could not be folded into the snapshot,
+                                ``version head ~offset size snapshot events``: the first of their records, and the
+                                bytes of the snapshot (nothing stands between it and the events)
+``<mark>:<gen>:unfolded``       set: the aggregates that have such events, and ``<actor>/`` of actors not known here
 ``<mark>:<gen>:ids``            hash: command id → ``offset:time:keyed``
 ``<mark>:<gen>:order:<keyed>``  list: the same, oldest first, to forget by
 ``<mark>:<gen>:verdicts:<n>``   bitmap of 65,536 verdicts; ``…:floor``: the first that is kept
@@ -65,6 +68,9 @@ class Entry(Struct):
     """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it. That of a record which
     is not read back has the ``at`` of the entry that it was performed on.
 
+    ``tail`` are events, as JSON with commas between, that could not be folded into the snapshot by whoever applied
+    them; the first one's record is at ``since``. ``fault`` says why this instance cannot: its ``state`` is None then.
+
     ``state`` is None for an aggregate that never was. An entry whose ``head`` is None says only that the aggregate
     was touched by a record that others applied: what it is now stands in the cache from ``at`` on.
     """
@@ -74,13 +80,36 @@ class Entry(Struct):
     state: Any = None
     snapshot: bytes = b""
     at: int = 0
+    tail: bytes = b""
+    since: int = 0
+    fault: str = ""
 
     @property
     def text(self) -> bytes:
-        return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
+        if not self.tail:
+            return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
+        head, size = (self.head or "").encode(), len(self.snapshot)
+        return b"%d %s ~%d %d %s%s" % (self.version, head, self.since, size, self.snapshot, self.tail)
+
+    @classmethod
+    def parse(cls, text: bytes, at: int) -> "Entry":
+        """As it stands in the cache; its state is not decoded yet."""
+        version, head, snapshot = text.split(b" ", 2)
+        if snapshot[:1] != b"~":  # no JSON begins like that
+            return cls(int(version), head.decode(), None, snapshot, at)
+        since, bytes, rest = snapshot[1:].split(b" ", 2)
+        size = int(bytes)
+        return cls(int(version), head.decode(), None, rest[:size], at, rest[size:], int(since))
+
+    @property
+    def events(self) -> list[msgspec.Raw]:
+        """Those of ``tail``."""
+        return _raws(b"[%s]" % self.tail)
 
 
 _pack = msgspec.msgpack.Encoder().encode
+_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
+LAYOUT = 2  # of what stands in the cache; another one is another cache
 
 Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
 
@@ -91,7 +120,7 @@ def fingerprint(contracts: Iterable[Contract]) -> str:
         (c.name, c.kind.schema_version, msgspec.json.schema(c.model) if c.model else None)
         for c in sorted(contracts, key=lambda contract: contract.name)
     ]
-    return f"{zlib.crc32(msgspec.json.encode(meaning, order='deterministic')):08x}"
+    return f"{zlib.crc32(msgspec.json.encode((LAYOUT, meaning), order='deterministic')):08x}"
 
 
 class Cache:
@@ -134,11 +163,15 @@ class Cache:
         ids: Sequence[tuple[str, str]],
         window: Window,
         published: int,
+        unfolded: Sequence[str],
     ) -> bytes:
-        """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then."""
+        """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then.
+
+        ``unfolded``: those of the entries that have events beside their snapshot, and ``<actor>/`` of unknown actors.
+        """
         # Two arguments and not two thousand: the client encodes each by itself.
         snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua knows no bin
-        packed = (_pack(snapshots), _pack([part for id in ids for part in id]))
+        packed = (_pack(snapshots), _pack([part for id in ids for part in id]), _pack(unfolded))
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
         return bytes(stands)
@@ -179,6 +212,11 @@ class Cache:
                 yield key.decode("utf-8", "replace").removeprefix(prefix)
             if int(cursor) == 0:
                 return
+
+    async def unfolded(self, partition: int, generation: str) -> set[str]:
+        """The aggregates that have events beside their snapshot, and ``<actor>/`` of actors not known here."""
+        found = await self.redis.execute("SMEMBERS", f"{self.mark(partition)}:{generation}:unfolded")
+        return {name.decode("utf-8", "replace") for name in found}
 
     async def check(self) -> None:
         """Raises Unsafe for a Redis that may evict keys, Unavailable when it does not answer."""

@@ -18,6 +18,7 @@ from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Problem, SeveralScopes
 from hiveio.headers import traceparent
 from hiveio.transaction.cache import Entry
+from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import Known
 from hiveio.transaction.scope import Scope
@@ -120,7 +121,10 @@ class Reading:
             if name not in self.runs:
                 run = self.runs[name] = self._engine.run(self._command.scope, name)
                 run.guests += 1
-            self.entries[name] = await self.runs[name].visit()
+            entry = await self.runs[name].visit()
+            if entry.fault:
+                raise refusal_of_another()
+            self.entries[name] = entry
         return self._state(self._engine.by_kind[actor], name)
 
     def emit(self, actor: type[Actor], id: str, event: Event) -> None:

@@ -36,13 +36,15 @@ from hiveio.transaction.command import Command, Token, fresh_ids
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.metrics import Tally
 from hiveio.transaction.outcome import Outcomes
+from hiveio.transaction.pending import Pending
 from hiveio.transaction.performer import Performer
 from hiveio.transaction.proof import Consistency, Proofs
+from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
 from hiveio.transaction.record import Barrier, CommandId, aggregate
 from hiveio.transaction.rule import Known, scope_of
 from hiveio.transaction.run import IDLE, QUEUE, Run
-from hiveio.transaction.scope import Pending, Scope
+from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.engine")
 
@@ -98,14 +100,16 @@ class Engine:
         """Take a command. Its future ends with its outcome or a Problem, at REQUEST_TIMEOUT at the latest."""
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
-            raise Unavailable(scope.state)
+            raise scope.unavailable()
         if away := self.cache.away:
             raise Unavailable(away)
         if scope.late:
-            raise Unavailable(f"verdicts of {scope.where} are late: try again later")
+            raise Unavailable("the log is slow to answer: try again later")
         if self._open >= COMMANDS:
             raise Unavailable(f"{COMMANDS} commands are in work: try again later")
         name, key = aggregate(contract.name, envelope.id), envelope.key
+        if name in scope.quarantine.held and key is None:  # with a key it may be on record
+            raise refusal(name)
         run = self.run(scope, name)
         if len(run.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {name}: try again later")
@@ -132,7 +136,7 @@ class Engine:
         current = error is None and command.scope.saw(future.result()[0])  # which closes what waits for an apply
         run.expected -= 1
         if not current:
-            self.fail(command, Unavailable(str(error) if error else command.scope.state))
+            self.fail(command, Unavailable(str(error)) if error else command.scope.unavailable())
         elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
             self.task(self._repeat(command, found))
         else:
@@ -145,7 +149,7 @@ class Engine:
         """The state and version of an aggregate. Raises NotFound if it never was, Unavailable."""
         scope = self.scopes[self.partition(contract, id)]
         if not scope.ready:
-            raise Unavailable(scope.state)
+            raise scope.unavailable()
         name = aggregate(contract.name, id)
         return await read(scope, self.cache, name, consistency, self._timeout_s, self.retry_delay_s)
 
@@ -159,7 +163,7 @@ class Engine:
             raise NotFound(f"there is no transaction {token[:80]!r}") from None
         scope = self.scopes[self.partition(contract, asked.id)]
         if not scope.ready:
-            raise Unavailable(scope.state)
+            raise scope.unavailable()
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._outcomes.told(scope, asked.command, asked.since)

@@ -178,6 +178,12 @@ class TransactionLog:
             return error.detail
         return None
 
+    def details(self) -> dict[str, Any]:
+        """What /readyz?verbose says of aggregates that are set aside."""
+        held = [each for scope in self.scopes for each in scope.quarantine.listed()]
+        strangers = sorted({actor for scope in self.scopes for actor in scope.quarantine.strangers})
+        return ({"quarantined": held} if held else {}) | ({"actors_not_here": strangers} if strangers else {})
+
     def alive(self) -> bool:
         return not self._started or (self._tail.alive() and self._publishing.alive())
 

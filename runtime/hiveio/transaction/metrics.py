@@ -23,6 +23,12 @@ _unapplied = Gauge(
 _unpublished = Gauge(
     "hiveio_publisher_lag_records", "Records judged and not published", ["scope"], multiprocess_mode="livemax"
 )
+_quarantined = Gauge(
+    "hiveio_quarantined_aggregates",
+    "Aggregates that this version cannot fold and refuses",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
 
 
@@ -50,10 +56,10 @@ class Lags:
     """How far one scope is behind."""
 
     def __init__(self, scope: int) -> None:
-        self._gauges = [gauge.labels(str(scope)) for gauge in (_behind, _unapplied, _unpublished)]
+        self._gauges = [gauge.labels(str(scope)) for gauge in (_behind, _unapplied, _unpublished, _quarantined)]
 
-    def set(self, behind: int, unapplied: int, unpublished: int) -> None:
-        for gauge, value in zip(self._gauges, (behind, unapplied, unpublished), strict=True):
+    def set(self, behind: int, unapplied: int, unpublished: int, quarantined: int) -> None:
+        for gauge, value in zip(self._gauges, (behind, unapplied, unpublished, quarantined), strict=True):
             gauge.set(max(0, value))
 
 

@@ -11,9 +11,10 @@ from hiveio.kafka.tail import LogReader
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import Command, answer_body
+from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
 from hiveio.transaction.rule import Known
-from hiveio.transaction.scope import Pending, Scope
+from hiveio.transaction.scope import Scope
 
 FORGOTTEN = "too many records or too much time ago: its id is remembered no more; `hiveio transaction` reads the log"
 
@@ -90,7 +91,7 @@ class Outcomes:
         scope.applier.when_applied(await settled, applied.set, soon=True)
         await applied.wait()
         if (found := await self._on_record(scope, command)) is None:
-            raise Unavailable(scope.state or "the cache is being folded anew")
+            raise scope.unavailable()
         return found
 
     async def close(self, command: Command, problem: Conflict) -> Known:

@@ -12,9 +12,10 @@ from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.command import Command, Reading, answer_body
+from hiveio.transaction.pending import Pending
+from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.record import Commit, Read, Write
 from hiveio.transaction.run import OPEN, Run, Taken
-from hiveio.transaction.scope import Pending
 
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
@@ -59,6 +60,8 @@ class Performer:
 
     def _invoke(self, command: Command, reading: Reading) -> Any:
         contract, envelope = command.contract, command.envelope
+        if reading.entries[command.target].fault:
+            raise refusal(command.target)
         if envelope.if_match is not None and envelope.if_match != reading.version:
             raise VersionMismatch(f"{command.target} is at version {reading.version}", version=reading.version)
         context = envelope.context(reading.version) if contract.wants_context else None

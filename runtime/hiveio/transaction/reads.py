@@ -7,6 +7,7 @@ from typing import Any
 from hiveio.errors import NotFound, Unavailable
 from hiveio.transaction.cache import Cache, Entry
 from hiveio.transaction.proof import Consistency
+from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.scope import Scope
 
 
@@ -22,7 +23,7 @@ async def read(
                 entry = scope.view.entry(name)
             while entry is None:
                 if not scope.ready:
-                    raise Unavailable(scope.state)
+                    raise scope.unavailable()
                 stands, (text, _) = await cache.begin(scope.partition, name)
                 if scope.saw(stands) and scope.ready:
                     entry = scope.view.reconcile(name, int(stands.partition(b"|")[0]), text)
@@ -30,6 +31,8 @@ async def read(
                     await asyncio.sleep(pause_s())
     except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
         raise Unavailable(f"{name} could not be read within {timeout_s:.0f} s") from None
+    if entry.fault:
+        raise refusal(name)
     if entry.state is None:
         raise NotFound(f"there is no {name}")
     return entry.state, entry.version

@@ -29,7 +29,8 @@ from hiveio.transaction.lock import Locked
 if TYPE_CHECKING:
     from hiveio.transaction.command import Command
     from hiveio.transaction.engine import Engine
-    from hiveio.transaction.scope import Pending, Scope
+    from hiveio.transaction.pending import Pending
+from hiveio.transaction.scope import Scope
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 AWAY_TRIES = 10  # retries of a lock while a backend is away: with LOCK_RETRY_DELAY, about two seconds
@@ -136,7 +137,7 @@ class Run:
                 self.state = PAUSED
                 self.open(alone=True)
                 return
-            self._again(problem or Unavailable(self.scope.state or "the cache is behind the log"), locked.ahead)
+            self._again(problem or self.scope.unavailable(), locked.ahead)
             return
         self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0.0, ""
         self._take_turn(locked)

@@ -12,7 +12,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -23,8 +22,11 @@ from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
+from hiveio.transaction.pending import Pending
 from hiveio.transaction.proof import Consistency, Proofs
+from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Format, Record
+from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Known, Window
 from hiveio.transaction.view import View
 
@@ -34,22 +36,6 @@ CHUNK = 1_000  # most records judged at once, and
 TURN_S = 0.02  # the time after which the loop turns between
 UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
 PROGRESS = 100_000  # records between two lines of progress while catching up
-
-Settled = Callable[["Pending", bool | None, int], None]
-
-
-class Pending:
-    """A record that this instance appended and has not read back. ``entries`` is what it makes of its aggregates,
-    ``begun`` an offset from which on its command id is known not to be on record."""
-
-    __slots__ = ("begun", "entries", "owner", "record", "settled", "text", "tx")
-
-    def __init__(
-        self, tx: str, record: Commit | Barrier, entries: dict[str, Entry], begun: int, settled: Settled, owner: Any
-    ) -> None:
-        self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
-        self.settled, self.owner = settled, owner
-        self.text = record.command.text if record.command else ""
 
 
 class Scope:
@@ -69,8 +55,11 @@ class Scope:
         self.partition, self.topic, self._topic_id = partition, topic, topic_id
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self._reader, self._window = cache, tail, reader, window
-        self.view = View(contracts, self.where, window)
+        self.quarantine = Quarantine(topic, partition)
+        self.quarantine.stop = self.fail
+        self.view = View(contracts, self.quarantine, window)
         self.applier = Applier(self, cache, window)
+        self._review = Review(self, cache)
         self.failed = ""
         self.late = False  # a record of ours has waited long for its verdict: no new work is taken
         self.pending: dict[str, Pending] = {}
@@ -92,7 +81,7 @@ class Scope:
     # -- life
 
     def start(self) -> None:
-        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self.applier.run())]
+        self._tasks = [asyncio.ensure_future(run()) for run in (self._follow, self.applier.run, self._review.run)]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -111,11 +100,18 @@ class Scope:
             return self.failed
         return f"{self.where} is being folded: at offset {self.view.next} of {self._goal or '?'}"
 
+    def unavailable(self) -> Unavailable:
+        """What clients are told while it is not ready. The reason is for those who operate the service."""
+        if self.failed:
+            return Unavailable("this part of the service has stopped and needs its operator: try again later")
+        return Unavailable("this part of the service is catching up with its log: try again in a moment")
+
     def show_lags(self) -> None:
         """Publish how far this instance is behind."""
         following, published = self.view.next, self.applier.published
         unpublished = following - published if self.publishing else 0
-        self._lags.set((self._goal or 0) - following, following - self.stands.offset, unpublished)
+        behind, held = (self._goal or 0) - following, len(self.quarantine.held)
+        self._lags.set(behind, following - self.stands.offset, unpublished, held)
 
     def saw(self, stands: bytes, asked: int | None = None) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more.
@@ -238,6 +234,7 @@ class Scope:
         self.lost = False
         self.applier.moved()
         self.applier.wake()
+        await self._review.learn()
         self._progressed(self.view.next)
 
     async def _matches(self, watermark: Watermark, end: int) -> bool:
@@ -262,7 +259,7 @@ class Scope:
         before = self.view.next
         index = 0
         try:
-            while index < len(batch) and not self.lost:
+            while index < len(batch) and not (self.lost or self.failed):
                 rest = batch[index:] if index else batch
                 offset, following = rest[0].offset, self.view.next
                 if offset < following:
@@ -368,6 +365,8 @@ class Scope:
             self.applier.judged.append(judged)
             self._told(message, record, pending, judged.verdict)
             count += 1
+            if self.failed:  # too much of it cannot be folded
+                break
         self.applier.wake()
         self.view.trim(self.applier.touched, self.stands.offset)
         return count

@@ -14,10 +14,11 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.envelope import encode_json
-from hiveio.errors import Corrupt, HiveError, Problem
+from hiveio.errors import Problem
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Entry
+from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Commit, Format, Record
 from hiveio.transaction.rule import Known, Window, accepts
 
@@ -40,8 +41,9 @@ class Judged(NamedTuple):
 class View:
     """Everything below the offset ``next`` is judged."""
 
-    def __init__(self, contracts: Mapping[str, Contract], where: str, window: Window) -> None:
-        self._contracts, self._where, self._window = contracts, where, window
+    def __init__(self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: Window) -> None:
+        self._contracts, self._window = contracts, window
+        self.quarantine = quarantine
         self.complete = False  # an aggregate without an entry never was
         self.next = 0
         self.time = 0  # the log's, ms: the highest so far
@@ -58,6 +60,7 @@ class View:
         self._verdicts = bytearray()
         self.entries.clear()
         self.recent.clear()
+        self.quarantine.forget()
 
     def entry(self, name: str) -> Entry | None:
         """The aggregate as it stands at ``next``; None if the view does not know."""
@@ -76,6 +79,8 @@ class View:
     def keep(self, name: str, entry: Entry) -> None:
         self.entries[name] = entry
         self.entries.move_to_end(name)
+        if entry.fault or self.quarantine.held:
+            self.quarantine.note(name, entry)
 
     def mark_touched(self, name: str, offset: int) -> None:
         """A record that others applied has written the aggregate: what it is now stands in the cache."""
@@ -84,28 +89,48 @@ class View:
             self.keep(name, Entry(head=None, at=offset + 1))
 
     def reconcile(self, name: str, at: int, text: bytes | None) -> Entry | None:
-        """The newer of what the cache gave at watermark ``at`` and what the view has; None if neither is current."""
+        """The newer of what the cache gave at watermark ``at`` and what the view has; None if neither is current.
+
+        What this instance could not fold is taken from the cache, where others may have healed it.
+        """
         mine = self.entries.get(name)
-        if mine is not None and (mine.at > at or (at <= self.next and mine.head is not None)):
+        if mine is not None and (mine.at > at or (at <= self.next and mine.head is not None and not mine.fault)):
             return mine if mine.head is not None else None
         entry = self.parsed(name, at, text)
         self.keep(name, entry)
         return entry
 
     def parsed(self, name: str, at: int, text: bytes | None) -> Entry:
-        """An entry of the cache."""
+        """An entry of the cache, with the events folded that others could not."""
         if not text:
             return Entry(at=at)
-        version, head, snapshot = text.split(b" ", 2)
-        state = self._contract(name).model_decoder.decode(snapshot) if snapshot else None
-        return Entry(int(version), head.decode(), state, snapshot, at)
+        entry = Entry.parse(text, at)
+        contract = self._contract(name)
+        if contract is None:
+            return entry
+        held = self.quarantine.held.get(name)
+        if held is not None and entry.tail and held.offset == entry.since:
+            entry.fault = held.reason  # the same snapshot, and the same event after it
+            return entry
+        try:
+            entry.state = contract.model_decoder.decode(entry.snapshot) if entry.snapshot else None
+            if entry.tail:
+                entry.state, entry.snapshot = self.folded(name, entry, entry.events)
+                entry.tail = b""
+                self.quarantine.healed.add(name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an actor may raise whatever it likes
+            entry.state, entry.fault = None, reason(error)
+            entry.since = entry.since or at
+        return entry
 
     def folded(self, name: str, entry: Entry, events: Sequence[msgspec.Raw]) -> tuple[Any, bytes]:
         """State and snapshot after these events, exactly as every reader of the log folds them. Raises what
         ``replay`` raises."""
         if not events:
             return entry.state, entry.snapshot
-        contract = self._contract(name)
+        contract = self._contracts[name.partition("/")[0]]
         state, replay = contract.own_state(entry.state, entry.snapshot), contract.replay
         assert replay is not None
         try:
@@ -118,16 +143,17 @@ class View:
         snapshot = encode_json(state)
         return contract.model_decoder.decode(snapshot), snapshot
 
-    def _contract(self, name: str) -> Contract:
-        contract = self._contracts.get(name.partition("/")[0])
+    def _contract(self, name: str) -> Contract | None:
+        actor = name.partition("/")[0]
+        contract = self._contracts.get(actor)
         if contract is None:
-            raise Corrupt(f"{self._where}: {name} is in the log and no actor of this service is named so")
+            self.quarantine.meet(actor)
         return contract
 
     def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Judged:
         """Judge the record at ``next``, and fold it if it is accepted. The view has all that the verdict depends on.
 
-        ``results`` are what it makes of its aggregates, where that is known. Raises Corrupt.
+        ``results`` are what it makes of its aggregates, where that is known.
         """
         offset, tx = message.offset, message.key
         now = self.time = max(self.time, message.time)
@@ -174,16 +200,20 @@ class View:
             self.since = self.next  # whether an id was recorded here is told by the cache
 
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
-        """Fold what an accepted record did to one aggregate. Raises Corrupt, and nothing goes past it."""
+        """Fold what an accepted record did to one aggregate. What cannot be folded is kept beside its snapshot."""
         old = self.entries[name]
-        try:
-            state, snapshot = self.folded(name, old, events)
-        except HiveError:
-            raise
-        except Exception as error:
-            text = f"{self._where}/{offset}: {name} cannot be folded: {type(error).__name__}: {error}"
-            raise Corrupt(text) from error
-        self.keep(name, Entry(old.version + len(events), tx, state, snapshot, offset + 1))
+        new = Entry(old.version + len(events), tx, old.state, old.snapshot, offset + 1, old.tail, old.since, old.fault)
+        if events and self._contract(name) is not None:
+            if not new.fault:
+                try:
+                    new.state, new.snapshot = self.folded(name, old, events)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # an actor may raise whatever it likes
+                    new.state, new.since, new.fault = None, offset, reason(error)
+            if new.fault:
+                new.tail = b",".join([*([old.tail] if old.tail else []), *map(bytes, events)])
+        self.keep(name, new)
 
     def verdicts(self, first: int, end: int) -> str | None:
         """For each offset '1' accepted, '0' void or '?'; None if that is too long ago."""

@@ -4,6 +4,7 @@
 --          [5] window: records, [6] window: ms for keyed ids, [7] offset up to which events are published,
 --          [8] MessagePack: a list of aggregate, entry, aggregate, entry, …
 --          [9] MessagePack: a list of command id, id entry, …
+--          [10] MessagePack: a list of those of the aggregates that have events beside their snapshot
 -- returns  {1, next watermark} or {0, the watermark that stands}
 -- Competing and repeated calls are harmless: all but the first find another watermark.
 local CHUNK, KEPT, MOST = 65536, 100000, 1000
@@ -21,7 +22,14 @@ local function many(list, step, ...)
     redis.call(unpack(words))
   end
 end
-local entries = cmsgpack.unpack(ARGV[8])
+local entries, unfolded = cmsgpack.unpack(ARGV[8]), cmsgpack.unpack(ARGV[10])
+local listed = prefix .. ':unfolded'
+if #unfolded > 0 or redis.call('EXISTS', listed) == 1 then
+  local names = {}
+  for i = 1, #entries, 2 do names[#names + 1] = entries[i] end
+  many(names, 1, 'SREM', listed)
+  many(unfolded, 1, 'SADD', listed)
+end
 for i = 1, #entries, 2 do entries[i] = prefix .. ':a:' .. entries[i] end
 many(entries, 2, 'MSET')
 local named = cmsgpack.unpack(ARGV[9])

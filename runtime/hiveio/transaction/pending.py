@@ -1,0 +1,23 @@
+"""A record on its way: appended by this instance, and not read back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hiveio.transaction.cache import Entry
+from hiveio.transaction.record import Barrier, Commit
+
+Settled = Callable[["Pending", bool | None, int], None]
+
+
+class Pending:
+    """A record that this instance appended and has not read back. ``entries`` is what it makes of its aggregates,
+    ``begun`` an offset from which on its command id is known not to be on record."""
+
+    __slots__ = ("begun", "entries", "owner", "record", "settled", "text", "tx")
+
+    def __init__(
+        self, tx: str, record: Commit | Barrier, entries: dict[str, Entry], begun: int, settled: Settled, owner: Any
+    ) -> None:
+        self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
+        self.settled, self.owner = settled, owner
+        self.text = record.command.text if record.command else ""
