@@ -48,6 +48,12 @@ class Witness(Command):
     marker: str
 
 
+class Note(Command):
+    """Writes an event that an older version does not know."""
+
+    marker: str
+
+
 class Deposited(Event):
     amount: int
     marker: str
@@ -75,6 +81,10 @@ class Witnessed(Event):
     seen: dict[str, tuple[int, int, int]]  # balance, events, trace
 
 
+class Noted(Event):
+    marker: str
+
+
 class Account(Model):
     balance: int = 0
     events: int = 0
@@ -88,14 +98,16 @@ class AccountActor(Actor):
     async def perform(
         self,
         account: Account | None,
-        command: Deposit | Withdraw | Transfer | Think | Witness,
+        command: Deposit | Withdraw | Transfer | Think | Witness | Note,
         tx: Transaction,
         context: object,
-    ) -> Deposited | Withdrawn | Sent | Witnessed:
+    ) -> Deposited | Withdrawn | Sent | Witnessed | Noted:
         if isinstance(command, Think):
             await asyncio.sleep(command.seconds)
         if isinstance(command, Deposit | Think):
             return Deposited(command.amount, command.marker)
+        if isinstance(command, Note):
+            return Noted(command.marker)
         if isinstance(command, Witness):
             states = {id: await tx.get(AccountActor, id) or Account() for id in command.of}
             seen = {id: (state.balance, state.events, state.trace) for id, state in states.items()}
@@ -111,9 +123,11 @@ class AccountActor(Actor):
         tx.emit(AccountActor, command.to, Received(command.amount, sender, command.marker))
         return Sent(command.amount, command.to, command.marker)
 
-    def replay(self, account: Account | None, event: Deposited | Withdrawn | Sent | Received | Witnessed) -> Account:
+    def replay(
+        self, account: Account | None, event: Deposited | Withdrawn | Sent | Received | Witnessed | Noted
+    ) -> Account:
         old = account or Account()
-        amount = 0 if isinstance(event, Witnessed) else event.amount
+        amount = 0 if isinstance(event, Witnessed | Noted) else event.amount
         signed = amount if isinstance(event, Deposited | Received) else -amount
         return Account(old.balance + signed, old.events + 1, zlib.crc32(event.marker.encode(), old.trace))
 

@@ -82,12 +82,12 @@ def applies_blindly() -> None:
 
 
 def older() -> None:
-    """A version before ``Witnessed`` was added. The models are the same, so it shares the cache with today's."""
+    """A version before ``Noted`` was added. The models are the same, so it shares the cache with today's."""
     original = Contract.__init__
 
     def init(self: Contract, kind: type[Actor]) -> None:
         original(self, kind)
-        if self.events.pop("Witnessed", None) is not None:
+        if self.events.pop("Noted", None) is not None:
             self.event_codec = Codec(self.events.values(), strict=False)
 
     setattr(Contract, "__init__", init)  # noqa: B010

@@ -28,7 +28,7 @@ def _replayed(actor: Any, events: tuple[type, ...]) -> Replay:
 REPLAYS: Mapping[str, Replay] = {
     "Account": _replayed(
         actors.AccountActor(),
-        (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received, actors.Witnessed),
+        (actors.Deposited, actors.Withdrawn, actors.Sent, actors.Received, actors.Witnessed, actors.Noted),
     ),
     "Tally": _replayed(actors.TallyActor(), (actors.Added,)),
     "Pair": _replayed(actors.PairActor(), (actors.Given, actors.Taken)),

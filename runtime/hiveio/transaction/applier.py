@@ -21,6 +21,7 @@ log = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
+GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: another one may, and is then the first
 
 
 class Applier:
@@ -41,7 +42,9 @@ class Applier:
         """There is something to apply: at once after a pause, else with what comes in the next moment."""
         if self._timer is None:
             pause = self._began + GATHER_S - self._loop.time()
-            if pause > 0:
+            if (quarantine := self._scope.quarantine).held:
+                pause = GIVE_WAY_S
+            if pause > 0 and not quarantine.healed:
                 self._timer = self._loop.call_later(pause, self._hurry)
             else:
                 self._work.set()
@@ -84,7 +87,7 @@ class Applier:
         while not scope.failed:
             await self._work.wait()
             self._work.clear()
-            if scope.lost or not self.judged:
+            if scope.lost or not (self.judged or self._healed()):
                 self._applied.set()
                 continue
             try:
@@ -102,20 +105,20 @@ class Applier:
                 scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
 
     async def _apply(self) -> None:
-        scope, base, first = self._scope, self._scope.stands, self.judged[0].offset
-        if first != base.offset:
-            raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
+        scope, base, to = self._scope, self._scope.stands, self._scope.stands
         group = tuple(self.judged)
-        last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
-        to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
+        if group:
+            last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
+            if (first := group[0].offset) != base.offset:
+                raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
+            to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
         names = dict.fromkeys([name for judged in group for name in judged.touched])
-        if (quarantine := scope.view.quarantine).healed:
-            names |= dict.fromkeys([name for name in quarantine.healed if self._known(name, to.offset)])
-            quarantine.healed.clear()
+        names |= dict.fromkeys(self._healed())
+        scope.quarantine.healed.clear()
         found = [(name, scope.view.entries[name]) for name in names]
         entries = [(name, entry.text) for name, entry in found]
         unfolded = [name for name, entry in found if entry.tail]
-        unfolded += [f"{actor}/" for actor in quarantine.strangers]
+        unfolded += [f"{actor}/" for actor in scope.quarantine.strangers]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
         if faults.armed:
@@ -131,7 +134,10 @@ class Applier:
             for name in names:
                 faults.hit("applied", name)
 
-    def _known(self, name: str, offset: int) -> bool:
-        """Whether the view has the aggregate as it stands at this offset, folded."""
-        entry = self._scope.view.entry(name)
-        return entry is not None and not entry.tail and entry.at <= offset
+    def _healed(self) -> list[str]:
+        """The aggregates that the view has folded, and the cache perhaps not, at the end of what is judged."""
+        view, healed = self._scope.view, self._scope.quarantine.healed
+        if not healed or not (self.judged or view.next == self._scope.stands.offset):
+            return []
+        found = [(name, view.entry(name)) for name in healed]
+        return [name for name, entry in found if entry is not None and not entry.tail and entry.at <= view.next]

@@ -37,7 +37,7 @@ class Review:
 
     async def learn(self) -> None:
         """Ask for the aggregates that stand otherwise in the cache than here. What is folded here and not there is
-        written with whatever is applied next. Raises Unavailable."""
+        written. Raises Unavailable."""
         scope, view, quarantine = self._scope, self._scope.view, self._scope.quarantine
         listed = await self._cache.unfolded(scope.partition, scope.stands.generation)
         doubtful = list(quarantine.held.keys() - listed - scope.applier.touched())
@@ -48,6 +48,8 @@ class Review:
                 doubtful.append(name)
             elif not entry.fault:
                 quarantine.healed.add(name)
+        if quarantine.healed:
+            scope.applier.wake()
         for start in range(0, len(doubtful), GROUP):
             names, asked = doubtful[start : start + GROUP], scope.stands.offset
             replies = await asyncio.gather(*[self._cache.begin(scope.partition, name) for name in names])
