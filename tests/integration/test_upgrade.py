@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,8 +68,26 @@ class CounterActor(Actor):
 """
 # The same model, told from the events in another way.
 REPLAYED = AFTER.replace("events + 1", "events + 10").replace("    name =", "    schema_version = 2\n    name =")
-UNKNOWN = AFTER.replace("Added", "Increased").replace('== "Plus"', '!= "Increased"').replace('"by"', '"amount"')
-VERSIONS = {"before": BEFORE, "after": AFTER, "replayed": REPLAYED, "unknown": UNKNOWN}
+# A new event, in the two steps of the runbook: a version that can fold it, then one that writes it too.
+INCREASED = "class Increased(Event):\n    amount: int\n"
+EXPANDED = AFTER.replace("class Counter(M", INCREASED + "class Counter(M").replace("Added) ->", "Added | Increased) ->")
+WRITING = EXPANDED.replace(") -> Added:", ") -> Increased:").replace(
+    'return Added(command.amount, "new")', "return Increased(command.amount)"
+)
+# The same with another model, which has a cache of its own.
+WRITING_WIDER = WRITING.replace("events: int\n", "events: int\n    last: int = 0\n").replace(
+    "events + 1)", "events + 1, event.amount)"
+)
+RENAMED = AFTER.replace('    name = "Counter"\n', "")
+VERSIONS = {
+    "before": BEFORE,
+    "after": AFTER,
+    "replayed": REPLAYED,
+    "expanded": EXPANDED,
+    "writing": WRITING,
+    "writing wider": WRITING_WIDER,
+    "renamed": RENAMED,
+}
 
 Start = Callable[..., Role]
 
@@ -114,20 +135,90 @@ def test_a_rolling_upgrade_with_both_versions_at_work_loses_nothing(start: Start
         assert state(replayed, "c0") == {"total": 42, "events": 420}, "another schema_version is folded anew"
 
 
-def test_an_event_that_a_version_does_not_know_stops_that_version_where_it_stands(start: Start, topic: str) -> None:
-    with start("after") as after, start("unknown") as newer:
+def test_the_runbook_expand_then_write_refuses_nobody(start: Start) -> None:
+    with start("after") as old:
+        for step, written in (("expanded", 4), ("writing", 8)):
+            with start(step) as new:
+                for id in ("x", "y"):
+                    for role in (old, new, old, new):
+                        answer = add(role, id)
+                        assert answer.status_code == 200, answer.text + role.text()
+                    assert state(old, id) == state(new, id) == {"total": written, "events": written}
+                assert old.stop() == 0
+                assert old.complaints() == new.complaints() == []
+                old = start(step).start().ready()  # all instances are of the new version now
+        assert add(old, "x").json()["type"] == "Increased"
+        assert old.stop() == 0
+
+
+def test_the_way_back_refuses_the_aggregates_with_new_events_and_no_other(start: Start, topic: str) -> None:
+    """The newer version is rolled out without the first step of the runbook, and rolled back."""
+    with start("after") as older:
+        for id in ("x", "y", "z"):
+            assert add(older, id).status_code == 200
+        assert older.stop() == 0
+    with start("writing wider") as newer:
+        assert add(newer, "x").json()["type"] == "Increased"
+        assert add(newer, "z", "k").status_code == 200
+        assert newer.stop() == 0
+    with start("after") as older:
+        check_of_older(older, topic)
+        with start("writing wider") as newer:  # the way forward, again
+            assert add(newer, "x").headers["etag"] == '"3"', "it never stopped"
+            assert state(newer, "y") == {"total": 2, "events": 2, "last": 1}
+            assert older.stop() == 0
+            assert newer.complaints() == []
+    # A version that can fold it, with the cache of the older one: it goes on where that one stopped.
+    with start("expanded") as expanded:
+        assert state(expanded, "x") == {"total": 3, "events": 3}
+        assert add(expanded, "x").headers["etag"] == '"4"'
+        assert "from offset 0" not in expanded.text()
+        assert verify(expanded).stdout.endswith("no difference\n")
+
+
+def check_of_older(older: Role, topic: str) -> None:
+    for id in ("x", "z"):
+        for answer in (add(older, id), httpx.get(f"{older.url}/counters/{id}", timeout=30)):
+            problem = answer.json()
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+            assert problem["title"] == "Aggregate Unavailable"
+            assert problem["detail"].startswith(f"{id} cannot be used for now")
+            assert not [text for text in (topic, "Increased", "Counter/", "offset") if text in problem["detail"]]
+    assert add(older, "z", "k").json()["type"] == "Increased", "a key that is on record has its answer"
+    assert add(older, "y").json()["type"] == "Added"
+    assert state(older, "y") == {"total": 2, "events": 2}
+    readiness = httpx.get(f"{older.url}/readyz?verbose")
+    assert readiness.status_code == 200
+    shown = readiness.json()["checks"][0]["quarantined"]
+    criticals = [line for line in older.logs() if line["level"] == "critical"]
+    assert older.complaints() == criticals
+    for found in (shown, criticals):
+        places = {(each["topic"], each["partition"], each["aggregate"]) for each in found}
+        assert places == {(f"{topic}.transactions", 0, f"Counter/{id}") for id in ("x", "z")}
+        assert all("unknown type 'Increased'" in each["reason"] for each in found)
+        assert sorted(each["offset"] for each in found) == [4, 5]
+    gauge = 'hiveio_quarantined_aggregates{scope="0"} 2.0'
+    wait_until(lambda: gauge in httpx.get(f"{older.url}/metrics").text, what="the gauge")
+    verified = verify(older)
+    assert verified.returncode == 0, verified.stdout
+    assert verified.stdout.count(" is quarantined: ") == 2
+    assert f"Counter/x is quarantined: {topic}.transactions/0/4 cannot be folded" in verified.stdout
+
+
+def verify(role: Role) -> "subprocess.CompletedProcess[str]":
+    tool = str(Path(sys.executable).parent / "hiveio")
+    return subprocess.run([tool, "verify"], env=role.environ, capture_output=True, text=True, timeout=90, check=False)
+
+
+def test_an_actor_renamed_without_its_name_is_told_at_each_start(start: Start) -> None:
+    with start("after") as after:
         assert add(after, "x").status_code == 200
-        increased = add(newer, "x")
-        assert increased.status_code == 200, increased.text + newer.text()
-        reason = wait_until(
-            lambda: next(
-                (c["reason"] for c in httpx.get(f"{after.url}/readyz?verbose").json()["checks"] if c["reason"]), None
-            ),
-            what="not ready",
-        )
-        assert f"{topic}.transactions/0/2" in reason
-        assert "unknown type 'Increased'" in reason
-        refused = add(after, "x")
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert add(newer, "x").headers["etag"] == '"3"', "the newer version goes on"
-        assert state(newer, "x") == {"total": 3, "events": 3}
+    for _ in range(2):  # the second time nothing is folded
+        with start("renamed") as renamed:
+            (told,) = renamed.complaints()
+            assert told["message"].startswith("the log has aggregates of Counter and no actor of that name")
+            assert told["level"] == "warning"
+            assert 'name = "Counter"' in told["message"]
+            assert httpx.get(f"{renamed.url}/readyz?verbose").json()["checks"][0]["actors_not_here"] == ["Counter"]
+            assert state(renamed, "x") == 404
+            assert add(renamed, "y").status_code == 200

@@ -84,7 +84,7 @@ class Quarantine:
             self.strangers.add(actor)
             log.warning(
                 "the log has aggregates of %s and no actor of that name: they are left as they are. If the actor was "
-                "renamed, give it name = %r",
+                'renamed, give it name = "%s"',
                 actor,
                 actor,
                 extra={"topic": self._topic, "partition": self._partition, "actor": actor},
