@@ -1,8 +1,9 @@
 """What the author of an actor imports, and nothing else."""
 
-from hiveio.actor import Actor, Command, Event, Model, Query, Transaction
+from hiveio.actor import Actor, Command, Event, Model, Query, Tombstone, Transaction
 from hiveio.envelope import Context
 from hiveio.errors import Forbidden, NotFound, Rejected, Unauthorized, Unavailable
+from hiveio.headers import Headers
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,10 +12,12 @@ __all__ = [
     "Context",
     "Event",
     "Forbidden",
+    "Headers",
     "Model",
     "NotFound",
     "Query",
     "Rejected",
+    "Tombstone",
     "Transaction",
     "Unauthorized",
     "Unavailable",

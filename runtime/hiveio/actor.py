@@ -41,6 +41,13 @@ class Event(Struct, frozen=True):
     """Says what happened. Comes from the log, so fields it does not know are ignored."""
 
 
+class Tombstone(Event, frozen=True):
+    """A record without a value, which on a compacted topic says that its key is no more: ``context`` says which.
+
+    A consumer's ``perform`` that takes it is given them; else they are skipped.
+    """
+
+
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Model(Struct, frozen=True):
     """The state of an aggregate, folded from its events: the snapshot."""
@@ -127,7 +134,8 @@ class Contract:
 
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
     ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log, with
-    ``batch`` as a list. ``mutable`` are those of both whose messages can be changed by whom they are given to.
+    ``batch`` as a list, and ``tombstones`` says whether it takes records without a value too. ``mutable`` are those of
+    ``commands`` and ``heard`` whose messages can be changed by whom they are given to.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -185,8 +193,10 @@ class Contract:
         for member in (*taken, *batch):
             if not (isinstance(member, type) and issubclass(member, _MESSAGES)) or member in _MESSAGES:
                 raise BadAnnotation(f"{name}: {ours[-1]} takes {_called(member)}, which is no Command, Event or Query")
-        self.commands: dict[str, type[Struct]] = _named(t for t in taken if not issubclass(t, Query))
-        self.heard: dict[str, type[Struct]] = _named(batch or events)
+        self.commands: dict[str, type[Struct]] = _named(t for t in taken if not issubclass(t, Query | Tombstone))
+        heard = batch or events
+        self.tombstones = Tombstone in heard
+        self.heard: dict[str, type[Struct]] = _named(t for t in heard if t is not Tombstone)  # it has no name on a wire
         self.batch = bool(batch)
         self.queries: dict[str, type[Query]] = _named(t for t in taken if issubclass(t, Query))
         self.returned = hints.get("return", Any)  # the annotation as it stands

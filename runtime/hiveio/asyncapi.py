@@ -15,6 +15,7 @@ _CLOUDEVENT = dict.fromkeys(
 _HEADERS = {
     "content-type": "application/json",
     "traceparent": "the trace that the message belongs to (W3C Trace Context)",
+    "tracestate": "what tracing systems add to it, where the request carried it",
     "hive-actor": "the actor that wrote it",
     "hive-id": "<id>.<index>: the same for a repeat of the same event",
     "hive-key": "the Idempotency-Key of the request",

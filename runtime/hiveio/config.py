@@ -13,7 +13,7 @@ from hiveio.errors import ConfigError
 
 # Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
 _UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
-_WRITTEN = ("content-type", "traceparent")  # stand on every record anyway
+_WRITTEN = ("content-type", "traceparent", "tracestate")  # stand on every record anyway
 # What Kubernetes and container links set for every service, whatever it is called: kafka, telemetry, event-store.
 _LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 # Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.

@@ -9,6 +9,7 @@ consumer loop) makes the envelope, a handler answers it.
 """
 
 import re
+import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import accumulate
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from hiveio.errors import Invalid, Malformed, TooLarge
+from hiveio.headers import Headers
 
 META_LIMIT = 4096  # bytes
 ID_LIMIT = 255  # bytes of UTF-8
@@ -32,20 +34,26 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 class Context(Struct, frozen=True, kw_only=True):
     """What surrounds a message. ``None`` where a role has no such thing.
 
-    ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version
-    (stream processor: before the command; consumer: after the event), ``time`` seconds since the epoch. ``redriven``
-    marks an event that comes from the dead-letter topic: later ones of its partition were handled before it.
+    - ``id`` is the aggregate's: from the path of a request, or the key of a record as text. Bytes of a key that are not
+      UTF-8 stand in it as surrogate escapes (PEP 383), so that no two keys become one id; it cannot be stored as text.
+    - ``key`` is the key of a record as it stands in Kafka.
+    - ``headers`` gives text by name, and the bytes of every value by ``headers.get_all(name)``.
+    - ``idempotency_key`` is that of the request, or of the request that a producer made the record of.
+    - ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version (stream
+      processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
+    - ``redriven`` marks an event from the dead-letter topic: later ones of its partition were handled before it.
     """
 
     id: str | None = None
     topic: str | None = None
-    key: str | None = None
+    key: bytes | None = None
+    idempotency_key: str | None = None
     partition: int | None = None
     offset: int | None = None
     position: tuple[int, int, int] | None = None
     version: int | None = None
     time: float | None = None
-    headers: Mapping[str, str] = {}
+    headers: Headers = Headers()
     meta: Mapping[str, Any] | None = None
     redriven: bool = False
 
@@ -64,7 +72,7 @@ class Envelope(Struct, kw_only=True):
     key: str | None = None
     if_match: int | None = None
     body: bytes = b""
-    headers: Mapping[str, str] = {}
+    headers: Headers = Headers()
     record: Any = None  # the Context of what came from the log; of a batch, a list of them
 
     def context(self, version: int | None = None) -> Any:
@@ -72,7 +80,7 @@ class Envelope(Struct, kw_only=True):
         if self.record:
             return self.record
         meta = _decode_object(self.meta) if self.meta else None
-        return Context(id=self.id or None, key=self.key, version=version, headers=self.headers, meta=meta)
+        return Context(id=self.id or None, idempotency_key=self.key, version=version, headers=self.headers, meta=meta)
 
 
 class Outcome(Struct):
@@ -93,8 +101,8 @@ class _Wire(Struct, omit_defaults=True):
     meta: Raw | None = None
 
 
-class _Untyped(Struct, tag_field="type", tag="\0"):
-    """Keeps every union a real one, so that a body without a type is an error and not a default."""
+class _Untyped(Struct, tag_field="type", tag=secrets.token_hex()):
+    """Keeps every union a real one, so that a body without a type is an error and no default. Nobody has its type."""
 
 
 def encode_message(message: Struct, meta: Raw | None = None) -> bytes:
@@ -156,22 +164,25 @@ class Codec:
     """Decodes envelopes of a fixed set of message types, in one pass.
 
     ``strict`` is for what comes from outside: it refuses unknown members of the envelope, and more levels than NESTING,
-    which could be read here and in no place after; the log's own are ignored.
+    which could be read here and in no place after; the log's own are ignored. Where a strict one has just one type, a
+    body without ``type`` is the payload: the path has said what it is.
     """
 
     def __init__(self, types: Iterable[type[Struct]], *, strict: bool = True) -> None:
         self.types = {kind.__name__: kind for kind in types}
         self._deep = 2 * NESTING if strict else sys.maxsize
+        self._only = next(iter(self.types)) if strict and len(self.types) == 1 else None
         self.envelopes = {name: _envelope_type(name, kind, strict) for name, kind in self.types.items()}
         union: Any = Union[(_Untyped, *self.envelopes.values())]  # made at run time
         self._decode = msgspec.json.Decoder(union).decode
         self._payloads = {name: msgspec.json.Decoder(kind) for name, kind in self.types.items()}
 
-    def decode(self, body: bytes) -> tuple[Any, Raw | None]:
+    def decode(self, body: bytes, *, whole: bool = False) -> tuple[Any, Raw | None]:
         """The message and its meta.
 
-        A missing payload is an empty one. Where there is just one type, a body without ``type`` is the payload.
-        Raises Malformed (400) for what is not JSON, Invalid (422) with a JSON pointer for what does not fit.
+        A missing payload is an empty one; with ``whole`` it is Invalid, because the body may be something else that has
+        a member ``type``. Raises Malformed (400) for what is not JSON, Invalid (422) with a JSON pointer for what does
+        not fit.
         """
         try:
             # What is short, or opens little, cannot be deep.
@@ -180,14 +191,15 @@ class Codec:
             try:
                 envelope = self._decode(body)
             except msgspec.ValidationError as error:
-                if len(self.types) == 1 and str(error) == "Object missing required field `type`":
-                    ((name, decoder),) = self._payloads.items()
-                    return decoder.decode(body), None
+                if self._only is not None and str(error) == "Object missing required field `type`":
+                    return self._payloads[self._only].decode(body), None
                 if (again := _with_integers(body, error)) is not None:
-                    return self.decode(again)
+                    return self.decode(again, whole=whole)
                 raise self._invalid(error) from None
             payload = envelope.payload
             if payload is UNSET:
+                if whole:
+                    raise Invalid("the message has no payload", pointer="/payload")
                 name = type(envelope).__struct_config__.tag
                 try:
                     payload = self._payloads[name].decode(b"{}")
@@ -199,7 +211,7 @@ class Codec:
             return payload, _checked(meta)
         except msgspec.ValidationError as error:
             if (again := _with_integers(body, error)) is not None:
-                return self.decode(again)
+                return self.decode(again, whole=whole)
             raise invalid(error) from None
         except msgspec.DecodeError as error:
             raise Malformed(f"the body is not JSON: {error}") from None
@@ -215,7 +227,10 @@ class Codec:
             return Invalid(f"the message has no type; this path takes: {known}", pointer="/type")
         if text.startswith("Invalid value") and text.endswith("at `$.type`"):
             value = re.match(r"Invalid value '(.*)'", text, re.DOTALL)
-            return Invalid(f"unknown type {value[1] if value else ''!r}; this path takes: {known}", pointer="/type")
+            kind = value[1] if value else ""
+            unknown = Invalid(f"unknown type {kind!r}; this path takes: {known}", pointer="/type")
+            unknown.unknown_type = kind
+            return unknown
         return invalid(error)
 
 
@@ -236,7 +251,7 @@ class UpcastingCodec(Codec):
         self._upcast = upcast
         self._decode_old = msgspec.json.Decoder(_Old).decode
 
-    def decode(self, body: bytes) -> tuple[Any, Raw | None]:
+    def decode(self, body: bytes, *, whole: bool = False) -> tuple[Any, Raw | None]:
         """As Codec.decode; raises what ``upcast`` raises too."""
         try:
             old = self._decode_old(body)

@@ -229,6 +229,7 @@ class Invalid(Refused):
 
     status = 422
     title = "Invalid Message"
+    unknown_type: str | None = None  # the message's, where nobody takes it
 
 
 class Rejected(Refused):

@@ -1,8 +1,8 @@
-"""What the headers of a request mean."""
+"""The headers of a request or of a record, and what those of a request mean."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from hiveio.errors import Refused, UnsupportedMediaType
 
@@ -12,37 +12,118 @@ _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
 _ONCE = {b"content-length", b"content-type", b"idempotency-key", b"if-match"}
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# Version ff, a trace and a span of zeros are invalid: https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(rb"[\x20-\x7e\t]{1,512}")  # so many bytes have to be passed on; what is longer may be dropped
 _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECASE)
 
 
-class HeaderView(Mapping[str, str]):
-    """A request's headers by their lower-case names, decoded only when somebody looks; ``pairs`` as they came."""
+Value = str | bytes | None
 
-    __slots__ = ("_raw", "pairs")
 
-    def __init__(self, raw: dict[bytes, bytes], pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._raw = raw
-        self.pairs = pairs or raw.items()
+class Headers(Mapping[str, str]):
+    """Headers as they came: in their order, repeated ones too, values as bytes.
+
+    As a mapping it gives text: ``headers["name"]`` and ``get`` give the last value of a name, read as UTF-8 or else as
+    Latin-1. ``get_all`` gives the bytes of every value of a name, and ``pairs`` all there is. A null value, which Kafka
+    knows, stands in ``pairs`` only.
+    """
+
+    __slots__ = ("_pairs",)
+    _pairs: Sequence[tuple[str, bytes | None]]
+
+    def __init__(self, pairs: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
+        given = pairs.items() if isinstance(pairs, Mapping) else pairs
+        self._pairs = [(name, value.encode() if isinstance(value, str) else value) for name, value in given]
+
+    @classmethod
+    def wrapping(cls, pairs: Sequence[tuple[str, bytes | None]]) -> Self:
+        """Of what has the right form already, and is not changed any more: nothing is copied."""
+        made = cls.__new__(cls)
+        made._pairs = pairs
+        return made
+
+    @property
+    def pairs(self) -> Sequence[tuple[str, bytes | None]]:
+        return self._pairs
+
+    def get_all(self, name: str) -> list[bytes]:
+        return [value for known, value in self._pairs if known == name and value is not None]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        for known, value in reversed(self._pairs):
+            if known == name and value is not None:
+                return _text(value)
+        return default
+
+    def __getitem__(self, name: str) -> str:
+        found: str | None = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for name, value in self._pairs if value is not None))
+
+    def __len__(self) -> int:
+        return len({name for name, value in self._pairs if value is not None})
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self.pairs)!r})"
+
+    def replacing(self, changes: Mapping[str, str]) -> "Headers":
+        """These, with other values of some names; an empty one removes the name."""
+        kept = [pair for pair in self.pairs if pair[0] not in changes]
+        return Headers.wrapping([*kept, *((name, value.encode()) for name, value in changes.items() if value)])
+
+
+class HeaderView(Headers):
+    """A request's headers by their names in any case, decoded only when somebody looks.
+
+    The text of a repeated header is its values with a comma between them (RFC 9110 section 5.3).
+    """
+
+    __slots__ = ("_all", "_raw")
+
+    def __init__(self, raw: dict[bytes, bytes], every: Sequence[tuple[bytes, bytes]]) -> None:
+        """``every`` are the headers of ASGI, whose names are in lower case, and ``raw`` is a dict of them."""
+        self._raw, self._all = raw, every
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "HeaderView":
         """Headers given as texts, as they would look if a client had sent them."""
-        return cls(dict(encoded(headers)))
+        pairs = encoded(headers)
+        return cls(dict(pairs), pairs)
 
-    def __getitem__(self, name: str) -> str:
-        return self._raw[name.lower().encode("latin-1")].decode("latin-1")
+    @property
+    def pairs(self) -> Sequence[tuple[str, bytes | None]]:
+        return [(name.decode("latin-1"), value) for name, value in self._all]
+
+    def get_all(self, name: str) -> list[bytes]:
+        raw = name.lower().encode("latin-1", "replace")
+        return [value for known, value in self._all if known == raw] if raw in self._raw else []
 
     def get(self, name: str, default: Any = None) -> Any:
-        # Mapping's own raises and catches for a name that is not there: four times as long.
-        value = self._raw.get(name.lower().encode("latin-1"))
-        return default if value is None else value.decode("latin-1")
+        raw = name.lower().encode("latin-1", "replace")
+        value = self._raw.get(raw)
+        if value is None:
+            return default
+        if len(self._raw) < len(self._all):
+            value = b", ".join([value for known, value in self._all if known == raw])
+        return _text(value)
 
     def __iter__(self) -> Iterator[str]:
         return (name.decode("latin-1") for name in self._raw)
 
     def __len__(self) -> int:
         return len(self._raw)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -98,10 +179,19 @@ def check_content_coding(value: bytes) -> None:
         )
 
 
-def traceparent(headers: Mapping[str, str]) -> str:
-    """The trace context that came with a message, as W3C writes it; "" where there is none, or none that is well."""
-    value = headers.get("traceparent", "")
-    return value if value and _TRACEPARENT.fullmatch(value) else ""
+def trace_context(headers: Headers) -> dict[str, str]:
+    """``traceparent`` and ``tracestate`` of a message, as W3C writes them; empty where it carries no valid context.
+
+    Of several ``traceparent`` none counts, because nobody can tell which is right; several ``tracestate`` are one list.
+    """
+    parents = headers.get_all("traceparent")
+    if len(parents) != 1 or not _TRACEPARENT.fullmatch(parents[0]):
+        return {}
+    context = {"traceparent": parents[0].decode()}
+    state = b",".join(headers.get_all("tracestate"))
+    if _TRACESTATE.fullmatch(state):
+        context["tracestate"] = state.decode()
+    return context
 
 
 def sane_request_id(value: bytes | None) -> str | None:

@@ -10,8 +10,7 @@ import logging
 import os
 import threading
 import uuid
-from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -34,7 +33,7 @@ from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import ConfigError, Problem
-from hiveio.headers import HeaderView
+from hiveio.headers import Headers, HeaderView, trace_context
 from hiveio.http import METHODS
 from hiveio.routes import Router
 from hiveio.service import App, Observer, Stored, Untraced
@@ -152,7 +151,7 @@ class Telemetry(Untraced):
                 "url.scheme": scope["scheme"],
                 "network.protocol.version": scope["http_version"],
             }
-            headers = HeaderView(dict(scope["headers"]))
+            headers = HeaderView(dict(scope["headers"]), scope["headers"])
             attributes = labels | {"url.path": scope["path"]}
             if agent := headers.get("user-agent"):
                 attributes["user_agent.original"] = agent
@@ -166,7 +165,9 @@ class Telemetry(Untraced):
 
             began = perf_counter()
             try:
-                with self._current(f"{method} {template}", SpanKind.SERVER, attributes, self._extract(headers)) as span:
+                with self._current(
+                    f"{method} {template}", SpanKind.SERVER, attributes, self._extract(trace_context(headers))
+                ) as span:
                     try:
                         await app(scope, receive, send_on)
                     finally:
@@ -215,11 +216,11 @@ class Telemetry(Untraced):
                 "messaging.client.id": client,
                 "messaging.destination.partition.id": str(record.partition),
                 "messaging.kafka.offset": record.offset,
-                "messaging.kafka.message.key": envelope.id,
+                "messaging.kafka.message.key": (record.key or b"").decode("utf-8", "replace"),
             }
             if record is not envelope.record:
                 attributes["messaging.batch.message_count"] = count
-            parent = self._extract({} if record is not envelope.record else record.headers)
+            parent = self._extract({} if record is not envelope.record else trace_context(record.headers))
             began = perf_counter()
             self._consumed.add(count, labels)
             try:
@@ -244,7 +245,7 @@ class Telemetry(Untraced):
             attributes["messaging.kafka.message.key"] = key if isinstance(key, str) else key.decode("utf-8", "replace")
         parent = None
         if not trace.get_current_span().get_span_context().is_valid:
-            parent = self._extract({name: text for name, text in headers if isinstance(text, str)})
+            parent = self._extract(trace_context(Headers(headers)))
         span = self._start(f"send {topic}", parent, SpanKind.PRODUCER, attributes)
         began = perf_counter()
 
@@ -263,9 +264,8 @@ class Telemetry(Untraced):
             self._send_seconds.record(perf_counter() - began, labels)
 
         stored.add_done_callback(reported)
-        if not (own := _traceparent(span)):
-            return headers
-        return [*(pair for pair in headers if pair[0] != "traceparent"), ("traceparent", own)]
+        own = _own_context(span)
+        return [*(pair for pair in headers if pair[0] not in own), *(pair for pair in own.items() if pair[1])]
 
     @contextmanager
     def _current(
@@ -326,17 +326,19 @@ def _messaging(operation: str, topic: str | None) -> Attributes:
 
 
 def _carrying(envelope: Envelope, span: Span) -> Envelope:
-    """The envelope with this span's context as its ``traceparent``: what is made of it names the span as its parent."""
-    if not (own := _traceparent(span)):
+    """The envelope with this span's context as its own: what is made of it names the span as its parent."""
+    if not (own := _own_context(span)):
         return envelope
-    headers: Mapping[str, str] = ChainMap({"traceparent": own}, envelope.headers)  # type: ignore[arg-type]
-    return msgspec.structs.replace(envelope, headers=headers)
+    return msgspec.structs.replace(envelope, headers=envelope.headers.replacing(own))
 
 
-def _traceparent(span: Span) -> str:
-    """ "" where the SDK is disabled (OTEL_SDK_DISABLED) and no client has begun a trace."""
+def _own_context(span: Span) -> dict[str, str]:
+    """As headers. Empty where the SDK is disabled (OTEL_SDK_DISABLED) and no client has begun a trace."""
     context = span.get_span_context()
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}" if context.is_valid else ""
+    if not context.is_valid:
+        return {}
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return {"traceparent": parent, "tracestate": context.trace_state.to_header()}
 
 
 def _failed(span: Span, error: BaseException) -> None:

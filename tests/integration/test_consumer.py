@@ -68,7 +68,8 @@ async def test_the_context(kafka: Kafka, topic: str, settings: Callable[..., Set
         one.actor.on_event = keep
         await one.until(lambda: contexts)
     (context,) = contexts
-    assert (context.id, context.key, context.topic, context.partition, context.offset) == ("aé", "k", topic, 0, 0)
+    assert (context.id, context.key, context.idempotency_key) == ("aé", "aé".encode(), "k")
+    assert (context.topic, context.partition, context.offset) == (topic, 0, 0)
     assert (context.position, context.version, context.meta) == ((0, 7, 0), 3, {"source": "web"})
     assert context.headers == headers
     assert context.time is not None

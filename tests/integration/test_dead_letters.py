@@ -46,8 +46,7 @@ def ask(kafka: Kafka, made: Settings, kind: str, key: str | None = None) -> None
         headers = {n: t.decode() if isinstance(t, bytes) else str(t) for n, t in raw.headers}
         partition = message.partition()
         assert partition is not None
-        of = raw.key.decode() if isinstance(raw.key, bytes) else None
-        marks.append((partition, of, None, headers))
+        marks.append((partition, raw.key, None, headers))
     write(kafka.brokers, name, marks)
 
 

@@ -86,13 +86,19 @@ def store(kafka: Kafka, topic: str) -> dict[str, str]:
     }
 
 
-def post(service: Role, owner: str, id: str = "1", **headers: str) -> httpx.Response:
-    return httpx.post(f"{service.url}/accounts/{id}", json={"owner": owner}, headers=headers, timeout=30)
+def post(service: Role, owner: str, id: str = "1", **headers: str | tuple[str, ...]) -> httpx.Response:
+    """With a tuple the header stands there several times."""
+    sent = [(name, each) for name, value in headers.items() for each in ((value,) if isinstance(value, str) else value)]
+    return httpx.post(f"{service.url}/accounts/{id}", json={"owner": owner}, headers=sent, timeout=30)
 
 
-def traceparents(kafka: Kafka, topic: str) -> list[str | None]:
-    found = [dict(message.headers() or []).get("traceparent") for message in read_all(kafka.brokers, topic)]
+def traceparents(kafka: Kafka, topic: str, name: str = "traceparent") -> list[str | None]:
+    found = [dict(message.headers() or []).get(name) for message in read_all(kafka.brokers, topic)]
     return [value.decode() if isinstance(value, bytes) else value for value in found]
+
+
+def tracestates(kafka: Kafka, topic: str) -> list[str | None]:
+    return traceparents(kafka, topic, "tracestate")
 
 
 def said(service: Role, message: str) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def test_one_trace_from_the_request_over_the_producer_to_the_consumer(
         role("producer", "AccountActor", settings, TELEMETRY_SERVICE_NAME="till") as producer,
         role("consumer", "Register", settings, EVENT_STORE_ID="register") as consumer,
     ):
-        assert post(producer, "Ada", traceparent=PARENT).status_code == 200
+        assert post(producer, "Ada", traceparent=PARENT, tracestate=("a=1", "b=2")).status_code == 200
         served = collector.span("POST /accounts/{id}")
         sent = collector.span(f"send {topic}")
         processed = collector.span(f"process {topic}")
@@ -131,6 +137,7 @@ def test_one_trace_from_the_request_over_the_producer_to_the_consumer(
     assert (served.parent, sent.parent, processed.parent) == (CALLER, served.id, sent.id)
     assert [span.kind for span in (served, sent, processed)] == ["server", "producer", "consumer"]
     assert traceparents(kafka, topic) == [sent.traceparent]
+    assert tracestates(kafka, topic) == ["a=1,b=2"]
     assert served.attributes.items() >= {
         "http.request.method": "POST",
         "http.route": "/accounts/{id}",
@@ -167,7 +174,7 @@ def test_one_trace_over_a_transaction_to_its_events(
         role("stream-processor", actor, settings) as processor,
         role("consumer", "Register", settings),
     ):
-        answer = post(processor, "Ada", traceparent=PARENT)
+        answer = post(processor, "Ada", traceparent=PARENT, tracestate=("a=1", "b=2"))
         assert answer.status_code == 200, answer.text
         served = collector.span("POST /accounts/{id}")
         transaction = collector.span("transaction AccountActor")
@@ -193,6 +200,7 @@ def test_one_trace_over_a_transaction_to_its_events(
     assert (served.parent, transaction.parent) == (CALLER, served.id)
     assert (sent.parent, processed.parent) == (transaction.id, sent.id)
     assert traceparents(kafka, topic) == [sent.traceparent]
+    assert tracestates(kafka, topic) == ["a=1,b=2"]
     assert (sent.kind, sent.attributes["messaging.destination.partition.id"]) == ("producer", "0")
     assert (refused.attributes["error.type"], refused.error) == ("Rejected", False)
     assert (fault.attributes["error.type"], fault.error) == ("KeyError", True)
@@ -223,13 +231,22 @@ def test_the_trace_of_a_client_goes_through_where_telemetry_is_off(
 ) -> None:
     settings = store(kafka, topic) | off
     with role("stream-processor", "AccountActor", settings, CACHE_URL=redis.url) as processor:
-        assert post(processor, "Ada", traceparent=PARENT).status_code == 200
-        assert post(processor, "Bob").status_code == 200
+        assert post(processor, "Ada", traceparent=PARENT, tracestate=("a=1", "b=2")).status_code == 200
+        assert post(processor, "Bob", tracestate="a=1").status_code == 200
         assert post(processor, "Eve", traceparent="x" * 1000).status_code == 200
-        wait_until(lambda: len(read_all(kafka.brokers, topic)) == 3, what="published")
-    assert traceparents(kafka, topic) == [PARENT, None, None]
+        others: tuple[str | tuple[str, ...], ...] = (
+            (PARENT, PARENT),
+            "00-" + "0" * 32 + PARENT[35:],
+            PARENT[:36] + "0" * 16 + "-01",
+            "ff" + PARENT[2:],
+        )
+        for number, parent in enumerate(others):
+            assert post(processor, "Eve", str(number + 2), traceparent=parent).status_code == 200
+        wait_until(lambda: len(read_all(kafka.brokers, topic)) == 7, what="published")
+    assert traceparents(kafka, topic) == [PARENT, *[None] * 6]
+    assert tracestates(kafka, topic) == ["a=1,b=2", *[None] * 6]
     records = [message.value() or b"" for message in read_all(kafka.brokers, f"{topic}.transactions")]
-    assert [b'"trace":' in record for record in records] == [False, True, False, False]
+    assert [b'"trace":' in record for record in records] == [False, True, *[False] * 6]
 
 
 def test_where_it_is_off_nothing_is_imported(kafka: Kafka, topic: str) -> None:

@@ -6,7 +6,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-Written = tuple[int, str | None, bytes | None, Mapping[str, str]]  # partition, key, value, headers
+Written = tuple[int, str | bytes | None, bytes | None, Mapping[str, str]]  # partition, key, value, headers
 
 
 def make_topic(brokers: str, topic: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:

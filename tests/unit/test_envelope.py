@@ -151,7 +151,7 @@ def test_the_body_of_an_answer(value: Any, encoded: bytes) -> None:
 
 def test_the_context_is_made_from_the_envelope() -> None:
     context = Envelope(message=Cancel(), id="a", key="k", meta=Raw(b'{"x":1}')).context(version=3)
-    assert (context.id, context.key, context.version, context.meta) == ("a", "k", 3, {"x": 1})
+    assert (context.id, context.idempotency_key, context.version, context.meta) == ("a", "k", 3, {"x": 1})
 
 
 def test_an_untouched_payload_stands_as_it_came() -> None:
@@ -207,3 +207,10 @@ def test_nesting_is_the_depth(value: object) -> None:
         return 0 if parts is None else 1 + max(map(depth, parts), default=0)
 
     assert nesting(msgspec.json.encode(value)) == nesting(json.dumps(value, indent=1).encode()) == depth(value)
+
+
+def test_no_type_of_ours_can_be_named() -> None:
+    """A union is kept one by a type that nobody has; it had a name that could be sent."""
+    for codec in (Codec([Cancel]), Codec([Cancel, Order])):
+        with pytest.raises(Invalid, match="unknown type"):
+            codec.decode(b'{"type":"\\u0000"}')

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # One way: a module imports only from lower ranks, or from its own room.
 RANKS = [
     {"errors"},
-    {"config"},
+    {"config", "headers"},
     {"envelope", "immutable"},
     {"actor"},
     {
@@ -20,7 +20,6 @@ RANKS = [
         "service",
         "logs",
         "metrics",
-        "headers",
         "problem",
         "routes",
         "schemas",
@@ -37,8 +36,8 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
 ORDER = [
-    "logs", "metrics", "loader", "headers", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi",
-    "probes", "http",
+    "logs", "metrics", "loader", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi", "probes",
+    "http",
 ]  # fmt: skip
 
 

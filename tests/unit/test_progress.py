@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiveio.consumer.progress import Progress, parse_position
-from hiveio.errors import Corrupt
+from hiveio.consumer.progress import Progress
+from hiveio.consumer.reading import parse_position
+from hiveio.errors import Corrupt, Invalid
 
 Event = tuple[bytes, bytes | None]  # position, previous
 
@@ -63,14 +64,29 @@ def test_what_comes_first_is_taken_wherever_it_stands() -> None:
     assert Progress().take(b"3:7:0", b"3:6:1")
 
 
-def test_two_logs_in_one_partition_stop() -> None:
-    with pytest.raises(Corrupt, match="two logs"):
-        Progress(b"3:7:0").take(b"2:9:0", b"2:8:0")
+def test_a_position_of_another_log_concerns_its_record_alone() -> None:
+    progress = Progress(b"3:7:0")
+    with pytest.raises(Invalid, match="of another log"):
+        progress.take(b"2:9:0", b"2:8:0")
+    assert progress.last == b"3:7:0"
 
 
-@pytest.mark.parametrize("text", [b"", b"1:2", b"1:2:3:4", b"a:b:c", b"\xff"])
+@pytest.mark.parametrize(
+    "text", [b"", b"1:2", b"1:2:3:4", b"a:b:c", b"\xff", b"-1:2:3", b"1:2: 3", b"1:%b:0" % (b"9" * 5000)]
+)
 def test_no_position(text: bytes) -> None:
-    with pytest.raises(Corrupt, match="looks like"):
+    with pytest.raises(Invalid, match="looks like"):
         parse_position(text)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Invalid):
         Progress(text)
+    progress = Progress(b"3:7:0")
+    with pytest.raises(Invalid, match="looks like"):
+        progress.take(text, b"3:7:0")
+    assert progress.last == b"3:7:0", "it does not become the last one seen, also where it names the one before"
+
+
+def test_what_is_not_to_be_handled_stops_nothing() -> None:
+    progress = Progress(b"3:7:0")
+    for position, previous in [(b"none", None), (b"2:9:0", b"2:8:0"), (b"3:9:0", b"3:8:0")]:
+        progress.look(position, previous)
+    assert progress.last == b"3:9:0"

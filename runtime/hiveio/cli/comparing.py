@@ -11,6 +11,7 @@ from hiveio.cli.judging import Partition, Progress, decoded
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
+from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
 from hiveio.transaction.publisher import outgoing
@@ -240,7 +241,7 @@ class CacheCheck:
 
 
 def _headers(message: Message) -> dict[str, bytes]:
-    return {name: value for name, value in dict(message.headers() or []).items() if isinstance(value, bytes)}
+    return {name: value for name, value in headers_of(message) if isinstance(value, bytes)}
 
 
 def _groups(items: list[str]) -> Iterator[list[str]]:

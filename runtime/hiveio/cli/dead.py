@@ -25,9 +25,9 @@ from hiveio.consumer.letters import (
     Key,
     Parking,
     headers_of,
-    key_of,
     mark,
     origin_of,
+    parking_key,
 )
 from hiveio.errors import HiveError
 from hiveio.kafka import Message
@@ -110,7 +110,7 @@ class Shelves:
                 parking.fold(message)
             for at in list(letters):
                 headers = headers_of(letters[at])
-                key, origin = key_of(letters[at], headers), origin_of(headers)
+                key, origin = parking_key(letters[at], headers), origin_of(headers)
                 entry = parking.entries.get(key) if key is not None else None
                 if entry is None or key is None or origin is None or not entry.open(at):
                     del letters[at]

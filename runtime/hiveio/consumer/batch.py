@@ -3,8 +3,9 @@
 import asyncio
 from typing import Any
 
-from hiveio.consumer.careful import Failure, as_batch, enveloped
+from hiveio.consumer.careful import Failure, as_batch, enveloped, settled
 from hiveio.consumer.lane import New, WorkLane
+from hiveio.consumer.reading import decode
 from hiveio.consumer.routing import Target
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
@@ -19,7 +20,7 @@ class BatchLane(WorkLane):
     """At most EVENT_STORE_BUFFER records at once. A list that fails is handled again as lists of one event."""
 
     async def _work(self, chunk: list[Message]) -> None:
-        shelf, decode, by_type = self.shelf, self.routing.codec.decode, self.routing.by_type
+        shelf, codec, by_type = self.shelf, self.routing.codec, self.routing.by_type
         lists: dict[Target, list[Taken]] = {target: [] for target in self.routing.targets}
         count = 0
         for record in self._new(chunk):
@@ -27,11 +28,11 @@ class BatchLane(WorkLane):
             if shelf.busy and (blocked := await self._blocked(record[0])) is None:
                 continue
             try:
-                event, meta = decode(record[2])
+                event, meta = decode(codec, record[3], value) if type(value := record[2]) is bytes else settled(value)
             except Problem as error:
                 await self._lists(lists, count)  # what stands before it is done before it is kept
                 lists, count = {target: [] for target in self.routing.targets}, 0
-                await self._undecodable(self.hand, record[0], record[2], error)
+                await self._undecodable(self.hand, record[0], error)
                 continue
             for target in by_type[type(event)]:
                 if (blocked and target.name in blocked) or (
@@ -82,5 +83,5 @@ class BatchLane(WorkLane):
     def _envelope(self, record: New, event: Any, meta: Any) -> Envelope:
         message, offset, _, headers, position = record
         envelope = enveloped(message, event, meta)
-        self._set_record(envelope, headers, position, offset, message.timestamp()[1])
+        self._set_record(envelope, message, headers, position, offset, message.timestamp()[1])
         return envelope

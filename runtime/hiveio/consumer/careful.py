@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hiveio.consumer.cloudevents import to_action
-from hiveio.consumer.letters import ACTORS, OURS, TIME, headers_of, mark, origin_of
-from hiveio.consumer.progress import Progress, Window, parse_position
+from hiveio.consumer.letters import ACTORS, OMITTED, OURS, headers_of, key_of, mark, origin_of, time_of
+from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.reading import Reading, parse_position, read, version_of
 from hiveio.consumer.retry import Hand, Retry
 from hiveio.consumer.routing import Routing, Target
 from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
 from hiveio.errors import Invalid, Problem, Refused, Stop, Unavailable
+from hiveio.headers import Headers
 from hiveio.kafka import Lane, Message
+from hiveio.kafka.headers import Pairs
+from hiveio.kafka.headers import headers_of as all_headers
 
 logger = logging.getLogger("hiveio.consumer")
 
-Headers = list[tuple[str, bytes | None]]
 Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it stands behind another of its key
 
 
@@ -89,27 +91,28 @@ class CarefulLane(Lane):
     def _set_record(
         self,
         envelope: Envelope,
-        headers: Headers | None,
+        message: Message,
+        headers: Pairs | None,
         position: bytes | None,
         offset: int,
         time_ms: int,
         *,
         redriven: bool = False,
     ) -> None:
-        texts = {name: text.decode("utf-8", "replace") for name, text in headers or () if text is not None}
-        version = texts.get("hive-version", "")
-        envelope.headers = texts
-        envelope.key = texts.get("hive-key")
+        found = Headers.wrapping(headers or ())
+        envelope.headers = found
+        envelope.key = found.get("hive-key")
         envelope.record = Context(
             id=envelope.id or None,
             topic=self.topic,
-            key=envelope.key,
+            key=key_of(message),
+            idempotency_key=envelope.key,
             partition=self.partition,
             offset=offset,
             position=parse_position(position) if position is not None else None,
-            version=int(version) if version.isdecimal() else None,
+            version=version_of(found),
             time=time_ms / 1000,
-            headers=texts,
+            headers=found,
             meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,
             redriven=redriven,
         )
@@ -170,8 +173,8 @@ class CarefulLane(Lane):
         if self.shelf.put(message, "parked", "", 0, actors):
             await self.shelf.flush()
 
-    async def _undecodable(self, hand: Hand, message: Message, value: bytes | str, error: Problem) -> None:
-        kind = self.routing.unknown_type(value, error)
+    async def _undecodable(self, hand: Hand, message: Message, error: Problem) -> None:
+        kind = unknown_type(error)
         keepers = self.routing.keepers(kind)
         if not keepers:
             self.routing.counts.skipped += 1
@@ -246,20 +249,25 @@ class CarefulLane(Lane):
         actors = frozenset(found.get(ACTORS, b"").decode("utf-8", "replace").split(","))
         if strange := actors - routing.names:
             return f"there is no actor {', '.join(sorted(strange))} here"
-        value, origin = message.value() or b"", origin_of(found)
-        if "ce_specversion" in found:
-            value = to_action(found.items(), value, routing.codec.types)
-        try:
-            event, meta = routing.codec.decode(value)
-        except Problem as error:
-            keepers = routing.keepers(routing.unknown_type(value, error))
-            return f"{type(error).__name__}: {error}" if keepers & actors else None
-        envelope = enveloped(message, event, meta)
+        origin = origin_of(found)
         assert origin is not None
-        headers: Any = [(name, text) for name, text in found.items() if not name.startswith(OURS)]
-        time_ms = int(found.get(TIME, b"0"))
-        self._set_record(envelope, headers, found.get("hive-position"), origin[2], time_ms, redriven=True)
-        for target in routing.by_type[type(event)]:
+        if OMITTED in found:
+            try:
+                message = await self.shelf.original(origin[2], time_of(found))
+            except Unavailable as error:
+                return f"{type(error).__name__}: {error}"
+        headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
+        positions = Headers.wrapping(headers).get_all("hive-position")
+        envelope: Envelope | None = None
+        try:
+            event, meta = settled(read(headers, message.value(), routing.codec))
+            envelope = Envelope(message=event, id=id_of(key_of(message)), meta=meta)
+            position = positions[-1] if positions else None
+            self._set_record(envelope, message, headers, position, origin[2], time_of(found), redriven=True)
+        except Problem as error:
+            keepers = routing.keepers(unknown_type(error))
+            return f"{type(error).__name__}: {error}" if keepers & actors else None
+        for target in routing.by_type.get(type(event), ()):
             if target.name not in actors:
                 continue
             self.hand.since = time.monotonic()
@@ -274,6 +282,19 @@ class CarefulLane(Lane):
         return None
 
 
+def settled(reading: bytes | Reading) -> tuple[Any, Any]:
+    """The event and its meta. Raises the Problem that stands in their place."""
+    if isinstance(reading, Problem):
+        raise reading
+    assert not isinstance(reading, bytes)
+    return reading
+
+
+def unknown_type(error: Problem) -> str | None:
+    """The type that nobody here takes, where that is why a record could not be decoded."""
+    return error.unknown_type if isinstance(error, Invalid) else None
+
+
 def enveloped(message: Message, event: Any, meta: Any) -> Envelope:
     """What was decoded from a record."""
     return Envelope(message=event, id=id_of(message.key()), meta=meta)
@@ -285,7 +306,8 @@ def as_batch(envelope: Envelope) -> Envelope:
 
 
 def id_of(key: str | bytes | None) -> str:
-    return key.decode("utf-8", "replace") if isinstance(key, bytes) else key or ""
+    """A key as text. No two keys have the same: see ``Context.id``."""
+    return key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key or ""
 
 
 def offset_of(message: Message) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from hiveio.config import Settings
 from hiveio.consumer.letters import dead_topic
 from hiveio.errors import ConfigError
+from hiveio.kafka import Message
 from hiveio.kafka.session import Outgoing, Session
-from hiveio.kafka.tail import Tail
+from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, ensure_beside
 
 LARGEST = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
@@ -49,6 +50,14 @@ class DeadLetters:
                 session = Session(self._settings, name, -1)
             await session.send(group, partition)
             self._sessions[name] = session  # only one that did not fail is used again
+
+    async def original(self, topic: str, partition: int, offset: int) -> Message | None:
+        """A record of the source; None if it is there no longer. Raises Unavailable."""
+        reader = LogReader(self._settings, topic)
+        try:
+            return await asyncio.to_thread(reader.read_message, partition, offset)
+        finally:
+            reader.close()
 
     def tail(self, topic: str) -> Tail:
         name = self.topic_of(topic)

@@ -9,23 +9,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hiveio.consumer.careful import CarefulLane, Failure, Headers, enveloped, offset_of
-from hiveio.consumer.cloudevents import to_action
+from hiveio.actor import Tombstone
+from hiveio.consumer.careful import CarefulLane, Failure, enveloped, offset_of, settled
+from hiveio.consumer.cloudevents import MARK as CLOUD_EVENT
+from hiveio.consumer.cloudevents import is_structured
+from hiveio.consumer.reading import JSON, Reading, decode, is_version, read
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
-from hiveio.errors import Corrupt, Problem, Unavailable
+from hiveio.errors import Corrupt, Invalid, Problem, Unavailable
 from hiveio.kafka import Message
+from hiveio.kafka.headers import UNREADABLE, Pairs, checked_headers, mended
 
 SLICE_S = 0.005  # so long a lane works before others get their turn
 ENDED_S = 1.0  # so long a cancelled handler has to end
-# Headers by which a repeat is known, and a CloudEvent.
-_MARKS = frozenset(("hive-position", "hive-previous", "hive-key", "ce_specversion"))
+# Headers by which a repeat is known, and what is more than an action.
+_MARKS = frozenset(
+    ("hive-position", "hive-previous", "hive-version", "hive-key", "content-type", CLOUD_EVENT, UNREADABLE)
+)
 logger = logging.getLogger("hiveio.consumer")
 
 
-# A record that is to be handled, which is no repeat and has a value: message, offset, value, headers, position.
-New = tuple[Message, int, Any, Headers | None, bytes | None]
+# A record that is to be handled, and is no repeat: message, offset, value, headers, position. In the place of the value
+# stands what was read already, where it is more than an action.
+New = tuple[Message, int, bytes | Reading, Pairs | None, bytes | None]
 
 
 class WorkLane(CarefulLane):
@@ -149,13 +156,16 @@ class WorkLane(CarefulLane):
             self.done = (end, self.progress.last)
 
     def _new(self, chunk: list[Message]) -> Iterator[New]:
-        """The records to be handled. What was seen before, or has no value, is counted; ``progress`` moves along."""
-        start, counts, take, window = self.start, self.routing.counts, self.progress.take, self.window.take
-        names = self.routing.codec.types
+        """The records to be handled. What was seen before, or says nothing, is counted; ``progress`` moves along."""
+        start, counts, progress, window = self.start, self.routing.counts, self.progress, self.window.take
+        codec, tombstones = self.routing.codec, Tombstone in self.routing.by_type
         for message in chunk:
-            headers: Any = message.headers()
-            position = previous = None
-            new, cloud_event = True, False
+            try:
+                headers: Any = checked_headers(message)
+            except SystemError:
+                headers = mended(message)
+            position = previous = key = wrong = None
+            new, odd = True, False
             if headers is not None:
                 for name, text in headers:
                     if name in _MARKS:
@@ -163,22 +173,36 @@ class WorkLane(CarefulLane):
                             position = text
                         elif name == "hive-previous":
                             previous = text
+                        elif name == "hive-version":
+                            odd = odd or not is_version(text)
+                        elif name == "content-type":
+                            odd = odd or (text is not None and text != JSON and is_structured(text))
                         elif name == "hive-key":
-                            new = window(message.key(), text, headers)
+                            key = text
                         else:
-                            cloud_event = True
-                if position is not None:
-                    new = take(position, previous)
+                            odd = True
+                if key is not None:
+                    new = window(message.key(), key, headers)
             offset: Any = message.offset()
             if offset < start:
+                if position is not None:
+                    progress.look(position, previous)
                 continue
+            if position is not None:
+                try:
+                    new = progress.take(position, previous)
+                except Invalid as error:
+                    wrong = error
+            value: Any = message.value()
             if not new:
                 counts.repeated += 1
-            elif (value := message.value()) is None:
+            elif wrong is not None:
+                yield message, offset, wrong, headers, None
+            elif odd or (value is None and tombstones):
+                yield message, offset, read(headers or [], value, codec), headers, position
+            elif value is None:
                 counts.skipped += 1
             else:
-                if cloud_event:
-                    value = to_action(headers, value, names)
                 yield message, offset, value, headers, position
 
     async def _handle(self, hand: Hand, records: Iterable[New], *, in_order: bool = False) -> None:
@@ -186,8 +210,8 @@ class WorkLane(CarefulLane):
 
         Records in order count as done one by one, and when the lane closes the one in hand is the last.
         """
-        shelf, progress, settled, clock = self.shelf, self.progress, self._settled, time.monotonic
-        decode, by_type, counts = self.routing.codec.decode, self.routing.by_type, self.routing.counts
+        shelf, progress, since, clock = self.shelf, self.progress, self._settled, time.monotonic
+        codec, by_type, counts = self.routing.codec, self.routing.by_type, self.routing.counts
         now = clock()
         for message, offset, value, headers, position in records:
             blocked: frozenset[str] | None = NOBODY
@@ -195,21 +219,21 @@ class WorkLane(CarefulLane):
                 pass  # parked, or a letter already
             else:
                 try:
-                    event, meta = decode(value)
+                    event, meta = decode(codec, headers, value) if type(value) is bytes else settled(value)
                 except Problem as error:
-                    await self._undecodable(hand, message, value, error)
+                    await self._undecodable(hand, message, error)
                 else:
                     envelope: Envelope | None = None
                     failures: dict[str, Failure] | None = None
                     for target in by_type[type(event)]:
                         if (blocked and target.name in blocked) or (
-                            offset < settled and offset < self._resumes.get(target, 0)
+                            offset < since and offset < self._resumes.get(target, 0)
                         ):
                             continue
                         if target.plain is None:
                             envelope = envelope or enveloped(message, event, meta)
                             if target.with_record and envelope.record is None:
-                                self._set_record(envelope, headers, position, offset, message.timestamp()[1])
+                                self._set_record(envelope, message, headers, position, offset, message.timestamp()[1])
                         hand.since = now = clock()
                         try:
                             if target.plain is not None:

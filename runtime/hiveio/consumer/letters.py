@@ -7,6 +7,7 @@ A dead letter is the record as it was (key, value, headers) with headers that sa
 from collections.abc import Mapping
 
 from hiveio.kafka import Message
+from hiveio.kafka.headers import headers_of as all_headers
 from hiveio.kafka.session import Outgoing
 
 # -- headers of a dead letter
@@ -16,11 +17,14 @@ EXCEPTION = "hive-dead-exception"
 ATTEMPTS = "hive-dead-attempts"
 ACTORS = "hive-dead-actors"  # those that have not handled it
 TIME = "hive-dead-time"  # of the record, ms since the epoch
+EMPTY_KEY = "hive-dead-empty-key"  # the record has a key of no bytes, which the client writes as none
+OMITTED = "hive-dead-omitted"  # the letter was too large with the record's value and headers: they are at the origin
 # -- headers of a mark
 MARK = "hive-dead-mark"  # done, dropped: a letter is closed; retry, failed: its key is to be tried, is not; forget: all
 AT = "hive-dead-at"  # the letter's offset in the dead-letter partition
 OURS = "hive-dead-"
 TEXT_LIMIT = 2_000  # of an exception
+LONGEST_KEY = 65_536  # bytes, of a letter that was too large
 
 Key = bytes | int  # of a record; one without a key stands for itself, by its offset
 
@@ -30,20 +34,41 @@ def dead_topic(topic: str, group: str) -> str:
 
 
 def letter(message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> Outgoing:
-    headers = [(name, text) for name, text in _raw_headers(message) if not name.startswith(OURS)]
+    headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
     origin = f"{message.topic()}/{message.partition()}/{message.offset()}"
     why = {ORIGIN: origin, REASON: reason, ATTEMPTS: str(attempts), ACTORS: ",".join(sorted(actors))}
     why |= {TIME: str(message.timestamp()[1])} | ({EXCEPTION: exception[:TEXT_LIMIT]} if exception else {})
-    return Outgoing(_raw_key(message), message.value() or b"", [*headers, *why.items()])
+    key = key_of(message)
+    if key == b"":
+        why[EMPTY_KEY] = ""
+    return Outgoing(key, message.value(), [*headers, *_encoded(why)])
+
+
+def slim(large: Outgoing) -> Outgoing:
+    """A letter without what the record holds, which its origin has still; its key stays, or is too large itself."""
+    own = [pair for pair in large.headers if pair[0].startswith(OURS)]
+    key = large.key if len(large.key or b"") <= LONGEST_KEY else None
+    size = str(len(large.value or b"")).encode()
+    return Outgoing(key, None, [*own, (OMITTED, size)])
+
+
+def is_slim(made: Outgoing) -> bool:
+    return any(name == OMITTED for name, _ in made.headers)
 
 
 def mark(kind: str, message: Message, exception: str = "") -> Outgoing:
     """A mark on a dead letter."""
+    found = headers_of(message)
     headers: list[tuple[str, str | bytes | None]] = [(MARK, kind), (AT, str(message.offset()))]
-    headers.append((ORIGIN, headers_of(message).get(ORIGIN, b"")))
+    headers += [(name, found[name]) for name in (ORIGIN, EMPTY_KEY) if name in found]
     if exception:
-        headers.append((EXCEPTION, exception[:TEXT_LIMIT]))
-    return Outgoing(_raw_key(message), None, headers)
+        headers += _encoded({EXCEPTION: exception[:TEXT_LIMIT]})
+    return Outgoing(key_of(message), None, headers)
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    # The text of an exception may hold what is no UTF-8, the client does not look, and the process would end.
+    return [(name, text.encode("utf-8", "backslashreplace")) for name, text in headers.items()]
 
 
 def forget() -> Outgoing:
@@ -52,7 +77,7 @@ def forget() -> Outgoing:
 
 
 def headers_of(message: Message) -> dict[str, bytes]:
-    return {name: text for name, text in _raw_headers(message) if isinstance(text, bytes)}
+    return {name: text for name, text in all_headers(message) if text is not None}
 
 
 def origin_of(headers: Mapping[str, bytes]) -> tuple[str, int, int] | None:
@@ -64,21 +89,29 @@ def origin_of(headers: Mapping[str, bytes]) -> tuple[str, int, int] | None:
         return None
 
 
-def key_of(message: Message, headers: Mapping[str, bytes]) -> Key | None:
-    if (key := _raw_key(message)) is not None:
+def time_of(headers: Mapping[str, bytes]) -> int:
+    """When the record was written, in ms since the epoch; 0 when the headers do not tell."""
+    return _number(headers.get(TIME)) or 0
+
+
+def _number(text: bytes | None) -> int | None:
+    return int(text) if text and len(text) <= 18 and text.isdigit() else None
+
+
+def parking_key(message: Message, headers: Mapping[str, bytes]) -> Key | None:
+    """What a letter, or a mark, parks and frees; None when the headers do not tell."""
+    if EMPTY_KEY in headers:
+        return b""
+    if (key := key_of(message)) is not None:
         return key
     origin = origin_of(headers)
     return None if origin is None else origin[2]
 
 
-def _raw_key(message: Message) -> bytes | None:
+def key_of(message: Message) -> bytes | None:
+    """The key as it stands in Kafka."""
     key = message.key()
     return key.encode() if isinstance(key, str) else key
-
-
-def _raw_headers(message: Message) -> list[tuple[str, str | bytes | None]]:
-    found: object = message.headers()
-    return list(found) if isinstance(found, list) else []
 
 
 class Parked:
@@ -117,14 +150,14 @@ class Parking:
             self.entries.clear()
             self.count = 0
             return None
-        key = key_of(message, headers)
+        key = parking_key(message, headers)
         if key is None:
             return None
         if kind is None:
             self._park(key, at, headers)
         elif (entry := self.entries.get(key)) is not None:
             if kind in (b"done", b"dropped"):
-                self._close(key, entry, int(headers.get(AT, b"-1")))
+                self._close(key, entry, _number(headers.get(AT)))
             elif kind in (b"retry", b"failed"):
                 entry.asked = kind == b"retry"
         return key
@@ -143,8 +176,8 @@ class Parking:
         entry.count += 1
         self.count += 1
 
-    def _close(self, key: Key, entry: Parked, at: int) -> None:
-        if not entry.open(at):
+    def _close(self, key: Key, entry: Parked, at: int | None) -> None:
+        if at is None or not entry.open(at):
             return
         entry.gone.add(at)
         entry.count -= 1

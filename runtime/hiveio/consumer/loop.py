@@ -20,12 +20,13 @@ from hiveio.consumer.dead import DeadLetters
 from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.metrics import Tally
 from hiveio.consumer.parallel import ParallelLane
-from hiveio.consumer.progress import Progress, Window, parse_position
+from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.reading import parse_position
 from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Counts, Routing, Target
 from hiveio.consumer.shelf import Shelf
 from hiveio.envelope import Handler
-from hiveio.errors import ConfigError, Corrupt, Refused, Unavailable
+from hiveio.errors import ConfigError, Invalid, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
 
 CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
@@ -57,7 +58,7 @@ class Consumer:
             read_topics="the consumer reads its events from it",
             group_id="the consumer commits its offsets under it",
         )
-        heard = [(contract, handler) for contract, handler in handlers if contract.heard]
+        heard = [(contract, handler) for contract, handler in handlers if contract.heard or contract.tombstones]
         if not heard:
             raise ConfigError(f"ACTOR_MODULE={settings.actor_module}: no actor's perform takes an Event")
         self._settings = settings
@@ -291,7 +292,7 @@ def _progress(note: str) -> Progress | None:
         return Progress()
     try:
         return Progress(note.encode()) if note else None
-    except Corrupt:
+    except Invalid:
         return None  # another program's note
 
 

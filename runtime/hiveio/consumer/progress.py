@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from hiveio.errors import Corrupt
+from hiveio.consumer.reading import parse_position
+from hiveio.errors import Corrupt, Invalid
 
 
 class Progress:
@@ -15,20 +16,22 @@ class Progress:
     __slots__ = ("last",)
 
     def __init__(self, last: bytes | None = None) -> None:
-        """Raises Corrupt when ``last`` is no position."""
+        """Raises Invalid when ``last`` is no position."""
         if last is not None:
             parse_position(last)
         self.last = last
 
     def take(self, position: bytes, previous: bytes | None) -> bool:
-        """Whether the event is new. Raises Corrupt when events are missing between the last seen and this one."""
-        last = self.last
-        if last is None:
-            parse_position(position)
-        elif previous != last:  # else it follows, and there is nothing to compare
-            at, seen = parse_position(position), parse_position(last)
+        """Whether the event is new.
+
+        Raises Invalid for what is no position, or one of another log: this concerns the record alone. Raises Corrupt
+        when events are missing between the last seen and this one.
+        """
+        at, last = parse_position(position), self.last
+        if last is not None and previous != last:  # else it follows, and there is nothing to compare
+            seen = parse_position(last)
             if at[0] != seen[0]:
-                raise Corrupt(f"position {_text(position)} comes after {_text(last)}: two logs in one partition")
+                raise Invalid(f"the position {_text(position)} is of another log than {_text(last)}, the last one seen")
             if at <= seen:
                 return False
             raise Corrupt(
@@ -37,6 +40,15 @@ class Progress:
             )
         self.last = position
         return True
+
+    def look(self, position: bytes, previous: bytes | None) -> None:
+        """Note an event that is not to be handled: whatever is wrong with it, it stops nothing any more."""
+        try:
+            self.take(position, previous)
+        except Invalid:
+            pass
+        except Corrupt:
+            self.last = position
 
 
 class Window:
@@ -55,6 +67,8 @@ class Window:
     def take(self, id: bytes | None, key: bytes, headers: Iterable[tuple[str, bytes | None]]) -> bool:
         """Whether the event is new."""
         found = dict(headers)
+        if not found.get("hive-id"):
+            return True  # another program's header
         index = (found.get("hive-id") or b"").rpartition(b".")[2]
         event = (id, found.get("hive-actor"), key, index)
         if event in self._seen:
@@ -65,14 +79,5 @@ class Window:
         return True
 
 
-def parse_position(text: bytes) -> tuple[int, int, int]:
-    """``<partition>:<offset>:<index>``. Raises Corrupt."""
-    try:
-        partition, offset, index = text.split(b":")
-        return int(partition), int(offset), int(index)
-    except ValueError:
-        raise Corrupt(f"the position {_text(text)} is none; it looks like 0:17:0") from None
-
-
 def _text(position: bytes | None) -> str:
-    return "nothing" if position is None else position.decode("utf-8", "replace")
+    return "nothing" if position is None else position[:64].decode("utf-8", "backslashreplace")

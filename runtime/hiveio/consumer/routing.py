@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from hiveio.actor import Contract, performing
+from hiveio.actor import Contract, Tombstone, performing
 from hiveio.envelope import Codec, Handler
-from hiveio.errors import Invalid, Problem
 
 TOLD_TYPES = 100  # types that nobody takes and that are told of, each once
+LONGEST_TYPE = 100  # characters of one in a log line
 logger = logging.getLogger("hiveio.consumer")
 
 
@@ -60,6 +60,8 @@ class Routing:
             for kind in target.contract.heard.values():
                 self.by_type.setdefault(kind, []).append(target)
         self.codec = Codec(self.by_type, strict=False)
+        if takers := [target for target in self.targets if target.contract.tombstones]:
+            self.by_type[Tombstone] = takers
         self.counts = Counts()
         kinds = [(target.name, target.contract.kind) for target in self.targets]
         self._keep_undecodable = frozenset(name for name, kind in kinds if kind.undecodable == "dead")
@@ -70,18 +72,9 @@ class Routing:
         """Who wants a record kept that is undecodable, or of this unknown type. Where that is nobody, it is skipped."""
         return self._keep_undecodable if kind is None else self._keep_unknown
 
-    def unknown_type(self, value: bytes | str, error: Problem) -> str | None:
-        """The type that nobody here takes, where that is why it could not be decoded."""
-        if not isinstance(error, Invalid) or error.members.get("pointer") != "/type":
-            return None
-        try:
-            kind = _type_of(value).type
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        return None if kind in self.codec.types else kind
-
     def tell_unknown(self, where: str, kind: str) -> None:
         """Say once for each type what becomes of its records, and what to do about it."""
+        kind = kind[:LONGEST_TYPE]
         if kind not in self._told and len(self._told) < TOLD_TYPES:
             self._told.add(kind)
             logger.error(
@@ -90,10 +83,3 @@ class Routing:
                 "`hiveio dead retry`. This is said once for each type",
                 where, kind, ", ".join(sorted(self.codec.types)), ", ".join(sorted(self._keep_unknown)),
             )  # fmt: skip
-
-
-class _Type(msgspec.Struct):
-    type: str
-
-
-_type_of = msgspec.json.Decoder(_Type).decode

@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.letters import MARK, Key, Parking, headers_of, key_of, letter, origin_of
+from hiveio.consumer.letters import MARK, Key, Parking, headers_of, is_slim, letter, origin_of, parking_key, slim
 from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session import Outgoing, Oversized
 
 PAUSE_S = 2.0  # before a write that failed is tried again
 GROUP = 200  # letters written together, or tried again before it is noted
@@ -57,6 +57,9 @@ class Shelf:
         self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
         self._writing = asyncio.Lock()
         self._written = b""
+
+    def __str__(self) -> str:
+        return f"{self._topic}/{self._partition}"
 
     # -- from assign to revoke
 
@@ -140,7 +143,16 @@ class Shelf:
                 self._follow(self.parking.next)
                 await self._until(lambda: self._written == name.encode())
             except Unavailable as error:
-                logger.warning("%s/%d: dead letters wait: %s", self._topic, self._partition, error)
+                if isinstance(error, Oversized) and len(group) > 1:  # all together, or one of them
+                    half = len(group) // 2
+                    await self._write(group[:half])
+                    await self._write(group[half:])
+                    return
+                if isinstance(error, Oversized) and not is_slim(group[0]):
+                    logger.error("%s: a dead letter leaves its record at its origin: %s", self, error)
+                    group = [slim(group[0])]
+                    continue
+                logger.warning("%s: dead letters wait: %s", self, error)
                 await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.0))
 
     # -- trying again
@@ -154,9 +166,16 @@ class Shelf:
                 return message
         return None
 
+    async def original(self, offset: int, time_ms: int) -> Message:
+        """The record of a letter that leaves it at its origin. Raises Unavailable, also where it is gone."""
+        found = await self._letters.original(self._topic, self._partition, offset)
+        if found is None or found.timestamp()[1] != time_ms:
+            raise Unavailable(f"the record {self}/{offset} is no longer in its topic")
+        return found
+
     def _wanted(self, message: Message) -> bool:
         at, headers = message.offset(), headers_of(message)
-        key = key_of(message, headers)
+        key = parking_key(message, headers)
         entry = self.parking.entries.get(key) if key is not None and MARK not in headers else None
         return entry is not None and entry.asked and at is not None and entry.open(at)
 
@@ -224,7 +243,7 @@ class Shelf:
 def _key(made: Outgoing) -> Key:
     if isinstance(made.key, bytes):
         return made.key
-    headers = {name: text.encode() for name, text in made.headers if isinstance(text, str)}
+    headers = {name: text for name, text in made.headers if isinstance(text, bytes)}
     origin = origin_of(headers)
     assert origin is not None
     return origin[2]

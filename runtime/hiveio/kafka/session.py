@@ -15,6 +15,10 @@ GROUP_BYTES = 800_000  # of one request; less than Kafka takes
 WAIT_S = 10.0
 
 
+class Oversized(Unavailable):
+    """Kafka does not take the group, or one of its records, because of its size."""
+
+
 class Outgoing(NamedTuple):
     key: str | bytes | None
     value: bytes | None
@@ -54,7 +58,10 @@ class Session:
             self._failure = error
 
     async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> None:
-        """All of the group are delivered. Raises Unavailable, and the session is over: each may have landed or not."""
+        """All of the group are delivered.
+
+        Raises Unavailable, or Oversized, and the session is over: each record may have landed or not.
+        """
         partition = self._partition if partition is None else partition
         if self._observer is None:
             await self._deliver(group, partition)
@@ -77,13 +84,18 @@ class Session:
             left = await asyncio.to_thread(self._producer.flush, WAIT_S)
         except (KafkaException, BufferError) as error:
             self.close()
-            raise Unavailable(f"{self._topic}/{partition}: {error}") from None
+            raise _refusal(error.args[0] if error.args else None, f"{self._topic}/{partition}: {error}") from None
         if self._failure is not None or left:
             self.close()
             reason = self._failure.str() if self._failure is not None else f"no answer within {WAIT_S:.0f} s"
-            raise Unavailable(f"{self._topic}/{partition}: {reason}")
+            raise _refusal(self._failure, f"{self._topic}/{partition}: {reason}")
 
     def close(self) -> None:
         """Give up what is not sent."""
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._producer.poll(0)
+
+
+def _refusal(error: object, text: str) -> Unavailable:
+    too_large = isinstance(error, KafkaError) and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+    return Oversized(text) if too_large else Unavailable(text)

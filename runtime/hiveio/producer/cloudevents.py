@@ -18,7 +18,8 @@ from msgspec import Raw, Struct
 
 from hiveio.envelope import Envelope, encode_json, untouched_payload, with_integers
 from hiveio.errors import Invalid, Malformed
-from hiveio.headers import traceparent as well_formed
+from hiveio.headers import Headers
+from hiveio.headers import trace_context as well_formed
 
 JSON = "application/json"
 REQUIRED = ("specversion", "id", "source", "type")
@@ -97,12 +98,13 @@ def to_record(event: Struct, envelope: Envelope, id: str, key: str | None, sourc
     return value, headers | {f"ce_{name}": text for name, text in attributes.items()}
 
 
-def traceparent(meta: Raw | None) -> str:
-    """The trace in which a CloudEvent was made, by its extension for distributed tracing; "" where there is none."""
+def trace_context(meta: Raw | None) -> dict[str, str]:
+    """The trace in which a CloudEvent was made, by its extension for distributed tracing; empty where there is none."""
     if not meta or b'"traceparent"' not in (text := bytes(meta)) or b'"specversion"' not in text:
-        return ""
-    value = msgspec.json.decode(text).get("traceparent")
-    return well_formed({"traceparent": value}) if isinstance(value, str) else ""
+        return {}
+    found = msgspec.json.decode(text)
+    names = ("traceparent", "tracestate")
+    return well_formed(Headers({name: found[name] for name in names if isinstance(found.get(name), str)}))
 
 
 def _text(value: Any) -> str:

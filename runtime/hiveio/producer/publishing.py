@@ -14,7 +14,7 @@ from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
 from hiveio.errors import ConfigError, Invalid, Unknown
-from hiveio.headers import HeaderView, traceparent
+from hiveio.headers import trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Place, Stored
 from hiveio.kafka.sender import Headers, Late
@@ -47,10 +47,11 @@ class Publishing:
     One record an event, in ``contract.topic`` or ``settings.written_topic``: key = the event's field ``contract.key``,
     or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
     payload of a message that the actor gives back as it is stands as it came; headers ``hive-actor``, ``hive-id``
-    (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``hive-key`` (the
-    Idempotency-Key) and those of EVENT_HEADERS. With EVENT_FORMAT=cloudevents the value is the payload, and what
-    surrounds it stands in headers too. The answer is the events, and ``Hive-Position`` says where the last
-    one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows no position.
+    (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``tracestate``,
+    ``hive-key`` (the Idempotency-Key) and those of EVENT_HEADERS, as they came. With EVENT_FORMAT=cloudevents the value
+    is the payload, and what surrounds it stands in headers too. The answer is the events, and ``Hive-Position`` says
+    where the last one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows
+    no position.
     With ``keys`` a request whose Idempotency-Key came before is answered as that was, and written once.
 
     Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
@@ -67,8 +68,8 @@ class Publishing:
             f"{quote(settings.client_id)}/{quote(contract.name)}" if settings.event_format != "action" else ""
         )
         self._shared: Headers = [("hive-actor", contract.name.encode())]
-        self._passed = {name.encode() for name in settings.event_headers if not name.endswith("*")}
-        self._prefixes = tuple(name[:-1].encode() for name in settings.event_headers if name.endswith("*"))
+        self._passed = {name for name in settings.event_headers if not name.endswith("*")}
+        self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
         self._next_id = identities()
 
     async def __call__(self, envelope: Envelope) -> Outcome:
@@ -177,16 +178,12 @@ class Publishing:
 
     def _headers(self, envelope: Envelope) -> Headers:
         shared, given = [*self._shared], envelope.headers
-        if trace := traceparent(given) or cloudevents.traceparent(envelope.meta):
-            shared.append(("traceparent", trace))
+        shared += (trace_context(given) or cloudevents.trace_context(envelope.meta)).items()
         if envelope.key is not None:
             shared.append(("hive-key", envelope.key))
-        if (self._passed or self._prefixes) and isinstance(given, HeaderView):
-            shared += [
-                (name.decode("latin-1"), value)
-                for name, value in given.pairs
-                if name in self._passed or name.startswith(self._prefixes)
-            ]
+        if self._passed or self._prefixes:
+            passed, prefixes = self._passed, self._prefixes
+            shared += [pair for pair in given.pairs if pair[0] in passed or pair[0].startswith(prefixes)]
         return shared
 
 

@@ -16,7 +16,7 @@ from msgspec import Raw
 from hiveio.actor import Actor, Contract, Event
 from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Problem, SeveralScopes
-from hiveio.headers import traceparent
+from hiveio.headers import trace_context
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import CommandId, aggregate
@@ -37,7 +37,7 @@ class Command:
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
-        self.trace = traceparent(envelope.headers)
+        self.trace = trace_context(envelope.headers)
         self.context = copy_context()  # the request's, for its actor: not that of whoever comes before it
         self.needs = {id.target}
         self.attempts = 0

@@ -163,7 +163,10 @@ class Performer:
                 reads = tuple([Read(name, entry.head or "") for name, entry in read])
         problem = None if refusal is None else problem_document(refusal)
         headers = {} if refusal is None else refusal.headers
-        record = Commit(command.id, tuple(writes), reads, command.keyed, command.hash, problem, command.trace, headers)
+        trace, state = command.trace.get("traceparent", ""), command.trace.get("tracestate", "")
+        record = Commit(
+            command.id, tuple(writes), reads, command.keyed, command.hash, problem, trace, headers, tracestate=state
+        )
         command.body, command.version = answer_body(raw[target]), results[target].version
         pending = Pending(tx, record, results, command.begun, self._engine.settled, command)
         if faults.armed:

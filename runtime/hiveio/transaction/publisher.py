@@ -14,6 +14,7 @@ from itertools import islice
 
 from hiveio.config import Settings
 from hiveio.errors import HiveError, Unavailable
+from hiveio.kafka.headers import headers_of
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.service import Observer
@@ -134,7 +135,7 @@ class Publisher:
         last = await asyncio.to_thread(self._events.read_message, self._scope.partition, -1)
         self._previous, self._after = "", (-1, -1)
         if last is not None:
-            position = dict(last.headers() or []).get("hive-position")
+            position = dict(headers_of(last)).get("hive-position")
             if not isinstance(position, bytes):
                 raise Unavailable(f"the last record has no position: only this service may write {self._topic}")
             self._previous = position.decode()
@@ -248,5 +249,7 @@ def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoin
             ]
             if record.trace:
                 headers.append(("traceparent", record.trace))
+            if record.tracestate:
+                headers.append(("tracestate", record.tracestate))
             group.append(Outgoing(id, bytes(event), headers))
     return group

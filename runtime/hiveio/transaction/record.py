@@ -58,8 +58,8 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     """A transaction of one scope. The first write is the command's target, if need be without events.
 
     ``refusal`` is the problem document of a refused command, which writes no events; ``headers`` are those of its
-    answer. ``trace`` is the trace context of the command, which its events carry on as ``traceparent``. No verdict
-    looks at these.
+    answer. ``trace`` and ``tracestate`` are the trace context of the command, which its events carry on in their
+    headers. No verdict looks at these.
     """
 
     command: CommandId
@@ -70,6 +70,7 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     refusal: dict[str, Any] | None = None
     trace: str = ""
     headers: dict[str, str] = {}
+    tracestate: str = ""
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):

@@ -1,0 +1,87 @@
+"""What a record says, whoever wrote it: an event and its meta, or the problem for which it is a dead letter."""
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from hiveio.actor import Tombstone
+from hiveio.consumer import cloudevents
+from hiveio.envelope import Codec
+from hiveio.errors import Invalid, Malformed, Problem
+from hiveio.headers import Headers
+from hiveio.kafka.headers import UNREADABLE, Pairs
+
+JSON = b"application/json"
+OWN = ("hive-id", "hive-actor")  # headers of every message that hiveio writes
+LONGEST_VERSION = 18  # digits: less than 2**63
+_POSITION = re.compile(rb"(\d{1,10}):(\d{1,18}):(\d{1,10})")
+
+Reading = tuple[Any, Raw | None] | Problem
+Position = tuple[int, int, int]
+_NO_MESSAGE = Tombstone()
+
+
+def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
+    """The event and its meta, or why there is none. It raises nothing: no record may stop its partition.
+
+    - What has a header ``ce_specversion``, or is sent as ``application/cloudevents+json``, is a CloudEvent.
+    - No value is a Tombstone.
+    - Anything else is an action, ``{"type", "payload", "meta"}``. Its payload may be missing in a message of hiveio,
+      which has a header ``hive-id`` or ``hive-actor``: of others it may be any JSON that has a member ``type``.
+    """
+    try:
+        found = Headers.wrapping(headers)
+        if UNREADABLE in found:
+            raise Malformed("the name of a header is not UTF-8")
+        version_of(found)
+        content_types = found.get_all("content-type")
+        if content_types and cloudevents.is_structured(content_types[-1]):
+            action = cloudevents.from_structured(content_types[-1], value or b"", codec.types)
+        elif cloudevents.MARK in found:
+            action = cloudevents.from_binary(found, value, codec.types)
+        elif value is None:
+            return _NO_MESSAGE, None
+        else:
+            return decode(codec, headers, value)
+        return codec.decode(action)
+    except Problem as error:
+        return error
+    except UnicodeDecodeError as error:
+        return Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}")
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        return Malformed(f"it cannot be read: {error}")
+
+
+def decode(codec: Codec, headers: Pairs | None, value: bytes) -> tuple[Any, Raw | None]:
+    """An action. Raises Problem."""
+    try:
+        return codec.decode(value, whole=True)
+    except Invalid as error:
+        if error.members.get("pointer") == "/payload" and any(name in OWN for name, _ in headers or ()):
+            return codec.decode(value)
+        raise
+
+
+def parse_position(text: bytes) -> Position:
+    """``<partition>:<offset>:<index>``. Raises Invalid."""
+    match = _POSITION.fullmatch(text)
+    if match is None:
+        shown = text[:64].decode("utf-8", "backslashreplace")
+        raise Invalid(f"the hive-position {shown} is none; it looks like 0:17:0")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def version_of(headers: Headers) -> int | None:
+    """The aggregate's version, where the record says it. Raises Invalid."""
+    found = headers.get_all("hive-version")
+    if not found:
+        return None
+    if not is_version(found[-1]):
+        raise Invalid(f"the hive-version {found[-1][:64]!r} is none; it is a whole number")
+    return int(found[-1])
+
+
+def is_version(text: bytes | None) -> bool:
+    return text is None or (len(text) <= LONGEST_VERSION and text.isdigit())
