@@ -42,10 +42,12 @@ class Context(Struct, frozen=True, kw_only=True):
     - ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version (stream
       processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
     - ``redriven`` marks an event from the dead-letter topic: later ones of its partition were handled before it.
+    - ``topic_id`` is another one when a topic was made anew under its name: its offsets begin again.
     """
 
     id: str | None = None
     topic: str | None = None
+    topic_id: str | None = None
     key: bytes | None = None
     idempotency_key: str | None = None
     partition: int | None = None

@@ -130,7 +130,8 @@ async def test_lists_hold_what_came_at_once(kafka: Kafka, topic: str, settings: 
     made = settings(buffer=50)
     async with member(made, Lister) as one:
         await one.until(lambda: len(one.actor.amounts()) == 120)
-        await one.until(lambda: committed(kafka.brokers, made.group_id, topic) == (130, "0:119:0"))
+        await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 130)
+        assert committed(kafka.brokers, made.group_id, topic)[1].startswith("0:119:0 ")
         assert one.consumer.counts.repeated == 10
     assert one.actor.amounts() == [*range(120)]
     assert max(map(len, one.actor.lists)) > 1

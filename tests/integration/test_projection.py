@@ -51,7 +51,7 @@ class Sqlite(SqliteProjection):
         self.stop()
 
     async def at(self, topic: str, partition: int) -> int:
-        return self.position(topic, partition)
+        return self.position(topic, partition)[0]
 
 
 class Postgresql(PostgresProjection):
@@ -83,7 +83,7 @@ class Postgresql(PostgresProjection):
         await self.stop()
 
     async def at(self, topic: str, partition: int) -> int:
-        return await self.position(topic, partition)
+        return (await self.position(topic, partition))[0]
 
 
 Kind = type[Sqlite] | type[Postgresql]
@@ -105,8 +105,8 @@ async def store(kind: Kind) -> AsyncIterator[Sqlite | Postgresql]:
     await made.close()
 
 
-def at(offset: int, *, redriven: bool = False) -> Context:
-    return Context(topic="t", partition=0, offset=offset, redriven=redriven)
+def at(offset: int, *, redriven: bool = False, id: str | None = None) -> Context:
+    return Context(topic="t", topic_id=id, partition=0, offset=offset, redriven=redriven)
 
 
 async def test_effect_and_position_move_together(store: Sqlite | Postgresql) -> None:
@@ -118,6 +118,34 @@ async def test_effect_and_position_move_together(store: Sqlite | Postgresql) -> 
         await store.take(at(6), 3, ValueError("broken"))
     assert await store.at("t", 0) == 6
     assert await store.amounts() == [1, 2]
+
+
+async def test_the_events_of_a_topic_made_anew_are_new(store: Sqlite | Postgresql) -> None:
+    assert await store.take([at(0), at(1), at(2)], 1), "of an older version, or of a broker without ids"
+    assert not await store.take(at(2, id="one"), 2), "which may be this topic"
+    assert await store.take(at(3, id="one"), 3)
+    assert not await store.take(at(3, id="one"), 4)
+    assert await store.take(at(0, id="two"), 5)
+    assert not await store.take(at(0, id="two"), 6)
+    found: Any = store.position("t", 0)
+    assert (await found if isinstance(store, Postgresql) else found) == (1, "two")
+    assert await store.take(at(9, redriven=True, id="one"), 7)
+    assert await store.take(at(9, redriven=True, id="two"), 8)
+    assert not await store.take(at(9, redriven=True, id="two"), 9)
+    assert await store.amounts() == [1, 3, 5, 7, 8]
+
+
+def test_the_table_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "old.sqlite")
+    columns = "topic TEXT, partition INTEGER, next BIGINT NOT NULL, PRIMARY KEY (topic, partition)"
+    old.execute(f"CREATE TABLE hive_position ({columns})")
+    old.execute("INSERT INTO hive_position VALUES ('t', 0, 7)")
+    old.commit()
+    old.close()
+    store = type("Projected", (Sqlite,), {"database": str(tmp_path / "old.sqlite")})()
+    store.start()
+    assert store.position("t", 0) == (7, "")
+    store.stop()
 
 
 async def test_what_is_stored_is_not_taken_again(store: Sqlite | Postgresql) -> None:

@@ -17,7 +17,7 @@ from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
 from hiveio.errors import Invalid, Problem, Refused, Stop, Unavailable
 from hiveio.headers import Headers
-from hiveio.kafka import Lane, Message
+from hiveio.kafka import Lane, Message, Start
 from hiveio.kafka.headers import Pairs
 from hiveio.kafka.headers import headers_of as all_headers
 
@@ -32,8 +32,7 @@ class Opening(NamedTuple):
     ``resumes`` says from which offset on a target takes records, where it is not the same for all.
     """
 
-    topic: str
-    partition: int
+    assigned: Start
     begin: int
     start: int
     progress: Progress
@@ -54,7 +53,7 @@ class CarefulLane(Lane):
         shelf: Callable[[Callable[[], None]], Shelf],
         finished: Callable[[], None],
     ) -> None:
-        super().__init__(opening.topic, opening.partition, opening.begin, (opening.start, opening.note))
+        super().__init__(opening.assigned, opening.begin, (opening.start, opening.note))
         self.start, self.progress, self._resumes = opening.start, opening.progress, opening.resumes
         self._settled = max([opening.start, *opening.resumes.values()])
         self.routing, self.retry, self.window, self._finished = routing, retry, window, finished
@@ -105,6 +104,7 @@ class CarefulLane(Lane):
         envelope.record = Context(
             id=envelope.id or None,
             topic=self.topic,
+            topic_id=self.topic_id or None,
             key=key_of(message),
             idempotency_key=envelope.key,
             partition=self.partition,

@@ -88,7 +88,7 @@ class WorkLane(CarefulLane):
     @property
     def lag(self) -> tuple[int, float]:
         """Records that are not handled, and the age of the oldest of them in seconds."""
-        records, oldest = max(0, self.high - self.done[0]), self.oldest
+        records, oldest = max(0, self.high - self.at[0]), self.oldest
         if not records or oldest is None:
             return records, 0.0
         return records, max(0.0, time.time() - oldest.timestamp()[1] / 1000)

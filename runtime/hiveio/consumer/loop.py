@@ -1,7 +1,8 @@
 """The component: the assignment becomes lanes, and their life is watched.
 
 A record is handled at least once; exactly once by an actor that stores what it makes of it together with the offset
-and has a method ``position(self, topic, partition) -> int | None`` (plain or async): the next offset to consume.
+and has a method ``position(self, topic, partition)`` (plain or async): the next offset to consume, alone or with the
+topic's id as the context has it, or None.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from hiveio.consumer.shelf import Shelf
 from hiveio.envelope import Handler
 from hiveio.errors import ConfigError, Invalid, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
+from hiveio.kafka.assigned import NOTHING, UNKNOWN
 
 CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
 STUCK_S = 30.0  # a handler that runs for so long after it was told to end is stuck
@@ -111,11 +113,7 @@ class Consumer:
         failures = [reason for lane in self._lanes.values() if (reason := lane.failure or lane.held) is not None]
         if failures:
             return "; ".join(failures)
-        if self._poller.trouble is not None:
-            return self._poller.trouble
-        if not await self._poller.is_member():
-            return f"the group {self._settings.group_id} is not joined yet"
-        return await self._poller.ask()
+        return await self._poller.ready()
 
     def alive(self) -> bool:
         """Whether the poll thread turns, and every handler that was told to end has ended within STUCK_S."""
@@ -142,7 +140,7 @@ class Consumer:
             {
                 "topic": lane.topic,
                 "partition": lane.partition,
-                "next": lane.done[0],
+                "next": lane.at[0],
                 "lag_records": lane.lag[0],
                 "lag_seconds": round(lane.lag[1], 3),
                 "parked_keys": lane.parked,
@@ -154,7 +152,7 @@ class Consumer:
 
     def positions(self) -> dict[tuple[str, int], int]:
         """For each partition of this process the next offset to handle."""
-        return {place: lane.done[0] for place, lane in self._lanes.items()}
+        return {place: lane.at[0] for place, lane in self._lanes.items()}
 
     def stopped(self) -> str | None:
         """Why a partition stands still, if one does."""
@@ -171,32 +169,22 @@ class Consumer:
             raise Refused(f"Hive-Position: {topic} is not consumed here")
         lane = self._lanes.get((source, partition))
         if lane is not None:
-            end, note = lane.done
+            end, note = lane.at
             if not of_log:
                 return end > offset
             at = parse_position(note)[1] if isinstance(note, bytes) else -1
             # How many events the transaction has is not known; they come to the topic together.
             return at > offset or (at == offset and end >= lane.high)
         if not of_log and hasattr(contract.actor, "position"):  # its store may be shared
-            return (await _position(contract, source, partition) or 0) > offset
+            return (await _position(contract, source, partition) or (0, ""))[0] > offset
         raise Unavailable(f"{source}/{partition} is not consumed by this instance now")
 
     # -- the assignment, called by the poller
 
-    async def open(self, starts: Sequence[Start]) -> Sequence[Lane]:
-        lanes: list[Lane] = []
-        try:
-            for start in starts:
-                lanes.append(_nobodys(start) if self._is_ours(start.topic) else await self._open(start))  # noqa: PERF401
-        except BaseException:
-            await self.close(lanes, lost=True)
-            raise
-        self._lanes |= {(lane.topic, lane.partition): lane for lane in lanes if isinstance(lane, WorkLane)}
-        return lanes
-
-    def _is_ours(self, topic: str) -> bool:
-        """Whether it is a dead-letter topic, which an expression may match."""
-        return self._by_expression and topic.endswith(".dead")
+    async def open(self, start: Start) -> Lane:
+        lane = await self._open(start)
+        self._lanes[lane.topic, lane.partition] = lane
+        return lane
 
     async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None:
         # A lost partition may be another's by now: its handler is not waited for.
@@ -221,27 +209,22 @@ class Consumer:
             lane.fail(reason)
 
     async def _open(self, start: Start) -> WorkLane:
-        """Where to begin: at the actors' positions, else at the committed offset, else by EVENT_STORE_FROM_START."""
-        usual = start.committed
-        if usual is None:
-            # A partition that is new to a running consumer is read from its first event: all were written since.
-            usual = start.low if self._settings.from_start else start.fresh
+        """Where to begin: at the actors' positions, else where the group stands, or begins."""
+        usual = start.first if start.committed is None else start.committed
         resumes: dict[Target, int] = {}
         for target in self._routing.targets:
-            own = await _position(target.contract, start.topic, start.partition)
-            resumes[target] = usual if own is None else own
+            resumes[target] = await _resume(target.contract, start, usual)
         first = min(resumes.values())  # an actor with a position of its own may stand behind the others, or before them
         gone = f"the events from {first} to {start.low - 1} are gone from the topic" if first < start.low else ""
         if gone and self._settings.from_start:
             logger.error("%s/%d: %s; it goes on at %d", start.topic, start.partition, gone, start.low)
             first = start.low
-        progress = _progress(start.note) if first == start.committed else None
+        progress = _progress(start.note.seen) if first == start.committed else None
         begin = first
         if progress is None or progress.last is None:
             progress, begin = Progress(), max(start.low, first - LOOK_BACK)
         opening = Opening(
-            start.topic,
-            start.partition,
+            start,
             begin=min(begin, start.high),
             start=first,
             progress=progress,
@@ -263,8 +246,7 @@ class Consumer:
             ),
             finished=self._poller.progress,
         )
-        lane.high = start.high
-        if first == start.committed:
+        if first == start.committed and start.note.topic_id == start.topic_id:
             lane.committed = lane.done
         if gone and not self._settings.from_start:
             lane.fail(
@@ -279,30 +261,47 @@ class Consumer:
         return lane
 
 
-def _nobodys(start: Start) -> Lane:
-    """A lane that takes nothing, and commits nothing."""
-    lane = Lane(start.topic, start.partition, start.high, (start.high, ""))
-    lane.committed, lane.failure = lane.done, "a dead-letter topic is not consumed"
-    return lane
-
-
-def _progress(note: str) -> Progress | None:
-    """What a commit's note says was seen; None when it says nothing. ``-`` is: nothing with a position."""
-    if note == "-":
+def _progress(seen: str) -> Progress | None:
+    """What a commit's note says was seen; None when it says nothing."""
+    if seen == NOTHING:
         return Progress()
     try:
-        return Progress(note.encode()) if note else None
+        return None if seen == UNKNOWN else Progress(seen.encode())
     except Invalid:
         return None  # another program's note
 
 
-async def _position(contract: Contract, topic: str, partition: int) -> int | None:
+async def _resume(contract: Contract, start: Start, usual: int) -> int:
+    """Where an actor goes on: at its own position, unless that is one in a topic which is gone."""
+    found = await _position(contract, start.topic, start.partition)
+    if found is None:
+        return usual
+    own, topic_id = found
+    if topic_id and start.topic_id and topic_id != start.topic_id:
+        logger.warning(
+            "%s/%d: %s has a position in a topic of this name that is gone; it begins at the first event of the new "
+            "one, %d",
+            start.topic, start.partition, contract.name, start.low,
+        )  # fmt: skip
+        return start.low
+    # A position without an id says nothing of which topic it is in; then the group's note does.
+    return start.low if start.anew and not topic_id else own
+
+
+async def _position(contract: Contract, topic: str, partition: int) -> tuple[int, str] | None:
+    """The next offset to consume, and the id of its topic, where the actor keeps that."""
     ask = getattr(contract.actor, "position", None)
     if ask is None:
         return None
     found = ask(topic, partition)
     if inspect.isawaitable(found):
         found = await found
-    if found is not None and not (isinstance(found, int) and found >= 0):
-        raise TypeError(f"{contract.name}.position gave {found!r}; it gives the next offset to consume, or None")
-    return found
+    if found is None:
+        return None
+    offset, topic_id = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
+    if not (isinstance(offset, int) and offset >= 0 and isinstance(topic_id, str)):
+        raise TypeError(
+            f"{contract.name}.position gave {found!r}; it gives the next offset to consume, with the topic's id if it "
+            "keeps that, or None"
+        )
+    return offset, topic_id

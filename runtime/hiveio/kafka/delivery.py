@@ -5,9 +5,10 @@ import logging
 import time
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from hiveio.kafka.client import make, start_thread
+from hiveio.kafka.guard import text, tried
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
@@ -70,19 +71,14 @@ class Client:
 
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop
-        try:
-            while not self.ended:
-                fatal = ""
-                try:
-                    poll(TURN_S)
-                except KafkaException as error:  # so it tells what is fatal, and does not call error_cb
-                    fatal = error.args[0].str()
-                self.turned = time.monotonic()
-                if self.reported:
-                    # poll serves all reports of a produce response before it returns: one wake of the loop for all
-                    reported, self.reported = self.reported, []
-                    loop.call_soon_threadsafe(self.owner.settle, reported)
-                if fatal:
-                    loop.call_soon_threadsafe(self.owner.replace, self, fatal)
-        except RuntimeError:  # the loop is closed
-            pass
+        while not self.ended and not loop.is_closed():
+            failure = tried(lambda: poll(TURN_S))  # so it tells what is fatal, and does not call error_cb
+            self.turned = time.monotonic()
+            # poll serves all reports of a produce response before it returns: one wake of the loop for all
+            reported, self.reported = self.reported, []
+            if reported:
+                tried(lambda: loop.call_soon_threadsafe(self.owner.settle, reported))  # noqa: B023
+            if failure is not None:
+                reason = text(failure)
+                tried(lambda: loop.call_soon_threadsafe(self.owner.replace, self, reason))  # noqa: B023
+                time.sleep(TURN_S)  # it goes on until it is ended: what it held is reported yet

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
@@ -20,6 +20,7 @@ class Reader:
     def __init__(self, settings: Settings, group: str = "") -> None:
         self._settings = settings
         own = {"group.id": group or f"{settings.client_id}.reader", "enable.auto.commit": False}
+        own["enable.partition.eof"] = True  # a partition may end with what is no record: marks of transactions
         self._consumer = make(Consumer, client_config(settings) | own | {"auto.offset.reset": "error"})
         self._producer: Producer | None = None
 
@@ -66,6 +67,8 @@ class Reader:
                 if first_one is None:
                     raise Unavailable(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
                 for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
+                    if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
+                        return
                     if message.error() is not None:
                         raise Unavailable(f"{topic}/{partition}: {message.error().str()}")
                     offset = message.offset() + 1

@@ -1,9 +1,10 @@
 """Reading the transaction log: following it with little delay, its end, and single records."""
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -11,11 +12,13 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make
+from hiveio.kafka.guard import Pauses, text, tried
 
 BATCH = 2_000  # most records handed over at once
 BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
 POLL_S = 0.1
 RENEW_S = 2.0  # so old is a client at least that is given up
+logger = logging.getLogger("hiveio.kafka")
 
 
 class LogRecord(NamedTuple):
@@ -74,6 +77,7 @@ class Tail:
         self._wanted: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # moves that the thread has not made yet
         self._moved = threading.Event()
         self._following: dict[int, tuple[int, OnRecords, OnError]] = {}
+        self._next: dict[int, int] = {}  # of each the offset behind what was handed over
         self._lock = threading.Lock()
         self._backlog = 0
         self._room = threading.Event()
@@ -111,20 +115,34 @@ class Tail:
             self._room.set()
 
     def _run(self) -> None:
-        try:
+        pauses = Pauses()
+        while (failure := tried(self._read)) is not None and not self._ended:
+            logger.error("%s: the reading client failed and is made anew: %s", self._topic, text(failure))
             while not self._ended:
-                self._move()
-                if not self._following:
-                    self._moved.wait(1.0)
-                    continue
-                # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 of consume alone
-                first = self._consumer.poll(POLL_S)
-                if first is None:
-                    continue
-                self._hand_over([first, *self._consumer.consume(BATCH, 0)])
-                self._room.wait(1.0)
-        finally:
-            self._consumer.close()
+                time.sleep(pauses.next_s())
+                if tried(self._renew) is None:
+                    break
+        tried(self._consumer.close)
+
+    def _read(self) -> None:
+        while not self._ended:
+            self._move()
+            if not self._following:
+                self._moved.wait(1.0)
+                continue
+            # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 of consume alone
+            first = self._consumer.poll(POLL_S)
+            if first is None:
+                continue
+            self._hand_over([first, *self._consumer.consume(BATCH, 0)])
+            self._room.wait(1.0)
+
+    def _renew(self) -> None:
+        """Go on behind what was handed over: what the old client had taken and not given is read again."""
+        tried(self._consumer.close)
+        self._consumer = _consumer(self._settings)
+        places = [TopicPartition(self._topic, partition, self._next[partition]) for partition in self._following]
+        self._consumer.incremental_assign(places)
 
     def _move(self) -> None:
         with self._lock:
@@ -132,15 +150,16 @@ class Tail:
             self._moved.clear()
         if not moves:
             return
-        # incremental: the others go on where they are
-        known = self._assigned()
-        self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in moves if p in known])
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
             else:
-                self._following[partition] = move
-                self._consumer.incremental_assign([TopicPartition(self._topic, partition, move[0])])
+                self._following[partition], self._next[partition] = move, move[0]
+        # incremental: the others go on where they are
+        known = self._assigned()
+        self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in moves if p in known])
+        begun = [TopicPartition(self._topic, p, move[0]) for p, move in moves.items() if move is not None]
+        self._consumer.incremental_assign(begun)
 
     def _assigned(self) -> set[int]:
         return {tp.partition for tp in self._consumer.assignment()}
@@ -148,6 +167,7 @@ class Tail:
     def _hand_over(self, messages: list[Message]) -> None:
         groups: dict[int, list[Any]] = {}
         failures: dict[int, str] = {}
+        ends: dict[int, int] = {}
         make = self._make
         for message in messages:
             partition, error = message.partition(), message.error()
@@ -157,6 +177,7 @@ class Tail:
                 if group is None:
                     group = groups[partition] = []
                 group.append(make(message))
+                ends[partition] = message.offset() + 1  # type: ignore[operator]
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 failures[partition] = error.str()
         with self._lock:  # a follow() made meanwhile makes what was read before it void
@@ -169,6 +190,8 @@ class Tail:
             self._loop.call_soon_threadsafe(self._deliver, current, groups, failures)
         except RuntimeError:  # the loop is closed
             self._ended = True
+            return
+        self._next |= ends
 
     def _deliver(
         self,
@@ -189,7 +212,12 @@ class Tail:
 
 # Of a consumer that reads one record and goes elsewhere: it neither reads ahead, nor waits at the end of the log for a
 # fetch of its own before the next one.
-_ONE_RECORD = {"fetch.wait.max.ms": 1, "queued.min.messages": 1, "fetch.message.max.bytes": 65_536}
+_ONE_RECORD = {
+    "enable.partition.eof": True,
+    "fetch.wait.max.ms": 1,
+    "queued.min.messages": 1,
+    "fetch.message.max.bytes": 65_536,
+}
 
 
 class LogReader:
@@ -251,22 +279,47 @@ class LogReader:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
         with self._reading:
             first, end = self.bounds(partition)
-            offset = end - 1 if offset == OFFSET_END else offset
+            if offset == OFFSET_END:
+                return self._last(partition, first, end, timeout_s)
             if not first <= offset < end:
                 return None
-            try:
-                self._records.assign([TopicPartition(self._topic, partition, offset)])
-                message = self._records.poll(timeout_s)
-                self._records.unassign()
-            except KafkaException as error:
-                raise Unavailable(f"{self._topic}/{partition}/{offset}: {error.args[0].str()}") from None
-            failure = message.error() if message is not None else None
-            if message is None or failure is not None:
-                reason = failure.str() if failure is not None else "no answer"
-                raise Unavailable(f"{self._topic}/{partition}/{offset} cannot be read: {reason}")
-            if message.offset() != offset:
+            message = next(self._from(partition, offset, timeout_s), None)
+            if message is not None and message.offset() != offset:
                 raise Unavailable(f"{self._topic}/{partition}/{offset} was not given, but {message.offset()}")
             return message
+
+    def _last(self, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
+        """What stands at the end may be no record (a mark of a transaction): then it looks further back."""
+        back = 1
+        while first < end:
+            begin, last = max(first, end - back), None
+            for message in self._from(partition, begin, timeout_s):
+                last = message
+                if message.offset() == end - 1:
+                    break
+            if last is not None or begin == first:
+                return last
+            back *= 4
+        return None
+
+    def _from(self, partition: int, offset: int, timeout_s: float) -> Iterator[Message]:
+        """The records from this offset to the end of now."""
+        where = f"{self._topic}/{partition}/{offset}"
+        try:
+            self._records.assign([TopicPartition(self._topic, partition, offset)])
+            while True:
+                message = self._records.poll(timeout_s)
+                if message is None:
+                    raise Unavailable(f"{where} cannot be read: no answer")
+                if (failure := message.error()) is not None:
+                    if failure.code() == KafkaError._PARTITION_EOF:
+                        return
+                    raise Unavailable(f"{where} cannot be read: {failure.str()}")
+                yield message
+        except KafkaException as error:
+            raise Unavailable(f"{where}: {error.args[0].str()}") from None
+        finally:
+            self._records.unassign()
 
     def close(self) -> None:
         self._ends.close()

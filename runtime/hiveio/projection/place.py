@@ -9,20 +9,37 @@ from hiveio.errors import Unavailable
 # Both are part of the projection: what is copied, dropped or restored with it, tells what it holds.
 TABLES = """
 CREATE TABLE IF NOT EXISTS hive_position
-    (topic TEXT, partition INTEGER, next BIGINT NOT NULL, PRIMARY KEY (topic, partition));
+    (topic TEXT, partition INTEGER, next BIGINT NOT NULL, topic_id TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (topic, partition));
 CREATE TABLE IF NOT EXISTS hive_redriven
     (topic TEXT, partition INTEGER, at BIGINT, PRIMARY KEY (topic, partition, at));
 """
 
 
+# Of an older version's table.
+ADD_TOPIC_ID = "ALTER TABLE hive_position ADD COLUMN topic_id TEXT NOT NULL DEFAULT ''"
+
+# Of a store a and its shadow b, in SQL; what a has of a topic that was made anew since, b need not have.
+BEHIND = "b.next IS NULL OR (b.next < a.next AND (a.topic_id = b.topic_id OR '' IN (a.topic_id, b.topic_id)))"
+
+
 class Place(NamedTuple):
-    """``first`` and ``last`` are offsets. ``redriven``: a single event from the dead-letter topic."""
+    """``first`` and ``last`` are offsets. ``redriven``: a single event from the dead-letter topic.
+
+    ``topic_id`` tells a topic from the one that was there before under its name; empty where that is not known.
+    """
 
     topic: str
     partition: int
     first: int
     last: int
     redriven: bool
+    topic_id: str
+
+    @property
+    def letter(self) -> tuple[str, int, int]:
+        """The row of a redriven event: its offset is one of its own topic."""
+        return f"{self.topic}/{self.topic_id}" if self.topic_id else self.topic, self.partition, self.first
 
     @classmethod
     def of(cls, context: Context | Sequence[Context]) -> "Place":
@@ -31,11 +48,11 @@ class Place(NamedTuple):
         first, last = contexts[0], contexts[-1]
         if first.topic is None or first.partition is None or first.offset is None or last.offset is None:
             raise ValueError("once() takes the context of an event that a consumer read")
-        return cls(first.topic, first.partition, first.offset, last.offset, first.redriven)
+        return cls(first.topic, first.partition, first.offset, last.offset, first.redriven, first.topic_id or "")
 
-    def stored(self, next: int) -> bool:
+    def stored(self, next: int, topic_id: str) -> bool:
         """Whether a store that continues at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
-        if next <= self.first:
+        if next <= self.first or (topic_id and self.topic_id and topic_id != self.topic_id):
             return False
         if next <= self.last:  # another instance is at work in the partition, and this one will be told soon
             raise Unavailable(f"{self.topic}/{self.partition} is at {next}, beyond {self.first}")

@@ -12,7 +12,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable
-from hiveio.projection.place import TABLES, Place
+from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place
 
 WAIT_S = 5.0  # for a connection
 MOST = 8  # connections of a process
@@ -68,15 +68,17 @@ class PostgresProjection(Actor):
         await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self.space,))
         await db.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.space)))
         await db.execute(TABLES)
+        await db.execute(ADD_TOPIC_ID.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"))
         if self.tables:
             await db.execute(self.tables)
 
-    async def position(self, topic: str, partition: int) -> int:
-        """The next offset to consume; an empty store begins at the first event, whatever the group has committed.
+    async def position(self, topic: str, partition: int) -> tuple[int, str]:
+        """The next offset to consume, and the topic's id; an empty store begins at the first event.
 
-        Kafka's own offset is committed after the effect: a crash between would repeat it.
+        Whatever the group has committed: Kafka's own offset is committed after the effect, and a crash between would
+        repeat it.
         """
-        found: int = await self._in_transaction(lambda db: _position(db, topic, partition))
+        found: tuple[int, str] = await self._in_transaction(lambda db: _position(db, topic, partition))
         return found
 
     async def once(
@@ -121,8 +123,11 @@ class PostgresProjection(Actor):
 
     async def begin_at(self, topic: str, partition: int, offset: int) -> None:
         """Begin a store that is empty at this event."""
-        row = (topic, partition, offset)
-        await self._in_transaction(lambda db: db.execute("INSERT INTO hive_position VALUES (%s, %s, %s)", row))
+        query, row = (
+            "INSERT INTO hive_position (topic, partition, next) VALUES (%s, %s, %s)",
+            (topic, partition, offset),
+        )
+        await self._in_transaction(lambda db: db.execute(query, row))
 
     async def begin_shadow(self) -> None:
         """To be called before ``start``: build beside the schema that is in use."""
@@ -141,7 +146,7 @@ class PostgresProjection(Actor):
                 await db.execute(sql.SQL("LOCK TABLE {}.hive_position IN ACCESS EXCLUSIVE MODE").format(live))
                 query = sql.SQL(
                     "SELECT count(*) FROM {}.hive_position AS a LEFT JOIN {}.hive_position AS b "
-                    "USING (topic, partition) WHERE b.next IS NULL OR b.next < a.next"
+                    f"USING (topic, partition) WHERE {BEHIND}"
                 )
                 found = await (await db.execute(query.format(live, shadow))).fetchone()
                 if found and found[0]:
@@ -155,23 +160,23 @@ class PostgresProjection(Actor):
         return bool(await self._in_transaction(work))
 
 
-async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> int:
-    query = "SELECT next FROM hive_position WHERE topic = %s AND partition = %s FOR UPDATE"
-    row = await (await db.execute(query, (topic, partition))).fetchone()
-    return row[0] if row else 0
+async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> tuple[int, str]:
+    query = "SELECT next, topic_id FROM hive_position WHERE topic = %s AND partition = %s FOR UPDATE"
+    return await (await db.execute(query, (topic, partition))).fetchone() or (0, "")
 
 
 async def _advance(db: AsyncConnection[Any], place: Place) -> bool:
     if place.redriven:
         query = "INSERT INTO hive_redriven VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
-        return (await db.execute(query, (place.topic, place.partition, place.first))).rowcount > 0
+        return (await db.execute(query, place.letter)).rowcount > 0
     # One statement: of two instances that are here at once, the second waits for the first and finds its position.
     query = (
-        "INSERT INTO hive_position AS p VALUES (%s, %s, %s) ON CONFLICT (topic, partition) "
-        "DO UPDATE SET next = EXCLUDED.next WHERE p.next <= %s"
+        "INSERT INTO hive_position AS p (topic, partition, next, topic_id) VALUES (%s, %s, %s, %s) "
+        "ON CONFLICT (topic, partition) DO UPDATE SET next = EXCLUDED.next, topic_id = EXCLUDED.topic_id "
+        "WHERE p.next <= %s OR (p.topic_id <> EXCLUDED.topic_id AND '' NOT IN (p.topic_id, EXCLUDED.topic_id))"
     )
-    moved = await db.execute(query, (place.topic, place.partition, place.last + 1, place.first))
+    moved = await db.execute(query, (place.topic, place.partition, place.last + 1, place.topic_id, place.first))
     if moved.rowcount:
         return True
-    place.stored(await _position(db, place.topic, place.partition))
+    place.stored(*await _position(db, place.topic, place.partition))
     return False

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable
-from hiveio.projection.place import TABLES, Place
+from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place
 
 LOCKED_S = 0.05  # another process writes: longer waits are the consumer's, which does not hold up queries
 
@@ -43,18 +43,20 @@ class SqliteProjection(Actor):
         self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.executescript(TABLES + self.tables)
+        if "topic_id" not in {name for _, name, *_ in self.connection.execute("PRAGMA table_info (hive_position)")}:
+            self.connection.execute(ADD_TOPIC_ID)
 
     def stop(self) -> None:
         self.connection.close()
 
-    def position(self, topic: str, partition: int) -> int:
-        """The next offset to consume; an empty store begins at the first event, whatever the group has committed.
+    def position(self, topic: str, partition: int) -> tuple[int, str]:
+        """The next offset to consume, and the topic's id; an empty store begins at the first event.
 
-        Kafka's own offset is committed after the effect: a crash between would repeat it.
+        Whatever the group has committed: Kafka's own offset is committed after the effect, and a crash between would
+        repeat it.
         """
-        query = "SELECT next FROM hive_position WHERE topic = ? AND partition = ?"
-        row = self.connection.execute(query, (topic, partition)).fetchone()
-        return row[0] if row else 0
+        query = "SELECT next, topic_id FROM hive_position WHERE topic = ? AND partition = ?"
+        return self.connection.execute(query, (topic, partition)).fetchone() or (0, "")
 
     def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
@@ -71,13 +73,11 @@ class SqliteProjection(Actor):
 
     def _advance(self, db: sqlite3.Connection, place: Place) -> bool:
         if place.redriven:
-            letter = (place.topic, place.partition, place.first)
-            return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", letter).rowcount > 0
-        if place.stored(self.position(place.topic, place.partition)):
+            return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", place.letter).rowcount > 0
+        if place.stored(*self.position(place.topic, place.partition)):
             return False
-        db.execute(
-            "INSERT OR REPLACE INTO hive_position VALUES (?, ?, ?)", (place.topic, place.partition, place.last + 1)
-        )
+        row = (place.topic, place.partition, place.last + 1, place.topic_id)
+        db.execute("INSERT OR REPLACE INTO hive_position (topic, partition, next, topic_id) VALUES (?, ?, ?, ?)", row)
         return True
 
     @contextmanager
@@ -99,7 +99,8 @@ class SqliteProjection(Actor):
 
     def begin_at(self, topic: str, partition: int, offset: int) -> None:
         """Begin a store that is empty at this event."""
-        self.connection.execute("INSERT OR REPLACE INTO hive_position VALUES (?, ?, ?)", (topic, partition, offset))
+        query = "INSERT OR REPLACE INTO hive_position (topic, partition, next) VALUES (?, ?, ?)"
+        self.connection.execute(query, (topic, partition, offset))
 
     def begin_shadow(self) -> None:
         """To be called before ``start``: build beside the database that is in use. Raises ValueError in memory."""
@@ -120,7 +121,7 @@ class SqliteProjection(Actor):
                 with self._transaction() as db:
                     behind = db.execute(
                         "SELECT count(*) FROM live.hive_position AS a LEFT JOIN main.hive_position AS b "
-                        "USING (topic, partition) WHERE b.next IS NULL OR b.next < a.next"
+                        f"USING (topic, partition) WHERE {BEHIND}"
                     ).fetchone()[0]
                     if behind:
                         return False

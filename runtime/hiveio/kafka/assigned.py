@@ -1,0 +1,103 @@
+"""What the consumer and its poll thread tell each other of a partition: where it begins, how far it is."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from confluent_kafka import Message
+
+Key = tuple[str, int]  # topic, partition
+UNKNOWN, NOTHING = "?", "-"
+
+
+class Note(NamedTuple):
+    """The text that is committed with an offset.
+
+    ``seen`` is the last position of a publisher, NOTHING where there was none, UNKNOWN where that is not known.
+    ``topic_id`` changes when the topic is made anew under its name. ``subscription`` names the topics, or the
+    expression, that the group was subscribed to when it began with this partition.
+    """
+
+    seen: str = UNKNOWN
+    topic_id: str = ""
+    subscription: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.seen} {self.topic_id or '-'} {self.subscription or '-'}"
+
+    @classmethod
+    def of(cls, text: str) -> "Note":
+        """Also of an older version's, which had the position alone; of another program's, nothing is known."""
+        seen, *more = text.split(" ")
+        if len(more) != 2:
+            return cls(text or UNKNOWN)
+        return cls(seen, *("" if part == "-" else part for part in more))
+
+
+Offsets = dict[Key, tuple[int, Note]]
+
+
+class Start(NamedTuple):
+    """What Kafka knows of a partition when it is assigned.
+
+    ``committed`` is the group's offset in this very topic, None where it has none; then it begins at ``first``.
+    ``low`` and ``high`` are first offset and end offset, ``beside`` those of the partition of the topic beside it (see
+    Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone.
+    """
+
+    topic: str
+    partition: int
+    topic_id: str
+    committed: int | None
+    note: Note
+    first: int
+    low: int
+    high: int
+    beside: tuple[int, int] = (0, 0)
+    anew: bool = False
+
+
+class Lane:
+    """One partition, from its assign to its revoke. ``begin`` is the offset to read from.
+
+    ``done`` is the next offset and the note to commit with it: one tuple, because the poll thread reads it while the
+    loop works, and an offset with the note of another would skip or repeat records after a restart.
+    """
+
+    def __init__(self, start: Start, begin: int, done: tuple[int, str | bytes | None]) -> None:
+        self.topic, self.partition, self.topic_id = start.topic, start.partition, start.topic_id
+        self.subscription = start.note.subscription  # the present one where it is empty
+        self.begin, self.done = begin, done
+        self.committed: tuple[int, str | bytes | None] | None = None
+        self.failure: str | None = None
+        # Written by the poll thread alone.
+        self.high = start.high  # the partition's end, as the last fetch told it
+        self.handed = 0  # records
+        self.handed_to = begin  # the offset behind the last of them
+        self.empty_to = begin  # from there on, no record to hand over stands below this offset
+        # librdkafka keeps a pause from one assignment to the next: the first turn resumes whatever was paused before.
+        self.paused = True
+        self.finished = 0  # of the records handed over; written by the loop alone
+
+    @property
+    def backlog(self) -> int:
+        return self.handed - self.finished
+
+    @property
+    def at(self) -> tuple[int, str | bytes | None]:
+        """As ``done``; behind what is no record (the marks of transactions, aborted events) once nothing is before it.
+
+        A partition that ends with those would else never be done.
+        """
+        done = self.done
+        if self.failure is None and self.handed_to <= done[0] < self.empty_to:
+            return self.empty_to, done[1]
+        return done
+
+
+class Lanes(Protocol):
+    """What the consumer does with an assignment. Everything here is called on the loop."""
+
+    async def open(self, start: Start) -> Lane: ...
+    async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None: ...
+    def take(self, groups: Sequence[tuple[Lane, list[Message]]]) -> None: ...
+    def broken(self, lane: Lane, reason: str) -> None: ...

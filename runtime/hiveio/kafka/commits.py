@@ -1,0 +1,64 @@
+"""The offsets of a group, as one member commits them: on the poll thread, without waiting for the answer."""
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import Future
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Note, Offsets
+
+logger = logging.getLogger("hiveio.consumer")
+
+
+class Commits:
+    """Commits what lanes have done, and where a group begins. ``reported`` is for the client's reports."""
+
+    def __init__(self, subscription: str) -> None:
+        self._subscription = subscription
+        self._lanes: dict[Key, Lane] = {}  # whose commits are on their way
+        self._noting: list[tuple[dict[Key, int], Future[bool]]] = []
+
+    def commit(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
+        """What is done and not committed yet."""
+        offsets = []
+        for lane in lanes:
+            at = lane.at
+            if at != lane.committed:
+                offset, last = at
+                seen = last.decode() if isinstance(last, bytes) else NOTHING if last is None else last or UNKNOWN
+                note = Note(seen, lane.topic_id, lane.subscription or self._subscription)
+                offsets.append(TopicPartition(lane.topic, lane.partition, offset, str(note)))
+                lane.committed = at
+                self._lanes[lane.topic, lane.partition] = lane
+        if offsets:
+            consumer.commit(offsets=offsets)
+
+    def note(self, consumer: Consumer, offsets: Offsets, noted: Future[bool]) -> None:
+        """Where the group begins. The future gives whether that stands."""
+        self._noting.append(({key: offset for key, (offset, _) in offsets.items()}, noted))
+        consumer.commit(offsets=[TopicPartition(*key, offset, str(note)) for key, (offset, note) in offsets.items()])
+
+    def reported(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        offsets = {(found.topic, found.partition): found.offset for found in partitions}
+        for one in [one for one in self._noting if one[0] == offsets]:
+            self._noting.remove(one)
+            _set(one[1], error is None and not any(found.error for found in partitions))
+        for found in partitions:
+            failed = error or found.error
+            lane = self._lanes.pop((found.topic, found.partition), None)
+            if failed is not None and lane is not None:
+                lane.committed = None  # the next turn commits it again
+                logger.warning("%s/%d: not committed: %s", found.topic, found.partition, failed.str())
+
+    def forget(self) -> None:
+        """Of this client nothing is reported any more."""
+        for _, noted in self._noting:
+            _set(noted, False)
+        self._noting.clear()
+        self._lanes.clear()
+
+
+def _set(noted: Future[bool], done: bool) -> None:
+    if noted.set_running_or_notify_cancel():
+        noted.set_result(done)

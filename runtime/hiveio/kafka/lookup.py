@@ -1,0 +1,188 @@
+"""What Kafka knows of topics and of a group, asked by clients of its own: a client that is polled must not wait."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions as GroupOffsets
+from confluent_kafka.admin import AdminClient
+
+from hiveio.config import Settings
+from hiveio.errors import ConfigError, Unavailable
+from hiveio.kafka.assigned import Key, Note
+from hiveio.kafka.client import client_config, make
+from hiveio.kafka.guard import text, tried
+
+CALL_S = 10.0  # one request to Kafka
+PROBE_S = 1.0
+OF_OURS = (".dead", ".transactions")  # dead letters, and the log of a stream processor: nobody's events
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user may not Describe or Read this topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "the user may not Read this group",
+}
+T = TypeVar("T")
+
+
+class Known(NamedTuple):
+    """A topic. ``id`` changes when it is made anew under its name; empty where the brokers tell none (before 2.8)."""
+
+    id: str
+    partitions: int
+
+
+class Expression:
+    """``EVENT_STORE_CONSUMER_TOPIC``: names, or one expression, which begins with ^ and describes whole names."""
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        """Raises ConfigError."""
+        self.names = tuple(topics)
+        self._pattern: re.Pattern[str] | None = None
+        if not any(name.startswith("^") for name in topics):
+            return
+        what = f"EVENT_STORE_CONSUMER_TOPIC={','.join(topics)!r} is wrong"
+        if len(topics) > 1:
+            raise ConfigError(f"{what}: an expression, which begins with ^, stands alone; write it as ^(a|b)")
+        try:
+            self._pattern = re.compile(topics[0])
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{what}: it is no regular expression: {error}") from None
+
+    @property
+    def by_pattern(self) -> bool:
+        return self._pattern is not None
+
+    def takes(self, topic: str) -> bool:
+        if self._pattern is None:
+            return topic in self.names
+        return not (topic.endswith(OF_OURS) or topic.startswith("__")) and self._pattern.fullmatch(topic) is not None
+
+
+class Lookup:
+    """Blocking, and to be called on threads that are not the loop's. Every method raises Unavailable."""
+
+    def __init__(self, settings: Settings, config: dict[str, Any]) -> None:
+        """``config`` is the consumer's, without callbacks."""
+        self._settings = settings
+        self._config = config | {"log_level": 0, "client.id": f"{settings.client_id}.lookup"}
+        self._made: tuple[Consumer, AdminClient] | None = None
+
+    def topics(self, topics: Expression) -> tuple[dict[str, Known], dict[str, str]]:
+        """The topics that are there, and why others that are named are not."""
+        names: Iterable[str] = topics.names
+        if topics.by_pattern:
+            found = self._call(lambda consumer, _: consumer.list_topics(timeout=CALL_S).topics, "the topics")
+            names = [name for name, one in found.items() if one.error is None and topics.takes(name)]
+        return self.describe(names)
+
+    def describe(self, names: Iterable[str]) -> tuple[dict[str, Known], dict[str, str]]:
+        there: dict[str, Known] = {}
+        missing: dict[str, str] = {}
+        asked = sorted(names)
+        if not asked:
+            return there, missing
+        results = self._call(
+            lambda _, admin: admin.describe_topics(TopicCollection(asked), request_timeout=CALL_S), "the topics"
+        )
+        for name in asked:
+            try:
+                found = results[name].result()
+                there[name] = Known(_id(found.topic_id), len(found.partitions))
+            except KafkaException as error:
+                reason = error.args[0]
+                if reason.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION):
+                    missing[name] = f"there is no topic {name}"
+                elif reason.code() in _DENIED:
+                    missing[name] = denied(reason, f"topic {name}") or ""
+                else:
+                    raise self._failed(error, "the topics") from None
+        return there, missing
+
+    def group_is_left(self) -> bool:
+        """Whether Kafka knows the group, and it has no members."""
+        group = self._settings.group_id
+        results = self._call(
+            lambda _, admin: admin.describe_consumer_groups([group], request_timeout=CALL_S), f"the group {group}"
+        )
+        try:
+            return bool(results[group].result().state == ConsumerGroupState.EMPTY)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return False
+            raise self._failed(error, f"the group {group}") from None
+
+    def group_notes(self) -> dict[Key, Note]:
+        """The note of each offset of the group, of whatever topic."""
+        group = self._settings.group_id
+        results = self._call(
+            lambda _, admin: admin.list_consumer_group_offsets([GroupOffsets(group)], request_timeout=CALL_S),
+            f"the offsets of the group {group}",
+        )
+        try:
+            found = results[group].result().topic_partitions
+        except KafkaException as error:
+            raise self._failed(error, f"the offsets of the group {group}") from None
+        return {(p.topic, p.partition): Note.of(p.metadata or "") for p in found if p.offset >= 0}
+
+    def committed(self, keys: Iterable[Key]) -> dict[Key, tuple[int, Note]]:
+        """The group's offsets, where it has some."""
+
+        def ask(consumer: Consumer, _: AdminClient) -> list[TopicPartition]:
+            found: list[TopicPartition] = consumer.committed([TopicPartition(*key) for key in keys], timeout=CALL_S)
+            for partition in found:
+                if partition.error is not None:
+                    raise KafkaException(partition.error)
+            return found
+
+        found = self._call(ask, f"the offsets of the group {self._settings.group_id}")
+        return {(p.topic, p.partition): (p.offset, Note.of(p.metadata or "")) for p in found if p.offset >= 0}
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset and end offset."""
+        place, what = TopicPartition(topic, partition), f"the end of {topic}/{partition}"
+        found = self._call(lambda consumer, _: consumer.get_watermark_offsets(place, timeout=CALL_S), what)
+        if found is None:
+            raise Unavailable(f"{what} was not told within {CALL_S:g} s")
+        return found
+
+    def answer(self) -> str | None:
+        """None when Kafka answers, else the reason."""
+        try:
+            self._call(lambda consumer, _: consumer.list_topics(timeout=PROBE_S), "")
+        except Unavailable as error:
+            return str(error)
+        return None
+
+    def _call(self, ask: Callable[[Consumer, AdminClient], T], what: str) -> T:
+        found: list[T] = []
+        made = self._made
+        if made is None:
+            made = self._made = make(Consumer, self._config), make(AdminClient, client_config(self._settings))
+        failure = tried(lambda: found.append(ask(*made)))
+        if failure is not None:
+            raise self._failed(failure, what)
+        return found[0]
+
+    def _failed(self, failure: object, what: str) -> Unavailable:
+        # What a client was told while its broker was away can stay with it for many minutes: the next call has another.
+        # This one ends when nobody uses it any more.
+        self._made = None
+        error = failure.args[0] if isinstance(failure, KafkaException) else failure
+        reason = denied(error, what) or text(failure)
+        return Unavailable(f"Kafka at {self._settings.brokers}{f': {what}' if what else ' does not answer'}: {reason}")
+
+    def close(self) -> None:
+        """The clients end when nobody uses them any more: closed under a call, that call would never return."""
+        self._made = None
+
+
+def denied(error: object, what: str) -> str | None:
+    """Which right is missing, where that is the error: docs/security.md lists them all."""
+    if isinstance(error, KafkaError) and (reason := _DENIED.get(error.code())):
+        return f"{what}: {reason}: {error.str()}"
+    return None
+
+
+def _id(found: object) -> str:
+    text = str(found)
+    return "" if text == "AAAAAAAAAAAAAAAAAAAAAA" else text
