@@ -8,6 +8,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import client_config, make
+from hiveio.kafka.lookup import denied
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
@@ -67,10 +68,12 @@ class Reader:
                 if first_one is None:
                     raise Unavailable(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
                 for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
-                    if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
-                        return
-                    if message.error() is not None:
-                        raise Unavailable(f"{topic}/{partition}: {message.error().str()}")
+                    if (failure := message.error()) is not None:
+                        if failure.code() == KafkaError._PARTITION_EOF:
+                            return
+                        if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                            continue  # the client looks for a coordinator, whom nobody needs here
+                        raise Unavailable(denied(failure, f"topic {topic}") or f"{topic}/{partition}: {failure.str()}")
                     offset = message.offset() + 1
                     yield message
         finally:
