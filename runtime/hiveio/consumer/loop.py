@@ -6,7 +6,6 @@ topic's id as the context has it, or None.
 """
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from hiveio.consumer.dead import DeadLetters
 from hiveio.consumer.lane import WorkLane
 from hiveio.consumer.metrics import Tally
 from hiveio.consumer.parallel import ParallelLane
+from hiveio.consumer.position import position_of, resume
 from hiveio.consumer.progress import Progress, Window
 from hiveio.consumer.reading import parse_position
 from hiveio.consumer.retry import Retry
@@ -176,7 +176,7 @@ class Consumer:
             # How many events the transaction has is not known; they come to the topic together.
             return at > offset or (at == offset and end >= lane.high)
         if not of_log and hasattr(contract.actor, "position"):  # its store may be shared
-            return (await _position(contract, source, partition) or (0, ""))[0] > offset
+            return (await position_of(contract, source, partition) or (0, ""))[0] > offset
         raise Unavailable(f"{source}/{partition} is not consumed by this instance now")
 
     # -- the assignment, called by the poller
@@ -213,7 +213,7 @@ class Consumer:
         usual = start.first if start.committed is None else start.committed
         resumes: dict[Target, int] = {}
         for target in self._routing.targets:
-            resumes[target] = await _resume(target.contract, start, usual)
+            resumes[target] = await resume(target.contract, start, usual)
         first = min(resumes.values())  # an actor with a position of its own may stand behind the others, or before them
         gone = f"the events from {first} to {start.low - 1} are gone from the topic" if first < start.low else ""
         if gone and self._settings.from_start:
@@ -269,39 +269,3 @@ def _progress(seen: str) -> Progress | None:
         return None if seen == UNKNOWN else Progress(seen.encode())
     except Invalid:
         return None  # another program's note
-
-
-async def _resume(contract: Contract, start: Start, usual: int) -> int:
-    """Where an actor goes on: at its own position, unless that is one in a topic which is gone."""
-    found = await _position(contract, start.topic, start.partition)
-    if found is None:
-        return usual
-    own, topic_id = found
-    if topic_id and start.topic_id and topic_id != start.topic_id:
-        logger.warning(
-            "%s/%d: %s has a position in a topic of this name that is gone; it begins at the first event of the new "
-            "one, %d",
-            start.topic, start.partition, contract.name, start.low,
-        )  # fmt: skip
-        return start.low
-    # A position without an id says nothing of which topic it is in; then the group's note does.
-    return start.low if start.anew and not topic_id else own
-
-
-async def _position(contract: Contract, topic: str, partition: int) -> tuple[int, str] | None:
-    """The next offset to consume, and the id of its topic, where the actor keeps that."""
-    ask = getattr(contract.actor, "position", None)
-    if ask is None:
-        return None
-    found = ask(topic, partition)
-    if inspect.isawaitable(found):
-        found = await found
-    if found is None:
-        return None
-    offset, topic_id = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
-    if not (isinstance(offset, int) and offset >= 0 and isinstance(topic_id, str)):
-        raise TypeError(
-            f"{contract.name}.position gave {found!r}; it gives the next offset to consume, with the topic's id if it "
-            "keeps that, or None"
-        )
-    return offset, topic_id

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
+from hiveio.consumer.position import position_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
 from hiveio.errors import Invalid, Problem, Rejected
 from hiveio.headers import HeaderView
@@ -151,9 +152,8 @@ class Scenario:
         async with _opened(self._kinds.values()):
             for offset, (of, at, event, sent) in enumerate(self._heard):
                 listener = self._kinds[of]
-                own = getattr(listener.actor, "position", None)
-                position = await settled(own(TOPIC, 0)) if own else None
-                if position is None or offset >= position:
+                position = await position_of(listener, TOPIC, 0)
+                if position is None or offset >= position[0]:
                     await handlers[listener.name](self._event(offset, at, event, sent))
             await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
 

@@ -1,0 +1,45 @@
+"""Where an actor that stores its position goes on."""
+
+import inspect
+import logging
+
+from hiveio.actor import Contract
+from hiveio.kafka import Start
+
+logger = logging.getLogger("hiveio.consumer")
+
+
+async def resume(contract: Contract, start: Start, usual: int) -> int:
+    """Where an actor goes on: at its own position, unless that is one in a topic which is gone."""
+    found = await position_of(contract, start.topic, start.partition)
+    if found is None:
+        return usual
+    own, topic_id = found
+    if topic_id and start.topic_id and topic_id != start.topic_id:
+        logger.warning(
+            "%s/%d: %s has a position in a topic of this name that is gone; it begins at the first event of the new "
+            "one, %d",
+            start.topic, start.partition, contract.name, start.low,
+        )  # fmt: skip
+        return start.low
+    # A position without an id says nothing of which topic it is in; then the group's note does.
+    return start.low if start.anew and not topic_id else own
+
+
+async def position_of(contract: Contract, topic: str, partition: int) -> tuple[int, str] | None:
+    """The next offset to consume, and the id of its topic, where the actor keeps that."""
+    ask = getattr(contract.actor, "position", None)
+    if ask is None:
+        return None
+    found = ask(topic, partition)
+    if inspect.isawaitable(found):
+        found = await found
+    if found is None:
+        return None
+    offset, topic_id = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
+    if not (isinstance(offset, int) and offset >= 0 and isinstance(topic_id, str)):
+        raise TypeError(
+            f"{contract.name}.position gave {found!r}; it gives the next offset to consume, with the topic's id if it "
+            "keeps that, or None"
+        )
+    return offset, topic_id
