@@ -141,7 +141,19 @@ def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka
         ("0:5", "void"),
     ]
     assert len(hiveio("log", "--last", "1", "--json").stdout.splitlines()) == 1
-    assert hiveio("log", "AccountActor/nobody").returncode == 1
+    nobody = hiveio("log", "AccountActor/nobody")
+    text = f"hiveio log: no record of AccountActor/nobody is in {topic}.transactions"
+    assert (nobody.returncode, nobody.stdout, nobody.stderr) == (1, "", f"{text}\n")
+    renamed = hiveio("log", "OrderActor/ada").stderr
+    assert renamed == f"{text}: it has no actor OrderActor, but AccountActor\n".replace("Account", "Order", 1).replace(
+        "nobody", "ada"
+    )
+    assert hiveio("log", "ada").returncode == 2
+    send(role, "a%1B%5B2J%0Ab", "Open", {"Idempotency-Key": "k"}, owner="\x9b2J")
+    last = hiveio("log", "--last", "1").stdout
+    assert "AccountActor/a\\x1b[2J\\nb  0 → 1" in last
+    assert len(last.splitlines()) == 2
+    assert "\x9b" not in last
     wrong = hiveio("log", "--scope", "7")
     assert (wrong.returncode, wrong.stderr) == (2, "hiveio log: --scope 7: the log has the scopes 0 to 0\n")
 

@@ -46,6 +46,15 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
         assert f"{topic}/0/0  key a  failed ValueError: never  and 1 behind it" in text
         assert f"{topic}/0/2  key b" in text
         assert text.endswith("3 letters of 2 keys\n")
+        write(kafka.brokers, topic, [(0, "\x1b[2J", b'{"type":"\\u001b]0;x","payload":{}}', {"odd": "\x1b[1m\x9b"})])
+        await one.until(lambda: one.consumer.counts.dead == 3)
+        for words in (("list",), ("show", "--key", "\x1b[2J")):
+            code, text = await asyncio.to_thread(call, *words, *group)
+            assert code == 0
+            assert all(character.isprintable() for line in text.splitlines() for character in line), text
+            assert "\\x1b[2J" in text
+        assert "  odd: \\x1b[1m\\x9b\n" in text
+        assert (await asyncio.to_thread(call, "drop", "--key", "\x1b[2J", *group))[1] == "1 dropped\n"
         code, text = await asyncio.to_thread(call, "show", f"{topic}/0/0", *group)
         assert code == 0
         assert '"amount": 0' in text

@@ -8,18 +8,34 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from hiveio import __version__
+from hiveio.cli.shown import shown_lines
 from hiveio.errors import HiveError, Stop
 
-# command → what it does, as one line of `hiveio --help`
-COMMANDS: dict[str, str] = {
-    "dead": "list, show, retry or drop the dead letters of a consumer group",
-    "health": "ask the service in this container whether it is alive",
-    "log": "the records of the transaction log, with their verdicts",
-    "new": "write a small project to begin with: an actor, its test and its image",
-    "replay": "build a projection anew from the log",
-    "transaction": "what became of a transaction, told by the log",
-    "verify": "compare the cache and the event topic with the transaction log",
+
+class About(NamedTuple):
+    """A line of `hiveio --help`, and of the table in docs/operations.md."""
+
+    does: str
+    changes: str = "nothing"
+
+
+COMMANDS: dict[str, About] = {
+    "check": About("which change of the actors in this folder breaks whom", "the file of --write"),
+    "dead": About(
+        "list, show, retry or drop the dead letters of a consumer group", "retry, drop: the dead-letter topic"
+    ),
+    "health": About("ask the service in this container whether it is alive"),
+    "log": About("the records of the transaction log, with their verdicts"),
+    "new": About("write a small project to begin with: an actor, its test and its image", "a new folder"),
+    "replay": About(
+        "build a projection anew from the log",
+        "the projection; with --reset also the group's offsets and dead letters",
+    ),
+    "transaction": About("what became of a transaction, told by the log"),
+    "verify": About("compare the cache and the event topic with the transaction log"),
 }
 
 
@@ -27,9 +43,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Its exit code: 0 done, 1 it found something wrong, 2 wrong usage, else that of a Stop."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="hiveio", description="The command-line tool of hiveio.")
+    parser.add_argument("--version", action="version", version=f"hiveio {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, about in COMMANDS.items():
-        command = commands.add_parser(name, help=about, description=about)
+        text = f"{about.does} (changes {about.changes})"
+        command = commands.add_parser(name, help=text, description=text)
         if name in words[:1]:
             module = importlib.import_module(f"hiveio.cli.{name}")
             module.configure(command)
@@ -37,11 +55,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     try:
         return int(arguments.run(arguments))
-    except Stop as error:
-        print(f"hiveio {arguments.command}: {error}", file=sys.stderr)
-        return error.exit_code
     except HiveError as error:
-        print(f"hiveio {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        print(shown_lines(f"hiveio {arguments.command}: {error}"), file=sys.stderr)
+        return error.exit_code if isinstance(error, Stop) else 1
     except KeyboardInterrupt:
         return 130

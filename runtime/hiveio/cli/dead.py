@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hiveio.cli.shown import shown, shown_lines
 from hiveio.config import Settings
 from hiveio.consumer.letters import (
     ACTORS,
@@ -140,11 +141,11 @@ def _list(found: list[Letter]) -> int:
     for letter in found:
         reason = _text(letter, REASON)
         if reason != "parked" or behind.pop(_of(letter), 0):
-            key = letter.key.decode("utf-8", "backslashreplace") if isinstance(letter.key, bytes) else "-"
+            key = shown(letter.key) if isinstance(letter.key, bytes) else "-"
             more = behind.pop(_of(letter), 1) - 1
             parked = f"  and {more} behind it" if more else ""
             why = f"{reason} {_text(letter, EXCEPTION)}".strip().splitlines()[0]
-            print(f"{letter.origin}  key {key}  {why}{parked}")
+            print(f"{shown(letter.origin)}  key {key}  {shown(why)}{parked}")
     print(f"{len(found)} letters of {len({_of(letter) for letter in found})} keys")
     return 0
 
@@ -162,13 +163,13 @@ def _show(chosen: list[Letter]) -> int:
         print(f"  key        {letter.message.key()!r}")
         for title, name in (("reason", REASON), ("attempts", ATTEMPTS), ("actors", ACTORS), ("exception", EXCEPTION)):
             if text := _text(letter, name):
-                print(f"  {title:10} {text}")
+                print(f"  {title:10} {shown(text)}")
         for name, raw in letter.headers.items():
             if not name.startswith(OURS):
-                print(f"  {name}: {raw.decode('utf-8', 'backslashreplace')}")
+                print(f"  {shown(name)}: {shown(raw)}")
         value = letter.message.value() or b""
         try:
-            print(msgspec.json.format(value, indent=2).decode())
+            print(shown_lines(msgspec.json.format(value, indent=2)))
         except (msgspec.DecodeError, UnicodeDecodeError):
             print(repr(value))
     return 0
@@ -209,7 +210,7 @@ def _retry(reader: Reader, shelves: Shelves, chosen: list[Letter], group: str, *
             raise HiveError(f"{len(left)} keys have not moved for {WAIT_S:.0f} s; they stay asked for")
         time.sleep(0.1)
     for letter in failed:
-        print(f"failed again: {letter.origin}: {shelves.failed[letter.origin]}")
+        print(f"failed again: {shown(letter.origin)}: {shown(shelves.failed[letter.origin])}")
     print(f"{done} of {len(wanted)} handled, {len(failed)} keys stay parked")
     return 1 if failed else 0
 

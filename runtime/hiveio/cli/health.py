@@ -4,6 +4,7 @@ import argparse
 import socket
 import sys
 
+from hiveio.cli.shown import shown_lines
 from hiveio.config import Settings
 
 TIMEOUT_S = 4.0  # within the 5 s that the images' HEALTHCHECK gives
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if head.split(b" ", 2)[1:2] == [b"200"]:
         return 0
-    print(body.decode("utf-8", "replace") or "no answer", file=sys.stderr)
+    print(shown_lines(body) or "no answer", file=sys.stderr)
     return 1
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from hiveio.cli.judging import Judged, count_scopes, judged, scopes_of
+from hiveio.cli.shown import shown
 from hiveio.config import Settings
-from hiveio.errors import ConfigError
+from hiveio.errors import ConfigError, NotFound
 from hiveio.transaction.record import Barrier, Commit, Record
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("aggregate", nargs="?", help="<actor>/<id>; without it all records of a scope")
+    parser.add_argument("aggregate", nargs="?", help="ACTOR/ID; without it all records of a scope")
     parser.add_argument("--scope", type=int, default=0, help="the scope, where no aggregate is named (0)")
     parser.add_argument("--last", type=int, metavar="N", help="the last N records only")
     parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
@@ -26,26 +27,34 @@ def run(arguments: argparse.Namespace) -> int:
     """0; 1 if there is no such record."""
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
+    if arguments.aggregate is not None and "/" not in arguments.aggregate:
+        raise ConfigError(f"{arguments.aggregate} names no aggregate; that is ACTOR/ID, as in AccountActor/ada")
     count = count_scopes(settings)
     scopes = [arguments.scope] if arguments.aggregate is None else scopes_of(settings, arguments.aggregate, count)
     if not 0 <= arguments.scope < count:
         raise ConfigError(f"--scope {arguments.scope}: the log has the scopes 0 to {count - 1}")
     if arguments.follow and len(scopes) > 1:
         raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
-    shown = 0
+    told_of, actors = 0, set()
     kept: deque[str] = deque(maxlen=arguments.last)
     for scope in scopes:
         for found in judged(settings, scope, follow=arguments.follow):
-            if arguments.aggregate is None or arguments.aggregate in named(found.record):
+            names = named(found.record)
+            actors |= {name.partition("/")[0] for name in names}
+            if arguments.aggregate is None or arguments.aggregate in names:
                 line = json.dumps(told(scope, found)) if arguments.json else text(scope, found)
-                shown += 1
+                told_of += 1
                 if arguments.last is None or arguments.follow:
                     print(line, flush=arguments.follow)
                 else:
                     kept.append(line)
     for line in kept:
         print(line)
-    return 0 if shown else 1
+    if not told_of and arguments.aggregate is not None:
+        actor = arguments.aggregate.partition("/")[0]
+        unknown = "" if actor in actors else f": it has no actor {actor}, but {', '.join(sorted(actors)) or 'none'}"
+        raise NotFound(f"no record of {arguments.aggregate} is in {settings.log_topic}{unknown}")
+    return 0 if told_of else 1
 
 
 def named(record: Record) -> tuple[str, ...]:
@@ -76,7 +85,7 @@ def text(scope: int, found: Judged) -> str:
         version = f"{write.version} → {write.version + len(write.events)}"
         lines.append(f"    {write.aggregate}  {version}  {events or '(no events)'}")
     lines += [f"    {read.aggregate}  read" for read in (record.reads if isinstance(record, Commit) else ())]
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
 
 
 def about(record: Record) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from hiveio.actor import Contract
 from hiveio.cli.comparing import CacheCheck, Differences, Events, Fold
 from hiveio.cli.judging import count_scopes
+from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.loader import load
 from hiveio.redis import Redis
@@ -59,7 +60,7 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         for name, held in fold.quarantine.held.items():
             print(f"{name} is quarantined: {fold.log.where}/{held.offset} cannot be folded: {held.reason}")
         for line in found.lines:
-            print(line)
+            print(shown(line))
         if found.count > len(found.lines):
             print(f"... and {found.count - len(found.lines)} more")
         fold.log.close()

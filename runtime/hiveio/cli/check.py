@@ -1,0 +1,252 @@
+"""``hiveio check``: which change of the actors in this folder breaks whom, before it is rolled out.
+
+``--write schemas.json`` keeps what they say today in a file for git; ``hiveio check schemas.json`` compares with it.
+Further files are those of other services: whether each event that one writes is understood by the other. ``--log`` asks
+the transaction log instead: each event in it is decoded and folded by its actor. It writes nothing but the file.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from hiveio.actor import Contract
+from hiveio.cli.judging import count_scopes, judged
+from hiveio.cli.schemas import Said, missed, refused, said
+from hiveio.cli.shown import shown
+from hiveio.config import Settings
+from hiveio.errors import ConfigError, LoadError
+from hiveio.loader import load
+from hiveio.transaction.record import Commit
+
+FORMAT = 1
+
+CLIENTS = "clients"
+READERS = "readers of the event topic"
+RECORDS = "old records in the log"
+INSTANCES = "older instances, while both run"
+SNAPSHOTS = "snapshots in the cache"
+
+
+class Finding(NamedTuple):
+    whom: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"breaks {self.whom}: {self.what}; {self.remedy}"
+
+
+class File(msgspec.Struct):
+    """What a service says: its actors by name."""
+
+    format: int
+    actors: dict[str, Said]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="what this service said before; then those of others"
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write what the actors say, to compare with later")
+    parser.add_argument("--log", action="store_true", help="decode and fold every event of the transaction log")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 nothing breaks, 1 something does, 2 wrong usage, a file that cannot be read, actors that cannot be loaded."""
+    if not (arguments.files or arguments.write or arguments.log):
+        raise ConfigError("name a file that --write has written, or --log, or both")
+    settings = Settings.read()
+    try:
+        contracts = load(settings)
+    except LoadError as error:
+        raise ConfigError(str(error)) from None
+    ours = {contract.name: said(contract) for contract in contracts}
+    before, *others = [_read(path) for path in arguments.files] or [ours]
+    found = [*changes(before, ours), *(f for other in others for f in (*across(ours, other), *across(other, ours)))]
+    if arguments.log:
+        found += in_log(settings, contracts)
+    for finding in found:
+        print(shown(str(finding)))
+    if arguments.write:
+        _write(arguments.write, ours)
+    print(f"{len(ours)} actors: {len(found) or 'no'} breaking change{'' if len(found) == 1 else 's'}")
+    return 1 if found else 0
+
+
+def _read(path: Path) -> dict[str, Said]:
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=File)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; write it with hiveio check --write") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no file of hiveio check --write: {error}") from None
+    if file.format != FORMAT:
+        raise ConfigError(f"{path} has format {file.format}, and this version knows {FORMAT}; write it anew")
+    return file.actors
+
+
+def _write(path: Path, actors: dict[str, Said]) -> None:
+    text = msgspec.json.format(msgspec.json.encode(File(FORMAT, actors), order="deterministic"), indent=1)
+    try:
+        path.write_bytes(text + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+# -- this service, before and now
+
+
+def changes(before: dict[str, Said], now: dict[str, Said]) -> Iterator[Finding]:
+    for name, old in before.items():
+        if name in now:
+            yield from _asked(name, old, now[name])
+            yield from _events(name, old, now[name])
+            yield from _folded(name, old, now[name])
+        else:
+            yield from _gone(name, old, {n: new for n, new in now.items() if n not in before})
+
+
+def _gone(name: str, old: Said, new: dict[str, Said]) -> Iterator[Finding]:
+    like = [n for n, other in new.items() if (old.events and other.events.keys() & old.events.keys())]
+    if old.model is not None:
+        remedy = f'write name = "{name}" in {like[0]}' if like else "keep the actor, if only to fold what it wrote"
+        yield Finding(RECORDS, f"the log has aggregates of {name}, and there is no actor of that name", remedy)
+    if not any(new[n].path == old.path for n in like) and (old.commands or old.queries):
+        yield Finding(CLIENTS, f"{old.path or name} is gone", "keep it until nobody asks for it")
+
+
+def _asked(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+    """Commands and queries: written by clients of before, read by today's service."""
+    for title, was, now in (("command", old.commands, new.commands), ("query", old.queries, new.queries)):
+        for name, schema in was.items():
+            if name not in now:
+                yield Finding(CLIENTS, f"the {title} {actor} {name} is gone", "keep it until nobody sends it")
+                continue
+            for at, why in refused(schema, now[name]):
+                remedy = "give a new field a default, and take what was taken; or make another message of it"
+                yield Finding(CLIENTS, f"{actor} {name}{at}: {why}", remedy)
+    moved = [(name, old.paths[name], new.paths[name]) for name in old.paths if name in new.paths]
+    if old.commands and new.commands:
+        moved.insert(0, ("", old.path, new.path))
+    for name, was_at, now_at in moved:
+        if was_at != now_at:
+            text = f"{f'{actor} {name}'.strip()} was on {was_at}, and is on {now_at or 'no path'}"
+            yield Finding(CLIENTS, text, "keep the path")
+
+
+def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+    for name, schema in old.events.items():
+        if (today := new.events.get(name)) is None:
+            if not new.upcasts:
+                remedy = "let upcast make today's event of it, or keep it in replay"
+                yield Finding(RECORDS, f"no {actor} reads the event {name} any more", remedy)
+        else:
+            if not new.upcasts:
+                for at, why in refused(schema, today):
+                    remedy = "give a new field a default, or let upcast make today's event of the old one"
+                    yield Finding(RECORDS, f"{actor} {name}{at}: {why}", remedy)
+            told = {f".{field}": "it is gone, and they find its default" for field in missed(today, schema)}
+            for at, why in (told | dict(refused(today, schema))).items():
+                remedy = "keep it until nobody reads it; add fields, and do not change them"
+                yield Finding(READERS, f"{actor} {name}{at}: {why}", remedy)
+        if name in old.given and name not in new.given:
+            successors = [n for n in new.given if n not in old.events]
+            instead = f", but {', '.join(successors)}" if successors else ""
+            yield Finding(READERS, f"{actor} writes no {name} any more{instead}", "let readers take the other first")
+    for name in new.given:
+        if name not in old.events:
+            remedy = "first roll out a version whose replay takes it, then one whose perform gives it"
+            yield Finding(INSTANCES, f"{actor} writes {name}, which they cannot fold", remedy)
+    if old.topic != new.topic:
+        text = f"{actor} writes to {new.topic or 'EVENT_STORE_TOPIC'}, and wrote to {old.topic or 'EVENT_STORE_TOPIC'}"
+        yield Finding(READERS, text, "let them read both first")
+
+
+def _folded(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+    """Another model is another cache; another ``replay`` on the same model is none, unless schema_version says so."""
+    same = (old.model, old.schema_version) == (new.model, new.schema_version)
+    # What is new in it may well be for an event that no snapshot has seen.
+    if same and old.code and new.code and old.code != new.code and old.events.keys() >= new.events.keys():
+        remedy = "raise schema_version; if each state is what it was, --write the file anew"
+        yield Finding(SNAPSHOTS, f"replay or upcast of {actor} changed, and the model did not", remedy)
+    if new.schema_version < old.schema_version:
+        text = f"schema_version of {actor} is {new.schema_version}, and was {old.schema_version}"
+        yield Finding(SNAPSHOTS, text, "take a number that was never used")
+
+
+# -- two services
+
+
+def across(writers: dict[str, Said], readers: dict[str, Said]) -> Iterator[Finding]:
+    """Whether a service takes the events of another from which it takes some."""
+    heard = {name: schema for reader in readers.values() for name, schema in reader.heard.items()}
+    skips = all(reader.skips for reader in readers.values() if reader.heard)
+    listeners = ", ".join(name for name, reader in readers.items() if reader.heard)
+    for actor, writer in writers.items():
+        if not heard.keys() & writer.events.keys():
+            continue
+        for name, schema in writer.events.items():
+            if name in heard:
+                for at, why in refused(schema, heard[name]):
+                    yield Finding(listeners, f"{actor} writes {name}{at}: {why}", "let it read what is written")
+            elif not skips:
+                remedy = 'take it in perform, or write unknown = "skip"'
+                yield Finding(listeners, f"{actor} writes {name}, which nobody takes: a dead letter each", remedy)
+
+
+# -- the log
+
+
+def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
+    """Decodes and folds every event. An aggregate is left at its first event that fails; others go on."""
+    settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
+    by_name = {contract.name: contract for contract in contracts if contract.replay}
+    failed: dict[tuple[str, str], tuple[str, int]] = {}  # (what, remedy) → the first place, and how often
+    states: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    left: set[str] = set()
+    for scope in range(count_scopes(settings)):
+        for found in judged(settings, scope):
+            for write in found.record.writes if isinstance(found.record, Commit) and found.accepted else ():
+                for event in write.events:
+                    name, type_ = write.aggregate.partition("/")[0], _typed(event).type
+                    counts[f"{name} {type_}"] += 1
+                    if write.aggregate in left:
+                        continue
+                    try:
+                        states[write.aggregate] = _fold(by_name[name], states.get(write.aggregate), bytes(event))
+                    except Exception as error:
+                        left.add(write.aggregate)
+                        place = f"{settings.log_topic}/{scope}/{found.message.offset}"
+                        key = _failure(name, type_, error, known=name in by_name)
+                        failed[key] = failed.get(key, (place, 0))[0], failed.get(key, (place, 0))[1] + 1
+    print(f"{settings.log_topic}: " + shown(", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))))
+    return [
+        Finding(RECORDS, f"{what} ({count:,} aggregates, first at {place})", remedy)
+        for (what, remedy), (place, count) in failed.items()
+    ]
+
+
+def _fold(contract: Contract, state: Any, event: bytes) -> Any:
+    assert contract.replay is not None
+    folded = contract.replay(state, contract.event_codec.decode(event)[0])
+    return contract.model_decoder.decode(msgspec.json.encode(folded))
+
+
+def _failure(actor: str, type_: str, error: Exception, *, known: bool) -> tuple[str, str]:
+    if not known:
+        what = f"the log has aggregates of {actor}, and there is no actor of that name"
+        return what, f'write name = "{actor}" in the actor that is to fold them'
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{actor} cannot fold {type_}: {reason}", "let upcast make today's event of it, or let replay take it"
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed).decode

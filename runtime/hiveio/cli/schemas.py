@@ -1,0 +1,177 @@
+"""JSON schemas of contracts: what a service says, and whether one side understands what another writes.
+
+``refused`` asks one question: which values of the writer's schema would the reader's not take? Both are what msgspec
+makes of a Struct. Who is writer and who is reader is the matter of ``hiveio.cli.check``.
+"""
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from hiveio.actor import Contract
+
+Schema = dict[str, Any]
+# Of a keyword of JSON Schema: whether the reader's value leaves out what the writer's allows.
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), lambda r, w: r > w),
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), lambda r, w: r < w),
+    **dict.fromkeys(("pattern", "format", "multipleOf", "contentEncoding"), lambda r, w: r != w),
+}
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+
+
+class Said(msgspec.Struct, omit_defaults=True):
+    """What one actor says. ``given`` are the events that its ``perform`` returns, ``heard`` those that it takes from a
+    topic, ``queries`` stand with their paths; ``code`` is that of ``replay`` and ``upcast``."""
+
+    path: str = ""
+    topic: str = ""
+    commands: dict[str, Schema] = {}
+    queries: dict[str, Schema] = {}
+    paths: dict[str, str] = {}
+    events: dict[str, Schema] = {}
+    given: list[str] = []
+    heard: dict[str, Schema] = {}
+    skips: bool = False  # what it does not know
+    model: Schema | None = None
+    schema_version: int = 1
+    upcasts: bool = False
+    code: str = ""
+
+
+def said(contract: Contract) -> Said:
+    """What the contract of an actor says."""
+
+    def schemas(kinds: dict[str, Any]) -> dict[str, Schema]:
+        return {name: msgspec.json.schema(kind) for name, kind in sorted(kinds.items())}
+
+    kind, returned = contract.kind, {getattr(t, "__name__", "") for t in contract.returns}
+    return Said(
+        path=contract.path,
+        topic=contract.topic,
+        commands=schemas({n: t for n, t in contract.commands.items() if n not in contract.heard}),
+        queries=schemas(contract.queries),
+        paths={name: query.path or contract.path for name, query in sorted(contract.queries.items())},
+        events=schemas(contract.events),
+        given=sorted(contract.events.keys() & returned),
+        heard=schemas(contract.heard),
+        skips=kind.unknown == "skip",
+        model=msgspec.json.schema(contract.model) if contract.model else None,
+        schema_version=kind.schema_version,
+        upcasts=kind.upcast is not None,
+        code=_code(function for function in (kind.replay, kind.upcast) if function),
+    )
+
+
+def _code(functions: Iterable[Callable[..., Any]]) -> str:
+    """Names what functions do, whatever their comments, docstrings and layout; "" where the source is not there."""
+    try:
+        trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in functions]
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        if ast.get_docstring(node) is not None:
+            del node.body[0]
+    text = "".join(map(ast.dump, trees))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
+def refused(writer: Schema, reader: Schema) -> Iterator[tuple[str, str]]:
+    """What the reader does not take of what the writer may write: the path of the field, and the reason in words."""
+    yield from _Comparison(writer, reader).differences(writer, reader, "")
+
+
+def missed(writer: Schema, reader: Schema) -> Iterator[str]:
+    """Fields of the reader that the writer does not write: where they are not required it finds their defaults."""
+    wrote, reads = (_resolved(schema, schema).get("properties", {}) for schema in (writer, reader))
+    yield from (name for name in reads if name not in wrote)
+
+
+class _Comparison:
+    def __init__(self, writer: Schema, reader: Schema) -> None:
+        self._roots = writer, reader
+        self._open: set[tuple[int, int]] = set()  # being compared
+
+    def differences(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
+        writer, reader = _resolved(writer, self._roots[0]), _resolved(reader, self._roots[1])
+        pair = id(writer), id(reader)
+        if pair not in self._open:  # or a type holds itself
+            self._open.add(pair)
+            yield from self._differences(writer, reader, at)
+            self._open.remove(pair)
+
+    def _differences(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
+        if "anyOf" in writer:
+            for each in writer["anyOf"]:
+                yield from self.differences(each, reader, at)
+        elif "anyOf" in reader:
+            tried = [list(self.differences(writer, each, at)) for each in reader["anyOf"]]
+            if all(tried):
+                # The alternative that comes nearest says why: of the same type, if there is one.
+                same = [t for t, each in zip(tried, reader["anyOf"], strict=True) if _type(each) == _type(writer)]
+                yield from same[0] if len(same) == 1 else [(at, f"{_called(writer)} is not taken any more")]
+        elif "enum" in reader or "enum" in writer:
+            yield from self._enum(writer, reader, at)
+        elif (wanted := reader.get("type")) is None:
+            return  # anything
+        elif writer.get("type") != wanted and (writer.get("type"), wanted) != ("integer", "number"):
+            yield at, f"{_called(reader)} is taken, and not {_called(writer)}"
+        else:
+            for keyword, narrower in _BOUNDS.items():
+                if keyword in reader and (keyword not in writer or narrower(reader[keyword], writer[keyword])):
+                    yield at, f"{keyword} is {reader[keyword]}, and was {writer.get(keyword, 'not there')}"
+            yield from self._object(writer, reader, at)
+            yield from self._array(writer, reader, at)
+
+    def _enum(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
+        if "enum" not in writer:
+            yield at, f"one of {reader['enum']} is taken, and not any {_called(writer)}"
+        elif "enum" in reader:
+            if gone := [value for value in writer["enum"] if value not in reader["enum"]]:
+                yield at, f"{', '.join(map(repr, gone))} is not taken"
+        elif reader.get("type") is not None:
+            for value in writer["enum"]:
+                yield from self.differences({"type": _TYPES[type(value)]}, reader, at)
+                return
+
+    def _object(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
+        wrote, reads = writer.get("properties", {}), reader.get("properties", {})
+        for name in reader.get("required", ()):
+            if name not in wrote:
+                yield f"{at}.{name}", "it is required, and is not written"
+            elif name not in writer.get("required", ()):
+                yield f"{at}.{name}", "it is required, and may be left out"
+        for name, schema in wrote.items():
+            if name in reads:
+                yield from self.differences(schema, reads[name], f"{at}.{name}")
+            elif reader.get("additionalProperties") is False:
+                yield f"{at}.{name}", "it is not known"
+        yield from self._inside(writer.get("additionalProperties"), reader.get("additionalProperties"), at)
+
+    def _array(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
+        yield from self._inside(writer.get("items"), reader.get("items"), at)
+        for index, pair in enumerate(zip(writer.get("prefixItems", ()), reader.get("prefixItems", ()), strict=False)):
+            yield from self.differences(*pair, f"{at}[{index}]")
+
+    def _inside(self, writer: Any, reader: Any, at: str) -> Iterator[tuple[str, str]]:
+        if isinstance(writer, dict) and isinstance(reader, dict):
+            yield from self.differences(writer, reader, f"{at}[…]")
+
+
+def _resolved(schema: Schema, root: Schema) -> Schema:
+    while reference := schema.get("$ref"):
+        schema = root["$defs"][reference.rpartition("/")[2]]
+    return schema
+
+
+def _type(schema: Schema) -> str:
+    return str(schema.get("type", ""))
+
+
+def _called(schema: Schema) -> str:
+    return str(schema.get("title") or schema.get("type") or "anything")

@@ -1,0 +1,51 @@
+"""The command-line tool: what it says of itself, and how it shows what others wrote."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hiveio import __version__
+from hiveio.cli import COMMANDS, main
+from hiveio.cli.shown import shown, shown_lines
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_it_names_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == f"hiveio {__version__}\n"
+
+
+def test_help_and_docs_name_every_command_and_what_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    table = OPERATIONS.read_text().partition("Exit codes:")[0]
+    rows = re.findall(r"^\| `hiveio (\w+)` \| .* \| (.*) \|$", table, re.MULTILINE)
+    assert rows == [(name, about.changes) for name, about in COMMANDS.items()]
+    modules = {path.stem for path in Path(main.__code__.co_filename).parent.glob("*.py")}
+    assert COMMANDS.keys() <= modules
+    listed = " ".join(said(capsys, "--help").split())
+    for name, about in COMMANDS.items():
+        assert f" {name} {about.does} (changes {about.changes})" in listed
+        assert f"(changes {about.changes})" in " ".join(said(capsys, name, "--help").split())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("äda → 7", "äda → 7"),
+        ("\x1b[2Jada\x07", r"\x1b[2Jada\x07"),
+        ("ada\n0:1  accepted", r"ada\n0:1  accepted"),
+        ("a\x9b31m\x7f\r\t", r"a\x9b31m\x7f\r\t"),
+        ("\u202eada\u2028\ud800", r"\u202eada\u2028\ud800"),
+        (b"a\xff\x00", r"a\\xff\x00".replace("\\\\", "\\")),
+    ],
+)
+def test_what_others_wrote_moves_no_cursor_and_forges_no_line(text: str | bytes, line: str) -> None:
+    assert shown(text) == line
+    assert shown_lines("a\x1b\nb") == "a\\x1b\nb"
