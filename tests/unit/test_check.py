@@ -128,11 +128,11 @@ BREAKS = {
     ),
     "a field of an event is gone": (
         [('    kind: Literal["a", "b"] = "a"\nclass Cancelled', "class Cancelled")],
-        ["breaks readers of the event topic: OrderActor Placed.kind: it is gone, and they find its default; "],
+        ["breaks readers of the event topic, and older instances, while both run: OrderActor Placed.kind: it is gone, and they find its default; "],
     ),
     "an event takes more": (
         [("class Placed(Event):\n    amount: int\n", "class Placed(Event):\n    amount: float\n")],
-        ["breaks readers of the event topic: OrderActor Placed.amount: integer is taken, and not number; "],
+        ["breaks readers of the event topic, and older instances, while both run: OrderActor Placed.amount: integer is taken, and not number; "],
     ),
     "an event takes less": (
         [("class Placed(Event):\n    amount: int\n", "class Placed(Event):\n    amount: Annotated[int, Meta(le=5)]\n")],

@@ -18,7 +18,7 @@ from hiveio.cli.judging import count_scopes, judged
 from hiveio.cli.schemas import Said, missed, refused, said
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
-from hiveio.errors import ConfigError, LoadError
+from hiveio.errors import ConfigError, Invalid, LoadError
 from hiveio.loader import load
 from hiveio.transaction.record import Commit
 
@@ -28,6 +28,7 @@ CLIENTS = "clients"
 READERS = "readers of the event topic"
 RECORDS = "old records in the log"
 INSTANCES = "older instances, while both run"
+BOTH = f"{READERS}, and {INSTANCES}"
 SNAPSHOTS = "snapshots in the cache"
 
 
@@ -152,7 +153,7 @@ def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
             told = {f".{field}": "it is gone, and they find its default" for field in missed(today, schema)}
             for at, why in (told | dict(refused(today, schema))).items():
                 remedy = "keep it until nobody reads it; add fields, and do not change them"
-                yield Finding(READERS, f"{actor} {name}{at}: {why}", remedy)
+                yield Finding(READERS if new.model is None else BOTH, f"{actor} {name}{at}: {why}", remedy)
         if name in old.given and name not in new.given:
             successors = [n for n in new.given if n not in old.events]
             instead = f", but {', '.join(successors)}" if successors else ""
@@ -241,7 +242,10 @@ def _failure(actor: str, type_: str, error: Exception, *, known: bool) -> tuple[
     if not known:
         what = f"the log has aggregates of {actor}, and there is no actor of that name"
         return what, f'write name = "{actor}" in the actor that is to fold them'
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, Invalid) and error.members.get("pointer") == "/type":
+        reason = "it is none of the events that replay takes"
+    else:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{actor} cannot fold {type_}: {reason}", "let upcast make today's event of it, or let replay take it"
 
 
