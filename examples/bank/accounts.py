@@ -36,6 +36,11 @@ class Account(Model):
 class AccountActor(Actor):
     path = "/accounts/{id}"
 
+    def scope(self, id: str) -> str:
+        # A transaction stays inside one scope, and any account may send to any other: so all are in one, whatever the
+        # number of partitions. A bank that keeps transfers inside a branch would return the branch of the account.
+        return "bank"
+
     async def perform(
         self,
         account: Account | None,

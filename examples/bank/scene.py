@@ -57,7 +57,7 @@ class Scene:
             if not isinstance(record, Commit):
                 continue
             verdict = Text("accepted", "green") if accepted else Text("void", "red")
-            lines = [Text.assemble(f"{LOG}/0/{offset}  ", verdict)]
+            lines = [Text.assemble(f"{LOG}/{self._world.scope}/{offset}  ", verdict)]
             for write in record.writes:
                 for version, event in enumerate(write.events, write.version + 1):
                     told = as_json(msgspec.json.decode(event))
@@ -94,7 +94,9 @@ class Scene:
         found = self._within(f"waiting for the topic {topic}", arrived) or self._world.published(topic)[seen:]
         self._seen[topic] += len(found)
         for event in found:
-            at = Text.assemble(f"{topic}/0/{event.offset}  ", (f"key {event.key}  " if event.key else "", "dim"))
+            at = Text.assemble(
+                f"{topic}/{event.partition}/{event.offset}  ", (f"key {event.key}  " if event.key else "", "dim")
+            )
             self._display.line("topic", at + as_json(msgspec.json.decode(event.value)))
         return [msgspec.json.decode(event.value) for event in found]
 

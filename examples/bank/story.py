@@ -3,9 +3,10 @@
 Each step sends a request as any client would and then looks where it led: at the record in Kafka, the snapshot in
 Redis, the event topic, the projection. With ``--once`` it ends after the story, with exit code 0 only if every step
 came out right; without, everything keeps running until Ctrl-C. With ``--composed`` it is told to what ``docker compose
-up --wait`` has started, on fresh volumes.
+up --wait`` has started, on fresh volumes; with ``--partitions=12`` the topics are made as in ``deploy/``.
 """
 
+import argparse
 import json
 import signal
 import sys
@@ -243,15 +244,16 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
 
 def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
     """The exit code: 0 if every step came out right, 1 if one did not, 2 for what cannot be had here."""
-    if unknown := set(arguments) - {"--once", "--composed"}:
-        print(f"unknown: {' '.join(sorted(unknown))}; it takes --once and --composed", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="story", description="A bank on hiveio, played as a story.")
+    parser.add_argument("--once", action="store_true", help="end after the story")
+    parser.add_argument("--composed", action="store_true", help="tell it to what `docker compose up` has started")
+    parser.add_argument("--partitions", type=int, default=1, metavar="N", help="with which the topics are made (1)")
+    options = parser.parse_args(arguments)
     for number in ENDINGS:
         signal.signal(number, _end)
-    once = "--once" in arguments
-    display = Display(patient=not once)
+    display = Display(patient=not options.once)
     try:
-        return run(display, Composed() if "--composed" in arguments else World(), steps, once=once)
+        return run(display, Composed() if options.composed else World(options.partitions), steps, once=options.once)
     except (ServiceUnavailable, ServiceFailed) as error:
         display.say(f"\n✗ {error}", "bold red")
         return 2

@@ -50,6 +50,11 @@ def test_a_transfer_happens_to_both_accounts() -> None:
     )
 
 
+def test_any_two_accounts_are_in_one_scope() -> None:
+    # A transaction over two scopes would be refused: with how many partitions the topics are made does not matter.
+    assert len({AccountActor().scope(id) for id in ("ada", "bob", "eve", "7", "8")}) == 1
+
+
 def test_a_transfer_that_is_refused_happens_to_neither() -> None:
     both = ada(Deposited(5)).and_given(AccountActor, "bob", Opened("Bob"))
     both.when(Transfer("bob", 9)).then_rejected("overdrawn", balance=5)

@@ -25,8 +25,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Watermark
 from hiveio.transaction.record import Record
-from hiveio.transaction.rule import Prefix
+from hiveio.transaction.rule import Prefix, scope_of
 from tests.services import HOST, Kafka, Redis, Service, ServiceFailed, kafka_home
+
+from .accounts import AccountActor
 
 ROOT = Path(__file__).parents[2]
 TOPIC, LOG, VISITS = "bank", "bank.transactions", "visits"
@@ -108,6 +110,7 @@ class Logged(NamedTuple):
 class Published(NamedTuple):
     """A record of an event topic."""
 
+    partition: int
     offset: int
     key: str | None
     value: bytes
@@ -117,13 +120,18 @@ class Published(NamedTuple):
 class World:
     """``with World() as world`` and then ``start``; at the end nothing of it is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 1) -> None:
+        self.scope = scope_of(AccountActor().scope("ada"), partitions)  # of every account: a partition of the log
         self._stack = ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hiveio-bank-")))
         # One folder for all: whenever Ctrl-C comes, it goes.
         self.kafka: Kafka | Container = self._closed(Kafka(folder=folder / "kafka"))
         self.redis: Redis | Container = self._closed(Redis(folder=folder / "redis"))
-        log = {"EVENT_STORE_BROKERS": self.kafka.brokers, "EVENT_STORE_TOPIC": TOPIC}
+        log = {
+            "EVENT_STORE_BROKERS": self.kafka.brokers,
+            "EVENT_STORE_TOPIC": TOPIC,
+            "EVENT_STORE_PARTITIONS": str(partitions),
+        }
         reading = {"EVENT_STORE_GROUP_ID": "statements", "EVENT_STORE_FROM_START": "true"}
         database = {"STATEMENTS_DATABASE": str(folder / "statements.sqlite")}
         self.roles: Mapping[str, Role | Container] = {
@@ -179,7 +187,7 @@ class World:
         """The whole transaction log, judged by the rule: by nothing but the order of its records."""
         prefix = Prefix()
         found = []
-        for message in self._read(LOG):
+        for message in self._read(LOG, self.scope):
             record = records.decode(message.value)
             verdict = prefix.append(message.key or "", record, int(message.headers.get("time", 0)))
             found.append(Logged(message.offset, record, verdict))
@@ -192,12 +200,14 @@ class World:
             found.setdefault(message.headers["hive-id"], message)
         return list(found.values())
 
-    def _read(self, topic: str) -> list[Published]:
+    def _read(self, topic: str, only: int | None = None) -> list[Published]:
+        """Everything, or one partition, in the order of time."""
         consumer = Consumer({"bootstrap.servers": self.kafka.brokers, "group.id": "story", "enable.auto.commit": False})
         try:
-            partition = TopicPartition(topic, 0, 0)
-            _, end = consumer.get_watermark_offsets(partition, timeout=READ_S) or (0, 0)
-            consumer.assign([partition])
+            known = consumer.list_topics(topic, READ_S).topics[topic].partitions
+            partitions = [TopicPartition(topic, p, 0) for p in known if only in (None, p)]
+            end = sum((consumer.get_watermark_offsets(p, timeout=READ_S) or (0, 0))[1] for p in partitions)
+            consumer.assign(partitions)
             found: list[Published] = []
             until = time.monotonic() + READ_S
             while len(found) < end:
@@ -207,10 +217,9 @@ class World:
                 headers = {name: (text or b"").decode() for name, text in given}
                 headers["time"] = str(message.timestamp()[1])
                 key = message.key()
-                found.append(
-                    Published(message.offset() or 0, key.decode() if key else None, message.value() or b"", headers)
-                )
-            return found
+                place, text = (message.partition() or 0, message.offset() or 0), key.decode() if key else None
+                found.append(Published(*place, text, message.value() or b"", headers))
+            return sorted(found, key=lambda message: int(message.headers["time"]))
         except KafkaException as error:
             raise TimeoutError(f"{topic} could not be read: {error.args[0].str()}") from None
         finally:
@@ -220,7 +229,7 @@ class World:
         """What Redis holds now: version and state by aggregate; nothing, while it is empty."""
         found: dict[str, tuple[int, object]] = {}
         with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
-            for mark in client.scan_iter(f"hive:{{{LOG}/0}}:????????", count=1000):
+            for mark in client.scan_iter(f"hive:{{{LOG}/{self.scope}}}:????????", count=1000):
                 watermark = Watermark.parse(client.get(mark) or b"")
                 prefix = f"{mark.decode()}:{watermark.generation if watermark else ''}:a:"
                 for key in client.scan_iter("hive:*:a:*", count=1000):
@@ -238,6 +247,7 @@ class Composed(World):
     """What ``docker compose up`` runs, seen from outside as any client sees it."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self.scope = 0  # compose.yaml leaves the topics with one partition
         self._stack = ExitStack()
         self.kafka = Container("kafka", environ.get("KAFKA_PORT", "9092"))
         self.redis = Container("redis", environ.get("REDIS_PORT", "6379"))

@@ -8,12 +8,21 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
+from hiveio.annotations import (
+    by_name,
+    called,
+    check_class,
+    check_fields,
+    check_takes_nothing,
+    hints_of,
+    members_of,
+)
 from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, UpcastingCodec
 from hiveio.errors import BadAnnotation, NameTaken
 from hiveio.immutable import is_immutable
@@ -142,20 +151,16 @@ class Contract:
         self.kind = kind
         self.name = kind.name or kind.__name__
         self.path, self.topic, self.key = kind.path, kind.topic, kind.key
-        self.serializable = kind.isolation == "serializable"
-        if kind.isolation not in ("snapshot", "serializable"):
-            raise BadAnnotation(f"{kind.__name__}.isolation is {kind.isolation!r}; it is 'snapshot' or 'serializable'")
-        self.reads = kind.reads
-        if kind.reads not in ("current", "linearizable"):
-            raise BadAnnotation(f"{kind.__name__}.reads is {kind.reads!r}; it is 'current' or 'linearizable'")
-        for choice in ("undecodable", "unknown"):
-            if (chosen := getattr(kind, choice)) not in ("dead", "skip"):
-                raise BadAnnotation(f"{kind.__name__}.{choice} is {chosen!r}; it is 'dead' or 'skip'")
-        if not callable(getattr(kind, "perform", None)):
-            raise BadAnnotation(f"{kind.__name__} has no method perform(self, state, message)")
+        self.serializable, self.reads = kind.isolation == "serializable", kind.reads
+        check_class(kind)
         self._read_perform(kind)
         self._read_replay(kind)
         self._check_output(kind)
+        for found in {*self.commands.values(), *self.queries.values(), *self.events.values(), *self.heard.values()}:
+            check_fields(found)
+        if self.model is not None:
+            check_fields(self.model)
+        check_takes_nothing(kind)
         self.actor = kind()
         self.invoke: Invoke = self._invoker(self.actor)
         self.replay: Callable[[Any, Any], Any] | None = self.actor.replay
@@ -169,7 +174,7 @@ class Contract:
 
     def _read_perform(self, kind: type[Actor]) -> None:
         name = f"{kind.__name__}.perform"
-        hints = _hints(kind.perform, name)
+        hints = hints_of(kind.perform, name)
         parameters = list(inspect.signature(kind.perform).parameters.values())[1:]
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -183,34 +188,42 @@ class Contract:
         self.stateful = len(ours) == 2
         if ours[-1] not in hints:
             raise BadAnnotation(f"{name}: the parameter {ours[-1]} has no annotation; name the messages that it takes")
-        members = _members(hints[ours[-1]])
+        self._state = (ours[0], hints[ours[0]]) if self.stateful and ours[0] in hints else None
+        members = members_of(hints[ours[-1]])
         lists = [m for m in members if get_origin(m) in _LISTS]
-        batch = [m for found in lists for m in _members(get_args(found)[0])]
+        batch = [m for found in lists for m in members_of(get_args(found)[0])]
         taken = [m for m in members if m not in lists]
         events = [t for t in taken if isinstance(t, type) and issubclass(t, Event)]
         if batch and (events or not all(isinstance(t, type) and issubclass(t, Event) for t in batch)):
             raise BadAnnotation(f"{name}: {ours[-1]} takes events, or a list of events and nothing else in a list")
         for member in (*taken, *batch):
-            if not (isinstance(member, type) and issubclass(member, _MESSAGES)) or member in _MESSAGES:
-                raise BadAnnotation(f"{name}: {ours[-1]} takes {_called(member)}, which is no Command, Event or Query")
-        self.commands: dict[str, type[Struct]] = _named(t for t in taken if not issubclass(t, Query | Tombstone))
+            if member in _MESSAGES:
+                raise BadAnnotation(f"{name}: {ours[-1]} takes any {called(member)}; name the classes that it takes")
+            if not (isinstance(member, type) and issubclass(member, _MESSAGES)):
+                raise BadAnnotation(f"{name}: {ours[-1]} takes {called(member)}, which is no Command, Event or Query")
+        self.commands: dict[str, type[Struct]] = by_name(t for t in taken if not issubclass(t, Query | Tombstone))
         heard = batch or events
         self.tombstones = Tombstone in heard
-        self.heard: dict[str, type[Struct]] = _named(t for t in heard if t is not Tombstone)  # it has no name on a wire
+        self.heard: dict[str, type[Struct]] = by_name(t for t in heard if t is not Tombstone)  # nameless on a wire
         self.batch = bool(batch)
-        self.queries: dict[str, type[Query]] = _named(t for t in taken if issubclass(t, Query))
-        self.returned = hints.get("return", Any)  # the annotation as it stands
-        self.returns = [] if "return" not in hints else _members(hints["return"], into_lists=True)
+        self.queries: dict[str, type[Query]] = by_name(t for t in taken if issubclass(t, Query))
+        if "return" not in hints:
+            raise BadAnnotation(
+                f"{name} has no return annotation; name the events that it gives (-> Opened | Deposited), or else what "
+                "it answers with; -> None where that is nothing"
+            )
+        self.returned = hints["return"]  # the annotation as it stands
+        self.returns = members_of(self.returned, into_lists=True)
         self.is_async = inspect.iscoroutinefunction(kind.perform)
 
     def _read_replay(self, kind: type[Actor]) -> None:
         self.model: type[Model] | None = None
         events = [t for t in self.returns if isinstance(t, type) and issubclass(t, Event)]
         if kind.replay is None:
-            self.events: dict[str, type[Event]] = _named(events)
+            self.events: dict[str, type[Event]] = by_name(events)
             return
         name = f"{kind.__name__}.replay"
-        hints = _hints(kind.replay, name)
+        hints = hints_of(kind.replay, name)
         parameters = list(inspect.signature(kind.replay).parameters)[1:]
         if len(parameters) != 2:
             raise BadAnnotation(f"{name} takes {len(parameters)} parameters; it takes (self, state, event)")
@@ -219,16 +232,21 @@ class Contract:
         event = parameters[1]
         if event not in hints:
             raise BadAnnotation(f"{name}: the parameter {event} has no annotation; name the events that it folds")
-        for member in (folded := _members(hints[event])):
+        for member in (folded := members_of(hints[event])):
             if not (isinstance(member, type) and issubclass(member, Event)) or member is Event:
-                raise BadAnnotation(f"{name}: {event} takes {_called(member)}, which is no Event")
+                raise BadAnnotation(f"{name}: {event} takes {called(member)}, which is no Event")
         if "return" not in hints:
             raise BadAnnotation(f"{name} has no return annotation; name the Model that it folds")
-        models = [t for t in _members(hints["return"]) if t is not types.NoneType]
+        models = [t for t in members_of(hints["return"]) if t is not types.NoneType]
         if len(models) != 1 or not (isinstance(models[0], type) and issubclass(models[0], Model)):
-            raise BadAnnotation(f"{name} returns {_called(hints['return'])}, which is no Model")
+            raise BadAnnotation(f"{name} returns {called(hints['return'])}, which is no Model")
         self.model = models[0]
-        self.events = _named(folded)
+        parameter, annotation = self._state or ("", None)
+        for state in members_of(annotation):
+            if isinstance(state, type) and issubclass(state, Model) and not issubclass(self.model, state):
+                text = f"takes {called(state)}, and {name} folds {called(self.model)}"
+                raise BadAnnotation(f"{kind.__name__}.perform: {parameter} {text}")
+        self.events = by_name(folded)
         for t in events:
             if t not in folded:
                 raise BadAnnotation(f"{kind.__name__}.perform returns {t.__name__}, which {name} does not take")
@@ -312,7 +330,9 @@ def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:
 
 @functools.cache
 def performing(contract: Contract) -> Handler:
-    """The innermost handler: runs the actor without a state and answers with what it returns."""
+    """The innermost handler: runs the actor without a state and answers with what it returns. Raises BadAnnotation."""
+    if contract.wants_tx:
+        raise BadAnnotation(f"{contract.kind.__name__}.perform takes tx, and only a stream processor has transactions")
     invoke, is_async, wants_context = contract.invoke, contract.is_async, contract.wants_context
     events_only = bool(contract.events) and all(
         t is types.NoneType or (isinstance(t, type) and issubclass(t, Event)) for t in contract.returns
@@ -333,7 +353,9 @@ def query_decoder(kind: type[Query]) -> Callable[[dict[str, Any]], Query]:
     """Decodes a query from its parameters: text is converted to the types of its fields. Raises Invalid (422)."""
     sequences = (list, tuple, set, frozenset)
     lists = {
-        f.name for f in msgspec.structs.fields(kind) if any((get_origin(t) or t) in sequences for t in _members(f.type))
+        f.name
+        for f in msgspec.structs.fields(kind)
+        if any((get_origin(t) or t) in sequences for t in members_of(f.type))
     }
 
     def decode(parameters: dict[str, Any]) -> Query:
@@ -349,34 +371,3 @@ def query_decoder(kind: type[Query]) -> Callable[[dict[str, Any]], Query]:
             raise invalid(error) from None
 
     return decode
-
-
-def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except Exception as error:
-        raise BadAnnotation(f"{name}: an annotation cannot be resolved: {error}") from None
-
-
-def _members(annotation: Any, *, into_lists: bool = False) -> list[Any]:
-    """The members of a union; with ``into_lists`` also the items of ``list[...]``."""
-    origin = get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(get_args(annotation)[0], into_lists=into_lists)
-    if origin in (Union, types.UnionType):
-        return [m for arg in get_args(annotation) for m in _members(arg, into_lists=into_lists)]
-    if into_lists and origin in (list, tuple, Sequence, Iterable):
-        return [m for arg in get_args(annotation) if arg is not Ellipsis for m in _members(arg)]
-    return [annotation]
-
-
-def _called(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
-
-
-def _named(kinds: Iterable[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for kind in kinds:
-        if found.setdefault(kind.__name__, kind) is not kind:
-            raise NameTaken(f"two messages are named {kind.__name__}; on the wire only the name tells them apart")
-    return found

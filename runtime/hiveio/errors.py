@@ -47,6 +47,8 @@ class ModuleUnset(LoadError):
 
 
 class ModuleMissing(LoadError):
+    """It is not there, cannot be read, or another module of its name comes first."""
+
     exit_code = 12
 
 
@@ -76,6 +78,10 @@ class NameTaken(LoadError):
     """Two messages, or two actors, of one name in one container."""
 
     exit_code = 18
+
+
+class StartRaises(Stop):
+    """The ``start`` of an actor raised. Its traceback is in the log."""
 
 
 class Unsafe(Stop):

@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
+from hiveio.errors import BadAnnotation, HiveError, StartRaises
+from hiveio.loader import raised
 from hiveio.peers import Health, Peers
-from hiveio.routes import Router
+from hiveio.routes import Route, Router
 
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
 
@@ -127,6 +129,22 @@ class Service:
         text = inspect.getdoc(loaded[0]) if loaded else None
         return {"title": self.settings.service_name, "version": version, "description": text or ""}
 
+    def check_reached(self, routes: Iterable[Route]) -> None:
+        """Whether what actors take comes to them in this role: a warning for what does not.
+
+        Raises BadAnnotation for an actor to which nothing comes.
+        """
+        reached = {(route.contract.name, kind) for route in routes if route.contract for kind in route.takes}
+        reached |= {(c.actor, kind) for c in self.channels if c.action == "receive" for kind in c.messages}
+        for contract in self.contracts:
+            taken = {*contract.commands.values(), *contract.queries.values(), *contract.heard.values()}
+            idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
+            text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
+            if idle and len(idle) == len(taken):
+                raise BadAnnotation(f"{text}: take the image of another role, or other messages")
+            if idle:
+                log.warning("%s", text)
+
     def fail(self, error: BaseException) -> None:
         """End the process in good order, with this error: a component found at run time that it cannot go on.
 
@@ -139,7 +157,14 @@ class Service:
         for contract in self.contracts:
             actor = contract.actor
             self._running.append((contract.name, actor.stop))
-            await settled(actor.start())
+            try:
+                await settled(actor.start())
+            except HiveError:
+                raise
+            except Exception as error:
+                text = f"{contract.kind.__name__}.start {raised(error)}"
+                log.error("%s", text)
+                raise StartRaises(text.partition("\n")[0]) from None
         for component in self.components:
             self._running.append((component.name, component.stop))
             await component.start()

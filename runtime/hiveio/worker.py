@@ -137,7 +137,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
 
                 service.telemetry = service.use(Telemetry(settings))  # the first, so that it ends last
-            edge = Edge(service, self.app.build(service))
+            routes = self.app.build(service)
+            service.check_reached(routes)
+            edge = Edge(service, routes)
             self.asgi = service.telemetry.serving(edge, edge.router)
             if not await self._started(service):
                 return

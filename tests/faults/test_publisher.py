@@ -33,7 +33,7 @@ class Handled(Actor):
         self.db = sqlite3.connect({path!r}, isolation_level=None)
         self.db.execute("create table if not exists handled (n integer primary key, marker text, next integer)")
 
-    def perform(self, event: Deposited, context):
+    def perform(self, event: Deposited, context) -> None:
         self.db.execute("insert into handled (marker, next) values (?, ?)", (event.marker, context.offset + 1))
 
     def position(self, topic, partition):

@@ -207,7 +207,7 @@ def test_the_fast_loop_and_the_fast_parser_are_there(base: Role) -> None:
         ("m", ACTOR + "class Other(Account): name = 'Account'", {}, 18, "two actors are named Account"),
         ("m", ACTOR + "    single_process = True\n", {}, 2, "CLUSTER_SIZE=2 is wrong: Account keeps its state in one"),
         ("m", ACTOR, {"PORT": "x"}, 2, "PORT='x' is wrong"),
-        ("m", ACTOR + "    def start(self): 1/0\n", {}, 1, "the service could not go on: ZeroDivisionError"),
+        ("m", ACTOR + "    def start(self): 1/0\n", {}, 1, "Account.start raised ZeroDivisionError: division"),
     ],
 )  # fmt: skip
 def test_what_cannot_start_ends_with_one_line_and_its_code(

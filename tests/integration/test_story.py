@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from examples.bank.story import STEPS
 from tests.conftest import required
@@ -83,6 +84,15 @@ def test_every_step_comes_out_right(leftovers: Path) -> None:
         "FLUSHALL",
     ):
         assert seen in text
+
+
+def test_it_comes_out_right_with_the_partitions_of_the_deployment(leftovers: Path) -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "config.yaml").read_text())["data"]
+    partitions = int(config["EVENT_STORE_PARTITIONS"])
+    assert partitions > 1
+    code, text = ended(story(["-m", "examples.bank.story", "--once", f"--partitions={partitions}"], leftovers))
+    assert code == 0, text
+    assert f"All {len(STEPS)} steps came out right" in text
 
 
 def test_a_step_that_comes_out_wrong_is_named(leftovers: Path) -> None:

@@ -219,16 +219,19 @@ def upcast_short() -> type[Actor]:
     return A
 
 
+UNRESOLVED = "import or define the name when the module is loaded, not only under `if TYPE_CHECKING:`"
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
         (no_perform, "A has no method perform(self, state, message)"),
         (no_annotation, "A.perform: the parameter command has no annotation; name the messages that it takes"),
         (no_message, "A.perform: command takes int, which is no Command, Event or Query"),
-        (base_class, "A.perform: command takes Command, which is no Command, Event or Query"),
+        (base_class, "A.perform: command takes any Command; name the classes that it takes"),
         (too_many, "A.perform takes 3 parameters; it takes (self, state, message) or (self, message)"),
         (stars, "A.perform takes *commands; it takes state, message and, by name, context and tx"),
-        (unresolved, "A.perform: an annotation cannot be resolved: name 'Nowhere' is not defined"),
+        (unresolved, "A.perform: an annotation cannot be resolved: name 'Nowhere' is not defined; " + UNRESOLVED),
         (wrong_reads, "A.reads is 'cached'; it is 'current' or 'linearizable'"),
         (wrong_isolation, "A.isolation is 'none'; it is 'snapshot' or 'serializable'"),
         (topic_is_none, "A.topic is 'a topic'; a topic has 1 to 220 of a-z A-Z 0-9 . _ -"),

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors"},
     {"config", "headers"},
-    {"envelope", "immutable"},
+    {"envelope", "annotations", "immutable"},
     {"actor"},
     {
         "loader",

@@ -1,9 +1,14 @@
-"""The order in which a service starts and stops."""
+"""The order in which a service starts and stops, and what it says before."""
 
-from hiveio import Actor, Event
+import pytest
+
+from hiveio import Actor, Command, Event, Query
 from hiveio.actor import contracts
 from hiveio.config import Settings
+from hiveio.envelope import Envelope, Outcome
+from hiveio.errors import BadAnnotation
 from hiveio.peers import Health, Peers
+from hiveio.routes import messages
 from hiveio.service import Service
 
 LIFE: list[str] = []
@@ -68,3 +73,37 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     assert not service.dead()
     assert (await service.readiness())["workers"], "until another has taken its place"
     assert peers.enter([service.place]) == other
+
+
+class Ask(Query):
+    pass
+
+
+class Do(Command):
+    pass
+
+
+def test_what_a_role_does_not_bring_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Both(Actor):
+        path = "/both"
+
+        def perform(self, message: Do | Ask) -> None: ...
+
+    class Asked(Actor):
+        path = "/asked"
+
+        def perform(self, message: Ask) -> None: ...
+
+    async def handler(envelope: Envelope) -> Outcome:
+        return Outcome()
+
+    service = Service(Settings(), contracts([Both, Listener]))
+    service.receives(["topic"], service.contracts[1])
+    routes = messages(service.contracts[0], handler)
+    service.check_reached(routes)
+    assert [record.message for record in caplog.records] == [
+        "Both.perform takes Ask, which this image passes to no actor"
+    ]
+    service.contracts += contracts([Asked])
+    with pytest.raises(BadAnnotation, match=r"Asked.perform takes Ask, which this image"):
+        service.check_reached(routes)

@@ -148,7 +148,7 @@ class Scenario:
         """An actor without a state: started anew, told what it has heard, and asked."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
         contract = self._kinds[contract.kind]
-        handlers = {other.name: performing(other) for other in self._kinds.values()}
+        handlers = {other.name: performing(other) for other in self._kinds.values() if other.model is None}
         async with _opened(self._kinds.values()):
             for offset, (of, at, event, sent) in enumerate(self._heard):
                 listener = self._kinds[of]

@@ -55,6 +55,11 @@ class TransactionLog:
                 raise BadAnnotation(f"{contract.name} has no replay: a stream processor folds its state from events")
             if "/" in contract.name:
                 raise BadAnnotation(f"the actor name {contract.name!r} contains a /")
+            if contract.path and "{id}" not in contract.path:
+                raise BadAnnotation(
+                    f"{contract.kind.__name__}: the path {contract.path!r} has no {{id}}, which names a command's "
+                    f'aggregate; write path = "{contract.path.rstrip("/")}/{{id}}"'
+                )
         self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
         self.scopes: list[Scope] = []

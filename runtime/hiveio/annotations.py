@@ -1,0 +1,164 @@
+"""What the annotations of a user's class say, or the line of error that says what is wrong with them."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+from msgspec import inspect as inspected
+
+from hiveio.errors import BadAnnotation, NameTaken
+
+_ALIAS = getattr(typing, "TypeAliasType", ())  # `type Messages = Open | Deposit`, from Python 3.12 on
+_UNRESOLVED = "import or define the name when the module is loaded, not only under `if TYPE_CHECKING:`"
+
+
+def hints_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """The annotations of a function, by parameter and "return". Raises BadAnnotation for one that says nothing."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise BadAnnotation(f"{name}: an annotation cannot be resolved: {error}; {_UNRESOLVED}") from None
+    except Exception as error:
+        raise BadAnnotation(f"{name}: an annotation cannot be resolved: {error}") from None
+
+
+def members_of(annotation: Any, *, into_lists: bool = False) -> list[Any]:
+    """The members of a union; with ``into_lists`` also the items of ``list[...]``."""
+    origin = get_origin(annotation)
+    if isinstance(annotation, _ALIAS):
+        return members_of(annotation.__value__, into_lists=into_lists)
+    if origin is typing.Annotated:
+        return members_of(get_args(annotation)[0], into_lists=into_lists)
+    if origin in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) for m in members_of(arg, into_lists=into_lists)]
+    if into_lists and origin in (list, tuple, Sequence, Iterable):
+        return [m for arg in get_args(annotation) if arg is not Ellipsis for m in members_of(arg)]
+    return [annotation]
+
+
+def called(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def by_name(kinds: Iterable[Any]) -> dict[str, Any]:
+    """Raises NameTaken."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        if found.setdefault(kind.__name__, kind) is not kind:
+            raise NameTaken(f"two messages are named {kind.__name__}; on the wire only the name tells them apart")
+    return found
+
+
+def check_fields(kind: type[Struct]) -> None:
+    """Whether each field of a message or a model can be written as JSON and read again. Raises BadAnnotation."""
+    try:
+        fields = msgspec.structs.fields(kind)
+    except NameError as error:
+        text = f"the annotation of a field cannot be resolved: {error}"
+        raise BadAnnotation(f"{kind.__name__}: {text}; {_UNRESOLVED}") from None
+    for field in fields:
+        wrong = f"{kind.__name__}.{field.name} is of type {called(field.type)}, which"
+        try:
+            msgspec.json.schema(field.type)
+            for node in _nodes(msgspec.inspect.type_info(field.type), set()):
+                if isinstance(node, inspected.DictType) and isinstance(node.key_type, _NO_KEYS):
+                    raise TypeError("a key of an object in JSON is a text")
+        except NameError as error:
+            raise BadAnnotation(f"{wrong} cannot be resolved: {error}; {_UNRESOLVED}") from None
+        except Exception as error:
+            # It can write what it can describe, and nothing else; only the last line of its text is about that.
+            reason = str(error).splitlines()[-1]
+            raise BadAnnotation(
+                f"{wrong} has no form in JSON ({reason}): take a type that msgspec knows (str, int, Decimal, datetime, "
+                "list, dict with texts as keys, a Struct, …)"
+            ) from None
+
+
+_NO_KEYS = (
+    inspected.TupleType,
+    inspected.VarTupleType,
+    inspected.FrozenSetType,
+    inspected.StructType,
+    inspected.NamedTupleType,
+    inspected.DataclassType,
+    inspected.NoneType,
+)
+
+
+def _nodes(node: Any, seen: set[int]) -> Iterator[Any]:
+    """A type and all types inside it, as msgspec sees them."""
+    if id(node) in seen or not isinstance(node, Struct | tuple):
+        return
+    seen.add(id(node))
+    yield node
+    for part in node if isinstance(node, tuple) else map(node.__getattribute__, node.__struct_fields__):
+        yield from _nodes(part, seen)
+
+
+_ATTRIBUTES = {"path": str, "name": str, "topic": str, "key": str, "schema_version": int, "single_process": bool}
+_CHOICES = {
+    "isolation": ("snapshot", "serializable"),
+    "reads": ("current", "linearizable"),
+    "undecodable": ("dead", "skip"),
+    "unknown": ("dead", "skip"),
+}
+
+
+def check_class(kind: type) -> None:
+    """Whether what a class declares is of the right type, and its methods are methods. Raises BadAnnotation."""
+    for attribute, wanted in _ATTRIBUTES.items():
+        if not isinstance(found := getattr(kind, attribute), wanted):
+            raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it is of type {wanted.__name__}")
+    for attribute, allowed in _CHOICES.items():
+        if (chosen := getattr(kind, attribute)) not in allowed:
+            listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+            raise BadAnnotation(f"{kind.__name__}.{attribute} is {chosen!r}; it is {listed}")
+    for method in ("start", "stop", "ready"):
+        check_plain(kind, method)
+    check_plain(kind, "scope", ["id"], may_wait=False)
+    if not callable(getattr(kind, "perform", None)):
+        raise BadAnnotation(f"{kind.__name__} has no method perform(self, state, message)")
+    for method in ("perform", "replay", "upcast"):
+        function = getattr(kind, method, None)
+        if isinstance(inspect.getattr_static(kind, method, None), staticmethod | classmethod):
+            raise BadAnnotation(f"{kind.__name__}.{method} is static; it is a method and its first parameter self")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise BadAnnotation(f"{kind.__name__}.{method} yields; it returns, and several events as a list")
+
+
+def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_wait: bool = True) -> None:
+    """Whether a method can be called as it is going to be. Raises BadAnnotation."""
+    name, function = f"{kind.__name__}.{method}", getattr(kind, method)
+    wanted = f"{method}({', '.join(['self', *parameters])})"
+    if not callable(function):
+        raise BadAnnotation(f"{name} is {function!r}; it is a method {wanted}")
+    if not may_wait and inspect.iscoroutinefunction(function):
+        raise BadAnnotation(f"{name} is async; it is a plain method {wanted}")
+    static = isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod)
+    try:
+        inspect.signature(function).bind(*parameters, *([] if static else [None]))
+    except TypeError:
+        raise BadAnnotation(f"{name} takes other parameters; it is called as {wanted}") from None
+
+
+def check_takes_nothing(kind: type) -> None:
+    """Whether an object of the class can be made without arguments. Raises BadAnnotation."""
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise BadAnnotation(
+            f"{kind.__name__} is abstract, {', '.join(missing)} is missing; write it, or begin its name with _ if it "
+            "is there for others to derive from"
+        )
+    needed = [
+        p.name
+        for p in inspect.signature(kind).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise BadAnnotation(
+            f"{kind.__name__}.__init__ takes {', '.join(needed)}, and an actor is made without arguments: read what is "
+            "configured from os.environ, and open what it needs in start(self)"
+        )
