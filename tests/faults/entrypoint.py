@@ -7,7 +7,7 @@ import asyncio
 import os
 import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ import hiveio.kafka.delivery
 import hiveio.transaction.view
 from hiveio.actor import Actor, Contract
 from hiveio.envelope import Codec
+from hiveio.errors import Corrupt
 from hiveio.kafka.appender import Appender
-from hiveio.kafka.tail import Tail
+from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.process import serve
 from hiveio.transaction import cache
+from hiveio.transaction.cache import Entry
 from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.record import Commit, Record
+from hiveio.transaction.view import Judged, View
 
 ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 
@@ -93,7 +97,20 @@ def older() -> None:
     setattr(Contract, "__init__", init)  # noqa: B010
 
 
+def stops_at_poison() -> None:
+    """A scope that stops at the command with the key ``poison``, which others can judge."""
+    judge = View.judge
+
+    def judged(self: View, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Judged:
+        if isinstance(record, Commit) and record.command.key == "poison":
+            raise Corrupt("poison")
+        return judge(self, message, record, results)
+
+    setattr(View, "judge", judged)  # noqa: B010
+
+
 WAYS = {
+    "poison": stops_at_poison,
     "lockless": lockless,
     "report": acknowledges_on_report,
     "rule": accepts_everything,

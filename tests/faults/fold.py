@@ -112,6 +112,15 @@ class Timeline:
         return self.ends[version], min(later) - 1 if later else sys.maxsize
 
 
+def _body(value: bytes) -> dict[str, Any] | None:
+    """A record's object; None for bytes that are no object with a ``kind``."""
+    try:
+        body = json.loads(value)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and "kind" in body else None
+
+
 class Fold:
     """Takes the records of one partition in order."""
 
@@ -140,9 +149,13 @@ class Fold:
         """The verdict on the next record."""
         if record.offset != self.next:
             self._found(2, record.offset, f"the log goes on at {record.offset}, not at {self.next}")
+        body = _body(record.value)
+        if body is None:  # void for every reader, whatever its key is
+            self.next, self.last, self.time = record.offset + 1, record.tx, max(self.time, record.time)
+            self.verdicts.append(False)
+            return False
         if (earlier := self._transactions.setdefault(record.tx, record.offset)) != record.offset:
             self._found(2, record.offset, f"the transaction id {record.tx} was used at {earlier} already")
-        body: dict[str, Any] = json.loads(record.value)
         self.next, self.last, self.time = record.offset + 1, record.tx, max(self.time, record.time)
         verdict = self._judge(record, body)
         self.verdicts.append(verdict)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from redis import Redis as RedisClient
 
 from tests.faults.chaos import LOCK_TTL_MS, REQUEST_TIMEOUT_MS, Instance, System
@@ -259,6 +259,14 @@ class Stage(System):
         producer = Producer({"bootstrap.servers": self.direct.brokers, "acks": "all"})
         producer.produce(self.log_topic, value, key, 0)
         assert producer.flush(20) == 0
+
+    def end(self, topic: str) -> int:
+        """The end offset of its first partition."""
+        client = Consumer({"bootstrap.servers": self.direct.brokers, "group.id": "end"})
+        try:
+            return int(client.get_watermark_offsets(TopicPartition(topic, 0), 10)[1])
+        finally:
+            client.close()
 
     def redis_client(self) -> Any:
         return RedisClient(host=HOST, port=self.redis.port, socket_timeout=10)

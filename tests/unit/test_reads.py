@@ -26,7 +26,7 @@ async def behind(kind: type[AccountActor]) -> AsyncIterator[testing.Service]:
     async with testing.Service(kind) as late, testing.Service(kind, log=late.log) as other:
         await other.submit(kind, "a", Deposit(10, "seen"))
         assert (await late.read(kind, "a"))[1] == 1
-        reader: Any = late.transactions.engine.scopes[0]._reader
+        reader: Any = late.transactions.engine.scopes[0].reader
         old = await reader.end(0)
 
         async def end(partition: int) -> int:

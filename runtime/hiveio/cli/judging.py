@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
-
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, NotFound
 from hiveio.kafka import Message
@@ -70,8 +68,8 @@ def decoded(where: str, message: LogRecord) -> Record:
     """Raises Corrupt."""
     try:
         return records.decode(message.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Corrupt(f"{where}/{message.offset} is no transaction record: {error}") from None
+    except Corrupt as error:
+        raise Corrupt(f"{where}/{message.offset}: {error}") from None
 
 
 def judged(settings: Settings, partition: int, *, follow: bool = False) -> Iterator[Judged]:

@@ -12,7 +12,7 @@ from hiveio.cli.judging import Judged, count_scopes, judged, scopes_of
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
-from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +96,8 @@ def about(record: Record) -> str:
     if isinstance(record, Barrier):
         closes = f", closes the command {record.command.key}" if record.command else ""
         return f"barrier {' '.join(record.aggregates)}{closes}"
+    if isinstance(record, Foreign):
+        return "no record of hiveio: void for every reader"
     kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
     return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}"
 

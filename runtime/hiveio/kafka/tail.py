@@ -275,6 +275,26 @@ class LogReader:
             return None
         return log_record(message)
 
+    def read_messages(self, partition: int, offset: int, end: int, timeout_s: float = 5.0) -> list[Message]:
+        """The messages from ``offset`` to below ``end``, which is not beyond the end of the partition. Blocking."""
+        found: list[Message] = []
+        with self._reading:
+            try:
+                self._records.assign([TopicPartition(self._topic, partition, offset)])
+                while offset < end:
+                    message = self._records.poll(timeout_s)
+                    failure = message.error() if message is not None else None
+                    if message is None or failure is not None:
+                        reason = failure.str() if failure is not None else "no answer"
+                        raise Unavailable(f"{self._topic}/{partition}/{offset} cannot be read: {reason}")
+                    if (offset := (message.offset() or 0) + 1) <= end:
+                        found.append(message)
+            except KafkaException as error:
+                raise Unavailable(f"{self._topic}/{partition}/{offset}: {error.args[0].str()}") from None
+            finally:
+                self._records.unassign()
+        return found
+
     def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
         with self._reading:

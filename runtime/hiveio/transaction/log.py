@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
@@ -26,6 +24,7 @@ from hiveio.transaction.lock import Redlock
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.record import FORMAT, Format
+from hiveio.transaction.resume import last_event
 from hiveio.transaction.rule import HASH, Window
 from hiveio.transaction.scope import Scope
 
@@ -75,7 +74,7 @@ class TransactionLog:
         self._nodes = list(by_url.values())
         cache_node = by_url[s.cache_url]
         self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
-        topic, _ = await _patiently(self._backends)
+        topic, events = await _patiently(self._backends)
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -97,9 +96,10 @@ class TransactionLog:
         self._tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
+        ids = (topic.id, events.id)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, self._observer)
+            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, ids, self._observer)
             self._publishers.append(publisher)
             publisher.start()
         self._started = True
@@ -135,6 +135,12 @@ class TransactionLog:
         mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
         first = await self._reader.read(partition, 0)
         if first is None:
+            if await last_event(self._events, partition, lambda offset: None) is not None:
+                raise Unsafe(
+                    f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log that "
+                    "is gone: a new log would never be published there. Bring the log back; or, to give it up, let the "
+                    "service write to another EVENT_STORE_TOPIC"
+                )
             self._appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(mine))
             for _ in range(100):
                 if (first := await self._reader.read(partition, 0)) is not None:
@@ -144,8 +150,8 @@ class TransactionLog:
                 raise Unavailable(f"the format record of {s.log_topic}/{partition} does not arrive")
         try:
             found = records.decode(first.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            found = None
+        except Corrupt as error:
+            raise Corrupt(f"{s.log_topic}/{partition}/0: {error}") from None
         if not isinstance(found, Format):
             raise Corrupt(f"{s.log_topic}/{partition}/0 is no format record: this topic is no transaction log")
         if found != mine:

@@ -3,9 +3,15 @@
 docs/operations.md says what each is good for.
 """
 
+import logging
+import time
 from collections import Counter as Counts
 
 from hiveio.metrics import SECONDS, Counter, Gauge, Histogram, Timings
+
+log = logging.getLogger("hiveio.transaction")
+
+TOLD_S = 30.0
 
 _commands = Counter("hiveio_commands_total", "Commands by outcome", ["outcome"])
 _retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond the first")
@@ -29,7 +35,26 @@ _quarantined = Gauge(
     ["scope"],
     multiprocess_mode="livemax",
 )
+_foreign = Counter("hiveio_foreign_records_total", "Records of others on a topic of this service", ["partition"])
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
+
+
+class Strangers:
+    """Records that others wrote where only this service may: counted, and told at most every ``TOLD_S``."""
+
+    def __init__(self, where: str, what: str) -> None:
+        self._where, self._what = where, what
+        self._count, self._next = 0, 0.0
+        self._total = _foreign.labels(where)
+
+    def met(self, offset: int) -> None:
+        self._total.inc()
+        self._count += 1
+        if (now := time.monotonic()) > self._next:
+            self._next = now + TOLD_S
+            text = "%s/%s is %s. %s such records since the last line; find out who writes to this topic"
+            log.critical(text, self._where, offset, self._what, self._count)
+            self._count = 0
 
 
 class Tally:

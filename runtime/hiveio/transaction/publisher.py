@@ -4,6 +4,9 @@ One *session* reads the event partition to its end, resumes after the position o
 order; a record can land only after those before it, and any failure ends the session. Sessions of several instances
 may overlap (a lease keeps that rare, and a dead holder is succeeded when it ends), so repeats occur; each record names
 its position and the one before, by which a consumer drops repeats and would notice a gap. Modelled in Publisher.tla.
+
+The lease is for an instance that can publish: one whose scope is ready, that reaches Kafka, and that gets on. Any other
+gives it back, and stays away for longer than the others need to take it.
 """
 
 import asyncio
@@ -13,8 +16,7 @@ from collections import deque
 from itertools import islice
 
 from hiveio.config import Settings
-from hiveio.errors import HiveError, Unavailable
-from hiveio.kafka.headers import headers_of
+from hiveio.errors import Corrupt, HiveError, Unavailable
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.service import Observer
@@ -22,12 +24,16 @@ from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Commit, Record
+from hiveio.transaction.resume import Resume
 from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.publisher")
 
 LEASE_MS = 2_000  # a dead holder is succeeded after it
 RENEW_S = 0.6
+AWAY_S = 2.0  # after a session that failed; the others ask every RENEW_S
+CHECK_S = 1.0  # between two looks at whether it gets on
+STUCK_S = 3.0  # without a record published, while there are some
 POSITION = 2  # among the headers of an event
 GATHER_S = 0.005  # between two requests
 GROUP = 500  # most events in one request
@@ -50,18 +56,27 @@ class Publisher:
         tail: Tail,
         events: LogReader,
         holder: str,
+        ids: tuple[str, str],
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
         self._settings, self._scope, self._cache, self._tail = settings, scope, cache, tail
-        self._events, self._holder = events, holder
+        self._holder = holder
         self._topic = settings.written_topic
+        where = f"{self._topic}/{scope.partition}"
+        self._resuming = Resume(
+            cache, scope.reader, events, scope.partition, log_where=scope.where, where=where, ids=ids
+        )
+        self._where = where
         self._inbox: deque[LogRecord] = deque()  # from the log, while it catches up; perhaps not judged yet
         self._told: deque[Told] = deque()  # judged and not sent: from the inbox or, where it keeps up,
         self._live = False  # handed on by the scope as it judges
         self._live_bytes = 0
         self._news = asyncio.Event()
         self._renewed = 0.0
+        self._checked = self._moved = 0.0  # when it was looked at, and when it last got on
+        self._read_then = 0
+        self._trouble = ""  # why the log cannot be read
         self._previous = ""
         self._after = (-1, -1)  # offset and index of the last event published
         self._task: asyncio.Task[None] | None = None
@@ -80,31 +95,42 @@ class Publisher:
             await asyncio.sleep(0.01)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._give_back()
+
+    async def _run(self) -> None:
+        while not self._scope.failed:
+            pause = RENEW_S
+            try:
+                if not self._scope.state and await self._held():
+                    pause = AWAY_S
+                    await self._session()
+                    pause = RENEW_S  # another instance has the lease
+            except Unavailable as error:
+                log.warning("publishing %s pauses: %s", self._where, error)
+            except Corrupt as error:
+                self._scope.fail(str(error))
+            except HiveError as error:
+                log.error("publishing %s fails: %s", self._where, error)
+            except Exception:  # a session finds its place anew: whatever it was, the next one may go on
+                log.exception("a fault while publishing %s", self._where)
+            if pause == AWAY_S:
+                await self._give_back()
+            await asyncio.sleep(pause * (0.5 + random.random() / 2))
+
+    async def _give_back(self) -> None:
         if self._renewed:
+            self._renewed = 0.0
             try:
                 await self._cache.lease(self._scope.partition, self._holder, 1)
             except HiveError:
                 pass  # it ends by its time
-
-    async def _run(self) -> None:
-        while not self._scope.failed:
-            try:
-                if await self._held():
-                    await self._session()
-            except Unavailable as error:
-                log.warning("publishing %s/%s pauses: %s", self._topic, self._scope.partition, error)
-            except HiveError as error:
-                log.error("publishing %s/%s fails: %s", self._topic, self._scope.partition, error)
-            except Exception:  # a session finds its place anew: whatever it was, the next one may go on
-                log.exception("a fault while publishing %s/%s", self._topic, self._scope.partition)
-            self._renewed = 0.0
-            await asyncio.sleep(RENEW_S * (0.5 + random.random() / 2))
 
     async def _held(self) -> bool:
         now = asyncio.get_running_loop().time()
         if self._renewed and now - self._renewed < RENEW_S:
             return True
         if not await self._cache.lease(self._scope.partition, self._holder, LEASE_MS):
+            self._renewed = 0.0
             return False
         self._renewed = now
         return True
@@ -112,9 +138,10 @@ class Publisher:
     async def _session(self) -> None:
         await self._resume()
         session = Session(self._settings, self._topic, self._scope.partition, self._observer)
-        log.info("publishing %s/%s after %s", self._topic, self._scope.partition, self._previous or "the start")
+        log.info("publishing %s after %s", self._where, self._previous or "the start")
         self._scope.publishing = True
         loop = asyncio.get_running_loop()
+        self._checked = self._moved = loop.time()
         try:
             while await self._held():
                 group = await self._gather()
@@ -123,6 +150,7 @@ class Publisher:
                     await session.send(group)
                     metrics.published.inc(len(group))
                 self._scope.applier.published = self.read
+                await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)
         finally:
@@ -131,17 +159,28 @@ class Publisher:
             self._end_live()
             self._unfollow()
 
+    async def _check(self) -> None:
+        """Raises Unavailable if this instance cannot publish, so that another one may try."""
+        if self._scope.state or self._trouble:
+            raise Unavailable(self._scope.state or self._trouble)
+        now = asyncio.get_running_loop().time()
+        if now - self._checked < CHECK_S:
+            return
+        try:
+            async with asyncio.timeout(CHECK_S):
+                end = await self._scope.reader.end(self._scope.partition)
+        except TimeoutError:
+            raise Unavailable(f"Kafka does not say where {self._scope.where} ends") from None
+        if self.read >= end or self.read > self._read_then:
+            self._moved = now
+        elif now - self._moved > STUCK_S:
+            raise Unavailable(f"nothing beyond {self._scope.where}/{self.read} was published for {STUCK_S:.0f} s")
+        self._checked, self._read_then = now, self.read
+
     async def _resume(self) -> None:
-        last = await asyncio.to_thread(self._events.read_message, self._scope.partition, -1)
-        self._previous, self._after = "", (-1, -1)
-        if last is not None:
-            position = dict(headers_of(last)).get("hive-position")
-            if not isinstance(position, bytes):
-                raise Unavailable(f"the last record has no position: only this service may write {self._topic}")
-            self._previous = position.decode()
-            _, offset, index = self._previous.split(":")
-            self._after = (int(offset), int(index))
-        self.read = max(0, self._after[0])
+        last = await self._resuming.last()
+        self._previous, self._after = (last.position, (last.offset, last.place)) if last else ("", (-1, -1))
+        self.read, self._trouble = max(0, self._after[0]), ""
         self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
 
     def _unfollow(self) -> None:
@@ -170,7 +209,7 @@ class Publisher:
         self._news.set()
 
     def _broken(self, reason: str) -> None:
-        log.error("%s/%s cannot be read: %s", self._scope.topic, self._scope.partition, reason)
+        self._trouble = f"{self._scope.where} cannot be read: {reason}"
 
     async def _gather(self) -> list[Outgoing]:
         """The next events to publish; none if there are none within a moment."""

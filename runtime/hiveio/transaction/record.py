@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from hiveio.errors import Corrupt
+
 FORMAT = 1
 
 
@@ -81,15 +83,49 @@ class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_default
     keyed: bool = False
 
 
-Record = Format | Commit | Barrier
+class Foreign(Struct, frozen=True):
+    """Bytes that no version of this package wrote: no JSON object with a ``kind``. Void for every reader."""
+
+    command: None = None
+    keyed: bool = False
+
+
+Record = Format | Commit | Barrier | Foreign
+
+
+class _Kind(Struct):
+    kind: Raw | msgspec.UnsetType = msgspec.UNSET
+
 
 encode = msgspec.json.Encoder().encode
-_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Format | Commit | Barrier)
+_kind_decoder = msgspec.json.Decoder(_Kind)
+_FOREIGN = Foreign()
 
 
 def decode(value: bytes) -> Record:
-    """Raises msgspec.MsgspecError, UnicodeDecodeError or RecursionError for what is no record."""
-    return _decoder.decode(value)
+    """The record that these bytes are; Foreign where they are none. Raises Corrupt for an object with a ``kind`` that
+    this version cannot read: a newer one gives it a meaning, and two versions must not judge one record differently.
+    """
+    try:
+        record = _decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if not value.lstrip().startswith(b"{"):
+            return _FOREIGN
+        try:
+            if _kind_decoder.decode(value).kind is msgspec.UNSET:
+                return _FOREIGN
+        except RecursionError:
+            pass  # an object all the same
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return _FOREIGN
+        raise Corrupt(
+            f"the record is none that this version knows ({error}): a newer version may have written it, so nothing "
+            "is judged beyond it; run the newest version that has written to this log"
+        ) from None
+    if isinstance(record, Format) and record.format > FORMAT:
+        raise Corrupt(f"the log has format {record.format}; this version knows format {FORMAT}: run a newer one")
+    return record
 
 
 def touched(record: Record) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from hiveio.transaction.record import Barrier, Commit, Format, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Format, Record
 
 HASH = "crc32"
 
@@ -52,7 +52,7 @@ def accepts(record: Record, head_of: Callable[[str], str], known: bool) -> bool:
     """The verdict. ``head_of`` gives the head of an aggregate ("" if it has none) just before the record, ``known``
     says whether its command id is in the window there."""
     if not isinstance(record, Commit):
-        return True
+        return not isinstance(record, Foreign)
     if known:
         return False
     for write in record.writes:
@@ -109,7 +109,7 @@ class Prefix:
         if isinstance(record, Barrier):
             for name in record.aggregates:
                 self.facts.setdefault(name, Fact()).head = transaction
-        else:
+        elif isinstance(record, Commit):
             for write in record.writes:
                 fact = self.facts.setdefault(write.aggregate, Fact())
                 fact.head = transaction

@@ -13,8 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
@@ -25,7 +23,7 @@ from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import Quarantine
-from hiveio.transaction.record import Barrier, Commit, Format, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Format, Record
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Known, Window
 from hiveio.transaction.view import View
@@ -54,7 +52,7 @@ class Scope:
     ) -> None:
         self.partition, self.topic, self._topic_id = partition, topic, topic_id
         self.where = f"{topic}/{partition}"
-        self._cache, self._tail, self._reader, self._window = cache, tail, reader, window
+        self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition)
         self.quarantine.stop = self.fail
         self.view = View(contracts, self.quarantine, window)
@@ -70,6 +68,7 @@ class Scope:
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.publishing = False  # by this instance
         self._lags = metrics.Lags(partition)
+        self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
         self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -168,7 +167,7 @@ class Scope:
         if consistency == "linearizable":
             await self.proofs.proved()
         else:
-            await self.reach(await self._reader.end(self.partition))
+            await self.reach(await self.reader.end(self.partition))
 
     async def verdicts(self, first: int, end: int) -> str:
         """For each offset judged '1' accepted or '0' void; '?' where neither this instance nor the cache knows."""
@@ -215,7 +214,7 @@ class Scope:
         while True:
             found, _ = await self._cache.begin(self.partition)
             watermark = Watermark.parse(found)
-            end = await self._reader.end(self.partition)
+            end = await self.reader.end(self.partition)
             if watermark is not None and await self._matches(watermark, end):
                 break
             if watermark is not None:
@@ -242,7 +241,7 @@ class Scope:
             return False
         if watermark.offset == 0:
             return True
-        last = await self._reader.read(self.partition, watermark.offset - 1)
+        last = await self.reader.read(self.partition, watermark.offset - 1)
         return last is not None and last.key == watermark.transaction
 
     def _refold(self, watermark: Watermark) -> None:
@@ -295,9 +294,12 @@ class Scope:
         if pending is not None:
             return pending.record
         try:
-            return records.decode(message.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Corrupt(f"{self.where}/{message.offset} is no transaction record: {error}") from None
+            record = records.decode(message.value)
+        except Corrupt as error:
+            raise Corrupt(f"{self.where}/{message.offset}: {error}") from None
+        if isinstance(record, Foreign):
+            self._foreign.met(message.offset)
+        return record
 
     # -- judging what nobody has applied yet
 

@@ -178,7 +178,7 @@ class View:
                     for write in record.writes:
                         self.replay(offset, write.aggregate, tx, write.events)
                 else:
-                    for name in record.aggregates:
+                    for name in touched:
                         self.replay(offset, name, tx, ())
         self.next = offset + 1
         self._verdicts.append(49 if verdict else 48)

@@ -1,0 +1,131 @@
+"""Where publishing goes on: after the last event of this log on its event topic, if log and topic still fit together.
+
+They do not where the log was cut or made anew beside a topic with events, or where the topic was emptied. To go on then
+would skip events, or publish them again: the scope stops, and says what an operator can do.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hiveio.errors import Corrupt
+from hiveio.kafka import Message
+from hiveio.kafka.headers import headers_of
+from hiveio.kafka.tail import LogReader
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.metrics import Strangers
+
+log = logging.getLogger("hiveio.publisher")
+
+LOOK_BACK = 1_000  # records read at once, from the end of the topic backwards
+MISSING_S = 12.0  # for which the end of the log may be named too low: a deposed leader does that for a while
+AGAIN_S = 0.5
+
+
+class Published(NamedTuple):
+    """An event on the event topic: where its record stands in the log, its place among the
+    events of that record, and the record's id."""
+
+    position: str
+    offset: int
+    place: int
+    tx: str
+
+
+def published(message: Message, partition: int) -> Published | None:
+    """None for a record that no publisher of this partition wrote."""
+    headers = dict(headers_of(message))
+    position, id = headers.get("hive-position"), headers.get("hive-id")
+    if not (isinstance(position, bytes) and isinstance(id, bytes)):
+        return None
+    try:
+        text = position.decode("ascii")
+        scope, offset, index = map(int, text.split(":"))
+        tx = id.decode().rpartition(".")[0]
+    except ValueError:  # of which UnicodeDecodeError is one
+        return None
+    return Published(text, offset, index, tx) if scope == partition else None
+
+
+async def last_event(events: LogReader, partition: int, stranger: Callable[[int], None]) -> Published | None:
+    """The last event of a partition, searched from its end backwards; ``stranger`` is told the offsets of records that
+    are none. Raises Unavailable."""
+    first, end = await asyncio.to_thread(events.bounds, partition)
+    below = end
+    while below > first:
+        start = max(first, below - (1 if below == end else LOOK_BACK))
+        for message in reversed(await asyncio.to_thread(events.read_messages, partition, start, below)):
+            if (found := published(message, partition)) is not None:
+                return found
+            stranger(message.offset() or 0)
+        below = start
+    return None
+
+
+class Resume:
+    """Finds the last event of one partition, and compares it with the log. ``ids`` are those of log and event topic."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        log: LogReader,
+        events: LogReader,
+        partition: int,
+        *,
+        log_where: str,
+        where: str,
+        ids: tuple[str, str],
+    ) -> None:
+        self._cache, self._log, self._events, self._partition = cache, log, events, partition
+        self._log_where, self._where, self._ids = log_where, where, ids
+        self._strangers = Strangers(where, "no event of this service: it is passed over")
+        self._trimmed = 0
+        self._found = False
+
+    async def last(self) -> Published | None:
+        """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
+        first, _ = await asyncio.to_thread(self._events.bounds, self._partition)
+        found = await last_event(self._events, self._partition, self._strangers.met)
+        if found is None:
+            await self._never_published(first)
+        else:
+            await self._compare(found)
+        if first > self._trimmed:
+            self._trimmed = first
+            log.critical(
+                "the events below %s/%s are gone: consumers that read this topic from its start will miss them; "
+                "set retention.ms=-1 and retention.bytes=-1, and let nobody delete its records",
+                self._where,
+                first,
+            )
+        self._found = self._found or found is not None
+        await self._cache.published_to(self._partition, "|".join(self._ids))
+        return found
+
+    async def _never_published(self, first: int) -> None:
+        """Raises Corrupt where events were published, and are gone with their topic."""
+        log_id, _, topic_id = (await self._cache.published_to(self._partition)).partition("|")
+        made_anew = log_id == self._ids[0] and topic_id != self._ids[1]
+        if first > 0 or self._found or made_anew:
+            raise Corrupt(
+                f"{self._where} was emptied or made anew, so nobody can tell which events of {self._log_where} its "
+                "consumers have seen. Bring the topic back; or, to publish every event of the log again, delete the "
+                f"topic, stop all instances, and delete {self._cache.scope(self._partition)}:published in Redis"
+            )
+
+    async def _compare(self, last: Published) -> None:
+        """Whether the log has the record that the event came from."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + MISSING_S
+        while (record := await self._log.read(self._partition, last.offset)) is None and loop.time() < until:
+            await asyncio.sleep(AGAIN_S)
+        if record is not None and record.key == last.tx:
+            return
+        there = "does not reach so far" if record is None else f"has the record {record.key} there"
+        raise Corrupt(
+            f"{self._where} does not fit its log: its last event came from {self._log_where}/{last.offset}, "
+            f"transaction {last.tx}, and the log {there}. The log was cut or made anew, or another service writes to "
+            "this topic. Bring the log back; or, to give up what it held, let the service write to another "
+            "EVENT_STORE_TOPIC"
+        )

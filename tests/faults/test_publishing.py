@@ -1,0 +1,168 @@
+"""Faults 51 to 53: records of others, a lease in the wrong hands, an event topic that does not fit its log."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from tests.faults.checker import Told
+from tests.faults.proxy import always
+from tests.faults.stage import Broker, Stage, until
+from tests.integration.test_outcomes import FOREVER, LOG
+from tests.integration.topics import make_topic, read_all, write
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+PUBLISHED_S = 10.0  # 5 s on a machine that has nothing else to do
+
+
+def markers(stage: Stage) -> list[str]:
+    """Of the events on the event topic."""
+    messages = read_all(stage.direct.brokers, stage.topic)
+    return [json.loads(m.value() or b"")["payload"]["marker"] for m in messages if b"marker" in (m.value() or b"")]
+
+
+async def published(stage: Stage, marker: str, within_s: float = 40.0) -> None:
+    await until(lambda: marker in markers(stage), f"{marker} published", within_s, to_thread=True)
+
+
+async def lead(stage: Stage) -> None:
+    """Let the victim have the lease."""
+    stage.instances[1].kill()
+    await until(lambda: stage.victim.lines('"publishing '), "publishing")
+    await stage.start(instance=1)
+
+
+@pytest.mark.fault(51)
+async def test_51_records_of_others_in_the_log_and_on_the_event_topic_are_passed_over(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        first = await stage.accepted("Deposit", "Account/a", amount=10)
+        await published(stage, first.marker)
+        for value in (b"\xff{", b"[]", b'{"hello":"world"}', b""):
+            stage.append("stranger", value)
+        strange = {"hive-position": "0:not a number:0", "hive-id": "x.0"}
+        odd = [(0, "k", b"null", {}), (0, None, b"\xff", strange), (0, "k", b"{}", {"hive-position": "7:1:0"})]
+        write(stage.direct.brokers, stage.topic, odd * 400)  # more than are read at once, back from the end
+        for instance in stage.instances:
+            instance.kill()
+        for number in range(2):
+            await stage.start(instance=number)
+        second = await stage.accepted("Deposit", "Account/a", amount=1)
+        await published(stage, second.marker)
+        assert markers(stage).count(first.marker) == 1, "not published again"
+        critical = [line for instance in stage.instances for line in instance.lines('"critical"')]
+        assert any(f"{stage.log_topic}/0" in line and "void for every reader" in line for line in critical)
+        assert any(f"{stage.topic}/0" in line and "passed over" in line for line in critical)
+        findings = [f for f in await asyncio.to_thread(stage.findings) if f.point != 6 or "event topic" not in str(f)]
+        assert not findings, findings
+
+
+async def cut_off(stage: Stage) -> None:
+    stage.kafka_proxy.refuse()
+
+
+async def silent(stage: Stage) -> None:
+    stage.kafka_proxy.up.hold(always)
+
+
+async def failed(stage: Stage) -> None:
+    call = await stage.send("Deposit", "Account/b", at=1, key="poison", amount=1)
+    assert call.told is Told.ACCEPTED
+    await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
+
+
+@pytest.mark.fault(52)
+@pytest.mark.parametrize("happens", [cut_off, silent, failed])
+async def test_52_who_cannot_publish_gives_the_lease_to_others(
+    broker: Broker, happens: Callable[[Stage], Awaitable[None]]
+) -> None:
+    with Stage(broker, broken=("poison", "")) as stage:
+        await lead(stage)
+        first = await stage.accepted("Deposit", "Account/a", at=1, amount=10)
+        await published(stage, first.marker)
+        await happens(stage)
+        began = time.monotonic()
+        call = await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        await published(stage, call.marker)
+        print(f"{happens.__name__}: published after {time.monotonic() - began:.1f} s")
+        assert time.monotonic() - began < PUBLISHED_S
+        stage.kafka_proxy.open()
+        if happens is not failed:  # that one stays as it is: it has stopped
+            await stage.well("Account/a")
+
+
+async def stopped(stage: Stage, *texts: str) -> None:
+    """No instance takes commands any more, and each says why."""
+    for number, instance in enumerate(stage.instances):
+        await until(lambda i=instance: all(i.lines(text) for text in texts), "stopped")  # type: ignore[misc]
+        call = await stage.send("Deposit", "Account/a", at=number, amount=1)
+        assert call.told in (Told.NOT_EXECUTED, Told.UNKNOWN), call  # 503, or nobody listens
+        assert not instance.is_ready()
+
+
+def made(stage: Stage) -> bool:
+    """The log, empty and as the runtime makes it; deleting takes a moment."""
+    try:
+        make_topic(stage.direct.brokers, stage.log_topic, config=FOREVER | LOG)
+    except KafkaException:
+        return False
+    return True
+
+
+async def restart(stage: Stage) -> None:
+    for instance in stage.instances:
+        instance.kill()
+        instance.launch()
+
+
+@pytest.mark.fault(53)
+async def test_53_the_log_was_made_anew_beside_a_topic_with_events(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        call = await stage.accepted("Deposit", "Account/a", amount=10)
+        await published(stage, call.marker)
+        for instance in stage.instances:
+            instance.stop()
+        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
+        admin.delete_topics([stage.log_topic])[stage.log_topic].result(20)
+        await restart(stage)
+        await stopped(stage, "has events of a log that is gone")
+
+
+@pytest.mark.fault(53)
+async def test_53_the_log_was_cut(broker: Broker) -> None:
+    """As a broker that lost its last records: a log that is shorter, with the same first ones."""
+    with Stage(broker) as stage:
+        for _ in range(3):
+            call = await stage.accepted("Deposit", "Account/a", amount=10)
+        await published(stage, call.marker)
+        for instance in stage.instances:
+            instance.stop()
+        records = read_all(stage.direct.brokers, stage.log_topic)[:-2]
+        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
+        admin.delete_topics([stage.log_topic])[stage.log_topic].result(20)
+        await until(lambda: made(stage), "made anew", to_thread=True)
+        write(stage.direct.brokers, stage.log_topic, [(0, (m.key() or b"").decode(), m.value(), {}) for m in records])
+        await restart(stage)
+        await stopped(stage, "does not fit its log", "Bring the log back")
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize("how", ["purged", "made anew"])
+async def test_53_the_event_topic_was_emptied(broker: Broker, how: str) -> None:
+    with Stage(broker) as stage:
+        call = await stage.accepted("Deposit", "Account/a", amount=10)
+        await published(stage, call.marker)
+        for instance in stage.instances:
+            instance.stop()
+        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
+        if how == "purged":
+            place = TopicPartition(stage.topic, 0, -1)
+            admin.delete_records([place])[place].result(20)
+        else:
+            admin.delete_topics([stage.topic])[stage.topic].result(20)
+        await restart(stage)
+        await stopped(stage, "was emptied or made anew")
+        assert stage.end(stage.topic) == (1 if how == "purged" else 0), "nothing is published again silently"
