@@ -207,3 +207,15 @@ async def test_what_a_perform_raises_on_a_state_that_has_moved_is_not_its_answer
         await service.submit(Doubter, "b", Deposit(1, "moves it"))
         assert (await doubts).version == 1
         assert seen == [1, 2]
+
+
+async def test_nothing_stays_of_commands_that_are_over() -> None:
+    async with cluster() as (one, _):
+        refused = [
+            one.submit(AccountActor, f"a{n}", Withdraw(1, "m"), key=f"k{n}" if n % 2 else None) for n in range(300)
+        ]
+        answers = await asyncio.gather(*refused, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Rejected}
+        engine = one.transactions.engine
+        await until(lambda: not engine.runs)
+        assert not engine._keys

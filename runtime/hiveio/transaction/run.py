@@ -218,6 +218,8 @@ class Run:
             command = self.queue.popleft()
             if not command.over:
                 self.engine.perform(self, command)
+        if self.state is IDLE and not (self.queue or self.expected or self.guests):
+            self.engine.closed(self)  # it was made only to know of a command that is answered without being queued
         if self.state is not OPEN or self.performing or self.in_flight or self.guests:
             return
         if self.queue and self._spent(now):
