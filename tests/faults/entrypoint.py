@@ -7,7 +7,7 @@ import asyncio
 import os
 import runpy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.process import serve
 from hiveio.transaction import cache
-from hiveio.transaction.cache import Entry
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.record import Commit, Record
-from hiveio.transaction.view import Judged, View
+from hiveio.transaction.scope import Scope
 
 ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 
@@ -99,14 +98,15 @@ def older() -> None:
 
 def stops_at_poison() -> None:
     """A scope that stops at the command with the key ``poison``, which others can judge."""
-    judge = View.judge
+    original = Scope._decoded
 
-    def judged(self: View, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Judged:
+    def decoded(self: Scope, message: LogRecord) -> Record:
+        record = original(self, message)
         if isinstance(record, Commit) and record.command.key == "poison":
             raise Corrupt("poison")
-        return judge(self, message, record, results)
+        return record
 
-    setattr(View, "judge", judged)  # noqa: B010
+    setattr(Scope, "_decoded", decoded)  # noqa: B010
 
 
 WAYS = {

@@ -103,11 +103,11 @@ async def test_34_everything_is_killed_at_once(broker: Broker) -> None:
 
 
 @pytest.mark.fault(35)
-async def test_35_a_record_that_is_none_stops_the_scope(broker: Broker) -> None:
+async def test_35_a_record_of_a_newer_version_stops_the_scope(broker: Broker) -> None:
     with Stage(broker) as stage:
         last = await stage.accepted("Deposit", "Account/a", amount=10)
         await until(lambda: stage.watermark() > (last.position or 0), "applied")
-        stage.append("bad", b"\xff{")
+        stage.append("bad", b'{"kind":"from the future"}')
         offset = (last.position or 0) + 1
         for instance in stage.instances:
             await until(lambda i=instance: not i.is_ready(), "stopped", to_thread=True)  # type: ignore[misc]
