@@ -230,6 +230,11 @@ class UnsupportedMediaType(Refused):
     title = "Unsupported Media Type"
 
 
+class ExpectationFailed(Refused):
+    status = 417
+    title = "Expectation Failed"
+
+
 class Invalid(Refused):
     """The message does not fit its schema; ``pointer`` is the JSON pointer (RFC 6901) to the field."""
 

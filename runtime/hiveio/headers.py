@@ -12,6 +12,8 @@ _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
 _ONCE = {b"content-length", b"content-type", b"idempotency-key", b"if-match"}
+# RFC 3986, section 3.2.2, but for the comma: with one, two values may have become one.
+_HOST = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:\d*)?")
 # Version ff, a trace and a span of zeros are invalid: https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e\t]{1,512}")  # so many bytes have to be passed on; what is longer may be dropped
@@ -153,6 +155,11 @@ def expected_version(raw: bytes) -> int:
     if not match:
         raise Refused('If-Match names one version, as in If-Match: "5"')
     return int(match[1] or match[2])
+
+
+def is_host(value: bytes) -> bool:
+    """Whether this may stand in Host: a name or an address, and perhaps a port. It may be empty."""
+    return len(value) <= 300 and _HOST.fullmatch(value) is not None
 
 
 def check_repeated(pairs: Iterable[tuple[bytes, bytes]]) -> None:

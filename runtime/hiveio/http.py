@@ -15,8 +15,10 @@ from typing import Any
 from hiveio import metrics
 from hiveio.envelope import Envelope, encode_value
 from hiveio.errors import (
+    ExpectationFailed,
     MethodNotAllowed,
     Problem,
+    Refused,
     RequestTimeout,
     TooLarge,
     Unavailable,
@@ -30,6 +32,7 @@ from hiveio.headers import (
     encoded,
     expected_version,
     idempotency_key,
+    is_host,
     sane_request_id,
 )
 from hiveio.logs import request_id
@@ -39,7 +42,8 @@ from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
 
 MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
-MOST_DISCARDED = 16 << 20  # bytes of a body that is refused, read on so that the client sees the answer
+
+MOST_HOSTS = 1_000  # values of Host that are known to be well; others are looked at each time
 
 Headers = list[tuple[bytes, bytes]]
 Scope = MutableMapping[str, Any]
@@ -74,6 +78,7 @@ class Edge:
         self._overdue: set[asyncio.Task[Any]] = set()
         self._tallies: dict[tuple[str, str], metrics.Tally] = {}
         self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
+        self._hosts: set[bytes | None] = set()  # that were well
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
         self._probes = probes(service, self.router)
         self._timer: asyncio.TimerHandle | None = None
@@ -109,11 +114,15 @@ class Edge:
         started = monotonic()
         self.requests += 1
         raw_path: bytes = scope["raw_path"]
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers: dict[bytes, bytes] = scope["fields"]  # made once, where the request is read
         given = headers.get(b"x-request-id")
         reference = (sane_request_id(given) if given else None) or next(self._ids)
         request_id.set(reference)
 
+        unusual = headers.get(b"host") not in self._hosts or b"expect" in headers
+        if unusual and (problem := self._wrong(scope, headers)) is not None:
+            await self._refuse(problem, scope, send, reference, started)
+            return
         resource = self._exact.get(raw_path)
         raw: bytes | list[bytes] = b""
         if resource is None:
@@ -130,14 +139,13 @@ class Edge:
         status = 500
         answer: Headers = [_JSON]
         body = b""
-        unread = False
         try:
             if route is None and (method != "HEAD" or (route := resource.routes.get("GET")) is None):
                 status = self._without_route(resource, method, answer)
             if route is not None:
                 status, body = await self._answer(route, raw, scope, headers, receive, send, answer)
         except Problem as problem:
-            status, body, unread = problem.status, encode_problem(problem), isinstance(problem, BodyTooLarge)
+            status, body = problem.status, encode_problem(problem)
             answer = [_PROBLEM, *encoded(problem.headers)]
         except Gone:
             return
@@ -162,8 +170,29 @@ class Edge:
         tally.add(status, monotonic() - started)
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
-        if unread:
-            await discard(receive)
+
+    def _wrong(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+        """What is wrong with a request wherever it goes."""
+        older = scope["http_version"] == "1.0"
+        host = headers.get(b"host")
+        if host is None and not older:
+            return Refused("the request has no Host")
+        if host is not None and not is_host(host):
+            return Refused("Host is a name or an address, and a port")
+        if host is not None and len(self._hosts) < MOST_HOSTS:
+            self._hosts.add(host)
+        if not older and headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            return ExpectationFailed("the one expectation that is met is 100-continue")
+        return None
+
+    async def _refuse(self, problem: Problem, scope: Scope, send: Send, reference: str, started: float) -> None:
+        body = encode_problem(problem)
+        answer = [_PROBLEM, (b"content-length", b"%d" % len(body)), (b"x-request-id", reference.encode())]
+        if self.service.draining:
+            answer.append(_CLOSE)
+        self._tally(scope["method"], "(none)").add(problem.status, monotonic() - started)
+        await send({"type": "http.response.start", "status": problem.status, "headers": answer})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _answer(
         self,
@@ -194,7 +223,7 @@ class Edge:
                     check_content_coding(b",".join(v for name, v in scope["headers"] if name == b"content-encoding"))
                 if route.intake is None:
                     self._check_headers(headers)
-                if b"expect" in headers:
+                if b"expect" in headers and scope["http_version"] != "1.0":
                     await send({"type": "http.response.informational", "status": 100, "headers": []})
                 message = await receive()
                 body = message.get("body", b"")
@@ -258,7 +287,7 @@ class Edge:
     def _check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
-            raise BodyTooLarge(f"the body has more than {self.body_limit} bytes")
+            raise TooLarge(f"the body has more than {self.body_limit} bytes")
 
     async def _take_batch(
         self,
@@ -298,7 +327,7 @@ class Edge:
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self.body_limit:
-                raise BodyTooLarge(f"the body has more than {self.body_limit} bytes")
+                raise TooLarge(f"the body has more than {self.body_limit} bytes")
             if not message.get("more_body"):
                 return b"".join(chunks)
             message = await receive()
@@ -344,25 +373,5 @@ class Edge:
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-class BodyTooLarge(TooLarge):
-    """A body that is not read to its end. Other things are too large as well, when the whole request is there."""
-
-    urn = "urn:hiveio:problem:too-large"
-
-
 class Gone(Exception):
     """The client hung up before its request had arrived; nobody waits for an answer."""
-
-
-async def discard(receive: Receive) -> None:
-    """Read on what a client sends still: closing on it would take the answer from its hands."""
-    size = 0
-    try:
-        async with asyncio.timeout(2):
-            while size < MOST_DISCARDED:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body"):
-                    return
-    except TimeoutError:
-        return

@@ -5,20 +5,23 @@ dozen look-ups of settings and hooks that are not used here.
 """
 
 import asyncio
+import re
+from collections import deque
 from collections.abc import MutableMapping
 from http import HTTPStatus
-from typing import Any, SupportsIndex
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi.protocol import (  # type: ignore[import-untyped]
     ASGIProtocol,
-    BodyReceiver,
     _get_cached_date_header,
 )
 
+from hiveio.body import MOST_AHEAD, MOST_DISCARDED, Chunks, NotHttp, discard
 from hiveio.problem import CONTENT_TYPE, status_problem
 
 MOST_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
+MOST_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it
 
 # Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
 FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
@@ -26,39 +29,125 @@ FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtoco
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_ABSOLUTE = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
+_OTHER_VERSION = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/(?!1\.)\d\.\d\r\n")
 
 
 class _Request:
-    """What the parser has found in the head of a request."""
+    """What the parser has found in the head of a request. Raises NotHttp for what it should not have let through."""
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "method", "path", "query", "version")
+    __slots__ = ("chunked", "content_length", "fields", "headers", "keep_alive", "method", "older", "path", "query")
 
-    def __init__(self, parser: Any) -> None:
-        self.method: str = parser.method.decode("ascii")
-        self.path, _, self.query = parser.path.partition(b"?")
-        self.version: tuple[int, int] = parser.http_version
-        self.headers: list[tuple[bytes, bytes]] = list(parser.asgi_headers)
+    def __init__(self, parser: Any, head: bytes) -> None:
+        """``head`` is its beginning, as it came."""
+        method, target = parser.method, parser.path
+        self.method: str = method.decode("ascii")
+        self.older: bool = parser.http_version == (1, 0)
+        self.headers: list[tuple[bytes, bytes]] = parser.asgi_headers
+        self.fields = dict(self.headers)
         self.content_length: int = parser.content_length or 0
         self.chunked: bool = parser.is_chunked
         self.keep_alive: bool = parser.should_keep_alive
+        # Two spaces, and two recipients may disagree about the target: the parser takes any number.
+        if head.find(b"  ", 0, len(method) + len(target) + 5) >= 0:
+            raise NotHttp(400, "the parts of a request line are separated by one space")
+        # The parser takes gzip and identity, also without chunked: then it takes the body for the next request.
+        if b"transfer-encoding" in self.fields and not self._only_chunked():
+            raise NotHttp(501, "the one Transfer-Encoding that is taken is chunked")
+        if target[:1] != b"/":
+            target = self._other_form(target)
+        if 0x23 in target:  # three times as fast as with b"#"
+            raise NotHttp(400, "a fragment (#) is for the client, and no part of a request")
+        self.path, _, self.query = target.partition(b"?")
+
+    def _only_chunked(self) -> bool:
+        return [value.lower() for name, value in self.headers if name == b"transfer-encoding"] == [b"chunked"]
+
+    def _other_form(self, target: bytes) -> bytes:
+        """The path of a target that is none: RFC 9112, section 3.2."""
+        if self.method == "CONNECT":
+            raise NotHttp(501, "CONNECT is not implemented: this is no proxy")
+        if target == b"*":
+            return target
+        match = _ABSOLUTE.fullmatch(target)
+        if not match:
+            raise NotHttp(400, "the target of a request is a path, or a URL of http or https")
+        # It goes before the Host of the request, which there has to be all the same.
+        self.headers = [(name, match[1] if name == b"host" else value) for name, value in self.headers]
+        self.fields = dict(self.headers)
+        if not match[2]:
+            return b"*" if self.method == "OPTIONS" else b"/"
+        return match[2] if match[2][:1] == b"/" else b"/" + match[2]
+
+    @property
+    def expects(self) -> bool:
+        """Whether the client waits to be told to go on with its body."""
+        return b"expect" in self.fields
 
 
-class _Parts(list[bytes]):
-    """The parts of a body that wait to be taken; when few are left, more is read."""
+class _Body:
+    """The body of a request, in the parts in which it comes. gunicorn knows it by the names that it has for it.
 
-    connection: "Connection"
+    Its own waits with ``asyncio.wait_for``, which forgets a cancellation where a part comes at the same moment: a
+    request that arrives byte by byte then had no bound.
+    """
 
-    def pop(self, index: SupportsIndex = -1) -> bytes:
-        part = super().pop(index)
-        if len(self) < MOST_PARTS // 2:
-            self.connection.read_on()
-        return part
+    __slots__ = ("_complete", "_connection", "_gone", "_parts", "_told", "_waiter")
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self._parts: deque[bytes] = deque()
+        self._complete = False  # it is here in full
+        self._told = False  # and the application knows
+        self._gone = False  # the client is
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return len(self._parts) >= MOST_PARTS
+
+    def feed(self, part: bytes) -> None:
+        if part:
+            self._parts.append(part)
+            self._wake()
+
+    def set_complete(self) -> None:
+        self._complete = True
+        self._wake()
+
+    def signal_disconnect(self) -> None:
+        self._gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        while not (self._parts or self._gone or (self._complete and not self._told)):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._gone:
+            return {"type": "http.disconnect"}
+        part = self._parts.popleft() if self._parts else b""
+        if len(self._parts) < MOST_PARTS // 2:
+            self._connection.read_on()
+        self._told = self._complete and not self._parts
+        return {"type": "http.request", "body": part, "more_body": not self._told}
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]
     """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
 
-    _early = b""  # what the client sent before it had its answer: the next request, or a part of it
+    # Beyond 30 attributes an object's dict loses the fast way to all of them, a tenth of a request; gunicorn has 29.
+    __slots__ = ("_answered", "_chunks", "_early", "_head")
+
+    def __init__(self, worker: Any) -> None:
+        super().__init__(worker)
+        self._head = b""  # the beginning of a request whose head is not here in full
+        self._chunks: Chunks | None = None  # of the body that is read
+        self._early = b""  # what the client sent before it had its answer: the next request, or a part of it
+        self._answered = False  # the head of the answer is out
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.worker.connections.add(self)
@@ -91,8 +180,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
     # the head of another. These two are called around the parser's reset; its own timer there never runs out.
 
     def _resume_reading(self) -> None:
-        self._early = self._callback_parser.remaining()
-        if self._callback_parser.remaining_truncated:
+        if chunks := self._chunks:
+            self._early, truncated, self._chunks = chunks.rest, chunks.truncated, None
+        else:
+            self._early, truncated = self._callback_parser.remaining(), self._callback_parser.remaining_truncated
+        if truncated:
             self._close_transport()
         self.read_on()
 
@@ -108,12 +200,69 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         # A request as any other, as RFC 9110 allows; gunicorn would refuse it with bytes that are not HTTP.
         return False
 
+    # -- what comes in
+
+    def data_received(self, data: bytes) -> None:
+        if self._feed_callback_parser(data) and not self._reading_paused and self._is_buffer_full():
+            self._pause_reading()
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        try:
+            if len(data) > MOST_AHEAD:
+                # In parts that the parser keeps in full, should it find that they are the beginning of chunks.
+                for at in range(0, len(data), MOST_AHEAD):
+                    self._feed(data[at : at + MOST_AHEAD])
+            else:
+                self._feed(data)
+        except ValueError as error:  # the base of NotHttp and of all of the parser's errors, two families of them
+            self._refuse(error)
+            return False
+        return True
+
+    def _feed(self, data: bytes) -> None:
+        if self._chunks is None:
+            if self._current_request is None and len(self._head) < MOST_LINE:
+                self._head += data
+            self._callback_parser.feed(data)
+            if self._chunks is None:
+                return
+            data = self._callback_parser.remaining()
+        self._body_receiver.feed(self._chunks.feed(data))
+        if self._chunks.complete:
+            self._body_receiver.set_complete()
+
     def _on_headers_complete(self) -> bool:
-        parser = self._callback_parser
-        self._current_request = request = _Request(parser)
-        self._body_receiver = BodyReceiver(request, self)
+        self._current_request = request = _Request(self._callback_parser, self._head)  # type: ignore[misc]
+        self._head = b""
+        self._answered = False
+        self._body_receiver = _Body(self)  # type: ignore[misc]
         self._request_ready.set()
-        return request.method == "HEAD"
+        if request.chunked:
+            self._chunks = Chunks()
+        return request.chunked  # then the parser takes what follows for no body
+
+    def _on_message_complete(self) -> None:
+        if self._chunks is None:
+            self._body_receiver.set_complete()
+
+    def _refuse(self, error: ValueError) -> None:
+        """Say what is wrong, unless the answer is out already, and hang up."""
+        status = 400
+        if isinstance(error, NotHttp):
+            status = error.status
+        elif isinstance(error, ASGIProtocol._h1c_limit_request_line):
+            status = 414
+        elif isinstance(error, ASGIProtocol._h1c_limit_request_headers):
+            status = 431
+        elif str(error) == "Unsupported Transfer-Encoding":
+            status = 501
+        elif _OTHER_VERSION.match(self._head):
+            status, error = 505, ValueError("HTTP/1.0 and HTTP/1.1 are taken here")
+        if not self._answered:
+            self._send_error_response(status, str(error))
+        self._close_transport()
+
+    # -- what goes out
 
     async def _handle_http_request(self, request: _Request, sockname: Any, peername: Any) -> bool:
         """Serve one request; whether the connection is kept."""
@@ -121,7 +270,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         scope = {
             "type": "http",
             "asgi": _ASGI,
-            "http_version": "1.1" if request.version >= (1, 1) else "1.0",
+            "http_version": "1.0" if request.older else "1.1",
             "method": request.method,
             "scheme": "https" if self._is_ssl else "http",
             "path": path.decode("utf-8", "replace"),
@@ -129,13 +278,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
             "query_string": request.query,
             "root_path": "",
             "headers": request.headers,
+            "fields": request.fields,
             "server": sockname,
             "client": peername,
         }
         head, started, complete, silent, chunked, keep = b"", False, False, False, False, request.keep_alive
+        receiver, informed = self._body_receiver, False
 
         async def send(message: MutableMapping[str, Any]) -> None:
-            nonlocal head, started, complete, silent, chunked, keep
+            nonlocal head, started, complete, silent, chunked, keep, informed
             if self._closed:
                 return  # the client is gone
             kind = message["type"]
@@ -144,13 +295,19 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
                 silent = request.method == "HEAD" or status in (204, 304)
                 keep = keep and (b"connection", b"close") not in headers  # closed exactly when the answer says so
                 if not silent and not any(name == b"content-length" for name, _ in headers):
-                    chunked = request.version >= (1, 1)
+                    chunked = not request.older
                     keep = keep and chunked  # to an older client the end of the connection says the end of the body
+                if keep and not receiver._complete:  # what nobody takes is read on, if it may be expected to come
+                    keep = request.content_length <= MOST_DISCARDED and (informed or not request.expects)
                 parts = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
                 for name, value in headers:
                     parts += (name, b": ", value, b"\r\n")
                 if chunked:
                     parts.append(b"transfer-encoding: chunked\r\n")
+                if not keep and (b"connection", b"close") not in headers:
+                    parts.append(b"connection: close\r\n")
+                elif keep and request.older:
+                    parts.append(b"connection: keep-alive\r\n")
                 parts += (_get_cached_date_header(), b"\r\n")
                 head = b"".join(parts)
             elif kind == "http.response.body":
@@ -159,41 +316,28 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
                 if chunked:
                     body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"0\r\n\r\n" if complete else b"")
                 self._safe_write(head + body)  # in one write: they go out as one packet
-                head = b""
+                head, self._answered = b"", True
                 if self._flow_control.write_paused:
                     await self._flow_control.drain()
             else:
-                self._send_informational(message["status"], message["headers"], request)
+                informed = True  # that the client may go on: 100 Continue
+                if not request.older:
+                    self._safe_write(_STATUS[message["status"]] + b"\r\n")
 
         try:
-            await self.app(scope, self._body_receiver.receive, send)
+            await self.app(scope, receiver.receive, send)
         except asyncio.CancelledError:
             return False  # the client has been gone for longer than a request may take
         except Exception:
             self.log.exception("%s %s failed", request.method, scope["path"])
         if not started:
             self._send_error_response(500, HTTPStatus(500).phrase)
+        elif complete and not receiver._complete:
+            await discard(receiver.receive)
         return complete and keep
 
     def _is_buffer_full(self) -> bool:
-        # gunicorn asks for HTTP/2 only: a body that comes faster than it is taken would grow without a bound.
-        receiver = self._body_receiver
-        if receiver is None or len(receiver._chunks) < MOST_PARTS:
-            return False
-        if not isinstance(receiver._chunks, _Parts):
-            receiver._chunks = _Parts(receiver._chunks)
-            receiver._chunks.connection = self
-        return True
-
-    def _handle_h1c_exception(self, exc: Exception) -> bool:
-        # gunicorn answers the errors of limits only; the others would drop the connection without a word.
-        if super()._handle_h1c_exception(exc):
-            return True
-        if isinstance(exc, ValueError):  # the base of all of the parser's errors; it has two families of them
-            self._send_error_response(400, str(exc))
-            self._close_transport()
-            return True
-        return False
+        return self._body_receiver is not None and self._body_receiver.full
 
     def _send_error_response(self, status: int, message: str) -> None:
         body = status_problem(status, message)

@@ -19,6 +19,8 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
+from hiveio.body import discard
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 MOST_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
@@ -194,6 +196,7 @@ class Connection(asyncio.Protocol):
             "query_string": query,
             "root_path": "",
             "headers": fields,
+            "fields": dict(fields),
             "client": self.client,
             "server": self.server,
         }
@@ -248,6 +251,8 @@ class Stream:
         connection, state = self.connection, self._state
         try:
             await connection.worker.asgi(scope, self._receive, self._send)
+            if self._answered and not self._ended:
+                await discard(self._receive)
         except Exception:
             log.exception("a stream failed")
         finally:

@@ -61,6 +61,8 @@ def probes(service: Service, router: Router) -> Starlette:
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"Allow": allow})
             found = MethodNotAllowed(f"{request.method} is not taken here", headers={"Allow": allow})
+        elif request.method == "OPTIONS" and request.scope["path"] == "*":
+            return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})  # the service as a whole
         else:
             found = NotFound("nothing stands here")
         return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)

@@ -136,6 +136,8 @@ class Application(BaseApplication):  # type: ignore[misc]
             "asgi_loop": "uvloop",
             "asgi_lifespan": "off",
             "http_parser": "fast",
+            # HTTP/1.2 is answered as HTTP/1.1 (RFC 9110, section 2.5).
+            "permit_unconventional_http_version": True,
             # A client that hangs up cancels nothing: what it sent is carried out, within REQUEST_TIMEOUT.
             "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
             "control_socket_disable": True,

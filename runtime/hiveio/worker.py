@@ -31,6 +31,7 @@ LINGER_S = 1.5  # at most, for clients that never pause
 BEAT_S = 1.0
 EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
+BACKLOG = 2_048  # connections that wait to be taken; with 100, a thousand clients that come at once wait a second
 MOST_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
 RESERVED_FILES = 128  # for Kafka, Redis and the actor, when files are few
 FETCH_S = 15  # for a client to fetch the next bytes of its answer
@@ -174,7 +175,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
             greet = partial(Greeting, self, Http1)
         for listener in self.sockets:
-            server = await self.loop.create_server(greet, sock=listener.sock, **secure)
+            # The loop listens anew, with 100 if it is not told.
+            server = await self.loop.create_server(greet, sock=listener.sock, backlog=BACKLOG, **secure)
             self.servers.append(server)
 
     def _fail(self, error: BaseException) -> None:

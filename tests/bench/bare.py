@@ -14,7 +14,7 @@ from hiveio import logs
 from hiveio.config import Settings
 from hiveio.http1 import Connection
 from hiveio.process import Application, Master
-from hiveio.worker import Worker, _settle_memory
+from hiveio.worker import BACKLOG, Worker, _settle_memory
 
 BODY = b'{"type":"Fee","payload":{"amount":10000,"fee":50}}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
@@ -33,7 +33,9 @@ class BareWorker(Worker):
         self.asgi: Any = application
         beat = asyncio.create_task(self._beat())
         for listener in self.sockets:
-            self.servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener.sock))
+            self.servers.append(
+                await self.loop.create_server(lambda: Connection(self), sock=listener.sock, backlog=BACKLOG)
+            )
         _settle_memory()
         await self._end.wait()
         beat.cancel()

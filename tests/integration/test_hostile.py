@@ -150,15 +150,15 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         (400, b"GET /ping HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
         (400, b"GET /ping HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n"),
         (400, b"G\xffT /ping HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (400, b"GET /ping HTTP/9.9\r\nHost: a\r\n\r\n"),
-        (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        (505, b"GET /ping HTTP/9.9\r\nHost: a\r\n\r\n"),
+        (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         (400, HEAD + b"Content-Length: -1\r\n\r\n"),
         (400, HEAD + b"Content-Length: +2\r\n\r\n{}"),
         (400, HEAD + b"Content-Length: 2, 2\r\n\r\n{}"),
         (400, HEAD + b"Content-Length: 99999999999999999999\r\n\r\n"),
         (413, HEAD + b"Content-Length: 9999999999\r\n\r\n"),
         (400, HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (400, HEAD + b"Transfer-Encoding: xchunked\r\n\r\n"),
+        (501, HEAD + b"Transfer-Encoding: xchunked\r\n\r\n"),
         (400, HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
         (400, CHUNKED + b"-1\r\n"),
         (400, CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n"),
@@ -171,13 +171,11 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         (400, b"GET /accounts/\xff HTTP/1.1\r\nHost: a\r\n\r\n"),
         (400, b"GET /accounts/%C0%80 HTTP/1.1\r\nHost: a\r\n\r\n"),
         (400, b"GET /accounts/1?a=\xff HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (404, b"GET /livez/ HTTP/1.1\r\nHost: [\r\n\r\n"),
-        (404, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (404, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (404, b"GET /livez/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     ],
     ids=lambda value: None if isinstance(value, int) else value[:60].decode("latin-1"),
 )  # fmt: skip
-def test_what_is_wrong_is_a_4xx_problem(base: Role, status: int, sent: bytes) -> None:
+def test_what_is_wrong_is_a_problem(base: Role, status: int, sent: bytes) -> None:
     with connect(base) as connection:
         connection.sendall(sent)
         received = read(connection, 1)
@@ -252,6 +250,9 @@ def test_too_many_connections(version: str, base: Role) -> None:
     with contextlib.ExitStack() as stack:
         with few_files(256):
             role = stack.enter_context(Role("base", {"HTTP_VERSION": version}, actor=ACTOR))
+        (worker,) = role.workers()
+        # That on which it was asked whether it is ready counts until its end is seen.
+        wait_until(lambda: all(each.status == "LISTEN" for each in worker.net_connections()))
         connections = [stack.enter_context(connect(role)) for _ in range(300)]
         surplus = [read(connection, 1) for connection in connections[128:]]
         assert {tuple(statuses(answer)) for answer in surplus} == {(503,)}

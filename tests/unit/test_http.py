@@ -123,13 +123,18 @@ async def call(
     async def send(message: Any) -> None:
         sent.append(message)
 
+    pairs = [
+        (name.lower().encode(), value.encode("latin-1")) for name, value in {"Host": "a", **(headers or {})}.items()
+    ]
     scope = {
         "type": "http",
+        "http_version": "1.1",
         "method": method,
         "path": path,
         "raw_path": path.encode("latin-1"),
         "query_string": query.encode("latin-1"),
-        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
+        "headers": pairs,
+        "fields": dict(pairs),
     }
     await edge(scope, receive, send)
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

@@ -15,6 +15,7 @@ RANKS = [
     {"envelope", "annotations", "immutable"},
     {"actor"},
     {
+        "body",
         "loader",
         "peers",
         "service",
@@ -36,8 +37,8 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
 ORDER = [
-    "logs", "metrics", "loader", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi", "probes",
-    "http",
+    "body", "logs", "metrics", "loader", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi",
+    "probes", "http",
 ]  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
+from hiveio.body import discard
 from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.headers import check_media_type
-from hiveio.http import BodyTooLarge, Gone, discard
+from hiveio.http import Gone
 from hiveio.problem import encode_problem
 from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim
@@ -221,7 +222,7 @@ class Intake:
         return self._done + (b"}" if position is None else b',"position":"%b"}' % position.encode())
 
     def _too_large(self) -> TooLarge:
-        return BodyTooLarge(f"the batch has more than {self._batch_limit} bytes")
+        return TooLarge(f"the batch has more than {self._batch_limit} bytes")
 
 
 def _split(splitter: Splitter, part: bytes, *, last: bool) -> Iterator[Item]:

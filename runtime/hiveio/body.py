@@ -1,0 +1,133 @@
+"""The bodies of requests: the framing of chunks (RFC 9112, section 7.1), and the rest of a body that nobody takes.
+
+gunicorn's parser skips trailers without a look at them, and moves all that it holds for each chunk: a body of small
+chunks stopped the loop for seconds.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+MOST_DISCARDED = 16 << 20  # bytes of a body that nobody takes, read on so that the client sees its answer
+DISCARD_S = 2  # for them
+MOST_LINE = 4_096  # bytes of the line with a chunk's size, or of a trailer
+MOST_EXTENSIONS = 16_384  # bytes in all chunk extensions of a body
+MOST_TRAILERS = 100
+MOST_AHEAD = 65_536  # bytes of the next requests that are kept while one runs
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
+# What says how a message is framed, routed or judged stands in its head (RFC 9110, section 6.5.1).
+_ONLY_IN_HEAD = {
+    b"authorization", b"connection", b"content-encoding", b"content-length", b"content-type", b"expect", b"host", b"te",
+    b"trailer", b"transfer-encoding",
+}  # fmt: skip
+
+
+class NotHttp(ValueError):
+    """A request that is no HTTP, or none that is taken; its connection ends with this status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Chunks:
+    """The framing of one body in chunks."""
+
+    def __init__(self) -> None:
+        self.complete = False
+        self.rest = b""  # after the body: the next requests
+        self.truncated = False  # some of them were not kept
+        self._data = b""  # half a line
+        self._left = 0  # bytes of the chunk that is read
+        self._ended = False  # a chunk's data is here in full, its CRLF is not
+        self._last = False  # what comes now are trailers
+        self._extensions = self._trailers = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the body is in ``data``. Raises NotHttp."""
+        if self.complete:
+            self._keep(data)
+            return b""
+        data, parts, at = self._data + data, [], 0
+        self._data = b""
+        while not self.complete:
+            if self._left:
+                part = data[at : at + self._left]
+                if not part:
+                    break
+                parts.append(part)
+                at += len(part)
+                self._left -= len(part)
+                self._ended = not self._left
+                continue
+            end = data.find(b"\n", at, at + MOST_LINE)
+            if end < 0:
+                self._data = self._half_line(data[at:])
+                break
+            self._take(data[at:end])
+            at = end + 1
+        if self.complete:
+            self._keep(data[at:])
+        return b"".join(parts)
+
+    def _half_line(self, line: bytes) -> bytes:
+        if len(line) >= MOST_LINE:
+            raise NotHttp(431 if self._last else 400, f"a line between chunks has more than {MOST_LINE} bytes")
+        if self._ended and line not in (b"", b"\r"):
+            raise NotHttp(400, "a chunk is longer than its size says")
+        return line
+
+    def _take(self, line: bytes) -> None:
+        """One line between chunks, without its line feed."""
+        if not line.endswith(b"\r"):
+            raise NotHttp(400, "a line between chunks ends without CRLF")
+        line = line[:-1]
+        if self._ended:
+            if line:
+                raise NotHttp(400, "a chunk is longer than its size says")
+            self._ended = False
+        elif self._last:
+            self._take_trailer(line)
+        elif match := _SIZE.fullmatch(line):
+            self._left = int(match[1], 16)
+            self._last = not self._left
+            self._extensions += len(match[2] or b"")
+            if self._extensions > MOST_EXTENSIONS:
+                raise NotHttp(400, f"the chunk extensions of a body have more than {MOST_EXTENSIONS} bytes")
+        else:
+            raise NotHttp(400, "the size of a chunk is 1 to 16 hexadecimal digits")
+
+    def _take_trailer(self, line: bytes) -> None:
+        # Checked and left out: nothing here means anything to an actor.
+        if not line:
+            self.complete = True
+            return
+        self._trailers += 1
+        if self._trailers > MOST_TRAILERS:
+            raise NotHttp(431, f"more than {MOST_TRAILERS} trailers")
+        match = _TRAILER.fullmatch(line)
+        if not match:
+            raise NotHttp(400, "a trailer is no header field")
+        if match[1].lower() in _ONLY_IN_HEAD:
+            raise NotHttp(400, f"{match[1].decode()} may not stand in a trailer")
+
+    def _keep(self, data: bytes) -> None:
+        self.truncated |= len(self.rest) + len(data) > MOST_AHEAD
+        self.rest = (self.rest + data)[:MOST_AHEAD]
+
+
+async def discard(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+    """Read on what a client sends still: closing on it would take the answer from its hands."""
+    size = 0
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            while size < MOST_DISCARDED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
