@@ -16,7 +16,7 @@ from hiveio.kafka import lookup
 from hiveio.kafka.reader import Reader
 from hiveio.kafka.tail import LogReader
 from tests.integration.consumers import Member, Recorder, member, plain, settings, wire
-from tests.integration.topics import committed, make_topic, write
+from tests.integration.topics import Written, committed, make_topic, write
 from tests.services import Kafka
 
 __all__ = ["settings"]
@@ -221,6 +221,28 @@ async def test_a_topic_made_anew_under_a_running_consumer_is_read_from_its_first
         assert committed(kafka.brokers, made.group_id, topic)[1].split(" ")[1] == id
         await one.ready()
     assert "made anew" in caplog.text
+
+
+async def test_letters_of_a_topic_that_is_gone_are_not_those_of_the_new_one(
+    kafka: Kafka, topic: str, settings: Made
+) -> None:
+    """Its offsets begin again, and so would those of its letters."""
+    make_topic(kafka.brokers, topic)
+    bad: Written = (0, "a", b"{", {})
+    write(kafka.brokers, topic, [*plain([1]), (0, "b", b"{", {}), bad])
+    made = settings(kafka=QUICK)
+    async with member(made) as one:
+        await one.until(lambda: one.consumer.counts.dead == 2)
+        delete(kafka.brokers, topic)
+        make_topic(kafka.brokers, topic)
+        write(kafka.brokers, topic, [*plain([2, 3]), bad])
+        await one.until(lambda: reads(one) == [1, 2, 3])
+        await one.until(lambda: one.consumer.counts.dead + one.consumer.counts.parked == 3)
+        await one.until(lambda: one.consumer._lanes[topic, 0].shelf.parking.count == 3)
+    write(kafka.brokers, topic, plain([4]))
+    async with member(made) as two:
+        await two.until(lambda: reads(two) == [4])
+        assert two.consumer._lanes[topic, 0].shelf.parking.count == 3
 
 
 # -- what is no record

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hiveio.consumer.letters import ACTORS, OMITTED, OURS, headers_of, key_of, mark, origin_of, time_of
+from hiveio.consumer.letters import ACTORS, OMITTED, OURS, TOPIC_ID, headers_of, key_of, mark, origin_of, time_of
 from hiveio.consumer.progress import Progress, Window
 from hiveio.consumer.reading import Reading, parse_position, read, version_of
 from hiveio.consumer.retry import Hand, Retry
@@ -96,15 +96,16 @@ class CarefulLane(Lane):
         offset: int,
         time_ms: int,
         *,
-        redriven: bool = False,
+        letter_of: str | None = None,
     ) -> None:
+        """``letter_of`` is the id of the record's topic, where this is a dead letter; empty where that is not known."""
         found = Headers.wrapping(headers or ())
         envelope.headers = found
         envelope.key = found.get("hive-key")
         envelope.record = Context(
             id=envelope.id or None,
             topic=self.topic,
-            topic_id=self.topic_id or None,
+            topic_id=(self.topic_id if letter_of is None else letter_of) or None,
             key=key_of(message),
             idempotency_key=envelope.key,
             partition=self.partition,
@@ -114,7 +115,7 @@ class CarefulLane(Lane):
             time=time_ms / 1000,
             headers=found,
             meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,
-            redriven=redriven,
+            redriven=letter_of is not None,
         )
 
     async def _attempt(
@@ -263,7 +264,8 @@ class CarefulLane(Lane):
             event, meta = settled(read(headers, message.value(), routing.codec))
             envelope = Envelope(message=event, id=id_of(key_of(message)), meta=meta)
             position = positions[-1] if positions else None
-            self._set_record(envelope, message, headers, position, origin[2], time_of(found), redriven=True)
+            topic_id = found.get(TOPIC_ID, b"").decode("utf-8", "replace")
+            self._set_record(envelope, message, headers, position, origin[2], time_of(found), letter_of=topic_id)
         except Problem as error:
             keepers = routing.keepers(unknown_type(error))
             return f"{type(error).__name__}: {error}" if keepers & actors else None

@@ -16,6 +16,7 @@ REASON = "hive-dead-reason"  # undecodable, unknown, refused, failed, or parked:
 EXCEPTION = "hive-dead-exception"
 ATTEMPTS = "hive-dead-attempts"
 ACTORS = "hive-dead-actors"  # those that have not handled it
+TOPIC_ID = "hive-dead-topic-id"  # of the record's topic: one that is made anew under its name has another
 TIME = "hive-dead-time"  # of the record, ms since the epoch
 EMPTY_KEY = "hive-dead-empty-key"  # the record has a key of no bytes, which the client writes as none
 OMITTED = "hive-dead-omitted"  # the letter was too large with the record's value and headers: they are at the origin
@@ -33,11 +34,15 @@ def dead_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.dead"
 
 
-def letter(message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> Outgoing:
+def letter(
+    message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str], topic_id: str = ""
+) -> Outgoing:
     headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
     origin = f"{message.topic()}/{message.partition()}/{message.offset()}"
     why = {ORIGIN: origin, REASON: reason, ATTEMPTS: str(attempts), ACTORS: ",".join(sorted(actors))}
     why |= {TIME: str(message.timestamp()[1])} | ({EXCEPTION: exception[:TEXT_LIMIT]} if exception else {})
+    if topic_id:
+        why[TOPIC_ID] = topic_id
     key = key_of(message)
     if key == b"":
         why[EMPTY_KEY] = ""
@@ -122,7 +127,7 @@ class Parked:
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self.count = 0
-        self.origin = -1  # the last record's offset in the source partition
+        self.origin = (b"", -1)  # the last record's topic by its id, and its offset in the source partition
         self.actors: frozenset[str] = frozenset()
         self.asked = False  # somebody wants it tried again
         self.gone: set[int] = set()  # letters closed out of order
@@ -166,12 +171,13 @@ class Parking:
         origin = origin_of(headers)
         if origin is None:
             return  # nobody's letter
+        topic_id = headers.get(TOPIC_ID, b"")
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = Parked(at)
-        elif origin[2] <= entry.origin:
+        elif topic_id == entry.origin[0] and origin[2] <= entry.origin[1]:
             return  # a letter written twice
-        entry.last, entry.origin = at, origin[2]
+        entry.last, entry.origin = at, (topic_id, origin[2])
         entry.actors |= frozenset(headers.get(ACTORS, b"").decode("utf-8", "replace").split(","))
         entry.count += 1
         self.count += 1

@@ -10,10 +10,21 @@ import logging
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.letters import MARK, Key, Parking, headers_of, is_slim, letter, origin_of, parking_key, slim
+from hiveio.consumer.letters import (
+    MARK,
+    TOPIC_ID,
+    Key,
+    Parking,
+    headers_of,
+    is_slim,
+    letter,
+    origin_of,
+    parking_key,
+    slim,
+)
 from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
 from hiveio.kafka.session import Outgoing, Oversized
@@ -44,6 +55,7 @@ class Shelf:
     ) -> None:
         self._letters, self._topic, self._partition = letters, assigned.topic, assigned.partition
         bounds, self._committed = assigned.beside, assigned.committed
+        self._topic_id, self._anew = assigned.topic_id, assigned.anew
         self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._news = limit, everybody, news
         self.parking = Parking(bounds[0])
@@ -113,7 +125,7 @@ class Shelf:
 
     def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> bool:
         """Prepare a letter, which ``flush`` writes; the key is parked from now on. Whether it is time to flush."""
-        made = letter(message, reason, exception, attempts, actors)
+        made = letter(message, reason, exception, attempts, actors, self._topic_id)
         self.pending.append(made)
         self._unread[_key(made)] += 1
         self.busy = True
@@ -216,9 +228,15 @@ class Shelf:
             if headers.get(MARK) == b"forget":
                 self._kept.clear()
             return False
-        if at < self._end and MARK not in headers and (origin := origin_of(headers)) and origin[2] >= self._start:
+        origin = origin_of(headers) if at < self._end and MARK not in headers and self._is_of_this(headers) else None
+        if origin is not None and origin[2] >= self._start:
             self._kept[origin[2]] = (key, at)
         return headers.get(MARK) == b"retry" and key in self.parking.entries
+
+    def _is_of_this(self, headers: Mapping[str, bytes]) -> bool:
+        """Whether a letter's record stands in this topic, and not in one that was there before under its name."""
+        found = headers.get(TOPIC_ID)
+        return found.decode("utf-8", "replace") == self._topic_id if found and self._topic_id else not self._anew
 
     def _failed(self, reason: str) -> None:
         self._broken = reason
