@@ -73,7 +73,7 @@ class CarefulLane(Lane):
     @property
     def held(self) -> str | None:
         """Why it stands still, or a part of it, for as long as it does."""
-        return next((hand.held for hand in self.hands if hand.held), None)
+        return next((hand.held for hand in self.hands if hand.held), None) or self.shelf.waits
 
     @property
     def parked(self) -> int:

@@ -34,8 +34,8 @@ def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
             for text in asked.split(","):
                 await _until(consumer, contract, text.strip(), until, wait_s)
         outcome = await handler(envelope)
-        if consumer.age_s >= 1:
-            outcome.headers = {**outcome.headers, "Age": str(int(consumer.age_s))}
+        if (age_s := consumer.age_s) >= 1:
+            outcome.headers = {**outcome.headers, "Age": str(int(age_s))}
         return outcome
 
     return handle

@@ -84,7 +84,6 @@ class Consumer:
         self._watching: asyncio.Task[None] | None = None
         self._tally = Tally(self._routing.counts)
         self.longest_wait_s = settings.request_timeout_ms / 1000 * 0.9
-        self.age_s = 0.0  # of the oldest event that is not handled, over all partitions of this process
         self._drain_s = settings.drain_timeout_ms / 1000 * 0.8
         self._stopping = False
         self._by_expression = any(name.startswith("^") for name in settings.read_topics)
@@ -92,6 +91,11 @@ class Consumer:
     @property
     def counts(self) -> Counts:
         return self._routing.counts
+
+    @property
+    def age_s(self) -> float:
+        """Of the oldest event that is not handled, over all partitions of this process."""
+        return max((lane.lag[1] for lane in self._lanes.values()), default=0.0)
 
     # -- component
 
@@ -125,13 +129,10 @@ class Consumer:
         """One watchdog for all: a timer for each record would cost more than the record."""
         while True:
             await asyncio.sleep(min(WATCH_S, self._retry.timeout_s / 4))
-            age_s = 0.0
             for lane in self._lanes.values():
                 for hand in lane.hands:
                     hand.watch(self._retry.timeout_s)
-                age_s = max(age_s, lane.lag[1])
                 self._tally.set(lane.topic, lane.partition, *lane.lag, lane.parked)
-            self.age_s = age_s
             self._tally.flush()
 
     def details(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
 from hiveio.kafka.session import Outgoing, Oversized
 
+READ_S = 30.0  # for what was written to be read back
 PAUSE_S = 2.0  # before a write that failed is tried again
 GROUP = 200  # letters written together, or tried again before it is noted
 WRITTEN = "hive-dead-write"  # a header by which a writer knows its own group again
@@ -68,6 +69,7 @@ class Shelf:
         self.pending: list[Outgoing] = []  # put, and to be written by ``flush``
         self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
         self._writing = asyncio.Lock()
+        self.waits: str | None = None  # why letters are not written, for as long as they are not
         self._written = b""
 
     def __str__(self) -> str:
@@ -164,8 +166,10 @@ class Shelf:
                     logger.error("%s: a dead letter leaves its record at its origin: %s", self, error)
                     group = [slim(group[0])]
                     continue
-                logger.warning("%s: dead letters wait: %s", self, error)
+                self.waits = f"{self}: dead letters wait: {error}"
+                logger.warning("%s", self.waits)
                 await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.0))
+        self.waits = None
 
     # -- trying again
 
@@ -247,7 +251,12 @@ class Shelf:
         while not condition():
             if self._broken:
                 raise Unavailable(f"the dead-letter topic cannot be read: {self._broken}")
-            await self.changed()
+            try:
+                async with asyncio.timeout(READ_S):
+                    await self.changed()
+            except TimeoutError:
+                reason = f"nothing of the dead-letter topic was read within {READ_S:g} s: may the user Read it?"
+                raise Unavailable(reason) from None
 
     def _clear(self) -> None:
         if self.queue:

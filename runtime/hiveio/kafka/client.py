@@ -83,6 +83,20 @@ def is_fatal(error: KafkaError) -> bool:
     return error.fatal() or error.code() == KafkaError._FATAL
 
 
+_DENIED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+)
+
+
+def denied(error: object, what: str, rights: str) -> str | None:
+    """Which right is missing on what, where that is the error: docs/security.md lists them all."""
+    if isinstance(error, KafkaError) and error.code() in _DENIED:
+        return f"{what}: the user may not {rights}: {error.str()}"
+    return None
+
+
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
     """A daemon thread for calls into librdkafka that takes no signals: they are the main thread's.
 

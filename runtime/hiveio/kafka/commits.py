@@ -1,12 +1,14 @@
 """The offsets of a group, as one member commits them: on the poll thread, without waiting for the answer."""
 
 import logging
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Note, Offsets
+from hiveio.kafka.guard import Pauses
 
 logger = logging.getLogger("hiveio.consumer")
 
@@ -17,11 +19,16 @@ class Commits:
     def __init__(self, subscription: str) -> None:
         self._subscription = subscription
         self._lanes: dict[Key, Lane] = {}  # whose commits are on their way
+        self._pauses = Pauses()
+        self._again_at = 0.0  # after a commit that failed
+        self._told = ""
         self._noting: list[tuple[dict[Key, int], Future[bool]]] = []
 
     def commit(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
         """What is done and not committed yet."""
         offsets = []
+        if time.monotonic() < self._again_at:
+            return
         for lane in lanes:
             at = lane.at
             if at != lane.committed:
@@ -47,9 +54,18 @@ class Commits:
         for found in partitions:
             failed = error or found.error
             lane = self._lanes.pop((found.topic, found.partition), None)
-            if failed is not None and lane is not None:
-                lane.committed = None  # the next turn commits it again
-                logger.warning("%s/%d: not committed: %s", found.topic, found.partition, failed.str())
+            if lane is None:
+                continue
+            if failed is None:
+                self._pauses.again()
+                self._told = ""
+            else:
+                lane.committed = None
+                self._again_at = time.monotonic() + self._pauses.next_s()
+                if self._told != failed.str():  # once, and not at every attempt
+                    self._told = failed.str()
+                    where = f"{found.topic}/{found.partition}"
+                    logger.warning("%s: not committed, and tried again: %s", where, self._told)
 
     def forget(self) -> None:
         """Of this client nothing is reported any more."""

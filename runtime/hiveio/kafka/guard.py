@@ -25,13 +25,19 @@ def tried(work: Callable[[], object]) -> object | None:
     return None
 
 
-def text(failure: object) -> str:
-    """An error, in words."""
+def error_of(failure: object) -> KafkaError | None:
+    """The client's error in what was raised; a callback into which it came is a SystemError, caused by it."""
+    while isinstance(failure, BaseException) and not isinstance(failure, KafkaException):
+        failure = failure.__cause__
     if isinstance(failure, KafkaException) and failure.args:
         failure = failure.args[0]
-    if isinstance(failure, KafkaError):
-        return failure.str()
-    return f"{type(failure).__name__}: {failure}"
+    return failure if isinstance(failure, KafkaError) else None
+
+
+def text(failure: object) -> str:
+    """An error, in words."""
+    error = error_of(failure)
+    return error.str() if error is not None else f"{type(failure).__name__}: {failure}"
 
 
 class Pauses:

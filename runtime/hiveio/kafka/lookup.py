@@ -11,16 +11,12 @@ from confluent_kafka.admin import AdminClient
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Unavailable
 from hiveio.kafka.assigned import Key, Note
-from hiveio.kafka.client import client_config, make
+from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import text, tried
 
 CALL_S = 10.0  # one request to Kafka
 PROBE_S = 1.0
 OF_OURS = (".dead", ".transactions")  # dead letters, and the log of a stream processor: nobody's events
-_DENIED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user may not Describe or Read this topic",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "the user may not Read this group",
-}
 T = TypeVar("T")
 
 
@@ -92,8 +88,8 @@ class Lookup:
                 reason = error.args[0]
                 if reason.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION):
                     missing[name] = f"there is no topic {name}"
-                elif reason.code() in _DENIED:
-                    missing[name] = denied(reason, f"topic {name}") or ""
+                elif (right := denied(reason, f"topic {name}", "Describe")) is not None:
+                    missing[name] = right
                 else:
                     raise self._failed(error, "the topics") from None
         return there, missing
@@ -168,19 +164,16 @@ class Lookup:
         # This one ends when nobody uses it any more.
         self._made = None
         error = failure.args[0] if isinstance(failure, KafkaException) else failure
-        reason = denied(error, what) or text(failure)
-        return Unavailable(f"Kafka at {self._settings.brokers}{f': {what}' if what else ' does not answer'}: {reason}")
+        where = f"Kafka at {self._settings.brokers}"
+        if isinstance(error, KafkaError) and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return Unavailable(f"{where}: {denied(error, f'group {self._settings.group_id}', 'Read')}")
+        if (right := denied(error, what, "Describe or Read")) is not None:
+            return Unavailable(f"{where}: {right}")
+        return Unavailable(f"{where}{f': {what}' if what else ' does not answer'}: {text(failure)}")
 
     def close(self) -> None:
         """The clients end when nobody uses them any more: closed under a call, that call would never return."""
         self._made = None
-
-
-def denied(error: object, what: str) -> str | None:
-    """Which right is missing, where that is the error: docs/security.md lists them all."""
-    if isinstance(error, KafkaError) and (reason := _DENIED.get(error.code())):
-        return f"{what}: {reason}: {error.str()}"
-    return None
 
 
 def _id(found: object) -> str:

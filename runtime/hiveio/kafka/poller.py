@@ -20,10 +20,10 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from hiveio.config import Settings
 from hiveio.kafka.assigned import Key, Lane, Lanes, Offsets
 from hiveio.kafka.assignment import Assignment
-from hiveio.kafka.client import client_config, is_fatal, make, start_thread
+from hiveio.kafka.client import client_config, denied, is_fatal, make, start_thread
 from hiveio.kafka.commits import Commits
 from hiveio.kafka.guard import Pauses, text, tried
-from hiveio.kafka.lookup import Lookup, denied
+from hiveio.kafka.lookup import Lookup
 from hiveio.kafka.room import make_room, places
 from hiveio.kafka.topics import group_members
 
@@ -278,9 +278,10 @@ class Poller:
             self._tell_trouble(error, f"topic {message.topic()}" if message.topic() else "")
 
     def _tell_trouble(self, error: KafkaError, what: str = "") -> None:
+        what, rights = what or f"topics {', '.join(self._settings.read_topics)}", "Describe or Read"
         if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-            what = f"group {self._settings.group_id}"
-        trouble = denied(error, what) or error.str()
+            what, rights = f"group {self._settings.group_id}", "Read"
+        trouble = denied(error, what, rights) or error.str()
         if trouble != self.trouble:
             self.trouble = trouble
             logger.warning("%s", trouble)

@@ -7,8 +7,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, make
-from hiveio.kafka.lookup import denied
+from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
@@ -73,7 +72,8 @@ class Reader:
                             return
                         if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                             continue  # the client looks for a coordinator, whom nobody needs here
-                        raise Unavailable(denied(failure, f"topic {topic}") or f"{topic}/{partition}: {failure.str()}")
+                        reason = denied(failure, f"topic {topic}", "Read")
+                        raise Unavailable(reason or f"{topic}/{partition}: {failure.str()}")
                     offset = message.offset() + 1
                     yield message
         finally:

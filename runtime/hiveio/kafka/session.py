@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, make
+from hiveio.kafka.client import client_config, denied, make
+from hiveio.kafka.guard import error_of, text, tried
 from hiveio.service import Observer, Stored
 
 GROUP_BYTES = 800_000  # of one request; less than Kafka takes
@@ -78,24 +79,33 @@ class Session:
             stored.cancel()  # where it is not done: the publisher stops
 
     async def _deliver(self, group: Sequence[Outgoing], partition: int) -> None:
-        try:
+        left: list[int] = []
+
+        def deliver() -> None:
             for key, value, headers in group:
                 self._producer.produce(self._topic, value, key, partition, headers=headers)
-            left = await asyncio.to_thread(self._producer.flush, WAIT_S)
-        except (KafkaException, BufferError) as error:
+
+        failure = tried(deliver)
+        if failure is None:
+            # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
+            failure = await asyncio.to_thread(tried, lambda: left.append(self._producer.flush(WAIT_S)))
+        if failure is not None or self._failure is not None or left != [0]:
+            refusal = self._refusal(self._failure if failure is None else failure, partition)
             self.close()
-            raise _refusal(error.args[0] if error.args else None, f"{self._topic}/{partition}: {error}") from None
-        if self._failure is not None or left:
-            self.close()
-            reason = self._failure.str() if self._failure is not None else f"no answer within {WAIT_S:.0f} s"
-            raise _refusal(self._failure, f"{self._topic}/{partition}: {reason}")
+            raise refusal
 
     def close(self) -> None:
         """Give up what is not sent."""
-        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        self._producer.poll(0)
+        tried(lambda: self._producer.purge(in_queue=True, in_flight=True, blocking=False))
+        tried(lambda: self._producer.poll(0))
 
-
-def _refusal(error: object, text: str) -> Unavailable:
-    too_large = isinstance(error, KafkaError) and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
-    return Oversized(text) if too_large else Unavailable(text)
+    def _refusal(self, failure: object | None, partition: int) -> Unavailable:
+        """``failure`` is None when there was no answer in time."""
+        error = error_of(failure)
+        if (right := denied(error, f"topic {self._topic}", "Write")) is not None:
+            return Unavailable(right)
+        reason = f"{self._topic}/{partition}: " + (
+            f"no answer within {WAIT_S:.0f} s" if failure is None else text(failure)
+        )
+        too_large = error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        return Oversized(reason) if too_large else Unavailable(reason)

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, make
+from hiveio.kafka.client import client_config, denied, make
 
 TIMEOUT_S = 10.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
@@ -105,15 +105,16 @@ async def ensure_beside(settings: Settings, name: str, source: str, config: Mapp
 def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str, str]) -> None:
     try:
         client = admin(settings)
-        original = _describe(client, source)
-        if original is None:
-            raise Unavailable(f"Kafka at {settings.brokers}: topic {source} is gone")
-        found = _made(client, name, original.partitions, config)
-        if found.partitions < original.partitions:
-            grown = client.create_partitions([NewPartitions(name, original.partitions)], request_timeout=TIMEOUT_S)
-            grown[name].result()
+        original = client.list_topics(source, timeout=TIMEOUT_S).topics[source]
+        if original.error is not None:
+            raise Unavailable(f"Kafka at {settings.brokers}: topic {source}: {original.error.str()}")
+        partitions = len(original.partitions)
+        found = _made(client, name, partitions, config)
+        if found.partitions < partitions:
+            client.create_partitions([NewPartitions(name, partitions)], request_timeout=TIMEOUT_S)[name].result()
     except KafkaException as error:
-        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {error.args[0].str()}") from None
+        reason = denied(error.args[0], f"topic {name}", "Describe, Create or Alter")
+        raise Unavailable(f"Kafka at {settings.brokers}: {reason or f'topic {name}: {error.args[0].str()}'}") from None
 
 
 def _describe(client: AdminClient, name: str) -> Topic | None:
