@@ -110,6 +110,9 @@ class Actor:
     # one of a type that no actor of the container takes: kept in the dead-letter topic, or skipped and counted.
     undecodable: ClassVar[Literal["dead", "skip"]] = "dead"
     unknown: ClassVar[Literal["dead", "skip"]] = "dead"
+    # Consumer: how a query is answered about a key whose events wait as dead letters: from what was handled, with
+    # ``Hive-Parked: 1``, or with 503.
+    parked: ClassVar[Literal["answer", "unavailable"]] = "answer"
 
     perform: Callable[..., Any]
     replay: Callable[..., Any] | None = None

@@ -105,6 +105,7 @@ _CHOICES = {
     "reads": ("current", "linearizable"),
     "undecodable": ("dead", "skip"),
     "unknown": ("dead", "skip"),
+    "parked": ("answer", "unavailable"),
 }
 
 

@@ -11,7 +11,7 @@ consumer loop) makes the envelope, a handler answers it.
 import re
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from types import UnionType
 from typing import Any, Union
@@ -25,6 +25,10 @@ from hiveio.headers import Headers
 META_LIMIT = 4096  # bytes
 ID_LIMIT = 255  # bytes of UTF-8
 NESTING = 100  # levels of a message from outside: it is read again inside a record, and by readers with other limits
+
+OWN = ("hive-id", "hive-actor")  # headers of every message that hiveio writes to Kafka
+
+Pairs = Sequence[tuple[str, bytes | None]]  # headers of a record
 
 _encoder = msgspec.json.Encoder()
 encode_json: Callable[[Any], bytes] = _encoder.encode
@@ -179,12 +183,13 @@ class Codec:
         self._decode = msgspec.json.Decoder(union).decode
         self._payloads = {name: msgspec.json.Decoder(kind) for name, kind in self.types.items()}
 
-    def decode(self, body: bytes, *, whole: bool = False) -> tuple[Any, Raw | None]:
+    def decode(self, body: bytes, headers: Pairs | None = None) -> tuple[Any, Raw | None]:
         """The message and its meta.
 
-        A missing payload is an empty one; with ``whole`` it is Invalid, because the body may be something else that has
-        a member ``type``. Raises Malformed (400) for what is not JSON, Invalid (422) with a JSON pointer for what does
-        not fit.
+        A missing payload is an empty one. With the ``headers`` of a record it is so only where one of ``OWN`` is among
+        them: else it is Invalid, because the body may be anything that has a member ``type``.
+
+        Raises Malformed (400) for what is not JSON, Invalid (422) with a JSON pointer for what does not fit.
         """
         try:
             # What is short, or opens little, cannot be deep.
@@ -196,11 +201,11 @@ class Codec:
                 if self._only is not None and str(error) == "Object missing required field `type`":
                     return self._payloads[self._only].decode(body), None
                 if (again := _with_integers(body, error)) is not None:
-                    return self.decode(again, whole=whole)
+                    return self.decode(again, headers)
                 raise self._invalid(error) from None
             payload = envelope.payload
             if payload is UNSET:
-                if whole:
+                if headers is not None and not any(name in OWN for name, _ in headers):
                     raise Invalid("the message has no payload", pointer="/payload")
                 name = type(envelope).__struct_config__.tag
                 try:
@@ -213,7 +218,7 @@ class Codec:
             return payload, _checked(meta)
         except msgspec.ValidationError as error:
             if (again := _with_integers(body, error)) is not None:
-                return self.decode(again, whole=whole)
+                return self.decode(again, headers)
             raise invalid(error) from None
         except msgspec.DecodeError as error:
             raise Malformed(f"the body is not JSON: {error}") from None
@@ -253,7 +258,7 @@ class UpcastingCodec(Codec):
         self._upcast = upcast
         self._decode_old = msgspec.json.Decoder(_Old).decode
 
-    def decode(self, body: bytes, *, whole: bool = False) -> tuple[Any, Raw | None]:
+    def decode(self, body: bytes, headers: Pairs | None = None) -> tuple[Any, Raw | None]:
         """As Codec.decode; raises what ``upcast`` raises too."""
         try:
             old = self._decode_old(body)

@@ -45,6 +45,7 @@ _REQUEST_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
 }
 _RESPONSE_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
     "Age": ({"type": "integer", "minimum": 1}, "Seconds by which the projection is behind, where it is"),
+    "Hive-Parked": ({"type": "integer", "enum": [1]}, "Where events of this key wait as dead letters"),
     "Allow": ({"type": "string"}, "The methods that the path takes"),
     "ETag": ({"type": "string", "pattern": '^"[0-9]+"$'}, "The version of the aggregate"),
     "Hive-Consistency": ({"type": "string", "enum": ["cached"]}, "The answer may be older than the last write"),

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from hiveio.consumer.letters import mark
 from tests.integration.consumers import plain, positioned, wire
-from tests.integration.topics import make_topic, write
+from tests.integration.topics import make_topic, read_all, write
 from tests.process import Role, wait_until
 from tests.services import Kafka
 
@@ -129,3 +130,66 @@ def test_it_does_not_hold_up_the_loop(kafka: Kafka, topic: str, role: Role) -> N
             return [answer.status_code for answer in await asyncio.gather(*waiting)]
 
     assert asyncio.run(many()) == [200] * 100
+
+
+PARKING = """
+from hiveio import Actor, Context, Event, Query
+
+class Deposited(Event):
+    amount: int
+class Total(Query):
+    pass
+class Balance(Query):
+    account: str
+class Fed:
+    def __init__(self):
+        self.sums = {}
+    def add(self, event, context):
+        if event.amount == 13:
+            raise ValueError("never")
+        self.sums[context.id] = self.sums.get(context.id, 0) + event.amount
+class Totals(Fed, Actor):
+    path = "/totals/{id}"
+    def perform(self, message: Deposited | Total, context: Context) -> int | None:
+        return self.sums.get(context.id) if isinstance(message, Total) else self.add(message, context)
+class Balances(Fed, Actor):
+    path = "/balances/{account}"
+    parked = "unavailable"
+    def perform(self, message: Deposited | Balance, context: Context) -> int | None:
+        return self.sums.get(message.account) if isinstance(message, Balance) else self.add(message, context)
+"""
+
+
+def test_a_query_about_a_key_that_is_parked_says_so(kafka: Kafka, topic: str) -> None:
+    make_topic(kafka.brokers, topic)
+    keys = [("adä", 1), ("bob", 2), ("adä", 13), ("adä", 3), ("bob", 4)]
+    write(kafka.brokers, topic, [(0, key, wire(amount), {}) for key, amount in keys])
+    settings = {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": topic,
+        "EVENT_STORE_FROM_START": "true",
+        "CONSUMER_ATTEMPTS": "1",
+    }
+    with Role("consumer", settings, actor=PARKING) as role:
+        wait_until(lambda: httpx.get(role.url + "/totals/bob").text == "6", 20, "all is handled")
+        answer = httpx.get(role.url + "/totals/adä")
+        assert (answer.text, answer.headers.get("hive-parked")) == ("1", "1")
+        refused = httpx.get(role.url + "/balances/adä")
+        assert (refused.status_code, refused.headers.get("hive-parked")) == (503, "1")
+        assert "events of adä wait as dead letters" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        for path in ("/totals/bob", "/balances/bob", "/totals/nobody"):
+            answer = httpx.get(role.url + path)
+            assert (answer.status_code, answer.headers.get("hive-parked")) == (200, None), path
+        described = httpx.get(role.url + "/openapi.json").json()["paths"]["/totals/{id}"]["get"]["responses"]["200"]
+        assert "Hive-Parked" in described["headers"]
+        letters = f"{topic}.{topic}.dead"
+        dropped = [mark("dropped", letter) for letter in read_all(kafka.brokers, letters)]
+        marks = [
+            (0, made.key, None, {n: t.decode() if isinstance(t, bytes) else str(t) for n, t in made.headers})
+            for made in dropped
+        ]
+        write(kafka.brokers, letters, marks)
+        wait_until(lambda: "hive-parked" not in httpx.get(role.url + "/totals/adä").headers, 20, "it is free")
+        assert httpx.get(role.url + "/balances/adä").status_code == 200

@@ -12,7 +12,7 @@ whichever way this process ends (on Linux; elsewhere only when it ends in good o
 """
 
 from tests.services.kafka import Kafka, kafka_cluster, kafka_home
-from tests.services.postgres import Postgres
+from tests.services.postgres import Pgbouncer, Postgres
 from tests.services.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.redis import Redis
 from tests.services.security import Security
@@ -20,6 +20,7 @@ from tests.services.security import Security
 __all__ = [
     "HOST",
     "Kafka",
+    "Pgbouncer",
     "Postgres",
     "Redis",
     "Security",

@@ -1,4 +1,4 @@
-"""PostgreSQL from the distribution's package (Debian: postgresql)."""
+"""PostgreSQL and its pooler from the distribution's packages (Debian: postgresql, pgbouncer)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Postgres(Service):
         server = next((str(folder / "postgres") for folder in found), None) or shutil.which("postgres")
         if server is None:
             raise ServiceUnavailable("postgres is neither in /usr/lib/postgresql nor in PATH: apt install postgresql")
-        user = self._other_user()
+        user = _other_user(self.folder, self.data)
         if not (self.data / "PG_VERSION").exists():
             initdb = [*user, str(Path(server).resolve().parent / "initdb"), "-D", str(self.data), "-U", "hiveio"]
             initdb += ["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
@@ -45,29 +45,61 @@ class Postgres(Service):
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         return [*user, server, "-D", str(self.data), *words]
 
-    def _other_user(self) -> list[str]:
-        if os.geteuid() != 0:
-            return []
-        setpriv = shutil.which("setpriv")
-        names = {entry.pw_name: entry for entry in pwd.getpwall()}
-        other = names.get("postgres") or names.get("nobody")
-        if setpriv is None or other is None:
-            raise ServiceUnavailable("postgres does not run as root, and there is no other user to run it as")
-        for path in (self.folder, self.data):
-            os.chown(path, other.pw_uid, other.pw_gid)
-        # A change of user forgets that it is to die with us.
-        return [
-            setpriv, "--reuid", str(other.pw_uid), "--regid", str(other.pw_gid), "--clear-groups",
-            "--pdeathsig", "SIGKILL", "--",
-        ]  # fmt: skip
+    def _probe(self) -> Callable[[], bool]:
+        return lambda: _answers(self.port)
+
+
+class Pgbouncer(Service):
+    """A pooler in front of a server, in transaction mode: each transaction may have another session."""
+
+    name = "pgbouncer"
+
+    def __init__(self, server: Postgres, sessions: int = 2) -> None:
+        self._server, self._sessions = server, sessions
+        super().__init__(None, None)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://hiveio@{HOST}:{self.port}/postgres"
+
+    def _command(self) -> list[str]:
+        found = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
+        if found is None:
+            raise ServiceUnavailable("pgbouncer is not in PATH: apt install pgbouncer")
+        settings = self.folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\npostgres = host={HOST} port={self._server.port} user=hiveio\n"
+            f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {self.port}\nauth_type = any\nunix_socket_dir =\n"
+            f"pool_mode = transaction\ndefault_pool_size = {self._sessions}\n"
+        )
+        return [*_other_user(self.folder, self.data), found, str(settings)]
 
     def _probe(self) -> Callable[[], bool]:
-        def answers() -> bool:
-            try:
-                with socket.create_connection((HOST, self.port), timeout=1) as connection:
-                    connection.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")  # SSLRequest: any ready server answers it
-                    return connection.recv(1) in (b"N", b"S")
-            except OSError:
-                return False
+        return lambda: _answers(self.port)
 
-        return answers
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")  # SSLRequest: any ready server answers it
+            return connection.recv(1) in (b"N", b"S")
+    except OSError:
+        return False
+
+
+def _other_user(*paths: Path) -> list[str]:
+    """The beginning of a command that runs as another user than root, who is given the paths."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    names = {entry.pw_name: entry for entry in pwd.getpwall()}
+    other = names.get("postgres") or names.get("nobody")
+    if setpriv is None or other is None:
+        raise ServiceUnavailable("this server does not run as root, and there is no other user to run it as")
+    for path in paths:
+        os.chown(path, other.pw_uid, other.pw_gid)
+    # A change of user forgets that it is to die with us.
+    return [
+        setpriv, "--reuid", str(other.pw_uid), "--regid", str(other.pw_gid), "--clear-groups",
+        "--pdeathsig", "SIGKILL", "--",
+    ]  # fmt: skip

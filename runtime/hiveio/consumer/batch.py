@@ -5,7 +5,6 @@ from typing import Any
 
 from hiveio.consumer.careful import Failure, as_batch, enveloped, settled
 from hiveio.consumer.lane import New, WorkLane
-from hiveio.consumer.reading import decode
 from hiveio.consumer.routing import Target
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
@@ -20,7 +19,7 @@ class BatchLane(WorkLane):
     """At most EVENT_STORE_BUFFER records at once. A list that fails is handled again as lists of one event."""
 
     async def _work(self, chunk: list[Message]) -> None:
-        shelf, codec, by_type = self.shelf, self.routing.codec, self.routing.by_type
+        shelf, decode, by_type = self.shelf, self.routing.codec.decode, self.routing.by_type
         lists: dict[Target, list[Taken]] = {target: [] for target in self.routing.targets}
         count = 0
         for record in self._new(chunk):
@@ -28,7 +27,7 @@ class BatchLane(WorkLane):
             if shelf.busy and (blocked := await self._blocked(record[0])) is None:
                 continue
             try:
-                event, meta = decode(codec, record[3], value) if type(value := record[2]) is bytes else settled(value)
+                event, meta = decode(value, record[3] or ()) if type(value := record[2]) is bytes else settled(value)
             except Problem as error:
                 await self._lists(lists, count)  # what stands before it is done before it is kept
                 lists, count = {target: [] for target in self.routing.targets}, 0

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+from typing import Any
 
-from hiveio.actor import Contract
+from hiveio.actor import Contract, Query
 from hiveio.consumer.loop import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
@@ -11,7 +12,8 @@ from hiveio.routes import About
 
 WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005
-FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age",))
+PARKED = "Hive-Parked"
+FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age", PARKED))
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 
@@ -22,8 +24,13 @@ def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
     then, or where another instance has the partition, 503. Several positions are separated by commas. Where the
     projection is behind, ``Age`` (RFC 9111) says by how many seconds.
 
+    Where events of the key that a query asks about wait as dead letters, ``Hive-Parked: 1`` says so; with
+    ``parked = "unavailable"`` on the actor it is 503 instead.
+
     Raises Refused (400) for what is no position, or one of a topic that is not consumed.
     """
+    key_fields = {kind: _key_field(kind, contract) for kind in contract.queries.values()}
+    refuses = contract.kind.parked == "unavailable"
 
     async def handle(envelope: Envelope) -> Outcome:
         asked = envelope.headers.get("hive-position")
@@ -33,12 +40,33 @@ def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
             until = asyncio.get_running_loop().time() + wait_s
             for text in asked.split(","):
                 await _until(consumer, contract, text.strip(), until, wait_s)
+        key = envelope.id or _text(envelope.message, key_fields.get(type(envelope.message)))
+        parked = bool(key) and consumer.has_parked(contract, key)
+        if parked and refuses:
+            away = Unavailable(f"events of {key} wait as dead letters, so what is known of it is not complete")
+            away.headers[PARKED] = "1"
+            raise away
         outcome = await handler(envelope)
+        if parked:
+            outcome.headers = {**outcome.headers, PARKED: "1"}
         if (age_s := consumer.age_s) >= 1:
             outcome.headers = {**outcome.headers, "Age": str(int(age_s))}
         return outcome
 
     return handle
+
+
+def _key_field(kind: type[Query], contract: Contract) -> str | None:
+    """The field of a query that is the key of its events, where the path has no ``{id}``."""
+    if contract.key in kind.__struct_fields__:
+        return contract.key
+    names = re.findall(r"{(\w+)}", kind.path or contract.path)
+    return names[0] if len(names) == 1 and names[0] in kind.__struct_fields__ else None
+
+
+def _text(query: Any, field: str | None) -> str:
+    value = getattr(query, field) if field else None
+    return "" if value is None else str(value)
 
 
 async def _until(consumer: Consumer, contract: Contract, text: str, until: float, wait_s: float) -> None:

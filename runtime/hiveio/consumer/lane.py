@@ -13,13 +13,13 @@ from hiveio.actor import Tombstone
 from hiveio.consumer.careful import CarefulLane, Failure, enveloped, offset_of, settled
 from hiveio.consumer.cloudevents import MARK as CLOUD_EVENT
 from hiveio.consumer.cloudevents import is_structured
-from hiveio.consumer.reading import JSON, Reading, decode, is_version, read
+from hiveio.consumer.reading import JSON, LONGEST_VERSION, Reading, read
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
 from hiveio.errors import Corrupt, Invalid, Problem, Unavailable
 from hiveio.kafka import Message
-from hiveio.kafka.headers import UNREADABLE, Pairs, checked_headers, mended
+from hiveio.kafka.headers import UNREADABLE, Pairs, mended
 
 SLICE_S = 0.005  # so long a lane works before others get their turn
 ENDED_S = 1.0  # so long a cancelled handler has to end
@@ -159,9 +159,10 @@ class WorkLane(CarefulLane):
         """The records to be handled. What was seen before, or says nothing, is counted; ``progress`` moves along."""
         start, counts, progress, window = self.start, self.routing.counts, self.progress, self.window.take
         codec, tombstones = self.routing.codec, Tombstone in self.routing.by_type
+        all_headers = map(Message.headers, chunk)  # a map takes no short cut: see hiveio.kafka.headers
         for message in chunk:
             try:
-                headers: Any = checked_headers(message)
+                headers: Any = next(all_headers)
             except SystemError:
                 headers = mended(message)
             position = previous = key = wrong = None
@@ -169,14 +170,16 @@ class WorkLane(CarefulLane):
             if headers is not None:
                 for name, text in headers:
                     if name in _MARKS:
-                        if name == "hive-position":
+                        if name == "content-type":
+                            if text != JSON and text is not None and is_structured(text):
+                                odd = True
+                        elif name == "hive-position":
                             position = text
                         elif name == "hive-previous":
                             previous = text
                         elif name == "hive-version":
-                            odd = odd or not is_version(text)
-                        elif name == "content-type":
-                            odd = odd or (text is not None and text != JSON and is_structured(text))
+                            if text is not None and not (text.isdigit() and len(text) <= LONGEST_VERSION):
+                                odd = True
                         elif name == "hive-key":
                             key = text
                         else:
@@ -211,7 +214,7 @@ class WorkLane(CarefulLane):
         Records in order count as done one by one, and when the lane closes the one in hand is the last.
         """
         shelf, progress, since, clock = self.shelf, self.progress, self._settled, time.monotonic
-        codec, by_type, counts = self.routing.codec, self.routing.by_type, self.routing.counts
+        decode, by_type, counts = self.routing.codec.decode, self.routing.by_type, self.routing.counts
         now = clock()
         for message, offset, value, headers, position in records:
             blocked: frozenset[str] | None = NOBODY
@@ -219,7 +222,7 @@ class WorkLane(CarefulLane):
                 pass  # parked, or a letter already
             else:
                 try:
-                    event, meta = decode(codec, headers, value) if type(value) is bytes else settled(value)
+                    event, meta = decode(value, headers or ()) if type(value) is bytes else settled(value)
                 except Problem as error:
                     await self._undecodable(hand, message, error)
                 else:

@@ -151,6 +151,11 @@ class Consumer:
         ]
         return {"partitions": partitions}
 
+    def has_parked(self, contract: Contract, key: str) -> bool:
+        """Whether events of the key wait as dead letters of the actor, in a partition of this process."""
+        raw = key.encode("utf-8", "surrogateescape")
+        return any(contract.name in lane.shelf.parked(raw) for lane in self._lanes.values() if lane.shelf.busy)
+
     def positions(self) -> dict[tuple[str, int], int]:
         """For each partition of this process the next offset to handle."""
         return {place: lane.at[0] for place, lane in self._lanes.items()}

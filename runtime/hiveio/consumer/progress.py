@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hiveio.consumer.reading import parse_position
+from hiveio.consumer.reading import is_position, parse_position
 from hiveio.errors import Corrupt, Invalid
 
 
@@ -27,9 +27,12 @@ class Progress:
         Raises Invalid for what is no position, or one of another log: this concerns the record alone. Raises Corrupt
         when events are missing between the last seen and this one.
         """
-        at, last = parse_position(position), self.last
-        if last is not None and previous != last:  # else it follows, and there is nothing to compare
-            seen = parse_position(last)
+        last = self.last
+        if last is None or previous == last:  # it follows, and there is nothing to compare
+            if not is_position(position):
+                parse_position(position)
+        else:
+            at, seen = parse_position(position), parse_position(last)
             if at[0] != seen[0]:
                 raise Invalid(f"the position {_text(position)} is of another log than {_text(last)}, the last one seen")
             if at <= seen:

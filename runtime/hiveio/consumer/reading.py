@@ -14,9 +14,10 @@ from hiveio.headers import Headers
 from hiveio.kafka.headers import UNREADABLE, Pairs
 
 JSON = b"application/json"
-OWN = ("hive-id", "hive-actor")  # headers of every message that hiveio writes
 LONGEST_VERSION = 18  # digits: less than 2**63
 _POSITION = re.compile(rb"(\d{1,10}):(\d{1,18}):(\d{1,10})")
+
+is_position = re.compile(rb"\d{1,10}:\d{1,18}:\d{1,10}").fullmatch
 
 Reading = tuple[Any, Raw | None] | Problem
 Position = tuple[int, int, int]
@@ -44,7 +45,7 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
         elif value is None:
             return _NO_MESSAGE, None
         else:
-            return decode(codec, headers, value)
+            return codec.decode(value, headers)
         return codec.decode(action)
     except Problem as error:
         return error
@@ -52,16 +53,6 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
         return Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}")
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         return Malformed(f"it cannot be read: {error}")
-
-
-def decode(codec: Codec, headers: Pairs | None, value: bytes) -> tuple[Any, Raw | None]:
-    """An action. Raises Problem."""
-    try:
-        return codec.decode(value, whole=True)
-    except Invalid as error:
-        if error.members.get("pointer") == "/payload" and any(name in OWN for name, _ in headers or ()):
-            return codec.decode(value)
-        raise
 
 
 def parse_position(text: bytes) -> Position:
@@ -78,10 +69,6 @@ def version_of(headers: Headers) -> int | None:
     found = headers.get_all("hive-version")
     if not found:
         return None
-    if not is_version(found[-1]):
+    if not (found[-1].isdigit() and len(found[-1]) <= LONGEST_VERSION):
         raise Invalid(f"the hive-version {found[-1][:64]!r} is none; it is a whole number")
     return int(found[-1])
-
-
-def is_version(text: bytes | None) -> bool:
-    return text is None or (len(text) <= LONGEST_VERSION and text.isdigit())

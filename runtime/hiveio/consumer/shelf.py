@@ -109,8 +109,10 @@ class Shelf:
             if offset > max(self._kept):
                 self._kept.clear()
                 self._settle()
-        if key is None:
-            return NOBODY
+        return NOBODY if key is None else self.parked(key)
+
+    def parked(self, key: bytes) -> frozenset[str]:
+        """The actors for whom the key is parked."""
         entry = self.parking.entries.get(key)
         return entry.actors if entry else self._everybody if key in self._unread else NOBODY
 

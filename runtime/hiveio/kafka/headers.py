@@ -15,22 +15,22 @@ UNREADABLE = "\ufffd"  # the name of a header whose own is not UTF-8: the client
 
 Pairs = list[tuple[str, bytes | None]]
 
-# Takes no short cut. Raises SystemError, once for each message; then ``mended`` has its headers.
-checked_headers: Callable[[Message], Pairs | None] = methodcaller("headers")
+# Takes no short cut, nor does ``map``. Raises SystemError, once for each message; then ``mended`` has its headers.
+_checked: Callable[[Message], Pairs | None] = methodcaller("headers")
 
 
 def headers_of(message: Message) -> Pairs:
     """In their order, repeated ones too. Nobody calls ``message.headers()``: see above."""
     try:
-        return checked_headers(message) or []
+        return _checked(message) or []
     except SystemError:
         return mended(message)
 
 
 def mended(message: Message) -> Pairs:
-    """The headers of a message for which ``checked_headers`` has raised SystemError; it gives these from now on."""
+    """The headers of a message for which ``headers`` has raised SystemError; it gives these from now on."""
     # Their representation tells the pairs with a null pointer, and a slice leaves it out.
-    pairs: list[Any] = list(checked_headers(message) or ())
+    pairs: list[Any] = list(_checked(message) or ())
     found: Pairs = [(UNREADABLE, pair[1:][0]) if repr(pair).startswith("(<NULL>") else pair for pair in pairs]
     message.set_headers(found)  # type: ignore[arg-type]
     return found

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hiveio.envelope import Context
-from hiveio.errors import Unavailable
+from hiveio.errors import ConfigError, Unavailable
 
-# Both are part of the projection: what is copied, dropped or restored with it, tells what it holds.
+# They are part of the projection: what is copied, dropped or restored with it, tells what it holds.
 TABLES = """
 CREATE TABLE IF NOT EXISTS hive_position
     (topic TEXT, partition INTEGER, next BIGINT NOT NULL, topic_id TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (topic, partition));
 CREATE TABLE IF NOT EXISTS hive_redriven
     (topic TEXT, partition INTEGER, at BIGINT, PRIMARY KEY (topic, partition, at));
+CREATE TABLE IF NOT EXISTS hive_owner (name TEXT NOT NULL);
 """
 
 
@@ -21,6 +22,16 @@ ADD_TOPIC_ID = "ALTER TABLE hive_position ADD COLUMN topic_id TEXT NOT NULL DEFA
 
 # Of a store a and its shadow b, in SQL; what a has of a topic that was made anew since, b need not have.
 BEHIND = "b.next IS NULL OR (b.next < a.next AND (a.topic_id = b.topic_id OR '' IN (a.topic_id, b.topic_id)))"
+
+
+def check_owner(where: str, owner: str, name: str) -> None:
+    """Raises ConfigError where a store is another actor's: of two with one position each would miss events."""
+    if owner != name:
+        raise ConfigError(
+            f"{where} is the projection of the actor {owner}, and {name} would share its position, so that each would "
+            f"miss events: give {name} a store of its own. If it is the same actor under a new name, it has "
+            f'`name = "{owner}"`'
+        )
 
 
 class Place(NamedTuple):

@@ -1,8 +1,9 @@
 """A projection in PostgreSQL. Needs the extra ``hiveio[postgres]`` (psycopg)."""
 
+import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import psycopg
@@ -12,10 +13,26 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable
-from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place
+from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
 
 WAIT_S = 5.0  # for a connection
+READY_S = 1.0  # the same, where readiness asks
 MOST = 8  # connections of a process
+# Of the database and not of what is done with it: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CLASSES = {
+    "08",  # connection exceptions, a pooler's among them
+    "53",  # no room on the disk, no memory, too many connections
+    "57",  # shutting down, starting, a statement that took too long
+    "58",  # input and output
+}
+_AWAY = {
+    "25006",  # read-only: a standby, or a database that is being moved
+    "25P03",  # the transaction was idle for too long
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # a lock that was not to be had
+}
+logger = logging.getLogger("hiveio.projection")
 
 
 class PostgresProjection(Actor):
@@ -30,10 +47,12 @@ class PostgresProjection(Actor):
             async def perform(self, event: Deposited, context: Context) -> None:
                 await self.once(context, lambda db: db.execute(…))
 
-    - ``url`` is a connection string (default: the variable POSTGRES_URL). ``schema`` is the search path.
+    - ``url`` is a connection string (default: the variable POSTGRES_URL). ``schema`` is the search path, and belongs to
+      this actor alone.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
-    - ``pool`` gives connections for queries. Instances and workers may share the database.
-    - A database that is away is waited for: that is no dead letter.
+    - ``pool`` gives connections for queries, each in a transaction. Instances and workers may share the database.
+    - A database that is away, full, locked or read-only is waited for: that is no dead letter.
+    - Nothing outlives a transaction in a session, so there may be a pooler between, in transaction mode.
     """
 
     url: ClassVar[str] = ""
@@ -44,23 +63,20 @@ class PostgresProjection(Actor):
         self.space = self.schema
 
     async def start(self) -> None:
-        """Raises Unavailable when there is no answer."""
-        self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-            self.url or os.environ.get("POSTGRES_URL", ""),
-            kwargs={"options": f"-c search_path={self.space}"},
-            min_size=1,
-            max_size=MOST,
-            timeout=WAIT_S,
-            open=False,
-        )
+        """Returns without the database too, and readiness tells. Raises ConfigError for a schema of another actor."""
+        self.pool = _Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space)
+        self._made = False
         await self.pool.open()
-        await self._in_transaction(self._make)
+        try:
+            await self._in_transaction(_nothing)
+        except Unavailable as error:
+            logger.warning("the projection %s waits for its database: %s", type(self).__name__, error)
 
     async def stop(self) -> None:
         await self.pool.close()
 
     async def ready(self) -> bool:
-        await self._in_transaction(lambda db: db.execute("SELECT 1"))
+        await self._in_transaction(lambda db: db.execute("SELECT 1"), READY_S)
         return True
 
     async def _make(self, db: AsyncConnection[Any]) -> None:
@@ -69,6 +85,10 @@ class PostgresProjection(Actor):
         await db.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.space)))
         await db.execute(TABLES)
         await db.execute(ADD_TOPIC_ID.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"))
+        own = type(self).name or type(self).__name__
+        await db.execute("INSERT INTO hive_owner SELECT %s WHERE NOT EXISTS (SELECT * FROM hive_owner)", (own,))
+        (owner,) = await (await db.execute("SELECT name FROM hive_owner")).fetchone() or (own,)
+        check_owner(f"PostgreSQL: the schema {self.space}", owner, own)
         if self.tables:
             await db.execute(self.tables)
 
@@ -87,7 +107,7 @@ class PostgresProjection(Actor):
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
         False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
-        stored; Unavailable when the database is away.
+        stored; Unavailable when the database is away, full, locked or read-only.
         """
         place = Place.of(context)
 
@@ -99,16 +119,24 @@ class PostgresProjection(Actor):
 
         return bool(await self._in_transaction(work))
 
-    async def _in_transaction(self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]]) -> Any:
-        async with AsyncExitStack() as stack:
-            try:
-                db = await stack.enter_async_context(self.pool.connection())
-            except PoolTimeout as error:
-                raise Unavailable(f"PostgreSQL: {error}") from None
-            try:
-                return await work(db)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                raise Unavailable(f"PostgreSQL: {error}") from error
+    async def _in_transaction(
+        self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]], wait_s: float = WAIT_S
+    ) -> Any:
+        """Raises Unavailable when the database is away, also where it is so at the commit."""
+        try:
+            async with self.pool.connection(wait_s) as db:
+                if not self._made:
+                    await self._make(db)
+                result = await work(db)
+            self._made = True
+            return result
+        except PoolTimeout:
+            reason = self.pool.reason or f"all {MOST} connections were busy for {wait_s:g} s"
+            raise Unavailable(f"PostgreSQL: {reason}") from None
+        except psycopg.Error as error:
+            if not _is_away(error):
+                raise
+            raise Unavailable(f"PostgreSQL: {str(error).strip()}") from error
 
     # -- hiveio replay
 
@@ -131,7 +159,8 @@ class PostgresProjection(Actor):
 
     async def begin_shadow(self) -> None:
         """To be called before ``start``: build beside the schema that is in use."""
-        await self.start()  # there may be no schema yet
+        await self.start()
+        await self._in_transaction(_nothing)  # there may be no schema yet
         await self.stop()
         self.space = f"{self.schema}_shadow"
         async with await AsyncConnection.connect(self.url or os.environ.get("POSTGRES_URL", "")) as db:
@@ -158,6 +187,61 @@ class PostgresProjection(Actor):
             return True
 
         return bool(await self._in_transaction(work))
+
+
+class _Pool(AsyncConnectionPool[AsyncConnection[Any]]):
+    """Gives connections in a transaction whose search path is the schema. ``reason`` is why none can be made, if so.
+
+    A pooler in transaction mode gives another session to each transaction: it refuses options of a session, and what is
+    set or prepared in one is not there in the next.
+    """
+
+    def __init__(self, url: str, space: str) -> None:
+        self.reason = ""
+        self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
+        super().__init__(
+            url,
+            # BEGIN is ours, so that it goes with the search path in one round trip.
+            kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": int(WAIT_S)},
+            connection_class=self._telling(),
+            min_size=1,
+            max_size=MOST,
+            timeout=WAIT_S,
+            open=False,
+        )
+
+    def _telling(self) -> type[AsyncConnection[Any]]:
+        pool = self
+
+        class Telling(AsyncConnection[Any]):
+            @classmethod
+            async def connect(cls, *arguments: Any, **named: Any) -> Any:
+                try:
+                    made = await super().connect(*arguments, **named)
+                except psycopg.Error as error:
+                    pool.reason = str(error).strip()
+                    raise
+                pool.reason = ""
+                return made
+
+        return Telling
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
+        async with super().connection(timeout) as db:
+            await db.execute(self._begin)
+            yield db  # then it commits, or rolls back what raises
+
+
+def _is_away(error: psycopg.Error) -> bool:
+    state = error.sqlstate
+    if state is None:  # the connection is broken
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state in _AWAY or state[:2] in _AWAY_CLASSES
+
+
+async def _nothing(db: AsyncConnection[Any]) -> None:
+    """Looks whether the database answers."""
 
 
 async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> tuple[int, str]:

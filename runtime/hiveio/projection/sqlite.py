@@ -10,8 +10,23 @@ from typing import Any, ClassVar
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable
-from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place
+from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
 
+# Of the file and not of what is done with it: it is full, locked, read-only, damaged, or cannot be reached. The next
+# event would find the same, so no event is to blame. https://www.sqlite.org/rescode.html
+_AWAY = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOTADB,
+}
 LOCKED_S = 0.05  # another process writes: longer waits are the consumer's, which does not hold up queries
 
 
@@ -29,6 +44,7 @@ class SqliteProjection(Actor):
 
     - ``database`` is a path; in memory (the default) the projection is built from the first event at each start.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
+    - A file that is full, locked or read-only is waited for: that is no dead letter.
     - ``connection`` is for queries. A file belongs to one process that writes, so there is one worker.
     """
 
@@ -40,11 +56,18 @@ class SqliteProjection(Actor):
         self.file = self.database
 
     def start(self) -> None:
-        self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.executescript(TABLES + self.tables)
-        if "topic_id" not in {name for _, name, *_ in self.connection.execute("PRAGMA table_info (hive_position)")}:
-            self.connection.execute(ADD_TOPIC_ID)
+        """Raises Unavailable, and ConfigError for a file that is another actor's."""
+        with self._waiting():
+            self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.executescript(TABLES + self.tables)
+            if "topic_id" not in {name for _, name, *_ in self.connection.execute("PRAGMA table_info (hive_position)")}:
+                self.connection.execute(ADD_TOPIC_ID)
+        with self._transaction() as db:
+            own = type(self).name or type(self).__name__
+            db.execute("INSERT INTO hive_owner SELECT ? WHERE NOT EXISTS (SELECT * FROM hive_owner)", (own,))
+            (owner,) = db.execute("SELECT name FROM hive_owner").fetchone()
+        check_owner(self.file, owner, own)
 
     def stop(self) -> None:
         self.connection.close()
@@ -56,13 +79,14 @@ class SqliteProjection(Actor):
         repeat it.
         """
         query = "SELECT next, topic_id FROM hive_position WHERE topic = ? AND partition = ?"
-        return self.connection.execute(query, (topic, partition)).fetchone() or (0, "")
+        with self._waiting():
+            return self.connection.execute(query, (topic, partition)).fetchone() or (0, "")
 
     def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
         False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
-        stored; Unavailable when another process has locked the file.
+        stored; Unavailable when the file is full, locked, read-only or away.
         """
         place = Place.of(context)
         with self._transaction() as db:
@@ -82,12 +106,25 @@ class SqliteProjection(Actor):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
+        with self._waiting():
             self.connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"{self.file}: {error}") from None
-        with self.connection:  # commits, or rolls back what raises
-            yield self.connection
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Raises Unavailable for what the file is to blame for."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF not in _AWAY:
+                raise
+            raise Unavailable(f"SQLite: {self.file}: {error}") from error
 
     # -- hiveio replay
 
@@ -95,7 +132,8 @@ class SqliteProjection(Actor):
         """Empty it, positions too."""
         with self._transaction() as db:
             for name in self._names(db, "main"):
-                db.execute(f'DELETE FROM "{name}"')
+                if name != "hive_owner":
+                    db.execute(f'DELETE FROM "{name}"')
 
     def begin_at(self, topic: str, partition: int, offset: int) -> None:
         """Begin a store that is empty at this event."""

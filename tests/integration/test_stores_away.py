@@ -1,0 +1,265 @@
+"""Stores that cannot take an event: full, read-only, locked, away, behind a pooler. No event is to blame for it."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from hiveio import Unavailable
+from hiveio.config import Settings
+from hiveio.errors import ConfigError
+from hiveio.projection import SqliteProjection
+from hiveio.projection.postgres import PostgresProjection
+from tests.conftest import required
+from tests.integration.consumers import Member, member, plain, settings
+from tests.integration.test_dead_letters import QUICK
+from tests.integration.test_projection import Postgresql, Sqlite, at
+from tests.integration.topics import make_topic, write
+from tests.process import Role, wait_until
+from tests.services import Kafka, Pgbouncer, Postgres, free_port
+
+__all__ = ["settings"]
+
+Made = Callable[..., Settings]
+
+
+async def waits(one: Member, kafka: Kafka, amount: int, reason: str) -> None:
+    """Write an event, and see that it waits for its backend."""
+    topic = one.consumer._settings.read_topics[0]
+    before = one.consumer.counts.retried
+    write(kafka.brokers, topic, plain([amount]))
+    await one.until(lambda: one.consumer.counts.retried > before + QUICK["consumer_attempts"])
+    told = await one.consumer.ready()
+    assert told is not None
+    assert "waits for its backend" in told
+    assert reason in told
+    assert one.consumer.counts.dead == 0
+
+
+async def goes_on(one: Member, amount: int) -> None:
+    await one.until(lambda: one.consumer.counts.handled == amount)
+    assert one.consumer.counts.dead == 0
+    assert await one.actor.amounts() == [*range(1, amount + 1)]
+
+
+async def test_a_file_that_is_locked_full_or_read_only(
+    kafka: Kafka, topic: str, settings: Made, tmp_path: Path
+) -> None:
+    path = tmp_path / "projection.sqlite"
+    kind = type("Projected", (Sqlite,), {"database": str(path)})
+    make_topic(kafka.brokers, topic)
+    async with member(settings(**QUICK), kind) as one:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        await waits(one, kafka, 1, "database is locked")
+        other.execute("ROLLBACK")
+        other.close()
+        await goes_on(one, 1)
+        db: sqlite3.Connection = one.actor.connection
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute("CREATE TABLE filler (text TEXT)")
+        db.execute(f"PRAGMA max_page_count = {pages + 4}")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            db.execute("INSERT INTO filler VALUES (?)", ("x" * 1_000_000,))
+        db.execute("CREATE TRIGGER fill AFTER INSERT ON line BEGIN INSERT INTO filler VALUES (zeroblob(100000)); END")
+        await waits(one, kafka, 2, "database or disk is full")
+        db.execute("DROP TRIGGER fill")
+        await goes_on(one, 2)
+        db.execute("PRAGMA query_only = ON")
+        await waits(one, kafka, 3, "attempt to write a readonly database")
+        db.execute("PRAGMA query_only = OFF")
+        await goes_on(one, 3)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def refused(store: Sqlite | Postgresql, reason: str) -> int:
+    """The first event that is not taken: what is allocated already is written still."""
+    for offset in range(1, 2_000):
+        try:
+            await store.take(at(offset), offset)
+        except Unavailable as error:
+            told = str(error)
+            break
+    else:
+        raise AssertionError("there is room for all")
+    assert reason in told
+    return offset
+
+
+async def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        store = type("Projected", (Sqlite,), {"database": str(disk / "projection.sqlite")})()
+        store.start()
+        assert await store.take(at(0), 1)
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space"):
+            filler.write_bytes(bytes(2 << 20))
+        offset = await refused(store, "projection.sqlite")
+        filler.unlink()
+        assert await store.take(at(offset), 2), "what failed left nothing behind"
+        store.stop()
+
+
+async def test_a_tablespace_that_is_full() -> None:
+    with small_disk(Path(tempfile.gettempdir(), uuid.uuid4().hex)) as disk, required("postgres"), Postgres() as own:
+        user = pwd.getpwnam("postgres")
+        os.chown(disk, user.pw_uid, user.pw_gid)
+        with psycopg.connect(own.url, autocommit=True) as admin:
+            admin.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+        text = "text TEXT DEFAULT repeat('x', 1900)"  # which is not compressed
+        tables = f"CREATE TABLE IF NOT EXISTS line (amount BIGINT, {text}) TABLESPACE small"
+        store = type("Projected", (Postgresql,), {"url": own.url, "schema": "s", "tables": tables})()
+        await store.start()
+        await refused(store, "No space left on device")
+        await store.stop()
+
+
+async def test_a_database_that_is_read_only_or_locked(
+    kafka: Kafka, topic: str, settings: Made, postgres: Postgres
+) -> None:
+    name = f"d{uuid.uuid4().hex}"
+    make_topic(kafka.brokers, topic)
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+
+        def change(text: str) -> None:
+            """Of the database, in new sessions; the present ones end."""
+            admin.execute(f"ALTER DATABASE {name} {text}")
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+        admin.execute(f"CREATE DATABASE {name}")
+        url = postgres.url.removesuffix("postgres") + name
+        kind = type("Projected", (Postgresql,), {"url": url, "schema": "s"})
+        async with member(settings(**QUICK), kind) as one:
+            await one.until(one.partitions)
+            change("SET default_transaction_read_only = on")
+            await waits(one, kafka, 1, "read-only transaction")
+            change("RESET default_transaction_read_only")
+            await goes_on(one, 1)
+            change("SET lock_timeout = '50ms'")
+            with psycopg.connect(url) as other:
+                other.execute("LOCK TABLE s.hive_position")
+                await waits(one, kafka, 2, "lock timeout")
+            await goes_on(one, 2)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_what_a_record_is_to_blame_for_is_no_backend_that_is_away(postgres: Postgres) -> None:
+    """PostgreSQL calls it operational, too: a limit of the program, which the same event meets again."""
+    schema, tables = f"s{uuid.uuid4().hex}", "CREATE TABLE IF NOT EXISTS name (text TEXT PRIMARY KEY)"
+    store = type("Projected", (PostgresProjection,), {"url": postgres.url, "schema": schema, "tables": tables})()
+    await store.start()
+    text = os.urandom(10_000).hex()
+    with pytest.raises(psycopg.OperationalError, match="index row") as raised:
+        await store.once(at(0), lambda db: db.execute("INSERT INTO name VALUES (%s)", (text,)))
+    assert (raised.value.sqlstate or "").startswith("54")
+    await store.stop()
+
+
+async def test_behind_a_pooler_in_transaction_mode(
+    kafka: Kafka, topic: str, settings: Made, postgres: Postgres
+) -> None:
+    """Two projections share its two sessions, and find their own tables whichever they are given."""
+    make_topic(kafka.brokers, topic)
+    with required("postgres"), Pgbouncer(postgres) as pooler:
+        names = [f"s{uuid.uuid4().hex}" for _ in range(2)]
+        kinds = [type(f"In{n}", (Postgresql,), {"url": pooler.url, "schema": n}) for n in names]
+        async with member(settings(**QUICK), *kinds) as one:
+            write(kafka.brokers, topic, plain(range(40)))  # more than a driver prepares a statement after
+            await one.until(lambda: one.consumer.counts.handled == 40)
+            asked = [actor.amounts() for _ in range(20) for actor in one.actors]
+            assert await asyncio.gather(*asked) == [[*range(40)]] * 40
+        with psycopg.connect(postgres.url) as db:
+            for name in names:
+                found = db.execute(f"SELECT next FROM {name}.hive_position").fetchall()
+                assert found == [(40,)]
+
+
+async def test_a_store_is_one_actors(postgres: Postgres, tmp_path: Path) -> None:
+    """Of two that share a position each would miss what the other has stored."""
+    schema = f"s{uuid.uuid4().hex}"
+    first, second = (type(n, (PostgresProjection,), {"url": postgres.url, "schema": schema})() for n in ("One", "Two"))
+    await first.start()
+    with pytest.raises(ConfigError, match=f'{schema} is the projection of the actor One, and Two .*`name = "One"`'):
+        await second.start()
+    await second.stop()
+    renamed = type("Two", (PostgresProjection,), {"url": postgres.url, "schema": schema, "name": "One"})()
+    await renamed.start()
+    for each in (renamed, first):
+        await each.stop()
+    file = str(tmp_path / "one.sqlite")
+    one, two = (type(name, (SqliteProjection,), {"database": file})() for name in ("One", "Two"))
+    one.start()
+    one.reset()
+    with pytest.raises(ConfigError, match="is the projection of the actor One"):
+        two.start()
+    two.stop()
+    one.stop()
+
+
+PROJECTED = """
+from hiveio import Context, Event
+from hiveio.projection.postgres import PostgresProjection
+
+class Deposited(Event):
+    amount: int
+
+class Lines(PostgresProjection):
+    tables = "CREATE TABLE IF NOT EXISTS line (amount BIGINT)"
+
+    async def perform(self, event: Deposited, context: Context) -> None:
+        await self.once(context, lambda db: db.execute("INSERT INTO line VALUES (%s)", (event.amount,)))
+"""
+
+
+def test_the_reason_of_a_failed_first_connection_is_told(kafka: Kafka, topic: str) -> None:
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain(range(3)))
+    port = free_port()
+    environ = {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_GROUP_ID": topic,
+        "EVENT_STORE_FROM_START": "true",
+        "POSTGRES_URL": f"postgresql://hiveio@127.0.0.1:{port}/postgres",
+    }
+    with Role("consumer", environ, actor=PROJECTED, wait=False) as role:
+        wait_until(lambda: any("Connection refused" in line["message"] for line in role.logs()), 20, "the log tells")
+
+        def told() -> bool:
+            try:
+                return "Connection refused" in httpx.get(role.url + "/readyz?verbose").text
+            except httpx.TransportError:
+                return False
+
+        wait_until(told, 20, "readiness tells")
+        with required("postgres"), Postgres(port=port) as server:
+            wait_until(lambda: httpx.get(role.url + "/readyz").status_code == 200, 60, "it is ready")
+
+            def stored() -> bool:
+                with psycopg.connect(server.url) as db:
+                    return db.execute("SELECT count(*) FROM projection.line").fetchone() == (3,)
+
+            wait_until(stored, 30, "all is stored")
