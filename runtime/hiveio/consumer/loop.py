@@ -73,7 +73,8 @@ class Consumer:
                 if contract.batch or hasattr(contract.actor, "position"):
                     raise ConfigError(
                         f"CONSUMER_CONCURRENCY={settings.consumer_concurrency} is wrong: {contract.name} {alone}, "
-                        "so its events are handled in the order of the partition; it takes 1"
+                        "so its events are handled in the order of the partition; it takes 1. More partitions, and a "
+                        "perform that takes a list of events, make it faster"
                     )
             self._lane = partial(ParallelLane, concurrency=settings.consumer_concurrency)
         elif any(contract.batch for contract, _ in heard):
