@@ -43,7 +43,7 @@ def test_every_event_of_the_log_is_folded_by_the_actors_of_today(
         return told.returncode, told.stdout.splitlines()
 
     summary = f"{topic}.transactions: 1 AccountActor Deposited, 3 AccountActor Opened"
-    assert check(ACTOR) == (0, [summary, "1 actors: no breaking changes"])
+    assert check(ACTOR) == (0, [summary, "1 actor: no breaking changes"])
     assert check(ACTOR, "--write", "schemas.json")[0] == 0
 
     code, lines = check(ACTOR.replace("AccountActor", "Accounts"))
@@ -67,7 +67,5 @@ def test_every_event_of_the_log_is_folded_by_the_actors_of_today(
 
     code, lines = check(ACTOR.replace("case Deposited(", "case Deposited() if 1 / 0: ...\n            case Deposited("))
     assert code == 1
-    assert (
-        "AccountActor cannot fold Deposited: ZeroDivisionError: division by zero (1 aggregates, first at " in lines[1]
-    )
+    assert "AccountActor cannot fold Deposited: ZeroDivisionError: division by zero (1 aggregate, first at " in lines[1]
     assert len(read_all(kafka.brokers, f"{topic}.transactions")) == records  # it wrote nothing

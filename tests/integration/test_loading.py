@@ -144,6 +144,12 @@ CASES = {
         changed("/sums/{id}", "/sums"),
         role="stream-processor",
     ),
+    "reserved": one(
+        "Adder: the path /livez belongs to the service; take another",
+        changed("/sums/{id}", "/livez"),
+        errors.PathReserved,
+        role="stream-processor",
+    ),
     "tx": one(
         "Adder.perform takes tx, and only a stream processor has transactions",
         changed("command: Add) -> Added", "command: Add, tx) -> Added"),

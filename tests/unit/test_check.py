@@ -221,16 +221,16 @@ def test_the_command(tmp_path: Path) -> None:
         "",
         "hiveio check: schemas.json cannot be read: No such file or directory; write it with hiveio check --write\n",
     )
-    assert call("--write", "schemas.json") == (0, "1 actors: no breaking changes\n", "")
-    assert call("schemas.json") == (0, "1 actors: no breaking changes\n", "")
+    assert call("--write", "schemas.json") == (0, "1 actor: no breaking changes\n", "")
+    assert call("schemas.json") == (0, "1 actor: no breaking changes\n", "")
     assert call("--write", "listener.json", module="listener")[0] == 0
     code, text, _ = call("schemas.json", "listener.json")
-    assert (code, text.splitlines()[-1]) == (1, "1 actors: 1 breaking change")
+    assert (code, text.splitlines()[-1]) == (1, "1 actor: 1 breaking change")
     assert "OrderActor writes Cancelled, which nobody takes" in text
     assert call("listener.json", "schemas.json", module="listener")[:2] == (code, text)
     (tmp_path / "orders.py").write_text(changed(("    note: str | None = None\n", "")))
     code, text, errors = call("schemas.json")
-    assert (code, text.splitlines()[-1], errors) == (1, "1 actors: 1 breaking change", "")
+    assert (code, text.splitlines()[-1], errors) == (1, "1 actor: 1 breaking change", "")
     assert text.startswith("breaks clients: OrderActor Place.note: it is not known; ")
     assert call("schemas.json", "--write", "schemas.json")[0] == 1  # it says so, and it is accepted
     assert call("schemas.json")[0] == 0

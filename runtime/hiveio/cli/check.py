@@ -74,8 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(shown(str(finding)))
     if arguments.write:
         _write(arguments.write, ours)
-    print(f"{len(ours)} actors: {len(found) or 'no'} breaking change{'' if len(found) == 1 else 's'}")
+    print(f"{_counted(len(ours), 'actor')}: {_counted(len(found), 'breaking change')}")
     return 1 if found else 0
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number or 'no'} {thing}{'' if number == 1 else 's'}"
 
 
 def _read(path: Path) -> dict[str, Said]:
@@ -227,7 +231,7 @@ def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
                         failed[key] = failed.get(key, (place, 0))[0], failed.get(key, (place, 0))[1] + 1
     print(f"{settings.log_topic}: " + shown(", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))))
     return [
-        Finding(RECORDS, f"{what} ({count:,} aggregates, first at {place})", remedy)
+        Finding(RECORDS, f"{what} ({_counted(count, 'aggregate')}, first at {place})", remedy)
         for (what, remedy), (place, count) in failed.items()
     ]
 

@@ -14,7 +14,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
-from hiveio.routes import About, Route, messages, query_parameters
+from hiveio.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
 from hiveio.schemas import union
 from hiveio.service import Observer
 from hiveio.transaction import record as records
@@ -54,7 +54,7 @@ class TransactionLog:
                 raise BadAnnotation(f"{contract.name} has no replay: a stream processor folds its state from events")
             if "/" in contract.name:
                 raise BadAnnotation(f"the actor name {contract.name!r} contains a /")
-            if contract.path and "{id}" not in contract.path:
+            if contract.path and not (contract.path.startswith((*RESERVED, RESERVED_BELOW)) or "{id}" in contract.path):
                 raise BadAnnotation(
                     f"{contract.kind.__name__}: the path {contract.path!r} has no {{id}}, which names a command's "
                     f'aggregate; write path = "{contract.path.rstrip("/")}/{{id}}"'
