@@ -234,7 +234,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert text.startswith("breaks clients: OrderActor Place.note: it is not known; ")
     assert call("schemas.json", "--write", "schemas.json")[0] == 1  # it says so, and it is accepted
     assert call("schemas.json")[0] == 0
-    for content in ("no", '{"format": 1}', '{"format": 2, "actors": {}}'):
+    cut = '{"format": 1, "actors": {"OrderActor": {"commands": {"Place": {"$ref": "#/$defs/X"}}}}}'
+    for content in ("no", '{"format": 1}', '{"format": 2, "actors": {}}', cut):
         (tmp_path / "odd.json").write_text(content)
         code, _, errors = call("odd.json")
         assert (code, errors.count("\n")) == (2, 1)

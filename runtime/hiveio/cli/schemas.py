@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hiveio.actor import Contract
+from hiveio.errors import ConfigError
 
 Schema = dict[str, Any]
 # Of a keyword of JSON Schema: whether the reader's value leaves out what the writer's allows.
@@ -165,7 +166,12 @@ class _Comparison:
 
 def _resolved(schema: Schema, root: Schema) -> Schema:
     while reference := schema.get("$ref"):
-        schema = root["$defs"][reference.rpartition("/")[2]]
+        try:
+            schema = root["$defs"][reference.rpartition("/")[2]]
+        except KeyError:
+            raise ConfigError(
+                f"a file has no {reference} to which it refers; write it with hiveio check --write"
+            ) from None
     return schema
 
 
