@@ -165,6 +165,7 @@ def test_reset(kafka: Kafka, topic: str, environ: dict[str, str], replay: Replay
     assert replay("--reset", "--from", "2200-01-01", "--no-wait") == 0, text(replay)
     assert stored(environ) == []
     assert replay("--reset", "--no-wait") == 0, text(replay)
+    assert len(committed(kafka.brokers, topic, topic)[1].split(" ")[1]) == 22, "the id of the topic"
     with Role("consumer", environ, actor_path=tmp_path, module="totals"):
         wait_until(lambda: stored(environ) == [*range(100)], 30, "the service reads it")
 
@@ -177,6 +178,7 @@ def test_queries_answer_during_a_replay_and_say_how_old_they_are(
     write(kafka.brokers, topic, plain([200]))
     written = time.time()
     assert replay("--reset", "--no-wait") == 0, text(replay)
+    assert len(committed(kafka.brokers, topic, topic)[1].split(" ")[1]) == 22, "the id of the topic"
     with Role("consumer", environ | {"SLOW_S": "0.05"}, actor_path=tmp_path, module="totals") as role:
 
         def ask() -> tuple[int, int]:

@@ -3,19 +3,22 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
+from hiveio import Context
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
 from hiveio.kafka import lookup
 from hiveio.kafka.reader import Reader
 from hiveio.kafka.tail import LogReader
-from tests.integration.consumers import Member, Recorder, member, plain, settings, wire
+from hiveio.projection import SqliteProjection
+from tests.integration.consumers import Deposited, Member, Recorder, member, plain, settings, wire
 from tests.integration.topics import Written, committed, make_topic, write
 from tests.services import Kafka
 
@@ -221,6 +224,33 @@ async def test_a_topic_made_anew_under_a_running_consumer_is_read_from_its_first
         assert committed(kafka.brokers, made.group_id, topic)[1].split(" ")[1] == id
         await one.ready()
     assert "made anew" in caplog.text
+
+
+async def test_a_projection_knows_that_its_position_is_in_a_topic_that_is_gone(
+    kafka: Kafka, topic: str, settings: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Lines(SqliteProjection):
+        database = str(tmp_path / "lines.sqlite")
+        tables = "CREATE TABLE IF NOT EXISTS line (amount INTEGER)"
+
+        def perform(self, event: Deposited, context: Context) -> None:
+            self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?)", (event.amount,)))
+
+        def lines(self) -> list[int]:
+            return [amount for (amount,) in self.connection.execute("SELECT amount FROM line ORDER BY rowid")]
+
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain([1, 2]))
+    async with member(settings(from_start=False), Lines) as one:
+        await one.until(lambda: one.actor.lines() == [1, 2])
+    delete(kafka.brokers, topic)
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, plain([3, 4, 5, 6]))
+    for _ in range(2):
+        async with member(settings(from_start=False), Lines) as two:
+            await two.until(lambda: two.actor.lines() == [1, 2, 3, 4, 5, 6])
+            await two.ready()
+    assert caplog.text.count("Lines has a position in a topic of this name that is gone") == 1
 
 
 async def test_letters_of_a_topic_that_is_gone_are_not_those_of_the_new_one(

@@ -100,7 +100,9 @@ class Assignment:
                 if names is None:  # before it joins
                     self._left = await asyncio.to_thread(self._lookup.group_is_left)
                 there, missing = await asyncio.to_thread(self._lookup.topics, self._topics)
-            except Unavailable as error:
+            except Exception as error:  # whatever it is: nobody else looks
+                if not isinstance(error, Unavailable):
+                    logger.exception("the topics")
                 if names is None:
                     self.joining = str(error)
                 await asyncio.sleep(pauses.next_s())

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
+from hiveio.kafka.assigned import UNKNOWN, Note
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
@@ -115,12 +116,12 @@ class Reader:
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
     def commit(self, offsets: dict[Place, int]) -> None:
-        """Set the offsets of a group without members."""
-        self._call(
-            self._consumer.commit,
-            offsets=[TopicPartition(*place, offset) for place, offset in offsets.items()],
-            asynchronous=False,
-        )
+        """Set the offsets of a group without members, each with the id of its topic."""
+        client = admin(self._settings)  # named: its results end with it
+        described = client.describe_topics(TopicCollection(sorted({topic for topic, _ in offsets})))
+        ids = {topic: str(self._call(found.result).topic_id) for topic, found in described.items()}
+        noted = [TopicPartition(*at, offset, str(Note(UNKNOWN, ids[at[0]]))) for at, offset in offsets.items()]
+        self._call(self._consumer.commit, offsets=noted, asynchronous=False)
 
     def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         try:
