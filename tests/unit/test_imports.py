@@ -99,3 +99,15 @@ def test_every_kafka_client_takes_the_settings_of_all() -> None:
         if call.func.id in ("Producer", "AdminClient") or (call.func.id == "Consumer" and "kafka" in path.parts)
     ]
     assert made == ["kafka/client.py"]  # which asks librdkafka about one property at a time
+
+
+def test_the_headers_of_a_message_are_read_in_one_place() -> None:
+    """``message.headers()`` gives null pointers for names that are not UTF-8: hiveio.kafka.headers knows what to do."""
+    called = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in FILES
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if call.func.attr == "headers" and not call.args
+    ]
+    assert called == []
