@@ -24,7 +24,7 @@ from hiveio.annotations import (
     members_of,
 )
 from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, UpcastingCodec
-from hiveio.errors import BadAnnotation, NameTaken
+from hiveio.errors import BadAnnotation, NameTaken, contained, is_cancelled
 from hiveio.immutable import is_immutable
 
 # The decorators tell type checkers that the classes derived from these are frozen, as they are.
@@ -342,9 +342,17 @@ def performing(contract: Contract) -> Handler:
     )
 
     async def handle(envelope: Envelope) -> Outcome:
-        result = invoke(None, envelope.message, envelope.context() if wants_context else None, None)
-        if is_async or hasattr(result, "__await__"):  # inspect.isawaitable asks for more, and costs as much as the rest
-            result = await result
+        try:
+            result = invoke(None, envelope.message, envelope.context() if wants_context else None, None)
+            # inspect.isawaitable asks for more, and costs as much as the rest
+            if is_async or hasattr(result, "__await__"):
+                result = await result
+        except Exception:
+            raise
+        except BaseException as error:
+            if is_cancelled(error):
+                raise
+            raise contained(error) from error
         if events_only and result is not None:
             contract.checked_events(result)
         return Outcome(result)

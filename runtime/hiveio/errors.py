@@ -8,6 +8,7 @@
 Anything else that leaves an actor or the runtime is a fault of that code, and the only thing answered with a 500.
 """
 
+import asyncio
 import re
 from typing import Any
 
@@ -296,3 +297,26 @@ class Unknown(Problem):
 
     status = 504
     title = "Outcome Unknown"
+
+
+# -- what an actor raises that is none of these
+
+
+def contained(error: BaseException) -> Exception:
+    """What an actor raised, as a fault at its message and nothing more.
+
+    ``SystemExit`` and the like would end the worker, and with it the work of everybody else; a cancellation that nobody
+    asked for would end whoever awaits it without a word; no future takes a ``StopIteration``.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    text = f": {error}" if str(error) else ""
+    fault = RuntimeError(f"the actor raised {type(error).__name__}{text}")
+    fault.__cause__ = error
+    return fault
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether the task that runs is cancelled, and the error is not one that an actor raised or awaited."""
+    task = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
+    return task is not None and task.cancelling() > 0

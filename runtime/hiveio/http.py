@@ -24,6 +24,7 @@ from hiveio.errors import (
     Unavailable,
     Unknown,
 )
+from hiveio.fault import log_fault
 from hiveio.headers import (
     HeaderView,
     check_content_coding,
@@ -154,8 +155,8 @@ class Edge:
                 raise
             log.exception("%s %s: the actor awaited what was cancelled", method, resource.path)
             answer, body = [_PROBLEM], FAULT
-        except Exception:
-            log.exception("%s %s failed", method, resource.path)
+        except Exception as error:
+            log_fault(log, error, None, what=f"{method} {resource.path}")
             answer, body = [_PROBLEM], FAULT
 
         length = len(body)
@@ -213,6 +214,7 @@ class Edge:
         assert task is not None
         self._running[task] = monotonic()
         arrived = False
+        envelope: Envelope | None = None
         try:
             if len(headers) < len(scope["headers"]):
                 check_repeated(scope["headers"])
@@ -249,17 +251,16 @@ class Edge:
             payload, meta = route.decode(body, identifier, parameters, scope["query_string"])
             key = headers.get(b"idempotency-key")
             if_match = headers.get(b"if-match")
-            outcome = await route.handler(
-                Envelope(
-                    message=payload,
-                    id=identifier,
-                    meta=meta,
-                    key=None if key is None else idempotency_key(key),
-                    if_match=None if if_match is None else expected_version(if_match),
-                    body=body,
-                    headers=HeaderView(headers, scope["headers"]),
-                )
+            envelope = Envelope(
+                message=payload,
+                id=identifier,
+                meta=meta,
+                key=None if key is None else idempotency_key(key),
+                if_match=None if if_match is None else expected_version(if_match),
+                body=body,
+                headers=HeaderView(headers, scope["headers"]),
             )
+            outcome = await route.handler(envelope)
         except asyncio.CancelledError:
             if task not in self._overdue:
                 raise
@@ -267,6 +268,10 @@ class Edge:
                 raise RequestTimeout("the request did not arrive in full in time") from None
             log.warning("%s %s took longer than REQUEST_TIMEOUT", route.method, route.path)
             raise Unknown("no answer within REQUEST_TIMEOUT; it may have happened, or may happen still") from None
+        except (Problem, Gone):
+            raise
+        except BaseException as error:
+            raise _fault(error, route, envelope) from None
         finally:
             if self._running.pop(task, None) is None:
                 self._overdue.discard(task)
@@ -276,7 +281,12 @@ class Edge:
         status = route.success if outcome.status == 200 else outcome.status
         if status == 204:
             return status, b""
-        return status, outcome.encoded if outcome.encoded is not None else encode_value(outcome.value, meta)
+        if outcome.encoded is not None:
+            return status, outcome.encoded
+        try:
+            return status, encode_value(outcome.value, meta)
+        except Exception as error:  # the actor's reply is nothing that JSON has
+            raise _fault(error, route, envelope) from None
 
     def _check_headers(self, headers: dict[bytes, bytes]) -> None:
         media_type = headers.get(b"content-type")
@@ -371,6 +381,12 @@ class Edge:
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Problem:
+    """The 500 of a fault of the actor, or of ours, which is in the log from now on."""
+    log_fault(log, error, route.contract, envelope, method=route.method, path=route.path)
+    return Problem()
 
 
 class Gone(Exception):

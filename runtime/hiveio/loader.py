@@ -35,7 +35,9 @@ def load(settings: Settings) -> list[Contract]:
         return contracts(_actors(module, name, attribute))
     except LoadError:
         raise
-    except Exception as error:  # the __init__ of an actor
+    except BaseException as error:  # the __init__ of an actor
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise _raised(name, settings.actor_path, error) from None
 
 

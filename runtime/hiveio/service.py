@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
-from hiveio.errors import BadAnnotation, HiveError, StartRaises
-from hiveio.loader import raised
+from hiveio.errors import BadAnnotation, HiveError, StartRaises, contained, is_cancelled
+from hiveio.fault import log_fault
 from hiveio.peers import Health, Peers
 from hiveio.routes import Route, Router
 
@@ -155,16 +155,8 @@ class Service:
     async def start(self) -> None:
         """Start actors, then components. Raises what they raise; ``stop`` then ends those that had begun."""
         for contract in self.contracts:
-            actor = contract.actor
-            self._running.append((contract.name, actor.stop))
-            try:
-                await settled(actor.start())
-            except HiveError:
-                raise
-            except Exception as error:
-                text = f"{contract.kind.__name__}.start {raised(error)}"
-                log.error("%s", text)
-                raise StartRaises(text.partition("\n")[0]) from None
+            self._running.append((contract.name, contract.actor.stop))
+            await _start(contract)
         for component in self.components:
             self._running.append((component.name, component.stop))
             await component.start()
@@ -176,7 +168,9 @@ class Service:
             name, stop = self._running[-1]
             try:
                 await settled(stop())
-            except Exception:
+            except BaseException as error:
+                if is_cancelled(error):
+                    raise
                 log.exception("%s did not stop cleanly", name)
             self._running.pop()
 
@@ -228,10 +222,32 @@ async def settled(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+async def _start(contract: Contract) -> None:
+    """Raises Stop."""
+    try:
+        await settled(contract.actor.start())
+    except (HiveError, asyncio.CancelledError) as error:
+        if isinstance(error, HiveError) or is_cancelled(error):
+            raise
+        raise StartRaises(f"{contract.kind.__name__}.start awaited what was cancelled") from None
+    except BaseException as error:
+        log_fault(log, error, contract, what=f"{contract.kind.__name__}.start")
+        raise StartRaises(f"{contract.kind.__name__}.start raised {type(error).__name__}: {error}") from None
+
+
+async def _asked(ready: Callable[[], Any]) -> Any:
+    try:
+        return await settled(ready())
+    except BaseException as error:  # in a task of its own, where SystemExit would end the loop
+        if is_cancelled(error):
+            raise
+        raise contained(error)  # noqa: B904 - it is the same, or has it as its cause
+
+
 async def _answer(ready: Callable[[], Any]) -> str | None:
     """A component answers None or a reason, an actor true or false."""
     try:
-        answer = await asyncio.wait_for(settled(ready()), READY_TIMEOUT)
+        answer = await asyncio.wait_for(_asked(ready), READY_TIMEOUT)
     except TimeoutError:
         return f"no answer within {READY_TIMEOUT} s"
     except Exception as error:

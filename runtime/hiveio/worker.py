@@ -111,8 +111,17 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.handle_exit_signal()
 
     def run(self) -> None:
+        serving = self.loop.create_task(self._serve())
         try:
-            self.loop.run_until_complete(self._serve())
+            while not serving.done():
+                try:
+                    self.loop.run_until_complete(serving)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    # It leaves the loop from whichever task or callback raises it. One that an actor has begun by
+                    # itself ends by it, and nothing else does.
+                    if serving.done() or not self.alive:
+                        raise
+                    log.exception("a task of an actor raised %s; it has ended, all others go on", type(error).__name__)
         except Exception as error:
             log.exception("the worker failed")
             self.failure = error

@@ -85,7 +85,9 @@ def test_each_record_has_its_answer(kafka: Kafka, topic: str, producer: Make, fo
         assert found[3]["detail"] == "less than nothing"
         assert found[5] == {"status": 200}, "nothing to write"
         assert found[9] == {"status": 200, "position": f"{topic}/0/1"}
-        assert [line["message"] for line in role.complaints()] == ["record 8 of a batch failed"]
+        (told,) = role.complaints()
+        assert told["message"] == "Account failed at Deposit: KeyError: 'a fault of the actor'"
+        assert told["record"] == 8
     first, last = read_all(kafka.brokers, topic)
     assert first.key() == b"a"
     keys = [dict(m.headers() or [])["hive-key"] for m in (first, last)]

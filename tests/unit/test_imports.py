@@ -16,6 +16,7 @@ RANKS = [
     {"actor"},
     {
         "body",
+        "fault",
         "loader",
         "peers",
         "service",
@@ -37,8 +38,8 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
 ORDER = [
-    "body", "logs", "metrics", "loader", "problem", "routes", "peers", "service", "schemas", "openapi", "asyncapi",
-    "probes", "http",
+    "body", "logs", "metrics", "fault", "loader", "problem", "routes", "peers", "service", "schemas", "openapi",
+    "asyncapi", "probes", "http",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from hiveio.consumer.routing import Routing, Target
 from hiveio.consumer.shelf import GROUP, Shelf
 from hiveio.envelope import Context, Envelope
 from hiveio.errors import Invalid, Problem, Refused, Stop, Unavailable
+from hiveio.fault import about, log_fault
 from hiveio.headers import Headers
 from hiveio.kafka import Lane, Message, Start
 from hiveio.kafka.headers import Pairs
@@ -123,26 +124,28 @@ class CarefulLane(Lane):
         hand: Hand,
         message: Message,
         target: Target,
-        envelope: Envelope,
+        make: Callable[[], Envelope],
         error: BaseException | None = None,
         *,
         once: bool = False,
     ) -> Failure | None:
         """Handle it, or go on after ``error``, in growing intervals: None when it worked, else how it failed at last.
 
-        With ``once`` it is tried again only for a backend that is away.
+        Each attempt is given what ``make`` gives: what one has changed is not there for the next. With ``once`` it is
+        tried again only for a backend that is away.
         """
         attempt = 1
+        envelope: Envelope | None = None
         while True:
             if error is None:
                 hand.since = time.monotonic()
                 try:
-                    await target.handle(envelope)
+                    await target.handle(envelope := make())
                     hand.since = hand.held = None
                     return None
                 except BaseException as raised:
                     error = raised
-            failure, error = hand.told(error, self.retry.timeout_s), None
+            failure, error = hand.told(error, self.retry.timeout_s, closing=self._closing), None
             if isinstance(failure, Stop):
                 raise failure
             if self._closing:
@@ -151,12 +154,16 @@ class CarefulLane(Lane):
             away = isinstance(failure, Unavailable)
             if wait_s is None or (once and not away):
                 hand.held = None
+                if not once and not isinstance(failure, Refused):
+                    place = f"{self.topic}/{self.partition}/{message.offset()}"
+                    log_fault(logger, failure, target.contract, envelope or make(), record=place, attempts=attempt)
                 return failure, attempt
             text = f"{self.topic}/{self.partition}/{message.offset()}: attempt {attempt} failed"
             if away and attempt >= self.retry.attempts:
                 hand.held = f"{text}, and it waits for its backend: {failure}"
             if not away or attempt.bit_count() == 1:  # what has no end is told at growing distances
-                logger.warning("%s, the next is in %.2f s: %s: %s", text, wait_s, type(failure).__name__, failure)
+                told = f"{text}, the next is in {wait_s:.2f} s: {type(failure).__name__}: {failure}"
+                logger.warning("%s", told, extra=about(target.contract, envelope or make()))
             self.routing.counts.retried += 1
             await self._wait(hand, asyncio.sleep(wait_s))
             attempt += 1
@@ -199,8 +206,7 @@ class CarefulLane(Lane):
         """Write a record that nobody can handle to the dead-letter topic, and park its key."""
         where, text = f"{self.topic}/{self.partition}/{message.offset()}", f"{type(error).__name__}: {error}"
         if reason != "unknown":  # of which there may be many: it is told once a type
-            trace = error if reason == "failed" else None
-            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text, exc_info=trace)
+            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text)
         await self._room(hand, f"{where}: {reason}: {text}")
         self.shelf.put(message, reason, text, attempts, actors)
         await self.shelf.flush()
@@ -259,25 +265,31 @@ class CarefulLane(Lane):
                 return f"{type(error).__name__}: {error}"
         headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
         positions = Headers.wrapping(headers).get_all("hive-position")
-        envelope: Envelope | None = None
-        try:
+        position = positions[-1] if positions else None
+
+        def made() -> Envelope:
             event, meta = settled(read(headers, message.value(), routing.codec))
             envelope = Envelope(message=event, id=id_of(key_of(message)), meta=meta)
-            position = positions[-1] if positions else None
             topic_id = found.get(TOPIC_ID, b"").decode("utf-8", "replace")
             self._set_record(envelope, message, headers, position, origin[2], time_of(found), letter_of=topic_id)
+            return envelope
+
+        try:
+            envelope = made()
         except Problem as error:
             keepers = routing.keepers(unknown_type(error))
             return f"{type(error).__name__}: {error}" if keepers & actors else None
-        for target in routing.by_type.get(type(event), ()):
+        for target in routing.by_type.get(type(envelope.message), ()):
             if target.name not in actors:
                 continue
+            envelope = made()  # another actor may have changed its own
             self.hand.since = time.monotonic()
             try:
                 await target.handle(as_batch(envelope) if target.batch else envelope)
             except BaseException as error:
-                failure = self.hand.told(error, self.retry.timeout_s)
-                logger.warning("%s: tried again in vain: %s: %s", origin, type(failure).__name__, failure)
+                failure = self.hand.told(error, self.retry.timeout_s, closing=self._closing)
+                text = f"{origin}: tried again in vain: {type(failure).__name__}: {failure}"
+                logger.warning("%s", text, extra=about(target.contract, envelope))
                 return f"{type(failure).__name__}: {failure}"
             finally:
                 self.hand.since = None

@@ -7,17 +7,19 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hiveio.actor import Tombstone
-from hiveio.consumer.careful import CarefulLane, Failure, enveloped, offset_of, settled
+from hiveio.consumer.careful import CarefulLane, Failure, as_batch, enveloped, offset_of, settled
 from hiveio.consumer.cloudevents import MARK as CLOUD_EVENT
 from hiveio.consumer.cloudevents import is_structured
-from hiveio.consumer.reading import JSON, LONGEST_VERSION, Reading, read
+from hiveio.consumer.reading import JSON, LONGEST_VERSION, Reading, read, undecoded
 from hiveio.consumer.retry import Hand
+from hiveio.consumer.routing import Target
 from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
-from hiveio.errors import Corrupt, Invalid, Problem, Unavailable
+from hiveio.errors import Corrupt, Invalid, Unavailable, is_cancelled
 from hiveio.kafka import Message
 from hiveio.kafka.headers import UNREADABLE, Pairs, mended
 
@@ -100,14 +102,15 @@ class WorkLane(CarefulLane):
         """Around a task of this lane: it ends with the lane, or with a fault, which stops the partition."""
         try:
             yield
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
         except Corrupt as error:
             self.fail(str(error))
-        except Exception as error:
+        except BaseException as error:
+            if self._closing and isinstance(error, asyncio.CancelledError):
+                return
             logger.exception("%s", self)
             self.fail(f"{type(error).__name__}: {error}")
+            if is_cancelled(error):
+                raise
         finally:
             hand.since = None
 
@@ -208,6 +211,25 @@ class WorkLane(CarefulLane):
             else:
                 yield message, offset, value, headers, position
 
+    def _anew(self, record: New, target: Target) -> Envelope:
+        """What a record gives to an actor, once more: an attempt before this one may have changed what it was given."""
+        envelope = self._envelope(record, *self._reread(record), target)
+        return as_batch(envelope) if target.batch else envelope
+
+    def _reread(self, record: New) -> tuple[Any, Any]:
+        """Event and meta of a record that was read before."""
+        message, _, value, headers, _ = record
+        if type(value) is bytes:
+            return self.routing.codec.decode(value, headers or ())
+        return settled(read(headers or [], message.value(), self.routing.codec))
+
+    def _envelope(self, record: New, event: Any, meta: Any, target: Target) -> Envelope:
+        message, offset, _, headers, position = record
+        envelope = enveloped(message, event, meta)
+        if target.with_record:
+            self._set_record(envelope, message, headers, position, offset, message.timestamp()[1])
+        return envelope
+
     async def _handle(self, hand: Hand, records: Iterable[New], *, in_order: bool = False) -> None:
         """Each record, by all who take it. What they cannot handle is a letter, which may have to be flushed still.
 
@@ -215,29 +237,35 @@ class WorkLane(CarefulLane):
         """
         shelf, progress, since, clock = self.shelf, self.progress, self._settled, time.monotonic
         decode, by_type, counts = self.routing.codec.decode, self.routing.by_type, self.routing.counts
-        now = clock()
-        for message, offset, value, headers, position in records:
+        mutable, now = self.routing.mutable, clock()
+        for record in records:
+            message, offset, value, headers, position = record
             blocked: frozenset[str] | None = NOBODY
             if shelf.busy and (blocked := await self._blocked(message)) is None:
                 pass  # parked, or a letter already
             else:
                 try:
                     event, meta = decode(value, headers or ()) if type(value) is bytes else settled(value)
-                except Problem as error:
-                    await self._undecodable(hand, message, error)
+                except BaseException as error:
+                    await self._undecodable(hand, message, undecoded(error))
                 else:
                     envelope: Envelope | None = None
                     failures: dict[str, Failure] | None = None
+                    given = False
                     for target in by_type[type(event)]:
                         if (blocked and target.name in blocked) or (
                             offset < since and offset < self._resumes.get(target, 0)
                         ):
                             continue
+                        if given and (meta is not None or type(event) in mutable):
+                            (event, meta), envelope = self._reread(record), None  # another actor may have changed it
+                        given = True
                         if target.plain is None:
                             envelope = envelope or enveloped(message, event, meta)
                             if target.with_record and envelope.record is None:
                                 self._set_record(envelope, message, headers, position, offset, message.timestamp()[1])
                         hand.since = now = clock()
+                        raised: BaseException | None = None
                         try:
                             if target.plain is not None:
                                 if (result := target.plain(event)) is not None and hasattr(result, "__await__"):
@@ -245,8 +273,10 @@ class WorkLane(CarefulLane):
                             elif envelope is not None:
                                 await target.handle(envelope)
                         except BaseException as error:
-                            envelope = envelope or enveloped(message, event, meta)
-                            failed = await self._attempt(hand, message, target, envelope, error)
+                            raised = error
+                        if raised is not None:  # not above: what comes next would have it as its context
+                            make = partial(self._anew, record, target)
+                            failed = await self._attempt(hand, message, target, make, raised)
                             if failed is not None:
                                 failures = {**(failures or {}), target.name: failed}
                     hand.since = None

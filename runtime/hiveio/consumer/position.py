@@ -4,6 +4,7 @@ import inspect
 import logging
 
 from hiveio.actor import Contract
+from hiveio.errors import contained, is_cancelled
 from hiveio.kafka import Start
 
 logger = logging.getLogger("hiveio.consumer")
@@ -31,9 +32,14 @@ async def position_of(contract: Contract, topic: str, partition: int) -> tuple[i
     ask = getattr(contract.actor, "position", None)
     if ask is None:
         return None
-    found = ask(topic, partition)
-    if inspect.isawaitable(found):
-        found = await found
+    try:
+        found = ask(topic, partition)
+        if inspect.isawaitable(found):
+            found = await found
+    except BaseException as error:
+        if is_cancelled(error):
+            raise
+        raise contained(error)  # noqa: B904 - it is the same, or has it as its cause
     if found is None:
         return None
     offset, topic_id = found if isinstance(found, tuple) and len(found) == 2 else (found, "")

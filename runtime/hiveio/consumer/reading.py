@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from hiveio.actor import Tombstone
@@ -51,8 +50,13 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
         return error
     except UnicodeDecodeError as error:
         return Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}")
-    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        return Malformed(f"it cannot be read: {error}")
+    except BaseException as error:
+        return Malformed(f"it cannot be read: {type(error).__name__}: {error}")
+
+
+def undecoded(error: BaseException) -> Problem:
+    """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises what it likes."""
+    return error if isinstance(error, Problem) else Invalid(f"it cannot be decoded: {type(error).__name__}: {error}")
 
 
 def parse_position(text: bytes) -> Position:

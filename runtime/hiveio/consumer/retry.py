@@ -5,7 +5,7 @@ import random
 import time
 
 from hiveio.config import Settings
-from hiveio.errors import Refused, Unavailable
+from hiveio.errors import Refused, Unavailable, contained, is_cancelled
 
 
 class Retry:
@@ -46,18 +46,23 @@ class Hand:
         if self.since is not None and self.task is not None and time.monotonic() - self.since > timeout_s:
             self.overdue = True
             self.task.cancel()
+        elif self.overdue:  # it has ended as if nothing had happened
+            self._go_on()
 
-    def told(self, error: BaseException, timeout_s: float) -> Exception:
-        """What a handler raised, as an error of it. Raises what is none: the lane itself is cancelled."""
+    def told(self, error: BaseException, timeout_s: float, *, closing: bool) -> Exception:
+        """What a handler raised, as an error of it. Raises what is none: the lane, which is ``closing``, cancels it."""
         self.since = None
-        if isinstance(error, asyncio.CancelledError):
-            if self.overdue and self.task is not None:
-                self.overdue = False
-                while self.task.cancelling():
-                    self.task.uncancel()
-                return TimeoutError(f"the handler took longer than CONSUMER_TIMEOUT, {timeout_s:g} s")
-            if self.task is None or not self.task.cancelling():
-                return RuntimeError("the handler awaited what was cancelled")
-        if not isinstance(error, Exception):
+        cancelled, overdue = isinstance(error, asyncio.CancelledError), self.overdue
+        if closing and not overdue and is_cancelled(error):
             raise error
-        return error
+        if cancelled or overdue:
+            self._go_on()
+        if cancelled and overdue:
+            return TimeoutError(f"the handler took longer than CONSUMER_TIMEOUT, {timeout_s:g} s")
+        return contained(error)
+
+    def _go_on(self) -> None:
+        """What was cancelled was the handler, and not this task; an actor may have cancelled it, too."""
+        self.overdue = False
+        while self.task is not None and self.task.cancelling():
+            self.task.uncancel()

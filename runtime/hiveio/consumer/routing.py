@@ -62,6 +62,7 @@ class Routing:
         self.codec = Codec(self.by_type, strict=False)
         if takers := [target for target in self.targets if target.contract.tombstones]:
             self.by_type[Tombstone] = takers
+        self.mutable = frozenset(kind for target in self.targets for kind in target.contract.mutable)
         self.counts = Counts()
         kinds = [(target.name, target.contract.kind) for target in self.targets]
         self._keep_undecodable = frozenset(name for name, kind in kinds if kind.undecodable == "dead")

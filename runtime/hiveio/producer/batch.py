@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hiveio.body import discard
 from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
+from hiveio.fault import log_fault
 from hiveio.headers import check_media_type
 from hiveio.http import Gone
 from hiveio.problem import encode_problem
@@ -184,8 +185,10 @@ class Intake:
                 submitted.append(await self._publishing.submit(envelope, claim, gather=True))
             except Problem as problem:
                 submitted.append(encode_problem(problem))
-            except Exception:
-                log.exception("record %d of a batch failed", taken + len(submitted))
+            except Exception as error:
+                place = taken + len(submitted)
+                of = None if isinstance(envelope, Problem) else envelope
+                log_fault(log, error, self._publishing.contract, of, record=place)
                 submitted.append(_FAULT)
         return submitted
 

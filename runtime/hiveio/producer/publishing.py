@@ -61,7 +61,7 @@ class Publishing:
     def __init__(
         self, handler: Handler, contract: Contract, sender: Sender, settings: Settings, keys: Keys | None = None
     ) -> None:
-        self._handler, self._contract, self._sender, self._keys = handler, contract, sender, keys
+        self._handler, self.contract, self._sender, self._keys = handler, contract, sender, keys
         self._topic = topic_of(contract, settings)
         self._queued = settings.producer_ack == "queued"
         self._source = (
@@ -80,7 +80,7 @@ class Publishing:
         """The claim on its Idempotency-Key, where keys are remembered; or the answer that the first request got."""
         if envelope.key is None or self._keys is None:
             return None
-        return await self._keys.claim(self._contract.name, envelope, self._next_id())
+        return await self._keys.claim(self.contract.name, envelope, self._next_id())
 
     async def submit(
         self, envelope: Envelope, claim: Claim | Outcome | None = None, *, gather: bool = False
@@ -99,7 +99,7 @@ class Publishing:
 
     async def _submit(self, envelope: Envelope, id: str, gather: bool, claim: Claim | None) -> Submission:
         outcome = await self._handler(envelope)
-        events = self._contract.checked_events(outcome.value)
+        events = self.contract.checked_events(outcome.value)
         stored: list[Stored] = []
         if len(events) == 1:
             value, key, headers = self._record(events[0], envelope, id + ".0", self._headers(envelope))
@@ -157,7 +157,7 @@ class Publishing:
 
     def _record(self, event: Event, envelope: Envelope, id: str, shared: Headers) -> tuple[bytes, str | None, Headers]:
         """Value, key and headers."""
-        key = self._key(event) if self._contract.key else envelope.id or None
+        key = self._key(event) if self.contract.key else envelope.id or None
         if self._source:
             value, attributes = cloudevents.to_record(event, envelope, id, key, self._source)
             return value, key, [*shared, ("hive-id", id), *attributes.items()]
@@ -168,12 +168,12 @@ class Publishing:
         return value, key, [*shared, ("hive-id", id), CONTENT_TYPE]
 
     def _key(self, event: Event) -> str | None:
-        value = getattr(event, self._contract.key)
+        value = getattr(event, self.contract.key)
         if value is None:
             return None
         key = str(value)
         if not 1 <= len(key.encode()) <= ID_LIMIT:
-            raise Invalid(f"a key has 1 to {ID_LIMIT} bytes", pointer=f"/payload/{self._contract.key}")
+            raise Invalid(f"a key has 1 to {ID_LIMIT} bytes", pointer=f"/payload/{self.contract.key}")
         return key
 
     def _headers(self, envelope: Envelope) -> Headers:

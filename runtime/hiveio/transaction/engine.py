@@ -26,6 +26,7 @@ from hiveio.errors import (
     TooLarge,
     Unavailable,
     Unknown,
+    contained,
 )
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader
@@ -171,7 +172,10 @@ class Engine:
             raise Unknown("the outcome is not known yet: ask again", transaction=token) from None
 
     def partition(self, contract: Contract, id: str) -> int:
-        return scope_of(contract.actor.scope(id), len(self.scopes))
+        try:
+            return scope_of(contract.actor.scope(id), len(self.scopes))
+        except BaseException as error:
+            raise contained(error)  # noqa: B904 - it is the same, or has it as its cause
 
     # -- what runs ask
 
@@ -276,7 +280,8 @@ class Engine:
             headers = {"ETag": f'"{command.version}"', "Hive-Position": f"{command.scope.where}/{offset}"}
             command.future.set_result(Outcome(encoded=command.body, headers=headers))
 
-    def fail(self, command: Command, error: Exception) -> None:
+    def fail(self, command: Command, error: BaseException) -> None:
+        error = contained(error)  # no future takes a StopIteration
         self._over(command, error.title if isinstance(error, Problem) else "fault")
         if not command.future.done():
             command.future.set_exception(error)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from msgspec import Raw
 
 from hiveio.envelope import encode_message
-from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, VersionMismatch
+from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, VersionMismatch, contained
 from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
@@ -45,8 +45,8 @@ class Performer:
             if not inspect.isawaitable(result) and reading.complete:
                 self._decide(command, reading, result)
                 return
-        except Exception as error:
-            self._raised(command, reading, error)
+        except BaseException as error:
+            self._raised(command, reading, contained(error))
             return
         run.performing = True
         self._engine.task(self._waits(run, command, reading, result), command.context.copy())
@@ -83,8 +83,8 @@ class Performer:
                     if inspect.isawaitable(result):
                         result = await result
                     await reading.read_written()
-                except Exception as raised:
-                    error = raised
+                except BaseException as raised:
+                    error = contained(raised)
                 if not reading.moved():
                     if error is not None and not _is_refusal(error):
                         raise error
@@ -101,7 +101,7 @@ class Performer:
                 self._engine.give_up(command, Conflict(str(taken)))
             elif not command.over:
                 run.set_aside(command)
-        except Exception as fault:
+        except BaseException as fault:
             self._engine.fail(command, fault)
         finally:
             if reading is not None:
@@ -125,8 +125,8 @@ class Performer:
             try:
                 self._decide(command, reading, None, error)
                 return
-            except Exception as fault:
-                error = fault
+            except BaseException as fault:
+                error = contained(fault)
         self._engine.fail(command, error)
 
     def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Problem | None = None) -> None:

@@ -118,8 +118,6 @@ class View:
                 entry.state, entry.snapshot = self.folded(name, entry, entry.events)
                 entry.tail = b""
                 self.quarantine.healed.add(name)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # an actor may raise whatever it likes
             entry.state, entry.fault = None, reason(error)
             entry.since = entry.since or at
@@ -207,8 +205,6 @@ class View:
             if not new.fault:
                 try:
                     new.state, new.snapshot = self.folded(name, old, events)
-                except KeyboardInterrupt:
-                    raise
                 except BaseException as error:  # an actor may raise whatever it likes
                     new.state, new.since, new.fault = None, offset, reason(error)
             if new.fault:
