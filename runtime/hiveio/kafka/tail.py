@@ -11,7 +11,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, make
+from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
 
 BATCH = 2_000  # most records handed over at once
@@ -78,6 +78,7 @@ class Tail:
         self._moved = threading.Event()
         self._following: dict[int, tuple[int, OnRecords, OnError]] = {}
         self._next: dict[int, int] = {}  # of each the offset behind what was handed over
+        self._denied = False  # a missing right was told
         self._lock = threading.Lock()
         self._backlog = 0
         self._room = threading.Event()
@@ -180,6 +181,9 @@ class Tail:
                 ends[partition] = message.offset() + 1  # type: ignore[operator]
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 failures[partition] = error.str()
+            elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and not self._denied:
+                self._denied = True
+                logger.error("%s", denied(error, f"topic {self._topic}", "Read"))
         with self._lock:  # a follow() made meanwhile makes what was read before it void
             arrived = groups.keys() | failures.keys()
             current = {p: self._following[p] for p in arrived if p not in self._wanted and p in self._following}
