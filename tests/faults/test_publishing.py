@@ -1,4 +1,5 @@
-"""Faults 51 to 53: records of others, a lease in the wrong hands, an event topic that does not fit its log."""
+"""Faults 51 to 54: records of others, a lease in the wrong hands, an event topic that does not fit its log, and a scope
+that has failed beside one that has not."""
 
 import asyncio
 import json
@@ -9,11 +10,13 @@ import pytest
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from hiveio.kafka.tail import BACKLOG
+from hiveio.transaction.rule import scope_of
 from tests.faults.checker import Told
 from tests.faults.proxy import always
 from tests.faults.stage import Broker, Stage, until
 from tests.integration.test_outcomes import FOREVER, LOG
-from tests.integration.topics import make_topic, read_all, write
+from tests.integration.topics import Written, make_topic, read_all, write
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 PUBLISHED_S = 10.0  # 5 s on a machine that has nothing else to do
@@ -92,6 +95,22 @@ async def test_52_who_cannot_publish_gives_the_lease_to_others(
         stage.kafka_proxy.open()
         if happens is not failed:  # that one stays as it is: it has stopped
             await stage.well("Account/a")
+
+
+@pytest.mark.fault(54)
+async def test_54_a_scope_that_has_failed_is_not_felt_by_the_others(broker: Broker) -> None:
+    ill, well = (next(f"{n}" for n in range(99) if scope_of(f"{n}", 2) == scope) for scope in (0, 1))
+    with Stage(broker, broken=("poison", ""), environ={"EVENT_STORE_PARTITIONS": "2"}) as stage:
+        await stage.accepted("Deposit", f"Account/{well}", amount=1)
+        assert (await stage.send("Deposit", f"Account/{ill}", at=1, key="poison", amount=1)).told is Told.ACCEPTED
+        await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
+        strange: list[Written] = [(0, "k", b"null", {})] * (BACKLOG + 5_000)
+        await asyncio.to_thread(write, stage.direct.brokers, stage.log_topic, strange)
+        began = time.monotonic()
+        for _ in range(20):  # with a backlog that nobody takes each waits a second
+            call = await stage.send("Deposit", f"Account/{well}", amount=1)
+            assert call.told is Told.ACCEPTED, call
+        assert time.monotonic() - began < 10
 
 
 async def stopped(stage: Stage, *texts: str) -> None:

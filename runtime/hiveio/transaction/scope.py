@@ -142,6 +142,8 @@ class Scope:
         if not self.failed:
             self.failed = reason
             log.critical("the scope stops: %s", reason)
+            self._news.set()
+            self.applier.wake()
 
     # -- what others wait for
 
@@ -201,6 +203,10 @@ class Scope:
             except Exception as error:
                 log.exception("a fault while following %s", self.where)
                 self.fail(f"{self.where}/{self.view.next}: {type(error).__name__}: {error}")
+        # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
+        self._tail.unfollow(self.partition)
+        self._tail.taken(len(self._inbox))
+        self._inbox.clear()
 
     def _arrived(self, batch: list[LogRecord]) -> None:
         self._inbox.extend(batch)
