@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.alarms import alarms, publisher_lag
 from tests.faults.evidence import log_of, messages
 from tests.faults.fold import Fold
 from tests.faults.proxy import PRODUCE, kafka
 from tests.faults.stage import Broker, Stage, until
 from tests.process import Role
+from tests.services import HOST
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 TAKEOVER_S = 5.0
@@ -74,6 +76,32 @@ async def test_40_a_publisher_is_succeeded(broker: Broker, how: str) -> None:
             await stage.start()
         else:
             stage.victim.resume()  # two at once, for a moment
+        await stage.well("Account/a")
+
+
+@pytest.mark.fault(40)
+async def test_40_a_publisher_that_is_stuck_is_seen_also_after_a_restart(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        await only_holder(stage)
+        stage.instances[1].kill()
+        victim, other = (f"http://{HOST}:{instance.port}" for instance in stage.instances)
+        stage.kafka_proxy.up.hold(kafka(PRODUCE, stage.topic))
+        for _ in range(3):
+            await stage.accepted("Deposit", "Account/a", amount=1)
+        stuck = {"HiveioEventsAreNotPublished"}
+        await until(lambda: alarms(victim) == stuck, "the alarm", to_thread=True)
+        records, seconds = await asyncio.to_thread(publisher_lag, victim)
+        await stage.start()
+        await until(stage.victim.is_ready, "ready", to_thread=True)
+        await until(lambda: publisher_lag(victim)[1] > seconds, "seen again", 10, to_thread=True)
+        assert (await asyncio.to_thread(publisher_lag, victim))[0] >= records
+        assert await asyncio.to_thread(alarms, victim) == stuck
+        await stage.start(instance=1)
+        await stage.ready()
+        # Another one publishes, and the one that cannot sees that too.
+        for url in (other, victim):
+            await until(lambda url=url: publisher_lag(url) == (0, 0), "all is published", to_thread=True)  # type: ignore[misc]
+        stage.kafka_proxy.up.open()
         await stage.well("Account/a")
 
 

@@ -224,6 +224,11 @@ _ONE_RECORD = {
 }
 
 
+def brief_consumer(settings: Settings) -> Consumer:
+    """One that reads a few records here and there."""
+    return _consumer(settings, **_ONE_RECORD)
+
+
 class LogReader:
     """Ends and single records of a topic, read on a thread of its own."""
 
@@ -231,7 +236,7 @@ class LogReader:
         self._settings, self._topic = settings, topic
         self._ends = _consumer(settings)
         self._made = time.monotonic()
-        self._records = _consumer(settings, **_ONE_RECORD)
+        self._records = brief_consumer(settings)
         self._reading = threading.Lock()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()

@@ -11,6 +11,7 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe
 from hiveio.kafka.appender import Appender
+from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
@@ -20,6 +21,7 @@ from hiveio.service import Observer
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
+from hiveio.transaction.lag import PublisherLag
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
@@ -102,6 +104,8 @@ class TransactionLog:
             publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, ids, self._observer)
             self._publishers.append(publisher)
             publisher.start()
+        self._lag = PublisherLag(self.scopes, Marks(s), s.written_topic)
+        self._lag.start()
         self._started = True
 
     async def _backends(self) -> tuple[Topic, Topic]:
@@ -169,6 +173,7 @@ class TransactionLog:
             await self._appender.stop(share)
             await self._tail.stop()
             await self._publishing.stop()
+            await self._lag.stop()
             await asyncio.to_thread(self._reader.close)
             await asyncio.to_thread(self._events.close)
         for node in self._nodes:

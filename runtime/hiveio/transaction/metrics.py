@@ -27,7 +27,16 @@ _unapplied = Gauge(
     multiprocess_mode="livemax",
 )
 _unpublished = Gauge(
-    "hiveio_publisher_lag_records", "Records judged and not published", ["scope"], multiprocess_mode="livemax"
+    "hiveio_publisher_lag_records",
+    "Records of the log from the first event on that is not on the event topic",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
+_unpublished_s = Gauge(
+    "hiveio_publisher_lag_seconds",
+    "Age of the oldest event that is not on the event topic",
+    ["scope"],
+    multiprocess_mode="livemax",
 )
 _quarantined = Gauge(
     "hiveio_quarantined_aggregates",
@@ -81,10 +90,12 @@ class Lags:
     """How far one scope is behind."""
 
     def __init__(self, scope: int) -> None:
-        self._gauges = [gauge.labels(str(scope)) for gauge in (_behind, _unapplied, _unpublished, _quarantined)]
+        gauges = (_behind, _unapplied, _unpublished, _unpublished_s, _quarantined)
+        self._gauges = [gauge.labels(str(scope)) for gauge in gauges]
 
-    def set(self, behind: int, unapplied: int, unpublished: int, quarantined: int) -> None:
-        for gauge, value in zip(self._gauges, (behind, unapplied, unpublished, quarantined), strict=True):
+    def set(self, behind: int, unapplied: int, unpublished: int, unpublished_s: float, quarantined: int) -> None:
+        values = (behind, unapplied, unpublished, unpublished_s, quarantined)
+        for gauge, value in zip(self._gauges, values, strict=True):
             gauge.set(max(0, value))
 
 

@@ -139,7 +139,6 @@ class Publisher:
         await self._resume()
         session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         log.info("publishing %s after %s", self._where, self._previous or "the start")
-        self._scope.publishing = True
         loop = asyncio.get_running_loop()
         self._checked = self._moved = loop.time()
         try:
@@ -154,7 +153,6 @@ class Publisher:
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)
         finally:
-            self._scope.publishing = False
             session.close()
             self._end_live()
             self._unfollow()

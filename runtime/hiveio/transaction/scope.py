@@ -19,6 +19,7 @@ from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.applier import PAUSE_S, Applier
+from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.proof import Consistency, Proofs
@@ -66,7 +67,7 @@ class Scope:
         self.proofs: Proofs
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
-        self.publishing = False  # by this instance
+        self.backlog = Backlog()
         self._lags = metrics.Lags(partition)
         self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
         self.lost = True  # the cache is not known to match the log
@@ -107,10 +108,9 @@ class Scope:
 
     def show_lags(self) -> None:
         """Publish how far this instance is behind."""
-        following, published = self.view.next, self.applier.published
-        unpublished = following - published if self.publishing else 0
-        behind, held = (self._goal or 0) - following, len(self.quarantine.held)
-        self._lags.set(behind, following - self.stands.offset, unpublished, held)
+        following, backlog = self.view.next, self.backlog
+        behind, unapplied = (self._goal or 0) - following, following - self.stands.offset
+        self._lags.set(behind, unapplied, backlog.records(following), backlog.age_s, len(self.quarantine.held))
 
     def saw(self, stands: bytes, asked: int | None = None) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more.

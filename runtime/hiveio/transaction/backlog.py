@@ -1,0 +1,43 @@
+"""What of one scope is accepted and not on its event topic, as far as was looked."""
+
+from typing import NamedTuple
+
+from hiveio.kafka.marks import age_s
+
+
+class Bearing(NamedTuple):
+    """A record of the log that bears events. ``sure``: it is accepted; else it is not judged yet."""
+
+    offset: int
+    time: int
+    last: int  # index of its last event
+    sure: bool = False
+
+
+class Backlog:
+    """Kept by PublisherLag."""
+
+    def __init__(self) -> None:
+        self.end = 0  # of the log
+        self.events_end = -1  # of the event topic
+        self.published = (-1, -1)  # position of the last event there: offset and index
+        self.clean = 0  # what stands between it and this offset bears no events
+        self.first: Bearing | None = None  # after it
+
+    def moved(self, position: tuple[int, int]) -> None:
+        """The last event on the topic has this position."""
+        if position < self.published:  # a repeat, or a topic made anew
+            self.clean = 0
+        self.published, self.clean = position, max(self.clean, position[0], 0)
+
+    @property
+    def stands(self) -> bool:
+        """Whether ``first`` is still what it was found to be."""
+        return self.first is not None and self.first.sure and (self.first.offset, self.first.last) > self.published
+
+    def records(self, judged: int) -> int:
+        return max(self.end, judged) - self.first.offset if self.first else 0
+
+    @property
+    def age_s(self) -> float:
+        return age_s(self.first.time) if self.first else 0.0

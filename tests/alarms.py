@@ -1,0 +1,40 @@
+"""The alarms of docs/operations.md, over what a service shows on /metrics at one moment."""
+
+import re
+from collections import defaultdict
+
+import httpx
+import yaml  # type: ignore[import-untyped]
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.process import ROOT
+
+_RULES = re.search(r"```yaml\n(groups:.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+assert _RULES is not None
+RULES = {rule["alert"]: rule["expr"] for rule in yaml.safe_load(_RULES[1])["groups"][0]["rules"]}
+
+
+def shown(url: str) -> dict[str, list[float]]:
+    """The values of each metric."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=10).text):
+        for sample in family.samples:
+            values[sample.name].append(sample.value)
+    return values
+
+
+def alarms(url: str) -> set[str]:
+    """Those whose expression is true now, of the form ``max by (scope) (metric) > number``: Prometheus adds ``for``."""
+    values, found = shown(url), set[str]()
+    for alert, expression in RULES.items():
+        if simple := re.fullmatch(r"max by \(scope\) \((\w+)\) > ([\d.]+)", expression):
+            assert simple[1] in values, f"{alert} looks at {simple[1]}, which is not shown"
+            if max(values[simple[1]]) > float(simple[2]):
+                found.add(alert)
+    return found
+
+
+def publisher_lag(url: str) -> tuple[float, float]:
+    """Records and seconds."""
+    values = shown(url)
+    return max(values["hiveio_publisher_lag_records"]), max(values["hiveio_publisher_lag_seconds"])
