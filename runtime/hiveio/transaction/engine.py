@@ -102,10 +102,8 @@ class Engine:
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise scope.unavailable()
-        if away := self.cache.away:
-            raise Unavailable(away)
-        if scope.late:
-            raise Unavailable("the log is slow to answer: try again later")
+        if reason := self.cache.away or ("the log is slow to answer: try again later" if scope.late else ""):
+            raise Unavailable(reason)
         if self._open >= COMMANDS:
             raise Unavailable(f"{COMMANDS} commands are in work: try again later")
         name, key = aggregate(contract.name, envelope.id), envelope.key

@@ -31,12 +31,12 @@ class Held(NamedTuple):
 class Quarantine:
     """What of a scope this instance cannot fold. It holds what the view has met, and what the cache lists."""
 
-    def __init__(self, topic: str, partition: int) -> None:
-        self._topic, self._partition = topic, partition
+    def __init__(self, topic: str, partition: int, stop: Callable[[str], None] = lambda reason: None) -> None:
+        """``stop`` is told when there is more of it than the bounds."""
+        self._topic, self._partition, self._stop = topic, partition, stop
         self.held: dict[str, Held] = {}
         self.healed: set[str] = set()  # folded here, and perhaps not so in the cache yet
         self.strangers: set[str] = set()  # names of actors that the log has and this service has not
-        self.stop: Callable[[str], None] = lambda reason: None
         self._told: set[str] = set()
         self._size = 0
 
@@ -72,7 +72,7 @@ class Quarantine:
                 extra=self._fields(name) | {"offset": held.offset, "reason": held.reason},
             )
         if len(self.held) > AGGREGATES or self._size > EVENTS_BYTES:
-            self.stop(
+            self._stop(
                 f"{self._topic}/{self._partition}: this version cannot fold {len(self.held)} aggregates with "
                 f"{self._size} bytes of events since then, the last one {name} at offset {held.offset}; at most "
                 f"{AGGREGATES} and {EVENTS_BYTES} are set aside. Nothing is lost: start a version that can fold them"

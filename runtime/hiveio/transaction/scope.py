@@ -54,8 +54,7 @@ class Scope:
         self.partition, self.topic, self._topic_id = partition, topic, topic_id
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
-        self.quarantine = Quarantine(topic, partition)
-        self.quarantine.stop = self.fail
+        self.quarantine = Quarantine(topic, partition, self.fail)
         self.view = View(contracts, self.quarantine, window)
         self.applier = Applier(self, cache, window)
         self._review = Review(self, cache)
@@ -67,9 +66,7 @@ class Scope:
         self.proofs: Proofs
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
-        self.backlog = Backlog()
-        self._lags = metrics.Lags(partition)
-        self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
+        self.backlog, self._lags = Backlog(), metrics.Lags(partition)
         self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
@@ -77,8 +74,6 @@ class Scope:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-
-    # -- life
 
     def start(self) -> None:
         self._tasks = [asyncio.ensure_future(run()) for run in (self._follow, self.applier.run, self._review.run)]
