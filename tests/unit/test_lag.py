@@ -1,7 +1,6 @@
 """What counts as not published: the first accepted event after the last one on the event topic."""
 
 import json
-from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,16 +55,22 @@ class Marks:
             raise Unavailable("away")
         return {("log", 0): len(self.log), ("events", 0): len(self.events)}
 
-    def read(self, place: tuple[str, int], offset: int, end: int) -> Generator[Any]:
-        for at in range(offset, end):
-            self.read_records += 1
-            if place[0] == "events":
-                position = "0:{}:{}".format(*self.events[at]).encode()
-                yield Message(at, b"{}", [("hive-position", position)])
-            else:
-                events = [{"type": "Added"}] * self.log[at]
-                body = {"kind": "commit", "command": ["A/a", "k"], "writes": [["A/a", "", 0, events]]}
-                yield Message(at, json.dumps(body).encode(), [])
+    def reader(self, topic: str) -> Any:
+        """A LogReader."""
+        written = self.events if topic == "events" else self.log
+        return SimpleNamespace(
+            bounds=lambda partition: (0, len(written)),
+            read_messages=lambda partition, offset, end: [self._message(topic, at) for at in range(offset, end)],
+        )
+
+    def _message(self, topic: str, at: int) -> Message:
+        self.read_records += 1
+        if topic == "events":
+            position = "0:{}:{}".format(*self.events[at]).encode()
+            return Message(at, b"{}", [("hive-position", position), ("hive-id", b"tx.0")])
+        events = [{"type": "Added"}] * self.log[at]
+        body = {"kind": "commit", "command": ["A/a", "k"], "writes": [["A/a", "", 0, events]]}
+        return Message(at, json.dumps(body).encode(), [])
 
 
 class Scene:
@@ -74,7 +79,8 @@ class Scene:
     def __init__(self, marks: Marks, verdicts: str) -> None:
         self.marks, self.verdicts, self.backlog = marks, verdicts, Backlog()
         scope: Any = SimpleNamespace(topic="log", partition=0, backlog=self.backlog, verdicts=self._verdicts, view=self)
-        self._lag = PublisherLag([scope], marks, "events")  # type: ignore[arg-type]
+        scope.reader = marks.reader("log")
+        self._lag = PublisherLag([scope], marks, marks.reader("events"), "events")  # type: ignore[arg-type]
 
     @property
     def next(self) -> int:

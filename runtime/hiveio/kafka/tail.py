@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -224,11 +225,6 @@ _ONE_RECORD = {
 }
 
 
-def brief_consumer(settings: Settings) -> Consumer:
-    """One that reads a few records here and there."""
-    return _consumer(settings, **_ONE_RECORD)
-
-
 class LogReader:
     """Ends and single records of a topic, read on a thread of its own."""
 
@@ -236,7 +232,7 @@ class LogReader:
         self._settings, self._topic = settings, topic
         self._ends = _consumer(settings)
         self._made = time.monotonic()
-        self._records = brief_consumer(settings)
+        self._records = _consumer(settings, **_ONE_RECORD)
         self._reading = threading.Lock()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
@@ -286,22 +282,15 @@ class LogReader:
 
     def read_messages(self, partition: int, offset: int, end: int, timeout_s: float = 5.0) -> list[Message]:
         """The messages from ``offset`` to below ``end``, which is not beyond the end of the partition. Blocking."""
+        if offset >= end:
+            return []
         found: list[Message] = []
-        with self._reading:
-            try:
-                self._records.assign([TopicPartition(self._topic, partition, offset)])
-                while offset < end:
-                    message = self._records.poll(timeout_s)
-                    failure = message.error() if message is not None else None
-                    if message is None or failure is not None:
-                        reason = failure.str() if failure is not None else "no answer"
-                        raise Unavailable(f"{self._topic}/{partition}/{offset} cannot be read: {reason}")
-                    if (offset := (message.offset() or 0) + 1) <= end:
-                        found.append(message)
-            except KafkaException as error:
-                raise Unavailable(f"{self._topic}/{partition}/{offset}: {error.args[0].str()}") from None
-            finally:
-                self._records.unassign()
+        with self._reading, closing(self._from(partition, offset, timeout_s)) as messages:
+            for message in messages:
+                if (at := message.offset() or 0) < end:
+                    found.append(message)
+                if at >= end - 1:
+                    break
         return found
 
     def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
@@ -331,7 +320,7 @@ class LogReader:
             back *= 4
         return None
 
-    def _from(self, partition: int, offset: int, timeout_s: float) -> Iterator[Message]:
+    def _from(self, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
         """The records from this offset to the end of now."""
         where = f"{self._topic}/{partition}/{offset}"
         try:

@@ -1,38 +1,35 @@
 """How far the event topic is behind the log, as every instance sees it, whoever publishes or nobody.
 
 Once a second the ends of both topics are asked for, of all scopes together. Where the event topic has moved, its last
-record says up to which position it has come; where the first event after that is not known, the log is read from there
-until an accepted record with events is found. Nothing is looked up where nothing moves.
+event says up to which position it has come; where the first event after that is not known, the log is read from there
+until an accepted record with events is found. Nothing is read where nothing moves.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import closing
-
-import msgspec
 
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka.marks import Marks
-from hiveio.kafka.tail import log_record
+from hiveio.kafka.tail import LogReader, log_record
 from hiveio.transaction import record as records
 from hiveio.transaction.backlog import Backlog, Bearing
-from hiveio.transaction.publisher import position_of
 from hiveio.transaction.record import Commit
+from hiveio.transaction.resume import last_event
 from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.publisher")
 
 LOOK_S = 1.0  # between two looks
-CANDIDATES = 20  # records with events whose verdicts are asked for at once
+CHUNKS = (20, 2_000)  # records of the log read at once: first, and most
 STRETCH = 20_000  # most records read in one look at a scope
 
 
 class PublisherLag:
     """Keeps the backlog of every scope true."""
 
-    def __init__(self, scopes: Sequence[Scope], marks: Marks, topic: str) -> None:
-        self._scopes, self._marks, self._topic = scopes, marks, topic
+    def __init__(self, scopes: Sequence[Scope], marks: Marks, events: LogReader, topic: str) -> None:
+        self._scopes, self._marks, self._events, self._topic = scopes, marks, events, topic
         self._silent = False
         self._task: asyncio.Task[None] | None = None
 
@@ -43,7 +40,6 @@ class PublisherLag:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.to_thread(self._marks.close)
 
     async def _run(self) -> None:
         while True:
@@ -67,7 +63,9 @@ class PublisherLag:
             backlog.end = ends[scope.topic, scope.partition]
             try:
                 if (end := ends[self._topic, scope.partition]) != backlog.events_end:
-                    backlog.moved(await asyncio.to_thread(self._position, scope.partition, end))
+                    # Records of others are counted where publishing goes on.
+                    last = await last_event(self._events, scope.partition, lambda offset: None)
+                    backlog.moved((last.offset, last.place) if last else (-1, -1))
                     backlog.events_end = end
                 if not backlog.stands:
                     await self._seek(scope, backlog)
@@ -76,49 +74,37 @@ class PublisherLag:
         if failure is not None:
             raise failure
 
-    def _position(self, partition: int, end: int) -> tuple[int, int]:
-        """Of the last event on the topic."""
-        if not end:
-            return -1, -1
-        with closing(self._marks.read((self._topic, partition), end - 1, end)) as messages:
-            return position_of(next(messages))
-
     async def _seek(self, scope: Scope, backlog: Backlog) -> None:
         """Find the first accepted record after what is published, or that there is none. What this instance has not
         judged yet counts until it has."""
-        looked = 0
-        while looked < STRETCH and backlog.clean < backlog.end:
-            found, clean, time = await asyncio.to_thread(self._bearing, scope, backlog, STRETCH - looked)
-            first = await self._accepted(scope, found)
-            if first is not None:
+        stop, chunk = min(backlog.end, backlog.clean + STRETCH), CHUNKS[0]
+        time = 0
+        while backlog.clean < stop:
+            upto = min(stop, backlog.clean + chunk)
+            found, time = await asyncio.to_thread(self._bearing, scope, backlog, upto)
+            if (first := await self._accepted(scope, found)) is not None:
                 backlog.first, backlog.clean = first, first.offset
                 return
-            looked += clean - backlog.clean
-            backlog.clean = clean
-            backlog.first = Bearing(clean, time, 0) if clean < backlog.end else None  # the next look goes on
-        if backlog.clean >= backlog.end:
-            backlog.first = None
+            backlog.clean, chunk = upto, min(4 * chunk, CHUNKS[1])
+        # The next look goes on; until then it is not known to be nothing.
+        backlog.first = Bearing(stop, time, 0) if stop < backlog.end else None
 
-    def _bearing(self, scope: Scope, backlog: Backlog, most: int) -> tuple[list[Bearing], int, int]:
-        """The next records that bear events which are not published; up to where the log was read, and its time."""
-        found: list[Bearing] = []
-        clean, end, time = backlog.clean, min(backlog.end, backlog.clean + most), 0
-        with closing(self._marks.read((scope.topic, scope.partition), clean, end)) as messages:
-            for offset, _, value, time in map(log_record, messages):
-                count = _events(value)
-                if count and (offset, count - 1) > backlog.published:
-                    found.append(Bearing(offset, time, count - 1))
-                clean = offset + 1
-                if len(found) == CANDIDATES:
-                    break
-        return found, clean, time
+    def _bearing(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[Bearing], int]:
+        """The next records up to there that bear events which are not published, and the time of the last one read."""
+        found, time = list[Bearing](), 0
+        for message in scope.reader.read_messages(scope.partition, backlog.clean, upto):
+            offset, _, value, time = log_record(message)
+            count = _events(value)
+            if count and (offset, count - 1) > backlog.published:
+                found.append(Bearing(offset, time, count - 1))
+        return found, time
 
     async def _accepted(self, scope: Scope, found: Sequence[Bearing]) -> Bearing | None:
+        """The first of them that is accepted, or not judged yet."""
         judged = [bearing.offset for bearing in found if bearing.offset < scope.view.next]
-        first = judged[0] if judged else 0
-        verdicts = await scope.verdicts(first, judged[-1] + 1) if judged else ""
-        for bearing in found:
-            verdict = verdicts[bearing.offset - first] if bearing.offset in judged else "?"
+        verdicts = await scope.verdicts(judged[0], judged[-1] + 1) if judged else ""
+        for number, bearing in enumerate(found):
+            verdict = verdicts[bearing.offset - judged[0]] if number < len(judged) else "?"
             if verdict != "0":
                 return bearing._replace(sure=verdict == "1")
         return None
@@ -128,6 +114,6 @@ def _events(value: bytes) -> int:
     """How many events a record of the log bears."""
     try:
         record = records.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except HiveError:
         return 0  # the scope stops at it, and says so
     return sum(len(write.events) for write in record.writes) if isinstance(record, Commit) else 0

@@ -104,7 +104,7 @@ class TransactionLog:
             publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, ids, self._observer)
             self._publishers.append(publisher)
             publisher.start()
-        self._lag = PublisherLag(self.scopes, Marks(s), s.written_topic)
+        self._lag = PublisherLag(self.scopes, Marks(s), self._events, s.written_topic)
         self._lag.start()
         self._started = True
 

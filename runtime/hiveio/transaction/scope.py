@@ -67,6 +67,7 @@ class Scope:
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.backlog, self._lags = Backlog(), metrics.Lags(partition)
+        self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
         self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
