@@ -141,8 +141,6 @@ class Scope:
             self._news.set()
             self.applier.wake()
 
-    # -- what others wait for
-
     def remembered(self, text: str, cached: bytes | None) -> Known | None:
         """A command id on record, by the view or else the cache, if it is in the window now."""
         found = self.view.knows(text) or known(cached)
