@@ -23,6 +23,7 @@ from hiveio.http1 import Connection as Http1
 from hiveio.peers import Health
 from hiveio.service import Service
 from hiveio.tls import GOODBYE_S, HANDSHAKE_S
+from hiveio.watchdog import Watchdog
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
@@ -139,6 +140,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         service = Service(settings, self.app.contracts)
         service.failed = self._fail
         service.peers, service.place = self.app.peers, self.place
+        watchdog = Watchdog(service.contracts)
+        watchdog.start()
         tasks = [asyncio.create_task(self._beat())]
         if settings.cluster_size > 1:
             tasks.append(asyncio.create_task(self._tell(service)))
@@ -168,6 +171,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             for task in tasks:
                 task.cancel()
             await self._stopped(service, settings.drain_timeout_ms / 1000 * (1 - REQUEST_SHARE - RESERVE))
+            watchdog.stop()
 
     async def _listen(self) -> None:
         secure: dict[str, Any] = {}

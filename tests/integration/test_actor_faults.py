@@ -16,7 +16,7 @@ from tests.services import Kafka, Redis
 HOW = ["exit", "interrupt", "cancelled", "generator", "own", "group", "stop"]
 ASYNC = [*HOW[:-1], "cancels itself"]  # a coroutine that raises StopIteration is Python's own RuntimeError
 RAISE = """
-import asyncio, sys
+import asyncio, sys, time
 from hiveio import Actor, Command, Context, Event, Model, Query
 
 class Own(BaseException):
@@ -46,6 +46,8 @@ def raises(how):
             next(iter([]))
         case "other":
             raise Other("one of the usual ones")
+        case "block":
+            time.sleep(1.6)
 
 async def raises_async(how):
     if how == "cancels itself":
@@ -119,6 +121,18 @@ def faults(role: Role) -> list[dict[str, Any]]:
     return [line for line in role.complaints() if "traceback" in line]
 
 
+def blocked(role: Role, method: str) -> dict[str, Any]:
+    """What is told of an actor that has blocked the loop, at the end of it."""
+    text = f"{method} blocked the event loop for "
+    line: dict[str, Any]
+    (line,) = wait_until(lambda: [line for line in role.complaints() if line["message"].startswith(text)], 5, text)
+    assert 1.4 < line["blocked_s"] < 5
+    assert f"{method} has blocked the event loop" in role.text()
+    assert "time.sleep(1.6)" in line["traceback"]
+    assert "hiveio/" not in line["traceback"]
+    return line
+
+
 def lives(role: Role, pid: int) -> None:
     assert [worker.pid for worker in role.workers()] == [pid]
     assert role.process.poll() is None
@@ -186,6 +200,10 @@ def test_what_an_actor_raises_ends_nothing_but_its_request() -> None:
         assert client.get("/readyz").status_code == 200
         lives(role, pid)
         first = faults(role)[0]
+        answer = send("Plain", "block")
+        line = blocked(role, "Faulty.perform")
+        assert (line["actor"], line["message_type"], line["id"]) == ("Faulty", "Plain", "a")
+        assert line["request_id"] == answer.headers["x-request-id"]
         assert first["message"] == "Faulty failed at Plain: SystemExit: 3"
         assert {name: first[name] for name in ("level", "actor", "message_type", "id", "method", "path")} == {
             "level": "error",
@@ -309,7 +327,7 @@ class Plain(_Base):
 
     def perform(self, state: State | None, command: Do) -> Done:
         raises(command.how)
-        return Done(command.how)
+        return Done("" if command.how == "block" else command.how)  # it would block replay as well
 
 class Doing(Do):
     pass
@@ -323,7 +341,7 @@ class Later(_Base):
             tx.emit(Plain, command.at, Done(command.how))
         else:
             await raises_async(command.how)
-        return Done(command.how)
+        return Done("" if command.how == "block" else command.how)  # it would block replay as well
 """
 )
 
@@ -361,6 +379,11 @@ def test_a_command_that_raises_anything_is_one_500_and_others_go_on(kafka: Kafka
         lives(role, pid)
         told = faults(role)
         first = told[0]
+        assert send("plain", "block", id="b") == send("later", "block", id="b") == 200
+        for method, kind in (("Plain.perform", "Do"), ("Later.perform", "Doing")):
+            line = blocked(role, method)
+            assert (line["message_type"], line["id"]) == (kind, "b")
+            assert line["request_id"]
         assert first["message"] == "Plain failed at Do: SystemExit: 3"
         assert {"actor": "Plain", "message_type": "Do", "id": "a"}.items() <= first.items()
         assert first["request_id"]
@@ -441,6 +464,7 @@ def test_an_event_that_raises_anything_is_a_dead_letter(
     for number, (kind, how) in enumerate(bad):
         records.append((0, f"bad-{number}", json.dumps({"type": kind, "payload": {"how": how}}).encode(), {}))
         records.append((0, f"good-{number}", json.dumps({"type": kind, "payload": {"how": ""}}).encode(), {}))
+    records.append((0, "slow", json.dumps({"type": "Happened", "payload": {"how": "block"}}).encode(), {}))
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, records)
     with (
@@ -448,13 +472,13 @@ def test_an_event_that_raises_anything_is_a_dead_letter(
         httpx.Client(base_url=role.url, timeout=10) as client,
     ):
         (pid,) = [worker.pid for worker in role.workers()]
-        wait_until(lambda: client.get("/asks").json() == len(bad), 30, "the good ones are handled")
+        wait_until(lambda: client.get("/asks").json() == len(bad) + 1, 30, "the good ones are handled")
         wait_until(lambda: len(read_all(kafka.brokers, f"{topic}.{group}.dead")) == len(bad), 30, "the others are kept")
         for how in HOW:
             assert (how, client.get("/asks", params={"how": how}).status_code) == (how, 500)
         assert client.get("/readyz").status_code == 200
         lives(role, pid)
-        told = [line for line in faults(role) if "record" in line]
+        told = [line for line in faults(role) if "attempts" in line]
         assert len(told) == len(bad)
         assert {line["actor"] for line in told} == {"Listener"}
         first = next(line for line in told if line["id"] == "bad-0")
@@ -463,3 +487,6 @@ def test_an_event_that_raises_anything_is_a_dead_letter(
         frames = [line for line in first["traceback"].splitlines() if line.startswith("  File")]
         assert not [frame for frame in frames if "hiveio/" in frame]
         assert frames[-1].endswith("in raises")
+        line = blocked(role, "Listener.one")
+        assert (line["actor"], line["message_type"]) == ("Listener", "Happened")
+        assert "list" in events or line["record"] == f"{topic}/0/{len(records) - 1}"

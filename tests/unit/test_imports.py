@@ -33,7 +33,7 @@ RANKS = [
         "redis",
     },
     {"producer", "consumer", "transaction", "telemetry"},
-    {"tls", "http1", "http2", "worker", "process", "testing", "cli", "projection"},
+    {"tls", "http1", "http2", "watchdog", "worker", "process", "testing", "cli", "projection"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
