@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -19,7 +20,7 @@ import pytest
 import redis as redis_client
 
 from examples.bank.accounts import AccountActor
-from hiveio import testing
+from hiveio import Actor, testing
 from hiveio.config import Settings
 from hiveio.http import Edge
 from hiveio.routes import messages
@@ -28,6 +29,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.log import outcomes, snapshots, transacting
 from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import Prefix, scope_of
+from tests.faults import actors
 from tests.integration.topics import read_all
 from tests.process import ROOT, Role
 from tests.services import Redis
@@ -118,11 +120,11 @@ class Bank:
 
 
 @asynccontextmanager
-async def in_memory(partitions: int, instances: int) -> AsyncIterator[Bank]:
+async def in_memory(partitions: int, instances: int, actor: type[Actor] = AccountActor) -> AsyncIterator[Bank]:
     async with AsyncExitStack() as stack:
-        first = testing.Service(AccountActor, settings=Settings(partitions=partitions))
+        first = testing.Service(actor, settings=Settings(partitions=partitions))
         services = [first]
-        services += [testing.Service(AccountActor, log=first.log, cache=first.cache) for _ in range(instances - 1)]
+        services += [testing.Service(actor, log=first.log, cache=first.cache) for _ in range(instances - 1)]
         clients = []
         for service in services:
             await stack.enter_async_context(service)
@@ -161,7 +163,14 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def served(kind: str, request: pytest.FixtureRequest, partitions: int, instances: int) -> Iterator[Cluster]:
+def served(
+    kind: str,
+    request: pytest.FixtureRequest,
+    partitions: int,
+    instances: int,
+    module: str = "bank.accounts",
+    actor_path: Path = ROOT / "examples",
+) -> Iterator[Cluster]:
     kafka = request.getfixturevalue("kafka")
     with ExitStack() as stack:
         redis = request.getfixturevalue("redis") if kind == "valkey" else stack.enter_context(Redis(binary=kind))
@@ -173,9 +182,7 @@ def served(kind: str, request: pytest.FixtureRequest, partitions: int, instances
             "CACHE_URL": redis.url,
         }
         roles = [
-            stack.enter_context(
-                Role("stream-processor", environ, module="bank.accounts", actor_path=ROOT / "examples", wait=False)
-            )
+            stack.enter_context(Role("stream-processor", environ, module=module, actor_path=actor_path, wait=False))
             for _ in range(instances)
         ]
         yield Cluster([role.ready().url for role in roles], topic, kafka.brokers, redis)
@@ -393,17 +400,17 @@ async def test_a_transaction_over_two_scopes_is_refused_with_the_remedy(
     ada, bob = "ada", next(id for id in map(str, range(100)) if scope_of(id, 4) != scope_of("ada", 4))
     with ExitStack() as stack:
         if kind == "memory":
-            opened = in_memory(partitions=4, instances=1)
+            opened = in_memory(partitions=4, instances=1, actor=actors.AccountActor)
         else:
-            opened = stack.enter_context(served(kind, request, partitions=4, instances=1)).bank()
+            folder = ROOT / "tests" / "faults"
+            opened = stack.enter_context(served(kind, request, 4, 1, "actors:AccountActor", folder)).bank()
         async with opened as bank:
-            for id in (ada, bob):
-                await bank.send(id, "Open", owner=id)
-            await bank.send(ada, "Deposit", amount=5)
-            answer = await bank.send(ada, "Transfer", to=bob, amount=1)
+            for id, amount in ((ada, 5), (bob, 1)):
+                await bank.send(id, "Deposit", amount=amount, marker="m")
+            answer = await bank.send(ada, "Transfer", to=bob, amount=1, marker="m")
             assert (answer.status, answer.body["title"]) == (422, "Several Scopes")
-            assert answer.body["aggregates"] == [f"AccountActor/{ada}", f"AccountActor/{bob}"]
+            assert answer.body["aggregates"] == [f"Account/{ada}", f"Account/{bob}"]
             assert answer.body["scopes"] == [scope_of(ada, 4), scope_of(bob, 4)]
-            for part in (f"AccountActor/{ada}", f"AccountActor/{bob}", "scope(id)", "one partition"):
+            for part in (f"Account/{ada}", f"Account/{bob}", "scope(id)", "one partition"):
                 assert part in answer.body["detail"]
-            assert [await bank.balance(ada), await bank.balance(bob)] == [5, 0]
+            assert [await bank.balance(ada), await bank.balance(bob)] == [5, 1]
