@@ -19,6 +19,7 @@ from typing import Any, Union
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from hiveio.conditions import Conditions
 from hiveio.errors import Invalid, Malformed, TooLarge
 from hiveio.headers import Headers
 
@@ -68,7 +69,7 @@ class Envelope(Struct, kw_only=True):
     """One message on its way to an actor.
 
     ``message`` is the decoded payload, ``id`` the aggregate's id (from the path, or the key of a record), ``meta`` the
-    client's meta as it came, ``key`` the Idempotency-Key, ``if_match`` the version that the client expects,
+    client's meta as it came, ``key`` the Idempotency-Key, ``conditions`` those of If-Match and If-None-Match,
     ``body`` what it was decoded from.
     """
 
@@ -76,7 +77,7 @@ class Envelope(Struct, kw_only=True):
     id: str = ""
     meta: Raw | None = None
     key: str | None = None
-    if_match: int | None = None
+    conditions: Conditions | None = None
     body: bytes = b""
     headers: Headers = Headers()
     record: Any = None  # the Context of what came from the log; of a batch, a list of them

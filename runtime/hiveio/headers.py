@@ -9,9 +9,8 @@ from hiveio.errors import Refused, UnsupportedMediaType
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
-_VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"|(\d{1,18})')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
-_ONCE = {b"content-length", b"content-type", b"idempotency-key", b"if-match"}
+_ONCE = {b"content-length", b"content-type", b"idempotency-key"}
 # RFC 3986, section 3.2.2, but for the comma: with one, two values may have become one.
 _HOST = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:\d*)?")
 # Version ff, a trace and a span of zeros are invalid: https://www.w3.org/TR/trace-context/#traceparent-header
@@ -147,14 +146,6 @@ def idempotency_key(raw: bytes) -> str:
     if not _KEY.fullmatch(key):
         raise Refused("Idempotency-Key has 1 to 255 printable ASCII characters")
     return key.decode()
-
-
-def expected_version(raw: bytes) -> int:
-    """An If-Match that names one version. Raises Refused."""
-    match = _VERSION.fullmatch(raw.strip())
-    if not match:
-        raise Refused('If-Match names one version, as in If-Match: "5"')
-    return int(match[1] or match[2])
 
 
 def is_host(value: bytes) -> bool:

@@ -151,7 +151,7 @@ class Telemetry(Untraced):
                 "url.scheme": scope["scheme"],
                 "network.protocol.version": scope["http_version"],
             }
-            headers = HeaderView(scope["fields"], scope["headers"])
+            headers = HeaderView(dict(scope["headers"]), scope["headers"])
             attributes = labels | {"url.path": scope["path"]}
             if agent := headers.get("user-agent"):
                 attributes["user_agent.original"] = agent

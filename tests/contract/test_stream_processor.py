@@ -23,10 +23,9 @@ from examples.bank.accounts import AccountActor
 from hiveio import Actor, testing
 from hiveio.config import Settings
 from hiveio.http import Edge
-from hiveio.routes import messages
 from hiveio.service import Service
 from hiveio.transaction import record as records
-from hiveio.transaction.log import outcomes, snapshots, transacting
+from hiveio.transaction.log import commands, outcomes, snapshots, transacting
 from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import Prefix, scope_of
 from tests.faults import actors
@@ -76,6 +75,9 @@ class Bank:
             content=json.dumps({"type": kind, "payload": payload}),
             headers=JSON | {name: value for name, value in headers.items() if value is not None},
         )
+
+    async def get(self, id: str, none_match: str) -> httpx.Response:
+        return await self.clients[0].get(f"/accounts/{id}", headers={"if-none-match": none_match})
 
     async def ask(self, method: str, path: str, *, at: int = 0, **request: Any) -> Answer:
         """A 503 says that nothing happened and to try again: so does this client, for a while."""
@@ -129,7 +131,7 @@ async def in_memory(partitions: int, instances: int, actor: type[Actor] = Accoun
         for service in services:
             await stack.enter_async_context(service)
             log, (contract,) = service.transactions, service.contracts
-            routes = [outcomes(log), *messages(contract, transacting(contract, log)), snapshots(contract, log)]
+            routes = [outcomes(log), *commands(contract, transacting(contract, log)), snapshots(contract, log)]
             hosted = Service(service.settings, service.contracts)
             await hosted.start()
             transport = httpx.ASGITransport(Edge(hosted, routes))
@@ -341,6 +343,38 @@ async def test_if_match_names_the_version(bank: Bank) -> None:
     answer = await bank.send(id, "Deposit", amount=1, if_match='"1"', at=1)
     assert (answer.status, answer.body["version"]) == (412, 2)
     assert await bank.balance(id) == 1
+
+
+async def test_a_command_may_ask_for_one_of_several_versions_or_for_none(bank: Bank) -> None:
+    (id,) = await bank.account("ada")
+    path, open = f"/accounts/{id}", json.dumps({"type": "Open", "payload": {"owner": "bo"}})
+    created = await bank.ask("POST", path, content=open, headers=JSON | {"if-none-match": "*"})
+    assert (created.status, created.body["version"]) == (412, 1), "create only if it is not there"
+    new = await bank.ask("POST", path + "-2", content=open, headers=JSON | {"if-none-match": "*"})
+    assert (new.status, new.version) == (200, 1)
+    missing = await bank.ask("POST", path + "-3", content=open, headers=JSON | {"if-match": "*"})
+    assert missing.status == 412
+    for if_match, status in [('"7", "1"', 200), ('W/"2"', 412), ('"x"', 412), ("*", 200), ("2", 400)]:
+        assert (await bank.send(id, "Deposit", amount=1, if_match=if_match)).status == status, if_match
+    assert await bank.balance(id) == 2
+
+
+async def test_of_several_that_create_one_does(bank: Bank) -> None:
+    """The condition holds at the verdict, on whichever instance it was asked."""
+    (id,) = await bank.account("ada")
+    body = json.dumps({"type": "Open", "payload": {"owner": "bo"}})
+    headers = JSON | {"if-none-match": "*"}
+    calls = [bank.ask("POST", f"/accounts/{id}-x", at=n, content=body, headers=headers) for n in range(8)]
+    assert sorted(answer.status for answer in await asyncio.gather(*calls)) == [200] + [412] * 7
+
+
+async def test_a_state_that_its_client_has_is_not_sent_again(bank: Bank) -> None:
+    (id,) = await bank.account("ada")
+    for none_match, status in [('"1"', 304), ('W/"1"', 304), ('"0", "1"', 304), ("*", 304), ('"2"', 200)]:
+        found = await bank.get(id, none_match)
+        assert (found.status_code, found.headers["etag"]) == (status, '"1"'), none_match
+        assert (status == 304) == (found.content == b"")
+    assert (await bank.get(id + "-none", "*")).status_code == 404
 
 
 async def test_a_write_is_read_at_once_on_any_instance(bank: Bank) -> None:

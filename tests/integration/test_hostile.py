@@ -167,7 +167,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         (400, CHUNKED + b"2;" + b"x" * 100_000),
         (431, CHUNKED + b"0\r\n" + b"A: b\r\n" * 10_000),
         (400, HEAD + b"Idempotency-Key: a\r\nIdempotency-Key: b\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)),
-        (400, HEAD + b'If-Match: "1"\r\nIf-Match: "2"\r\nContent-Length: %d\r\n\r\n%s' % (len(BODY), BODY)),
+        (412, HEAD + b'If-Match: "1"\r\nIf-Match: "2"\r\nContent-Length: %d\r\n\r\n%s' % (len(BODY), BODY)),
         (400, b"GET /accounts/\xff HTTP/1.1\r\nHost: a\r\n\r\n"),
         (400, b"GET /accounts/%C0%80 HTTP/1.1\r\nHost: a\r\n\r\n"),
         (400, b"GET /accounts/1?a=\xff HTTP/1.1\r\nHost: a\r\n\r\n"),

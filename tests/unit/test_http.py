@@ -172,14 +172,13 @@ async def test_the_envelope_holds_what_the_request_says() -> None:
     edge = Edge(made, routes(made.contracts[0], handle))
     headers = {
         "Idempotency-Key": '"a \\"b\\""',
-        "If-Match": '"5"',
         "traceparent": "00-x",
         "content-type": "application/a+json",
     }
     answer = await call(edge, "POST", "/accounts/a%2Fb%C3%A4", [deposit(1)[:5], deposit(1)[5:]], headers)
     assert (answer.status, answer.body, answer.headers["hive-position"]) == (202, b"{}", "t/0/1")
     (envelope,) = seen
-    assert (envelope.id, envelope.key, envelope.if_match) == ("a/bä", 'a "b"', 5)
+    assert (envelope.id, envelope.key) == ("a/bä", 'a "b"')
     assert envelope.headers["Traceparent"] == "00-x"
     assert envelope.body == deposit(1)
 
@@ -200,8 +199,11 @@ async def test_the_envelope_holds_what_the_request_says() -> None:
         (400, "POST", "/accounts/1", deposit(1), {"Idempotency-Key": '"'}),
         (400, "POST", "/accounts/1", deposit(1), {"Idempotency-Key": "ä"}),
         (400, "POST", "/accounts/1", deposit(1), {"Idempotency-Key": "x" * 256}),
-        (400, "POST", "/accounts/1", deposit(1), {"If-Match": "*"}),
-        (400, "POST", "/accounts/1", deposit(1), {"If-Match": '"x"'}),
+        (412, "POST", "/accounts/1", deposit(1), {"If-Match": "*"}),
+        (412, "POST", "/accounts/1", deposit(1), {"If-None-Match": "*"}),
+        (400, "POST", "/accounts/1", deposit(1), {"If-Match": "5"}),
+        (412, "GET", "/accounts/1?type=Balance", b"", {"If-Match": '"1"'}),
+        (400, "GET", "/accounts/1?type=Balance", b"", {"If-None-Match": '"1'}),
         (400, "GET", "/accounts/1?type=Balance&currency=%zz", b"", {}),
         (400, "GET", "/accounts/1?type=Balance&currency=%FF", b"", {}),
         (400, "GET", "/accounts/1?" + "a=1&" * 1001, b"", {}),

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from hiveio.actor import Actor, Contract, Event, contracts
+from hiveio.conditions import Conditions, etag
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, encode_json, encode_message
 from hiveio.errors import NotFound
@@ -86,7 +87,8 @@ class Service:
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         decoded, raw_meta = contract.command_codec.decode(body)
         sent = HeaderView.of(headers or {})
-        envelope = Envelope(message=decoded, id=id, meta=raw_meta, key=key, if_match=if_match, body=body, headers=sent)
+        asked = None if if_match is None else Conditions(match=(etag(if_match).encode(),))
+        envelope = Envelope(message=decoded, id=id, meta=raw_meta, key=key, conditions=asked, body=body, headers=sent)
         outcome = await self.transactions.engine.submit(contract, envelope).future
         answered = outcome.encoded or b"null"
         events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []

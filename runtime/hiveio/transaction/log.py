@@ -258,7 +258,11 @@ def transacting(contract: Contract, log: TransactionLog) -> Handler:
 
 def commands(contract: Contract, handler: Handler) -> list[Route]:
     """POST on the actor's path: a command to one of its aggregates, answered by the events that it gave."""
-    about = About(accepts=("Idempotency-Key", "If-Match"), tells=("ETag", "Hive-Position"), problems=(404, 409, 412))
+    about = About(
+        accepts=("Idempotency-Key", "If-Match", "If-None-Match"),
+        tells=("ETag", "Hive-Position"),
+        problems=(404, 409, 412),
+    )
     returned = [kind for kind in contract.returns if kind in contract.events.values()]
     events = union(returned if returned and not contract.wants_tx else contract.events.values())
     # One event is its envelope, several are an array of them, and none is null.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from msgspec import Raw
 
 from hiveio.envelope import encode_message
-from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, VersionMismatch, contained
+from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
 from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
@@ -62,8 +62,8 @@ class Performer:
         contract, envelope = command.contract, command.envelope
         if reading.entries[command.target].fault:
             raise refusal(command.target)
-        if envelope.if_match is not None and envelope.if_match != reading.version:
-            raise VersionMismatch(f"{command.target} is at version {reading.version}", version=reading.version)
+        if envelope.conditions is not None:
+            envelope.conditions.check(reading.version, command.target)
         context = envelope.context(reading.version) if contract.wants_context else None
         return contract.invoke(reading.state, command.message(), context, reading)
 

@@ -1,0 +1,58 @@
+"""If-Match and If-None-Match: RFC 9110, section 13. The entity tags that are compared here are always strong ones."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from hiveio.errors import Refused, VersionMismatch
+
+_TAG = rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
+_TAGS = re.compile(rb"(?:[ \t]*,)*[ \t]*" + _TAG + rb"(?:[ \t]*(?:,[ \t]*)+" + _TAG + rb")*(?:[ \t]*,)*[ \t]*")
+_EACH = re.compile(_TAG)
+_ANY = (b"*",)
+
+
+class Conditions(NamedTuple):
+    """What a request asks of the entity that it meets: entity tags as they are written, or ``*``; None asks nothing."""
+
+    match: tuple[bytes, ...] | None = None
+    none_match: tuple[bytes, ...] | None = None
+
+    def met(self, tag: str | None) -> bool:
+        """Whether this entity tag, None for nothing, is one that is asked for. A weak one matches none."""
+        return self.match is None or (tag is not None and (self.match == _ANY or tag.encode() in self.match))
+
+    def absent(self, tag: str | None) -> bool:
+        """Whether it is none of those that must not be there. Here a weak one is as good as a strong one."""
+        if self.none_match is None or tag is None:
+            return True
+        return self.none_match != _ANY and tag.encode() not in [each.removeprefix(b"W/") for each in self.none_match]
+
+    def check(self, version: int, name: str) -> None:
+        """Raises VersionMismatch (412) where a command may not be executed on this version; 0 is that of nothing."""
+        tag = etag(version) if version else None
+        if not self.met(tag) or not self.absent(tag):
+            raise VersionMismatch(f"{name} is at version {version}", version=version)
+
+
+def etag(version: int) -> str:
+    """The entity tag of a version."""
+    return f'"{version}"'
+
+
+def conditions(headers: Iterable[tuple[bytes, bytes]]) -> Conditions:
+    """Those among the headers of a request; a list may stand in several of them. Raises Refused (400)."""
+    headers = list(headers)
+    return Conditions(_tags("If-Match", headers), _tags("If-None-Match", headers))
+
+
+def _tags(name: str, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, ...] | None:
+    values = [value for each, value in headers if each == name.lower().encode()]
+    if not values:
+        return None
+    value = b",".join(values)
+    if value.strip() == b"*":
+        return _ANY
+    if not _TAGS.fullmatch(value):
+        raise Refused(f'{name} is * or a list of entity tags, as in {name}: "5", "6"')
+    return tuple(_EACH.findall(value))
