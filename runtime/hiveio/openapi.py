@@ -34,16 +34,18 @@ _OF_ACTORS = (401, 403, 404)
 _PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
 
 _KEY = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
-_TAG = '(W/)?"[!#-~]*"'
-_TAGS = {"type": "string", "pattern": f"^([*]|{_TAG}(, ?{_TAG})*)$"}
+_VERSION = {"type": "string", "pattern": '^"[0-9]{1,18}"$'}
 _PLACE = "[a-zA-Z0-9._-]+/[0-9]{1,9}/[0-9]{1,18}"
 _POSITION = {"type": "string", "pattern": f"^{_PLACE}$"}
 _POSITIONS = {"type": "string", "pattern": f"^{_PLACE}(, ?{_PLACE})*$"}
 _REQUEST_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
     "Hive-Position": (_POSITIONS, "Answer once this has been seen: <topic>/<partition>/<offset>, or several of them"),
     "Idempotency-Key": (_KEY, "Sent again with the same key, the request has its effect once and the same answer"),
-    "If-Match": (_TAGS, "The versions of which the aggregate must have one; * for any"),
-    "If-None-Match": (_TAGS, "The versions that the aggregate must not have; * where it must not exist"),
+    "If-Match": (_VERSION, "The version that the aggregate must have; a list of them, or *, is taken too"),
+    "If-None-Match": (
+        _VERSION,
+        "The version that it must not have; a list of them is taken too, and * where it must not exist",
+    ),
     "Prefer": ({"type": "string"}, "wait=<seconds>: the longest wait for Hive-Position; other wishes are passed over"),
 }
 _RESPONSE_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {

@@ -103,7 +103,7 @@ def test_what_a_consumer_takes_and_answers(roles: Shop) -> None:
 def test_what_a_stream_processor_takes_and_answers(roles: Shop) -> None:
     document = roles.documents["stream-processor"]
     command = of(document, "/accounts/{id}", "post")
-    assert headers_of(command) == {"Idempotency-Key", "If-Match"}
+    assert headers_of(command) == {"Idempotency-Key", "If-Match", "If-None-Match"}
     assert set(command["responses"]["200"]["headers"]) == {"ETag", "Hive-Position", "X-Request-Id"}
     assert {"409", "412", "504"} <= set(command["responses"])
     state = of(document, "/accounts/{id}", "get")
