@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from hiveio.outages import worth_a_line
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
@@ -56,6 +58,7 @@ class TextFormatter(logging.Formatter):
 def configure() -> None:
     """Send every log record of the process, and Python's warnings, to stdout. Called once, at the start."""
     handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(worth_a_line)
     handler.setFormatter(TextFormatter() if sys.stdout.isatty() else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

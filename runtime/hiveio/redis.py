@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
+from hiveio import outages
 from hiveio.errors import Unavailable, Unsafe
 
 log = logging.getLogger("hiveio.redis")
@@ -75,6 +76,7 @@ class Redis:
         self._failing: tuple[float, str] | None = None  # since when no call has come through, and why
         self._told: dict[str, float] = {}  # what Redis refused, and when the log said so
         self._flushing: asyncio.Task[None] | None = None
+        self._outage = outages.of(f"Redis at {self.shown}")
 
     @property
     def shown(self) -> str:
@@ -86,9 +88,11 @@ class Redis:
         """One command. Raises Unavailable."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+                answer = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except AWAY as error:
             raise self._unavailable(str(command[0]), error) from None
+        self._outage.back()
+        return answer
 
     async def refuse_eviction(self) -> None:
         """Raises Unsafe for a Redis that may drop keys by itself, Unavailable when it does not answer."""
@@ -159,6 +163,7 @@ class Redis:
         """Remember since when nothing has come through, and tell what Redis refuses."""
         if None in failures:
             self._failing = None
+            self._outage.back()
         else:
             self._failing = (self._failing[0] if self._failing else time.monotonic()), str(failures[0])
         now = time.monotonic()
@@ -174,6 +179,7 @@ class Redis:
             return Refusal(f"Redis at {self.shown} is a node of a cluster; a single server is needed")
         if isinstance(error, ResponseError):
             return Refusal(f"Redis at {self.shown} refuses {what}: {error}")
+        self._outage.away(_reason(error))
         return Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
 
     async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:

@@ -345,6 +345,7 @@ def test_a_start_that_fails_says_why_and_no_secret(
             role.start()  # side by side: most try for 20 s
         for role, (_, code, reason) in zip(roles, cases, strict=True):
             assert role.ended(100) == code, role.text()
+            assert len(role.errors) == 1, role.errors
             (line,) = role.errors
             assert reason in line
             assert security.password not in role.text()

@@ -20,6 +20,7 @@ RANKS = [
         "loader",
         "peers",
         "service",
+        "outages",
         "logs",
         "metrics",
         "problem",
@@ -38,8 +39,8 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
 ORDER = [
-    "body", "logs", "metrics", "fault", "loader", "problem", "routes", "peers", "service", "schemas", "openapi",
-    "asyncapi", "probes", "http",
+    "body", "outages", "logs", "metrics", "fault", "loader", "problem", "routes", "peers", "service", "schemas",
+    "openapi", "asyncapi", "probes", "http",
 ]  # fmt: skip
 
 

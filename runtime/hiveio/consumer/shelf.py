@@ -34,7 +34,7 @@ PAUSE_S = 2.0  # before a write that failed is tried again
 GROUP = 200  # letters written together, or tried again before it is noted
 WRITTEN = "hive-dead-write"  # a header by which a writer knows its own group again
 NOBODY: frozenset[str] = frozenset()
-logger = logging.getLogger("hiveio.consumer")
+logger = logging.getLogger("hiveio.shelf")
 
 
 class Shelf:

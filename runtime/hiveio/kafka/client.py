@@ -1,10 +1,8 @@
-"""What every Kafka client of this package shares: its configuration, its log lines, its threads."""
+"""What every Kafka client of this package shares: its configuration and its log lines."""
 
 import functools
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +10,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
+from hiveio.kafka import away
+from hiveio.kafka.threads import start_thread as start_thread
 
 logger = logging.getLogger("hiveio.kafka")
 Client = TypeVar("Client")
@@ -60,10 +60,10 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
     if tuning:
         _check(frozenset(tuning.items()))
         _check_security(tuning)
+    connection = {"bootstrap.servers": settings.brokers, "client.id": settings.client_id, "logger": logger}
+    away.ask_with(lambda more: make(Producer, {**connection, **tuning, **more}))
     return {
-        "bootstrap.servers": settings.brokers,
-        "client.id": settings.client_id,
-        "logger": logger,
+        **connection,
         **_SILENT_BROKER,
         **{name if name.endswith("_cb") else _property(name.replace("_", ".")): value for name, value in own.items()},
         **tuning,
@@ -76,6 +76,15 @@ def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) ->
         return kind(dict(config))
     except KafkaException as error:
         raise ConfigError(f"the Kafka client refuses its configuration: {error.args[0].str()}") from None
+
+
+def first_contact(settings: Settings) -> None:
+    """At the start of a role: where Kafka does not answer, a line says why within 2 s. Not every client would.
+
+    Raises ConfigError.
+    """
+    client_config(settings)
+    away.expect(settings.brokers)
 
 
 def is_fatal(error: KafkaError) -> bool:
@@ -95,20 +104,6 @@ def denied(error: object, what: str, rights: str) -> str | None:
     if isinstance(error, KafkaError) and error.code() in _DENIED:
         return f"{what}: the user may not {rights}: {error.str()}"
     return None
-
-
-def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
-    """A daemon thread for calls into librdkafka that takes no signals: they are the main thread's.
-
-    It is born with them blocked: blocked by itself, there would be a moment before.
-    """
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return thread
 
 
 def _property(name: str) -> str:
@@ -151,12 +146,4 @@ def _check_security(tuning: Mapping[str, str]) -> None:
         raise ConfigError("KAFKA_SASL_MECHANISM=OAUTHBEARER needs KAFKA_SASL_OAUTHBEARER_METHOD=oidc")
 
 
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    if text.endswith(": retrying"):
-        record.levelno, record.levelname = logging.INFO, "INFO"  # seen at every first start on a new cluster
-    # One environment tunes producers and consumers; each would warn about the other's properties.
-    return "property and will be ignored by this" not in text
-
-
-logger.addFilter(_worth_a_line)
+logger.addFilter(away.worth_a_line)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import make, start_thread
 from hiveio.kafka.guard import text, tried
 
@@ -67,7 +68,8 @@ class Client:
         self.producer.purge()
 
     def _on_error(self, error: KafkaError) -> None:
-        logger.warning("%s: %s", self.owner.name, error.str())
+        if not is_connection(error):
+            logger.warning("%s: %s", self.owner.name, error.str())
 
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop

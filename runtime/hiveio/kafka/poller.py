@@ -20,7 +20,8 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from hiveio.config import Settings
 from hiveio.kafka.assigned import Key, Lane, Lanes, Offsets
 from hiveio.kafka.assignment import Assignment
-from hiveio.kafka.client import client_config, denied, is_fatal, make, start_thread
+from hiveio.kafka.away import is_connection
+from hiveio.kafka.client import client_config, denied, first_contact, is_fatal, make, start_thread
 from hiveio.kafka.commits import Commits
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.lookup import Lookup
@@ -103,6 +104,7 @@ class Poller:
         self._made = make(Consumer, self._config)
         self.assignment.start()
         self._thread = start_thread("consumer poll", self._run)
+        first_contact(self._settings)
 
     async def stop(self, timeout_s: float) -> None:
         """Close the lanes, commit, leave the group; within the bound."""
@@ -309,7 +311,7 @@ class Poller:
                 self._fatal += " (brokers before Kafka 4 need KAFKA_GROUP_PROTOCOL=classic)"
         elif error.code() in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             self._tell_trouble(error)
-        else:
+        elif not is_connection(error):
             logger.warning("%s", error.str())
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from hiveio import metrics
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, Unknown
-from hiveio.kafka.client import client_config, is_fatal
+from hiveio.kafka.client import client_config, first_contact, is_fatal
 from hiveio.kafka.delivery import Client, Place, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.topics import FOREVER, ensure_topic
@@ -116,6 +116,7 @@ class Sender:
         """
         self.loop = asyncio.get_running_loop()
         self._make_clients()
+        first_contact(self._settings)
         self._sweep()
         if not self._topics:
             self._closed = None

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from hiveio import outages
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable
@@ -33,6 +34,22 @@ _AWAY = {
     "55P03",  # a lock that was not to be had
 }
 logger = logging.getLogger("hiveio.projection")
+
+_outage = outages.of("PostgreSQL")
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """A filter for the lines of the pool, which come for each connection and each attempt."""
+    text = record.getMessage()
+    if text.startswith(("error connecting", "reconnection attempt", "discarding")):
+        _outage.away(text)
+        return False
+    return True
+
+
+_pool_log = logging.getLogger("psycopg.pool")
+_pool_log.setLevel(logging.WARNING)  # at level info it has several lines for each event
+_pool_log.addFilter(_worth_a_line)
 
 
 class PostgresProjection(Actor):
@@ -129,13 +146,17 @@ class PostgresProjection(Actor):
                     await self._make(db)
                 result = await work(db)
             self._made = True
+            _outage.back()
             return result
         except PoolTimeout:
             reason = self.pool.reason or f"all {MOST} connections were busy for {wait_s:g} s"
+            if self.pool.reason:
+                _outage.away(reason)
             raise Unavailable(f"PostgreSQL: {reason}") from None
         except psycopg.Error as error:
             if not _is_away(error):
                 raise
+            _outage.away(str(error).strip())
             raise Unavailable(f"PostgreSQL: {str(error).strip()}") from error
 
     # -- hiveio replay

@@ -11,6 +11,7 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe
 from hiveio.kafka.appender import Appender
+from hiveio.kafka.client import first_contact
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, Tail
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
@@ -76,6 +77,7 @@ class TransactionLog:
         self._nodes = list(by_url.values())
         cache_node = by_url[s.cache_url]
         self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
+        first_contact(s)
         topic, events = await _patiently(self._backends)
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
@@ -236,7 +238,7 @@ async def _patiently(step: Any) -> Any:
         except Unavailable as error:
             if asyncio.get_running_loop().time() > end:
                 raise Unsafe(f"gave up after {START_S:.0f} s: {error.detail}") from None
-            log.info("waiting: %s", error.detail)
+            log.info("waiting: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 

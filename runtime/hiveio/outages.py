@@ -1,0 +1,91 @@
+"""Backends that are away, told in few lines: one when it goes, one each EVERY_S with a count, one when it is back.
+
+A client that cannot reach its server says so many times a second, and so does what waits for it. Whoever learns that a
+backend does not answer tells its ``Outage``; lines that only say that something waits for it are counted, not written.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+
+from hiveio.errors import Unavailable
+
+EVERY_S = 30.0  # between two lines of one outage
+BLINK_S = 2.0  # so long is an outage at least that follows another one within EVERY_S, and is told
+_OF_ACTORS = "hiveio.consumer"  # its lines say what actors raise, and these may wait for a backend of their own
+# What librdkafka and we say where nobody answers; that too few replicas are in sync, say, is another matter.
+_NO_ANSWER = re.compile(
+    "connections are down|transport failure|[Tt]imed out|Unknown partition|no answer|not told within|does not answer"
+)
+
+log = logging.getLogger("hiveio.backends")
+_known: dict[str, "Outage"] = {}
+_lock = threading.Lock()
+
+
+class Outage:
+    """What is told of one backend. Its methods may be called on any thread."""
+
+    def __init__(self, backend: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.backend, self._clock = backend, clock
+        self.since: float | None = None  # it is away
+        self.count = 0  # complaints since the last line
+        self._complained_at = 0.0
+        self._told_at: float | None = None
+        self._told_away = False  # of this outage there was a line
+        self._lock = threading.Lock()
+
+    def away(self, reason: str) -> None:
+        """It does not answer: why."""
+        with self._lock:
+            now = self._complained_at = self._clock()
+            if self.since is None:
+                self.since, self.count, self._told_away = now, 0, False
+            lately = self._told_at is not None and now - self._told_at < EVERY_S
+            if lately and (self._told_away or now - self.since < BLINK_S):
+                self.count += 1
+                return
+            if self._told_away:
+                text = "%s is still away, after %.0f s (%d more complaints): %s"
+                log.warning(text, self.backend, now - self.since, self.count, reason)
+            else:
+                log.warning("%s is away: %s", self.backend, reason)
+            self._told_at, self._told_away, self.count = now, True, 0
+
+    def is_felt(self) -> bool:
+        """It is away, and somebody said so lately: one that is gone for good excuses nobody for ever."""
+        return self.since is not None and self._clock() - self._complained_at < EVERY_S
+
+    def back(self) -> None:
+        """It answers."""
+        if self.since is None:
+            return
+        with self._lock:
+            if self.since is not None and self._told_away:
+                self._told_at = self._clock()
+                text = "%s is back, after %.1f s (%d more complaints)"
+                log.info(text, self.backend, self._told_at - self.since, self.count)
+            self.since = None
+
+
+def of(backend: str) -> Outage:
+    """The outage of a backend, made at the first call."""
+    with _lock:
+        return _known.setdefault(backend, Outage(backend))
+
+
+def worth_a_line(record: logging.LogRecord) -> bool:
+    """A filter for all lines: what only says that something waits for a backend that is away is counted there."""
+    if record.levelno > logging.ERROR or not isinstance(record.args, tuple):
+        return True
+    waits = next((str(each) for each in record.args if isinstance(each, Unavailable)), None)
+    if waits is None:
+        return True
+    ours = record.name.startswith("hiveio.") and record.name != _OF_ACTORS and _NO_ANSWER.search(waits)
+    for outage in list(_known.values()):
+        if outage.is_felt() and (ours or waits.startswith(outage.backend)):
+            outage.count += 1
+            return False
+    return True

@@ -1,0 +1,127 @@
+"""What each role logs while a backend is away: a line when it goes, and one when it is back."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from hiveio.errors import Unavailable
+from hiveio.outages import EVERY_S
+from hiveio.projection.postgres import PostgresProjection
+from tests.integration import shop
+from tests.integration.topics import make_topic
+from tests.process import Role, wait_until
+from tests.services import Kafka, Postgres, Redis
+from tests.services.process import free_port
+
+AWAY_S = 8.0  # less than EVERY_S: no line between
+
+
+@pytest.fixture
+def own_redis(redis: Redis) -> Iterator[Redis]:
+    with Redis() as service:
+        yield service
+
+
+def told(role: Role, backend: str) -> list[str]:
+    return [line["message"] for line in role.logs() if line["message"].startswith(backend)]
+
+
+def test_a_line_when_kafka_goes_and_one_when_it_is_back(own_kafka: Kafka, own_redis: Redis) -> None:
+    assert AWAY_S < EVERY_S
+    make_topic(own_kafka.brokers, "readings")
+    shared = {"EVENT_STORE_BROKERS": own_kafka.brokers, "CACHE_URL": own_redis.url, "EVENT_STORE_GROUP_ID": "shop"}
+    with ExitStack() as stack:
+        roles = [
+            stack.enter_context(Role(name, shared | {"EVENT_STORE_TOPIC": topic}, actor=actor))
+            for name, topic, actor in [
+                ("producer", "readings", shop.PRODUCER),
+                ("consumer", "readings", shop.CONSUMER),
+                ("stream-processor", "accounts", shop.PROCESSOR),
+            ]
+        ]
+        before = [len(role.lines) for role in roles]
+        own_kafka.kill()
+        time.sleep(AWAY_S)  # what is looked at is that nothing is said
+        for role, seen in zip(roles, before, strict=True):
+            (line,) = role.logs()[seen:]
+            assert line["message"].startswith(f"Kafka at {own_kafka.brokers} is away: "), line
+            assert line["level"] == "warning"
+        # A line of another kind is told all the same.
+        processor = roles[2]
+        own_redis.kill()
+        wait_until(lambda: told(processor, "Redis at "), 10, "the line about Redis")
+        own_redis.start()
+        wait_until(lambda: len(told(processor, "Redis at ")) == 2, 20, "the second line about Redis")
+        own_kafka.start()
+        for role, seen in zip(roles, before, strict=True):
+            wait_until(lambda role=role: len(told(role, "Kafka at ")) == 2, 30, "the second line about Kafka")  # type: ignore[misc]
+            role.ready()
+            assert " is back, after " in told(role, "Kafka at ")[1]
+            # What the outage had of effects, such as a lease that was lost, is told too, and is little.
+            assert len(role.logs()) - seen <= 8, role.text()
+
+
+@pytest.mark.parametrize("name", ["producer", "consumer", "stream-processor"])
+def test_the_reason_is_told_at_the_start(name: str, redis: Redis) -> None:
+    """A wrong address, a server that is none of Kafka's, and one that takes no connection."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        crowd = [socket.socket() for _ in range(3)]
+        for each in crowd:  # beyond the backlog no further connection is taken
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        for brokers, reason in [
+            (f"127.0.0.1:{free_port()}", "Connection refused"),
+            ("no-such-host.invalid:9092", "Failed to resolve"),
+            (redis.url.removeprefix("redis://").partition("/")[0], "KAFKA_SECURITY_PROTOCOL"),
+            (f"127.0.0.1:{full.getsockname()[1]}", "EVENT_STORE_BROKERS"),
+        ]:
+            topic = f"t-{uuid.uuid4().hex[:8]}"
+            environ = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, "EVENT_STORE_GROUP_ID": topic}
+            actor = {"producer": shop.PRODUCER, "consumer": shop.CONSUMER}.get(name, shop.PROCESSOR)
+            with Role(name, environ | {"CACHE_URL": redis.url}, actor=actor, wait=False) as role:
+                wait_until(lambda role=role: role.logs("listening"), 20, "the start")  # type: ignore[misc]
+                wait_until(lambda role=role: told(role, "Kafka at "), 4, f"the reason ({reason})")  # type: ignore[misc]
+                assert reason in told(role, "Kafka at ")[0]
+                role.kill()
+        for each in crowd:
+            each.close()
+
+
+async def test_a_line_when_postgresql_goes_and_one_when_it_is_back(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.name in ("hiveio.backends", "psycopg.pool")]
+
+    with Postgres() as own:
+        projection = PostgresProjection()
+        projection.url = own.url  # type: ignore[misc]
+        await projection.start()
+        try:
+            assert await projection.ready()
+            assert not lines(), "a pool has a line of level info for each connection that it gives"
+            own.kill()
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await projection.ready()
+            (line,) = lines()
+            assert line.startswith("PostgreSQL is away: ")
+            await asyncio.to_thread(own.start)
+            async with asyncio.timeout(20):
+                while len(lines()) < 2:
+                    with contextlib.suppress(Unavailable):
+                        await projection.ready()
+            assert lines()[1].startswith("PostgreSQL is back, after ")
+        finally:
+            await projection.stop()

@@ -1,0 +1,105 @@
+"""What is told of a backend that is away: a line when it goes, one each EVERY_S with a count, one when it is back."""
+
+import logging
+
+import pytest
+
+from hiveio import outages
+from hiveio.errors import Unavailable
+from hiveio.outages import BLINK_S, EVERY_S, Outage
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def outage(clock: Clock) -> Outage:
+    return Outage("Kafka at b:9092", clock)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    texts = [record.getMessage() for record in caplog.records if record.name == "hiveio.backends"]
+    caplog.clear()
+    return texts
+
+
+@pytest.fixture(autouse=True)
+def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def test_a_line_when_it_goes_one_each_interval_with_a_count_and_one_when_it_is_back(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(1000):
+        outage.away("refused")
+    assert told(caplog) == ["Kafka at b:9092 is away: refused"]
+    clock.now += EVERY_S
+    for _ in range(11):
+        outage.away("no route")
+    assert told(caplog) == ["Kafka at b:9092 is still away, after 30 s (999 more complaints): no route"]
+    clock.now += 5
+    outage.back()
+    outage.back()
+    assert told(caplog) == ["Kafka at b:9092 is back, after 35.0 s (10 more complaints)"]
+
+
+def test_one_that_is_back_and_away_again_is_told_again_and_one_that_blinks_is_not(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage.away("refused")
+    outage.back()
+    assert len(told(caplog)) == 2
+    for _ in range(100):
+        outage.away("slow")
+        clock.now += 0.1
+        outage.back()
+    assert not told(caplog)
+    outage.away("refused")
+    clock.now += BLINK_S
+    outage.away("refused")
+    assert told(caplog) == ["Kafka at b:9092 is away: refused"]
+
+
+@pytest.fixture
+def away() -> outages.Outage:
+    found = outages.of("Redis at nowhere:1")
+    found.away("refused")
+    return found
+
+
+def line(name: str, level: int, text: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, text, arguments, None)
+
+
+def test_only_what_waits_is_counted_instead_of_told(away: Outage) -> None:
+    waits = Unavailable("Redis at nowhere:1 does not answer")
+    try:
+        assert not outages.worth_a_line(line("hiveio.scope", logging.WARNING, "%s waits: %s", "orders/0", waits))
+        assert away.count == 1
+        assert outages.worth_a_line(line("hiveio.transaction", logging.CRITICAL, "it stops: %s", waits))
+        assert outages.worth_a_line(line("hiveio.transaction", logging.ERROR, "a fault: %s", ValueError()))
+        other = Unavailable("orders/0: Broker: Not enough in-sync replicas")
+        assert outages.worth_a_line(line("hiveio.publisher", logging.WARNING, "%s pauses: %s", "orders", other))
+        assert outages.worth_a_line(line("bank", logging.WARNING, "%s", Unavailable("the bank is closed")))
+        assert outages.worth_a_line(line("hiveio.consumer", logging.ERROR, "dead letter: %s", "Redis at nowhere:1"))
+        assert outages.worth_a_line(line("bank", logging.INFO, "no arguments"))
+    finally:
+        away.back()
+    assert outages.worth_a_line(line("hiveio.scope", logging.WARNING, "%s waits: %s", "orders/0", waits))
+
+
+def test_one_that_is_gone_for_good_excuses_nobody_for_ever(outage: Outage, clock: Clock) -> None:
+    outage.away("refused")
+    assert outage.is_felt()
+    clock.now += EVERY_S
+    assert not outage.is_felt()
