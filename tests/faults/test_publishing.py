@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from hiveio.kafka.tail import BACKLOG
@@ -61,6 +61,39 @@ async def test_51_records_of_others_in_the_log_and_on_the_event_topic_are_passed
         assert any(f"{stage.topic}/0" in line and "passed over" in line for line in critical)
         findings = [f for f in await asyncio.to_thread(stage.findings) if f.point != 6 or "event topic" not in str(f)]
         assert not findings, findings
+
+
+def transactions(stage: Stage) -> None:
+    """Somebody's transactions in the log: one is aborted, and the log ends with the marks of the other."""
+    producer = Producer({"bootstrap.servers": stage.direct.brokers, "transactional.id": stage.topic})
+    producer.init_transactions(20)
+    for end in (producer.abort_transaction, producer.commit_transaction):
+        producer.begin_transaction()
+        producer.produce(stage.log_topic, b"not ours", "k", 0)
+        producer.flush(20)
+        end(20)
+
+
+@pytest.mark.fault(51)
+async def test_51_marks_of_transactions_in_the_log_stand_for_no_record(broker: Broker) -> None:
+    """Kafka gives no record at their offsets, in the middle of the log and at its end."""
+    with Stage(broker) as stage:
+        first = await stage.accepted("Deposit", "Account/a", amount=10)
+        await published(stage, first.marker)
+        await asyncio.to_thread(transactions, stage)
+        assert (await stage.read("Account/a")).version == 1, "a read waits for the end of the log"
+        second = await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        await published(stage, second.marker)
+        await asyncio.to_thread(transactions, stage)
+        for instance in stage.instances:
+            instance.kill()
+        for number in range(2):
+            await stage.start(instance=number)
+        await stage.ready()
+        third = await stage.accepted("Deposit", "Account/a", amount=1)
+        await published(stage, third.marker)
+        assert len(markers(stage)) == 3
+        assert (verified := await asyncio.to_thread(stage.verify)).returncode == 0, verified.stdout
 
 
 async def cut_off(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from hiveio.config import Settings
 from hiveio.errors import Corrupt, NotFound
 from hiveio.kafka import Message
 from hiveio.kafka.reader import Reader
-from hiveio.kafka.tail import LogRecord, log_record
+from hiveio.kafka.tail import LogRecord, log_record, no_record
 from hiveio.loader import load
 from hiveio.transaction import record as records
 from hiveio.transaction.record import Record
@@ -48,7 +48,13 @@ class Partition(Reader):
                 yield message
 
     def records(self, end: int) -> Iterator[LogRecord]:
-        return map(log_record, self.messages(end))
+        """One for each offset: verdicts count them."""
+        at = self._offset
+        for record in map(log_record, self.messages(end)):
+            yield from map(no_record, range(at, record.offset))
+            yield record
+            at = record.offset + 1
+        yield from map(no_record, range(at, end))
 
     def close(self) -> None:
         self._stream = iter(())

@@ -62,7 +62,7 @@ class DeadLetters:
     def tail(self, topic: str) -> Tail:
         name = self.topic_of(topic)
         if name not in self._tails:
-            self._tails[name] = Tail(self._settings, name, make=lambda message: message)
+            self._tails[name] = Tail(self._settings, name, make=lambda message: message, gap=None)
             self._tails[name].start()
         return self._tails[name]
 

@@ -17,6 +17,7 @@ from hiveio.kafka.guard import Pauses, text, tried
 
 BATCH = 2_000  # most records handed over at once
 BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
+MOST_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
 POLL_S = 0.1
 RENEW_S = 2.0  # so old is a client at least that is given up
 logger = logging.getLogger("hiveio.kafka")
@@ -36,6 +37,11 @@ def log_record(message: Message) -> LogRecord:
     assert offset is not None
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else ""
     return LogRecord(offset, text, message.value() or b"", message.timestamp()[1])
+
+
+def no_record(offset: int) -> LogRecord:
+    """What stands for an offset at which Kafka keeps a mark of somebody's transaction, and no record."""
+    return LogRecord(offset, "", b"", 0)
 
 
 OnRecords = Callable[[list[Any]], None]  # of LogRecord, or what the tail makes of a message
@@ -68,13 +74,20 @@ class Tail:
 
     Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. Reading
     waits while more than BACKLOG records have not been taken: the one who takes them calls ``taken``. ``make`` is what
-    is made of each message, by the thread that reads.
+    is made of each message, by the thread that reads. With ``gap`` no offset is left out, nor the last ones before the
+    end: it makes what stands where there is no record.
     """
 
-    def __init__(self, settings: Settings, topic: str, make: Callable[[Message], Any] = log_record) -> None:
-        self._settings, self._topic, self._make = settings, topic, make
+    def __init__(
+        self,
+        settings: Settings,
+        topic: str,
+        make: Callable[[Message], Any] = log_record,
+        gap: Callable[[int], Any] | None = no_record,
+    ) -> None:
+        self._settings, self._topic, self._make, self._gap = settings, topic, make, gap
         self._loop = asyncio.get_running_loop()
-        self._consumer = _consumer(settings)
+        self._consumer = self._reading_client()
         self._wanted: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # moves that the thread has not made yet
         self._moved = threading.Event()
         self._following: dict[int, tuple[int, OnRecords, OnError]] = {}
@@ -142,7 +155,7 @@ class Tail:
     def _renew(self) -> None:
         """Go on behind what was handed over: what the old client had taken and not given is read again."""
         tried(self._consumer.close)
-        self._consumer = _consumer(self._settings)
+        self._consumer = self._reading_client()
         places = [TopicPartition(self._topic, partition, self._next[partition]) for partition in self._following]
         self._consumer.incremental_assign(places)
 
@@ -163,6 +176,10 @@ class Tail:
         begun = [TopicPartition(self._topic, p, move[0]) for p, move in moves.items() if move is not None]
         self._consumer.incremental_assign(begun)
 
+    def _reading_client(self) -> Consumer:
+        # The end of a partition is told once it is quiet: behind it there may be marks.
+        return _consumer(self._settings, **({} if self._gap is None else {"enable.partition.eof": True}))
+
     def _assigned(self) -> set[int]:
         return {tp.partition for tp in self._consumer.assignment()}
 
@@ -172,14 +189,23 @@ class Tail:
         ends: dict[int, int] = {}
         make = self._make
         for message in messages:
-            partition, error = message.partition(), message.error()
+            partition, offset, error = message.partition(), message.offset(), message.error()
             assert partition is not None
+            at_end = error is not None and error.code() == KafkaError._PARTITION_EOF
+            if error is None or at_end:
+                assert offset is not None
+                expected = ends.get(partition)
+                if expected is None:
+                    expected = self._next.get(partition, offset)
+                if self._gap is not None and expected < offset <= expected + MOST_MARKS:
+                    groups.setdefault(partition, []).extend(map(self._gap, range(expected, offset)))
+                    ends[partition] = offset
             if error is None:
                 group = groups.get(partition)
                 if group is None:
                     group = groups[partition] = []
                 group.append(make(message))
-                ends[partition] = message.offset() + 1  # type: ignore[operator]
+                ends[partition] = offset + 1  # type: ignore[operator]
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 failures[partition] = error.str()
             elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and not self._denied:
@@ -302,9 +328,7 @@ class LogReader:
             if not first <= offset < end:
                 return None
             message = next(self._from(partition, offset, timeout_s), None)
-            if message is not None and message.offset() != offset:
-                raise Unavailable(f"{self._topic}/{partition}/{offset} was not given, but {message.offset()}")
-            return message
+            return message if message is not None and message.offset() == offset else None  # a mark of a transaction
 
     def _last(self, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
         """What stands at the end may be no record (a mark of a transaction): then it looks further back."""

@@ -242,7 +242,7 @@ class Scope:
         if watermark.offset == 0:
             return True
         last = await self.reader.read(self.partition, watermark.offset - 1)
-        return last is not None and last.key == watermark.transaction
+        return (last.key if last is not None else "") == watermark.transaction  # none at a mark of a transaction
 
     def _refold(self, watermark: Watermark) -> None:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
