@@ -58,7 +58,7 @@ def test_pauses_grow_and_are_bounded() -> None:
 async def test_a_tail_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     clients: list[Odd] = []
 
-    def make(*_: object) -> Odd:
+    def make(*_: object, **extra: object) -> Odd:
         clients.append(Odd([FAILURES[len(clients)]] if len(clients) < len(FAILURES) else []))
         return clients[-1]
 
