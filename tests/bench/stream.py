@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 
 import httpx
 from confluent_kafka import Producer
@@ -24,6 +24,8 @@ ADD = '{"type":"Add","payload":{"amount":5}}'
 DISTINCT = Request("POST", "/tallies/{}", ADD, 1_000_000)
 STEPS = {"begin_ms": "lock and begin", "append_ms": "append and read back", "apply_ms": "apply and unlock"}
 HOT = Request("POST", "/tallies/hot", ADD)
+REPEATS = 50
+JSON = {"content-type": "application/json"}
 PURSES = 20
 SEND = Request("POST", "/purses/{}", '{"type":"Send","payload":{"to":"{other}","amount":300}}', PURSES, refusable=True)
 PARTS = "raw parts, one after the other"
@@ -48,8 +50,23 @@ def stream(bench: Bench) -> None:
             rows = bench.compare("stream processor", clients, measures, PARTS, sums=sums)
             told = ", ".join(f"{text} {rows[0].part(name) or 0:.2f} ms" for name, text in STEPS.items())
             bench.note(f"raw parts, {clients} at once: {told} (p50 of a round)")
+        bench.note(f"a repeat of an executed command is answered in {repeat_ms(role):.1f} ms (p50 of {REPEATS})")
     bench.show("stream processor")
     bench.check("stream processor: events", bench.stored(topic), role.acknowledged)
+
+
+def repeat_ms(role: Served) -> float:
+    """What was answered is read from its record in the log."""
+    taken = []
+    with httpx.Client(base_url=role.url, timeout=30) as client:
+        for _ in range(REPEATS + 1):
+            began = time.perf_counter()
+            answer = client.post("/tallies/repeated", content=ADD, headers=JSON | {"idempotency-key": "once"})
+            taken.append((time.perf_counter() - began) * 1000)
+            if answer.status_code != 200:
+                raise Lost(f"stream processor: a repeat was answered {answer.status_code}")
+    role.acknowledged += 1
+    return median(taken[1:])
 
 
 def purses(bench: Bench) -> None:
@@ -165,6 +182,6 @@ def fill(bench: Bench, topic: str, count: int) -> None:
         client.produce(log, text % (number, number, number), b"fill-%d" % number, 0)
         if number % 5_000 == 0:
             client.poll(0)
-    headers: Headers = [("hive-position", b"0:%d:0" % count)]
+    headers: Headers = [("hive-position", b"0:%d:0" % count), ("hive-id", b"fill-%d.0" % (count - 1))]
     client.produce(topic, b'{"type":"Added","payload":{"amount":5}}', b"%d" % (count - 1), 0, headers=headers)
     assert client.flush(120) == 0
