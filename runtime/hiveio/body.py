@@ -19,7 +19,7 @@ MOST_AHEAD = 65_536  # bytes of the next requests that are kept while one runs
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 # What says how a message is framed, routed or judged stands in its head (RFC 9110, section 6.5.1).
-_ONLY_IN_HEAD = {
+ONLY_IN_HEAD = {
     b"authorization", b"connection", b"content-encoding", b"content-length", b"content-type", b"expect", b"host", b"te",
     b"trailer", b"transfer-encoding",
 }  # fmt: skip
@@ -111,7 +111,7 @@ class Chunks:
         match = _TRAILER.fullmatch(line)
         if not match:
             raise NotHttp(400, "a trailer is no header field")
-        if match[1].lower() in _ONLY_IN_HEAD:
+        if match[1].lower() in ONLY_IN_HEAD:
             raise NotHttp(400, f"{match[1].decode()} may not stand in a trailer")
 
     def _keep(self, data: bytes) -> None:

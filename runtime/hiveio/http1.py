@@ -48,6 +48,8 @@ class _Request:
         self.content_length: int = parser.content_length or 0
         self.chunked: bool = parser.is_chunked
         self.keep_alive: bool = parser.should_keep_alive
+        if len(self.fields) < len(self.headers):  # of several Connection fields the parser takes the last
+            self.keep_alive = self.keep_alive and not self._says_close()
         # Two spaces, and two recipients may disagree about the target: the parser takes any number.
         if head.find(b"  ", 0, len(method) + len(target) + 5) >= 0:
             raise NotHttp(400, "the parts of a request line are separated by one space")
@@ -59,6 +61,10 @@ class _Request:
         if 0x23 in target:  # three times as fast as with b"#"
             raise NotHttp(400, "a fragment (#) is for the client, and no part of a request")
         self.path, _, self.query = target.partition(b"?")
+
+    def _says_close(self) -> bool:
+        said = b",".join(value for name, value in self.headers if name == b"connection")
+        return b"close" in [option.strip().lower() for option in said.split(b",")]
 
     def _only_chunked(self) -> bool:
         return [value.lower() for name, value in self.headers if name == b"transfer-encoding"] == [b"chunked"]

@@ -5,6 +5,7 @@ drops what waits when it drains. This one runs them side by side, within the bou
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import MutableMapping
 from email.utils import formatdate
@@ -13,15 +14,14 @@ from urllib.parse import unquote
 
 from h2 import events
 from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from hiveio.body import discard
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from hiveio.body import NotHttp, discard
+from hiveio.http2_state import Fields, State, is_trailer, length, split
+from hiveio.problem import CONTENT_TYPE, status_problem
 
 MOST_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
 MOST_NUISANCES = 1_000  # frames a second that bring nothing, or take it back; then the client is told to calm down
@@ -50,20 +50,6 @@ class Host(Protocol):
     crowded: bool
 
 
-class _State(H2Connection):
-    MAX_CLOSED_STREAMS = 4_096
-
-    @property
-    def open_inbound_streams(self) -> int:
-        # A stream too many is refused by us, and may be sent again. h2 would end the connection with all its requests.
-        super().open_inbound_streams  # noqa: B018 - it forgets streams that are closed
-        return 0
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[events.Event]]:
-        # The client opens no more streams, and waits for the answers that it is owed. h2 would drop them.
-        return [], []
-
-
 class Connection(asyncio.Protocol):
     """One client, or a proxy with the requests of many."""
 
@@ -73,7 +59,7 @@ class Connection(asyncio.Protocol):
         self.worker = worker
         self.progress = 0  # requests so far
         self.streams: dict[int, Stream] = {}
-        self.state = _State(H2Configuration(client_side=False, header_encoding=None, normalize_outbound_headers=False))
+        self.state = State(H2Configuration(client_side=False, header_encoding=None, normalize_outbound_headers=False))
         self.state.config.validate_outbound_headers = False  # they are ours
         self._nuisances = 0
         self._second = 0
@@ -160,8 +146,11 @@ class Connection(asyncio.Protocol):
             if not event.data:
                 self._nuisance(1)
         elif isinstance(event, events.StreamEnded):
-            if stream := self.streams.get(event.stream_id):
-                stream.end()
+            if (stream := self.streams.get(event.stream_id)) and not stream.end():
+                self._break_off(event.stream_id)
+        elif isinstance(event, events.TrailersReceived):
+            if not is_trailer(event.headers):
+                self._break_off(event.stream_id)
         elif isinstance(event, events.WindowUpdated | events.RemoteSettingsChanged):
             for stream in self.streams.values():
                 stream.wake()
@@ -173,23 +162,35 @@ class Connection(asyncio.Protocol):
     def _begin(self, event: events.RequestReceived) -> None:
         self.progress += 1
         self._nuisance(-1)  # for the priority that it may bring
+        declared = length(event.headers)
         if len(self.streams) >= MOST_STREAMS:
-            self.state.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
-            return
-        stream = self.streams[event.stream_id] = Stream(self, event.stream_id)
-        stream.task = self.worker.loop.create_task(stream.run(self._scope(event.headers)))
+            self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
+        elif declared and event.stream_ended:
+            self._break_off(event.stream_id)
+        else:
+            stream = self.streams[event.stream_id] = Stream(self, event.stream_id, declared)
+            stream.task = self.worker.loop.create_task(stream.run(event.headers))
 
-    def _scope(self, headers: list[Any]) -> MutableMapping[str, Any]:
-        special = {name: value for name, value in headers if name[:1] == b":"}
-        fields = [(bytes(name), bytes(value)) for name, value in headers if name[:1] != b":"]
-        if (authority := special.get(b":authority")) is not None:
-            fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
-        path, _, query = special.get(b":path", b"").partition(b"?")
+    def _break_off(self, number: int) -> None:
+        """A message that is malformed: nobody should act on it."""
+        self._reset(number, ErrorCodes.PROTOCOL_ERROR)
+        self._nuisance(2)
+        if stream := self.streams.get(number):
+            stream.leave()
+
+    def _reset(self, number: int, reason: ErrorCodes) -> None:
+        with contextlib.suppress(ProtocolError):  # the client has done so already
+            self.state.reset_stream(number, reason)
+
+    def scope(self, headers: Fields) -> MutableMapping[str, Any]:
+        """The request for the application. Raises NotHttp."""
+        method, target, fields = split(headers)
+        path, _, query = target.partition(b"?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "2",
-            "method": special[b":method"].decode("latin-1"),
+            "method": method.decode("latin-1"),
             "scheme": self.scheme,
             "path": unquote(path.decode("latin-1"), errors="replace"),
             "raw_path": path,
@@ -211,9 +212,10 @@ class Connection(asyncio.Protocol):
 class Stream:
     """One request and its answer."""
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int, declared: int | None) -> None:
         self.connection = connection
         self.number = number
+        self._to_come = declared  # bytes of the body, where its length was said
         self.task: asyncio.Task[None] | None = None
         self._state = connection.state
         self._body: list[bytes] = []
@@ -230,11 +232,17 @@ class Stream:
     def feed(self, data: bytes, length: int) -> None:
         self._body.append(data)
         self._unread += length
+        if self._to_come is not None:
+            self._to_come -= len(data)
         self.wake()
 
-    def end(self) -> None:
+    def end(self) -> bool:
+        """Whether the body is as long as was said: h2 looks at this only where it ends with data."""
+        if self._to_come:
+            return False
         self._ended = True
         self.wake()
+        return True
 
     def leave(self) -> None:
         """The client does not want the answer. What it sent is carried out, as over HTTP/1.1."""
@@ -247,10 +255,13 @@ class Stream:
 
     # -- the application
 
-    async def run(self, scope: MutableMapping[str, Any]) -> None:
+    async def run(self, headers: Fields) -> None:
         connection, state = self.connection, self._state
         try:
-            await connection.worker.asgi(scope, self._receive, self._send)
+            try:
+                await connection.worker.asgi(connection.scope(headers), self._receive, self._send)
+            except NotHttp as error:
+                await self._refuse(error, (b":method", b"HEAD") not in headers)
             if self._answered and not self._ended:
                 await discard(self._receive)
         except Exception:
@@ -264,6 +275,12 @@ class Stream:
                     code = ErrorCodes.NO_ERROR if self._answered else ErrorCodes.INTERNAL_ERROR
                     self._quietly(state.reset_stream, self.number, code)
                 connection.flush()
+
+    async def _refuse(self, error: NotHttp, shown: bool) -> None:
+        body = status_problem(error.status, str(error))
+        head = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": error.status, "headers": head})
+        await self._send({"type": "http.response.body", "body": body if shown else b""})
 
     async def _receive(self) -> MutableMapping[str, Any]:
         while not (self._body or self._gone or (self._ended and not self._told)):
@@ -339,48 +356,3 @@ class Stream:
 
 def _address(name: Any) -> tuple[str, int] | None:
     return tuple(name[:2]) if isinstance(name, tuple) else None
-
-
-class Greeting(asyncio.Protocol):
-    """A new connection, until it is known which HTTP it speaks: by ALPN over TLS, by its first bytes without."""
-
-    busy = False
-    progress = 0
-
-    def __init__(self, worker: Host, http1: Any) -> None:
-        self.worker = worker
-        self._http1 = http1
-        self._read = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        if secure := transport.get_extra_info("ssl_object"):
-            self._become(Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
-            return
-        self.worker.connections.add(self)
-        if self.worker.crowded:
-            self._become(self._http1)  # which says so
-
-    def data_received(self, data: bytes) -> None:
-        self._read += data
-        if self._read.startswith(PREFACE):
-            self._become(Connection)
-        elif not PREFACE.startswith(self._read):
-            self._become(self._http1)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.worker.connections.discard(self)
-
-    def _become(self, kind: Any) -> None:
-        self.worker.connections.discard(self)
-        protocol = kind(self.worker)
-        self.transport.set_protocol(protocol)
-        protocol.connection_made(self.transport)
-        if self._read:
-            protocol.data_received(self._read)
-
-    def drain(self) -> None:
-        """It learns more about us with its first answer."""
-
-    def close(self) -> None:
-        self.transport.close()

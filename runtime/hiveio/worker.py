@@ -184,7 +184,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             }
         greet: Callable[[], asyncio.BaseProtocol] = partial(Http1, self)
         if self.app.settings.http_version == 2:
-            from hiveio.http2 import Greeting
+            from hiveio.greeting import Greeting
 
             greet = partial(Greeting, self, Http1)
         for listener in self.sockets:

@@ -241,7 +241,17 @@ def test_an_older_client_is_not_told_to_go_on(base: Role) -> None:
     assert exchange(base, sent)[0] == [200]
 
 
-@pytest.mark.parametrize("fields", [b"Connection: close", b"Connection: keep-alive, close", b"Connection: Close, x"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Connection: close",
+        b"Connection: keep-alive, close",
+        b"Connection: Close, x",
+        b"Connection: close\r\nConnection: keep-alive",
+        b"Connection: x ,CLOSE\r\nConnection: keep-alive\r\nConnection: y",
+        b"Connection: keep-alive\r\nX: y\r\nConnection: close",
+    ],
+)
 def test_who_says_close_is_told_so_and_has_no_second_answer(base: Role, fields: bytes) -> None:
     found, received = exchange(base, GET + fields + b"\r\n\r\n")
     assert found == [200]

@@ -210,8 +210,12 @@ def test_problems_are_the_same_as_over_http1(base: Role) -> None:
             (400, "/accounts/%ff", message(1)),
             (400, "/accounts/" + "x" * 256, message(1)),
             (404, "/nowhere", None),
-            (404, "nowhere", None),
-            (404, "*", None),
+            (400, "nowhere", None),
+            (400, "*", None),
+            (400, "/accounts/1#x", None),
+            (400, "/accounts/1 2", None),
+            (400, "/accounts/\x7f", None),
+            (400, "http://a/accounts/1", None),
             (405, "/readyz", b"{}"),
             (400, "/accounts/1", b"[" * 16_000),
             (422, "/accounts/1", message(13)),
@@ -369,12 +373,8 @@ def test_a_flood_ends_its_connection_and_no_other(base: Role, name: str) -> None
         b"\x00\x00\x01\x00\x00\x00\x00\x00\x01x",  # data on a stream that was never opened
         b"\x00\x00\x01\x01\x05\x00\x00\x00\x01\xff",  # no HPACK
         b"\x00\x00\x00\x01\x05\x00\x00\x00\x02",  # an even stream
-        HeadersFrame(1, data=b"\x82\x86", flags=["END_HEADERS", "END_STREAM"]).serialize(),  # no path
-        HeadersFrame(1, data=b"\x82\x86\x84\x00\x01X\x01y", flags=["END_HEADERS", "END_STREAM"]).serialize(),
-        HeadersFrame(1, data=b"\x82\x86\x84\x00\x01x\x03a\r\n", flags=["END_HEADERS", "END_STREAM"]).serialize(),
-        HeadersFrame(1, data=b"\x82\x86\x84\x00\x0atransferxx\x01y", flags=["END_HEADERS"]).serialize() + b"\0\0\0\0\0",
     ],
-    ids=range(11),
+    ids=range(7),
 )
 def test_frames_that_break_the_protocol(base: Role, frames: bytes) -> None:
     with Client(base.port) as client:
@@ -383,6 +383,192 @@ def test_frames_that_break_the_protocol(base: Role, frames: bytes) -> None:
         client.read(lambda: False)
         assert client.closed
         assert not {status for status in client.status.values() if status >= 500}
+
+
+def head(*changes: tuple[str, str], method: str = "GET", without: str = "") -> list[tuple[str, str]]:
+    """The headers of a request; what changes stands in the place of what it replaces, what is new at the end."""
+    fields = {":method": method, ":scheme": "http", ":authority": "a", ":path": "/accounts/1"}
+    fields.pop(without, None)
+    replaced = {name: value for name, value in changes if name in fields}
+    return [*(fields | replaced).items(), *(change for change in changes if change[0] not in fields)]
+
+
+MALFORMED = {
+    "no method": head(without=":method"),
+    "no scheme": head(without=":scheme"),
+    "no path": head(without=":path"),
+    "an empty path": head((":path", "")),
+    "neither authority nor host": head(without=":authority"),
+    "a host that differs": head(("host", "b")),
+    "two hosts": head(("host", "a"), ("host", "a"), without=":authority"),
+    "a method twice": [(":method", "GET"), *head()],
+    "a path twice": [(":path", "/ping"), *head()],
+    "an authority twice": [(":authority", "a"), *head()],
+    "a pseudo header that is unknown": head((":cost", "1")),
+    "a pseudo header of answers": head((":status", "200")),
+    "a pseudo header after a field": [("x", "y"), *head()],
+    "a protocol without CONNECT": head((":protocol", "websocket")),
+    "CONNECT with a path": head(method="CONNECT"),
+    "a name in capitals": head(("X-Y", "z")),
+    "a name with a space": head(("x y", "z")),
+    "a name with a colon": head(("x:y", "z")),
+    "a name with a control byte": head(("x\x01", "z")),
+    "no name": head(("", "z")),
+    "a value with a null": head(("x", "y\0")),
+    "a value with a line": head(("x", "y\r\nz: 1")),
+    "a value that begins with a space": head(("x", " y")),
+    "a value that ends with a tab": head(("x", "y\t")),
+    "connection": head(("connection", "close")),
+    "keep-alive": head(("keep-alive", "timeout=5")),
+    "proxy-connection": head(("proxy-connection", "keep-alive")),
+    "transfer-encoding": head(("transfer-encoding", "chunked")),
+    "upgrade": head(("upgrade", "h2c")),
+    "te": head(("te", "gzip")),
+    "te with a list": head(("te", "trailers, gzip")),
+    "a length of a body that does not come": head(("content-length", "5"), method="POST"),
+    "a length of a GET without a body": head(("content-length", "1")),
+    "two lengths": head(("content-length", "0"), ("content-length", "1")),
+    "a length that is none": head(("content-length", "+0")),
+}  # fmt: skip
+
+
+def careless(client: Client) -> Client:
+    """Sends what it is given."""
+    client.state.config.validate_outbound_headers = client.state.config.normalize_outbound_headers = False
+    return client
+
+
+def test_a_malformed_request_ends_its_stream_and_no_other(base: Role) -> None:
+    """A proxy has the requests of many clients on one connection."""
+    with careless(Client(base.port)) as client:
+        waiting = client.request("/accounts/1", slow(0.5))
+        for name, headers in MALFORMED.items():
+            number = client.state.get_next_available_stream_id()
+            client.state.send_headers(number, headers, end_stream=True)
+            client.flush()
+            client.read(lambda number=number: number in client.refused or number in client.done)  # type: ignore[misc]
+            assert client.refused.get(number) == ErrorCodes.PROTOCOL_ERROR, name
+            assert number not in client.status, name
+            assert client.answers(client.request("/ping")) == [200], name
+        assert client.answers(waiting) == [200]
+        assert not client.goaway
+
+
+BODIES: dict[str, tuple[list[tuple[str, str]], list[bytes], list[tuple[str, str]] | None]] = {
+    "longer than its length": ([("content-length", "3")], [message(31), b""], None),
+    "shorter than its length": ([("content-length", "99")], [message(31), b""], None),
+    "shorter, and trailers": ([("content-length", "99")], [message(31)], [("x", "y")]),
+    "none, and trailers": ([("content-length", "9")], [], [("x", "y")]),
+    "a pseudo header in a trailer": ([], [message(31)], [(":path", "/")]),
+    "a trailer in capitals": ([], [message(31)], [("X", "y")]),
+    "a connection in a trailer": ([], [message(31)], [("connection", "close")]),
+    "a length in a trailer": ([], [message(31)], [("content-length", "46")]),
+    "a key's header in a trailer": ([], [message(31)], [("authorization", "x")]),
+}  # fmt: skip
+
+
+def test_a_malformed_body_is_executed_by_nobody(base: Role) -> None:
+    with careless(Client(base.port)) as client:
+        waiting = client.request("/accounts/1", slow(0.5))
+        for name, (fields, parts, trailers) in BODIES.items():
+            number = client.state.get_next_available_stream_id()
+            client.state.send_headers(number, head(*fields, ("content-type", "application/json"), method="POST"))
+            for at, part in enumerate(parts, 1):
+                client.state.send_data(number, part, end_stream=trailers is None and at == len(parts))
+            if trailers is not None:
+                client.state.send_headers(number, trailers, end_stream=True)
+            client.flush()
+            client.read(lambda number=number: number in client.refused or number in client.done)  # type: ignore[misc]
+            assert client.refused.get(number) == ErrorCodes.PROTOCOL_ERROR, name
+            assert number not in client.status, name
+            assert client.answers(client.request("/ping")) == [200], name
+        # What was broken off takes nothing from the window of the connection: more than it holds.
+        for _ in range(200):
+            number = client.state.get_next_available_stream_id()
+            client.state.send_headers(number, head(("content-length", "1"), method="POST"))
+            client.state.send_data(number, b" " * 16_000)
+            client.flush()
+            client.read(lambda number=number: number in client.refused)  # type: ignore[misc]
+        assert client.answers(client.request("/accounts/1", b" " * 15_000 + message(1)), waiting) == [200, 200]
+        assert not client.goaway
+    assert not [line for line in base.logs("deposit") if line["amount"] == 31]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, head(("host", "a"))),
+        (200, head(("host", "a"), without=":authority")),
+        (200, head(("te", "trailers"))),
+        (200, head((":authority", "[::1]:3000"))),
+        (200, head(("content-length", "0"))),
+        (200, head(method="HEAD")),
+        (200, head(("cookie", "a=b"), ("cookie", "c=d"))),
+        (204, head((":path", "*"), method="OPTIONS")),
+        (204, head(method="OPTIONS")),
+        (400, head((":authority", "u@a"))),
+        (400, head((":authority", "a/b"))),
+        (400, head((":path", "*"))),
+        (400, head((":path", "accounts/1"), method="HEAD")),
+        (400, head((":path", "*/accounts"), method="OPTIONS")),
+        (400, head(method="G T")),
+        (400, head(method="")),
+        (405, head(method="PURGE")),
+        (501, [(":method", "CONNECT"), (":authority", "a:80")]),
+        (501, [*head(method="CONNECT"), (":protocol", "websocket")]),
+    ],
+)  # fmt: skip
+def test_a_request_that_is_well_formed_is_answered(base: Role, status: int, headers: list[tuple[str, str]]) -> None:
+    with careless(Client(base.port)) as client:
+        number = client.state.get_next_available_stream_id()
+        client.state.send_headers(number, headers, end_stream=True)
+        client.flush()
+        assert client.answers(number) == [status]
+        assert client.answers(client.request("/ping")) == [200]
+        silent = status == 204 or (":method", "HEAD") in headers
+        assert (number in client.body) != silent
+
+
+@pytest.mark.parametrize("pace", ["at once", "late"])
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, head(method="HEAD")),
+        (200, head()),
+        (204, head(method="OPTIONS")),
+        (405, head(method="DELETE")),
+        (404, head((":path", "/nowhere"), method="POST")),
+        (400, head((":path", "nowhere"), method="POST")),
+        (415, head(("content-type", "text/plain"), method="POST")),
+    ],
+)
+def test_a_body_that_nobody_takes_is_dropped(
+    base: Role, status: int, headers: list[tuple[str, str]], pace: str
+) -> None:
+    with careless(Client(base.port)) as client:
+        number = client.state.get_next_available_stream_id()
+        client.state.send_headers(number, headers)
+        if pace == "late":
+            client.flush()
+            client.read(lambda: number in client.status)
+        client.state.send_data(number, b"x" * 10_000, end_stream=True)
+        client.flush()
+        assert client.answers(number) == [status]
+        assert client.answers(client.request("/ping")) == [200]
+        assert not client.refused
+
+
+def test_a_client_that_gives_up_at_the_limit_takes_nobody_along(base: Role) -> None:
+    """Its request is refused, and gone already: both came in one packet, with the next one."""
+    with Client(base.port) as client:
+        numbers = [client.request("/accounts/1", slow(1.0)) for _ in range(100)]
+        for _ in range(3):
+            number = client.state.get_next_available_stream_id()
+            client.state.send_headers(number, head(), end_stream=True)
+            client.state.reset_stream(number)
+        client.flush()
+        assert client.answers(*numbers) == [200] * 100
+        assert not client.goaway
 
 
 def test_a_drain_loses_no_stream() -> None:

@@ -34,7 +34,19 @@ RANKS = [
         "redis",
     },
     {"producer", "consumer", "transaction", "telemetry"},
-    {"tls", "http1", "http2", "watchdog", "worker", "process", "testing", "cli", "projection"},
+    {
+        "tls",
+        "http1",
+        "http2",
+        "http2_state",
+        "greeting",
+        "watchdog",
+        "worker",
+        "process",
+        "testing",
+        "cli",
+        "projection",
+    },
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Inside the room of the HTTP edge.
@@ -68,7 +80,7 @@ def test_a_library_is_imported_in_one_place(path: Path) -> None:
         "redis": {"redis"},
         "starlette": {"probes"},
         "prometheus_client": {"metrics"},
-        "h2": {"http2"},
+        "h2": {"http2", "http2_state"},
         "gunicorn": {"http1", "worker", "process"},
     }
     for library, rooms in allowed.items():

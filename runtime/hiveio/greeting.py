@@ -1,0 +1,53 @@
+"""Which HTTP a new connection speaks, where a service takes both."""
+
+import asyncio
+from typing import Any, cast
+
+from hiveio.http2 import Connection, Host
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Greeting(asyncio.Protocol):
+    """A new connection, until it is known which HTTP it speaks: by ALPN over TLS, by its first bytes without."""
+
+    busy = False
+    progress = 0
+
+    def __init__(self, worker: Host, http1: Any) -> None:
+        self.worker = worker
+        self._http1 = http1
+        self._read = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        if secure := transport.get_extra_info("ssl_object"):
+            self._become(Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
+            return
+        self.worker.connections.add(self)
+        if self.worker.crowded:
+            self._become(self._http1)  # which says so
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        if self._read.startswith(PREFACE):
+            self._become(Connection)
+        elif not PREFACE.startswith(self._read):
+            self._become(self._http1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.connections.discard(self)
+
+    def _become(self, kind: Any) -> None:
+        self.worker.connections.discard(self)
+        protocol = kind(self.worker)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if self._read:
+            protocol.data_received(self._read)
+
+    def drain(self) -> None:
+        """It learns more about us with its first answer."""
+
+    def close(self) -> None:
+        self.transport.close()
