@@ -1,0 +1,80 @@
+"""What the pages of docs/ name is there: each module, each fault, each test."""
+
+import re
+from pathlib import Path
+
+from tests.process import ROOT
+from tests.unit.test_imports import PACKAGE, imported, room
+
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
+}
+TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "examples").rglob("test_*.py")]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def test_each_fault_of_the_table_has_a_test_and_each_test_a_row() -> None:
+    rows = set(re.findall(r"^\| (\d+) \|.*`(test_\w+\.py)` test_\d+ \|$", page("faults.md"), re.M))
+    marked: set[tuple[str, str]] = set()
+    for path in (ROOT / "tests" / "faults").glob("test_*.py"):
+        for number, name in re.findall(
+            r"@pytest\.mark\.fault\((\d+)\)(?:\n@.*)*\n(?:async )?def test_(?:fault_)?(\d+)_", path.read_text()
+        ):
+            assert int(number) == int(name), f"{path.name}: test_{name} is marked as {number}"
+            marked.add((number, path.name))
+    assert rows == marked
+
+
+def test_a_page_names_tests_that_exist() -> None:
+    functions = {name for path in TESTS for name in re.findall(r"\bdef (test_\w+)", path.read_text())}
+    files = {path.relative_to(ROOT).as_posix() for path in TESTS}
+    files |= {Path(name).name for name in files}
+    unknown = [
+        f"{path.name}: {name}"
+        for path in sorted((ROOT / "docs").glob("*.md"))
+        for name in re.findall(r"`((?:tests/\w+/)?test_\w+(?:\.py)?)`", path.read_text())
+        if name not in (files if name.endswith(".py") else functions)
+    ]
+    assert unknown == []
+
+
+def test_each_bug_of_the_track_record_has_one_row_of_three_cells() -> None:
+    rows = [line for line in page("track-record.md").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    wrong = [row for row, found in zip(rows, cells, strict=True) if len(found) != 3 or not all(found)]
+    assert wrong == []
+    bugs = [found[0] for found in cells if found[0] not in ("what happened", "---")]
+    assert sorted(bugs) == sorted(set(bugs))
+
+
+def rows_of_modules(text: str) -> list[tuple[list[str], str]]:
+    """The names in the first cell of a row, and what the other cell says of them."""
+    rows = re.findall(r"^\| ((?:`[\w/]+`(?:, )?)+) \| (.*) \|$", text, re.M)
+    return [(re.findall(r"`([\w/]+)`", names), said) for names, said in rows]
+
+
+def test_the_architecture_lists_each_module_and_no_other() -> None:
+    """The modules of a package are named in what its row says; those of transaction/ have a table of their own."""
+    everywhere, transaction = page("architecture.md").split("In `transaction/`:")
+    listed = [f"transaction/{name}" for names, _ in rows_of_modules(transaction) for name in names if name != "lua/"]
+    for names, said in rows_of_modules(everywhere):
+        for name in names:
+            inside = re.findall(r"`(\w+)`", said) if name.endswith("/") else [""]
+            listed += [name + module for module in inside]
+    assert sorted(listed) == sorted(MODULES)
+
+
+def test_the_modules_of_the_architecture_import_from_the_rows_above() -> None:
+    rows = rows_of_modules(page("architecture.md").split("In `transaction/`:")[0])
+    row = {name.rstrip("/"): number for number, (names, _) in enumerate(rows) for name in names}
+    wrong = [
+        f"{own} imports {other}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (own := room(path)) != "__init__"
+        for name in imported(path)
+        if name.startswith("hiveio.") and (other := name.split(".")[1]) in row and row[other] > row[own]
+    ]
+    assert wrong == []
