@@ -231,7 +231,7 @@ class Contract:
         if len(parameters) != 2:
             raise BadAnnotation(f"{name} takes {len(parameters)} parameters; it takes (self, state, event)")
         if inspect.iscoroutinefunction(kind.replay):
-            raise BadAnnotation(f"{name} is async; it is a pure function of state and event")
+            raise BadAnnotation(f"{name} is async; it must be a plain function of state and event")
         event = parameters[1]
         if event not in hints:
             raise BadAnnotation(f"{name}: the parameter {event} has no annotation; name the events that it folds")

@@ -113,11 +113,11 @@ def check_class(kind: type) -> None:
     """Whether what a class declares is of the right type, and its methods are methods. Raises BadAnnotation."""
     for attribute, wanted in _ATTRIBUTES.items():
         if not isinstance(found := getattr(kind, attribute), wanted):
-            raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it is of type {wanted.__name__}")
+            raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it must be of type {wanted.__name__}")
     for attribute, allowed in _CHOICES.items():
         if (chosen := getattr(kind, attribute)) not in allowed:
             listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-            raise BadAnnotation(f"{kind.__name__}.{attribute} is {chosen!r}; it is {listed}")
+            raise BadAnnotation(f"{kind.__name__}.{attribute} is {chosen!r}; it must be {listed}")
     for method in ("start", "stop", "ready"):
         check_plain(kind, method)
     check_plain(kind, "scope", ["id"], may_wait=False)
@@ -126,9 +126,13 @@ def check_class(kind: type) -> None:
     for method in ("perform", "replay", "upcast"):
         function = getattr(kind, method, None)
         if isinstance(inspect.getattr_static(kind, method, None), staticmethod | classmethod):
-            raise BadAnnotation(f"{kind.__name__}.{method} is static; it is a method and its first parameter self")
+            raise BadAnnotation(
+                f"{kind.__name__}.{method} is static; it must be a method whose first parameter is self"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise BadAnnotation(f"{kind.__name__}.{method} yields; it returns, and several events as a list")
+            raise BadAnnotation(
+                f"{kind.__name__}.{method} yields; it must return what it gives, several events as a list"
+            )
 
 
 def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_wait: bool = True) -> None:
@@ -136,9 +140,9 @@ def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_
     name, function = f"{kind.__name__}.{method}", getattr(kind, method)
     wanted = f"{method}({', '.join(['self', *parameters])})"
     if not callable(function):
-        raise BadAnnotation(f"{name} is {function!r}; it is a method {wanted}")
+        raise BadAnnotation(f"{name} is {function!r}; it must be a method {wanted}")
     if not may_wait and inspect.iscoroutinefunction(function):
-        raise BadAnnotation(f"{name} is async; it is a plain method {wanted}")
+        raise BadAnnotation(f"{name} is async; it must be a plain method {wanted}")
     static = isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod)
     try:
         inspect.signature(function).bind(*parameters, *([] if static else [None]))

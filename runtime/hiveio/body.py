@@ -98,7 +98,7 @@ class Chunks:
             if self._extensions > MOST_EXTENSIONS:
                 raise NotHttp(400, f"the chunk extensions of a body have more than {MOST_EXTENSIONS} bytes")
         else:
-            raise NotHttp(400, "the size of a chunk is 1 to 16 hexadecimal digits")
+            raise NotHttp(400, "the size of a chunk must be 1 to 16 hexadecimal digits")
 
     def _take_trailer(self, line: bytes) -> None:
         # Checked and left out: nothing here means anything to an actor.
@@ -110,7 +110,7 @@ class Chunks:
             raise NotHttp(431, f"more than {MOST_TRAILERS} trailers")
         match = _TRAILER.fullmatch(line)
         if not match:
-            raise NotHttp(400, "a trailer is no header field")
+            raise NotHttp(400, "a trailer must be a header field (name: value)")
         if match[1].lower() in ONLY_IN_HEAD:
             raise NotHttp(400, f"{match[1].decode()} may not stand in a trailer")
 

@@ -117,7 +117,7 @@ class Problem(HiveError):
 
     def __init__(self, detail: str = "", *, headers: dict[str, str] | None = None, **members: Any) -> None:
         if not isinstance(detail, str):
-            raise TypeError(f"{type(self).__name__}({detail!r}): the detail is a text; write str(…)")
+            raise TypeError(f"{type(self).__name__}({detail!r}): the detail must be a text; write str(…)")
         if members:
             _check_members(type(self).__name__, members)
         if headers:
@@ -131,7 +131,7 @@ class Problem(HiveError):
 def _check_members(name: str, members: dict[str, Any]) -> None:
     if ours := sorted(OUR_MEMBERS & members.keys()):
         raise TypeError(
-            f"{name}({ours[0]}=…): {', '.join(sorted(OUR_MEMBERS))} are told by the class and the text of the problem; "
+            f"{name}({ours[0]}=…): {', '.join(sorted(OUR_MEMBERS))} are set by the class and the text of the problem; "
             f"derive a class with its own status and title, or take another name than {ours[0]}"
         )
     for member, value in members.items():
@@ -167,7 +167,7 @@ class Refused(Problem):
         if not (isinstance(cls.status, int) and 400 <= cls.status <= 499):
             raise TypeError(f"{cls.__name__}.status is {cls.status!r}; a refusal is the client's fault: 400 to 499")
         if not isinstance(cls.title, str):
-            raise TypeError(f"{cls.__name__}.title is {cls.title!r}; it is a text")
+            raise TypeError(f"{cls.__name__}.title is {cls.title!r}; it must be a text")
 
 
 class Malformed(Refused):

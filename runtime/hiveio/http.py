@@ -181,11 +181,11 @@ class Edge:
         if host is None and not older:
             return Refused("the request has no Host")
         if host is not None and not is_host(host):
-            return Refused("Host is a name or an address, and a port")
+            return Refused("the Host header must be a name or an address, with a port or without")
         if host is not None and len(self._hosts) < MOST_HOSTS:
             self._hosts.add(host)
         if not older and headers.get(b"expect", b"100-continue").lower() != b"100-continue":
-            return ExpectationFailed("the one expectation that is met is 100-continue")
+            return ExpectationFailed("the Expect header may only be 100-continue")
         return None
 
     async def _refuse(self, problem: Problem, scope: Scope, send: Send, reference: str, started: float) -> None:
@@ -256,7 +256,9 @@ class Edge:
             if b"if-match" in headers or b"if-none-match" in headers:
                 asked = conditions(scope["headers"])
                 if route.reads_body and "If-Match" not in route.about.accepts:
-                    raise VersionMismatch("nothing has a version here: send it without If-Match and If-None-Match")
+                    raise VersionMismatch(
+                        "this service keeps no versions: send the request without If-Match and If-None-Match"
+                    )
             envelope = Envelope(
                 message=payload,
                 id=identifier,
@@ -284,7 +286,7 @@ class Edge:
                 task.uncancel()  # the cancellation was the watchdog's and ends here
         if asked is not None and not route.reads_body:
             if not asked.met(outcome.headers.get("ETag")):
-                raise VersionMismatch("the version of what stands here is another one")
+                raise VersionMismatch("what stands here is not at the version that If-Match names")
             if not asked.absent(outcome.headers.get("ETag")):
                 answer[:] = encoded(outcome.headers)
                 return 304, b""

@@ -248,6 +248,6 @@ class Chaos:
         await asyncio.to_thread(self.system.kafka.resume)
 
     async def _kafka_kill(self) -> None:
-        """Not among the first ones: FAULTS.md, 14."""
+        """Not among the first ones: docs/faults.md, 14."""
         await asyncio.to_thread(self.system.kafka.kill)
         await asyncio.to_thread(self.system.kafka.start)

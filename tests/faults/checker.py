@@ -1,4 +1,4 @@
-"""The checker of FAULTS.md: the log, the cache and the event topic against what the clients were told.
+"""The checker of docs/faults.md: the log, the cache and the event topic against what the clients were told.
 
 All of its seven points. It reads with fresh clients (evidence.py) and judges by its own fold (fold.py).
 """

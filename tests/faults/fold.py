@@ -1,6 +1,6 @@
-"""The checker's own fold of the transaction log, written from DESIGN.md, section 5: it imports nothing of the engine.
+"""The checker's own fold of the transaction log, written from docs/transactions.md: it imports nothing of the engine.
 
-Point 2 of FAULTS.md is found here; the other points are found by comparing with what is folded.
+Point 2 of docs/faults.md is found here; the other points are found by comparing with what is folded.
 """
 
 import json
@@ -36,7 +36,7 @@ REPLAYS: Mapping[str, Replay] = {
 
 
 class Finding(NamedTuple):
-    """Something that may not be. ``point`` is that of FAULTS.md, ``where`` an aggregate, offset or command."""
+    """Something that may not be. ``point`` is that of docs/faults.md, ``where`` an aggregate, offset or command."""
 
     point: int
     where: str

@@ -10,7 +10,7 @@ from schemathesis import CheckContext, GenerationMode, Response
 BEYOND_SCHEMAS = (
     "is not consumed here",
     "an id has 1 to 255 bytes",
-    "it looks like orders/0/17",
+    "it must look like orders/0/17",
     "or a list of entity tags",
 )
 REFUSED_BY_WHAT_STANDS = ("rejected", "version-mismatch", "key-reused", "not-found", "conflict")

@@ -79,21 +79,21 @@ CASES = {
         "derive from",
         "import abc\n" + changed("(Actor)", "(Actor, abc.ABC)") + "    @abc.abstractmethod\n    def load(self): ...",
     ),
-    "path": one("Adder.path is None; it is of type str", changed('"/sums/{id}"', "None")),
-    "version": one("Adder.schema_version is '2'; it is of type int", AFTER + "    schema_version = '2'"),
+    "path": one("Adder.path is None; it must be of type str", changed('"/sums/{id}"', "None")),
+    "version": one("Adder.schema_version is '2'; it must be of type int", AFTER + "    schema_version = '2'"),
     "start-takes": one(
         "Adder.start takes other parameters; it is called as start(self)", AFTER + "    def start(self, loop): ..."
     ),
-    "ready": one("Adder.ready is True; it is a method ready(self)", AFTER + "    ready = True"),
+    "ready": one("Adder.ready is True; it must be a method ready(self)", AFTER + "    ready = True"),
     "scope": one(
-        "Adder.scope is async; it is a plain method scope(self, id)", AFTER + "    async def scope(self, id): ..."
+        "Adder.scope is async; it must be a plain method scope(self, id)", AFTER + "    async def scope(self, id): ..."
     ),
     "static": one(
-        "Adder.perform is static; it is a method and its first parameter self",
+        "Adder.perform is static; it must be a method whose first parameter is self",
         changed("    " + PERFORM, "    @staticmethod\n    def perform(state: Sum | None, command: Add) -> Added: ..."),
     ),
     "yields": one(
-        "Adder.perform yields; it returns, and several events as a list",
+        "Adder.perform yields; it must return what it gives, several events as a list",
         changed("return Added(command.amount)", "yield Added(1)"),
     ),
     "start-raises": Case(

@@ -32,7 +32,7 @@ HUGE = b"9" * 5_000
 # What cannot be read, and a part of the reason.
 UNREADABLES: list[tuple[Odd, str]] = [
     ((b"a", wire(9), [(b"x", b"1"), (b"\xff", b"2"), (b"\xfe", None), (b"y", b"3")]), "name of a header"),
-    ((b"b", wire(9), [(b"hive-position", b"none")]), "hive-position none is none"),
+    ((b"b", wire(9), [(b"hive-position", b"none")]), "hive-position is 'none'"),
     ((b"c", wire(9), [(b"hive-position", b"0:%b:0" % HUGE)]), "hive-position"),
     ((b"d", wire(9), [(b"hive-position", b"\xff"), (b"hive-previous", b"\xff")]), "hive-position"),
     ((b"e", wire(9), [(b"hive-version", HUGE)]), "hive-version"),

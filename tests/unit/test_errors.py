@@ -16,7 +16,7 @@ def make(status: Any = 422, title: Any = "Gone", base: type[Rejected] = Rejected
 @pytest.mark.parametrize("name", sorted(OUR_MEMBERS - {"detail"}))
 @pytest.mark.parametrize("kind", [Rejected, NotFound, Forbidden, Unauthorized])
 def test_a_member_that_is_ours_is_a_type_error(kind: type[Any], name: str) -> None:
-    with pytest.raises(TypeError, match=rf"{kind.__name__}\({name}=…\): .* are told by the class"):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\({name}=…\): .* are set by the class"):
         kind("no", **{name: 404})
 
 
@@ -25,7 +25,7 @@ def test_a_member_that_is_ours_is_a_type_error(kind: type[Any], name: str) -> No
     [
         (
             lambda: Rejected(ValueError("x")),  # type: ignore[arg-type]
-            r"Rejected\(ValueError\('x'\)\): the detail is a text",
+            r"Rejected\(ValueError\('x'\)\): the detail must be a text",
         ),
         (lambda: Rejected("x", by=object()), "Rejected.by=<object .* cannot be written as JSON: Encoding objects of"),
         (lambda: Rejected("x", on={(1, 2): 3}), "Rejected.on=.* cannot be written as JSON"),
@@ -34,7 +34,7 @@ def test_a_member_that_is_ours_is_a_type_error(kind: type[Any], name: str) -> No
         (lambda: Unauthorized("x", challenge=""), "Unauthorized.headers=.* is no header of HTTP"),
         (lambda: make(status=200), "Gone.status is 200; a refusal is the client's fault: 400 to 499"),
         (lambda: make(status="410"), "Gone.status is '410'; a refusal is the client's fault: 400 to 499"),
-        (lambda: make(title=None), "Gone.title is None; it is a text"),
+        (lambda: make(title=None), "Gone.title is None; it must be a text"),
     ],
 )
 def test_what_cannot_be_answered_is_a_type_error(call: Any, line: str) -> None:

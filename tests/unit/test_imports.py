@@ -1,4 +1,4 @@
-"""The arrows of DESIGN.md section 4: who may import whom, and who alone may import a library."""
+"""The arrows of docs/architecture.md: who may import whom, and who alone may import a library."""
 
 import ast
 from pathlib import Path

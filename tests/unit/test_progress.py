@@ -75,12 +75,12 @@ def test_a_position_of_another_log_concerns_its_record_alone() -> None:
     "text", [b"", b"1:2", b"1:2:3:4", b"a:b:c", b"\xff", b"-1:2:3", b"1:2: 3", b"1:%b:0" % (b"9" * 5000)]
 )
 def test_no_position(text: bytes) -> None:
-    with pytest.raises(Invalid, match="looks like"):
+    with pytest.raises(Invalid, match="must look like"):
         parse_position(text)
     with pytest.raises(Invalid):
         Progress(text)
     progress = Progress(b"3:7:0")
-    with pytest.raises(Invalid, match="looks like"):
+    with pytest.raises(Invalid, match="must look like"):
         progress.take(text, b"3:7:0")
     assert progress.last == b"3:7:0", "it does not become the last one seen, also where it names the one before"
 

@@ -443,5 +443,5 @@ def test_a_refusal_that_cannot_be_answered_is_a_fault_of_the_actor() -> None:
         async def perform(self, state: Sum | None, command: Add, tx: Transaction) -> Added:  # type: ignore[override]
             raise Rejected("no", status=404)
 
-    with pytest.raises(TypeError, match=r"Rejected.status=….: .* are told by the class and the text"):
+    with pytest.raises(TypeError, match=r"Rejected.status=….: .* are set by the class and the text"):
         given(Odd).when(Add(1))

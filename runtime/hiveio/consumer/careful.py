@@ -288,7 +288,7 @@ class CarefulLane(Lane):
                 await target.handle(as_batch(envelope) if target.batch else envelope)
             except BaseException as error:
                 failure = self.hand.told(error, self.retry.timeout_s, closing=self._closing)
-                text = f"{origin}: tried again in vain: {type(failure).__name__}: {failure}"
+                text = f"{origin}: failed again: {type(failure).__name__}: {failure}"
                 logger.warning("%s", text, extra=about(target.contract, envelope))
                 return f"{type(failure).__name__}: {failure}"
             finally:

@@ -74,7 +74,7 @@ async def _until(consumer: Consumer, contract: Contract, text: str, until: float
         topic, partition, offset = text.rsplit("/", 2)
         place = topic, int(partition), int(offset)
     except ValueError:
-        raise Refused(f"Hive-Position: {text!r} is none; it looks like orders/0/17") from None
+        raise Refused(f"Hive-Position is {text!r}; it must look like orders/0/17") from None
     clock = asyncio.get_running_loop().time
     while not await consumer.reached(contract, *place):
         if clock() >= until:

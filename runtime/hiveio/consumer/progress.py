@@ -7,7 +7,7 @@ from hiveio.errors import Corrupt, Invalid
 
 
 class Progress:
-    """The consumer's rule for an event topic that a publisher writes (DESIGN.md section 5, Publishing).
+    """The consumer's rule for an event topic that a publisher writes (docs/transactions.md, Publishing).
 
     Each event carries its ``hive-position`` in the transaction log and, as ``hive-previous``, the one before it.
     Publishers repeat and overlap, and never leave a gap: what is above the last seen is new, all else is a repeat.

@@ -64,7 +64,7 @@ def parse_position(text: bytes) -> Position:
     match = _POSITION.fullmatch(text)
     if match is None:
         shown = text[:64].decode("utf-8", "backslashreplace")
-        raise Invalid(f"the hive-position {shown} is none; it looks like 0:17:0")
+        raise Invalid(f"hive-position is {shown!r}; it must look like 0:17:0")
     return int(match[1]), int(match[2]), int(match[3])
 
 
@@ -74,5 +74,5 @@ def version_of(headers: Headers) -> int | None:
     if not found:
         return None
     if not (found[-1].isdigit() and len(found[-1]) <= LONGEST_VERSION):
-        raise Invalid(f"the hive-version {found[-1][:64]!r} is none; it is a whole number")
+        raise Invalid(f"hive-version is {found[-1][:64]!r}; it must be a whole number")
     return int(found[-1])

@@ -278,7 +278,9 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
     def decode(body: bytes, id: str, parameters: Mapping[str, str], query: bytes) -> tuple[Consistency, None]:
         wanted = query_parameters(query).get("consistency", [contract.reads])[-1] if query else contract.reads
         if wanted not in CONSISTENCIES:
-            raise Invalid(f"consistency is {wanted!r}; it is cached, current or linearizable", pointer="/consistency")
+            raise Invalid(
+                f"consistency is {wanted!r}; it must be cached, current or linearizable", pointer="/consistency"
+            )
         return wanted, None
 
     async def handle(envelope: Envelope) -> Outcome:

@@ -120,7 +120,7 @@ def decode(value: bytes) -> Record:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return _FOREIGN
         raise Corrupt(
-            f"the record is none that this version knows ({error}): a newer version may have written it, so nothing "
+            f"this version does not know the record ({error}): a newer version may have written it, so nothing "
             "is judged beyond it; run the newest version that has written to this log"
         ) from None
     if isinstance(record, Format) and record.format > FORMAT:
