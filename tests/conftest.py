@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -74,6 +75,15 @@ def docker() -> str:
     if answer.returncode != 0:
         require("docker", answer.stderr.strip() or "the engine does not answer")
     return command
+
+
+@pytest.fixture(scope="session")
+def ipv6() -> None:
+    """An address of IPv6 on this machine: ::1."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        require("ipv6", error)
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ class Role(Service):
         self.name, self.module = role, module
         super().__init__(None, folder / module)
         self.environ = {
+            "BIND": HOST,  # a story for the one at this machine
             "PORT": str(self.port),
             "CLUSTER_SIZE": "1",
             "ACTOR_PATH": str(ROOT / "examples"),

@@ -1,6 +1,7 @@
 """The environment, read once into one frozen object. The README's table of settings is generated from it."""
 
 import functools
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -123,6 +124,14 @@ def _redis_urls(text: str) -> tuple[str, ...]:
     return tuple(_redis_url(url.strip()) for url in text.split(","))
 
 
+def _address(text: str) -> str:
+    """an IPv4 or IPv6 address without a port, such as 127.0.0.1 or ::1; or :: for all of both"""
+    address = ipaddress.ip_address(text)
+    if address.is_multicast:
+        raise ValueError
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 def _http_version(text: str) -> int:
     """1 or 2"""
     return {"1": 1, "1.1": 1, "2": 2}[text]
@@ -142,6 +151,9 @@ class Settings:
 
     actor_module: str = setting("ACTOR_MODULE", "", _text, "the actor: `module` or `module:Class`")
     actor_path: str = setting("ACTOR_PATH", "/actor", _text, "the folder from which the actor is loaded")
+    bind: str = setting(
+        "BIND", "::", _address, "address on which it listens; `::` is all of IPv6 and IPv4, `0.0.0.0` all of IPv4"
+    )
     port: int = setting("PORT", 3000, _whole(0, 65535), "port of the HTTP server")
     cluster_size: int = setting("CLUSTER_SIZE", _cpu_quota, _whole(1, 256), "worker processes", "the CPU quota")
     http_version: int = setting("HTTP_VERSION", 1, _http_version, "1; or 2 for HTTP/2, which takes HTTP/1.1 as well")

@@ -17,6 +17,7 @@ from gunicorn.asgi.protocol import (  # type: ignore[import-untyped]
     _get_cached_date_header,
 )
 
+from hiveio.address import host_and_port
 from hiveio.body import MOST_AHEAD, MOST_DISCARDED, Chunks, NotHttp, discard
 from hiveio.problem import CONTENT_TYPE, status_problem
 
@@ -146,7 +147,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
     """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
 
     # Beyond 30 attributes an object's dict loses the fast way to all of them, a tenth of a request; gunicorn has 29.
-    __slots__ = ("_answered", "_chunks", "_early", "_head")
+    __slots__ = ("_answered", "_chunks", "_client", "_early", "_head", "_server")
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
@@ -157,6 +158,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.worker.connections.add(self)
+        self._client = host_and_port(transport.get_extra_info("peername"))
+        self._server = host_and_port(transport.get_extra_info("sockname"))
         super().connection_made(transport)
         if self.worker.crowded:
             self._send_error_response(503, "too many connections at once")
@@ -285,8 +288,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
             "root_path": "",
             "headers": request.headers,
             "fields": request.fields,
-            "server": sockname,
-            "client": peername,
+            "server": self._server,
+            "client": self._client,
         }
         head, started, complete, silent, chunked, keep = b"", False, False, False, False, request.keep_alive
         receiver, informed = self._body_receiver, False

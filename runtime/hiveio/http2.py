@@ -19,6 +19,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
+from hiveio.address import host_and_port
 from hiveio.body import NotHttp, discard
 from hiveio.http2_state import Fields, State, is_trailer, length, split
 from hiveio.problem import CONTENT_TYPE, status_problem
@@ -75,8 +76,8 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self.worker.connections.add(self)
         self.scheme = "https" if transport.get_extra_info("ssl_object") else "http"
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = host_and_port(transport.get_extra_info("peername"))
+        self.server = host_and_port(transport.get_extra_info("sockname"))
         self.state.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS})
         self.state.initiate_connection()
         self.state.increment_flow_control_window(WINDOW)
@@ -352,7 +353,3 @@ class Stream:
     async def _change(self) -> None:
         self._changed = self.connection.worker.loop.create_future()
         await self._changed
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return tuple(name[:2]) if isinstance(name, tuple) else None

@@ -17,10 +17,11 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
-from gunicorn.sock import TCPSocket  # type: ignore[import-untyped]
+from gunicorn.sock import TCP6Socket, TCPSocket  # type: ignore[import-untyped]
 
 from hiveio import logs, metrics
 from hiveio.actor import Contract
+from hiveio.address import listening
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
 from hiveio.http1 import FAST_PARSER
@@ -85,18 +86,6 @@ def _end(code: int, line: str) -> NoReturn:
     os._exit(code)
 
 
-def _listening(port: int) -> socket.socket:
-    """Raises ConfigError. Bound here and not by gunicorn, which tries for five seconds and exits with many lines."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("0.0.0.0", port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"PORT={port} cannot be listened on: {error.strerror}") from None
-    return listener
-
-
 class GunicornLogger(Logger):  # type: ignore[misc]
     """gunicorn's warnings and errors go where all logs go; of its chatter we keep nothing, there is no access log."""
 
@@ -118,8 +107,8 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.master: Master | None = None
         self.certificate = certificate(settings)
         self.peers = Peers(settings.cluster_size)
-        self.listener = _listening(settings.port)
-        self.port: int = self.listener.getsockname()[1]
+        self.listener = listening(settings.bind, settings.port)
+        self.address: tuple[Any, ...] = self.listener.getsockname()
         self._reports, self._reporter = os.pipe()
         os.set_blocking(self._reports, False)
         super().__init__()
@@ -188,8 +177,8 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def start(self) -> None:
         listener = self.app.listener
-        address = listener.getsockname()
-        self.LISTENERS = [TCPSocket(address, self.cfg, self.log, fd=listener.detach())]
+        kind = TCP6Socket if listener.family == socket.AF_INET6 else TCPSocket
+        self.LISTENERS = [kind(self.app.address, self.cfg, self.log, fd=listener.detach())]
         super().start()
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -214,7 +203,9 @@ class Master(Arbiter):  # type: ignore[misc]
 
 
 def _ready(master: Master) -> None:
-    log.info("listening", extra={"port": master.app.port, "workers": master.app.settings.cluster_size})
+    address, port = master.app.address[:2]
+    workers = master.app.settings.cluster_size
+    log.info("listening", extra={"address": address, "port": port, "workers": workers})
     gc.freeze()  # before the fork: pages that the collector never touches stay shared
 
 

@@ -115,6 +115,13 @@ def test_it_keeps_running_until_it_is_told_to_end(leftovers: Path, number: signa
             if "Everything keeps running" in line:
                 break
         assert any("curl -i 'http://" in line and "content-type: application/json" in line for line in lines)
+        opened = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for part in psutil.Process(process.pid).children(recursive=True)
+            for connection in part.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert opened == {"127.0.0.1"}, "nobody else's machine gets in"
         process.send_signal(number)
         code, _ = ended(process)
         assert code == 0

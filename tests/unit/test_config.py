@@ -22,6 +22,7 @@ def test_defaults() -> None:
     [
         ({"PORT": "70000"}, "PORT='70000' is wrong: it takes a whole number from 0 to 65535"),
         ({"PORT": "http"}, "PORT='http' is wrong: it takes a whole number from 0 to 65535"),
+        *(({"BIND": wrong}, f"BIND='{wrong}' is wrong: it takes an IPv4 or IPv6 address without a port, such as 127.0.0.1 or ::1; or :: for all of both") for wrong in ("localhost", "[::1]", "127.0.0.1:80", "127.1", "224.0.0.1", "*")),
         ({"LOCK_DRIFT_FACTOR": "2"}, "LOCK_DRIFT_FACTOR='2' is wrong: it takes a number from 0 to 1"),
         ({"EVENT_STORE_FROM_START": "yes"}, "EVENT_STORE_FROM_START='yes' is wrong: it takes true or false"),
         ({"EVENT_STORE_TOPIC": "a b"}, "EVENT_STORE_TOPIC='a b' is wrong: it takes a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"),
@@ -43,6 +44,15 @@ def test_a_wrong_value_names_setting_value_and_what_is_allowed(environ: dict[str
     with pytest.raises(ConfigError) as caught:
         Settings.read(environ)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("", "::"), ("0.0.0.0", "0.0.0.0"), ("::1", "::1"), ("0:0::1", "::1"), ("::ffff:127.0.0.1", "127.0.0.1"),
+     ("fe80::1%eth0", "fe80::1%eth0")],
+)  # fmt: skip
+def test_an_address_is_kept_in_its_usual_form(given: str, taken: str) -> None:
+    assert Settings.read({"BIND": given}).bind == taken
 
 
 def test_unset_and_off_are_no_use_of_an_unsupported_setting() -> None:

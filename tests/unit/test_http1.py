@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 
+from hiveio.address import listening
 from hiveio.http1 import Connection, _Body
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
 
-async def talk(application: Application, request: bytes) -> bytes:
+async def talk(application: Application, request: bytes, host: str = "127.0.0.1") -> bytes:
     """All that is answered until the server closes; a client that has sent what it wants ends its side."""
     loop = asyncio.get_running_loop()
     worker: Any = SimpleNamespace(
@@ -22,9 +23,9 @@ async def talk(application: Application, request: bytes) -> bytes:
         max_requests=1 << 60, alive=True, crowded=False,
     )  # fmt: skip
     worker.log.access_log_enabled = False
-    server = await loop.create_server(lambda: Connection(worker), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Connection(worker), sock=listening("::", 0))
     async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        reader, writer = await asyncio.open_connection(host, server.sockets[0].getsockname()[1])
         writer.write(request)
         async with asyncio.timeout(10):
             found = await reader.read()
@@ -119,7 +120,20 @@ async def test_what_the_application_is_told_of_a_request() -> None:
     assert told["query_string"] == b"q=1&r=%20"
     assert told["body"] == b"abc"
     assert told["headers"][:3] == [(b"host", b"x"), (b"x-two", b"1"), (b"x-two", b"2")]
-    assert told["client"][0] == "127.0.0.1"
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_who_has_called_is_a_host_and_a_port_and_ipv4_is_shown_as_such(host: str) -> None:
+    told: dict[str, Any] = {}
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        told.update(scope)
+        await answering(b"hello", headers=LENGTH)(scope, receive, send)
+
+    await talk(application, ONCE, host)
+    assert (told["client"][0], len(told["client"])) == (host, 2)
+    assert (told["server"][0], len(told["server"])) == (host, 2)
 
 
 @pytest.mark.parametrize("name", [b"Host", b"Content-Type", b"Content-Length"])

@@ -15,6 +15,7 @@ RANKS = [
     {"envelope", "annotations", "immutable"},
     {"actor"},
     {
+        "address",
         "body",
         "fault",
         "loader",

@@ -4,6 +4,7 @@ import argparse
 import socket
 import sys
 
+from hiveio.address import connected
 from hiveio.cli.shown import shown_lines
 from hiveio.config import Settings
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _connected(settings: Settings) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", settings.port), TIMEOUT_S)
+    connection = connected(settings.bind, settings.port, TIMEOUT_S)
     if not settings.secure:
         return connection
     import ssl
