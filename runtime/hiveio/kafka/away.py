@@ -103,12 +103,14 @@ def _ask(broker: str, made: Client) -> None:
     """Until it answers, which is then told."""
     quiet = {"logger": _silent, "log_level": 0, "reconnect.backoff.max.ms": 500}
     client = made(quiet | {"bootstrap.servers": broker, "socket.connection.setup.timeout.ms": 2000})
+    # Its own: whoever seeds the one of the process, to repeat a run, shall not find it disturbed by a thread.
+    jitter = random.Random()
     while True:
         try:
             client.list_topics(timeout=ASK_S)
             break
         except KafkaException:
-            time.sleep(PAUSE_S * random.uniform(0.5, 1.0))
+            time.sleep(PAUSE_S * jitter.uniform(0.5, 1.0))
     with _lock:
         _asking.discard(broker)
     outages.of(f"Kafka at {broker}").back()
