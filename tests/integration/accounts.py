@@ -56,6 +56,25 @@ class AccountActor(Actor):
             case Deposited(amount=amount):
                 return Account(account.owner, account.balance + amount)
 """
+TAKES_DEPOSITS = """
+from hiveio import Actor, Command, Event, Model
+
+class Deposit(Command):
+    amount: int
+class Deposited(Event):
+    amount: int
+class Account(Model):
+    balance: int = 0
+
+class AccountActor(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, account: Account | None, command: Deposit) -> Deposited:
+        return Deposited(command.amount)
+
+    def replay(self, account: Account | None, event: Deposited) -> Account:
+        return Account((account.balance if account else 0) + event.amount)
+"""
 
 
 def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, **payload: Any) -> httpx.Response:

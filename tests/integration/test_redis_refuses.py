@@ -10,29 +10,11 @@ import httpx
 import pytest
 import redis as redis_client
 
+from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
-ACTOR = """
-from hiveio import Actor, Command, Event, Model
-
-class Deposit(Command):
-    amount: int
-class Deposited(Event):
-    amount: int
-class Account(Model):
-    balance: int = 0
-
-class AccountActor(Actor):
-    path = "/accounts/{id}"
-
-    def perform(self, account: Account | None, command: Deposit) -> Deposited:
-        return Deposited(command.amount)
-
-    def replay(self, account: Account | None, event: Deposited) -> Account:
-        return Account((account.balance if account else 0) + event.amount)
-"""
 RIGHTS = ["~hive:*", "+@read", "+@write", "+@scripting", "+@connection", "+config|get", "+info", "+time"]
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
@@ -101,7 +83,7 @@ def test_a_redis_that_refuses_is_503(kafka: Kafka, server: Redis, topic: str) ->
             "REQUEST_TIMEOUT": "4000",
         }
         roles = [
-            stack.enter_context(Role(name, settings | {"EVENT_STORE_TOPIC": f"{topic}-{name}"}, actor=ACTOR))
+            stack.enter_context(Role(name, settings | {"EVENT_STORE_TOPIC": f"{topic}-{name}"}, actor=TAKES_DEPOSITS))
             for name in ("producer", "stream-processor")
         ]
         keys = map("k{}".format, count())

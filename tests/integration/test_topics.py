@@ -18,30 +18,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from hiveio.config import Settings
 from hiveio.kafka import topics
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
+from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all
 from tests.process import Role
 from tests.services import Kafka
 
-ACTOR = """
-from hiveio import Actor, Command, Event, Model
-
-class Deposit(Command):
-    amount: int
-class Deposited(Event):
-    amount: int
-class Account(Model):
-    balance: int = 0
-
-class AccountActor(Actor):
-    path = "/accounts/{id}"
-
-    def perform(self, account: Account | None, command: Deposit) -> Deposited:
-        return Deposited(command.amount)
-
-    def replay(self, account: Account | None, event: Deposited) -> Account:
-        return Account((account.balance if account else 0) + event.amount)
-"""
+ACTOR = TAKES_DEPOSITS
 TWO_TOPICS = """
 from hiveio import Actor, Event
 
