@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from hiveio.errors import Refused, UnsupportedMediaType
+from hiveio.errors import ExpectationFailed, Refused, UnsupportedMediaType
+
+MOST_HOST = 300  # bytes of a Host
+MOST_HOSTS = 1_000  # values of Host that are known to be well; others are looked at each time
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
@@ -148,9 +151,23 @@ def idempotency_key(raw: bytes) -> str:
     return key.decode()
 
 
-def is_host(value: bytes) -> bool:
-    """Whether this may stand in Host: a name or an address, and perhaps a port. It may be empty."""
-    return len(value) <= 300 and _HOST.fullmatch(value) is not None
+class HeadCheck:
+    """What the head of every request has to say, wherever it goes."""
+
+    def __init__(self) -> None:
+        self.hosts: set[bytes | None] = set()  # values of Host that were well; beyond ``MOST_HOSTS`` none is kept
+
+    def check(self, headers: Mapping[bytes, bytes], older: bool) -> None:
+        """``older`` is HTTP/1.0, which has neither Host nor Expect. Raises Refused and ExpectationFailed."""
+        host = headers.get(b"host")
+        if host is None and not older:
+            raise Refused("the request has no Host")
+        if host is not None and not (len(host) <= MOST_HOST and _HOST.fullmatch(host)):
+            raise Refused("the Host header must be a name or an address, with a port or without")
+        if host is not None and len(self.hosts) < MOST_HOSTS:
+            self.hosts.add(host)
+        if not older and headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            raise ExpectationFailed("the Expect header may only be 100-continue")
 
 
 def check_repeated(pairs: Iterable[tuple[bytes, bytes]]) -> None:

@@ -16,10 +16,8 @@ from hiveio import metrics
 from hiveio.conditions import conditions
 from hiveio.envelope import Envelope, encode_value
 from hiveio.errors import (
-    ExpectationFailed,
     MethodNotAllowed,
     Problem,
-    Refused,
     RequestTimeout,
     TooLarge,
     Unavailable,
@@ -28,13 +26,13 @@ from hiveio.errors import (
 )
 from hiveio.fault import log_fault
 from hiveio.headers import (
+    HeadCheck,
     HeaderView,
     check_content_coding,
     check_media_type,
     check_repeated,
     encoded,
     idempotency_key,
-    is_host,
     sane_request_id,
 )
 from hiveio.logs import request_id
@@ -44,8 +42,6 @@ from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
 
 MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
-
-MOST_HOSTS = 1_000  # values of Host that are known to be well; others are looked at each time
 
 Headers = list[tuple[bytes, bytes]]
 Scope = MutableMapping[str, Any]
@@ -80,7 +76,8 @@ class Edge:
         self._overdue: set[asyncio.Task[Any]] = set()
         self._tallies: dict[tuple[str, str], metrics.Tally] = {}
         self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
-        self._hosts: set[bytes | None] = set()  # that were well
+        self._heads = HeadCheck()
+        self._hosts = self._heads.hosts
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
         self._probes = probes(service, self.router)
         self._timer: asyncio.TimerHandle | None = None
@@ -122,10 +119,12 @@ class Edge:
         reference = (sane_request_id(given) if given else None) or next(self._ids)
         request_id.set(reference)
 
-        unusual = headers.get(b"host") not in self._hosts or b"expect" in headers
-        if unusual and (problem := self._wrong(scope, headers)) is not None:
-            await self._refuse(problem, scope, send, reference, started)
-            return
+        if headers.get(b"host") not in self._hosts or b"expect" in headers:
+            try:
+                self._heads.check(headers, older=scope["http_version"] == "1.0")
+            except Problem as problem:
+                await self._refuse(problem, scope, send, reference, started)
+                return
         resource = self._exact.get(raw_path)
         raw: bytes | list[bytes] = b""
         if resource is None:
@@ -173,20 +172,6 @@ class Edge:
         tally.add(status, monotonic() - started)
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
-
-    def _wrong(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
-        """What is wrong with a request wherever it goes."""
-        older = scope["http_version"] == "1.0"
-        host = headers.get(b"host")
-        if host is None and not older:
-            return Refused("the request has no Host")
-        if host is not None and not is_host(host):
-            return Refused("the Host header must be a name or an address, with a port or without")
-        if host is not None and len(self._hosts) < MOST_HOSTS:
-            self._hosts.add(host)
-        if not older and headers.get(b"expect", b"100-continue").lower() != b"100-continue":
-            return ExpectationFailed("the Expect header may only be 100-continue")
-        return None
 
     async def _refuse(self, problem: Problem, scope: Scope, send: Send, reference: str, started: float) -> None:
         body = encode_problem(problem)

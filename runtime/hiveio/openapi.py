@@ -34,18 +34,17 @@ _OF_ACTORS = (401, 403, 404)
 _PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
 
 _KEY = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
-_VERSION = {"type": "string", "pattern": '^"[0-9]{1,18}"$'}
+_TAG = '"[!#-~]*"'
+_TAGS = {"type": "string", "pattern": f"^(\\*|{_TAG}(, ?{_TAG})*)$", "examples": ['"5"', '"5", "6"', "*"]}
+_WEAK_TAGS = _TAGS | {"pattern": f"^(\\*|(W/)?{_TAG}(, ?(W/)?{_TAG})*)$"}
 _PLACE = "[a-zA-Z0-9._-]+/[0-9]{1,9}/[0-9]{1,18}"
 _POSITION = {"type": "string", "pattern": f"^{_PLACE}$"}
 _POSITIONS = {"type": "string", "pattern": f"^{_PLACE}(, ?{_PLACE})*$"}
 _REQUEST_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
     "Hive-Position": (_POSITIONS, "Answer once this has been seen: <topic>/<partition>/<offset>, or several of them"),
     "Idempotency-Key": (_KEY, "Sent again with the same key, the request has its effect once and the same answer"),
-    "If-Match": (_VERSION, "The version that the aggregate must have; a list of them, or *, is taken too"),
-    "If-None-Match": (
-        _VERSION,
-        "The version that it must not have; a list of them is taken too, and * where it must not exist",
-    ),
+    "If-Match": (_TAGS, "Versions, one of which the aggregate has to be at, or *: it has to exist"),
+    "If-None-Match": (_WEAK_TAGS, "Versions at which the aggregate must not be, or *: it must not exist"),
     "Prefer": ({"type": "string"}, "wait=<seconds>: the longest wait for Hive-Position; other wishes are passed over"),
 }
 _RESPONSE_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -236,6 +235,9 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
         statuses |= set(_OF_ACTORS)
     for status in sorted(statuses):
         responses[str(status)] = {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
+    if not route.reads_body and "If-None-Match" in route.about.accepts:
+        seen = "It is at one of the versions in If-None-Match: what the client has is still right"
+        responses["304"] = {"description": seen, "headers": _headers(route.about.tells)}
     responses["default"] = {"$ref": f"#/components/responses/{_DEFAULT[0]}"}
     return responses
 

@@ -97,7 +97,7 @@ def test_what_a_producer_takes_and_answers(roles: Shop) -> None:
 def test_what_a_consumer_takes_and_answers(roles: Shop) -> None:
     operation = of(roles.documents["consumer"], "/warmest", "get")
     assert headers_of(operation) == {"Hive-Position", "Prefer"}
-    assert set(operation["responses"]["200"]["headers"]) == {"Age", "X-Request-Id"}
+    assert set(operation["responses"]["200"]["headers"]) == {"Age", "Hive-Parked", "X-Request-Id"}
 
 
 def test_what_a_stream_processor_takes_and_answers(roles: Shop) -> None:
@@ -108,7 +108,12 @@ def test_what_a_stream_processor_takes_and_answers(roles: Shop) -> None:
     assert {"409", "412", "504"} <= set(command["responses"])
     state = of(document, "/accounts/{id}", "get")
     assert "consistency" in {each["name"] for each in state["parameters"]}
-    assert set(state["responses"]["200"]["headers"]) == {"ETag", "Hive-Consistency", "X-Request-Id"}
+    assert headers_of(state) == {"If-Match", "If-None-Match"}
+    for status in ("200", "304"):
+        assert set(state["responses"][status]["headers"]) == {"ETag", "Hive-Consistency", "X-Request-Id"}
+    assert "content" not in state["responses"]["304"]
+    assert "304" not in command["responses"]
+    assert "412" in state["responses"]
     outcome = of(document, "/transactions/{id}", "get")
     schema = outcome["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema["properties"]["outcome"]["enum"] == ["accepted", "refused", "closed", "unknown"]

@@ -165,6 +165,23 @@ def test_keys_and_versions() -> None:
     scenario.when(Add(1), key="k").then(Added(1)).then_state(Sum(2, [1, 1]))
     scenario.when(Add(2), key="k").then_problem(422, "another body")
     scenario.when(Add(1), if_match=7).then_problem(412)
+    scenario.when(Add(1), if_none_match=2).then_problem(412, version=2)
+    scenario.when(Add(1), if_match="*", if_none_match=7).then(Added(1)).then_header("ETag", '"3"')
+
+
+def test_an_aggregate_that_must_not_exist() -> None:
+    scenario = given(Counter).when(Add(1), if_match="*").then_problem(412)
+    scenario.when(Add(1), if_none_match="*").then(Added(1))
+    scenario.when(Add(1), if_none_match="*").then_problem(412).then_state(Sum(1, [1]))
+
+
+def test_what_has_no_version_meets_no_condition() -> None:
+    door = given(Door)
+    door.when(Add(1), if_match=1).then_problem(412).when(Add(1), if_none_match="*").then_problem(412)
+    door.when(Add(1)).then(Added(1))
+    total = given(Projection, Added(4), id="a")
+    total.when(Total(name="a"), if_match="*").then_problem(412)
+    total.when(Total(name="a"), if_none_match=1).then_reply({"total": 4, "tags": []})
 
 
 @pytest.mark.parametrize(

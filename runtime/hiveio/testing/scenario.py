@@ -14,16 +14,17 @@ import msgspec
 from msgspec import Raw, Struct
 
 from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
+from hiveio.conditions import Conditions
 from hiveio.consumer.position import position_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
-from hiveio.errors import Invalid, Problem, Rejected
+from hiveio.errors import Invalid, Problem, Rejected, VersionMismatch
 from hiveio.headers import HeaderView
 from hiveio.problem import encode_problem
 from hiveio.routes import queries
 from hiveio.service import settled
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog
-from hiveio.testing.service import Service, memory_settings
+from hiveio.testing.service import Service, Version, asking, memory_settings
 from hiveio.transaction import record as records
 from hiveio.transaction.record import CommandId, Commit, Write, aggregate
 
@@ -85,11 +86,13 @@ class Scenario:
         *,
         id: str | None = None,
         key: str | None = None,
-        if_match: int | None = None,
+        if_match: Version = None,
+        if_none_match: Version = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` the version expected.
+        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` and
+        ``if_none_match`` are versions, or ``"*"``: one that the aggregate has to be at, and one that it must not be at.
 
         ``headers`` are those of the request, or of the event's record: the actor finds them in ``context.headers``.
         """
@@ -99,9 +102,10 @@ class Scenario:
         self.events, self.emitted, self.states, self.headers = [], {}, {}, HeaderView.of({})
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         if contract.model is None:
-            asyncio.run(self._ask(contract, target, message, body, key, HeaderView.of(headers or {})))
+            asked = asking(if_match, if_none_match)
+            asyncio.run(self._ask(contract, target, message, body, key, asked, HeaderView.of(headers or {})))
         else:
-            asyncio.run(self._command(contract, target, message, key, if_match, meta, headers))
+            asyncio.run(self._command(contract, target, message, key, if_match, if_none_match, meta, headers))
         if self._faults:
             raise AssertionError(self._faults[0])
         return self
@@ -112,7 +116,8 @@ class Scenario:
         id: str,
         message: Struct,
         key: str | None,
-        if_match: int | None,
+        if_match: Version,
+        if_none_match: Version,
         meta: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
     ) -> None:
@@ -126,7 +131,14 @@ class Scenario:
                     raise AssertionError(told[0])
                 try:
                     answer = await service.submit(
-                        contract.kind, id, message, key=key, if_match=if_match, meta=meta, headers=headers
+                        contract.kind,
+                        id,
+                        message,
+                        key=key,
+                        if_match=if_match,
+                        if_none_match=if_none_match,
+                        meta=meta,
+                        headers=headers,
                     )
                     self.events, self.headers = answer.events, HeaderView.of(answer.headers)
                 except Problem as problem:
@@ -143,7 +155,14 @@ class Scenario:
         self.state = self.states.get(aggregate(contract.name, id), (None, 0))[0]
 
     async def _ask(
-        self, contract: Contract, id: str, message: Struct, body: bytes, key: str | None, headers: HeaderView
+        self,
+        contract: Contract,
+        id: str,
+        message: Struct,
+        body: bytes,
+        key: str | None,
+        asked: Conditions | None,
+        headers: HeaderView,
     ) -> None:
         """An actor without a state: started anew, told what it has heard, and asked."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
@@ -155,7 +174,10 @@ class Scenario:
                 position = await position_of(listener, TOPIC, 0)
                 if position is None or offset >= position[0]:
                     await handlers[listener.name](self._event(offset, at, event, sent))
-            await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
+            if asked is None or (isinstance(message, Query) and asked.match is None):
+                await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
+            else:
+                self._answered_with(VersionMismatch("nothing has a version here"))
 
     async def _answer(
         self,

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
 from hiveio.actor import Actor, Contract, Event, contracts
-from hiveio.conditions import Conditions, etag
+from hiveio.conditions import Conditions, conditions, etag
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, encode_json, encode_message
 from hiveio.errors import NotFound
@@ -16,6 +16,8 @@ from hiveio.headers import HeaderView
 from hiveio.testing.memory import MemoryCache, MemoryLog, MemoryTransactionLog
 from hiveio.transaction.cache import fingerprint
 from hiveio.transaction.record import Record
+
+Version = int | Literal["*"] | None
 
 _split = msgspec.json.Decoder(list[Raw]).decode
 
@@ -78,7 +80,8 @@ class Service:
         message: Struct,
         *,
         key: str | None = None,
-        if_match: int | None = None,
+        if_match: Version = None,
+        if_none_match: Version = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
@@ -87,7 +90,7 @@ class Service:
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         decoded, raw_meta = contract.command_codec.decode(body)
         sent = HeaderView.of(headers or {})
-        asked = None if if_match is None else Conditions(match=(etag(if_match).encode(),))
+        asked = asking(if_match, if_none_match)
         envelope = Envelope(message=decoded, id=id, meta=raw_meta, key=key, conditions=asked, body=body, headers=sent)
         outcome = await self.transactions.engine.submit(contract, envelope).future
         answered = outcome.encoded or b"null"
@@ -120,6 +123,13 @@ class Service:
     def lose_cache(self) -> None:
         """As FLUSHALL does. The cache is folded anew from the log."""
         self.cache.forget_all()
+
+
+def asking(if_match: Version, if_none_match: Version) -> Conditions | None:
+    """As HTTP sends them; a version, or ``*``. None where nothing is asked."""
+    sent = {b"if-match": if_match, b"if-none-match": if_none_match}
+    given = [(name, (each if each == "*" else etag(each)).encode()) for name, each in sent.items() if each is not None]
+    return conditions(given) if given else None
 
 
 def memory_settings(settings: Settings | None) -> Settings:

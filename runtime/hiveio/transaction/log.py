@@ -297,9 +297,10 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
         contract=contract,
         gives=contract.model,
         about=About(
+            accepts=("If-Match", "If-None-Match"),
             query={"consistency": {"type": "string", "enum": list(CONSISTENCIES), "default": contract.reads}},
             tells=("ETag", "Hive-Consistency"),
-            problems=(404,),
+            problems=(404, 412),
         ),
         summary="The state of an aggregate",
     )
