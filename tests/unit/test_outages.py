@@ -1,11 +1,16 @@
 """What is told of a backend that is away: a line when it goes, one each EVERY_S with a count, one when it is back."""
 
 import logging
+import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from hiveio import outages
 from hiveio.errors import Unavailable
+from hiveio.kafka import away as brokers
 from hiveio.outages import BLINK_S, EVERY_S, Outage
 
 
@@ -103,3 +108,20 @@ def test_one_that_is_gone_for_good_excuses_nobody_for_ever(outage: Outage, clock
     assert outage.is_felt()
     clock.now += EVERY_S
     assert not outage.is_felt()
+
+
+def test_a_thread_that_asks_for_a_broker_disturbs_no_one_who_has_seeded_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Any] = [KafkaException(KafkaError(KafkaError._TRANSPORT)), {}]
+
+    def list_topics(timeout: float) -> Any:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(brokers, "PAUSE_S", 0)
+    before = random.getstate()
+    brokers._ask("nowhere:1", lambda properties: SimpleNamespace(list_topics=list_topics))  # type: ignore[arg-type, return-value]
+    assert not answers
+    assert random.getstate() == before
