@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 # The members of a problem document (RFC 9457) that come from the class, the text and the request.
+AWAY = "a backend of this service is away for now: try again in a moment"
 OUR_MEMBERS = frozenset(("type", "title", "status", "detail", "instance"))
 
 
@@ -274,13 +275,24 @@ class Conflict(Problem):
 
 
 class Unavailable(Problem):
-    """Nothing happened: overload, draining, a backend away. ``retry_after`` in seconds."""
+    """Nothing happened: overload, draining, a backend away. ``retry_after`` in seconds.
+
+    ``inside`` says why to those who operate the service: it is the text of the error, in log lines and readiness.
+    Clients are told the ``detail``.
+    """
 
     status = 503
     title = "Service Unavailable"
 
-    def __init__(self, detail: str = "", *, retry_after: int = 1, **members: Any) -> None:
+    def __init__(self, detail: str = "", *, inside: str = "", retry_after: int = 1, **members: Any) -> None:
         super().__init__(detail, headers={"Retry-After": str(retry_after)}, **members)
+        if inside:
+            self.args = (inside,)
+
+
+def backend_away(inside: str) -> Unavailable:
+    """A backend is away or refuses: clients are not told where it is, nor what it said."""
+    return Unavailable(AWAY, inside=inside)
 
 
 class Quarantined(Unavailable):

@@ -19,7 +19,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
 from hiveio import outages
-from hiveio.errors import Unavailable, Unsafe
+from hiveio.errors import AWAY as TOLD
+from hiveio.errors import Unavailable, Unsafe, backend_away
 
 log = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
@@ -38,6 +39,9 @@ class Refusal(Unavailable):
     """Redis answers with an error: it is busy, full, being loaded, not the master any more or one of a cluster; the
     user lacks a right; or somebody has changed a key by hand. Whatever it is, the operator of Redis can mend it.
     """
+
+    def __init__(self, inside: str) -> None:
+        super().__init__(TOLD, inside=inside)
 
 
 class Script:
@@ -118,7 +122,7 @@ class Redis:
         """
         future = asyncio.get_running_loop().create_future()
         if self._waiting >= MOST_WAITING:
-            future.set_exception(Unavailable(f"Redis at {self.shown} is slow: {MOST_WAITING} calls wait for it"))
+            future.set_exception(backend_away(f"Redis at {self.shown} is slow: {MOST_WAITING} calls wait for it"))
             return future
         self._waiting += 1
         self._batches.setdefault((script, key, common), []).append((own, future))
@@ -180,7 +184,7 @@ class Redis:
         if isinstance(error, ResponseError):
             return Refusal(f"Redis at {self.shown} refuses {what}: {error}")
         self._outage.away(_reason(error))
-        return Unavailable(f"Redis at {self.shown} does not answer: {_reason(error)}")
+        return backend_away(f"Redis at {self.shown} does not answer: {_reason(error)}")
 
     async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:
         scripts = {script for (script, _, _), _ in batches}

@@ -180,10 +180,10 @@ class Instance:
             call.answered = float("inf")
 
     def bury(self) -> None:
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(self.loop):  # what ends may begin what waited for it
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         for _, task in self.calls:
             if not task.cancelled():
                 task.exception()

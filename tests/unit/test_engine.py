@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from hiveio import Transaction, testing
-from hiveio.errors import Conflict, Rejected, Unavailable, VersionMismatch
-from hiveio.testing.memory import MemoryTail
+from hiveio.errors import AWAY, Conflict, Rejected, Unavailable, VersionMismatch, backend_away
+from hiveio.testing.memory import MemoryCache, MemoryTail
+from hiveio.transaction import scope as scopes
 from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
 from hiveio.transaction.record import Commit
@@ -132,7 +133,7 @@ async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> No
         first = await two.submit(AccountActor, "a", Deposit(5, "once"), key="k")
         assert first.version == 1
         assert await waits == first
-        with pytest.raises(Conflict, match="another instance has it"):
+        with pytest.raises(Conflict, match="is locked by another instance"):
             await one.submit(AccountActor, "b", Deposit(5, "never"), key="k")
         with pytest.raises(Conflict, match="closed"):
             await two.submit(AccountActor, "b", Deposit(5, "never"), key="k")
@@ -219,3 +220,76 @@ async def test_nothing_stays_of_commands_that_are_over() -> None:
         engine = one.transactions.engine
         await until(lambda: not engine.runs)
         assert not engine._keys
+
+
+async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scopes, "UNAPPLIED", 2)
+    monkeypatch.setattr(scopes, "CHUNK", 5)
+    async with testing.Service(AccountActor) as before:
+        for id in range(20):
+            await before.submit(AccountActor, f"a{id}", Deposit(1, "before"))
+    cache = MemoryCache(before.log.settings, "another")
+    service = testing.Service(AccountActor, log=before.log, cache=cache)
+
+    async def never(*_: Any) -> bytes:
+        raise Unavailable("it is away")
+
+    setattr(cache, "apply", never)  # noqa: B010
+    starting = asyncio.create_task(service.transactions.start())
+    await until(lambda: service.transactions.scopes)
+    (scope,) = service.transactions.scopes
+    await until(lambda: len(scope.applier.judged) == 5)
+    waits = asyncio.create_task(scope.reach(21))
+    await asyncio.sleep(0)
+    scope.fail("never mind")
+    await until(lambda: scope._tasks[0].done() and not scope._inbox)
+    with pytest.raises(Unavailable, match="has stopped"):
+        await waits
+    with pytest.raises(Unavailable, match="has stopped"):
+        await scope.reach(21)
+    await starting
+    await service.transactions.stop()
+
+
+async def test_whatever_goes_wrong_with_a_refusal_its_run_closes() -> None:
+    async with testing.Service(AccountActor) as service:
+        (scope,) = service.transactions.scopes
+
+        async def ill(consistency: str) -> None:
+            raise RuntimeError("never mind")
+
+        setattr(scope, "caught_up", ill)  # noqa: B010
+        with pytest.raises(RuntimeError, match="never mind"):
+            await service.submit(AccountActor, "a", Withdraw(1, "refused"))
+        await until(lambda: not service.transactions.engine.runs)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("known", [True, False], ids=["known to be away", "not known yet"])
+async def test_a_client_is_not_told_where_a_backend_is(
+    known: bool, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "Redis at 10.0.0.7:6379 does not answer: ConnectionError"
+
+    class Away(MemoryCache):
+        away = property(lambda self: reason if known else "")
+
+    async with testing.Service(AccountActor) as service:
+        cache, engine = service.cache, service.transactions.engine
+
+        def begin(*_: Any) -> Any:
+            future = engine.loop.create_future()
+            future.set_exception(backend_away(reason))
+            return future
+
+        monkeypatch.setattr(cache, "__class__", Away)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "begin", begin)
+            with pytest.raises(Unavailable) as told:
+                await service.submit(AccountActor, "a", Deposit(1, "x"), key=key)
+            assert (told.value.status, told.value.detail) == (503, AWAY)
+            assert str(told.value) == reason, "for those who operate it"
+            with pytest.raises(Unavailable) as told:
+                await engine.read(service.contracts[0], "a", "cached")
+            assert told.value.detail == AWAY
+        monkeypatch.undo()

@@ -14,6 +14,7 @@ from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service
 from hiveio.transaction import quarantine, review
 from hiveio.transaction.cache import Entry
+from tests.unit.test_engine import hold
 
 
 class Add(Command):
@@ -251,3 +252,25 @@ async def test_a_snapshot_that_is_none_concerns_its_aggregate(new: Service) -> N
     async with beside(new, New) as other:
         await refused(other, New, "x")
         assert (await other.submit(New, "y", Add(1))).version == 2
+
+
+async def test_what_others_write_to_it_does_not_end_its_quarantine(
+    new: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = other_cache()
+    async with beside(new, Old, cache=cache) as old, beside(new, Old, cache=cache):
+        await new.submit(New, "x", Add(5))
+        await new.submit(New, "x", Double())
+        await until(lambda: cache._scopes[0].watermark.offset == 3 and "Counter/x" in held(old))
+        (scope,) = old.transactions.scopes
+        release = hold(old)
+        await new.submit(New, "x", Add(1))
+        await until(lambda: cache._scopes[0].watermark.offset == 4)  # the other one has applied it
+        scope.saw((await cache.begin(0))[0])
+        caplog.clear()
+        release()
+        await until(lambda: scope.view.next == 4)
+        assert held(old).keys() == {"Counter/x"}
+        await until(lambda: scope.view.entry("Counter/x"))  # looked at again
+        assert held(old)["Counter/x"].offset == 2
+        assert not caplog.records, "nothing has changed for those who operate it"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from hiveio.config import Settings
-from hiveio.errors import TooLarge, Unavailable
+from hiveio.errors import TooLarge, Unavailable, backend_away
 from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client
 
@@ -85,7 +85,7 @@ class Appender:
                 raise TooLarge(f"a transaction of {len(value)} bytes is larger than Kafka takes") from None
             if is_fatal(reason):
                 self.replace(self._client, reason.str())
-            raise Unavailable(f"the record could not be appended: {reason.str()}") from None
+            raise backend_away(f"the record could not be appended: {reason.str()}") from None
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
         # On the poll thread, for what failed; of what is stored nobody needs a report.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
 
@@ -294,9 +294,9 @@ class LogReader:
                 # What a client was told of the topic while its broker was away can stay with it for many minutes.
                 # The old one ends when nobody uses it any more.
                 self._ends, self._made = _consumer(self._settings), time.monotonic()
-            raise Unavailable(f"the end of {self._topic}/{partition}: {error.args[0].str()}") from None
+            raise backend_away(f"the end of {self._topic}/{partition}: {error.args[0].str()}") from None
         if found is None:
-            raise Unavailable(f"the end of {self._topic}/{partition} was not told within {timeout_s:.0f} s")
+            raise backend_away(f"the end of {self._topic}/{partition} was not told within {timeout_s:.0f} s")
         return found
 
     async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
@@ -352,16 +352,16 @@ class LogReader:
             while True:
                 message = self._records.poll(timeout_s)
                 if message is None:
-                    raise Unavailable(f"{where} cannot be read: no answer")
+                    raise backend_away(f"{where} cannot be read: no answer")
                 if (failure := message.error()) is not None:
                     if failure.code() == KafkaError._PARTITION_EOF:
                         return
                     if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                         continue  # the client looks for a coordinator, whom nobody needs here
-                    raise Unavailable(f"{where} cannot be read: {failure.str()}")
+                    raise backend_away(f"{where} cannot be read: {failure.str()}")
                 yield message
         except KafkaException as error:
-            raise Unavailable(f"{where}: {error.args[0].str()}") from None
+            raise backend_away(f"{where}: {error.args[0].str()}") from None
         finally:
             self._records.unassign()
 

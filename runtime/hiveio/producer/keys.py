@@ -64,7 +64,7 @@ class Keys:
         try:
             await self._tell(Claim(b"ready", "ready", ""), b"P\nready\n")
         except Unavailable as error:
-            return error.detail
+            return str(error)
         return None
 
     def alive(self) -> bool:

@@ -72,8 +72,8 @@ class Applier:
         self._applied.set()
 
     async def wait(self, down_to: int) -> None:
-        """Until no more than this many records are judged and not applied, or the cache is lost."""
-        while len(self.judged) > down_to and not self._scope.lost:
+        """Until no more than this many records are judged and not applied, or the cache or the scope is lost."""
+        while len(self.judged) > down_to and not (self._scope.lost or self._scope.failed):
             self._applied.clear()
             self._work.set()
             await self._applied.wait()
@@ -103,6 +103,7 @@ class Applier:
             except Exception as error:
                 log.exception("a fault while moving the cache of %s", scope.where)
                 scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
+        self._applied.set()  # nobody is left waiting for what is not applied any more
 
     async def _apply(self) -> None:
         scope, base, to = self._scope, self._scope.stands, self._scope.stands

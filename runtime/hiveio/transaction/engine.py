@@ -26,6 +26,7 @@ from hiveio.errors import (
     TooLarge,
     Unavailable,
     Unknown,
+    backend_away,
     contained,
 )
 from hiveio.kafka.appender import Appender
@@ -43,6 +44,7 @@ from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
 from hiveio.transaction.record import Barrier, CommandId, aggregate
+from hiveio.transaction.rescue import Rescue
 from hiveio.transaction.rule import Known, scope_of
 from hiveio.transaction.run import IDLE, QUEUE, Run
 from hiveio.transaction.scope import Scope
@@ -54,7 +56,6 @@ RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
 LAGS_S = 1.0
 LATE_S = 3.0  # without a verdict for a record, after which no new work is taken
-BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
 
 
 class Engine:
@@ -87,9 +88,11 @@ class Engine:
         self._lags_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._rescue = Rescue(self)
+        self.failed = self._rescue.failed
         for scope in scopes:
-            scope.on_barrier = self._barriered
-            scope.proofs = Proofs(partial(self._append_proof, scope))
+            scope.on_barrier = self._rescue.barriered
+            scope.proofs = Proofs(partial(self.append_barrier, scope))
 
     def start(self, appender: Appender) -> None:
         self._appender = appender
@@ -102,8 +105,10 @@ class Engine:
         scope = self.scopes[self.partition(contract, envelope.id)]
         if not scope.ready:
             raise scope.unavailable()
-        if reason := self.cache.away or ("the log is slow to answer: try again later" if scope.late else ""):
-            raise Unavailable(reason)
+        if reason := self.cache.away:
+            raise backend_away(reason)
+        if scope.late:
+            raise Unavailable("the log is slow to answer: try again later")
         if self._open >= COMMANDS:
             raise Unavailable(f"{COMMANDS} commands are in work: try again later")
         name, key = aggregate(contract.name, envelope.id), envelope.key
@@ -135,7 +140,7 @@ class Engine:
         current = error is None and command.scope.saw(future.result()[0])  # which closes what waits for an apply
         run.expected -= 1
         if not current:
-            self.fail(command, Unavailable(str(error)) if error else command.scope.unavailable())
+            self.fail(command, error or command.scope.unavailable())
         elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
             self.task(self._repeat(command, found))
         else:
@@ -215,10 +220,11 @@ class Engine:
         scope.pending[pending.tx] = pending
         scope.proofs.appended(pending.tx)
 
-    def _append_proof(self, scope: Scope) -> str:
-        proof = Pending(self.fresh(), Barrier(()), {}, -1, lambda pending, verdict, offset: None, None)
-        self.append(scope, proof)
-        return proof.tx
+    def append_barrier(self, scope: Scope, *aggregates: str) -> str:
+        """Its transaction id. Nobody is told when it is read back, but those who wait for a proof."""
+        barrier = Pending(self.fresh(), Barrier(aggregates), {}, -1, lambda pending, verdict, offset: None, None)
+        self.append(scope, barrier)
+        return barrier.tx
 
     async def answer_unrecorded(self, command: Command, heads: dict[str, str | None]) -> None:
         """A refusal, or nothing to write, without a record: true if what it rests on is the newest state, as its actor
@@ -231,8 +237,8 @@ class Engine:
             stands = all(entry is not None and entry.head == heads[name] for name, entry in entries.items())
             if stands:
                 self._answer(command, -1)
-        except Problem as problem:
-            self.fail(command, problem)
+        except Exception as error:  # whatever it is: the run is not left waiting for this command
+            self.fail(command, error)
         run.expected -= 1
         if command.over:
             run.pump()
@@ -311,48 +317,6 @@ class Engine:
         except HiveError as error:
             self.fail(command, error)
 
-    # -- what does not come back
-
-    def failed(self, tx: str, reason: str) -> None:
-        """An append failed: the record may be in the log, or come later. Make it definite."""
-        for scope in self.scopes:
-            scope.proofs.over(tx, read_back=False)
-            pending = scope.pending.get(tx)
-            if pending is None:
-                continue
-            log.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
-            if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
-                del scope.pending[tx]
-                pending.settled(pending, None, -1)
-                for name in pending.record.aggregates:
-                    self._rescue(scope, name)
-            else:
-                self._rescue(scope, pending.owner.target)
-
-    def _rescue(self, scope: Scope, name: str) -> None:
-        """Records of this aggregate do not come back: a barrier makes room for those that wait behind them."""
-        run = self.runs.get(name)
-        if run is None or not run.in_flight:
-            return
-        if any(isinstance(p.record, Barrier) and name in p.record.aggregates for p in scope.pending.values()):
-            return
-        try:
-            barrier = Pending(self.fresh(), Barrier((name,)), {}, -1, lambda pending, verdict, offset: None, None)
-            self.append(scope, barrier)
-        except Problem as problem:
-            log.warning("no barrier for %s: %s", name, problem)
-            self.loop.call_later(BARRIER_AGAIN_S * (1 + random.random()), self._rescue, scope, name)
-
-    def _barriered(self, barrier: Barrier, offset: int) -> None:
-        """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
-        ever. What the cache gave from beyond the barrier, which this instance may read late, is not."""
-        for name in barrier.aggregates:
-            run = self.runs.get(name)
-            for pending in list(run.in_flight.values()) if run is not None else ():
-                before = pending.owner.target == name and pending.entries[name].at <= offset
-                if before and pending.owner.scope.pending.pop(pending.tx, None):
-                    self.settled(pending, False, -1)
-
     # -- time
 
     def _sweep(self) -> None:
@@ -385,7 +349,7 @@ class Engine:
             problem = Unavailable(text)
         self.fail(command, problem)
         if command.appended:
-            self._rescue(command.scope, command.target)
+            self._rescue.rescue(command.scope, command.target)
         return problem
 
     async def drain(self, timeout_s: float) -> None:

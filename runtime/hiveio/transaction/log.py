@@ -9,7 +9,7 @@ from typing import Any
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
-from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe
+from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe, backend_away
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
 from hiveio.kafka.marks import Marks
@@ -153,7 +153,7 @@ class TransactionLog:
                     break
                 await asyncio.sleep(0.05)
             else:
-                raise Unavailable(f"the format record of {s.log_topic}/{partition} does not arrive")
+                raise backend_away(f"the format record of {s.log_topic}/{partition} does not arrive")
         try:
             found = records.decode(first.value)
         except Corrupt as error:
@@ -193,7 +193,7 @@ class TransactionLog:
             # An instance without work would not notice that Kafka, or the leader of a partition, is away.
             await self._reader.end(self._looked_at)
         except Unavailable as error:
-            return error.detail
+            return str(error)
         return None
 
     def details(self) -> dict[str, Any]:
@@ -237,7 +237,7 @@ async def _patiently(step: Any) -> Any:
             return await step()
         except Unavailable as error:
             if asyncio.get_running_loop().time() > end:
-                raise Unsafe(f"gave up after {START_S:.0f} s: {error.detail}") from None
+                raise Unsafe(f"gave up after {START_S:.0f} s: {error}") from None
             log.info("waiting: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)

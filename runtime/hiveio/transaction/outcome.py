@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable
+from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable, backend_away
 from hiveio.kafka.tail import LogReader
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
@@ -30,7 +30,7 @@ class Outcomes:
     async def record(self, scope: Scope, offset: int) -> Record:
         message = await self._reader.read(scope.partition, offset)
         if message is None:
-            raise Unavailable(f"{scope.where}/{offset} is not there")
+            raise backend_away(f"{scope.where}/{offset} is not there")
         return records.decode(message.value)
 
     async def repeat(self, command: Command, found: Known) -> None:

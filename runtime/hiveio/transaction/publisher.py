@@ -65,7 +65,14 @@ class Publisher:
         self._topic = settings.written_topic
         where = f"{self._topic}/{scope.partition}"
         self._resuming = Resume(
-            cache, scope.reader, events, scope.partition, log_where=scope.where, where=where, ids=ids
+            cache,
+            scope.reader,
+            events,
+            scope.partition,
+            log_where=scope.where,
+            where=where,
+            ids=ids,
+            proved=self._log_end,
         )
         self._where = where
         self._inbox: deque[LogRecord] = deque()  # from the log, while it catches up; perhaps not judged yet
@@ -174,6 +181,10 @@ class Publisher:
         elif now - self._moved > STUCK_S:
             raise Unavailable(f"nothing beyond {self._scope.where}/{self.read} was published for {STUCK_S:.0f} s")
         self._checked, self._read_then = now, self.read
+
+    async def _log_end(self) -> int:
+        await self._scope.caught_up("linearizable")
+        return self._scope.view.next
 
     async def _resume(self) -> None:
         last = await self._resuming.last()

@@ -48,6 +48,8 @@ class Quarantine:
 
     def note(self, name: str, entry: Entry) -> None:
         """The aggregate stands like this now."""
+        if entry.head is None:
+            return  # others have written it: whether it can be folded is known when it is looked at
         before = self.held.pop(name, None)
         self._size -= before.size if before else 0
         if not entry.fault:

@@ -6,10 +6,10 @@ would skip events, or publish them again: the scope stops, and says what an oper
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from hiveio.errors import Corrupt
+from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogReader
@@ -19,8 +19,7 @@ from hiveio.transaction.metrics import Strangers
 log = logging.getLogger("hiveio.publisher")
 
 LOOK_BACK = 1_000  # records read at once, from the end of the topic backwards
-MISSING_S = 12.0  # for which the end of the log may be named too low: a deposed leader does that for a while
-AGAIN_S = 0.5
+PROOF_S = 5.0  # for a record of our own to be read back
 
 
 class Published(NamedTuple):
@@ -76,9 +75,11 @@ class Resume:
         log_where: str,
         where: str,
         ids: tuple[str, str],
+        proved: Callable[[], Awaitable[int]],
     ) -> None:
+        """``proved`` gives the end of the log, surely not an old one."""
         self._cache, self._log, self._events, self._partition = cache, log, events, partition
-        self._log_where, self._where, self._ids = log_where, where, ids
+        self._log_where, self._where, self._ids, self._proved = log_where, where, ids, proved
         self._strangers = Strangers(where, "no event of this service: it is passed over")
         self._trimmed = 0
         self._found = False
@@ -114,12 +115,20 @@ class Resume:
                 f"topic, stop all instances, and delete {self._cache.scope(self._partition)}:published in Redis"
             )
 
+    async def _end(self) -> int:
+        """A broker that was the leader until it was cut off names an old end for as long as it is; a record of our own
+        that is read back does not lie. Raises Unavailable where none is."""
+        try:
+            async with asyncio.timeout(PROOF_S):
+                return await self._proved()
+        except TimeoutError:
+            raise Unavailable(f"{self._log_where} takes no record, so nobody can tell where it ends") from None
+
     async def _compare(self, last: Published) -> None:
         """Whether the log has the record that the event came from."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + MISSING_S
-        while (record := await self._log.read(self._partition, last.offset)) is None and loop.time() < until:
-            await asyncio.sleep(AGAIN_S)
+        record = await self._log.read(self._partition, last.offset)
+        if record is None and await self._end() > last.offset:
+            raise Unavailable(f"a broker that is the leader no more names an old end of {self._log_where}")
         if record is not None and record.key == last.tx:
             return
         there = "does not reach so far" if record is None else f"has the record {record.key} there"

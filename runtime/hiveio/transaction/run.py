@@ -21,7 +21,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hiveio.errors import Conflict, HiveError, Problem, Unavailable
+from hiveio.errors import Conflict, HiveError, Problem, Unavailable, backend_away
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Begun, Entry
 from hiveio.transaction.lock import Locked
@@ -36,6 +36,7 @@ QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 AWAY_TRIES = 10  # retries of a lock while a backend is away: with LOCK_RETRY_DELAY, about two seconds
 NEXT = 0.2  # of a pause, between the questions of the one that gets the lock next
 CHAIN = 256  # records appended and not read back
+TAKEN = "what this command needs is locked by another instance: try again later"
 LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
 
@@ -124,10 +125,10 @@ class Run:
         entry: Entry | None = None
         problem: Problem | None = None
         if isinstance(begun, BaseException):
-            problem = Unavailable(str(begun))
+            problem = begun if isinstance(begun, Unavailable) else backend_away(str(begun))
         elif not locked.until:
             self.engine.tally.lock_waits += 1
-            problem = Unavailable(locked.reason) if locked.away else Conflict(locked.reason)
+            problem = backend_away(locked.reason) if locked.away else Conflict(TAKEN)
         elif self.scope.saw(begun[0], self._asked) and self.scope.ready:
             entry = self.scope.view.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
         if entry is None:

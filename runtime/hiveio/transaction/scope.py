@@ -2,12 +2,11 @@
 
 Records that nobody has applied yet are judged and folded here, and the cache is moved behind. Where another instance
 has applied past ``next``, its verdicts are taken from the bits on record, and what it touched is read again when it is
-needed. Start and loss of the cache are one path: ``_synchronise``.
+needed. Start and loss of the cache are one path: ``_synchronise``, from where the Anchor says.
 """
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
+from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
@@ -51,13 +51,14 @@ class Scope:
         contracts: Mapping[str, Contract],
         window: Window,
     ) -> None:
-        self.partition, self.topic, self._topic_id = partition, topic, topic_id
+        self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition, self.fail)
         self.view = View(contracts, self.quarantine, window)
         self.applier = Applier(self, cache, window)
         self._review = Review(self, cache)
+        self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
         self.failed = ""
         self.late = False  # a record of ours has waited long for its verdict: no new work is taken
         self.pending: dict[str, Pending] = {}
@@ -152,8 +153,10 @@ class Scope:
         return self._window.holds(since, now.offset, now.time)
 
     async def reach(self, offset: int) -> None:
-        """Wait until every record below ``offset`` is judged."""
+        """Wait until every record below ``offset`` is judged. Raises Unavailable where that never comes."""
         if self.view.next < offset:
+            if self.failed:
+                raise self.unavailable()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((offset, future))
             await future
@@ -201,6 +204,10 @@ class Scope:
         self._tail.unfollow(self.partition)
         self._tail.taken(len(self._inbox))
         self._inbox.clear()
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(self.unavailable())
 
     def _arrived(self, batch: list[LogRecord]) -> None:
         self._inbox.extend(batch)
@@ -211,22 +218,7 @@ class Scope:
 
     async def _synchronise(self) -> None:
         """Find the watermark, check it against the log, go on from there; if it does not match, begin anew."""
-        while True:
-            found, _ = await self._cache.begin(self.partition)
-            watermark = Watermark.parse(found)
-            end = await self.reader.end(self.partition)
-            if watermark is not None and await self._matches(watermark, end):
-                break
-            if watermark is not None:
-                text = "the cache of %s says %s, which is not in the log (end %s): it is folded anew"
-                log.error(text, self.where, watermark.text, end)
-            fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex(), "")
-            moved, _ = await self._cache.reset(self.partition, found, fresh)
-            if moved:
-                if watermark is not None:
-                    await self._cache.forget(self.partition, watermark.generation)
-                watermark = fresh
-                break  # otherwise another instance was faster: look again
+        watermark, end = await self._anchor.find()
         self.stands, self._seen, self._goal = watermark, None, end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark)
@@ -235,14 +227,6 @@ class Scope:
         self.applier.wake()
         await self._review.learn()
         self._progressed(self.view.next)
-
-    async def _matches(self, watermark: Watermark, end: int) -> bool:
-        if watermark.topic != self._topic_id or watermark.offset > end:
-            return False
-        if watermark.offset == 0:
-            return True
-        last = await self.reader.read(self.partition, watermark.offset - 1)
-        return (last.key if last is not None else "") == watermark.transaction  # none at a mark of a transaction
 
     def _refold(self, watermark: Watermark) -> None:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)

@@ -1,0 +1,64 @@
+"""Where a scope begins: at the watermark of its cache, if that is a place in the log; else at the start, in a new
+generation of keys.
+"""
+
+import asyncio
+import logging
+import os
+
+from hiveio.errors import Unavailable
+from hiveio.kafka.tail import LogReader
+from hiveio.transaction.cache import Cache, Watermark
+
+log = logging.getLogger("hiveio.scope")
+
+OLD_END_S = 12.0  # for which a broker that was the leader may name an old end, before the log counts as cut
+
+
+class Anchor:
+    """Finds the watermark of one scope, and checks it against the log."""
+
+    def __init__(self, cache: Cache, reader: LogReader, partition: int, where: str, topic_id: str) -> None:
+        self._cache, self._reader, self._partition = cache, reader, partition
+        self._where, self._topic_id = where, topic_id
+        self._beyond: float | None = None  # since when the watermark lies beyond the end that Kafka names
+
+    async def find(self) -> tuple[Watermark, int]:
+        """The watermark from which to go on, and the end of the log. Raises Unavailable."""
+        while True:
+            found, _ = await self._cache.begin(self._partition)
+            watermark = Watermark.parse(found)
+            end = await self._reader.end(self._partition)
+            if watermark is not None:
+                self._doubt(watermark, end)
+                if await self._matches(watermark, end):
+                    return watermark, end
+                text = "the cache of %s says %s, which is not in the log (end %s): it is folded anew"
+                log.error(text, self._where, watermark.text, end)
+            fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex(), "")
+            moved, _ = await self._cache.reset(self._partition, found, fresh)
+            if moved:
+                if watermark is not None:
+                    await self._cache.forget(self._partition, watermark.generation)
+                return fresh, end
+            # another instance was faster: look again
+
+    def _doubt(self, watermark: Watermark, end: int) -> None:
+        """Raises Unavailable where the end may be an old one: others are at work on that cache, and would have to fold
+        it anew too."""
+        if watermark.topic != self._topic_id or watermark.offset <= end:
+            self._beyond = None
+            return
+        now = asyncio.get_running_loop().time()
+        if self._beyond is None:
+            self._beyond = now
+        if now - self._beyond < OLD_END_S:
+            raise Unavailable(f"the cache stands at {watermark.offset}, beyond the end {end} that Kafka names")
+
+    async def _matches(self, watermark: Watermark, end: int) -> bool:
+        if watermark.topic != self._topic_id or watermark.offset > end:
+            return False
+        if watermark.offset == 0:
+            return True
+        last = await self._reader.read(self._partition, watermark.offset - 1)
+        return (last.key if last is not None else "") == watermark.transaction  # none at a mark of a transaction

@@ -1,0 +1,62 @@
+"""Records whose append has an unknown outcome: a barrier makes them definite."""
+
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from hiveio.errors import Problem
+from hiveio.transaction.record import Barrier
+from hiveio.transaction.scope import Scope
+
+if TYPE_CHECKING:
+    from hiveio.transaction.engine import Engine
+
+log = logging.getLogger("hiveio.engine")
+
+BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
+
+
+class Rescue:
+    """Makes room for what waits behind records that do not come back."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def failed(self, tx: str, reason: str) -> None:
+        """An append failed: the record may be in the log, or come later. Make it definite."""
+        for scope in self._engine.scopes:
+            scope.proofs.over(tx, read_back=False)
+            pending = scope.pending.get(tx)
+            if pending is None:
+                continue
+            log.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
+            if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
+                del scope.pending[tx]
+                pending.settled(pending, None, -1)
+                for name in pending.record.aggregates:
+                    self.rescue(scope, name)
+            else:
+                self.rescue(scope, pending.owner.target)
+
+    def rescue(self, scope: Scope, name: str) -> None:
+        """Records of this aggregate do not come back: a barrier makes room for those that wait behind them."""
+        run = self._engine.runs.get(name)
+        if run is None or not run.in_flight:
+            return
+        if any(isinstance(p.record, Barrier) and name in p.record.aggregates for p in scope.pending.values()):
+            return
+        try:
+            self._engine.append_barrier(scope, name)
+        except Problem as problem:
+            log.warning("no barrier for %s: %s", name, problem)
+            self._engine.loop.call_later(BARRIER_AGAIN_S * (1 + random.random()), self.rescue, scope, name)
+
+    def barriered(self, barrier: Barrier, offset: int) -> None:
+        """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
+        ever. What the cache gave from beyond the barrier, which this instance may read late, is not."""
+        for name in barrier.aggregates:
+            run = self._engine.runs.get(name)
+            for pending in list(run.in_flight.values()) if run is not None else ():
+                before = pending.owner.target == name and pending.entries[name].at <= offset
+                if before and pending.owner.scope.pending.pop(pending.tx, None):
+                    self._engine.settled(pending, False, -1)

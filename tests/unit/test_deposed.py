@@ -1,0 +1,107 @@
+"""A broker that was the leader until it was cut off names an old end of the log: nobody may take that for a loss."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hiveio import testing
+from hiveio.errors import Corrupt, Unavailable
+from hiveio.testing.memory import MemoryCache, MemoryReader
+from hiveio.transaction import anchor, resume
+from hiveio.transaction.resume import Published, Resume
+from tests.faults.actors import AccountActor, Deposit
+from tests.unit.test_engine import hold, until
+
+
+class Cache:
+    """Remembers nothing of what was published."""
+
+    async def published_to(self, partition: int, topics: str = "") -> str:
+        return topics
+
+
+class Events:
+    def bounds(self, partition: int) -> tuple[int, int]:
+        return 0, 1
+
+
+class OldEnd(MemoryReader):
+    """Knows the log up to ``known``, as a broker does that is cut off."""
+
+    known = 1
+
+    async def end(self, partition: int) -> int:
+        return min(self.known, await super().end(partition))
+
+    async def read(self, partition: int, offset: int, *, end: bool = False) -> Any:
+        return await super().read(partition, offset) if offset < self.known else None
+
+
+def resuming(service: testing.Service, last: Published, monkeypatch: pytest.MonkeyPatch) -> Resume:
+    async def found(*_: Any) -> Published:
+        return last
+
+    scope = service.transactions.scopes[0]
+
+    async def proved() -> int:
+        await scope.caught_up("linearizable")
+        return scope.view.next
+
+    monkeypatch.setattr(resume, "last_event", found)
+    cache: Any = Cache()
+    events: Any = Events()
+    log = OldEnd(service.log)
+    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", ids=("log", "events"), proved=proved)
+
+
+async def test_publishing_waits_for_a_better_broker_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with testing.Service(AccountActor) as service:
+        for number in range(3):
+            await service.submit(AccountActor, "a", Deposit(1, str(number)))
+        last = Published("0:3:0", 3, 0, service.log.partitions[0][3].key)
+        resume_ = resuming(service, last, monkeypatch)
+        with pytest.raises(Unavailable, match="names an old end of log/0"):
+            await resume_.last()
+        OldEnd.known = 4
+        try:
+            assert await resume_.last() == last
+        finally:
+            OldEnd.known = 1
+
+
+async def test_publishing_stops_at_a_log_that_was_surely_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with testing.Service(AccountActor) as service:
+        await service.submit(AccountActor, "a", Deposit(1, "all that is left"))
+        resume_ = resuming(service, Published("0:99:0", 99, 0, "gone"), monkeypatch)
+        with pytest.raises(Corrupt, match="does not reach so far"):
+            await resume_.last()
+        monkeypatch.setattr(resume, "PROOF_S", 0.05)
+        release = hold(service)
+        with pytest.raises(Unavailable, match="nobody can tell where it ends"):
+            await resume_.last()
+        release()
+
+
+async def test_an_instance_with_an_old_end_does_not_fold_the_cache_of_the_others_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with testing.Service(AccountActor) as service:
+        for number in range(3):
+            await service.submit(AccountActor, "a", Deposit(1, str(number)))
+        scope, cache = service.transactions.scopes[0], service.cache
+        await until(lambda: scope.stands.offset == 4)
+        found = anchor.Anchor(cache, OldEnd(service.log), 0, "log/0", "memory")
+        with pytest.raises(Unavailable, match="beyond the end 1 that Kafka names"):
+            await found.find()
+        assert generation(cache) == scope.stands.generation
+        assert await anchor.Anchor(cache, MemoryReader(service.log), 0, "log/0", "memory").find() == (scope.stands, 4)
+        monkeypatch.setattr(anchor, "OLD_END_S", 0.0)  # it stays so: the log was cut
+        fresh, end = await found.find()
+        assert (fresh.offset, end) == (0, 1)
+        assert generation(cache) == fresh.generation
+        await asyncio.sleep(0)
+
+
+def generation(cache: MemoryCache) -> str:
+    return cache._scopes[0].watermark.generation
