@@ -89,7 +89,6 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._rescue = Rescue(self)
-        self.failed = self._rescue.failed
         for scope in scopes:
             scope.on_barrier = self._rescue.barriered
             scope.proofs = Proofs(partial(self.append_barrier, scope))
@@ -316,6 +315,10 @@ class Engine:
             self.fail(command, Unknown(error.detail, transaction=command.token))
         except HiveError as error:
             self.fail(command, error)
+
+    def failed(self, tx: str, reason: str) -> None:
+        """An append failed: the record may be in the log, or come later."""
+        self._rescue.failed(tx, reason)
 
     # -- time
 
