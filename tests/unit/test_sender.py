@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from hiveio.config import Settings
-from hiveio.errors import TooLarge, Unavailable, Unknown
+from hiveio.errors import Forbidden, Invalid, TooLarge, Unavailable, Unknown
 from hiveio.kafka import delivery as module
 from hiveio.kafka.sender import Sender
 
@@ -19,6 +19,15 @@ class Report:
 
     def offset(self) -> int:
         return 7
+
+    def topic(self) -> str:
+        return "t"
+
+    def value(self) -> bytes:
+        return b"x"
+
+    def key(self) -> None:
+        return None
 
 
 class FakeProducer:
@@ -202,3 +211,92 @@ async def test_stopping_takes_nothing_more_and_leaves_no_one_waiting(sender: Sen
         await future
     with pytest.raises(Unavailable, match="stopping"):
         send(sender)
+
+
+def heard(sender: Sender, facility: str, text: str) -> None:
+    """A line of librdkafka's log, as the Kafka client hands it over."""
+    FakeProducer.made[0].config["logger"].log(10, "%s [%s] %s", facility, "hiveio#producer-1", f"[thrd:b]: {text}")
+
+
+NUMBERED = ("NEWPID", "t [0] changed PID{Id:0,Epoch:0} -> PID{Id:0,Epoch:1} with base MsgId 6")
+GAP = ("ERRSEQ", "b/1: ProduceRequest for t [0] with 2 message(s) failed due to skipped sequence numbers")
+AGAIN = ("DRAIN", "t [0] beginning partition drain: drain before retrying")
+
+
+@pytest.mark.parametrize(
+    ("lines", "known"),
+    [
+        ([], False),  # nothing is heard
+        ([NUMBERED], True),
+        ([AGAIN, NUMBERED], True),  # before the first numbers nothing is sent
+        ([NUMBERED, AGAIN], False),
+        ([NUMBERED, GAP, AGAIN], True),  # behind a gap nothing is stored
+        ([NUMBERED, GAP, AGAIN, NUMBERED, AGAIN], False),
+        ([NUMBERED, ("DRAIN", "Beginning partition drain in state Assigned for 1 partition(s)")], True),
+    ],
+)
+async def test_a_refusal_is_definite_where_nothing_was_sent_before(
+    sender: Sender, lines: list[tuple[str, str]], known: bool
+) -> None:
+    future = send(sender)
+    for line in lines:
+        heard(sender, *line)
+    FakeProducer.made[0].report(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    with pytest.raises(Forbidden if known else Unknown):
+        await future
+    heard(sender, *NUMBERED)
+    later = send(sender)
+    FakeProducer.made[0].report(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    with pytest.raises(Forbidden):
+        await later
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (KafkaError.INVALID_RECORD, Invalid),
+        (KafkaError._INVALID_DIFFERENT_RECORD, Invalid),
+        (KafkaError.POLICY_VIOLATION, Invalid),
+        (KafkaError.MSG_SIZE_TOO_LARGE, TooLarge),
+        (KafkaError.RECORD_LIST_TOO_LARGE, TooLarge),
+        (KafkaError.INVALID_TIMESTAMP, Unavailable),
+    ],
+)
+async def test_what_may_be_its_neighbours_fault_is_sent_again_alone_and_once(
+    sender: Sender, code: int, kind: type[Exception]
+) -> None:
+    good, bad = send(sender), send(sender)
+    heard(sender, *NUMBERED)
+    first = FakeProducer.made[0]
+    first.report(KafkaError(code))
+    async with asyncio.timeout(5):
+        while len(FakeProducer.made) < 2 or len(FakeProducer.made[1].held) < 2:
+            await asyncio.sleep(0.001)
+    alone = FakeProducer.made[1]
+    assert alone.config["batch.num.messages"] == 1
+    alone.config["logger"].log(10, "%s [%s] %s", NUMBERED[0], "", NUMBERED[1])
+    (one, other), alone.held = alone.held, []
+    alone.reports += [(one, None), (other, KafkaError(code))]
+    ends = await asyncio.gather(good, bad, return_exceptions=True)
+    assert sorted(isinstance(end, kind) for end in ends) == [False, True]
+    assert (2, 7) in ends
+    assert not alone.held, "it is not sent a third time"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.UNKNOWN,
+    ],
+)
+async def test_what_is_no_refusal_is_unknown(sender: Sender, code: int) -> None:
+    future = send(sender)
+    heard(sender, *NUMBERED)
+    FakeProducer.made[0].report(KafkaError(code))
+    with pytest.raises(Unknown):
+        await future

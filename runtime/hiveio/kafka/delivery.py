@@ -7,15 +7,29 @@ from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from hiveio.errors import Unknown
 from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import make, start_thread
 from hiveio.kafka.guard import text, tried
+from hiveio.kafka.refusals import Attempts
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
 
 Place = tuple[int, int]  # partition; offset, or -1 where Kafka does not tell it
 Stored = asyncio.Future[Place]
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class Late(Unknown):
+    """Not confirmed by its deadline. ``fate`` gives its place if it is confirmed later, or None when it never will; it
+    fails as the record's own future would have where Kafka refuses the record later."""
+
+    urn = "urn:hiveio:problem:unknown"
+
+    def __init__(self, detail: str, fate: "asyncio.Future[Place | None]") -> None:
+        super().__init__(detail)
+        self.fate = fate
 
 
 class Owner(Protocol):
@@ -31,11 +45,26 @@ class Owner(Protocol):
 class Record:
     """A record on its way. It is its own delivery callback: nothing else is made for it."""
 
-    __slots__ = ("client", "deadline", "error", "fate", "future", "place", "size")
+    __slots__ = (
+        "alone",
+        "client",
+        "deadline",
+        "error",
+        "fate",
+        "future",
+        "headers",
+        "place",
+        "sent",
+        "size",
+        "written",
+    )
 
-    def __init__(self, client: "Client", size: int, deadline: float, future: Stored) -> None:
-        self.client, self.size, self.deadline, self.future = client, size, deadline, future
+    def __init__(self, client: "Client", size: int, sent: float, deadline: float, future: Stored) -> None:
+        self.client, self.size, self.sent, self.deadline, self.future = client, size, sent, deadline, future
+        self.alone = False  # it is sent once more, in a batch of its own
         self.error: KafkaError | None = None
+        self.headers: Headers = []  # a report brings all but these back
+        self.written: tuple[str, bytes, bytes | None] = ("", b"", None)  # topic, value, key of one that failed
         self.place: Place = (-1, -1)
         self.fate: asyncio.Future[Place | None] | None = None  # once it is late
 
@@ -46,6 +75,7 @@ class Record:
             self.place = (message.partition() or 0, -1 if offset is None else offset)
         else:
             self.error = error
+            self.written = message.topic() or "", message.value() or b"", message.key()
         self.client.reported.append(self)
 
 
@@ -58,7 +88,9 @@ class Client:
         self.reported: list[Record] = []
         self.ended = False
         self.turned = time.monotonic()
-        self.producer: Producer = make(Producer, config | {"error_cb": self._on_error})
+        self.attempts = Attempts(config["logger"].log)
+        listening = {"debug": ",".join({"eos", *config.get("debug", "eos").split(",")}), "logger": self.attempts}
+        self.producer: Producer = make(Producer, config | listening | {"error_cb": self._on_error})
         self._thread = start_thread(f"{owner.name} poll", self._run)
 
     async def end(self) -> None:

@@ -2,29 +2,29 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 
 from hiveio import metrics
 from hiveio.config import Settings
-from hiveio.errors import TooLarge, Unavailable, Unknown
+from hiveio.errors import Forbidden, Problem, Unavailable, Unknown
 from hiveio.kafka.client import client_config, first_contact, is_fatal
-from hiveio.kafka.delivery import Client, Place, Record, Stored
+from hiveio.kafka.clients import Clients
+from hiveio.kafka.delivery import Client, Headers, Late, Record, Stored
 from hiveio.kafka.flow import Flow
-from hiveio.kafka.topics import FOREVER, ensure_topic
+from hiveio.kafka.refusals import concerns_batch, refusal
+from hiveio.kafka.rules import Rules, size_of
 from hiveio.service import Observer
 
-# Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So there are
-# two producers, one without linger and one with: measured, gathering in front of a single one saves little, because
-# librdkafka sends what it has at the first record of a group.
 EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
 LOADED_S = 0.02  # and so long after that too
 MOST_RECORDS, MOST_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
-OVERHEAD = 1000  # bytes of a record batch and a record around key, value and headers, more than enough
 SWEEP_S = 0.05  # how late a deadline may be noticed
-STUCK_S = 30.0
+TELL_S = 10.0  # between two log lines about records that Kafka refuses
+LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT; it may be stored all the same"
 OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
 
@@ -32,22 +32,11 @@ _waiting = metrics.Gauge(
     "hiveio_records_waiting", "Records taken that Kafka has not confirmed", multiprocess_mode="livesum"
 )
 _unconfirmed = metrics.Counter("hiveio_records_unconfirmed_total", "Records taken that Kafka will not confirm any more")
-
-Headers = list[tuple[str, str | bytes | None]]
-
-
-class Late(Unknown):
-    """Not confirmed by its deadline. ``fate`` gives its place if it is confirmed later, or None when it never will."""
-
-    urn = "urn:hiveio:problem:unknown"
-
-    def __init__(self, detail: str, fate: "asyncio.Future[Place | None]") -> None:
-        super().__init__(detail)
-        self.fate = fate
+_refused = metrics.Counter("hiveio_records_refused_total", "Records taken that Kafka refused: they are not stored")
 
 
 class Sender:
-    """Sends records; each future is done when Kafka has stored its record, or its outcome is unknown.
+    """Sends records; each future is done when Kafka has stored or refused its record, or its outcome is unknown.
 
     - Idle, a record goes out at once; with ``EAGER`` in flight, records are gathered for at most
       ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
@@ -56,6 +45,8 @@ class Sender:
       with ``shed`` so it does while Kafka does not confirm records fast enough for the deadline (see ``Flow``).
     - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
+    - A batch that Kafka refuses for what is in it is sent again, each record alone and once: the good ones are stored,
+      behind those that were sent meanwhile; the others fail with what ``refusal`` makes of it (413, 422, 403 or 503).
     - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
     - ``observer`` sees every record and its future, and gives the headers to send.
     """
@@ -90,13 +81,18 @@ class Sender:
             "queue.buffering.max.messages": self._most_records + 1000,
             "queue.buffering.max.kbytes": (self._most_bytes >> 10) + 65536,
         }
-        self._limit = int(self._config.get("message.max.bytes", 1_000_000))
+        self._clients = Clients(self, self._config, settings.buffer_timeout_ms)
+        self._rules = Rules(
+            settings,
+            int(self._config.get("message.max.bytes", 1_000_000)),
+            changed=lambda: self._clients.adapt(self._rules.limit),
+        )
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._flow = Flow(self._timeout_s)
         self._shed = shed
         self._shedding: str | None = None  # why nothing is taken now, though there is room
-        self._clients: list[Client] = []  # the one that sends at once first, the one that gathers last
+        self._told_at, self._untold = 0.0, 0
         self._loaded_until = 0.0
         self._pending: dict[Record, None] = {}  # in the order of their deadlines
         self._late: set[Record] = set()  # past their deadline, and still in librdkafka's hands
@@ -115,7 +111,7 @@ class Sender:
         Without Kafka it starts all the same, takes nothing, and goes on trying: readiness says so.
         """
         self.loop = asyncio.get_running_loop()
-        self._make_clients()
+        self._clients.make()
         first_contact(self._settings)
         self._sweep()
         if not self._topics:
@@ -128,27 +124,16 @@ class Sender:
                 self._opening.result()
 
     async def _open(self) -> None:
-        # What a topic does not take is refused before it is sent: a failed delivery would be an unknown outcome.
-        limit = self._limit
         for name in self._topics:
             while True:
                 try:
-                    topic = await ensure_topic(self._settings, name, FOREVER)
+                    await self._rules.look(name)
                     break
                 except Unavailable as error:
                     self._closed = str(error)
                 await asyncio.sleep(0.5)
-            limit = min(limit, int(topic.config.get("max.message.bytes", limit)))
-        if limit < self._limit:
-            self._limit = limit
-            self._config |= {"message.max.bytes": max(limit, 1000), "batch.size": limit}
-            await self._end_clients()
-            self._make_clients()
+        self._clients.adapt(self._rules.limit)
         self._closed = None
-
-    def _make_clients(self) -> None:
-        lingers = sorted({int(self._config["linger.ms"]), self._settings.buffer_timeout_ms})
-        self._clients = [Client(self, self._config | {"linger.ms": linger_ms}) for linger_ms in lingers]
 
     async def stop(self) -> None:
         """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
@@ -163,15 +148,17 @@ class Sender:
         finally:  # also when the process has no time left for it
             left = [*self._pending, *self._late]
             for record in left:
-                self._fail(record, Unknown("the service stopped before Kafka answered"))
+                self._fail(
+                    record, Unknown("the service stopped before Kafka answered; the record may be stored all the same")
+                )
             self._unconfirmed(len(left), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await self._end_clients()
+        await self._clients.stop()
 
     async def ready(self) -> str | None:
         """None when Kafka answers and there is room, else the reason."""
-        if self._closed is not None or not self._clients:
+        if self._closed is not None:
             return f"{self.name}: {self._closed}"
         if len(self._pending) + len(self._late) >= self._most_records or self._bytes >= self._most_bytes:
             return f"{self.name}: the queue to Kafka is full"
@@ -180,12 +167,12 @@ class Sender:
         if self._opening is not None and self._opening.done() and (error := self._opening.exception()):
             return f"{self.name}: {error}"
         if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
-            self._asking = asyncio.create_task(asyncio.to_thread(self._ask, self._clients[0].producer))
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask, self._clients.eager.producer))
         return await asyncio.shield(self._asking)
 
     def alive(self) -> bool:
         """Whether the poll threads turn."""
-        return all(time.monotonic() - client.turned < STUCK_S for client in self._clients)
+        return self._clients.alive()
 
     def _ask(self, producer: Producer) -> str | None:
         try:
@@ -201,15 +188,14 @@ class Sender:
 
     # -- sending
 
-    def admit(self, sizes: Sequence[int]) -> None:
-        """Raise what ``send`` would raise for one of these records, before any is sent; sizes in bytes, with headers.
+    def _admit(self, topic: str, sizes: Sequence[int], *, keyless: bool) -> None:
+        """Raise before any of these records is sent; sizes in bytes, with headers.
 
-        TooLarge (413) and Unavailable (503) are definite: nothing was or will be written.
+        TooLarge (413), Invalid (422) and Unavailable (503) are definite: nothing was or will be written.
         """
         if self._closed is not None:
             raise Unavailable(f"events are not taken: {self._closed}")
-        if max(sizes) + OVERHEAD > self._limit:
-            raise TooLarge(f"a record of {max(sizes)} bytes is larger than Kafka takes ({self._limit} bytes)")
+        self._rules.check(topic, max(sizes), keyless=keyless)
         held = len(self._pending) + len(self._late)
         if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
             raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(held))
@@ -219,13 +205,15 @@ class Sender:
     def send(
         self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, *, gather: bool = False
     ) -> Stored:
-        """Take a record. The future gives partition and offset when it is stored, or fails with Unknown (504).
+        """Take a record. The future gives partition and offset when it is stored, or fails with Unknown (504), or with
+        what Kafka's refusal is.
 
-        Raises Unavailable or TooLarge at once, see ``admit``.
+        Raises at once, when nothing was or will be written: Unavailable (503), TooLarge (413), and Invalid (422) for a
+        record without a key on a compacted topic.
         """
-        size = _size(value, key, headers)
-        self.admit((size,))
-        return self._send(self._clients[-1] if gather else self._choose(), topic, value, key, headers, size)
+        size = size_of(value, key, headers)
+        self._admit(topic, (size,), keyless=key is None)
+        return self._send(self._clients.gathering if gather else self._choose(), topic, value, key, headers, size)
 
     def send_all(
         self,
@@ -234,10 +222,10 @@ class Sender:
         *,
         gather: bool = False,
     ) -> list[Stored]:
-        """Take records (value, key, headers), all of them or, raising what ``admit`` raises, none."""
-        sizes = [_size(value, key, headers) for value, key, headers in records]
-        self.admit(sizes)
-        client = self._clients[-1] if gather else self._choose()
+        """Take records (value, key, headers), all of them or, raising what ``send`` raises, none."""
+        sizes = [size_of(value, key, headers) for value, key, headers in records]
+        self._admit(topic, sizes, keyless=any(key is None for _, key, _ in records))
+        client = self._clients.gathering if gather else self._choose()
         return [
             self._send(client, topic, value, key, headers, size)
             for (value, key, headers), size in zip(records, sizes, strict=True)
@@ -247,7 +235,7 @@ class Sender:
         now = self.loop.time()
         if len(self._pending) >= EAGER:
             self._loaded_until = now + LOADED_S
-        return self._clients[-1 if now < self._loaded_until else 0]
+        return self._clients.gathering if now < self._loaded_until else self._clients.eager
 
     def _send(
         self,
@@ -259,11 +247,17 @@ class Sender:
         size: int,
     ) -> Stored:
         future: Stored = self.loop.create_future()
-        record = Record(client, size, self.loop.time() + self._timeout_s, future)
+        now = self.loop.time()
+        record = Record(client, size, now, now + self._timeout_s, future)
         self._pending[record] = None
         self._bytes += size
         if self._observer is not None:
             headers = self._observer(topic, key, headers, future)
+        self._produce(record, topic, value, key, headers)
+        return future
+
+    def _produce(self, record: Record, topic: str, value: bytes, key: str | bytes | None, headers: Headers) -> None:
+        client, record.headers = record.client, headers
         try:
             client.producer.produce(topic, value, key, headers=headers, on_delivery=record)
         except BufferError:
@@ -271,13 +265,10 @@ class Sender:
         except KafkaException as failure:
             # Nothing was written, and nothing will be: an error of produce() itself is definite.
             error = failure.args[0]
-            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._fail(record, TooLarge(f"the record is larger than Kafka takes: {error.str()}"))
-            else:
-                self._fail(record, Unavailable(f"the record cannot be sent: {error.str()}"))
-                if is_fatal(error):
-                    self.loop.call_soon(self.replace, client, error.str())
-        return future
+            problem = self._clients.refusal(client) or refusal(error, topic)
+            self._fail(record, problem or Unavailable(f"the record cannot be sent: {error.str()}"))
+            if is_fatal(error):
+                self.loop.call_soon(self.replace, client, error.str())
 
     # -- reports, on the loop
 
@@ -291,16 +282,34 @@ class Sender:
                     record.future.set_result(record.place)
                 elif record.fate is not None and not record.fate.done():
                     record.fate.set_result(record.place)
-            else:
-                # Whatever the error: librdkafka may have sent it before, and it may have been stored.
+            elif isinstance(problem := _meaning(record), Unknown):
                 failed, reason = failed + 1, record.error.str()
-                self._fail(record, Unknown(f"Kafka did not confirm the record: {reason}"))
+                self._fail(record, problem)
+            elif not record.alone and concerns_batch(record.error):
+                self._send_alone(record)
+            else:
+                self._tell_refused(problem)
+                self._fail(record, problem)
         if confirmed:
             now = self.loop.time()
             self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
             if self._shedding is not None:
                 self._look(now)  # whoever was just answered may come again at once
         self._unconfirmed(failed, reason)
+
+    def _send_alone(self, record: Record) -> None:
+        """Once more, in a batch of its own: it may be a neighbour for which Kafka refused the whole batch."""
+        topic, value, key = record.written
+        self._rules.look_again(topic)
+        record.client, record.alone, record.error, record.sent = self._clients.alone, True, None, self.loop.time()
+        self._produce(record, topic, value, key, record.headers)
+
+    def _tell_refused(self, problem: Problem) -> None:
+        _refused.inc()
+        self._untold += 1
+        if self.loop.time() - self._told_at > TELL_S:
+            logger.error("%s: %d records were refused by Kafka: %s", self.name, self._untold, problem.detail)
+            self._told_at, self._untold = self.loop.time(), 0
 
     def _unconfirmed(self, count: int, reason: str) -> None:
         """Where nobody waits for an answer this line is the only trace."""
@@ -324,7 +333,10 @@ class Sender:
     def _fail(self, record: Record, error: Exception) -> None:
         self._release(record)
         if record.fate is not None and not record.fate.done():
-            record.fate.set_result(None)
+            if isinstance(error, Unknown):
+                record.fate.set_result(None)
+            else:
+                _set_exception(record.fate, error)
         _set_exception(record.future, error)
 
     def _sweep(self) -> None:
@@ -334,11 +346,12 @@ class Sender:
                 break
             self._late.add(record)
             record.fate = self.loop.create_future()
-            _set_exception(record.future, Late("Kafka did not confirm the record within REQUEST_TIMEOUT", record.fate))
+            _set_exception(record.future, Late(LATE, record.fate))
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]
         self._look(now)
+        self._clients.leave(chain(self._pending, self._late))
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def _look(self, now: float) -> None:
@@ -351,31 +364,35 @@ class Sender:
     # -- clients
 
     def replace(self, client: Client, reason: str) -> None:
-        """After a fatal error: a new producer; the outcome of all that the old one held is unknown."""
-        if client not in self._clients:
+        """After a fatal error: a new producer; the outcome of all that the old one held is unknown.
+
+        One that never sent anything held what is not stored; it may fail again at once, so the next one waits.
+        """
+        if client.ended:
             return
-        logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
-        self._clients[self._clients.index(client)] = Client(self, client.config)
+        problem: Problem = Unknown(f"the Kafka producer failed: {reason}; the record may be stored all the same")
+        if client.attempts.nothing_sent:
+            denied = "authorization failed" in reason.lower()
+            problem = (Forbidden if denied else Unavailable)(f"the Kafka producer failed: {reason}; nothing was stored")
         lost = [record for record in (*self._pending, *self._late) if record.client is client]
         for record in lost:
-            self._fail(record, Unknown(f"the Kafka producer failed: {reason}"))
-        self._unconfirmed(len(lost), reason)
-        self._ending = asyncio.ensure_future(client.end())
-
-    async def _end_clients(self) -> None:
-        clients, self._clients = self._clients, []
-        await asyncio.gather(*(client.end() for client in clients))
-
-
-def _size(value: bytes, key: str | bytes | None, headers: Headers) -> int:
-    """Of key, value and headers; a text of other than ASCII counts a little less than its bytes: see OVERHEAD."""
-    size = len(value) + (len(key) if key else 0)
-    for name, text in headers:
-        size += len(name) + (len(text) if text else 0)
-    return size
+            self._fail(record, problem)
+        if isinstance(problem, Unknown):
+            self._unconfirmed(len(lost), reason)
+            problem = Unavailable(f"the Kafka producer failed: {reason}")
+        logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
+        self._clients.replace(client, problem)
 
 
-def _set_exception(future: Stored, error: Exception) -> None:
+def _meaning(record: Record) -> Problem:
+    """Of the error of a record's report. An earlier attempt without an answer may be stored, whatever is said now."""
+    assert record.error is not None
+    if record.client.attempts.once(record.sent) and (problem := refusal(record.error, record.written[0])):
+        return problem
+    return Unknown(f"Kafka did not confirm the record: {record.error.str()}; it may be stored all the same")
+
+
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # a request that has gone away does not ask: no "exception was never retrieved"

@@ -13,11 +13,10 @@ from msgspec import Raw
 from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
-from hiveio.errors import ConfigError, Invalid, Unknown
+from hiveio.errors import ConfigError, Invalid, Problem, Unknown
 from hiveio.headers import trace_context
 from hiveio.kafka import Sender
-from hiveio.kafka.delivery import Place, Stored
-from hiveio.kafka.sender import Headers, Late
+from hiveio.kafka.delivery import Headers, Late, Place, Stored
 from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim, Keys
 
@@ -54,8 +53,8 @@ class Publishing:
     no position.
     With ``keys`` a request whose Idempotency-Key came before is answered as that was, and written once.
 
-    Raises Unavailable (503) and TooLarge (413) when nothing was written; Unknown (504) with the records' ``id`` when
-    Kafka did not confirm them all in time: each may be stored, now or later.
+    Raises Unavailable (503), TooLarge (413), Invalid (422) and Forbidden (403) when nothing was written; Unknown (504)
+    with the records' ``id`` when Kafka did not confirm them all in time: each may be stored, now or later.
     """
 
     def __init__(
@@ -113,15 +112,19 @@ class Publishing:
         return Submission(outcome, stored, id, claim, envelope.meta)
 
     async def settled(self, submission: Submission) -> Outcome:
-        """The answer, when it is known. Raises Unknown (504)."""
+        """The answer, when it is known. Raises Unknown (504), or what Kafka's refusal is: then nothing is stored."""
         outcome, stored, id, claim, _ = submission
         if stored and not self._queued:
             try:
-                place: Place = await stored[0] if len(stored) == 1 else (await asyncio.gather(*stored))[-1]
+                place = await stored[0] if len(stored) == 1 else _together(await _ends(stored))
             except Unknown as error:
                 if self._keys is not None and claim is not None:
                     self._keys.later(self._settled_late(submission))
-                raise Unknown(f"{error.detail}; it may be stored all the same", id=id) from None
+                raise Unknown(error.detail, id=id) from None
+            except Problem:
+                if self._keys is not None and claim is not None:
+                    await self._keys.release(claim)
+                raise
             outcome.headers = {**outcome.headers, **self._position(place)}
         if claim is not None:
             await self._keep(submission)
@@ -136,20 +139,19 @@ class Publishing:
             await asyncio.wait(submission.stored)
 
     async def _settled_late(self, submission: Submission) -> None:
-        """A repeat is answered as the first would have been, once Kafka has confirmed it all."""
-        place: Place | None = None
-        for stored in submission.stored:
-            try:
-                place = await stored
-            except Late as late:
-                place = await late.fate
-            except Unknown:
-                place = None
-            if place is None:
-                return
-        if place is not None:
-            submission.outcome.headers.update(self._position(place))
-            await self._keep(submission)
+        """A repeat is answered as the first would have been, once Kafka has confirmed it all; where Kafka has refused
+        it all, the key is given back.
+        """
+        try:
+            place = _together(await _ends(submission.stored, late=True))
+        except Unknown:
+            return
+        except Problem:
+            if self._keys is not None and submission.claim is not None:
+                await self._keys.release(submission.claim)
+            return
+        submission.outcome.headers.update(self._position(place))
+        await self._keep(submission)
 
     async def _keep(self, submission: Submission) -> None:
         if self._keys is not None and submission.claim is not None:
@@ -185,6 +187,36 @@ class Publishing:
             passed, prefixes = self._passed, self._prefixes
             shared += [pair for pair in given.pairs if pair[0] in passed or pair[0].startswith(prefixes)]
         return shared
+
+
+async def _ends(stored: list[Stored], *, late: bool = False) -> list[Place | Problem]:
+    """What became of each; with ``late``, also of those that are not confirmed in time."""
+    ends: list[Place | Problem] = []
+    for each in stored:
+        try:
+            try:
+                ends.append(await each)
+            except Late as error:
+                if not late:
+                    raise
+                ends.append(await error.fate or Unknown("Kafka did not confirm the record"))
+        except Problem as problem:
+            ends.append(problem)
+    return ends
+
+
+def _together(ends: list[Place | Problem]) -> Place:
+    """The place of the last of a request's events. Raises a refusal where all are refused, and Unknown for less."""
+    places = [end for end in ends if not isinstance(end, Problem)]
+    problems = [end for end in ends if isinstance(end, Problem)]
+    for problem in problems:
+        if isinstance(problem, Unknown):
+            raise problem
+    if problems and places:
+        raise Unknown(f"{len(places)} of its {len(ends)} events are stored, the others are not: {problems[0].detail}")
+    if problems:
+        raise problems[0]
+    return places[-1]
 
 
 def identities() -> Callable[[], str]:

@@ -1,0 +1,100 @@
+"""The librdkafka producers of one sender: made, adapted, replaced after a fatal error, ended."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hiveio.errors import Problem
+from hiveio.kafka.delivery import Client, Owner, Record
+
+CALM_S = 30.0  # after which a client that fails is replaced at once
+STUCK_S = 30.0
+
+
+class Clients:
+    """Few large requests cost a third of the CPU of many small ones, and any linger costs a lone client 1.5 ms. So
+    there are two producers, one without linger and one with: measured, gathering in front of a single one saves
+    little, because librdkafka sends what it has at the first record of a group. A third sends each record alone.
+    """
+
+    def __init__(self, owner: Owner, config: Mapping[str, Any], linger_ms: int) -> None:
+        self._owner, self._config = owner, dict(config)
+        self._lingers = sorted({int(config["linger.ms"]), linger_ms})
+        self._current: list[Client] = []
+        self._alone: Client | None = None
+        self._former: list[Client] = []  # that hold records still, and take no more
+        self._failed: dict[Client, Problem] = {}  # what each that is not replaced yet answers
+        self._replaced_at = -CALM_S
+        self._ending: set[asyncio.Future[None]] = set()
+
+    def make(self) -> None:
+        """Raises ConfigError for properties that librdkafka refuses."""
+        self._former += self._current
+        self._current = [Client(self._owner, self._config | {"linger.ms": linger}) for linger in self._lingers]
+
+    def adapt(self, batch_bytes: int) -> None:
+        """Bound a batch: Kafka's limit is one of batches. What was sent before stays where it is."""
+        if batch_bytes < int(self._config.get("batch.size", self._config.get("message.max.bytes", 1_000_000))):
+            self._config["batch.size"] = batch_bytes
+            self.make()
+
+    @property
+    def eager(self) -> Client:
+        return self._current[0]
+
+    @property
+    def gathering(self) -> Client:
+        return self._current[-1]
+
+    @property
+    def alone(self) -> Client:
+        if self._alone is None:
+            one = {"batch.num.messages": 1, "linger.ms": 0, "max.in.flight": 1}
+            self._alone = Client(self._owner, self._config | one)
+        return self._alone
+
+    def alive(self) -> bool:
+        """Whether the poll threads turn."""
+        return all(time.monotonic() - client.turned < STUCK_S for client in self._current if not client.ended)
+
+    def leave(self, held: Iterable[Record]) -> None:
+        """End the former clients that hold none of these records."""
+        if not self._former:
+            return
+        in_use = {record.client for record in held}
+        for client in [former for former in self._former if former not in in_use]:
+            self._former.remove(client)
+            self._end(client)
+
+    def refusal(self, client: Client) -> Problem | None:
+        """What a client that failed answers until it is replaced."""
+        return self._failed.get(client)
+
+    def replace(self, client: Client, answer: Problem) -> None:
+        """A client that fails again and again is replaced after a while."""
+        self._failed[client] = answer
+        self._end(client)
+        calm, self._replaced_at = time.monotonic() - self._replaced_at > CALM_S, time.monotonic()
+        if calm:
+            self._renew(client)
+        else:
+            asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), self._renew, client)
+
+    def _renew(self, client: Client) -> None:
+        del self._failed[client]
+        if client is self._alone:
+            self._alone = None
+        elif client in self._current:
+            self._current[self._current.index(client)] = Client(self._owner, client.config)
+
+    def _end(self, client: Client) -> None:
+        task = asyncio.ensure_future(client.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def stop(self) -> None:
+        clients = [*self._current, *self._former, *([self._alone] if self._alone else [])]
+        self._current, self._former, self._alone = [], [], None
+        await asyncio.gather(*(client.end() for client in clients if not client.ended), *self._ending)

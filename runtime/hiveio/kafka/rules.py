@@ -1,0 +1,76 @@
+"""What topics take: known from their configuration, so that a record is refused before it is sent."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hiveio.config import Settings
+from hiveio.errors import Invalid, TooLarge, Unavailable
+from hiveio.kafka.delivery import Headers
+from hiveio.kafka.topics import FOREVER, ensure_topic
+
+OVERHEAD = 1000  # bytes of a record batch and a record around key, value and headers, more than enough
+AGAIN_S = 5.0  # between two looks at one topic
+
+
+class Rule(NamedTuple):
+    """``limit`` is the topic's ``max.message.bytes``; a compacted topic takes no record without a key."""
+
+    limit: int
+    keyed: bool = False
+
+
+class Rules:
+    """The rules of some topics. They are read at the start, and again when they turn out to be others."""
+
+    def __init__(self, settings: Settings, limit: int, changed: Callable[[], None]) -> None:
+        self._settings, self._limit, self._changed = settings, limit, changed
+        self._rules: dict[str, Rule] = {}
+        self._looked_at: dict[str, float] = {}
+        self._looking: set[asyncio.Task[None]] = set()
+
+    @property
+    def limit(self) -> int:
+        """Bytes that each of the topics takes in a batch."""
+        return min((rule.limit for rule in self._rules.values()), default=self._limit)
+
+    async def look(self, topic: str) -> None:
+        """Make the topic if it is not there, and read its rules. Raises Unavailable."""
+        self._looked_at[topic] = time.monotonic()
+        config = (await ensure_topic(self._settings, topic, FOREVER)).config
+        limit = min(self._limit, int(config.get("max.message.bytes", self._limit)))
+        self._rules[topic] = Rule(limit, "compact" in config.get("cleanup.policy", ""))
+
+    def look_again(self, topic: str) -> None:
+        """Kafka refused what these rules allow, or they refuse what it may allow by now. At most each AGAIN_S."""
+        if time.monotonic() - self._looked_at.get(topic, -AGAIN_S) >= AGAIN_S:
+            self._looked_at[topic] = time.monotonic()
+            task = asyncio.ensure_future(self._look_again(topic))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _look_again(self, topic: str) -> None:
+        try:
+            await self.look(topic)
+        except Unavailable:
+            return  # readiness tells
+        self._changed()
+
+    def check(self, topic: str, size: int, *, keyless: bool) -> None:
+        """Raises TooLarge (413) or Invalid (422) for a record that the topic does not take."""
+        rule = self._rules.get(topic) or Rule(self._limit)
+        if size + OVERHEAD > rule.limit:
+            self.look_again(topic)
+            raise TooLarge(f"a record of {size} bytes is larger than topic {topic} takes ({rule.limit} bytes)")
+        if keyless and rule.keyed:
+            self.look_again(topic)
+            raise Invalid(f"topic {topic} is compacted and takes no record without a key")
+
+
+def size_of(value: bytes, key: str | bytes | None, headers: Headers) -> int:
+    """Of key, value and headers; a text of other than ASCII counts a little less than its bytes: see OVERHEAD."""
+    size = len(value) + (len(key) if key else 0)
+    for name, text in headers:
+        size += len(name) + (len(text) if text else 0)
+    return size
