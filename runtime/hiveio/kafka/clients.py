@@ -26,7 +26,7 @@ class Clients:
         self._alone: Client | None = None
         self._former: list[Client] = []  # that hold records still, and take no more
         self._failed: dict[Client, Problem] = {}  # what each that is not replaced yet answers
-        self._replaced_at = -CALM_S
+        self._renewed: dict[Client, float] = {}  # those that stand for one that failed, and since when
         self._ending: set[asyncio.Future[None]] = set()
 
     def make(self) -> None:
@@ -76,8 +76,8 @@ class Clients:
         """A client that fails again and again is replaced after a while."""
         self._failed[client] = answer
         self._end(client)
-        calm, self._replaced_at = time.monotonic() - self._replaced_at > CALM_S, time.monotonic()
-        if calm:
+        since = self._renewed.pop(client, -CALM_S)
+        if time.monotonic() - since > CALM_S:
             self._renew(client)
         else:
             asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), self._renew, client)
@@ -87,7 +87,8 @@ class Clients:
         if client is self._alone:
             self._alone = None
         elif client in self._current:
-            self._current[self._current.index(client)] = Client(self._owner, client.config)
+            new = self._current[self._current.index(client)] = Client(self._owner, client.config)
+            self._renewed[new] = time.monotonic()
 
     def _end(self, client: Client) -> None:
         task = asyncio.ensure_future(client.end())
