@@ -17,7 +17,7 @@ import redis
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from hiveio.kafka.sender import Headers
+from hiveio.kafka.delivery import Headers
 from hiveio.redis import Script
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import Window

@@ -8,7 +8,7 @@ from dataclasses import replace
 import httpx
 from confluent_kafka import Producer
 
-from hiveio.kafka.sender import Headers
+from hiveio.kafka.delivery import Headers
 from tests.bench.bench import BULK, Bench
 from tests.bench.load import Request
 from tests.bench.measure import Row, Sample, memory_mb

@@ -10,7 +10,7 @@ import httpx
 from confluent_kafka import Producer
 
 from hiveio.config import Settings
-from hiveio.kafka.sender import Headers
+from hiveio.kafka.delivery import Headers
 from hiveio.transaction import record as records
 from hiveio.transaction.record import FORMAT, Commit, Format
 from hiveio.transaction.rule import HASH
