@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from hiveio.config import Settings
 from hiveio.errors import Forbidden, Invalid, TooLarge, Unavailable, Unknown
 from hiveio.kafka import delivery as module
+from hiveio.kafka import rules
 from hiveio.kafka.sender import Sender
 
 
@@ -64,10 +65,15 @@ class FakeProducer:
     def purge(self) -> None: ...
 
 
+async def no_answer(*_: Any) -> None:
+    raise Unavailable("Kafka does not answer")
+
+
 @pytest.fixture
 async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
     FakeProducer.made = []
     monkeypatch.setattr(module, "Producer", FakeProducer)
+    monkeypatch.setattr(rules, "ensure_topic", no_answer)
     settings = Settings(
         brokers="nowhere:1",
         request_timeout_ms=200,
@@ -188,6 +194,35 @@ async def test_an_error_of_produce_is_definite(sender: Sender) -> None:
     with pytest.raises(Unavailable):
         await send(sender)
     assert sender._bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("Failed to acquire idempotence PID from broker b/1: Broker: Cluster authorization failed", Forbidden),
+        ("Current message sequence number in queue (7) is lower than the last acked", Unavailable),
+    ],
+)
+async def test_a_producer_that_failed_answers_the_same_whoever_hears_of_it_first(
+    sender: Sender, caplog: pytest.LogCaptureFixture, reason: str, kind: type[Exception]
+) -> None:
+    fatal = KafkaError(KafkaError._FATAL, reason)
+    FakeProducer.made[0].fails_with = fatal
+    for _ in range(2):
+        with pytest.raises(kind, match="nothing was stored"):  # produce() tells before the poll thread does
+            await send(sender)
+    async with asyncio.timeout(5):
+        while len(FakeProducer.made) < 2:
+            await asyncio.sleep(0.001)
+    again = FakeProducer.made[1]
+    taken = send(sender)
+    again.fatal = again.fails_with = fatal
+    with pytest.raises(Unknown):
+        await taken
+    with pytest.raises(kind, match="nothing was stored"):  # it failed again: the next one waits
+        await send(sender)
+    assert [record.getMessage().count("is replaced") for record in caplog.records] == [1, 0, 1]
+    assert len(FakeProducer.made) == 2
 
 
 async def test_too_large_is_refused_before_it_is_sent(sender: Sender) -> None:

@@ -91,6 +91,7 @@ class Clients:
             self._renewed[new] = time.monotonic()
 
     def _end(self, client: Client) -> None:
+        client.ended = True  # at once: several may tell of one failure before the task below begins
         task = asyncio.ensure_future(client.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -51,6 +51,15 @@ def refusal(error: KafkaError, topic: str) -> Problem | None:
     return None if kind is None else kind(f"topic {topic} does not take the record: {error.str()}; nothing was stored")
 
 
+def failed(reason: str) -> Problem:
+    """The answer to a record of which a producer that failed for good has sent nothing.
+
+    An error that is fatal has a code that says no more than that: only the reason tells of a missing right.
+    """
+    kind = Forbidden if "authorization failed" in reason.lower() else Unavailable
+    return kind(f"the Kafka producer failed: {reason}; nothing was stored")
+
+
 class Attempts:
     """Hears from librdkafka's log when records are sent again of which an earlier attempt may have been stored.
 

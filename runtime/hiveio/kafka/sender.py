@@ -10,12 +10,12 @@ from confluent_kafka import KafkaException, Producer
 
 from hiveio import metrics
 from hiveio.config import Settings
-from hiveio.errors import Forbidden, Problem, Unavailable, Unknown
+from hiveio.errors import Problem, Unavailable, Unknown
 from hiveio.kafka.client import client_config, first_contact, is_fatal
 from hiveio.kafka.clients import Clients
 from hiveio.kafka.delivery import Client, Headers, Late, Record, Stored
 from hiveio.kafka.flow import Flow
-from hiveio.kafka.refusals import concerns_batch, refusal
+from hiveio.kafka.refusals import concerns_batch, failed, refusal
 from hiveio.kafka.rules import Rules, size_of
 from hiveio.service import Observer
 
@@ -265,10 +265,12 @@ class Sender:
         except KafkaException as failure:
             # Nothing was written, and nothing will be: an error of produce() itself is definite.
             error = failure.args[0]
-            problem = self._clients.refusal(client) or refusal(error, topic)
-            self._fail(record, problem or Unavailable(f"the record cannot be sent: {error.str()}"))
-            if is_fatal(error):
+            if is_fatal(error):  # often before the poll thread hears of it
+                self._fail(record, self._clients.refusal(client) or failed(error.str()))
                 self.loop.call_soon(self.replace, client, error.str())
+            else:
+                problem = refusal(error, topic)
+                self._fail(record, problem or Unavailable(f"the record cannot be sent: {error.str()}"))
 
     # -- reports, on the loop
 
@@ -370,18 +372,17 @@ class Sender:
         """
         if client.ended:
             return
-        problem: Problem = Unknown(f"the Kafka producer failed: {reason}; the record may be stored all the same")
-        if client.attempts.nothing_sent:
-            denied = "authorization failed" in reason.lower()
-            problem = (Forbidden if denied else Unavailable)(f"the Kafka producer failed: {reason}; nothing was stored")
+        answer = failed(reason)
         lost = [record for record in (*self._pending, *self._late) if record.client is client]
-        for record in lost:
-            self._fail(record, problem)
-        if isinstance(problem, Unknown):
+        if client.attempts.nothing_sent:
+            fate = answer
+        else:
+            fate = Unknown(f"the Kafka producer failed: {reason}; the record may be stored all the same")
             self._unconfirmed(len(lost), reason)
-            problem = Unavailable(f"the Kafka producer failed: {reason}")
+        for record in lost:
+            self._fail(record, fate)
         logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
-        self._clients.replace(client, problem)
+        self._clients.replace(client, answer)
 
 
 def _meaning(record: Record) -> Problem:
