@@ -90,7 +90,9 @@ def test_only_what_waits_is_counted_instead_of_told(away: Outage) -> None:
     waits = Unavailable("Redis at nowhere:1 does not answer")
     try:
         assert not outages.worth_a_line(line("hiveio.scope", logging.WARNING, "%s waits: %s", "orders/0", waits))
-        assert away.count == 1
+        ends = Unavailable("the ends of topics: Failed to query partition leaders: No leaders found")
+        assert not outages.worth_a_line(line("hiveio.lag", logging.WARNING, "%s cannot be seen: %s", "orders", ends))
+        assert away.count == 2
         assert outages.worth_a_line(line("hiveio.transaction", logging.CRITICAL, "it stops: %s", waits))
         assert outages.worth_a_line(line("hiveio.transaction", logging.ERROR, "a fault: %s", ValueError()))
         other = Unavailable("orders/0: Broker: Not enough in-sync replicas")
