@@ -76,7 +76,8 @@ def test_one_that_is_back_and_away_again_is_told_again_and_one_that_blinks_is_no
 
 
 @pytest.fixture
-def away() -> outages.Outage:
+def away(monkeypatch: pytest.MonkeyPatch) -> outages.Outage:
+    monkeypatch.setattr(outages, "_known", {})  # others may have left outages behind
     found = outages.of("Redis at nowhere:1")
     found.away("refused")
     return found
