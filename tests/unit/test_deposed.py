@@ -15,10 +15,18 @@ from tests.unit.test_engine import hold, until
 
 
 class Cache:
-    """Remembers nothing of what was published."""
+    """What all instances know of what was published."""
 
-    async def published_to(self, partition: int, topics: str = "") -> str:
-        return topics
+    noted = ""
+
+    def scope(self, partition: int) -> str:
+        return f"hive:{{log/{partition}}}"
+
+    async def note_published(self, partition: int, log_id: str) -> None:
+        self.noted = log_id
+
+    async def published(self, partition: int) -> str:
+        return self.noted
 
 
 class Events:
@@ -52,7 +60,7 @@ def resuming(service: testing.Service, last: Published, monkeypatch: pytest.Monk
     cache: Any = Cache()
     events: Any = Events()
     log = OldEnd(service.log)
-    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", ids=("log", "events"), proved=proved)
+    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", log_id="log", proved=proved)
 
 
 async def test_publishing_waits_for_a_better_broker_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +113,27 @@ async def test_an_instance_with_an_old_end_does_not_fold_the_cache_of_the_others
 
 def generation(cache: MemoryCache) -> str:
     return cache._scopes[0].watermark.generation
+
+
+async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never_found_an_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(resume, "last_event", nothing)
+    cache: Any = Cache()
+    anything: Any = Events()
+
+    async def proved() -> int:
+        return 0
+
+    one, standby = (
+        Resume(cache, anything, anything, 0, log_where="log/0", where="events/0", log_id="log", proved=proved)
+        for _ in range(2)
+    )
+    assert await one.last() is None  # nothing was ever published
+    assert await standby.last() is None
+    await one.note()  # its first events are on the topic, which is deleted then and made anew
+    with pytest.raises(Corrupt, match="emptied or made anew"):
+        await standby.last()

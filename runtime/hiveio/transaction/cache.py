@@ -190,13 +190,13 @@ class Cache:
         _, held = await self.redis.call(_LEASE, f"{self.scope(partition)}:publisher", (), (holder, ttl_ms))
         return bool(held)
 
-    async def published_to(self, partition: int, topics: str = "") -> str:
-        """Which event topic the scope has been published to, by the ids of log and event topic; ``topics`` sets it."""
-        key = f"{self.scope(partition)}:published"
-        if topics:
-            await self.redis.execute("SET", key, topics)
-            return topics
-        return (await self.redis.execute("GET", key) or b"").decode()
+    async def note_published(self, partition: int, log_id: str) -> None:
+        """Note that events of the log with this topic id were published."""
+        await self.redis.execute("SET", f"{self.scope(partition)}:published", log_id)
+
+    async def published(self, partition: int) -> str:
+        """The topic id of the log whose events were published; nothing where none is known."""
+        return (await self.redis.execute("GET", f"{self.scope(partition)}:published") or b"").decode()
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove what a generation left behind."""

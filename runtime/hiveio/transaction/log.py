@@ -78,7 +78,7 @@ class TransactionLog:
         cache_node = by_url[s.cache_url]
         self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
         first_contact(s)
-        topic, events = await _patiently(self._backends)
+        topic, _ = await _patiently(self._backends)
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -100,10 +100,11 @@ class TransactionLog:
         self._tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
-        ids = (topic.id, events.id)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, ids, self._observer)
+            publisher = Publisher(
+                s, scope, self._cache, self._publishing, self._events, instance, topic.id, self._observer
+            )
             self._publishers.append(publisher)
             publisher.start()
         self._lag = PublisherLag(self.scopes, Marks(s), self._events, s.written_topic)

@@ -56,7 +56,7 @@ class Publisher:
         tail: Tail,
         events: LogReader,
         holder: str,
-        ids: tuple[str, str],
+        log_id: str,
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
@@ -71,7 +71,7 @@ class Publisher:
             scope.partition,
             log_where=scope.where,
             where=where,
-            ids=ids,
+            log_id=log_id,
             proved=self._log_end,
         )
         self._where = where
@@ -154,6 +154,7 @@ class Publisher:
                 began = loop.time()
                 if group:
                     await session.send(group)
+                    await self._resuming.note()
                     metrics.published.inc(len(group))
                 self._scope.applier.published = self.read
                 await self._check()

@@ -63,7 +63,7 @@ async def last_event(events: LogReader, partition: int, stranger: Callable[[int]
 
 
 class Resume:
-    """Finds the last event of one partition, and compares it with the log. ``ids`` are those of log and event topic."""
+    """Finds the last event of one partition, and compares it with the log. ``log_id`` is the topic id of the log."""
 
     def __init__(
         self,
@@ -74,15 +74,15 @@ class Resume:
         *,
         log_where: str,
         where: str,
-        ids: tuple[str, str],
+        log_id: str,
         proved: Callable[[], Awaitable[int]],
     ) -> None:
         """``proved`` gives the end of the log, surely not an old one."""
         self._cache, self._log, self._events, self._partition = cache, log, events, partition
-        self._log_where, self._where, self._ids, self._proved = log_where, where, ids, proved
+        self._log_where, self._where, self._log_id, self._proved = log_where, where, log_id, proved
         self._strangers = Strangers(where, "no event of this service: it is passed over")
         self._trimmed = 0
-        self._found = False
+        self._noted = False
 
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
@@ -92,6 +92,7 @@ class Resume:
             await self._never_published(first)
         else:
             await self._compare(found)
+            await self.note()
         if first > self._trimmed:
             self._trimmed = first
             log.critical(
@@ -100,15 +101,17 @@ class Resume:
                 self._where,
                 first,
             )
-        self._found = self._found or found is not None
-        await self._cache.published_to(self._partition, "|".join(self._ids))
         return found
+
+    async def note(self) -> None:
+        """Let every instance know that events of this log are on the topic."""
+        if not self._noted:
+            await self._cache.note_published(self._partition, self._log_id)
+            self._noted = True
 
     async def _never_published(self, first: int) -> None:
         """Raises Corrupt where events were published, and are gone with their topic."""
-        log_id, _, topic_id = (await self._cache.published_to(self._partition)).partition("|")
-        made_anew = log_id == self._ids[0] and topic_id != self._ids[1]
-        if first > 0 or self._found or made_anew:
+        if first > 0 or self._noted or await self._cache.published(self._partition) == self._log_id:
             raise Corrupt(
                 f"{self._where} was emptied or made anew, so nobody can tell which events of {self._log_where} its "
                 "consumers have seen. Bring the topic back; or, to publish every event of the log again, delete the "
