@@ -10,6 +10,7 @@ _TAG = rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _TAGS = re.compile(rb"(?:[ \t]*,)*[ \t]*" + _TAG + rb"(?:[ \t]*(?:,[ \t]*)+" + _TAG + rb")*(?:[ \t]*,)*[ \t]*")
 _EACH = re.compile(_TAG)
 _ANY = (b"*",)
+_NOTHING = b'"0"'
 
 
 class Conditions(NamedTuple):
@@ -29,9 +30,13 @@ class Conditions(NamedTuple):
         return self.none_match != _ANY and tag.encode() not in [each.removeprefix(b"W/") for each in self.none_match]
 
     def check(self, version: int, name: str) -> None:
-        """Raises VersionMismatch (412) where a command may not be executed on this version; 0 is that of nothing."""
+        """Raises VersionMismatch (412) where a command may not be executed on this version.
+
+        An aggregate that is not there yet has version 0, which may be asked for as ``"0"``, and no entity tag.
+        """
         tag = etag(version) if version else None
-        if not self.met(tag) or not self.absent(tag):
+        met = self.met(tag) or (not version and self.match is not None and _NOTHING in self.match)
+        if not met or not self.absent(tag):
             raise VersionMismatch(f"{name} is at version {version}", version=version)
 
 

@@ -18,7 +18,9 @@ from hiveio.errors import Refused, VersionMismatch
         (b"if-match", b'"4,5", "6"', 5, False),
         (b"if-match", b"*", 5, True),
         (b"if-match", b"*", 0, False),
-        (b"if-match", b'"0"', 0, False),
+        (b"if-match", b'"0"', 0, True),  # as a 412 tells the version of what is not there
+        (b"if-match", b'"1"', 0, False),
+        (b"if-match", b'"0"', 1, False),
         (b"if-none-match", b"*", 0, True),
         (b"if-none-match", b"*", 5, False),
         (b"if-none-match", b'"5"', 5, False),
