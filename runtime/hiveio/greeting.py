@@ -24,8 +24,8 @@ class Greeting(asyncio.Protocol):
         if secure := transport.get_extra_info("ssl_object"):
             self._become(Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
             return
-        self.worker.connections.add(self)
-        if self.worker.crowded:
+        if not self.worker.admit(self):
+            self.worker.connections.remove(self)
             self._become(self._http1)  # which says so
 
     def data_received(self, data: bytes) -> None:
@@ -39,8 +39,10 @@ class Greeting(asyncio.Protocol):
         self.worker.connections.discard(self)
 
     def _become(self, kind: Any) -> None:
-        self.worker.connections.discard(self)
         protocol = kind(self.worker)
+        if self in self.worker.connections:  # its place is the protocol's, however many have come since
+            self.worker.connections.remove(self)
+            self.worker.connections.add(protocol)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if self._read:

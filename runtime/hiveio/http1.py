@@ -157,11 +157,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
         self._answered = False  # the head of the answer is out
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.worker.connections.add(self)
         self._client = host_and_port(transport.get_extra_info("peername"))
         self._server = host_and_port(transport.get_extra_info("sockname"))
         super().connection_made(transport)
-        if self.worker.crowded:
+        if not self.worker.admit(self):
             self._send_error_response(503, "too many connections at once")
             self._close_transport()
 

@@ -48,7 +48,9 @@ class Host(Protocol):
     asgi: Any
     loop: asyncio.AbstractEventLoop
     connections: set[Any]
-    crowded: bool
+
+    def admit(self, connection: Any) -> bool:
+        """Note it in ``connections``, and say whether there is room for it."""
 
 
 class Connection(asyncio.Protocol):
@@ -74,7 +76,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        self.worker.connections.add(self)
         self.scheme = "https" if transport.get_extra_info("ssl_object") else "http"
         self.client = host_and_port(transport.get_extra_info("peername"))
         self.server = host_and_port(transport.get_extra_info("sockname"))
@@ -82,7 +83,7 @@ class Connection(asyncio.Protocol):
         self.state.initiate_connection()
         self.state.increment_flow_control_window(WINDOW)
         self.flush()
-        if self.worker.crowded:
+        if not self.worker.admit(self):
             self.close()
 
     def data_received(self, data: bytes) -> None:

@@ -228,10 +228,14 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.app.peers.tell(self.place, health)
             await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)
 
-    @property
-    def crowded(self) -> bool:
-        """Whether the newest connection is one too many."""
-        return len(self.connections) > self.most_connections
+    def admit(self, connection: Connection) -> bool:
+        """Note a connection, and say whether there is room for it; one that is known has its place already.
+
+        One that is refused is noted too, until it is lost: its file is open still, and it may have to be cut off.
+        """
+        known = connection in self.connections
+        self.connections.add(connection)
+        return known or len(self.connections) <= self.most_connections
 
     def _cut_off(self) -> None:
         """End connections on which nothing moves: silent ones, half a request, an answer that nobody fetches.

@@ -114,7 +114,7 @@ def test_http2_tells_who_has_called(host: str) -> None:
 
     async def told() -> Connection:
         loop = asyncio.get_running_loop()
-        worker: Any = SimpleNamespace(connections=set(), crowded=False)
+        worker: Any = SimpleNamespace(connections=set(), admit=lambda connection: True)
         connections: list[Connection] = []
 
         def greet() -> Connection:

@@ -20,7 +20,7 @@ async def talk(application: Application, request: bytes, host: str = "127.0.0.1"
     loop = asyncio.get_running_loop()
     worker: Any = SimpleNamespace(
         cfg=Config(), log=logging.getLogger("test"), asgi=application, loop=loop, connections=set(), nr=0, nr_conns=0,
-        max_requests=1 << 60, alive=True, crowded=False,
+        max_requests=1 << 60, alive=True, admit=lambda connection: True,
     )  # fmt: skip
     worker.log.access_log_enabled = False
     server = await loop.create_server(lambda: Connection(worker), sock=listening("::", 0))
