@@ -36,6 +36,9 @@ class Appender:
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 0,
+            # With several requests in flight librdkafka may write a record twice when the leader of its partition
+            # changes, idempotent or not: it counts its sequence anew. A copy of a barrier would bring a head back.
+            "max.in.flight": 1,
             "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
             "queue.buffering.max.messages": LIMIT,
             "delivery.report.only.error": True,
