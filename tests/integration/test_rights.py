@@ -247,4 +247,4 @@ def test_what_is_missing_is_named(
             wait_until(told, 40, says)
         except AssertionError:
             raise AssertionError(httpx.get(service.url + "/readyz?verbose").text + service.text()) from None
-        assert any(re.search(says, line["message"]) for line in service.complaints()), service.text()
+        wait_until(lambda: any(re.search(says, line["message"]) for line in service.complaints()), 10, "a line says so")
