@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+
+import psycopg
 
 from tests.services.process import HOST, Service, ServiceUnavailable
 
@@ -46,7 +47,7 @@ class Postgres(Service):
         return [*user, server, "-D", str(self.data), *words]
 
     def _probe(self) -> Callable[[], bool]:
-        return lambda: _answers(self.port)
+        return lambda: _answers(self.url)
 
 
 class Pgbouncer(Service):
@@ -75,15 +76,14 @@ class Pgbouncer(Service):
         return [*_other_user(self.folder, self.data), found, str(settings)]
 
     def _probe(self) -> Callable[[], bool]:
-        return lambda: _answers(self.port)
+        return lambda: _answers(self.url)
 
 
-def _answers(port: int) -> bool:
+def _answers(url: str) -> bool:
     try:
-        with socket.create_connection((HOST, port), timeout=1) as connection:
-            connection.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")  # SSLRequest: any ready server answers it
-            return connection.recv(1) in (b"N", b"S")
-    except OSError:
+        with psycopg.connect(url, connect_timeout=2):  # a server that still starts up takes a connection and refuses it
+            return True
+    except psycopg.Error:
         return False
 
 
