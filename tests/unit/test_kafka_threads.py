@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from hiveio.config import Settings
 from hiveio.kafka import delivery, tail
+from hiveio.kafka.client import answered
 from hiveio.kafka.guard import Pauses, text, tried
 
 
@@ -91,3 +93,8 @@ async def test_a_producers_thread_goes_on_and_its_client_is_replaced(monkeypatch
     assert len(Owner.reasons) == len(FAILURES)
     await client.end()
     assert not any(thread.name == "owner poll" for thread in threading.enumerate())
+
+
+def test_what_an_ended_client_was_asked_is_not_waited_for_without_an_end() -> None:
+    with pytest.raises(KafkaException, match="Timed out"):
+        answered(Future(), -0.9)

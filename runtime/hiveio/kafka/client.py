@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -85,6 +86,17 @@ def first_contact(settings: Settings) -> None:
     """
     client_config(settings)
     away.expect(settings.brokers)
+
+
+def answered(asked: "Future[Any]", timeout_s: float) -> Any:
+    """What an AdminClient was asked for with this ``request_timeout``. Raises KafkaException.
+
+    Where the client has ended meanwhile nobody completes what it was asked, whatever its time-out.
+    """
+    try:
+        return asked.result(timeout_s + 1.0)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
 
 
 def is_fatal(error: KafkaError) -> bool:

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Unavailable
 from hiveio.kafka.assigned import Key, Note
-from hiveio.kafka.client import client_config, denied, make
+from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
 
 CALL_S = 10.0  # one request to Kafka
@@ -82,7 +82,7 @@ class Lookup:
         )
         for name in asked:
             try:
-                found = results[name].result()
+                found = answered(results[name], CALL_S)
                 there[name] = Known(_id(found.topic_id), len(found.partitions))
             except KafkaException as error:
                 reason = error.args[0]
@@ -101,7 +101,7 @@ class Lookup:
             lambda _, admin: admin.describe_consumer_groups([group], request_timeout=CALL_S), f"the group {group}"
         )
         try:
-            return bool(results[group].result().state == ConsumerGroupState.EMPTY)
+            return bool(answered(results[group], CALL_S).state == ConsumerGroupState.EMPTY)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return False
@@ -115,7 +115,7 @@ class Lookup:
             f"the offsets of the group {group}",
         )
         try:
-            found = results[group].result().topic_partitions
+            found = answered(results[group], CALL_S).topic_partitions
         except KafkaException as error:
             raise self._failed(error, f"the offsets of the group {group}") from None
         return {(p.topic, p.partition): Note.of(p.metadata or "") for p in found if p.offset >= 0}

@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.assigned import UNKNOWN, Note
-from hiveio.kafka.client import client_config, denied, make
+from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
@@ -105,7 +105,7 @@ class Reader:
         """Forget a group without members, if Kafka lets us: its offsets expire anyway."""
         client = admin(self._settings)  # named: its results end with it
         try:
-            client.delete_consumer_groups([group], request_timeout=TIMEOUT_S)[group].result()
+            answered(client.delete_consumer_groups([group], request_timeout=TIMEOUT_S)[group], TIMEOUT_S)
         except KafkaException:
             pass
 

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.client import client_config, denied, make
+from hiveio.kafka.client import answered, client_config, denied, make
 
 TIMEOUT_S = 10.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
@@ -66,7 +66,7 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
     """
     client = admin(settings)  # named: its results end with it
     try:
-        found = client.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
+        found = answered(client.describe_consumer_groups([group], request_timeout=timeout_s)[group], timeout_s)
     except KafkaException:
         return set(), False
     members = set() if found.state == ConsumerGroupState.DEAD else {member.member_id for member in found.members}
@@ -111,7 +111,9 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
         partitions = len(original.partitions)
         found = _made(client, name, partitions, config)
         if found.partitions < partitions:
-            client.create_partitions([NewPartitions(name, partitions)], request_timeout=TIMEOUT_S)[name].result()
+            answered(
+                client.create_partitions([NewPartitions(name, partitions)], request_timeout=TIMEOUT_S)[name], TIMEOUT_S
+            )
     except KafkaException as error:
         reason = denied(error.args[0], f"topic {name}", "Describe, Create or Alter")
         raise Unavailable(f"Kafka at {settings.brokers}: {reason or f'topic {name}: {error.args[0].str()}'}") from None
@@ -122,7 +124,9 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
     if name not in cluster.topics or cluster.topics[name].error is not None:
         return None
     try:
-        described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result()
+        described = answered(
+            client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name], TIMEOUT_S
+        )
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return None
@@ -135,7 +139,7 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
 def _config(client: AdminClient, name: str) -> dict[str, str]:
     resource = ConfigResource(ResourceType.TOPIC, name)
     try:
-        entries = client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result()
+        entries = answered(client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource], TIMEOUT_S)
     except KafkaException as error:
         if error.args[0].code() not in _NO_RIGHT:
             raise
@@ -166,7 +170,7 @@ def _create(client: AdminClient, name: str, partitions: int, replication: int, c
     while True:
         new = NewTopic(name, partitions, replication_factor=replication, config=left)
         try:
-            client.create_topics([new], request_timeout=TIMEOUT_S)[name].result()
+            answered(client.create_topics([new], request_timeout=TIMEOUT_S)[name], TIMEOUT_S)
             return
         except KafkaException as error:
             code, text = error.args[0].code(), error.args[0].str()
