@@ -30,6 +30,7 @@ def imported(packages: str) -> list[str]:
                 raise
             print(f"{name} is for actors that bring {error.name}")
     importlib.metadata.version("redis")  # as its client does, with what that imports
+    importlib.import_module("encodings.idna")  # as each look-up of a host's name does
     # All that was loaded from source has left its bytecode there.
     kept = Path(f"{sys.pycache_prefix}{sysconfig.get_path('stdlib')}").rglob("*.pyc")
     return sorted(importlib.util.source_from_cache(str(path)) for path in kept)
