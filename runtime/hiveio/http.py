@@ -42,6 +42,7 @@ from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
 
 MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503
+AGAIN_S = 1.0  # after which a request that caught its cancellation is cancelled again
 
 Headers = list[tuple[bytes, bytes]]
 Scope = MutableMapping[str, Any]
@@ -73,7 +74,7 @@ class Edge:
         self._exact, self._trailing = self.router.exact, self.router.trailing
         # In the order in which they came; all have the same bound, so the first is the first to be overdue.
         self._running: dict[asyncio.Task[Any], float] = {}
-        self._overdue: set[asyncio.Task[Any]] = set()
+        self._overdue: dict[asyncio.Task[Any], tuple[float, int]] = {}  # last cancelled, and how often
         self._tallies: dict[tuple[str, str], metrics.Tally] = {}
         self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
         self._heads = HeadCheck()
@@ -88,14 +89,20 @@ class Edge:
         """Bound the time of requests, and publish their counts, from now on; to be called on the loop."""
         self._timer = asyncio.get_running_loop().call_later(min(0.25, max(0.01, self.timeout / 20)), self.watch)
         metrics.flush()
-        latest = monotonic() - self.timeout
+        now = monotonic()
+        for task, (at, count) in self._overdue.items():
+            if now - at > AGAIN_S:
+                log.error("a request goes on after its cancellation, and is cancelled again")
+                self._overdue[task] = now, count + 1
+                task.cancel()
+        latest = now - self.timeout
         while self._running:
             task, started = next(iter(self._running.items()))
             if started > latest:
                 break
             # One watchdog for all: asyncio.timeout would cost a timer a request.
             del self._running[task]
-            self._overdue.add(task)
+            self._overdue[task] = now, 1
             task.cancel()
 
     def unwatch(self) -> None:
@@ -267,8 +274,8 @@ class Edge:
             raise _fault(error, route, envelope) from None
         finally:
             if self._running.pop(task, None) is None:
-                self._overdue.discard(task)
-                task.uncancel()  # the cancellation was the watchdog's and ends here
+                for _ in range(self._overdue.pop(task)[1]):
+                    task.uncancel()  # the cancellation was the watchdog's and ends here
         if asked is not None and not route.reads_body:
             if not asked.met(outcome.headers.get("ETag")):
                 raise VersionMismatch("what stands here is not at the version that If-Match names")

@@ -34,11 +34,14 @@ class Transfer(Command):
 
 
 class Think(Command):
-    """A deposit that takes its time, so that the lock runs out meanwhile."""
+    """A deposit that takes its time, so that the lock runs out meanwhile. ``of`` is read before; ``stubborn`` goes on
+    when it is cancelled."""
 
     seconds: float
     amount: Amount
     marker: str
+    of: str = ""
+    stubborn: bool = False
 
 
 class Witness(Command):
@@ -91,6 +94,15 @@ class Account(Model):
     trace: int = 0
 
 
+async def _think(command: Think) -> None:
+    try:
+        await asyncio.sleep(command.seconds)
+    except asyncio.CancelledError:
+        if not command.stubborn:
+            raise
+        await _think(command)
+
+
 class AccountActor(Actor):
     path = "/accounts/{id}"
     name = "Account"
@@ -103,7 +115,9 @@ class AccountActor(Actor):
         context: object,
     ) -> Deposited | Withdrawn | Sent | Witnessed | Noted:
         if isinstance(command, Think):
-            await asyncio.sleep(command.seconds)
+            if command.of:
+                await tx.get(AccountActor, command.of)
+            await _think(command)
         if isinstance(command, Deposit | Think):
             return Deposited(command.amount, command.marker)
         if isinstance(command, Note):

@@ -1,9 +1,11 @@
-"""Faults 28, 29, 33 to 35 and 47: skew, readers, storms, everything gone at once, and what cannot be folded."""
+"""Faults 28, 29, 33 to 35, 47 and 65: skew, readers, storms, everything gone at once, what cannot be folded, and what
+never ends."""
 
 import asyncio
 import itertools
 import json
 import shutil
+import time
 import urllib.request
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from tests.faults.checker import Told
 from tests.faults.evidence import log_of, messages
 from tests.faults.fold import Fold
-from tests.faults.stage import Broker, Stage, until
+from tests.faults.stage import REQUEST_TIMEOUT_S, Broker, Stage, until
 from tests.services import HOST
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
@@ -220,3 +222,52 @@ async def test_47_an_older_version_does_not_know_an_event(broker: Broker) -> Non
 def internals(stage: Stage, text: str) -> list[str]:
     """What a client has no business with: places in the log, somebody else's aggregate, the text of an exception."""
     return [part for part in (stage.log_topic, "Account/", "offset", "Error", "much", "Noted") if part in text]
+
+
+@pytest.mark.fault(65)
+async def test_65_a_perform_that_never_ends(broker: Broker) -> None:
+    """One that can be cancelled, and one that goes on; both have read a further aggregate."""
+    with Stage(broker, 1, environ={"DRAIN_TIMEOUT": "2000"}) as stage:
+        await stage.accepted("Deposit", "Account/b", amount=10)
+        names = ("Account/a", "Account/c")
+        began = time.monotonic()
+        hanging = [
+            stage.sending("Think", name, seconds=3600, amount=1, of="b", stubborn=name == "Account/c", key=name)
+            for name in names
+        ]
+        await asyncio.sleep(REQUEST_TIMEOUT_S / 2)
+        waiting = [stage.sending("Deposit", name, amount=1) for name in names]
+        for call in await asyncio.gather(*hanging):
+            assert (call.status, call.told) == (503, Told.NOT_EXECUTED)
+            assert "nothing has happened" in call.answer["detail"]
+        for call in await asyncio.gather(*waiting):
+            assert call.told is Told.ACCEPTED, call
+        assert time.monotonic() - began < REQUEST_TIMEOUT_S + 1.5
+        await stage.accepted("Transfer", "Account/b", to="d", amount=1)
+        await stage.accepted("Deposit", "Account/a", amount=1, key="Account/a")
+
+        def told() -> bool:
+            with urllib.request.urlopen(f"http://{HOST}:{stage.victim.port}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+            return "hiveio_performs_cancelled_total 2.0" in text and "hiveio_performs_abandoned 1.0" in text
+
+        await until(told, "told", to_thread=True)
+        await until(lambda: stage.victim.lines("goes on after its cancellation"), "in the log")
+        assert all(json.loads(line)["actor"] == "Account" for line in stage.victim.lines("cancel"))
+        (line,) = stage.victim.lines("goes on after its cancellation")
+        assert json.loads(line)["id"] == "c"
+        await stage.well(*names)
+
+        # At the end of the instance: what is queued behind it is not performed, and the end comes in time.
+        last = stage.sending("Think", "Account/c", seconds=3600, amount=1, stubborn=True)
+        await asyncio.sleep(0.3)
+        behind = stage.sending("Deposit", "Account/c", amount=1)
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        await asyncio.to_thread(stage.victim.stop)
+        assert time.monotonic() - began < 4
+        for call in (await last, await behind):
+            assert (call.status, call.told) == (503, Told.NOT_EXECUTED), call
+            assert not stage.verdicts(call)
+        assert not [verdict for task in hanging for verdict in stage.verdicts(task.result().marker)]
+        assert not stage.findings()

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -60,6 +61,10 @@ class Account(Actor):
             case Deposit(amount=0):
                 return None
             case Deposit(amount=-1):
+                await asyncio.sleep(60)
+            case Deposit(amount=-4):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
                 await asyncio.sleep(60)
             case Deposit(amount=-2):
                 return object()
@@ -300,6 +305,17 @@ async def test_a_slow_actor_is_answered_504(edge: Edge) -> None:
     answer = await call(edge, "POST", "/accounts/1", deposit(-1))
     assert answer.status == 504
     assert answer.json["title"] == "Outcome Unknown"
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_an_actor_that_catches_its_cancellation_is_cancelled_again(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "AGAIN_S", 0.05)
+    async with asyncio.timeout(5):
+        assert (await call(edge, "POST", "/accounts/1", deposit(-4))).status == 504
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()

@@ -21,10 +21,12 @@ from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import Known
+from hiveio.transaction.run import Taken
 from hiveio.transaction.scope import Scope
 
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
+    from hiveio.transaction.performer import Waiting
     from hiveio.transaction.run import Run
 
 
@@ -46,6 +48,7 @@ class Command:
         self.performed = False
         self.appended = False  # a record of it may be in the log and is not read back
         self.over = False  # answered: nothing is begun for it any more
+        self.waiting: Waiting | None = None  # its perform, where that waits
         self.body, self.version = b"null", 0  # the answer
         self.refusal: Problem | None = None  # the answer, if its domain refuses
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -100,6 +103,7 @@ class Reading:
         self.runs = {command.target: run}
         self.entries = {command.target: tip}
         self.events: dict[str, list[Event]] = {}
+        self._closed = False
 
     @property
     def state(self) -> Any:
@@ -147,12 +151,16 @@ class Reading:
         return any(self.runs[name].latest() is not entry for name, entry in self.entries.items())
 
     def close(self) -> None:
-        for name, run in self.runs.items():
+        """Nothing is read or written by it any more, whoever has kept it."""
+        self._closed = True
+        runs, self.runs = self.runs, {}
+        for name, run in runs.items():
             if name != self._command.target:
                 run.leave()
-        self.runs = {}
 
     def _named(self, actor: type[Actor], id: str) -> str:
+        if self._closed:
+            raise Taken(f"the perform of {self._command.target} that this tx was given to is over")
         contract = self._engine.by_kind.get(actor)
         if contract is None:
             raise TypeError(f"{actor!r} is not an actor of this service")

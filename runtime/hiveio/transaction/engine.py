@@ -55,6 +55,7 @@ COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
 LAGS_S = 1.0
+ABANDONED = 1_000  # performs that go on after their cancellation, beyond which a new process is needed
 LATE_S = 3.0  # without a verdict for a record, after which no new work is taken
 
 
@@ -79,7 +80,8 @@ class Engine:
         self._appender: Appender
         self._timeout_s = settings.request_timeout_ms / 1000
         self._ids = fresh_ids()
-        self.perform = Performer(self).perform
+        self._performer = Performer(self)
+        self.perform = self._performer.perform
         self._outcomes = Outcomes(cache, reader, self.append, self.fresh)
         self._keys: set[str] = set()  # commands with an Idempotency-Key that are in work here
         self._taken: deque[Command] = deque()  # in the order of their deadlines
@@ -88,6 +90,7 @@ class Engine:
         self._lags_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._drained = False
         self._rescue = Rescue(self)
         for scope in scopes:
             scope.on_barrier = self._rescue.barriered
@@ -332,7 +335,7 @@ class Engine:
         for scope in self.scopes:
             oldest = next((p.owner for p in scope.pending.values() if p.owner is not None), None)
             scope.late = oldest is not None and time.monotonic() - oldest.since_s > LATE_S
-        self.tally.flush(self._open)
+        self.tally.flush(self._open, self._performer.abandoned)
         if now > self._lags_at:
             self._lags_at = now + LAGS_S
             for scope in self.scopes:
@@ -340,32 +343,53 @@ class Engine:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def expire(self, command: Command) -> Problem:
-        """Time is up for a command that is not answered: if no record of it may be in the log, nothing happened."""
+        """Time is up for a command that is not answered: if no record of it may be in the log, nothing happened.
+
+        Its perform, if that waits, is cancelled: it holds nothing any more, and nothing comes of it.
+        """
         problem: Problem
+        time = "before this instance ended" if self._drained else f"within {self._timeout_s:.0f} s"
         if command.appended:
-            text = f"no verdict within {self._timeout_s:.0f} s: it may be executed; GET /transactions/<transaction>"
+            text = f"no verdict {time}: it may be executed; GET /transactions/<transaction>"
             problem = Unknown(text, transaction=command.token)
+        elif command.waiting is not None:
+            problem = Unavailable(f"no decision on {command.target} {time}: nothing has happened")
         else:
             run = self.runs.get(command.target)
             why = f" ({run.trouble})" if run is not None and run.trouble else ""
-            text = f"{command.target} was not to be had within {self._timeout_s:.0f} s{why}: nothing has happened"
-            problem = Unavailable(text)
+            problem = Unavailable(f"{command.target} was not to be had {time}{why}: nothing has happened")
         self.fail(command, problem)
+        self._performer.abandon(command)
         if command.appended:
             self._rescue.rescue(command.scope, command.target)
         return problem
 
+    @property
+    def alive(self) -> bool:
+        """Whether the performs that go on after their cancellation are few."""
+        return self._performer.abandoned <= ABANDONED
+
     async def drain(self, timeout_s: float) -> None:
-        """Wait until every command is answered and no record is in flight, within the bound; give the locks back."""
+        """Wait until every command is answered and no record is in flight, within the bound; give the locks back.
+
+        What is not answered by then is told what is known of it, and none of it is performed any more.
+        """
         end = self.loop.time() + timeout_s
-        while (self._open or any(scope.pending for scope in self.scopes)) and self.loop.time() < end:
-            await asyncio.sleep(SWEEP_S / 10)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        try:
+            while (self._open or any(scope.pending for scope in self.scopes)) and self.loop.time() < end:
+                await asyncio.sleep(SWEEP_S / 10)
+        finally:
+            self._drained = True
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+            left = [command for command in self._taken if not command.over]
+            for command in reversed(left):  # those that wait in a queue before the one at work, which would be next
+                self.expire(command)
         for name, run in self.runs.items():
             self.lock.release(self.cache.scope(run.scope.partition), (name,))
 
-    def task(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+    def task(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> asyncio.Task[None]:
         task = self.loop.create_task(coroutine, context=context)
         self._tasks.add(task)  # the loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -204,7 +204,7 @@ class TransactionLog:
         return ({"quarantined": held} if held else {}) | ({"actors_not_here": strangers} if strangers else {})
 
     def alive(self) -> bool:
-        return not self._started or (self._tail.alive() and self._publishing.alive())
+        return not self._started or (self._tail.alive() and self._publishing.alive() and self.engine.alive)
 
 
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:

@@ -18,6 +18,10 @@ _retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond 
 _voids = Counter("hiveio_void_records_total", "Records of this service that were read back void")
 _lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was not to be had at once")
 _in_flight = Gauge("hiveio_commands_in_flight", "Commands taken and not answered", multiprocess_mode="livesum")
+_cancelled = Counter("hiveio_performs_cancelled_total", "Performs that had not ended at the deadline of their command")
+_abandoned = Gauge(
+    "hiveio_performs_abandoned", "Performs that go on after their cancellation", multiprocess_mode="livesum"
+)
 _phases = Histogram("hiveio_command_phase_seconds", "Time of a phase of commands", ["phase"], buckets=SECONDS)
 _behind = Gauge("hiveio_fold_lag_records", "Records to fold until caught up", ["scope"], multiprocess_mode="livemax")
 _unapplied = Gauge(
@@ -72,18 +76,24 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes: Counts[str] = Counts()
-        self.voids = self.retries = self.lock_waits = 0
+        self.voids = self.retries = self.lock_waits = self.cancelled = 0
         self.begin, self.perform, self.verdict = map(phase, ("begin", "perform", "verdict"))
 
-    def flush(self, in_flight: int) -> None:
+    def flush(self, in_flight: int, abandoned: int) -> None:
         for outcome, count in self.outcomes.items():
             _commands.labels(outcome).inc(count)
         self.outcomes.clear()
-        for counter, count in ((_voids, self.voids), (_retries, self.retries), (_lock_waits, self.lock_waits)):
+        for counter, count in (
+            (_voids, self.voids),
+            (_retries, self.retries),
+            (_lock_waits, self.lock_waits),
+            (_cancelled, self.cancelled),
+        ):
             if count:
                 counter.inc(count)
-        self.voids = self.retries = self.lock_waits = 0
+        self.voids = self.retries = self.lock_waits = self.cancelled = 0
         _in_flight.set(in_flight)
+        _abandoned.set(abandoned)
 
 
 class Lags:

@@ -1,6 +1,8 @@
 """Performing a command: the actor runs on the tip of its aggregate, and what it decides becomes a record."""
 
+import asyncio
 import inspect
+import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -8,6 +10,7 @@ from msgspec import Raw
 
 from hiveio.envelope import encode_message
 from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
+from hiveio.fault import about
 from hiveio.problem import problem_document
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
@@ -20,8 +23,21 @@ from hiveio.transaction.run import OPEN, Run, Taken
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
 
+log = logging.getLogger("hiveio.engine")
+
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
+ENDED_S = 1.0  # in which a perform that is cancelled ends
+
+
+class Waiting:
+    """A perform that waits: what it holds until it ends or is abandoned."""
+
+    __slots__ = ("reading", "run", "task")
+
+    def __init__(self, run: Run, reading: Reading | None) -> None:
+        self.run, self.reading = run, reading
+        self.task: asyncio.Task[None]
 
 
 class Performer:
@@ -29,6 +45,7 @@ class Performer:
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
+        self._abandoned: set[asyncio.Task[None]] = set()  # cancelled, and not ended
 
     def perform(self, run: Run, command: Command) -> None:
         """Run the actor on the tip of its aggregate, and append what it decides."""
@@ -36,20 +53,21 @@ class Performer:
         self._engine.tally.begin.observe(now - command.since_s)
         command.since_s = now
         if command.contract.is_async:
-            run.performing = True
-            self._engine.task(self._waits(run, command), command.context.copy())
+            self._wait(run, command)
             return
         reading = self._reading(run, command)
         try:
             result = command.context.run(self._invoke, command, reading)
             if not inspect.isawaitable(result) and reading.complete:
                 self._decide(command, reading, result)
+                if command.contract.wants_tx:
+                    reading.close()
                 return
         except BaseException as error:
             self._raised(command, reading, contained(error))
+            reading.close()
             return
-        run.performing = True
-        self._engine.task(self._waits(run, command, reading, result), command.context.copy())
+        self._wait(run, command, reading, result)
 
     def _reading(self, run: Run, command: Command) -> Reading:
         """What it is performed on: the aggregate as it stands now. Raises Taken."""
@@ -67,16 +85,56 @@ class Performer:
         context = envelope.context(reading.version) if contract.wants_context else None
         return contract.invoke(reading.state, command.message(), context, reading)
 
-    async def _waits(self, run: Run, command: Command, reading: Reading | None = None, result: Any = None) -> None:
+    def _wait(self, run: Run, command: Command, reading: Reading | None = None, result: Any = None) -> None:
+        run.performing = command.waiting = waiting = Waiting(run, reading)
+        waiting.task = self._engine.task(self._waits(waiting, command, result), command.context.copy())
+
+    def abandon(self, command: Command) -> None:
+        """The command is over: cancel its perform, if that waits. What it held is free at once, whether it ends or
+        not, and nothing that it decides from now on is appended."""
+        waiting, command.waiting = command.waiting, None
+        if waiting is None:
+            return
+        self._engine.tally.cancelled += 1
+        self._tell("%s.perform took longer than its command may, and is cancelled", command)
+        waiting.task.cancel()
+        self._abandoned.add(waiting.task)
+        waiting.task.add_done_callback(self._abandoned.discard)
+        self._engine.loop.call_later(ENDED_S, self._look, command, waiting.task)
+        self._free(waiting)
+
+    def _free(self, waiting: Waiting) -> None:
+        if waiting.reading is not None:
+            waiting.reading.close()
+        if waiting.run.performing is waiting:
+            waiting.run.performed()
+
+    def _look(self, command: Command, task: asyncio.Task[None]) -> None:
+        """An actor may catch its cancellation, and go on."""
+        if not task.done():
+            self._tell("%s.perform goes on after its cancellation: whatever it decides is not taken any more", command)
+
+    def _tell(self, text: str, command: Command) -> None:
+        fields = about(command.contract, command.envelope)
+        command.context.run(log.error, text, command.contract.kind.__name__, extra=fields)
+
+    @property
+    def abandoned(self) -> int:
+        """Performs that go on after their cancellation."""
+        return len(self._abandoned)
+
+    async def _waits(self, waiting: Waiting, command: Command, result: Any) -> None:
         """A perform that waits: for other aggregates, or for whatever its author awaits.
 
         Its events, its refusal or its fault count if all that it has read still stands; otherwise it is performed
         again. A record on what has moved would be void, and with it all that is chained behind it.
         """
+        run = waiting.run
         try:
             for _ in range(STARTED_ANEW):
                 error: Exception | None = None
-                begun, reading = reading is not None, reading or self._reading(run, command)
+                begun, reading = waiting.reading is not None, waiting.reading or self._reading(run, command)
+                waiting.reading = reading
                 try:
                     if not begun:
                         result = self._invoke(command, reading)
@@ -85,6 +143,8 @@ class Performer:
                     await reading.read_written()
                 except BaseException as raised:
                     error = contained(raised)
+                if command.over:  # abandoned
+                    return
                 if not reading.moved():
                     if error is not None and not _is_refusal(error):
                         raise error
@@ -92,21 +152,22 @@ class Performer:
                         self._decide(command, reading, result, error)
                         return
                 reading.close()
-                reading = None
+                waiting.reading = None
             text = f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed"
             self._engine.give_up(command, Conflict(text))
         except Taken as taken:
             command.attempts += 1
+            if command.over:
+                return
             if command.attempts > self._engine.retry_count:
                 self._engine.give_up(command, Conflict(str(taken)))
-            elif not command.over:
+            else:
                 run.set_aside(command)
         except BaseException as fault:
             self._engine.fail(command, fault)
         finally:
-            if reading is not None:
-                reading.close()
-            run.performed()
+            command.waiting = None
+            self._free(waiting)
 
     async def _surely_held(self, command: Command, reading: Reading) -> bool:
         """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises Taken."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hiveio.transaction.command import Command
     from hiveio.transaction.engine import Engine
     from hiveio.transaction.pending import Pending
+    from hiveio.transaction.performer import Waiting
 from hiveio.transaction.scope import Scope
 
 QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
@@ -57,7 +58,7 @@ class Run:
         self.redo: list[Command] = []
         self.tip: Entry | None = None
         self.state = IDLE
-        self.performing = False
+        self.performing: Waiting | None = None  # a perform that takes its time
         self.until = 0.0  # the lock is surely held up to here
         self._turn = 0.0  # after this time another instance that waits gets its turn
         self._wanted = False
@@ -297,7 +298,7 @@ class Run:
 
     def performed(self) -> None:
         """A command that took its time has come to its end."""
-        self.performing = False
+        self.performing = None
         if self.state is BROKEN:
             self._drained()
         else:
