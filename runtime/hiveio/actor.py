@@ -347,12 +347,10 @@ def performing(contract: Contract) -> Handler:
             # inspect.isawaitable asks for more, and costs as much as the rest
             if is_async or hasattr(result, "__await__"):
                 result = await result
-        except Exception:
-            raise
         except BaseException as error:
-            if is_cancelled(error):
+            if is_cancelled(error) or (fault := contained(error)) is error:
                 raise
-            raise contained(error) from error
+            raise fault from error
         if events_only and result is not None:
             contract.checked_events(result)
         return Outcome(result)

@@ -129,6 +129,20 @@ class Problem(HiveError):
         self.members = members
 
 
+def _check(problem: Problem) -> None:
+    """Raises TypeError for one that cannot be answered. Its class may be an actor's, with an ``__init__`` that does not
+    call ours, and what was right when it was made may have been changed."""
+    name, refused = type(problem).__name__, isinstance(problem, Refused)
+    if not isinstance(problem.status, int) or not 400 <= problem.status <= (499 if refused else 599):
+        raise TypeError(f"{name}.status is {problem.status!r}; it must be from 400 to {499 if refused else 599}")
+    for attribute in ("title", "detail", "urn", "members", "headers"):
+        kind = dict if attribute in ("members", "headers") else str
+        if not isinstance(value := getattr(problem, attribute), kind):
+            raise TypeError(f"{name}.{attribute} is {value!r}; it must be a {kind.__name__}")
+    _check_members(name, problem.members)
+    _check_headers(name, problem.headers)
+
+
 def _check_members(name: str, members: dict[str, Any]) -> None:
     if ours := sorted(OUR_MEMBERS & members.keys()):
         raise TypeError(
@@ -136,17 +150,18 @@ def _check_members(name: str, members: dict[str, Any]) -> None:
             f"derive a class with its own status and title, or take another name than {ours[0]}"
         )
     for member, value in members.items():
+        if isinstance(value, str):
+            continue  # it may hold a lone surrogate, which came from the client and is escaped in the answer
         try:
             msgspec.json.encode(value)
-        except UnicodeEncodeError:
-            pass  # a lone surrogate in a text that came from the client: it is escaped in the answer
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"{name}({member}={value!r}) cannot be written as JSON: {error}") from None
 
 
 def _check_headers(name: str, headers: dict[str, str]) -> None:
     for header, value in headers.items():
-        if not (_TOKEN.fullmatch(header) and _FIELD.fullmatch(value)):
+        texts = isinstance(header, str) and isinstance(value, str)
+        if not (texts and _TOKEN.fullmatch(header) and _FIELD.fullmatch(value)):
             raise TypeError(
                 f"{name}(headers={{{header!r}: {value!r}}}) is no header of HTTP: printable ASCII, one line"
             )
@@ -318,14 +333,34 @@ def contained(error: BaseException) -> Exception:
     """What an actor raised, as a fault at its message and nothing more.
 
     ``SystemExit`` and the like would end the worker, and with it the work of everybody else; a cancellation that nobody
-    asked for would end whoever awaits it without a word; no future takes a ``StopIteration``.
+    asked for would end whoever awaits it without a word; no future takes a ``StopIteration``; whoever tells of an error
+    that has no text would fail itself; a problem that is none would be an answer, or a record, that nobody can read.
     """
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+    if isinstance(error, Problem):
+        try:
+            _check(error)
+        except Exception as wrong:
+            wrong.__cause__ = error
+            return wrong
+    text, has_text = _text(error)
+    if has_text and isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    text = f": {error}" if str(error) else ""
-    fault = RuntimeError(f"the actor raised {type(error).__name__}{text}")
+    fault = RuntimeError(f"the actor raised {type(error).__name__}{f': {text}' if text else ''}")
     fault.__cause__ = error
     return fault
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, whoever wrote its class."""
+    return _text(error)[0]
+
+
+def _text(error: BaseException) -> tuple[str, bool]:
+    """And whether it says that itself: ``__str__`` may be an actor's, and raise whatever it likes."""
+    try:
+        return str(error), True
+    except BaseException as failure:
+        return f"its text cannot be shown ({type(failure).__name__})", False
 
 
 def is_cancelled(error: BaseException) -> bool:

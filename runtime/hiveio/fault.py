@@ -8,6 +8,7 @@ from typing import Any
 
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope
+from hiveio.errors import text_of
 
 _OURS = str(Path(__file__).parent)
 
@@ -38,7 +39,7 @@ def log_fault(
         what or (contract.kind.__name__ if contract is not None else "the service"),
         f" at {found['message_type']}" if "message_type" in found else "",
         type(error).__name__,
-        error,
+        text_of(error),
         exc_info=(type(error), error, frames),
         extra=found | fields,
     )

@@ -157,8 +157,9 @@ class HeadCheck:
     def __init__(self) -> None:
         self.hosts: set[bytes | None] = set()  # values of Host that were well; beyond ``MOST_HOSTS`` none is kept
 
-    def check(self, headers: Mapping[bytes, bytes], older: bool) -> None:
-        """``older`` is HTTP/1.0, which has neither Host nor Expect. Raises Refused and ExpectationFailed."""
+    def check(self, headers: Mapping[bytes, bytes], every: Iterable[tuple[bytes, bytes]], older: bool) -> None:
+        """``every`` are the headers, of which ``headers`` has the last of each name. ``older`` is HTTP/1.0, which has
+        neither Host nor Expect. Raises Refused and ExpectationFailed."""
         host = headers.get(b"host")
         if host is None and not older:
             raise Refused("the request has no Host")
@@ -166,7 +167,9 @@ class HeadCheck:
             raise Refused("the Host header must be a name or an address, with a port or without")
         if host is not None and len(self.hosts) < MOST_HOSTS:
             self.hosts.add(host)
-        if not older and headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+        if b"expect" not in headers or older:
+            return
+        if any(value.lower() != b"100-continue" for name, value in every if name == b"expect"):
             raise ExpectationFailed("the Expect header may only be 100-continue")
 
 

@@ -128,7 +128,7 @@ class Edge:
 
         if headers.get(b"host") not in self._hosts or b"expect" in headers:
             try:
-                self._heads.check(headers, older=scope["http_version"] == "1.0")
+                self._heads.check(headers, scope["headers"], older=scope["http_version"] == "1.0")
             except Problem as problem:
                 await self._refuse(problem, scope, send, reference, started)
                 return

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
-from hiveio.errors import BadAnnotation, HiveError, StartRaises, contained, is_cancelled
+from hiveio.errors import BadAnnotation, HiveError, StartRaises, contained, is_cancelled, text_of
 from hiveio.fault import log_fault
 from hiveio.peers import Health, Peers
 from hiveio.routes import Route, Router
@@ -232,7 +232,7 @@ async def _start(contract: Contract) -> None:
         raise StartRaises(f"{contract.kind.__name__}.start awaited what was cancelled") from None
     except BaseException as error:
         log_fault(log, error, contract, what=f"{contract.kind.__name__}.start")
-        raise StartRaises(f"{contract.kind.__name__}.start raised {type(error).__name__}: {error}") from None
+        raise StartRaises(f"{contract.kind.__name__}.start raised {type(error).__name__}: {text_of(error)}") from None
 
 
 async def _asked(ready: Callable[[], Any]) -> Any:

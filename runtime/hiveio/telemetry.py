@@ -32,7 +32,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
-from hiveio.errors import ConfigError, Problem
+from hiveio.errors import ConfigError, Problem, text_of
 from hiveio.headers import Headers, HeaderView, trace_context
 from hiveio.http import METHODS
 from hiveio.routes import Router
@@ -345,7 +345,7 @@ def _failed(span: Span, error: BaseException) -> None:
     """A refusal is an answer like others; what is nobody's answer is an error of the span."""
     span.set_attribute("error.type", type(error).__name__)
     if not isinstance(error, Problem) or error.status >= 500:
-        span.set_status(Status(StatusCode.ERROR, str(error)))
+        span.set_status(Status(StatusCode.ERROR, text_of(error)))
 
 
 def _correlate(record: logging.LogRecord) -> bool:

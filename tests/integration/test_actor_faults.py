@@ -12,8 +12,8 @@ from tests.integration.topics import Written, make_topic, read_all, write
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
-# What is no Exception, and what is one that no future takes.
-HOW = ["exit", "interrupt", "cancelled", "generator", "own", "group", "stop"]
+# What is no Exception, what cannot be shown, and what no future takes.
+HOW = ["exit", "interrupt", "cancelled", "generator", "own", "group", "mute", "mute too", "stop"]
 ASYNC = [*HOW[:-1], "cancels itself"]  # a coroutine that raises StopIteration is Python's own RuntimeError
 RAISE = """
 import asyncio, sys, time
@@ -24,6 +24,14 @@ class Own(BaseException):
 
 class Other(Exception):
     pass
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("it has no text")
+
+class MuteToo(BaseException):
+    def __str__(self):
+        return None
 
 async def fails():
     sys.exit(4)
@@ -42,6 +50,10 @@ def raises(how):
             raise Own("of its own")
         case "group":
             raise BaseExceptionGroup("several", [SystemExit(5), Own()])
+        case "mute":
+            raise Mute
+        case "mute too":
+            raise MuteToo
         case "stop":
             next(iter([]))
         case "other":
@@ -200,6 +212,9 @@ def test_what_an_actor_raises_ends_nothing_but_its_request() -> None:
         assert client.get("/readyz").status_code == 200
         lives(role, pid)
         first = faults(role)[0]
+        told = {line["message"] for line in faults(role)}
+        for fault in ("RuntimeError: the actor raised Mute: its text", "MuteToo: its text cannot be shown (TypeError)"):
+            assert any(line.startswith(f"Faulty failed at Plain: {fault}") for line in told)
         answer = send("Plain", "block")
         line = blocked(role, "Faulty.perform")
         assert (line["actor"], line["message_type"], line["id"]) == ("Faulty", "Plain", "a")

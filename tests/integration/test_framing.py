@@ -140,6 +140,7 @@ REFUSED = {
     "many trailers": (431, CHUNKED + ONE_CHUNK + b"X: y\r\n" * 101 + b"\r\n"),
     "a long trailer": (431, CHUNKED + ONE_CHUNK + b"X: " + b"y" * 10_000 + b"\r\n\r\n"),
     "an unknown expectation": (417, HEAD + b"Expect: tea\r\n" + LENGTH % len(BODY) + b"\r\n" + BODY),
+    "an unknown expectation before another": (417, HEAD + b"Expect: tea\r\nExpect: 100-continue\r\n\r\n"),
     "a long target": (414, b"GET /" + b"x" * 5_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
     "many fields": (431, GET + b"X: y\r\n" * 101 + b"\r\n"),
     "a long field": (431, GET + b"X: " + b"y" * 9_000 + b"\r\n\r\n"),

@@ -72,7 +72,8 @@ def test_a_query_waits_for_the_position_it_carries(kafka: Kafka, topic: str, rol
     assert (late.status_code, late.headers["retry-after"]) == (503, "1")
     assert f"has not come to {topic}/0/99 within 1 s" in late.json()["detail"]
     assert 0.9 < time.monotonic() - began < 6
-    assert ask(role, "nonsense").status_code == 400
+    for wrong in ("nonsense", f"{topic}/0/{10**30}", f"{topic}/{10**10}/0", f"{topic}/-1/0", f"{topic}/0/1_0"):
+        assert ask(role, wrong, "wait=0").status_code == 400, wrong
     assert ask(role, "another/0/1").status_code == 400
     assert ask(role, f"{topic}/7/1").status_code == 503
 

@@ -10,6 +10,7 @@ import pytest
 from hiveio import Actor, Context, Query
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
+from hiveio.projection.postgres import PostgresProjection
 from tests.integration.consumers import Deposited, Member, Recorder, Withdrawn, member, positioned, settings
 from tests.integration.test_dead_letters import QUICK, Choosy, ask, keyed, letters
 from tests.integration.topics import committed, make_topic, write
@@ -167,6 +168,9 @@ def test_what_does_not_go_together(settings: Made) -> None:
         def position(self, topic: str, partition: int) -> int | None:
             return None
 
-    for kind in (Positioned, Lister):
+    class Stored(PostgresProjection):
+        def perform(self, event: Deposited) -> None: ...
+
+    for kind in (Positioned, Lister, Stored):
         with pytest.raises(ConfigError, match="CONSUMER_CONCURRENCY=2"):
             Member(settings(consumer_concurrency=2), kind)

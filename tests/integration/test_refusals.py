@@ -16,6 +16,10 @@ from hiveio import Actor, Command, Context, Event, Forbidden, Model, NotFound, Q
 
 class Gone(Rejected):
     status, title = 410, "Gone"
+class Careless(Rejected):
+    headers = {"Retry-After": 60}
+    def __init__(self):
+        pass
 class Take(Command):
     what: str
 class Taken(Event):
@@ -40,6 +44,8 @@ def refuse(what: str, context: Context) -> None:
             raise Rejected("odd", status=404)
         case "unsaid":
             raise Rejected("unsaid", by=object())
+        case "careless":
+            raise Careless
 
 class ShelfActor(Actor):
     path = "/shelves/{id}"
@@ -112,7 +118,11 @@ def test_an_actor_refuses(role: Role) -> None:
 
 
 def test_a_refusal_that_cannot_be_answered_is_a_fault_and_told(role: Role) -> None:
-    for what, line in (("odd", "Rejected(status=…)"), ("unsaid", "Rejected(by=<object")):
+    for what, line in (
+        ("odd", "Rejected(status=…)"),
+        ("unsaid", "Rejected(by=<object"),
+        ("careless", "Careless(headers={'Retry-After': 60})"),
+    ):
         assert take(role, what, **{"Idempotency-Key": what}).status_code == 500
 
         def told(line: str = line) -> bool:

@@ -18,13 +18,15 @@ from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
+from tests.unit.test_config import SERVICES, links
 
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
 def role(processor: Make) -> Iterator[Role]:
-    with processor() as role:
+    environ = {name: value for service in SERVICES for name, value in links(service, {"web": 80, "file": 81}).items()}
+    with processor(**environ) as role:  # among services of Kubernetes: none of these variables is a setting
         yield role
 
 
@@ -57,7 +59,20 @@ def test_bad_input_is_a_problem_of_its_own_and_the_service_is_well_afterwards(ro
     assert httpx.put(f"{role.url}/accounts/ada").status_code == 405
     assert httpx.get(f"{role.url}/transactions/nonsense").status_code == 404
     assert httpx.get(f"{role.url}/accounts/ada").status_code == 404
-    assert send(role, "ada", "Open", owner="Ada").status_code == 200
+    assert send(role, "ada", "Open", {"If-None-Match": "*"}, owner="Ada").status_code == 200
+    for name, value, command, query in [
+        ("If-Match", '"7", "1"', 200, 200),
+        ("If-Match", "*", 200, 200),
+        ("If-Match", 'W/"1"', 412, 412),
+        ("If-Match", '"2"', 412, 412),
+        ("If-None-Match", "*", 412, 304),
+        ("If-None-Match", 'W/"1"', 412, 304),
+        ("If-None-Match", '"7", "1"', 412, 304),
+        ("If-None-Match", '"7", W/"2"', 200, 200),
+    ]:
+        assert send(role, "ada", "Break", {name: value}, how="not at all").status_code == command, (name, value)
+        answer = httpx.get(f"{role.url}/accounts/ada", headers={name: value})
+        assert (answer.status_code, answer.content == b"") == (query, query == 304), (name, value)
     assert role.complaints() == []
 
 

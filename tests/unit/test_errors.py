@@ -1,11 +1,12 @@
 """What an actor may say with a refusal. What could not be answered is a TypeError at once, and not a 500 later."""
 
+import re
 from typing import Any
 
 import pytest
 
 from hiveio import Forbidden, NotFound, Rejected, Unauthorized
-from hiveio.errors import OUR_MEMBERS
+from hiveio.errors import OUR_MEMBERS, Problem, contained
 from hiveio.problem import problem_document
 
 
@@ -64,3 +65,36 @@ def test_a_class_of_ones_own_need_not_call_the_init_of_its_base() -> None:
             self.members = {"until": 5}
 
     assert problem_document(Closed())["until"] == 5
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "line"),
+    [
+        ("headers", {"Retry-After": 60}, r"Rejected.headers=.*60.* is no header of HTTP"),
+        ("headers", {"A": "b\r\nSet-Cookie: c"}, "Rejected.headers=.* is no header of HTTP"),
+        ("headers", None, "Rejected.headers is None; it must be a dict"),
+        ("members", {"by": object()}, "Rejected.by=<object .* cannot be written as JSON"),
+        ("members", {"status": 200}, "Rejected.status=…"),
+        ("members", [], r"Rejected.members is \[\]; it must be a dict"),
+        ("detail", 5, "Rejected.detail is 5; it must be a str"),
+        ("title", None, "Rejected.title is None; it must be a str"),
+        ("status", 200, "Rejected.status is 200; it must be from 400 to 499"),
+        ("status", "422", "Rejected.status is '422'; it must be from 400 to 499"),
+    ],
+)
+def test_what_was_made_of_a_refusal_afterwards_is_a_fault(attribute: str, value: Any, line: str) -> None:
+    refusal = Rejected("no")
+    assert contained(refusal) is refusal
+    setattr(refusal, attribute, value)
+    fault = contained(refusal)
+    assert isinstance(fault, TypeError)
+    assert re.match(line, str(fault))
+    assert fault.__cause__ is refusal
+
+
+def test_an_error_without_a_text_is_told_all_the_same() -> None:
+    class Mute(Problem):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert str(contained(Mute())) == "the actor raised Mute: its text cannot be shown (ValueError)"

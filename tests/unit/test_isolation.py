@@ -56,6 +56,8 @@ class Baskets(Actor):
     def replay(self, basket: Basket | None, event: Added) -> Basket:
         basket = basket or Basket()
         basket.items.append(event.item)  # its own
+        if event.item == "never folded":
+            raise ZeroDivisionError
         return basket
 
 
@@ -74,6 +76,16 @@ async def test_what_perform_does_to_its_state_stays_there(then: str, key: str | 
         assert (await service.read(Baskets, "a"))[0] == Basket(["one", "two"])
     async with testing.Service(Baskets, log=service.log, cache=service.cache) as later:  # by what is in the cache
         assert (await later.read(Baskets, "a"))[0] == Basket(["one", "two"])
+
+
+async def test_what_replay_does_to_its_state_before_it_fails_stays_there() -> None:
+    async with testing.Service(Baskets) as service:
+        await service.submit(Baskets, "a", Put("one"))
+        with pytest.raises(ZeroDivisionError):
+            await service.submit(Baskets, "a", Put("never folded"))
+        assert (await service.read(Baskets, "a"))[0] == Basket(["one"])
+        await service.submit(Baskets, "a", Put("two"))
+        assert (await service.read(Baskets, "a"))[0] == Basket(["one", "two"])
 
 
 async def test_a_chain_of_pending_states_is_not_changed_by_those_who_perform_on_it() -> None:

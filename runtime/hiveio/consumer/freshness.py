@@ -14,6 +14,7 @@ WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005
 PARKED = "Hive-Parked"
 FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age", PARKED))
+_PLACE = re.compile(r"(.+)/([0-9]{1,10})/([0-9]{1,18})")
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 
@@ -70,11 +71,10 @@ def _text(query: Any, field: str | None) -> str:
 
 
 async def _until(consumer: Consumer, contract: Contract, text: str, until: float, wait_s: float) -> None:
-    try:
-        topic, partition, offset = text.rsplit("/", 2)
-        place = topic, int(partition), int(offset)
-    except ValueError:
-        raise Refused(f"Hive-Position is {text!r}; it must look like orders/0/17") from None
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise Refused(f"Hive-Position is {text[:100]!r}; it must look like orders/0/17")
+    place = found[1], int(found[2]), int(found[3])
     clock = asyncio.get_running_loop().time
     while not await consumer.reached(contract, *place):
         if clock() >= until:

@@ -8,7 +8,7 @@ from msgspec import Raw
 from hiveio.actor import Tombstone
 from hiveio.consumer import cloudevents
 from hiveio.envelope import Codec
-from hiveio.errors import Invalid, Malformed, Problem
+from hiveio.errors import Invalid, Malformed, Problem, text_of
 from hiveio.headers import Headers
 from hiveio.kafka.headers import UNREADABLE, Pairs
 
@@ -51,12 +51,14 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
     except UnicodeDecodeError as error:
         return Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}")
     except BaseException as error:
-        return Malformed(f"it cannot be read: {type(error).__name__}: {error}")
+        return Malformed(f"it cannot be read: {type(error).__name__}: {text_of(error)}")
 
 
 def undecoded(error: BaseException) -> Problem:
     """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises what it likes."""
-    return error if isinstance(error, Problem) else Invalid(f"it cannot be decoded: {type(error).__name__}: {error}")
+    if isinstance(error, Problem):
+        return error
+    return Invalid(f"it cannot be decoded: {type(error).__name__}: {text_of(error)}")
 
 
 def parse_position(text: bytes) -> Position:

@@ -17,10 +17,9 @@ from typing import Any
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.envelope import Envelope, Outcome
+from hiveio.envelope import Envelope, Outcome, nesting
 from hiveio.errors import (
     Conflict,
-    HiveError,
     NotFound,
     Problem,
     TooLarge,
@@ -52,6 +51,7 @@ from hiveio.transaction.scope import Scope
 log = logging.getLogger("hiveio.engine")
 
 COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
+LEVELS = 250  # of a record as JSON: how many can be read depends on who reads, and nobody may pass a record over
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
 LAGS_S = 1.0
@@ -218,6 +218,8 @@ class Engine:
         value = records.encode(pending.record)
         if len(value) > RECORD_LIMIT:
             raise TooLarge(f"the transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken")
+        if len(value) > LEVELS and value.count(b"[") + value.count(b"{") > LEVELS and nesting(value) > LEVELS:
+            raise TypeError(f"the transaction is nested deeper than {LEVELS}: no reader of the log would come past it")
         self._appender.append(scope.partition, pending.tx, value, in_flight=len(scope.pending))
         scope.pending[pending.tx] = pending
         scope.proofs.appended(pending.tx)
@@ -308,7 +310,7 @@ class Engine:
             self._answer(command, found.offset)
         except Unavailable as error:
             self.fail(command, Unknown(error.detail, transaction=command.token))
-        except HiveError as error:
+        except Exception as error:  # whatever it is: it is answered
             self.fail(command, error)
 
     async def _close(self, command: Command, problem: Conflict) -> None:
@@ -316,7 +318,7 @@ class Engine:
             self._answer(command, (await self._outcomes.close(command, problem)).offset)
         except Unavailable as error:
             self.fail(command, Unknown(error.detail, transaction=command.token))
-        except HiveError as error:
+        except Exception as error:  # whatever it is: it is answered
             self.fail(command, error)
 
     def failed(self, tx: str, reason: str) -> None:

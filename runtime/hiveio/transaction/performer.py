@@ -6,12 +6,13 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import msgspec
 from msgspec import Raw
 
 from hiveio.envelope import encode_message
 from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
 from hiveio.fault import about
-from hiveio.problem import problem_document
+from hiveio.problem import encode_problem
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.command import Command, Reading, answer_body
@@ -28,6 +29,7 @@ log = logging.getLogger("hiveio.engine")
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
 ENDED_S = 1.0  # in which a perform that is cancelled ends
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Waiting:
@@ -222,7 +224,7 @@ class Performer:
             stale = any(scope.view.entries.get(name) is not entry for name, entry in read)
             if stale or chained or refusal is not None or command.contract.serializable:
                 reads = tuple([Read(name, entry.head or "") for name, entry in read])
-        problem = None if refusal is None else problem_document(refusal)
+        problem = None if refusal is None else _decode(encode_problem(refusal))
         headers = {} if refusal is None else refusal.headers
         trace, state = command.trace.get("traceparent", ""), command.trace.get("tracestate", "")
         record = Commit(

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hiveio.errors import Problem, Quarantined
+from hiveio.errors import Problem, Quarantined, text_of
 from hiveio.transaction.cache import Entry
 
 log = logging.getLogger("hiveio.quarantine")
@@ -121,8 +121,5 @@ def reason(error: BaseException) -> str:
     """One line that can be encoded, whatever an actor has raised."""
     if isinstance(error.__cause__, Problem):
         error = error.__cause__  # what the event lacks; the view has only said whose it is
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # its __str__ is the actor's too
-        text = type(error).__name__
+    text = f"{type(error).__name__}: {text_of(error)}"
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON]
