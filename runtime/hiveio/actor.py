@@ -119,7 +119,8 @@ class Actor:
     upcast: Callable[..., Any] | None = None
 
     def scope(self, id: str) -> str:
-        """Aggregates of one scope share a partition of the log; a transaction stays inside one scope."""
+        """Aggregates of one scope share a partition of the log; a transaction stays inside one scope. It is a pure
+        function of the id, and stays what it is once the log has aggregates of this actor: the start compares."""
         return id
 
     def start(self) -> Awaitable[None] | None:

@@ -11,7 +11,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
     ConfigSource,
-    NewPartitions,
     ResourceType,
 )
 
@@ -20,7 +19,7 @@ from hiveio.kafka import topics
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.conftest import Make
-from tests.integration.topics import make_topic, read_all
+from tests.integration.topics import make_topic
 from tests.process import Role
 from tests.services import Kafka
 
@@ -138,29 +137,6 @@ def test_topics_of_one_producer_may_have_different_partitions(kafka: Kafka, topi
             answer = httpx.post(f"{role.url}/{kind}", json={"value": 1})
             assert answer.headers["hive-position"].startswith(f"{topic}-{kind}/")
         assert role.complaints() == []
-
-
-def test_an_event_topic_that_has_grown_is_written_as_before(kafka: Kafka, topic: str, processor: Make) -> None:
-    def deposit(role: Any) -> None:
-        for number in range(20):
-            assert httpx.post(f"{role.url}/accounts/{number}", json={"amount": 1}).status_code == 200
-
-    with processor(EVENT_STORE_PARTITIONS="2") as role:
-        deposit(role)
-    client = AdminClient({"bootstrap.servers": kafka.brokers})
-    client.create_partitions([NewPartitions(topic, 5)])[topic].result(30)
-    with processor(EVENT_STORE_PARTITIONS="2") as role:
-        deposit(role)
-        assert httpx.get(role.url + "/accounts/7").json()["payload"] == {"balance": 2}
-        (line,) = role.complaints()
-        assert line["message"] == (
-            f"topic {topic} has 5 partitions and the transaction log 2: the rest of them is not used"
-        )
-    places: dict[bytes, set[int]] = {}
-    for message in read_all(kafka.brokers, topic):
-        places.setdefault(message.key() or b"", set()).add(message.partition() or 0)
-    assert len(places) == 20
-    assert all(len(partitions) == 1 and partitions <= {0, 1} for partitions in places.values())
 
 
 def test_an_event_topic_with_too_few_partitions_stops_the_start(kafka: Kafka, topic: str, processor: Make) -> None:

@@ -78,7 +78,25 @@ WRITING = EXPANDED.replace(") -> Added:", ") -> Increased:").replace(
 WRITING_WIDER = WRITING.replace("events: int\n", "events: int\n    last: int = 0\n").replace(
     "events + 1)", "events + 1, event.amount)"
 )
-RENAMED = AFTER.replace('    name = "Counter"\n', "")
+# Another actor beside it, by which the service is known where the first one is renamed.
+BESIDE = """
+class Note(Command):
+    text: str
+class Noted(Event):
+    text: str
+class Notes(Model):
+    count: int
+
+class NotesActor(Actor):
+    path = "/notes/{id}"
+
+    def perform(self, notes: Notes | None, command: Note) -> Noted:
+        return Noted(command.text)
+
+    def replay(self, notes: Notes | None, event: Noted) -> Notes:
+        return Notes((notes.count if notes else 0) + 1)
+"""
+RENAMED = AFTER.replace('    name = "Counter"\n', "") + BESIDE
 VERSIONS = {
     "before": BEFORE,
     "after": AFTER,
@@ -86,6 +104,7 @@ VERSIONS = {
     "expanded": EXPANDED,
     "writing": WRITING,
     "writing wider": WRITING_WIDER,
+    "beside another": AFTER + BESIDE,
     "renamed": RENAMED,
 }
 
@@ -211,7 +230,7 @@ def verify(role: Role) -> "subprocess.CompletedProcess[str]":
 
 
 def test_an_actor_renamed_without_its_name_is_told_at_each_start(start: Start) -> None:
-    with start("after") as after:
+    with start("beside another") as after:
         assert add(after, "x").status_code == 200
     for _ in range(2):  # the second time nothing is folded
         with start("renamed") as renamed:

@@ -20,6 +20,7 @@ from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Invalid, LoadError
 from hiveio.loader import load
+from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import Commit
 
 FORMAT = 1
@@ -214,9 +215,15 @@ def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
     states: dict[str, Any] = {}
     counts: Counter[str] = Counter()
     left: set[str] = set()
-    for scope in range(count_scopes(settings)):
+    elsewhere: dict[str, dict[str, str]] = {}  # of each actor the aggregates that scope(id) gives another partition
+    scopes = count_scopes(settings)
+    placement = Placement(by_name, settings.log_topic, scopes)
+    for scope in range(scopes):
         for found in judged(settings, scope):
             for write in found.record.writes if isinstance(found.record, Commit) and found.accepted else ():
+                if placement.home(write.aggregate) not in (None, scope):
+                    actor = write.aggregate.partition("/")[0]
+                    elsewhere.setdefault(actor, {}).setdefault(write.aggregate, f"{scope}/{found.message.offset}")
                 for event in write.events:
                     name, type_ = write.aggregate.partition("/")[0], _typed(event).type
                     counts[f"{name} {type_}"] += 1
@@ -233,6 +240,14 @@ def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
     return [
         Finding(RECORDS, f"{what} ({_counted(count, 'aggregate')}, first at {place})", remedy)
         for (what, remedy), (place, count) in failed.items()
+    ] + [
+        Finding(
+            RECORDS,
+            f"scope(id) of {actor} gives another partition to {_counted(len(names), 'aggregate')}, first at "
+            f"{settings.log_topic}/{next(iter(names.values()))}",
+            "keep the scope(id) that wrote them",
+        )
+        for actor, names in elsewhere.items()
     ]
 
 

@@ -12,8 +12,9 @@ from hiveio.kafka.reader import Reader
 from hiveio.kafka.tail import LogRecord, log_record, no_record
 from hiveio.loader import load
 from hiveio.transaction import record as records
-from hiveio.transaction.record import Record
-from hiveio.transaction.rule import Prefix, scope_of
+from hiveio.transaction.placement import Placement
+from hiveio.transaction.record import Format, Record
+from hiveio.transaction.rule import Prefix
 
 FORGET = 50_000  # records between two looks at command ids that the window has left
 POLL_S = 0.2
@@ -62,12 +63,14 @@ class Partition(Reader):
 
 
 def count_scopes(settings: Settings) -> int:
-    """How many the log has. Raises NotFound."""
-    with Reader(settings) as reader:
-        count = len(reader.partitions(settings.log_topic))
-    if not count:
-        raise NotFound(f"there is no topic {settings.log_topic} at {settings.brokers}")
-    return count
+    """How many the log has, as its format record says: its topic may have more partitions. Raises NotFound."""
+    with Partition(settings, settings.log_topic, 0) as log:
+        partitions = len(log.partitions(settings.log_topic))
+        if not partitions:
+            raise NotFound(f"there is no topic {settings.log_topic} at {settings.brokers}")
+        first = next(log.records(min(1, log.end())), None)
+        record = decoded(log.where, first) if first is not None else None
+    return record.partitions if isinstance(record, Format) else partitions
 
 
 def decoded(where: str, message: LogRecord) -> Record:
@@ -108,11 +111,13 @@ class Progress:
             print(f"{self._where}: {offset:,} of {end:,} records", file=sys.stderr, flush=True)
 
 
-def scopes_of(settings: Settings, aggregate: str, count: int) -> list[int]:
-    """The scope of ``<actor>/<id>``; every scope, if the actor is not here to say it."""
-    actor, _, id = aggregate.partition("/")
-    if settings.actor_module:
-        for contract in load(settings):
-            if contract.name == actor:
-                return [scope_of(contract.actor.scope(id), count)]
-    return list(range(count))
+def home_of(settings: Settings, aggregate: str, count: int) -> int | None:
+    """The scope of ``<actor>/<id>``; None if the actor is not here to say it."""
+    contracts = {contract.name: contract for contract in load(settings)} if settings.actor_module else {}
+    return Placement(contracts, settings.log_topic, count).home(aggregate)
+
+
+def searched(home: int | None, count: int) -> list[int]:
+    """Every scope, with the one first where an aggregate belongs: a log may have been written with another
+    ``scope(id)``, and nobody should be told that it has nothing."""
+    return sorted(range(count), key=lambda scope: scope != home)

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from hiveio.cli.judging import Judged, count_scopes, judged, scopes_of
+from hiveio.cli.judging import Judged, count_scopes, home_of, judged, searched
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
-from hiveio.transaction.record import Barrier, Commit, Foreign, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Record, named
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.aggregate is not None and "/" not in arguments.aggregate:
         raise ConfigError(f"{arguments.aggregate} names no aggregate; that is ACTOR/ID, as in AccountActor/ada")
     count = count_scopes(settings)
-    scopes = [arguments.scope] if arguments.aggregate is None else scopes_of(settings, arguments.aggregate, count)
     if not 0 <= arguments.scope < count:
         raise ConfigError(f"--scope {arguments.scope}: the log has the scopes 0 to {count - 1}")
-    if arguments.follow and len(scopes) > 1:
-        raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
+    if arguments.aggregate is None:
+        scopes = [arguments.scope]
+    else:
+        scopes = searched(home := home_of(settings, arguments.aggregate, count), count)
+        if arguments.follow and count > 1:
+            if home is None:
+                raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
+            scopes = [home]
     told_of, actors = 0, set()
     kept: deque[str] = deque(maxlen=arguments.last)
     for scope in scopes:
@@ -48,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
                     print(line, flush=arguments.follow)
                 else:
                     kept.append(line)
+        if told_of:  # an aggregate is in one scope
+            break
     for line in kept:
         print(line)
     if not told_of and arguments.aggregate is not None:
@@ -55,13 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
         unknown = "" if actor in actors else f": it has no actor {actor}, but {', '.join(sorted(actors)) or 'none'}"
         raise NotFound(f"no record of {arguments.aggregate} is in {settings.log_topic}{unknown}")
     return 0 if told_of else 1
-
-
-def named(record: Record) -> tuple[str, ...]:
-    """The aggregates that a record writes, reads or moves."""
-    if isinstance(record, Commit):
-        return (*(write.aggregate for write in record.writes), *(read.aggregate for read in record.reads))
-    return record.aggregates if isinstance(record, Barrier) else ()
 
 
 def told(scope: int, found: Judged) -> dict[str, Any]:
@@ -99,7 +99,8 @@ def about(record: Record) -> str:
     if isinstance(record, Foreign):
         return "no record of hiveio: void for every reader"
     kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
-    return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}"
+    by = f", made by the service of {', '.join(record.actors)}" if record.actors else ""
+    return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}{by}"
 
 
 def clock(time_ms: int) -> str:

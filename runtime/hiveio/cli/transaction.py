@@ -2,7 +2,7 @@
 
 import argparse
 
-from hiveio.cli.judging import count_scopes, judged, scopes_of
+from hiveio.cli.judging import count_scopes, home_of, judged, searched
 from hiveio.cli.log import text
 from hiveio.config import Settings
 from hiveio.transaction.command import Token
@@ -21,11 +21,11 @@ def run(arguments: argparse.Namespace) -> int:
     tx = command = None
     try:
         token = Token.parse(arguments.id)
-        command, scopes = token.command, scopes_of(settings, token.command.target, count)
+        command, home = token.command, home_of(settings, token.command.target, count)
     except ValueError:
-        tx, scopes = arguments.id.partition(".")[0], list(range(count))
+        tx, home = arguments.id.partition(".")[0], None
     outcome = ""
-    for scope in scopes:
+    for scope in searched(home, count):
         for found in judged(settings, scope):
             mine = found.message.key == tx or (command is not None and command_of(found.record) == command)
             if not mine:
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
             if found.accepted and not outcome:
                 where = f"{settings.log_topic}/{scope}/{found.message.offset}"
                 outcome = f"{meaning(found.record)} at {where}"
+        if outcome:
+            break
     print(f"outcome: {outcome or 'not on record: nothing has happened so far'}")
     return 0 if outcome else 1
 

@@ -18,6 +18,7 @@ from hiveio.transaction.cache import Begun, Cache, Watermark
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.log import TransactionLog
+from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, Known, Prefix, Window
 from hiveio.transaction.scope import Scope
@@ -274,8 +275,9 @@ class MemoryTransactionLog(TransactionLog):
         self._tail, reader = MemoryTail(self.log), MemoryReader(self.log)
         by_name = {contract.name: contract for contract in self.contracts}
         window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        placement = Placement(by_name, s.log_topic, s.partitions)
         self.scopes = [
-            Scope(partition, s.log_topic, "memory", self.cache, self._tail, reader, by_name, window)
+            Scope(partition, s.log_topic, "memory", self.cache, self._tail, reader, by_name, window, placement)
             for partition in range(s.partitions)
         ]
         lock = MemoryLock(f"{id(self):x}", self.cache.locks)

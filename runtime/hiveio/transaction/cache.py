@@ -37,6 +37,7 @@ from hiveio.transaction.rule import Known, Window
 
 PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
+SAMPLE = 20_000  # keys looked at, at the start
 
 _BEGIN, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
     Script(name) for name in ("begin", "prepare", "apply", "verdicts", "reset", "lease")
@@ -220,6 +221,22 @@ class Cache:
                 yield key.decode("utf-8", "replace").removeprefix(prefix)
             if int(cursor) == 0:
                 return
+
+    async def sampled(self) -> list[tuple[int, str]]:
+        """Some aggregates of any scope, with their partitions, of whichever version of the models; no more than are
+        among ``SAMPLE`` keys of this Redis."""
+        prefix = f"hive:{{{self._topic}/"
+        found: list[tuple[int, str]] = []
+        cursor: Any = 0
+        for _ in range(SAMPLE // LEFTOVERS):
+            pattern = f"{_escaped(prefix)}*:a:*"
+            cursor, keys = await self.redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
+            for key in keys:
+                partition, _, rest = key.decode("utf-8", "replace").removeprefix(prefix).partition("}")
+                found.append((int(partition), rest.partition(":a:")[2]))
+            if int(cursor) == 0:
+                break
+        return found
 
     async def unfolded(self, partition: int, generation: str) -> set[str]:
         """The aggregates that have events beside their snapshot, and ``<actor>/`` of actors not known here."""

@@ -169,7 +169,9 @@ class Reading:
         if scope != mine:
             raise SeveralScopes(
                 f"{self._command.target} is in scope {mine} and {name} in scope {scope}: a transaction stays inside "
-                "one scope; let scope(id) of their actors give both the same, or make the topics with one partition",
+                "one scope. In a log that exists scope(id) and the number of partitions are fixed: write to each "
+                "aggregate by a command of its own, or let actors of new names have a scope(id) that gives both the "
+                "same. A new log may also be made with one partition",
                 aggregates=[self._command.target, name],
                 scopes=[mine, scope],
             )

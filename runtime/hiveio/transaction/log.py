@@ -9,7 +9,7 @@ from typing import Any
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
-from hiveio.errors import BadAnnotation, Corrupt, Invalid, Unavailable, Unsafe, backend_away
+from hiveio.errors import BadAnnotation, Invalid, Unavailable, Unsafe
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
 from hiveio.kafka.marks import Marks
@@ -19,16 +19,15 @@ from hiveio.redis import Redis
 from hiveio.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
 from hiveio.schemas import union
 from hiveio.service import Observer
-from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lag import PublisherLag
 from hiveio.transaction.lock import Redlock
+from hiveio.transaction.pinned import Pinned
+from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
-from hiveio.transaction.record import FORMAT, Format
-from hiveio.transaction.resume import last_event
-from hiveio.transaction.rule import HASH, Window
+from hiveio.transaction.rule import Window
 from hiveio.transaction.scope import Scope
 
 log = logging.getLogger("hiveio.transaction")
@@ -68,6 +67,7 @@ class TransactionLog:
         self._publishers: list[Publisher] = []
         self._nodes: list[Redis] = []
         self._started = False
+        self._unused: dict[str, int] = {}
         self._looked_at = 0  # the partition whose leader readiness asked last
 
     async def start(self) -> None:
@@ -78,7 +78,7 @@ class TransactionLog:
         cache_node = by_url[s.cache_url]
         self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
         first_contact(s)
-        topic, _ = await _patiently(self._backends)
+        topic, events = await _patiently(self._backends)
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -88,15 +88,19 @@ class TransactionLog:
         lock = Redlock(lock_nodes, instance, s.lock_ttl_ms, s.lock_drift_factor, remember_ms)
         by_name = {contract.name: contract for contract in self.contracts}
         window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        pinned = Pinned(s, by_name, self._reader, self._events)
+        count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
+        placement = Placement(by_name, s.log_topic, count)
+        await _patiently(lambda: placement.sample(self._reader, self._cache))
         self.scopes = [
-            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window)
-            for p in range(topic.partitions)
+            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)
+            for p in range(count)
         ]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
         self._appender = Appender(s, s.log_topic, self.engine.failed)
         self._appender.start()
         for scope in self.scopes:
-            await _patiently(lambda scope=scope: self._pin(scope.partition))
+            await _patiently(lambda scope=scope: pinned.pin(scope.partition, self._appender))
         self._tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
@@ -119,50 +123,7 @@ class TransactionLog:
         events = await ensure_topic(s, s.written_topic, FOREVER)
         _check(found, _LOG_TOPIC)
         _check(events, FOREVER)
-        if found.partitions != s.partitions:
-            raise Unsafe(
-                f"topic {found.name} has {found.partitions} partitions and EVENT_STORE_PARTITIONS is {s.partitions}: "
-                f"the number is fixed when the log is made; set EVENT_STORE_PARTITIONS={found.partitions}"
-            )
-        if events.partitions < found.partitions:
-            raise Unsafe(
-                f"topic {events.name} has {events.partitions} partitions and the transaction log {found.partitions}: "
-                f"each partition of the log is published to its own; add partitions to {events.name}"
-            )
-        if events.partitions > found.partitions:
-            log.warning(
-                "topic %s has %d partitions and the transaction log %d: the rest of them is not used",
-                *(events.name, events.partitions, found.partitions),
-            )
         return found, events
-
-    async def _pin(self, partition: int) -> None:
-        """The first record of a partition pins what verdicts depend on. Of two written at once the first counts."""
-        s = self.settings
-        mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
-        first = await self._reader.read(partition, 0)
-        if first is None:
-            if await last_event(self._events, partition, lambda offset: None) is not None:
-                raise Unsafe(
-                    f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log that "
-                    "is gone: a new log would never be published there. Bring the log back; or, to give it up, let the "
-                    "service write to another EVENT_STORE_TOPIC"
-                )
-            self._appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(mine))
-            for _ in range(100):
-                if (first := await self._reader.read(partition, 0)) is not None:
-                    break
-                await asyncio.sleep(0.05)
-            else:
-                raise backend_away(f"the format record of {s.log_topic}/{partition} does not arrive")
-        try:
-            found = records.decode(first.value)
-        except Corrupt as error:
-            raise Corrupt(f"{s.log_topic}/{partition}/0: {error}") from None
-        if not isinstance(found, Format):
-            raise Corrupt(f"{s.log_topic}/{partition}/0 is no format record: this topic is no transaction log")
-        if found != mine:
-            raise Unsafe(f"{s.log_topic}/{partition} was made with {_difference(found, mine)}")
 
     async def stop(self) -> None:
         """Answer what was taken, publish what was accepted, give the locks back; each within its share of the time."""
@@ -198,10 +159,11 @@ class TransactionLog:
         return None
 
     def details(self) -> dict[str, Any]:
-        """What /readyz?verbose says of aggregates that are set aside."""
+        """What /readyz?verbose says of aggregates that are set aside, and of partitions that are."""
         held = [each for scope in self.scopes for each in scope.quarantine.listed()]
         strangers = sorted({actor for scope in self.scopes for actor in scope.quarantine.strangers})
-        return ({"quarantined": held} if held else {}) | ({"actors_not_here": strangers} if strangers else {})
+        found = {"quarantined": held, "actors_not_here": strangers, "unused_partitions": self._unused}
+        return {name: what for name, what in found.items() if what}
 
     def alive(self) -> bool:
         return not self._started or (self._tail.alive() and self._publishing.alive() and self.engine.alive)
@@ -214,19 +176,6 @@ def _check(topic: Topic, needed: Mapping[str, str]) -> None:
         wrong["max.message.bytes"] = str(LARGEST)
     for name, value in wrong.items():
         raise Unsafe(topic.doubt(name, value))
-
-
-def _difference(found: Format, mine: Format) -> str:
-    if (found.format, found.hash) != (FORMAT, HASH):
-        return f"format {found.format} and hash {found.hash}; this version knows format {FORMAT} and hash {HASH}"
-    for name, theirs, ours in (
-        ("EVENT_STORE_PARTITIONS", found.partitions, mine.partitions),
-        ("IDEMPOTENCY_COUNT", found.idempotency_count, mine.idempotency_count),
-        ("IDEMPOTENCY_TIME", found.idempotency_time_ms // 1000, mine.idempotency_time_ms // 1000),
-    ):
-        if theirs != ours:
-            return f"{name}={theirs} and the settings say {ours}: verdicts depend on it; set {name}={theirs}"
-    return "other settings"
 
 
 async def _patiently(step: Any) -> Any:

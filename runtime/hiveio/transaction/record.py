@@ -47,13 +47,18 @@ class Read(Struct, frozen=True, array_like=True):
 
 
 class Format(Struct, frozen=True, tag_field="kind", tag="format"):
-    """The first record of every partition pins what verdicts depend on."""
+    """The first record of every partition pins what verdicts depend on.
+
+    ``actors`` are those of the service that made the log, by which it is told from other services; no verdict looks at
+    them. An older log has none.
+    """
 
     format: int
     partitions: int
     hash: str
     idempotency_count: int
     idempotency_time_ms: int
+    actors: tuple[str, ...] = ()
 
 
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
@@ -133,3 +138,9 @@ def touched(record: Record) -> tuple[str, ...]:
     if isinstance(record, Commit):
         return tuple([write.aggregate for write in record.writes])
     return record.aggregates if isinstance(record, Barrier) else ()
+
+
+def named(record: Record) -> tuple[str, ...]:
+    """The aggregates that a record writes, reads or moves."""
+    reads = record.reads if isinstance(record, Commit) else ()
+    return (*touched(record), *[read.aggregate for read in reads])

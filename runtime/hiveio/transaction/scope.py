@@ -22,6 +22,7 @@ from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.pending import Pending
+from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Foreign, Format, Record
@@ -50,12 +51,14 @@ class Scope:
         reader: LogReader,
         contracts: Mapping[str, Contract],
         window: Window,
+        placement: Placement,
     ) -> None:
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition, self.fail)
         self.view = View(contracts, self.quarantine, window)
+        self._placement = placement
         self.applier = Applier(self, cache, window)
         self._review = Review(self, cache)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
@@ -283,6 +286,7 @@ class Scope:
             raise Corrupt(f"{self.where}/{message.offset}: {error}") from None
         if isinstance(record, Foreign):
             self._foreign.met(message.offset)
+        self._placement.check(self.partition, message.offset, record, self.view.entries)
         return record
 
     # -- judging what nobody has applied yet

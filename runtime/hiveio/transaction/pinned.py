@@ -1,0 +1,138 @@
+"""The format record, the first of each partition: it pins what verdicts depend on, and says whose log it is."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+from hiveio.config import Settings
+from hiveio.errors import ConfigError, Corrupt, Unsafe, backend_away
+from hiveio.kafka.appender import Appender
+from hiveio.kafka.tail import LogReader
+from hiveio.kafka.topics import Topic
+from hiveio.transaction import record as records
+from hiveio.transaction.placement import SAMPLED, last_records
+from hiveio.transaction.record import FORMAT, Format
+from hiveio.transaction.resume import last_event
+from hiveio.transaction.rule import HASH
+
+log = logging.getLogger("hiveio.transaction")
+
+
+class Pinned:
+    """The format records of one log, read and written. ``actors`` are the names of this service's."""
+
+    def __init__(self, settings: Settings, actors: Iterable[str], reader: LogReader, events: LogReader) -> None:
+        s = self._settings = settings
+        self._actors = tuple(sorted(actors))
+        self._reader, self._events = reader, events
+        self._mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000, self._actors)
+
+    async def scopes(self, topic: Topic, events: Topic) -> tuple[int, dict[str, int]]:
+        """How many partitions the log has, as its format record says or, where it is new, its topic; and how many of
+        either topic are not used.
+
+        Raises Unsafe, ConfigError or Corrupt where this service cannot work on them; Unavailable.
+        """
+        found = await self._first(0)
+        if found is not None:
+            await self._compare(0, found)
+        elif topic.partitions != self._settings.partitions:
+            raise Unsafe(
+                f"topic {topic.name} has {topic.partitions} partitions and EVENT_STORE_PARTITIONS is "
+                f"{self._settings.partitions}: the number is fixed when the log is made; set "
+                f"EVENT_STORE_PARTITIONS={topic.partitions}"
+            )
+        count = self._settings.partitions
+        if topic.partitions < count:
+            raise Unsafe(
+                f"topic {topic.name} has {topic.partitions} partitions, and the log was made with {count}: records are "
+                "missing; bring the topic back as it was"
+            )
+        if events.partitions < count:
+            raise Unsafe(
+                f"topic {events.name} has {events.partitions} partitions and the transaction log {count}: each "
+                f"partition of the log is published to its own; add partitions to {events.name}"
+            )
+        if topic.partitions > count:
+            log.warning(
+                "topic %s has %d partitions, and the log was made with %d: that number is fixed, and the rest of them "
+                "is not used; to have more, let a new service write to another topic",
+                *(topic.name, topic.partitions, count),
+            )
+        if events.partitions > count:
+            log.warning(
+                "topic %s has %d partitions and the transaction log %d: the rest of them is not used",
+                *(events.name, events.partitions, count),
+            )
+        return count, {each.name: each.partitions - count for each in (topic, events) if each.partitions > count}
+
+    async def pin(self, partition: int, appender: Appender) -> None:
+        """Write the format record where there is none; of two written at once the first counts. Raises as ``scopes``
+        does."""
+        s = self._settings
+        found = await self._first(partition)
+        if found is None:
+            if await last_event(self._events, partition, lambda offset: None) is not None:
+                raise Unsafe(
+                    f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log that "
+                    "is gone: a new log would never be published there. Bring the log back; or, to give it up, let the "
+                    "service write to another EVENT_STORE_TOPIC"
+                )
+            appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(self._mine))
+            for _ in range(100):
+                if (found := await self._first(partition)) is not None:
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                raise backend_away(f"the format record of {s.log_topic}/{partition} does not arrive")
+        await self._compare(partition, found)
+
+    async def _first(self, partition: int) -> Format | None:
+        first = await self._reader.read(partition, 0)
+        if first is None:
+            return None
+        where = f"{self._settings.log_topic}/{partition}"
+        try:
+            found = records.decode(first.value)
+        except Corrupt as error:
+            raise Corrupt(f"{where}/0: {error}") from None
+        if not isinstance(found, Format):
+            raise Corrupt(f"{where}/0 is no format record: this topic is no transaction log")
+        return found
+
+    async def _compare(self, partition: int, found: Format) -> None:
+        if found.actors and not {*found.actors} & {*self._actors} and not await self._at_home(found.partitions):
+            s = self._settings
+            name = "EVENT_STORE_PRODUCER_TOPIC" if s.producer_topic else "EVENT_STORE_TOPIC"
+            raise ConfigError(
+                f"{name}={s.written_topic} belongs to another service: {s.log_topic} was made by one with the actors "
+                f"{', '.join(found.actors)}, and this one has {', '.join(self._actors)}. Let this service write to "
+                'another topic; or, where its actors were renamed, keep their names in the log with name = "…"'
+            )
+        if msgspec.structs.replace(found, actors=self._actors) != self._mine:
+            raise Unsafe(f"{self._settings.log_topic}/{partition} was made with {_difference(found, self._mine)}")
+
+    async def _at_home(self, partitions: int) -> bool:
+        """Whether the last records of the log are of actors of this service: one that has replaced them little by
+        little, each time with another one beside it."""
+        for partition in range(min(partitions, SAMPLED)):
+            for _, record in await last_records(self._reader, partition):
+                if any(name.partition("/")[0] in self._actors for name in records.named(record)):
+                    return True
+        return False
+
+
+def _difference(found: Format, mine: Format) -> str:
+    if (found.format, found.hash) != (FORMAT, HASH):
+        return f"format {found.format} and hash {found.hash}; this version knows format {FORMAT} and hash {HASH}"
+    for name, theirs, ours in (
+        ("EVENT_STORE_PARTITIONS", found.partitions, mine.partitions),
+        ("IDEMPOTENCY_COUNT", found.idempotency_count, mine.idempotency_count),
+        ("IDEMPOTENCY_TIME", found.idempotency_time_ms // 1000, mine.idempotency_time_ms // 1000),
+    ):
+        if theirs != ours:
+            return f"{name}={theirs} and the settings say {ours}: verdicts depend on it; set {name}={theirs}"
+    return "other settings"

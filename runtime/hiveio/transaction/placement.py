@@ -1,0 +1,104 @@
+"""Where an aggregate belongs: in the partition that its actor's ``scope(id)`` names.
+
+No verdict looks at that, and a version with another ``scope(id)`` would begin each aggregate anew in another partition,
+where both versions accept. So what stands in a place where it does not belong, by this version, stops this instance:
+two versions must not judge one record differently, and void would be such a judgement.
+"""
+
+import asyncio
+from collections.abc import Container, Iterable, Iterator, Mapping
+
+from hiveio.actor import Contract
+from hiveio.errors import Corrupt, HiveError, Unsafe
+from hiveio.kafka.tail import LogReader, log_record
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.rule import scope_of
+
+SAMPLED = 16  # partitions of which the last records are looked at, and
+LAST = (10, 100)  # how many of those: at first and, where these are no more than
+BYTES = 1_000_000  # together, in the end
+
+
+class Placement:
+    """The partitions of the aggregates of some actors."""
+
+    def __init__(self, contracts: Mapping[str, Contract], topic: str, partitions: int) -> None:
+        self._contracts, self._topic, self._partitions = contracts, topic, partitions
+
+    def home(self, name: str) -> int | None:
+        """The partition of ``<actor>/<id>``; None where this version cannot tell."""
+        actor, _, id = name.partition("/")
+        contract = self._contracts.get(actor)
+        if contract is None:
+            return None
+        try:
+            return scope_of(contract.actor.scope(id), self._partitions)
+        except BaseException:  # an actor may raise whatever it likes; no command of such an aggregate gets through
+            return None
+
+    def check(self, partition: int, offset: int, record: Record, known: Container[str] = ()) -> None:
+        """Raises Corrupt for a record with an aggregate that belongs elsewhere. ``known`` are those that do not."""
+        if self._partitions == 1:
+            return
+        if isinstance(record, Commit):  # spelt out: every record of every fold comes by here
+            for write in record.writes:
+                if write.aggregate not in known:
+                    self._place(partition, offset, write.aggregate)
+            for read in record.reads:
+                if read.aggregate not in known:
+                    self._place(partition, offset, read.aggregate)
+        elif isinstance(record, Barrier):
+            for name in record.aggregates:
+                if name not in known:
+                    self._place(partition, offset, name)
+
+    def _place(self, partition: int, offset: int, name: str) -> None:
+        if (home := self.home(name)) not in (None, partition):
+            raise Corrupt(self._misplaced(f"{self._topic}/{partition}/{offset}", name, home))
+
+    async def sample(self, log: LogReader, cache: Cache) -> None:
+        """Raises Unsafe where the last records of the log, or some of what the cache holds of it, say that it was
+        written with another ``scope(id)``. Raises Unavailable."""
+        if self._partitions == 1:
+            return
+        for partition in range(min(self._partitions, SAMPLED)):
+            for offset, record in await last_records(log, partition):
+                try:
+                    self.check(partition, offset, record)
+                except Corrupt as error:
+                    raise Unsafe(str(error)) from None
+        for partition, name in await cache.sampled():
+            if (home := self.home(name)) not in (None, partition):
+                raise Unsafe(self._misplaced(f"the cache of {self._topic}/{partition}", name, home))
+
+    def _misplaced(self, where: str, name: str, home: int | None) -> str:
+        return (
+            f"{where} has {name}, which belongs to partition {home} by this version's scope(id): it was changed, and "
+            "each aggregate would begin anew in another partition. Run a version with the scope(id) that wrote this "
+            "log; docs/operations.md says how an actor gets another one"
+        )
+
+
+async def last_records(log: LogReader, partition: int) -> list[tuple[int, Record]]:
+    """The last records of a partition with their offsets, without those that this version cannot read. Raises
+    Unavailable."""
+    first, end = await asyncio.to_thread(log.bounds, partition)
+    found: list[tuple[int, bytes]] = []
+    below = end
+    for count in LAST:
+        start = max(first, end - count)
+        read = await asyncio.to_thread(log.read_messages, partition, start, below)
+        found, below = [(message.offset, message.value) for message in map(log_record, read)] + found, start
+        if start == first or sum(len(value) for _, value in found) > BYTES:
+            break
+    return list(_decoded(found))
+
+
+def _decoded(found: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Record]]:
+    for offset, value in found:
+        try:
+            yield offset, records.decode(value)
+        except HiveError:
+            continue  # the scope stops at it, and says so
