@@ -186,13 +186,17 @@ class Settings:
     client_id: str = setting("EVENT_STORE_ID", "hiveio", _text, "client id towards Kafka")
     group_id: str = setting("EVENT_STORE_GROUP_ID", "", _text, "consumer group")
     from_start: bool = setting(
-        "EVENT_STORE_FROM_START",
-        False,
-        _flag,
-        "a group without a committed offset begins at the first event, not at the next",
+        "EVENT_STORE_FROM_START", False, _flag, "a group without offsets begins at the first event, not at the next"
     )
     partitions: int = setting(
         "EVENT_STORE_PARTITIONS", 1, _whole(1, 10_000), "partitions with which topics are created; fixed from then on"
+    )
+    replication: int = setting(
+        "EVENT_STORE_REPLICATION",
+        0,
+        _whole(1, 99),
+        "replicas with which topics are made; each start compares",
+        "the brokers' default, at least 3 where there are 3",
     )
     buffer: int = setting("EVENT_STORE_BUFFER", 500, _whole(1, 100_000), "most records in a batch")
     buffer_timeout_ms: int = setting(

@@ -1,6 +1,8 @@
-"""Fault 50: a broker that was the leader names an old end of the log."""
+"""Faults of a cluster of brokers: 50, a broker that was the leader names an old end of the log, and 60, too few are up
+when topics are made."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from tests.conftest import required
 from tests.faults.proxy import FETCH, LIST_OFFSETS, Passing, kafka
 from tests.faults.stage import Broker, Stage
 from tests.integration.accounts import ACTOR, send
+from tests.integration.test_topics import own_config
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis, kafka_cluster
 
@@ -63,7 +66,7 @@ async def test_50_a_leader_that_lies_is_believed_by_current_reads_and_not_by_lin
         await stage.well("Account/a")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def brokers() -> Iterator[list[Kafka]]:
     with required("kafka"), kafka_cluster(3) as made:
         yield made
@@ -137,3 +140,57 @@ def test_50_a_leader_that_was_paused_while_another_was_elected(brokers: list[Kaf
         reading.over.set()
         reading.join(30)
         assert not reading.stale
+
+
+def replicas(bootstrap: str, topic: str) -> int:
+    """The fewest of any partition; 0 where there is no such topic."""
+    client = Consumer({"bootstrap.servers": bootstrap, "group.id": "replicas"})
+    try:
+        found = client.list_topics(timeout=10).topics.get(topic)
+        return min((len(partition.replicas) for partition in found.partitions.values()), default=0) if found else 0
+    finally:
+        client.close()
+
+
+def up(bootstrap: str) -> int:
+    client = Consumer({"bootstrap.servers": bootstrap, "group.id": "up"})
+    try:
+        return len(client.list_topics(timeout=10).brokers)
+    finally:
+        client.close()
+
+
+@pytest.mark.fault(60)
+def test_60_two_of_three_brokers_are_up_at_the_first_start(brokers: list[Kafka], redis: Redis, topic: str) -> None:
+    bootstrap, third = ",".join(broker.brokers for broker in brokers[:2]), brokers[2]
+    asking = {
+        "EVENT_STORE_BROKERS": bootstrap,
+        "CACHE_URL": redis.url,
+        "EVENT_STORE_TOPIC": topic,
+        "EVENT_STORE_REPLICATION": "3",
+    }
+    two = f"{topic}-two"
+    taking = {name: value for name, value in asking.items() if name != "EVENT_STORE_REPLICATION"}
+    taking["EVENT_STORE_TOPIC"] = two
+    third.kill()
+    wait_until(lambda: up(bootstrap) == 2, 30, "two brokers")
+    with Role("stream-processor", taking, actor=ACTOR):
+        pass
+    with Role("stream-processor", asking, actor=ACTOR, wait=False) as role:
+        line = "is to be made with 3 replicas (EVENT_STORE_REPLICATION), and 2 brokers are up"
+        wait_until(lambda: line in role.text(), 20, "waiting")
+        third.start()
+        role.ready()
+        assert [line["message"] for line in role.complaints()] == []
+    for name in (topic, f"{topic}.transactions"):
+        assert (replicas(bootstrap, name), own_config(bootstrap, name)["min.insync.replicas"]) == (3, "2")
+    with Role("stream-processor", taking, actor=ACTOR) as role:
+        lines = [line["message"] for line in role.complaints()]
+    told = "has 2 replicas, and 3 are wanted (there are 3 brokers)"
+    names = (f"{two}.transactions", two)
+    assert [line.partition(":")[0] for line in lines] == [
+        text for name in names for text in (f"topic {name} {told}", f"topic {name} has min.insync.replicas=1")
+    ]
+    for line, name in zip(lines[::2], names, strict=True):
+        (part,) = json.loads(line[line.index("{") :])["partitions"]
+        assert (part["topic"], part["partition"], sorted(part["replicas"])) == (name, 0, [1, 2, 3])

@@ -1,7 +1,10 @@
 """Topics: made with what is needed and no more, also where a policy refuses some of it; or taken as they are."""
 
 import asyncio
+import dataclasses
+import json
 import logging
+from concurrent.futures import Future
 from typing import Any
 
 import httpx
@@ -69,11 +72,14 @@ def test_a_property_that_the_brokers_refuse_is_left_out(
     caplog.set_level(logging.INFO)
     settings = Settings(brokers=kafka.brokers, partitions=2)
     made = asyncio.run(ensure_topic(settings, topic, FOREVER | {"flush.ms": "-5"}))
-    assert (made.partitions, made.replicas, made.differs(FOREVER)) == (2, 1, {})
+    assert (made.partitions, made.assigned, made.differs(FOREVER)) == (2, ((1,), (1,)), {})
     assert own_config(kafka.brokers, topic) == FOREVER
     lines = [record.getMessage() for record in caplog.records if record.name == "hiveio.kafka"]
     assert any("the brokers refuse flush.ms" in line for line in lines)
-    assert any(line.startswith(f"topic {topic} has flush.ms=9") and line.endswith("set flush.ms=-5") for line in lines)
+    assert any(
+        line.startswith(f"topic {topic} has flush.ms=9") and "set flush.ms=-5: kafka-configs.sh" in line
+        for line in lines
+    )
 
 
 class Strict:
@@ -85,12 +91,11 @@ class Strict:
     def create_topics(self, new: list[Any], request_timeout: float) -> dict[str, Any]:
         self.asked += 1
         refusal = self.allows(new[0].replication_factor, new[0].config)
-        future: asyncio.Future[None] = asyncio.Future(loop=asyncio.new_event_loop())
+        future: Future[None] = Future()
         if refusal:
             future.set_exception(KafkaException(KafkaError(KafkaError.POLICY_VIOLATION, refusal)))
         else:
             future.set_result(None)
-        future.get_loop().close()
         return {new[0].topic: future}
 
 
@@ -114,18 +119,41 @@ def test_what_a_policy_refuses_is_left_to_the_brokers_and_the_end_is_bounded(all
     assert client.asked == asked
 
 
+SETTINGS = Settings(brokers="kafka:9092")
+CONFIGS = "kafka-configs.sh --bootstrap-server kafka:9092 --alter --entity-type topics --entity-name t --add-config"
+
+
 def test_each_doubt_about_a_topic_has_its_line() -> None:
     config = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1", "retention.ms": "1000"}
-    lines = topics._doubts(Topic("t", "id", 1, config, 3, 5), {"retention.ms": "-1"})
-    assert [line.partition(": ")[0] for line in lines] == [
-        "topic t has retention.ms=1000",
-        "topic t has unclean.leader.election.enable=true",
-        "topic t has min.insync.replicas=1",
+    topic = Topic("t", "id", config, ((1, 2, 3),), (1, 2, 3, 4, 5))
+    lines = topics._doubts(SETTINGS, topic, {"retention.ms": "-1"})
+    assert [(line.partition(": ")[0], line.rpartition(": ")[2]) for line in lines] == [
+        ("topic t has unclean.leader.election.enable=true", f"{CONFIGS} unclean.leader.election.enable=false"),
+        ("topic t has min.insync.replicas=1", f"{CONFIGS} min.insync.replicas=2"),
+        ("topic t has retention.ms=1000", f"{CONFIGS} retention.ms=-1"),
     ]
-    (line,) = topics._doubts(Topic("t", "id", 1, {}, 1, 3), {})
-    assert line.startswith("topic t has 1 replicas and there are 3 brokers")
-    assert line.endswith("to 3")
-    assert topics._doubts(Topic("t", "id", 1, {"min.insync.replicas": "1"}, 1, 1), {}) == []
+    assert topics._doubts(SETTINGS, Topic("t", "id", {"min.insync.replicas": "1"}, ((1,),), (1,)), {}) == []
+
+
+def test_too_few_replicas_are_told_with_what_mends_them() -> None:
+    def doubt(replication: int, brokers: int, *assigned: tuple[int, ...]) -> str:
+        asking = dataclasses.replace(SETTINGS, replication=replication)
+        return "".join(topics._doubts(asking, Topic("t", "id", {}, assigned, tuple(range(1, brokers + 1))), {}))
+
+    line = doubt(0, 3, (1, 2), (3, 1, 2), (2,))
+    assert line.startswith("topic t has 1 replicas, and 3 are wanted (there are 3 brokers): ")
+    plan = [
+        {"topic": "t", "partition": 0, "replicas": [1, 2, 3]},
+        {"topic": "t", "partition": 2, "replicas": [2, 1, 3]},
+    ]
+    assert json.loads(line[line.index("{") :]) == {"version": 1, "partitions": plan}
+    assert "kafka-reassign-partitions.sh --bootstrap-server kafka:9092 --execute " in line
+    assert doubt(3, 2, (1, 2)) == (
+        "topic t has 2 replicas, and 3 are wanted (EVENT_STORE_REPLICATION): records are lost with their brokers; "
+        "2 brokers are up: start the others"
+    )
+    assert "(the first 50 of 60 partitions)" in doubt(2, 2, *[(1,)] * 60)
+    assert doubt(1, 3, (1,)) == doubt(2, 3, (1, 2, 3)) == doubt(0, 2, (1, 2)) == ""
 
 
 def test_topics_of_one_producer_may_have_different_partitions(kafka: Kafka, topic: str) -> None:

@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
+from hiveio.kafka import replication
 from hiveio.kafka.client import answered, client_config, denied, make
 
 TIMEOUT_S = 10.0
@@ -35,15 +36,19 @@ log = logging.getLogger("hiveio.kafka")
 class Topic(NamedTuple):
     """``id`` changes when a topic is deleted and made anew under its old name.
 
-    ``replicas`` are those of the partition that has fewest. ``config`` is empty where the user may not see it.
+    ``assigned`` are the brokers of each partition's replicas, and ``brokers`` those that are up. ``config`` is empty
+    where the user may not see it.
     """
 
     name: str
     id: str
-    partitions: int
     config: dict[str, str]
-    replicas: int
-    brokers: int
+    assigned: tuple[tuple[int, ...], ...]
+    brokers: tuple[int, ...]
+
+    @property
+    def partitions(self) -> int:
+        return len(self.assigned)
 
     def differs(self, wanted: Mapping[str, str]) -> dict[str, str]:
         """The properties that are known to have another value, with the wanted one."""
@@ -76,9 +81,11 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:
     """The topic, made with ``settings.partitions`` partitions if it is not there.
 
-    Replication is min(3, brokers) with ``min.insync.replicas`` 2 where there are 3 brokers. What a policy of the
-    brokers refuses is left to their defaults. What came out is read back, and a line of the log tells of each doubt.
-    A topic that is there needs no right to make one. Raises Unavailable when Kafka does not answer or refuses.
+    It has EVENT_STORE_REPLICATION replicas, or else the brokers' default, at least min(3, brokers); with 3 or more
+    ``min.insync.replicas`` is 2 or the brokers' default, if that is more. While fewer brokers are up it is not made.
+    What a policy of the brokers refuses is left to their defaults. At each call what stands there is read back, and a
+    line of the log tells of each doubt and what mends it. A topic that is there needs no right to make one. Raises
+    Unavailable when Kafka does not answer or refuses.
     """
     return await asyncio.to_thread(_ensure, settings, name, dict(config))
 
@@ -87,7 +94,7 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
     refused: list[KafkaError] = []
     with_admin = admin(settings, error_cb=lambda error: refused.append(error) if error.code() in _REFUSED else None)
     try:
-        return _made(with_admin, name, settings.partitions, config)
+        return _made(settings, with_admin, name, settings.partitions, config)
     except KafkaException as error:
         with_admin.poll(0)  # says why nobody answers
         reason = refused[-1] if refused else error.args[0]
@@ -109,7 +116,7 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
         if original.error is not None:
             raise Unavailable(f"Kafka at {settings.brokers}: topic {source}: {original.error.str()}")
         partitions = len(original.partitions)
-        found = _made(client, name, partitions, config)
+        found = _made(settings, client, name, partitions, config)
         if found.partitions < partitions:
             answered(
                 client.create_partitions([NewPartitions(name, partitions)], request_timeout=TIMEOUT_S)[name], TIMEOUT_S
@@ -131,9 +138,8 @@ def _describe(client: AdminClient, name: str) -> Topic | None:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return None
         raise
-    replicas = min(len(partition.replicas) for partition in described.partitions)
-    config = _config(client, name)
-    return Topic(name, str(described.topic_id), len(described.partitions), config, replicas, len(cluster.brokers))
+    assigned = tuple(tuple(replica.id for replica in partition.replicas) for partition in described.partitions)
+    return Topic(name, str(described.topic_id), _config(client, name), assigned, tuple(sorted(cluster.brokers)))
 
 
 def _config(client: AdminClient, name: str) -> dict[str, str]:
@@ -148,18 +154,19 @@ def _config(client: AdminClient, name: str) -> dict[str, str]:
     return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
 
-def _made(client: AdminClient, name: str, partitions: int, config: dict[str, str]) -> Topic:
+def _made(settings: Settings, client: AdminClient, name: str, partitions: int, config: dict[str, str]) -> Topic:
     wanted: dict[str, str] = {}
     if (found := _describe(client, name)) is None:
-        brokers = len(client.list_topics(timeout=TIMEOUT_S).brokers)
-        wanted = config | ({"min.insync.replicas": "2"} if brokers >= 3 else {})
-        _create(client, name, partitions, min(3, brokers), wanted)
+        brokers = client.list_topics(timeout=TIMEOUT_S).brokers
+        replicas, safe = replication.of_new(settings, client, name, brokers)
+        wanted = config | safe
+        _create(client, name, partitions, replicas, wanted)
         end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
         while (found := _describe(client, name)) is None:
             if time.monotonic() > end:
                 raise Unavailable(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-    for line in _doubts(found, wanted):
+    for line in _doubts(settings, found, wanted):
         log.warning("%s", line)
     return found
 
@@ -191,15 +198,16 @@ def _create(client: AdminClient, name: str, partitions: int, replication: int, c
             left = {key: value for key, value in left.items() if key not in refused}
 
 
-def _doubts(topic: Topic, wanted: Mapping[str, str]) -> list[str]:
-    """What is not as safe as it could be; ``wanted`` of a topic that was just made."""
-    lines = [topic.doubt(key, value) for key, value in topic.differs(wanted).items()]
-    if topic.replicas < min(3, topic.brokers):
-        lines.append(
-            f"topic {topic.name} has {topic.replicas} replicas and there are {topic.brokers} brokers: records are lost "
-            f"with their broker; raise its replication to {min(3, topic.brokers)}"
-        )
+def _doubts(settings: Settings, topic: Topic, wanted: Mapping[str, str]) -> list[str]:
+    """What is not as safe as it could be, and how to mend it; ``wanted`` of a topic that was just made."""
+    few = replication.doubt(settings, topic.name, topic.assigned, topic.brokers)
     safe = {"unclean.leader.election.enable": "false"}
-    if topic.replicas >= 3 and topic.config.get("min.insync.replicas") == "1":
-        safe["min.insync.replicas"] = "2"
-    return lines + [topic.doubt(key, value) for key, value in topic.differs(safe).items() if key not in wanted]
+    if replication.wanted(settings, topic.brokers) >= replication.USUAL and (
+        topic.config.get("min.insync.replicas") == "1"
+    ):
+        safe["min.insync.replicas"] = replication.SAFE
+    command = f"kafka-configs.sh --bootstrap-server {settings.brokers} --alter --entity-type topics --entity-name"
+    return [few] * bool(few) + [
+        f"{topic.doubt(key, value)}: {command} {topic.name} --add-config {key}={value}"
+        for key, value in topic.differs({**safe, **wanted}).items()
+    ]
