@@ -174,7 +174,7 @@ class Parts:
             {"bootstrap.servers": o["brokers"], "group.id": "parts", "enable.auto.commit": False,
              "fetch.wait.max.ms": 100, "isolation.level": "read_uncommitted"}
         )  # fmt: skip
-        self.cache = Cache(cast("Any", Calls()), o["topic"], "raw")
+        self.cache = Cache(cast("Any", Calls()), o["topic"], "id", "raw")
         self.scope, self.mark = self.cache.scope(0), self.cache.mark(0)
         end = self.tail.get_watermark_offsets(TopicPartition(o["topic"], 0), 10)[1]
         self.stands = Watermark(end, 0, "topic", "g", "")

@@ -60,7 +60,7 @@ def read(brokers: str, url: str, topic: str) -> Evidence:
     ]
     admin = AdminClient({"bootstrap.servers": brokers})
     described = admin.describe_topics(TopicCollection([log_topic]), request_timeout=10)[log_topic].result(10)
-    return Evidence(log, events, dump(url, f"{log_topic}/0"), str(described.topic_id))
+    return Evidence(log, events, dump(url, f"{log_topic}/0/{described.topic_id}"), str(described.topic_id))
 
 
 def messages(brokers: str, topic: str) -> Iterator[Message]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,20 @@ from tests.services import Kafka, Redis
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 
-OTHER_SCOPE = '    def scope(self, id):\n        return f"x{id}"\n'
+ALL_IN_ONE = '    def scope(self, id):\n        return "{}"\n'
 ONE_ELSEWHERE = '    def scope(self, id):\n        return "{}" if id == "{}" else id\n'
+PRODUCER = """
+from hiveio import Actor, Event
+
+class Deposited(Event):
+    amount: int
+
+class Accounts(Actor):
+    path = "/accounts/{id}"
+
+    def perform(self, message: Deposited) -> Deposited:
+        return message
+"""
 PARTITIONS = 2
 
 
@@ -64,6 +77,10 @@ def deposit(role: Role, id: str) -> int:
     return send(role, id, "Deposit", amount=1).status_code
 
 
+def published(kafka: Kafka, topic: str, count: int) -> bool:
+    return len(read_all(kafka.brokers, topic)) == count
+
+
 @pytest.mark.fault(58)
 def test_58_a_version_with_another_scope_of_its_aggregates(kafka: Kafka, redis: Redis, topic: str) -> None:
     """Each version would accept for the same aggregate, in a partition of its own."""
@@ -72,7 +89,7 @@ def test_58_a_version_with_another_scope_of_its_aggregates(kafka: Kafka, redis: 
     old, many, other, last = next(here), next(here), next(there), next(there)
     with processor(environ) as role:
         assert {deposit(role, id) for id in (old, other, *[many] * max(LAST))} == {200}
-        everything = refused(environ, TAKES_DEPOSITS + OTHER_SCOPE, 20)
+        everything = refused(environ, TAKES_DEPOSITS + ALL_IN_ONE.format(other), 20)
         assert "belongs to partition" in everything
         assert f"{topic}.transactions/0/" in everything, "by the last records of the log"
         one = refused(environ, TAKES_DEPOSITS + ONE_ELSEWHERE.format(other, old), 20)
@@ -117,7 +134,7 @@ def test_59_partitions_are_added_to_the_log_and_to_its_event_topic(kafka: Kafka,
             f"topic {log} has 3 partitions",
             f"topic {topic} has 5 partitions and the transaction log 2",
         ]
-        wait_until(lambda: len(read_all(kafka.brokers, topic)) == 40, 30, "published")
+        wait_until(partial(published, kafka, topic, 40), 30, "published")
         verified = hiveio(role, "verify")
         assert (verified.returncode, verified.stdout.count("no difference")) == (0, 2), verified.stdout
         assert "the log has the scopes 0 to 1" in hiveio(role, "log", "--scope", "2").stderr
@@ -143,3 +160,33 @@ def test_61_another_service_writes_to_the_topic_by_mistake(kafka: Kafka, redis: 
             assert balance(second, "ada") == 1
     with processor(environ, renamed) as role:  # it has replaced the first one little by little
         assert httpx.get(f"{role.url}/orders/1", timeout=30).status_code == 200
+
+
+@pytest.mark.fault(61)
+def test_61_two_clusters_have_topics_of_one_name_and_one_redis(kafka: Kafka, redis: Redis, topic: str) -> None:
+    log, key = f"{topic}.transactions", {"Idempotency-Key": "k"}
+    with Kafka() as other:
+        clusters = (kafka, other)
+        one, two = (settings(cluster, redis, topic, EVENT_STORE_PARTITIONS="1") for cluster in clusters)
+        with processor(one) as a, processor(two) as b:
+            for _ in range(20):
+                assert [deposit(role, "ada") for role in (a, b, b)] == [200] * 3
+            answers = [send(role, "ada", "Deposit", key, amount=5) for role in (a, b)]
+            assert [answer.headers["etag"] for answer in answers] == ['"21"', '"41"']
+            assert [balance(role, "ada") for role in (a, b)] == [25, 45]
+            for cluster, count in zip(clusters, (21, 41), strict=True):  # each has a publisher
+                wait_until(partial(published, cluster, topic, count), 30, "published")
+            told = [[line["message"] for line in role.complaints()] for role in (a, b)]
+            assert told[0] == []
+            assert [line.partition(",")[0] for line in told[1]] == [
+                f"the Redis of CACHE_URL has seen 1 other logs named {log}"
+            ]
+        with processor(one) as a:  # with its cache
+            begun = [line["message"] for line in a.logs() if ": from offset " in line["message"]]
+            assert begun == [f"{log}/0: from offset 22 to 22"]
+        roles = [Role("producer", settings(cluster, redis, f"{topic}-plain"), actor=PRODUCER) for cluster in clusters]
+        with roles[0] as a, roles[1] as b:
+            for role in (a, b, b):
+                assert send(role, "ada", "Deposited", key, amount=5).status_code == 200
+        for cluster in clusters:
+            assert len(read_all(cluster.brokers, f"{topic}-plain")) == 1

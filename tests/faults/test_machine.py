@@ -90,7 +90,7 @@ class Link(MemoryCache):
 
     def __init__(self, instance: "Instance") -> None:
         cache = instance.world.cache
-        self._topic, self._meaning = cache._topic, cache._meaning
+        self._topic, self._topic_id, self._meaning = cache._topic, cache._topic_id, cache._meaning
         self._scopes, self.locks = cache._scopes, cache.locks
         self.instance = instance
 

@@ -70,7 +70,7 @@ def test_verify_finds_what_was_changed_by_hand(
     assert send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=1).status_code == 200
     wait_until(lambda: hiveio("verify").returncode == 0, 60, "applied and published")
     with redis_client.Redis.from_url(redis.url) as client:
-        (ada,) = client.scan_iter(f"hive:{{{topic}.transactions/0}}:*:a:AccountActor/ada", count=10_000)
+        (ada,) = client.scan_iter(f"hive:{{{topic}.transactions/0/*}}:*:a:AccountActor/ada", count=10_000)
         before = client.get(ada)
         assert before is not None
         prefix = ada.removesuffix(b":a:AccountActor/ada")

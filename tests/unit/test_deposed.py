@@ -17,15 +17,15 @@ from tests.unit.test_engine import hold, until
 class Cache:
     """What all instances know of what was published."""
 
-    noted = ""
+    noted = False
 
     def scope(self, partition: int) -> str:
-        return f"hive:{{log/{partition}}}"
+        return f"hive:{{log/{partition}/id}}"
 
-    async def note_published(self, partition: int, log_id: str) -> None:
-        self.noted = log_id
+    async def note_published(self, partition: int) -> None:
+        self.noted = True
 
-    async def published(self, partition: int) -> str:
+    async def published(self, partition: int) -> bool:
         return self.noted
 
 
@@ -60,7 +60,7 @@ def resuming(service: testing.Service, last: Published, monkeypatch: pytest.Monk
     cache: Any = Cache()
     events: Any = Events()
     log = OldEnd(service.log)
-    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", log_id="log", proved=proved)
+    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", proved=proved)
 
 
 async def test_publishing_waits_for_a_better_broker_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +129,7 @@ async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never
         return 0
 
     one, standby = (
-        Resume(cache, anything, anything, 0, log_where="log/0", where="events/0", log_id="log", proved=proved)
-        for _ in range(2)
+        Resume(cache, anything, anything, 0, log_where="log/0", where="events/0", proved=proved) for _ in range(2)
     )
     assert await one.last() is None  # nothing was ever published
     assert await standby.last() is None

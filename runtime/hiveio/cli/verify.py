@@ -13,6 +13,7 @@ from hiveio.cli.comparing import CacheCheck, Differences, Events, Fold
 from hiveio.cli.judging import count_scopes
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
+from hiveio.kafka.reader import Reader
 from hiveio.loader import load
 from hiveio.redis import Redis
 from hiveio.transaction.cache import Cache, fingerprint
@@ -30,13 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     contracts = load(settings)
     count = count_scopes(settings)
+    with Reader(settings) as reader:
+        log_id = reader.topic_id(settings.log_topic)
     scopes = range(count) if arguments.scope is None else [arguments.scope]
-    return asyncio.run(_verify(settings, contracts, list(scopes)))
+    return asyncio.run(_verify(settings, contracts, log_id, list(scopes)))
 
 
-async def _verify(settings: Settings, contracts: list[Contract], scopes: list[int]) -> int:
+async def _verify(settings: Settings, contracts: list[Contract], log_id: str, scopes: list[int]) -> int:
     redis = Redis(settings.cache_url)
-    cache = Cache(redis, settings.log_topic, fingerprint(contracts))
+    cache = Cache(redis, settings.log_topic, log_id, fingerprint(contracts))
     by_name = {contract.name: contract for contract in contracts}
     try:
         return 1 if sum([await _compare(settings, by_name, cache, scope) for scope in scopes]) else 0

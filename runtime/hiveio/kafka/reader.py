@@ -42,6 +42,12 @@ class Reader:
         found = self._call(self._consumer.list_topics, topic, timeout=TIMEOUT_S).topics[topic]
         return [] if found.error is not None else [(topic, partition) for partition in sorted(found.partitions)]
 
+    def topic_id(self, topic: str) -> str:
+        """Another one where the topic was deleted and made anew."""
+        client = admin(self._settings)  # named: its results end with it
+        asked = client.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT_S)
+        return str(self._call(answered, asked[topic], TIMEOUT_S).topic_id)
+
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
         place = TopicPartition(topic, partition)

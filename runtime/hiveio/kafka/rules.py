@@ -15,10 +15,12 @@ AGAIN_S = 5.0  # between two looks at one topic
 
 
 class Rule(NamedTuple):
-    """``limit`` is the topic's ``max.message.bytes``; a compacted topic takes no record without a key."""
+    """``limit`` is the topic's ``max.message.bytes``; a compacted topic takes no record without a key. ``topic_id`` is
+    another one where the topic is another."""
 
     limit: int
     keyed: bool = False
+    topic_id: str = ""
 
 
 class Rules:
@@ -38,9 +40,9 @@ class Rules:
     async def look(self, topic: str) -> None:
         """Make the topic if it is not there, and read its rules. Raises Unavailable."""
         self._looked_at[topic] = time.monotonic()
-        config = (await ensure_topic(self._settings, topic, FOREVER)).config
-        limit = min(self._limit, int(config.get("max.message.bytes", self._limit)))
-        self._rules[topic] = Rule(limit, "compact" in config.get("cleanup.policy", ""))
+        found = await ensure_topic(self._settings, topic, FOREVER)
+        limit = min(self._limit, int(found.config.get("max.message.bytes", self._limit)))
+        self._rules[topic] = Rule(limit, "compact" in found.config.get("cleanup.policy", ""), found.id)
 
     def look_again(self, topic: str) -> None:
         """Kafka refused what these rules allow, or they refuse what it may allow by now. At most each AGAIN_S."""
@@ -56,6 +58,12 @@ class Rules:
         except Unavailable:
             return  # readiness tells
         self._changed()
+
+    def topic_id(self, topic: str) -> str:
+        """Raises Unavailable where it has not been looked up."""
+        if topic not in self._rules:
+            raise Unavailable(f"events are not taken: the topic {topic} is being looked up")
+        return self._rules[topic].topic_id
 
     def check(self, topic: str, size: int, *, keyless: bool) -> None:
         """Raises TooLarge (413) or Invalid (422) for a record that the topic does not take."""

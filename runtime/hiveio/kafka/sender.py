@@ -82,10 +82,10 @@ class Sender:
             "queue.buffering.max.kbytes": (self._most_bytes >> 10) + 65536,
         }
         self._clients = Clients(self, self._config, settings.buffer_timeout_ms)
-        self._rules = Rules(
+        self.rules = Rules(
             settings,
             int(self._config.get("message.max.bytes", 1_000_000)),
-            changed=lambda: self._clients.adapt(self._rules.limit),
+            changed=lambda: self._clients.adapt(self.rules.limit),
         )
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
@@ -127,12 +127,12 @@ class Sender:
         for name in self._topics:
             while True:
                 try:
-                    await self._rules.look(name)
+                    await self.rules.look(name)
                     break
                 except Unavailable as error:
                     self._closed = str(error)
                 await asyncio.sleep(0.5)
-        self._clients.adapt(self._rules.limit)
+        self._clients.adapt(self.rules.limit)
         self._closed = None
 
     async def stop(self) -> None:
@@ -195,7 +195,7 @@ class Sender:
         """
         if self._closed is not None:
             raise Unavailable(f"events are not taken: {self._closed}")
-        self._rules.check(topic, max(sizes), keyless=keyless)
+        self.rules.check(topic, max(sizes), keyless=keyless)
         held = len(self._pending) + len(self._late)
         if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
             raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(held))
@@ -302,7 +302,7 @@ class Sender:
     def _send_alone(self, record: Record) -> None:
         """Once more, in a batch of its own: it may be a neighbour for which Kafka refused the whole batch."""
         topic, value, key = record.written
-        self._rules.look_again(topic)
+        self.rules.look_again(topic)
         record.client, record.alone, record.error, record.sent = self._clients.alone, True, None, self.loop.time()
         self._produce(record, topic, value, key, record.headers)
 

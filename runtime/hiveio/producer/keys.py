@@ -21,8 +21,10 @@ log = logging.getLogger("hiveio.producer")
 
 
 class Claim(NamedTuple):
-    """A key that this request holds until it is kept or given back. ``token`` is the id of the request's records."""
+    """A key that this request holds until it is kept or given back. ``token`` is the id of the request's records;
+    ``prefix`` is that of the keys of the topic that they are written to."""
 
+    prefix: str
     name: bytes
     token: str
     hash: str
@@ -40,7 +42,7 @@ class Keys:
 
     def __init__(self, settings: Settings) -> None:
         self._redis = Redis(settings.cache_url)
-        self._prefix = f"hive:keys:{{{settings.written_topic or settings.client_id}}}:"
+        self._probe = Claim(f"hive:keys:{{{settings.client_id}}}:", b"ready", "ready", "")
         self._window_ms = settings.idempotency_time_s * 1000
         self._timeout_ms = settings.request_timeout_ms
         self._later: set[asyncio.Task[None]] = set()
@@ -62,7 +64,7 @@ class Keys:
     async def ready(self) -> str | None:
         """None when Redis keeps an entry, always the same one: a PING says nothing about rights, room or replicas."""
         try:
-            await self._tell(Claim(b"ready", "ready", ""), b"P\nready\n")
+            await self._tell(self._probe, b"P\nready\n")
         except Unavailable as error:
             return str(error)
         return None
@@ -72,16 +74,18 @@ class Keys:
 
     # -- keys
 
-    async def claim(self, actor: str, envelope: Envelope, token: str) -> Claim | Outcome:
-        """The key of this request, or the answer that the first one got.
+    async def claim(self, topic: str, topic_id: str, actor: str, envelope: Envelope, token: str) -> Claim | Outcome:
+        """The key of this request, or the answer that the first one got. It belongs to one topic of one cluster: an
+        answer says what is stored there.
 
         Raises Conflict (409) while that is under way, Unknown (504) with its id where it ended without an answer,
         KeyReused (422) where its body was another, Unavailable (503).
         """
         name = encode_json((actor, envelope.id, envelope.key))
-        claim = Claim(name, token, blake2b(envelope.body, digest_size=8).hexdigest())
+        prefix = f"hive:keys:{{{topic}/{topic_id}}}:"
+        claim = Claim(prefix, name, token, blake2b(envelope.body, digest_size=8).hexdigest())
         try:
-            _, found = await self._redis.call(_CLAIM, self._prefix, (self._window_ms,), claim)
+            _, found = await self._redis.call(_CLAIM, prefix, (self._window_ms,), claim[1:])
         except Unavailable:
             self.later(self._tell_again(claim, b""))  # it may have been claimed all the same
             raise
@@ -112,7 +116,7 @@ class Keys:
         await self._told(claim, b"")
 
     def _tell(self, claim: Claim, entry: bytes) -> Awaitable[Any]:
-        return self._redis.call(_KEEP, self._prefix, (self._window_ms,), (claim.name, claim.token, entry))
+        return self._redis.call(_KEEP, claim.prefix, (self._window_ms,), (claim.name, claim.token, entry))
 
     async def _told(self, claim: Claim, entry: bytes) -> None:
         try:

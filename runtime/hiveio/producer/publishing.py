@@ -76,10 +76,12 @@ class Publishing:
         return await self.settled(await self.submit(envelope, claim))
 
     async def claim(self, envelope: Envelope) -> Claim | Outcome | None:
-        """The claim on its Idempotency-Key, where keys are remembered; or the answer that the first request got."""
+        """The claim on its Idempotency-Key, where keys are remembered; or the answer that the first request got.
+        Raises Unavailable as long as the topic is not known."""
         if envelope.key is None or self._keys is None:
             return None
-        return await self._keys.claim(self.contract.name, envelope, self._next_id())
+        id = self._sender.rules.topic_id(self._topic)
+        return await self._keys.claim(self._topic, id, self.contract.name, envelope, self._next_id())
 
     async def submit(
         self, envelope: Envelope, claim: Claim | Outcome | None = None, *, gather: bool = False

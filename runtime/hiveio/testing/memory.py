@@ -24,6 +24,7 @@ from hiveio.transaction.rule import HASH, Known, Prefix, Window
 from hiveio.transaction.scope import Scope
 
 T = TypeVar("T")
+MEMORY = "memory"  # the topic id
 HELD_S = 3600.0  # nobody dies here: a lock lasts until it is given back
 
 
@@ -137,7 +138,7 @@ class MemoryCache(Cache):
     """
 
     def __init__(self, settings: Settings, meaning: str) -> None:
-        self._topic, self._meaning = settings.log_topic, meaning
+        self._topic, self._topic_id, self._meaning = settings.log_topic, MEMORY, meaning
         self._scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
 
@@ -235,9 +236,6 @@ class MemoryCache(Cache):
         scope = self._scopes.get(partition)
         return set(scope.unfolded) if scope else set()
 
-    async def check(self) -> None:
-        pass
-
 
 class MemoryLock(Redlock):
     """Locks of one instance over ``held``, which the instances of a cluster share."""
@@ -277,7 +275,7 @@ class MemoryTransactionLog(TransactionLog):
         window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
         placement = Placement(by_name, s.log_topic, s.partitions)
         self.scopes = [
-            Scope(partition, s.log_topic, "memory", self.cache, self._tail, reader, by_name, window, placement)
+            Scope(partition, s.log_topic, MEMORY, self.cache, self._tail, reader, by_name, window, placement)
             for partition in range(s.partitions)
         ]
         lock = MemoryLock(f"{id(self):x}", self.cache.locks)

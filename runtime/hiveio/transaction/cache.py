@@ -1,7 +1,8 @@
 """The cache of the transaction log in Redis: for each scope, the fold of its log up to a watermark.
 
-The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>}``, whose braces keep a scope on one shard;
-``<mark>`` is ``<scope>:<fingerprint>``, one for each version of the models, so old and new run side by side.
+The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``, whose braces keep a scope on one shard,
+and whose id tells the log from others of its name: in another cluster, or gone. ``<mark>`` is
+``<scope>:<fingerprint>``, one for each version of the models, so old and new run side by side.
 
 =============================== ==============================================================================
 ``<mark>``                      the watermark: ``offset|time|topic id|generation|transaction id before it``
@@ -13,10 +14,12 @@ The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>}``, whose braces
 ``<mark>:<gen>:order:<keyed>``  list: the same, oldest first, to forget by
 ``<mark>:<gen>:verdicts:<n>``   bitmap of 65,536 verdicts; ``…:floor``: the first that is kept
 ``<scope>:lock:<aggregate>``    lock: token of its instance (on the nodes of LOCK_URLS)
-``<scope>:wanted:<aggregate>``  somebody else waits for the lock
+``<scope>:wishes:<aggregate>``  hash: instance that waits for the lock → since when, and when it last asked
 ``<scope>:intent:<aggregate>``  phase one of a transaction
 ``<scope>:publisher``           lease of the publisher
+``<scope>:published``           events of this log were published
 ``<scope>:ready``               written by readiness probes
+``hive:logs:{<log topic>}``     set: the topic ids of all logs of this name that were here
 =============================== ==============================================================================
 
 Everything that counts moves in one script (apply) which compares the watermark first, so a cache that fell back to an
@@ -127,8 +130,8 @@ def fingerprint(contracts: Iterable[Contract]) -> str:
 class Cache:
     """The calls to the cache, each one script. Calls of one kind made in one tick travel together."""
 
-    def __init__(self, redis: Redis, topic: str, meaning: str) -> None:
-        self.redis, self._topic, self._meaning = redis, topic, meaning
+    def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str) -> None:
+        self.redis, self._topic, self._topic_id, self._meaning = redis, topic, topic_id, meaning
 
     @property
     def away(self) -> str:
@@ -140,7 +143,7 @@ class Cache:
         await self.redis.execute("SET", f"{self.scope(0)}:ready", "", "PX", PROBED_MS)
 
     def scope(self, partition: int) -> str:
-        return f"hive:{{{self._topic}/{partition}}}"
+        return f"hive:{{{self._topic}/{partition}/{self._topic_id}}}"
 
     def mark(self, partition: int) -> str:
         return f"{self.scope(partition)}:{self._meaning}"
@@ -191,13 +194,19 @@ class Cache:
         _, held = await self.redis.call(_LEASE, f"{self.scope(partition)}:publisher", (), (holder, ttl_ms))
         return bool(held)
 
-    async def note_published(self, partition: int, log_id: str) -> None:
-        """Note that events of the log with this topic id were published."""
-        await self.redis.execute("SET", f"{self.scope(partition)}:published", log_id)
+    async def note_published(self, partition: int) -> None:
+        """Note that events of this log were published."""
+        await self.redis.execute("SET", f"{self.scope(partition)}:published", "")
 
-    async def published(self, partition: int) -> str:
-        """The topic id of the log whose events were published; nothing where none is known."""
-        return (await self.redis.execute("GET", f"{self.scope(partition)}:published") or b"").decode()
+    async def published(self, partition: int) -> bool:
+        """Whether events of this log are known to have been published."""
+        return bool(await self.redis.execute("EXISTS", f"{self.scope(partition)}:published"))
+
+    async def others(self) -> list[str]:
+        """The topic ids of other logs of this name that were in this Redis. Notes this one."""
+        name = f"hive:logs:{{{self._topic}}}"
+        await self.redis.execute("SADD", name, self._topic_id)
+        return sorted({id.decode() for id in await self.redis.execute("SMEMBERS", name)} - {self._topic_id})
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove what a generation left behind."""
@@ -225,14 +234,14 @@ class Cache:
     async def sampled(self) -> list[tuple[int, str]]:
         """Some aggregates of any scope, with their partitions, of whichever version of the models; no more than are
         among ``SAMPLE`` keys of this Redis."""
-        prefix = f"hive:{{{self._topic}/"
+        prefix, suffix = f"hive:{{{self._topic}/", f"/{self._topic_id}}}"
         found: list[tuple[int, str]] = []
         cursor: Any = 0
         for _ in range(SAMPLE // LEFTOVERS):
-            pattern = f"{_escaped(prefix)}*:a:*"
+            pattern = f"{_escaped(prefix)}*{_escaped(suffix)}:*:a:*"
             cursor, keys = await self.redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
             for key in keys:
-                partition, _, rest = key.decode("utf-8", "replace").removeprefix(prefix).partition("}")
+                partition, _, rest = key.decode("utf-8", "replace").removeprefix(prefix).partition(suffix)
                 found.append((int(partition), rest.partition(":a:")[2]))
             if int(cursor) == 0:
                 break
@@ -242,10 +251,6 @@ class Cache:
         """The aggregates that have events beside their snapshot, and ``<actor>/`` of actors not known here."""
         found = await self.redis.execute("SMEMBERS", f"{self.mark(partition)}:{generation}:unfolded")
         return {name.decode("utf-8", "replace") for name in found}
-
-    async def check(self) -> None:
-        """Raises Unsafe for a Redis that may evict keys, Unavailable when it does not answer."""
-        await self.redis.refuse_eviction()
 
 
 def known(text: bytes | None) -> Known | None:

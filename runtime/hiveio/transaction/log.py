@@ -76,9 +76,10 @@ class TransactionLog:
         by_url = {url: Redis(url) for url in dict.fromkeys((s.cache_url, *s.lock_nodes))}
         self._nodes = list(by_url.values())
         cache_node = by_url[s.cache_url]
-        self._cache = Cache(cache_node, s.log_topic, fingerprint(self.contracts))
         first_contact(s)
-        topic, events = await _patiently(self._backends)
+        topic, events = await _patiently(lambda: self._backends(cache_node))
+        self._cache = Cache(cache_node, s.log_topic, topic.id, fingerprint(self.contracts))
+        await self._tell_others()
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -106,18 +107,29 @@ class TransactionLog:
         self.engine.start(self._appender)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(
-                s, scope, self._cache, self._publishing, self._events, instance, topic.id, self._observer
-            )
+            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, self._observer)
             self._publishers.append(publisher)
             publisher.start()
         self._lag = PublisherLag(self.scopes, Marks(s), self._events, s.written_topic)
         self._lag.start()
         self._started = True
 
-    async def _backends(self) -> tuple[Topic, Topic]:
+    async def _tell_others(self) -> None:
+        """A line about what other logs of this name have left in Redis, or another cluster uses."""
+        try:
+            others = await self._cache.others()
+        except Unavailable:
+            return  # nothing rests on it, and readiness says why Redis takes nothing
+        if others:
+            log.warning(
+                "the Redis of CACHE_URL has seen %d other logs named %s, of other clusters or gone by now: %s; nothing "
+                "of theirs is used here, and docs/operations.md says how to delete it",
+                *(len(others), self.settings.log_topic, ", ".join(others[:5])),
+            )
+
+    async def _backends(self, cache_node: Redis) -> tuple[Topic, Topic]:
         """The topics, made if need be, and a Redis that keeps what it is given."""
-        await self._cache.check()
+        await cache_node.refuse_eviction()
         s = self.settings
         found = await ensure_topic(s, s.log_topic, _LOG_TOPIC)
         events = await ensure_topic(s, s.written_topic, FOREVER)

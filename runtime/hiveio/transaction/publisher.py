@@ -56,7 +56,6 @@ class Publisher:
         tail: Tail,
         events: LogReader,
         holder: str,
-        log_id: str,
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
@@ -71,7 +70,6 @@ class Publisher:
             scope.partition,
             log_where=scope.where,
             where=where,
-            log_id=log_id,
             proved=self._log_end,
         )
         self._where = where

@@ -63,7 +63,7 @@ async def last_event(events: LogReader, partition: int, stranger: Callable[[int]
 
 
 class Resume:
-    """Finds the last event of one partition, and compares it with the log. ``log_id`` is the topic id of the log."""
+    """Finds the last event of one partition, and compares it with the log."""
 
     def __init__(
         self,
@@ -74,12 +74,11 @@ class Resume:
         *,
         log_where: str,
         where: str,
-        log_id: str,
         proved: Callable[[], Awaitable[int]],
     ) -> None:
         """``proved`` gives the end of the log, surely not an old one."""
         self._cache, self._log, self._events, self._partition = cache, log, events, partition
-        self._log_where, self._where, self._log_id, self._proved = log_where, where, log_id, proved
+        self._log_where, self._where, self._proved = log_where, where, proved
         self._strangers = Strangers(where, "no event of this service: it is passed over")
         self._trimmed = 0
         self._noted = False
@@ -106,12 +105,12 @@ class Resume:
     async def note(self) -> None:
         """Let every instance know that events of this log are on the topic."""
         if not self._noted:
-            await self._cache.note_published(self._partition, self._log_id)
+            await self._cache.note_published(self._partition)
             self._noted = True
 
     async def _never_published(self, first: int) -> None:
         """Raises Corrupt where events were published, and are gone with their topic."""
-        if first > 0 or self._noted or await self._cache.published(self._partition) == self._log_id:
+        if first > 0 or self._noted or await self._cache.published(self._partition):
             raise Corrupt(
                 f"{self._where} was emptied or made anew, so nobody can tell which events of {self._log_where} its "
                 "consumers have seen. Bring the topic back; or, to publish every event of the log again, delete the "
