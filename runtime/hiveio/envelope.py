@@ -264,15 +264,16 @@ class UpcastingCodec(Codec):
         try:
             old = self._decode_old(body)
             name, payload = self._upcast(old.type, old.payload)
-            kind = self.types.get(name)
-            if kind is None:
+            if name not in self._payloads:
                 raise Invalid(f"unknown type {name!r}; known are: {', '.join(sorted(self.types))}", pointer="/type")
+            decode = self._payloads[name].decode
+            # By way of JSON: only its decoder takes the texts that keys are there for numbers, and any value as Raw.
             try:
-                message = msgspec.convert(payload, kind)
+                message = decode(encode_json(payload))
             except msgspec.ValidationError as error:
                 if not _lacks_integer(error):
                     raise
-                message = msgspec.convert(with_integers(payload), kind)
+                message = decode(encode_json(with_integers(payload)))
             return message, None if old.meta is UNSET else old.meta
         except msgspec.ValidationError as error:
             raise invalid(error, "/payload") from None

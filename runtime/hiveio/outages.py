@@ -77,6 +77,14 @@ def of(backend: str) -> Outage:
         return _known.setdefault(backend, Outage(backend))
 
 
+def forget(backend: str, reason: str) -> None:
+    """It will not be back: why."""
+    with _lock:
+        outage = _known.pop(backend, None)
+    if outage is not None and outage.since is not None:
+        log.info("%s is asked no more: %s", backend, reason)
+
+
 def worth_a_line(record: logging.LogRecord) -> bool:
     """A filter for all lines: what only says that something waits for a backend that is away is counted there."""
     if record.levelno > logging.ERROR or not isinstance(record.args, tuple):

@@ -164,6 +164,20 @@ def made(stage: Stage) -> bool:
     return True
 
 
+async def at_rest(stage: Stage, *, events: int = 1) -> AdminClient:
+    """So many events are published, and the service is stopped: something may be done to its topics."""
+    for _ in range(events):
+        call = await stage.accepted("Deposit", "Account/a", amount=10)
+    await published(stage, call.marker)
+    for instance in stage.instances:
+        instance.stop()
+    return AdminClient({"bootstrap.servers": stage.direct.brokers})
+
+
+def delete(admin: AdminClient, topic: str) -> None:
+    admin.delete_topics([topic])[topic].result(20)
+
+
 async def restart(stage: Stage) -> None:
     for instance in stage.instances:
         instance.kill()
@@ -173,12 +187,7 @@ async def restart(stage: Stage) -> None:
 @pytest.mark.fault(53)
 async def test_53_the_log_was_made_anew_beside_a_topic_with_events(broker: Broker) -> None:
     with Stage(broker) as stage:
-        call = await stage.accepted("Deposit", "Account/a", amount=10)
-        await published(stage, call.marker)
-        for instance in stage.instances:
-            instance.stop()
-        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
-        admin.delete_topics([stage.log_topic])[stage.log_topic].result(20)
+        delete(await at_rest(stage), stage.log_topic)
         await restart(stage)
         await stopped(stage, "has events of a log that is gone")
 
@@ -187,14 +196,9 @@ async def test_53_the_log_was_made_anew_beside_a_topic_with_events(broker: Broke
 async def test_53_the_log_was_cut(broker: Broker) -> None:
     """As a broker that lost its last records: a log that is shorter, with the same first ones."""
     with Stage(broker) as stage:
-        for _ in range(3):
-            call = await stage.accepted("Deposit", "Account/a", amount=10)
-        await published(stage, call.marker)
-        for instance in stage.instances:
-            instance.stop()
+        admin = await at_rest(stage, events=3)
         records = read_all(stage.direct.brokers, stage.log_topic)[:-2]
-        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
-        admin.delete_topics([stage.log_topic])[stage.log_topic].result(20)
+        delete(admin, stage.log_topic)
         await until(lambda: made(stage), "made anew", to_thread=True)
         write(stage.direct.brokers, stage.log_topic, [(0, (m.key() or b"").decode(), m.value(), {}) for m in records])
         await restart(stage)
@@ -205,16 +209,12 @@ async def test_53_the_log_was_cut(broker: Broker) -> None:
 @pytest.mark.parametrize("how", ["purged", "made anew"])
 async def test_53_the_event_topic_was_emptied(broker: Broker, how: str) -> None:
     with Stage(broker) as stage:
-        call = await stage.accepted("Deposit", "Account/a", amount=10)
-        await published(stage, call.marker)
-        for instance in stage.instances:
-            instance.stop()
-        admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
+        admin = await at_rest(stage)
         if how == "purged":
             place = TopicPartition(stage.topic, 0, -1)
             admin.delete_records([place])[place].result(20)
         else:
-            admin.delete_topics([stage.topic])[stage.topic].result(20)
+            delete(admin, stage.topic)
         await restart(stage)
         await stopped(stage, "was emptied or made anew")
         assert stage.end(stage.topic) == (1 if how == "purged" else 0), "nothing is published again silently"

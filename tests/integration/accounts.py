@@ -6,17 +6,13 @@ import httpx
 
 from tests.process import Role
 
-ACTOR = """
+HEAD = """
 from typing import Annotated
 from msgspec import Meta
 from hiveio import Actor, Command, Event, Model, Rejected
 
 class Open(Command):
     owner: str
-class Deposit(Command):
-    amount: Annotated[int, Meta(gt=0)]
-class Break(Command):
-    how: str
 class Opened(Event):
     owner: str
 class Deposited(Event):
@@ -24,6 +20,15 @@ class Deposited(Event):
 class Account(Model):
     owner: str
     balance: int = 0
+"""
+
+ACTOR = (
+    HEAD
+    + """
+class Deposit(Command):
+    amount: Annotated[int, Meta(gt=0)]
+class Break(Command):
+    how: str
 
 class AccountActor(Actor):
     path = "/accounts/{id}"
@@ -56,6 +61,7 @@ class AccountActor(Actor):
             case Deposited(amount=amount):
                 return Account(account.owner, account.balance + amount)
 """
+)
 TAKES_DEPOSITS = """
 from hiveio import Actor, Command, Event, Model
 

@@ -1,5 +1,7 @@
 """A shop in every role: the messages, types and answers that /openapi.json has to describe."""
 
+from tests.integration.accounts import HEAD
+
 BASE = '''
 """Orders, as the tests of /openapi.json see them."""
 from datetime import date, datetime
@@ -138,22 +140,11 @@ class Thermometer(Actor):
                 return [Temperature(celsius) for celsius in self.latest.values() if celsius > above]
 """
 
-PROCESSOR = """
-from typing import Annotated
-from msgspec import Meta
-from hiveio import Actor, Command, Event, Model, Rejected
-
-class Open(Command):
-    owner: str
+PROCESSOR = (
+    HEAD
+    + """
 class Deposit(Command):
     amounts: list[Annotated[int, Meta(gt=0, lt=1_000_000_000)]]
-class Opened(Event):
-    owner: str
-class Deposited(Event):
-    amount: int
-class Account(Model):
-    owner: str
-    balance: int = 0
 
 class Accounts(Actor):
     path = "/accounts/{id}"
@@ -177,3 +168,4 @@ class Accounts(Actor):
                 assert account
                 return Account(account.owner, account.balance + amount)
 """
+)

@@ -233,9 +233,10 @@ async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
 async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
     kafka: Kafka, topic: str, settings: Made
 ) -> None:
-    made = settings(consumer_backoff_ms=1, consumer_backoff_limit_ms=2)
-    make_topic(kafka.brokers, topic, 2)
-    write(kafka.brokers, topic, [*keyed(("a", 0)), *keyed(("a", 0), partition=1)])
+    """While it is away no attempt of those is used up after which a record that fails is a dead letter."""
+    made = settings(consumer_attempts=4, consumer_backoff_ms=1, consumer_backoff_limit_ms=2)
+    make_topic(kafka.brokers, topic, 3)
+    write(kafka.brokers, topic, [line for at in range(3) for line in keyed(("a", 0), partition=at)])
     attempts: Counter[int] = Counter()
 
     async def fail(amount: int, context: Context) -> None:
@@ -243,14 +244,17 @@ async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
         attempts[context.partition] += 1
         if context.partition == 0:
             raise Rejected("no")
-        if attempts[1] < 30:
+        if 1 < attempts[context.partition] < 30:
             raise Unavailable("the database is away")
+        if context.partition == 2 or attempts[context.partition] == 1:
+            raise ValueError("not yet, or never")
 
     async with member(made) as one:
         one.actor.on_event = fail
-        await one.until(lambda: one.actor.seen and one.consumer.counts.dead)
-    assert attempts == {0: 1, 1: 30}
-    assert letters(kafka, made)[0]["hive-dead-reason"] == "refused"
+        await one.until(lambda: one.actor.seen and one.consumer.counts.dead == 2)
+    assert attempts == {0: 1, 1: 30, 2: 1 + 28 + 3}
+    told = {letter["hive-dead-reason"]: letter["hive-dead-attempts"] for letter in letters(kafka, made)}
+    assert told == {"refused": "1", "failed": "4"}
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -9,9 +9,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from hiveio.errors import Unavailable
+from hiveio.kafka.sender import CLOSED
 from hiveio.outages import EVERY_S
 from hiveio.projection.postgres import PostgresProjection
 from tests.integration import shop
@@ -91,6 +93,10 @@ def test_the_reason_is_told_at_the_start(name: str, redis: Redis) -> None:
                 wait_until(lambda role=role: role.logs("listening"), 20, "the start")  # type: ignore[misc]
                 wait_until(lambda role=role: told(role, "Kafka at "), 4, f"the reason ({reason})")  # type: ignore[misc]
                 assert reason in told(role, "Kafka at ")[0]
+                if name == "producer":  # clients are told neither where Kafka is, nor what it said
+                    refused = httpx.post(role.url + "/readings", json={"sensor": "a", "celsius": 1, "count": 1})
+                    assert refused.status_code == 503, refused.text
+                    assert refused.json()["detail"] == CLOSED
                 role.kill()
         for each in crowd:
             each.close()

@@ -18,7 +18,7 @@ import pytest
 
 from hiveio import Unavailable
 from hiveio.config import Settings
-from hiveio.errors import ConfigError
+from hiveio.errors import AWAY, ConfigError
 from hiveio.projection import SqliteProjection
 from hiveio.projection.postgres import PostgresProjection
 from tests.conftest import required
@@ -166,6 +166,31 @@ async def test_a_database_that_is_read_only_or_locked(
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+async def test_a_user_who_may_make_nothing_needs_a_schema_with_its_tables_and_no_more(postgres: Postgres) -> None:
+    """An IF NOT EXISTS needs the right to make what is there already."""
+    name = f"u{uuid.uuid4().hex}"
+    url = postgres.url.replace("hiveio@", f"{name}@")
+    maker, user = (type("Projected", (Postgresql,), {"url": made, "schema": name})() for made in (postgres.url, url))
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN")
+        admin.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
+        await user.start()  # it may make tables in its schema, and no schema in the database
+        assert await user.take(at(0), 1)
+        await user.stop()
+        admin.execute(f"DROP SCHEMA {name} CASCADE")
+        await maker.start()
+        await maker.stop()
+        admin.execute(f"GRANT USAGE ON SCHEMA {name} TO {name}")
+        admin.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {name} TO {name}")
+        user = type("Projected", (Postgresql,), {"url": url, "schema": name, "tables": ""})()
+        await user.start()
+        assert await user.take(at(0), 1)
+        assert await user.amounts() == [1]
+        await user.stop()
+        admin.execute(f"DROP OWNED BY {name} CASCADE")
+        admin.execute(f"DROP ROLE {name}")
+
+
 async def test_what_a_record_is_to_blame_for_is_no_backend_that_is_away(postgres: Postgres) -> None:
     """PostgreSQL calls it operational, too: a limit of the program, which the same event meets again."""
     schema, tables = f"s{uuid.uuid4().hex}", "CREATE TABLE IF NOT EXISTS name (text TEXT PRIMARY KEY)"
@@ -220,17 +245,23 @@ async def test_a_store_is_one_actors(postgres: Postgres, tmp_path: Path) -> None
 
 
 PROJECTED = """
-from hiveio import Context, Event
+from hiveio import Context, Event, Query
 from hiveio.projection.postgres import PostgresProjection
 
 class Deposited(Event):
     amount: int
 
+class Next(Query):
+    pass
+
 class Lines(PostgresProjection):
+    path = "/lines"
     tables = "CREATE TABLE IF NOT EXISTS line (amount BIGINT)"
 
-    async def perform(self, event: Deposited, context: Context) -> None:
-        await self.once(context, lambda db: db.execute("INSERT INTO line VALUES (%s)", (event.amount,)))
+    async def perform(self, message: Deposited | Next, context: Context) -> int | None:
+        if isinstance(message, Next):
+            return (await self.position("t", 0))[0]
+        await self.once(context, lambda db: db.execute("INSERT INTO line VALUES (%s)", (message.amount,)))
 """
 
 
@@ -255,6 +286,9 @@ def test_the_reason_of_a_failed_first_connection_is_told(kafka: Kafka, topic: st
                 return False
 
         wait_until(told, 20, "readiness tells")
+        refused = httpx.get(role.url + "/lines", timeout=30)
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == AWAY, "a client is not told where the database is"
         with required("postgres"), Postgres(port=port) as server:
             wait_until(lambda: httpx.get(role.url + "/readyz").status_code == 200, 60, "it is ready")
 

@@ -1,7 +1,11 @@
 # ruff: noqa: E501, RUF012
 # mypy: disable-error-code="misc, empty-body"
+import datetime
+import decimal
+import enum
 import json
-from typing import Any
+import uuid
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -198,6 +202,50 @@ def test_old_messages_are_made_todays_before_they_are_decoded() -> None:
     with pytest.raises(Invalid, match="count") as caught:
         codec.decode(b'{"type":"Ordered","payload":{"type":"new"}}')
     assert caught.value.members["pointer"] == "/payload/count"
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Shade(enum.Enum):
+    DARK = "dark"
+
+
+class Counted(Event):
+    """Whose keys are no texts, and stand in JSON as such; ``raw`` is anything."""
+
+    numbers: dict[int, dict[float, int]]
+    ids: dict[uuid.UUID, int]
+    times: dict[datetime.datetime, datetime.date]
+    colours: dict[Colour, Shade]
+    shades: dict[Shade, set[int]]
+    literals: dict[Literal[1, 2], tuple[uuid.UUID, ...]]
+    prices: dict[decimal.Decimal, bytes]
+    raw: Raw
+
+
+def test_what_older_versions_wrote_is_read_as_it_was_written() -> None:
+    id, now = uuid.uuid4(), datetime.datetime.now(datetime.UTC)
+    counted = Counted(
+        {-5: {1.5: 2**70}, 7: {}},
+        {id: 1},
+        {now: now.date()},
+        {Colour.RED: Shade.DARK},
+        {Shade.DARK: {1, 2}},
+        {2: (id,)},
+        {decimal.Decimal("1.10"): b"\x00"},
+        Raw(b'{"a":[1]}'),
+    )
+    body = encode_message(counted)
+    assert UpcastingCodec([Counted], lambda type, payload: (type, payload)).decode(body) == (counted, None)
+    # It may give values as they are in Python, too, and numbers that another program wrote as 7.0.
+    made = {name: getattr(counted, name) for name in counted.__struct_fields__} | {"numbers": {7: {"1.5": 7.0}}}
+    codec = UpcastingCodec([Counted], lambda type, payload: ("Counted", made))
+    message, _ = codec.decode(b'{"type":"Numbered"}')
+    assert message == msgspec.structs.replace(counted, numbers={7: {1.5: 7}})
+    with pytest.raises(Invalid, match="int"):
+        UpcastingCodec([Counted], lambda type, payload: (type, payload)).decode(body.replace(b'"-5"', b'"five"'))
 
 
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))

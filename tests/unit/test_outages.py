@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,18 +114,57 @@ def test_one_that_is_gone_for_good_excuses_nobody_for_ever(outage: Outage, clock
     assert not outage.is_felt()
 
 
-def test_a_thread_that_asks_for_a_broker_disturbs_no_one_who_has_seeded_the_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    answers: list[Any] = [KafkaException(KafkaError(KafkaError._TRANSPORT)), {}]
+class Asked:
+    """Stands in for the client of one broker, or, without ``bootstrap.servers``, for one of the whole cluster."""
 
-    def list_topics(timeout: float) -> Any:
-        if isinstance(answer := answers.pop(0), Exception):
-            raise answer
-        return answer
+    def __init__(self, alone: list[set[str] | None], cluster: list[set[str] | None]) -> None:
+        self._alone, self._cluster = alone, cluster
 
-    monkeypatch.setattr(brokers, "PAUSE_S", 0)
+    def __call__(self, properties: Mapping[str, Any]) -> Any:
+        answers = self._alone if "bootstrap.servers" in properties else self._cluster
+
+        def list_topics(timeout: float) -> Any:
+            if (answer := answers.pop(0)) is None:
+                raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+            places = [name.rsplit(":", 1) for name in answer]
+            return SimpleNamespace(brokers={n: SimpleNamespace(host=h, port=p) for n, (h, p) in enumerate(places)})
+
+        return SimpleNamespace(list_topics=list_topics)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of a thread that asks for a broker, which are not waited for."""
+    monkeypatch.setattr(outages, "_known", {})
+    found: list[float] = []
+    monkeypatch.setattr(brokers.time, "sleep", found.append)
+    return found
+
+
+def test_a_thread_that_asks_for_a_broker_disturbs_no_one_who_has_seeded_the_process(slept: list[float]) -> None:
     before = random.getstate()
-    brokers._ask("nowhere:1", lambda properties: SimpleNamespace(list_topics=list_topics))  # type: ignore[arg-type, return-value]
-    assert not answers
+    brokers._ask("nowhere:1", Asked([None, set()], [None]))
+    assert len(slept) == 1
     assert random.getstate() == before
+
+
+def test_a_broker_is_asked_ever_less_often(slept: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    outages.of("Kafka at b:9092").away("refused")
+    brokers._ask("b:9092", Asked([None] * 20 + [{"b:9092"}], [None, {"b:9092"}] * 10))
+    pauses = [0.5, 1, 2, 4, 8, 16] + [30.0] * 14
+    assert all(most / 2 <= pause <= most for pause, most in zip(slept, pauses, strict=True))
+    assert len(set(slept)) == 20, "with jitter"
+    assert " is back, after " in told(caplog)[-1]
+
+
+def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
+    slept: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    outages.of("Kafka at [::1]:9092").away("refused")
+    outages.of("Kafka at b:9092").away("refused")
+    brokers._ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
+    assert len(slept) == 2
+    assert told(caplog)[-1] == "Kafka at b:9092 is asked no more: the other brokers do not name it"
+    brokers._ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
+    assert len(slept) == 3, "an address of IPv6 is named without brackets"
+    assert [*outages._known] == ["Kafka at [::1]:9092"]

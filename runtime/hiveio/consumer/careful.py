@@ -132,9 +132,10 @@ class CarefulLane(Lane):
         """Handle it, or go on after ``error``, in growing intervals: None when it worked, else how it failed at last.
 
         Each attempt is given what ``make`` gives: what one has changed is not there for the next. With ``once`` it is
-        tried again only for a backend that is away.
+        tried again only for a backend that is away. Attempts that found a backend away are none of those after which it
+        ends, and their intervals grow by themselves.
         """
-        attempt = 1
+        attempt = failed = waited = 0  # of the attempts, those that failed; those since then that found a backend away
         envelope: Envelope | None = None
         while True:
             if error is None:
@@ -150,23 +151,26 @@ class CarefulLane(Lane):
                 raise failure
             if self._closing:
                 raise asyncio.CancelledError  # it is not done: another owner tries it
-            wait_s = self.retry.wait_s(failure, attempt)
-            away = isinstance(failure, Unavailable)
+            attempt += 1
+            if away := isinstance(failure, Unavailable):
+                waited += 1
+            else:
+                failed, waited, hand.held = failed + 1, 0, None
+            wait_s = self.retry.wait_s(failure, waited if away else failed)
             if wait_s is None or (once and not away):
                 hand.held = None
                 if not once and not isinstance(failure, Refused):
                     place = f"{self.topic}/{self.partition}/{message.offset()}"
-                    log_fault(logger, failure, target.contract, envelope or make(), record=place, attempts=attempt)
-                return failure, attempt
+                    log_fault(logger, failure, target.contract, envelope or make(), record=place, attempts=failed)
+                return failure, failed
             text = f"{self.topic}/{self.partition}/{message.offset()}: attempt {attempt} failed"
-            if away and attempt >= self.retry.attempts:
+            if waited >= self.retry.attempts:
                 hand.held = f"{text}, and it waits for its backend: {failure}"
-            if not away or attempt.bit_count() == 1:  # what has no end is told at growing distances
+            if not away or waited.bit_count() == 1:  # what has no end is told at growing distances
                 told = f"{text}, the next is in {wait_s:.2f} s: {type(failure).__name__}: {failure}"
                 logger.warning("%s", told, extra=about(target.contract, envelope or make()))
             self.routing.counts.retried += 1
             await self._wait(hand, asyncio.sleep(wait_s))
-            attempt += 1
 
     async def _blocked(self, message: Message) -> frozenset[str] | None:
         """The actors for whom its key is parked; None when that is all of them, and it is parked behind."""

@@ -1,6 +1,7 @@
 """Brokers that cannot be reached, told in few lines: what librdkafka and its callbacks say many times a second.
 
-librdkafka does not say when it is connected again, so a client of its own asks the broker, while it is away.
+librdkafka does not say when it is connected again, so a client of its own asks the broker, while it is away. One that
+the cluster no longer names is asked no more.
 """
 
 import logging
@@ -18,7 +19,7 @@ from hiveio.kafka.threads import start_thread
 
 FIRST_S = 1.6  # the longest that a first answer may take
 ASK_S = 2.0
-PAUSE_S = 0.5
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between two questions; they double
 _BROKER = re.compile(r"(?:\w+://)?(\[[0-9a-fA-F:.]+\]:\d+|[\w.-]+:\d+)(?:/\w+)?: ")
 _CONNECTION = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -100,17 +101,28 @@ def _away(broker: str, reason: str) -> None:
 
 
 def _ask(broker: str, made: Client) -> None:
-    """Until it answers, which is then told."""
+    """Until it answers, or others do and do not name it, which is then told."""
     quiet = {"logger": _silent, "log_level": 0, "reconnect.backoff.max.ms": 500}
     client = made(quiet | {"bootstrap.servers": broker, "socket.connection.setup.timeout.ms": 2000})
+    cluster = made(quiet)
     # Its own: whoever seeds the one of the process, to repeat a run, shall not find it disturbed by a thread.
     jitter = random.Random()
-    while True:
-        try:
-            client.list_topics(timeout=ASK_S)
-            break
-        except KafkaException:
-            time.sleep(PAUSE_S * jitter.uniform(0.5, 1.0))
+    pause_s = PAUSE_S
+    while not (answers := _named(client) is not None) and broker in (_named(cluster) or {broker}):
+        time.sleep(pause_s * jitter.uniform(0.5, 1.0))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     with _lock:
         _asking.discard(broker)
-    outages.of(f"Kafka at {broker}").back()
+    if answers:
+        outages.of(f"Kafka at {broker}").back()
+    else:
+        outages.forget(f"Kafka at {broker}", "the other brokers do not name it")
+
+
+def _named(client: Producer) -> set[str] | None:
+    """The brokers of the cluster, as its metadata names them; None without an answer."""
+    try:
+        brokers = client.list_topics(timeout=ASK_S).brokers.values()
+    except KafkaException:
+        return None
+    return {f"[{each.host}]:{each.port}" if ":" in each.host else f"{each.host}:{each.port}" for each in brokers}

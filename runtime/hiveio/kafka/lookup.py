@@ -9,7 +9,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions as GroupOffsets
 from confluent_kafka.admin import AdminClient
 
 from hiveio.config import Settings
-from hiveio.errors import ConfigError, Unavailable
+from hiveio.errors import ConfigError, Unavailable, backend_away
 from hiveio.kafka.assigned import Key, Note
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
@@ -138,7 +138,7 @@ class Lookup:
         place, what = TopicPartition(topic, partition), f"the end of {topic}/{partition}"
         found = self._call(lambda consumer, _: consumer.get_watermark_offsets(place, timeout=CALL_S), what)
         if found is None:
-            raise Unavailable(f"{what} was not told within {CALL_S:g} s")
+            raise backend_away(f"{what} was not told within {CALL_S:g} s")
         return found
 
     def answer(self) -> str | None:
@@ -166,10 +166,10 @@ class Lookup:
         error = failure.args[0] if isinstance(failure, KafkaException) else failure
         where = f"Kafka at {self._settings.brokers}"
         if isinstance(error, KafkaError) and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-            return Unavailable(f"{where}: {denied(error, f'group {self._settings.group_id}', 'Read')}")
+            return backend_away(f"{where}: {denied(error, f'group {self._settings.group_id}', 'Read')}")
         if (right := denied(error, what, "Describe or Read")) is not None:
-            return Unavailable(f"{where}: {right}")
-        return Unavailable(f"{where}{f': {what}' if what else ' does not answer'}: {text(failure)}")
+            return backend_away(f"{where}: {right}")
+        return backend_away(f"{where}{f': {what}' if what else ' does not answer'}: {text(failure)}")
 
     def close(self) -> None:
         """The clients end when nobody uses them any more: closed under a call, that call would never return."""

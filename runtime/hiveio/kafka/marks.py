@@ -7,7 +7,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import backend_away
 from hiveio.kafka.topics import admin
 
 TIMEOUT_S = 5.0
@@ -29,9 +29,9 @@ class Marks:
             told = self._admin.list_offsets(asked, request_timeout=TIMEOUT_S)
             return {(tp.topic, tp.partition): future.result(2 * TIMEOUT_S).offset for tp, future in told.items()}
         except KafkaException as error:
-            raise Unavailable(f"the ends of topics: {error.args[0].str()}") from None
+            raise backend_away(f"the ends of topics: {error.args[0].str()}") from None
         except TimeoutError:
-            raise Unavailable(f"the ends of topics were not told within {2 * TIMEOUT_S:.0f} s") from None
+            raise backend_away(f"the ends of topics were not told within {2 * TIMEOUT_S:.0f} s") from None
 
 
 def age_s(time_ms: int) -> float:

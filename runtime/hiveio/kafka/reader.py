@@ -6,7 +6,7 @@ from typing import Any, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import backend_away
 from hiveio.kafka.assigned import UNKNOWN, Note
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.session import Outgoing
@@ -53,7 +53,7 @@ class Reader:
         place = TopicPartition(topic, partition)
         found: tuple[int, int] | None = self._call(self._consumer.get_watermark_offsets, place, timeout=TIMEOUT_S)
         if found is None:
-            raise Unavailable(f"the end of {topic}/{partition} was not told within {TIMEOUT_S:g} s")
+            raise backend_away(f"the end of {topic}/{partition} was not told within {TIMEOUT_S:g} s")
         return found
 
     def offset_at(self, topic: str, partition: int, time_ms: int) -> int:
@@ -72,7 +72,7 @@ class Reader:
             while offset < end:
                 first_one = self._call(self._consumer.poll, TIMEOUT_S)  # consume would wait for a full batch
                 if first_one is None:
-                    raise Unavailable(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
+                    raise backend_away(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
                 for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
                     if (failure := message.error()) is not None:
                         if failure.code() == KafkaError._PARTITION_EOF:
@@ -80,7 +80,7 @@ class Reader:
                         if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                             continue  # the client looks for a coordinator, whom nobody needs here
                         reason = denied(failure, f"topic {topic}", "Read")
-                        raise Unavailable(reason or f"{topic}/{partition}: {failure.str()}")
+                        raise backend_away(reason or f"{topic}/{partition}: {failure.str()}")
                     offset = message.offset() + 1
                     yield message
         finally:
@@ -101,7 +101,7 @@ class Reader:
             self._call(self._producer.produce, topic, value, key, partition, headers=headers, on_delivery=report)
             self._producer.poll(0)
         if self._producer.flush(TIMEOUT_S * 3) or failed:
-            raise Unavailable(f"not all was written: {failed[0] if failed else 'no answer'}")
+            raise backend_away(f"not all was written: {failed[0] if failed else 'no answer'}")
 
     def members(self, group: str) -> int:
         """How many instances are in the group."""
@@ -134,4 +134,4 @@ class Reader:
             return function(*arguments, **named)
         except (KafkaException, BufferError) as error:
             reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-            raise Unavailable(f"Kafka at {self._settings.brokers}: {reason}") from None
+            raise backend_away(f"Kafka at {self._settings.brokers}: {reason}") from None

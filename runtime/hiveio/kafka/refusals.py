@@ -54,10 +54,13 @@ def refusal(error: KafkaError, topic: str) -> Problem | None:
 def failed(reason: str) -> Problem:
     """The answer to a record of which a producer that failed for good has sent nothing.
 
-    An error that is fatal has a code that says no more than that: only the reason tells of a missing right.
+    An error that is fatal has a code that says no more than that: only the reason tells of a missing right. It is for
+    the log alone: it names brokers.
     """
-    kind = Forbidden if "authorization failed" in reason.lower() else Unavailable
-    return kind(f"the Kafka producer failed: {reason}; nothing was stored")
+    if "authorization failed" in reason.lower():
+        return Forbidden("this service may not write to its topic; nothing was stored")
+    text = f"the Kafka producer failed: {reason}; nothing was stored"
+    return Unavailable("the Kafka producer failed; nothing was stored", inside=text)
 
 
 class Attempts:

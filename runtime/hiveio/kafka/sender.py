@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from hiveio import metrics
 from hiveio.config import Settings
-from hiveio.errors import Problem, Unavailable, Unknown
+from hiveio.errors import Problem, Unavailable, Unknown, backend_away
 from hiveio.kafka.client import client_config, first_contact, is_fatal
 from hiveio.kafka.clients import Clients
 from hiveio.kafka.delivery import Client, Headers, Late, Record, Stored
@@ -25,6 +25,7 @@ MOST_RECORDS, MOST_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 5
 SWEEP_S = 0.05  # how late a deadline may be noticed
 TELL_S = 10.0  # between two log lines about records that Kafka refuses
 LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT; it may be stored all the same"
+CLOSED = "events are not taken now: try again in a moment"
 OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
 
@@ -194,7 +195,7 @@ class Sender:
         TooLarge (413), Invalid (422) and Unavailable (503) are definite: nothing was or will be written.
         """
         if self._closed is not None:
-            raise Unavailable(f"events are not taken: {self._closed}")
+            raise Unavailable(CLOSED, inside=f"events are not taken: {self._closed}")
         self.rules.check(topic, max(sizes), keyless=keyless)
         held = len(self._pending) + len(self._late)
         if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
@@ -270,7 +271,7 @@ class Sender:
                 self.loop.call_soon(self.replace, client, error.str())
             else:
                 problem = refusal(error, topic)
-                self._fail(record, problem or Unavailable(f"the record cannot be sent: {error.str()}"))
+                self._fail(record, problem or backend_away(f"the record cannot be sent: {error.str()}"))
 
     # -- reports, on the loop
 
@@ -377,7 +378,7 @@ class Sender:
         if client.attempts.nothing_sent:
             fate = answer
         else:
-            fate = Unknown(f"the Kafka producer failed: {reason}; the record may be stored all the same")
+            fate = Unknown("the Kafka producer failed; the record may be stored all the same")
             self._unconfirmed(len(lost), reason)
         for record in lost:
             self._fail(record, fate)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, Message, Producer
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
 from hiveio.service import Observer, Stored
@@ -103,9 +103,9 @@ class Session:
         """``failure`` is None when there was no answer in time."""
         error = error_of(failure)
         if (right := denied(error, f"topic {self._topic}", "Write")) is not None:
-            return Unavailable(right)
+            return backend_away(right)
         reason = f"{self._topic}/{partition}: " + (
             f"no answer within {WAIT_S:.0f} s" if failure is None else text(failure)
         )
         too_large = error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
-        return Oversized(reason) if too_large else Unavailable(reason)
+        return Oversized(AWAY, inside=reason) if too_large else backend_away(reason)

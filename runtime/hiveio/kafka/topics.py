@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import backend_away
 from hiveio.kafka import replication
 from hiveio.kafka.client import answered, client_config, denied, make
 
@@ -98,7 +98,7 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
     except KafkaException as error:
         with_admin.poll(0)  # says why nobody answers
         reason = refused[-1] if refused else error.args[0]
-        raise Unavailable(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
+        raise backend_away(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
 
 
 async def ensure_beside(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
@@ -114,7 +114,7 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
         client = admin(settings)
         original = client.list_topics(source, timeout=TIMEOUT_S).topics[source]
         if original.error is not None:
-            raise Unavailable(f"Kafka at {settings.brokers}: topic {source}: {original.error.str()}")
+            raise backend_away(f"Kafka at {settings.brokers}: topic {source}: {original.error.str()}")
         partitions = len(original.partitions)
         found = _made(settings, client, name, partitions, config)
         if found.partitions < partitions:
@@ -123,7 +123,7 @@ def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str,
             )
     except KafkaException as error:
         reason = denied(error.args[0], f"topic {name}", "Describe, Create or Alter")
-        raise Unavailable(f"Kafka at {settings.brokers}: {reason or f'topic {name}: {error.args[0].str()}'}") from None
+        raise backend_away(f"Kafka at {settings.brokers}: {reason or f'topic {name}: {error.args[0].str()}'}") from None
 
 
 def _describe(client: AdminClient, name: str) -> Topic | None:
@@ -164,7 +164,7 @@ def _made(settings: Settings, client: AdminClient, name: str, partitions: int, c
         end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
         while (found := _describe(client, name)) is None:
             if time.monotonic() > end:
-                raise Unavailable(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
+                raise backend_away(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
             time.sleep(0.05)
     for line in _doubts(settings, found, wanted):
         log.warning("%s", line)
@@ -184,7 +184,7 @@ def _create(client: AdminClient, name: str, partitions: int, replication: int, c
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
                 return
             if code in _NO_RIGHT:
-                raise Unavailable(
+                raise backend_away(
                     f"topic {name} is not there, or the user has no right Describe on it: {text}; make it, or grant "
                     "Describe and Create"
                 ) from None

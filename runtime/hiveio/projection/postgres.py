@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection, sql
@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from hiveio import outages
 from hiveio.actor import Actor
 from hiveio.envelope import Context
-from hiveio.errors import Unavailable
+from hiveio.errors import Unavailable, backend_away
 from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
 
 WAIT_S = 5.0  # for a connection
@@ -99,9 +99,12 @@ class PostgresProjection(Actor):
     async def _make(self, db: AsyncConnection[Any]) -> None:
         # Instances that start at once would both make them, and one would fail.
         await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self.space,))
-        await db.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self.space)))
-        await db.execute(TABLES)
-        await db.execute(ADD_TOPIC_ID.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"))
+        # Only what is not there: even an IF NOT EXISTS needs the right to make it.
+        if not await _is_there(db, "SELECT FROM pg_namespace WHERE nspname = %s", self.space):
+            await db.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.space)))
+        if not await _is_there(db, _OUR_TABLES):
+            await db.execute(TABLES)
+            await db.execute(ADD_TOPIC_ID.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"))
         own = type(self).name or type(self).__name__
         await db.execute("INSERT INTO hive_owner SELECT %s WHERE NOT EXISTS (SELECT * FROM hive_owner)", (own,))
         (owner,) = await (await db.execute("SELECT name FROM hive_owner")).fetchone() or (own,)
@@ -152,12 +155,12 @@ class PostgresProjection(Actor):
             reason = self.pool.reason or f"all {MOST} connections were busy for {wait_s:g} s"
             if self.pool.reason:
                 _outage.away(reason)
-            raise Unavailable(f"PostgreSQL: {reason}") from None
+            raise backend_away(f"PostgreSQL: {reason}") from None
         except psycopg.Error as error:
             if not _is_away(error):
                 raise
             _outage.away(str(error).strip())
-            raise Unavailable(f"PostgreSQL: {str(error).strip()}") from error
+            raise backend_away(f"PostgreSQL: {str(error).strip()}") from error
 
     # -- hiveio replay
 
@@ -259,6 +262,17 @@ def _is_away(error: psycopg.Error) -> bool:
     if state is None:  # the connection is broken
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return state in _AWAY or state[:2] in _AWAY_CLASSES
+
+
+# With the column that an older version's table has not.
+_OUR_TABLES = (
+    "SELECT FROM pg_attribute WHERE attrelid = to_regclass('hive_position') AND attname = 'topic_id' "
+    "AND to_regclass('hive_redriven') IS NOT NULL AND to_regclass('hive_owner') IS NOT NULL"
+)
+
+
+async def _is_there(db: AsyncConnection[Any], query: LiteralString, *values: str) -> bool:
+    return (await db.execute(query, values)).rowcount > 0
 
 
 async def _nothing(db: AsyncConnection[Any]) -> None:

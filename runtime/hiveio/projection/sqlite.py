@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from hiveio.actor import Actor
 from hiveio.envelope import Context
-from hiveio.errors import Unavailable
+from hiveio.errors import backend_away
 from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
 
 # Of the file and not of what is done with it: it is full, locked, read-only, damaged, or cannot be reached. The next
@@ -124,7 +124,7 @@ class SqliteProjection(Actor):
         except sqlite3.Error as error:
             if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF not in _AWAY:
                 raise
-            raise Unavailable(f"SQLite: {self.file}: {error}") from error
+            raise backend_away(f"SQLite: {self.file}: {error}") from error
 
     # -- hiveio replay
 
