@@ -518,7 +518,9 @@ def test_a_malformed_body_is_executed_by_nobody(base: Role) -> None:
         (501, [*head(method="CONNECT"), (":protocol", "websocket")]),
     ],
 )  # fmt: skip
-def test_each_target_and_method_has_its_answer_and_the_connection_goes_on(base: Role, status: int, headers: list[tuple[str, str]]) -> None:
+def test_each_target_and_method_has_its_answer_and_the_connection_goes_on(
+    base: Role, status: int, headers: list[tuple[str, str]]
+) -> None:
     with careless(Client(base.port)) as client:
         number = client.state.get_next_available_stream_id()
         client.state.send_headers(number, headers, end_stream=True)

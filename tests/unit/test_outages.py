@@ -137,7 +137,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses of a thread that asks for a broker, which are not waited for."""
     monkeypatch.setattr(outages, "_known", {})
     found: list[float] = []
-    monkeypatch.setattr(brokers.time, "sleep", found.append)
+    monkeypatch.setattr("hiveio.kafka.away.time.sleep", found.append)
     return found
 
 
