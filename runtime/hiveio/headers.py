@@ -84,7 +84,8 @@ class Headers(Mapping[str, str]):
 class HeaderView(Headers):
     """A request's headers by their names in any case, decoded only when somebody looks.
 
-    The text of a repeated header is its values with a comma between them (RFC 9110 section 5.3).
+    The text of a repeated header is its values with a comma between them (RFC 9110 section 5.3), or a semicolon where
+    they are cookies, which clients of HTTP/2 send one by one (RFC 9113 section 8.2.3).
     """
 
     __slots__ = ("_all", "_raw")
@@ -113,7 +114,8 @@ class HeaderView(Headers):
         if value is None:
             return default
         if len(self._raw) < len(self._all):
-            value = b", ".join([value for known, value in self._all if known == raw])
+            between = b"; " if raw == b"cookie" else b", "
+            value = between.join([value for known, value in self._all if known == raw])
         return _text(value)
 
     def __iter__(self) -> Iterator[str]:

@@ -39,7 +39,7 @@ class Schemas:
         self._envelopes = envelopes
         sent = [(kind, *_parts(self.sent(kind))) for kind in kinds]
         named = dict.fromkeys(each for group in (*sent, inner) for each in group if _has_schema(each))
-        structs = list(dict.fromkeys(struct for kind in named for struct in _structs(kind)))
+        structs = list(dict.fromkeys(struct for kind in named for struct in structs_in(kind)))
         known = list(dict.fromkeys([*named, *structs]))
         # All at once: only then types of one name in two modules are told apart.
         found, self.components = msgspec.json.schema_components(known, ref_template=REF)
@@ -97,13 +97,19 @@ class Schemas:
         """A date without a rule for its time zone is any text for msgspec's schema, and not for its decoder."""
         for kind in structs:
             properties = self.fields(kind).get("properties", {})
-            for field in msgspec.structs.fields(kind):
-                if (dated := _dated(field.type)) != field.type and not any(_structs(dated)):
-                    (schema,), _ = msgspec.json.schema_components([dated], ref_template=REF)
-                    described = properties[field.encode_name]
-                    described |= _exact(schema)
-                    if getattr(field.default, "tzinfo", field) is None:  # it would not fit the format
-                        described.pop("default")
+            for field, schema in dated_fields(kind):
+                described = properties[field.encode_name]
+                described |= _exact(schema)
+                if getattr(field.default, "tzinfo", field) is None:  # it would not fit the format
+                    described.pop("default")
+
+
+def dated_fields(kind: type[Struct]) -> Iterator[tuple[msgspec.structs.FieldInfo, dict[str, Any]]]:
+    """The fields of a Struct that hold dates, with their schemas: msgspec's own say "any text" of most of them."""
+    for field in msgspec.structs.fields(kind):
+        if (dated := _dated(field.type)) != field.type and not any(structs_in(dated)):
+            (schema,), _ = msgspec.json.schema_components([dated], ref_template=REF)
+            yield field, schema
 
 
 def any_of(schemas: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -141,17 +147,17 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct)
 
 
-def _structs(kind: Any, seen: set[Any] | None = None) -> Iterator[type[Struct]]:
+def structs_in(kind: Any, seen: set[Any] | None = None) -> Iterator[type[Struct]]:
     """The Structs in an annotation, and in their fields."""
     seen = set() if seen is None else seen
     if not _is_struct(kind):
         for argument in get_args(kind):
-            yield from _structs(argument, seen)
+            yield from structs_in(argument, seen)
     elif kind not in seen:
         seen.add(kind)
         yield kind
         for field in msgspec.structs.fields(kind):
-            yield from _structs(field.type, seen)
+            yield from structs_in(field.type, seen)
 
 
 def _has_schema(kind: Any) -> bool:

@@ -16,6 +16,7 @@ from hiveio.cli.schemas import Said, said
 from hiveio.loader import _actors
 
 SOURCE = """
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from msgspec import Meta
 from hiveio import Actor, Command, Event, Model, Query
@@ -35,6 +36,9 @@ class Cancelled(Event):
 class Find(Query):
     path = "/find/{text}"
     text: str
+    at: Annotated[datetime, Meta(tz=True)] | None = None
+    on: datetime | None = None
+    by: str = ""
 class Order(Model):
     amount: int = 0
 class OrderActor(Actor):
@@ -88,6 +92,7 @@ FINE = {
         ("Placed | Cancelled) -> Order:\n        return Order(1)", "Placed | Cancelled | Moved) -> Order:\n        return Order(2)"),
     ],
     "the model": [("    amount: int = 0\n", "    amount: float = 0\n    more: int = 0\n"), ("Order(1)", "Order(2)")],
+    "a date whose time zone is left open": [("at: Annotated[datetime, Meta(tz=True)]", "at: datetime")],
     "replay, and it says so": [("Order(1)", "Order(2)"), ('    path = "/orders', '    schema_version = 2\n    path = "/orders')],
     "an actor more": [("class OrderActor", "class Two(Model): ...\nclass OrderActor")],
     "a class renamed with name": [("class OrderActor(Actor):", 'class Orders(Actor):\n    name = "OrderActor"')],
@@ -117,6 +122,18 @@ BREAKS = {
     "a command renamed": (
         [("class Place(", "class Put("), ("message: Place", "message: Put")],
         ["breaks clients: the command OrderActor Place is gone; "],
+    ),
+    "a date with a time zone": (
+        [("on: datetime", "on: Annotated[datetime, Meta(tz=True)]")],
+        ["breaks clients: OrderActor Find.on: format is date-time, and was date-time or local; "],
+    ),
+    "a text that becomes a date": (
+        [('by: str = ""', "by: datetime = datetime(2026, 1, 1)")],
+        ["breaks clients: OrderActor Find.by: format is date-time or local, and was not there; "],
+    ),
+    "its scope": (
+        [("    def replay", "    def scope(self, id): return 'all'\n    def replay")],
+        ["breaks old records in the log: scope of OrderActor changed, and names the partition of what is in the log; "],
     ),
     "a query and paths": (
         [("message: Place | Find", "message: Place"), ("/orders/{id}", "/o/{id}")],

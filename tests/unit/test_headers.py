@@ -29,6 +29,8 @@ def test_the_headers_of_a_request() -> None:
     assert dict(headers) == {"a": "1, 2", "b": "ü", "c": "ü"}
     assert headers.pairs == [(name.decode(), value) for name, value in pairs]
     assert headers.replacing({"a": "3"}).pairs == [("b", "ü".encode()), ("c", b"\xfc"), ("a", b"3")]
+    crumbs = [(b"cookie", b"a=b"), (b"cookie", b"c=d, e")]
+    assert HeaderView(dict(crumbs), crumbs)["Cookie"] == "a=b; c=d, e"
 
 
 @pytest.mark.parametrize(

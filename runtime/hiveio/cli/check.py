@@ -182,6 +182,9 @@ def _folded(actor: str, old: Said, new: Said) -> Iterator[Finding]:
     if new.schema_version < old.schema_version:
         text = f"schema_version of {actor} is {new.schema_version}, and was {old.schema_version}"
         yield Finding(SNAPSHOTS, text, "take a number that was never used")
+    if old.scope != new.scope:
+        remedy = "let it give what it gave for every id that is there, which --log tells"
+        yield Finding(RECORDS, f"scope of {actor} changed, and names the partition of what is in the log", remedy)
 
 
 # -- two services

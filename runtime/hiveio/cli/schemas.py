@@ -13,16 +13,19 @@ from typing import Any
 
 import msgspec
 
-from hiveio.actor import Contract
+from hiveio.actor import Actor, Contract
 from hiveio.errors import ConfigError
+from hiveio.schemas import dated_fields, structs_in
 
 Schema = dict[str, Any]
 # Of a keyword of JSON Schema: whether the reader's value leaves out what the writer's allows.
 _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), lambda r, w: r > w),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), lambda r, w: r < w),
-    **dict.fromkeys(("pattern", "format", "multipleOf", "contentEncoding"), lambda r, w: r != w),
+    **dict.fromkeys(("pattern", "multipleOf", "contentEncoding"), lambda r, w: r != w),
+    "format": lambda r, w: w not in (r, r.removesuffix(_LOCAL)),
 }
+_LOCAL = " or local"  # of a date, a time: with a time zone, or without
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -43,13 +46,14 @@ class Said(msgspec.Struct, omit_defaults=True):
     schema_version: int = 1
     upcasts: bool = False
     code: str = ""
+    scope: str = ""  # the code of a scope of its own
 
 
 def said(contract: Contract) -> Said:
     """What the contract of an actor says."""
 
     def schemas(kinds: dict[str, Any]) -> dict[str, Schema]:
-        return {name: msgspec.json.schema(kind) for name, kind in sorted(kinds.items())}
+        return {name: schema_of(kind) for name, kind in sorted(kinds.items())}
 
     kind, returned = contract.kind, {getattr(t, "__name__", "") for t in contract.returns}
     return Said(
@@ -62,11 +66,34 @@ def said(contract: Contract) -> Said:
         given=sorted(contract.events.keys() & returned),
         heard=schemas(contract.heard),
         skips=kind.unknown == "skip",
-        model=msgspec.json.schema(contract.model) if contract.model else None,
+        model=schema_of(contract.model) if contract.model else None,
         schema_version=kind.schema_version,
         upcasts=kind.upcast is not None,
         code=_code(function for function in (kind.replay, kind.upcast) if function),
+        scope="" if kind.scope is Actor.scope else _code([kind.scope]),
     )
+
+
+def schema_of(kind: type[msgspec.Struct]) -> Schema:
+    """As msgspec makes it, with the formats of dates and times, of which it knows those with a time zone."""
+    schema = msgspec.json.schema(kind)
+    for struct in structs_in(kind):
+        named = schema["$defs"].get(struct.__name__, {}).get("properties", {})
+        for field, dated in dated_fields(struct):
+            if field.encode_name in named:
+                named[field.encode_name] |= _local(dated)
+    return schema
+
+
+def _local(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_local(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value + _LOCAL if key == "format" and value in ("date-time", "time") else _local(value)
+        for key, value in schema.items()
+    }
 
 
 def _code(functions: Iterable[Callable[..., Any]]) -> str:

@@ -86,7 +86,7 @@ class Keys:
         claim = Claim(prefix, name, token, blake2b(envelope.body, digest_size=8).hexdigest())
         try:
             _, found = await self._redis.call(_CLAIM, prefix, (self._window_ms,), claim[1:])
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError):
             self.later(self._tell_again(claim, b""))  # it may have been claimed all the same
             raise
         if not found:

@@ -91,11 +91,14 @@ class Publishing:
             return await self._submit(envelope, self._next_id(), gather, None)
         if isinstance(claim, Outcome):
             return Submission(claim, [], "")
+        assert self._keys is not None
         try:
             return await self._submit(envelope, claim.token, gather, claim)
+        except asyncio.CancelledError:  # its time was over while the actor was at work
+            self._keys.later(self._keys.release(claim))
+            raise
         except Exception:
-            if self._keys is not None:
-                await self._keys.release(claim)
+            await self._keys.release(claim)
             raise
 
     async def _submit(self, envelope: Envelope, id: str, gather: bool, claim: Claim | None) -> Submission:
@@ -118,7 +121,14 @@ class Publishing:
         outcome, stored, id, claim, _ = submission
         if stored and not self._queued:
             try:
-                place = await stored[0] if len(stored) == 1 else _together(await _ends(stored))
+                if claim is not None:  # its end is wanted, also if nobody waits for the answer any more
+                    place = _together(await _ends([asyncio.shield(each) for each in stored]))
+                else:
+                    place = await stored[0] if len(stored) == 1 else _together(await _ends(stored))
+            except asyncio.CancelledError:  # its time was over sooner than that of its record
+                if self._keys is not None and claim is not None:
+                    self._keys.later(self._settled_late(submission))
+                raise
             except Unknown as error:
                 if self._keys is not None and claim is not None:
                     self._keys.later(self._settled_late(submission))
