@@ -1,4 +1,4 @@
-"""Faults 17, 20, 23 to 26, 37 and 39: what happens to Redis, to its locks, and to the way there."""
+"""Faults 17, 20, 23 to 26, 37, 39 and 66: what happens to Redis, to its locks, and to the way there."""
 
 import asyncio
 import contextlib
@@ -73,6 +73,36 @@ async def test_20_redis_is_back_from_an_older_file(broker: Broker) -> None:
                 await asyncio.to_thread(stage.redis.start)
             await asyncio.sleep(0.5)
         await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(66)
+async def test_66_a_cache_that_is_lost_is_noticed_without_work(broker: Broker) -> None:
+    """By each instance, whether it has the lease or not, and folded before a command comes."""
+    with Stage(broker) as stage:
+        for _ in range(3):
+            await stage.accepted("Deposit", "Account/a", amount=10)
+        older = stage.redis.folder / "older"
+        await asyncio.to_thread(shutil.copytree, stage.redis.data, older)
+        last = await stage.accepted("Deposit", "Account/a", amount=10)
+        end = (last.position or 0) + 1
+        await until(lambda: stage.watermark() == end, "applied")
+
+        async def noticed(count: int) -> None:
+            await until(lambda: stage.watermark() == end, "folded", 2)
+            for number, instance in enumerate(stage.instances):
+                await until(lambda i=instance: len(i.lines("fell back")) >= count, f"noticed by {number}", 2)  # type: ignore[misc]
+
+        with contextlib.closing(stage.redis_client()) as client:
+            await until(lambda: client.keys("hive:*:published"), "noted")
+            client.flushall()
+            await noticed(1)
+            await until(lambda: client.keys("hive:*:published"), "noted again", 6)
+        await asyncio.to_thread(stage.redis.kill)
+        shutil.rmtree(stage.redis.data)
+        older.rename(stage.redis.data)
+        await asyncio.to_thread(stage.redis.start)
+        await until(lambda: stage.watermark() == end, "folded", 4)  # it was away for a moment
+        await stage.well("Account/a")
 
 
 @pytest.mark.fault(23)
@@ -180,6 +210,20 @@ async def test_26_the_clock_of_redis_jumps(broker: Broker, tmp_path: Path) -> No
                 async with asyncio.timeout(WELL_S):  # work goes on
                     while not any(call.told is Told.ACCEPTED for call in load.history[answered:]):
                         await asyncio.sleep(0.02)
+        # What an instance held and wished that died while the clock was ahead: it ends by its time, and not by that.
+        (scope,) = {key.rpartition(b":publisher")[0].decode() for key in client.keys("hive:*:publisher")}
+        clock.write_text("+48h")
+        await until(lambda: client.time()[0] > time.time() + 3600, "ahead")
+        ahead = client.time()[0] * 1000
+        for held, ttl_s in ((":lock:Account/x", LOCK_TTL_S), (":intent:Account/x", LOCK_TTL_S), (":publisher", 2)):
+            client.set(scope + held, "dead", px=int(ttl_s * 1000))
+        client.hset(f"{scope}:wishes:Account/x", "dead", f"{ahead - 60_000} {ahead}")
+        clock.write_text("+0h")
+        await until(lambda: client.time()[0] < time.time() + 60, "back")
+        began = time.monotonic()
+        await stage.accepted("Think", "Account/x", amount=1, seconds=1.1 * LOCK_TTL_S)  # it is prepared
+        assert time.monotonic() - began < 4 * LOCK_TTL_S
+        await until(lambda: client.get(f"{scope}:publisher") != b"dead", "the lease is another's", 5)
         await stage.well("Account/h0", "Tally/t0")
 
 

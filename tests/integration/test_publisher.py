@@ -188,8 +188,9 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     """Everybody holds the lease, and sessions end when they like: whatever interleaving comes of it."""
     dice = random.Random(topic)
 
-    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> bool:
-        return dice.random() < 0.9
+    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> tuple[bytes, bool]:
+        stands, _ = await self.begin(partition)
+        return stands, dice.random() < 0.9
 
     monkeypatch.setattr(Cache, "lease", lease)
     monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)

@@ -98,7 +98,7 @@ class Keys:
         if state == b"D":
             status, headers = msgspec.json.decode(answer[0], type=tuple[int, dict[str, str]])
             return Outcome(status=status, headers=headers, encoded=answer[1])
-        if age_ms < self._timeout_ms:
+        if 0 <= age_ms < self._timeout_ms:  # below: the clock of Redis was set back since
             raise Conflict("a request with this Idempotency-Key is under way", headers={"Retry-After": "1"})
         raise Unknown(
             "the first request with this Idempotency-Key has no answer: it may be stored, and is not sent again",

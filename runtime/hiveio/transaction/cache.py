@@ -189,10 +189,11 @@ class Cache:
         moved, stands = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
         return moved == 1, stands
 
-    async def lease(self, partition: int, holder: str, ttl_ms: int) -> bool:
-        """Whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
-        _, held = await self.redis.call(_LEASE, f"{self.scope(partition)}:publisher", (), (holder, ttl_ms))
-        return bool(held)
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[bytes, bool]:
+        """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
+        key = f"{self.scope(partition)}:publisher"
+        stands, held = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
+        return stands, bool(held)
 
     async def note_published(self, partition: int) -> None:
         """Note that events of this log were published."""

@@ -50,6 +50,7 @@ class Command:
         self.over = False  # answered: nothing is begun for it any more
         self.waiting: Waiting | None = None  # its perform, where that waits
         self.body, self.version = b"null", 0  # the answer
+        self.events = False  # its record bears some
         self.refusal: Problem | None = None  # the answer, if its domain refuses
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 

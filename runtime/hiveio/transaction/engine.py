@@ -285,7 +285,9 @@ class Engine:
         elif offset < 0:
             command.future.set_result(Outcome(encoded=b"null"))
         else:
-            headers = {"ETag": f'"{command.version}"', "Hive-Position": f"{command.scope.where}/{offset}"}
+            headers = {"ETag": f'"{command.version}"'}
+            if command.events:  # without any, nobody who waits for the position would ever see it on the event topic
+                headers["Hive-Position"] = f"{command.scope.where}/{offset}"
             command.future.set_result(Outcome(encoded=command.body, headers=headers))
 
     def fail(self, command: Command, error: BaseException) -> None:

@@ -43,6 +43,7 @@ class Outcomes:
         command.refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
         write = record.writes[0]
         command.body, command.version = answer_body(write.events), write.version + len(write.events)
+        command.events = any(write.events for write in record.writes)
 
     async def told(self, scope: Scope, command: CommandId, since: Known) -> dict[str, Any]:
         """The definite outcome, for whoever asks. ``since``: where the log stood before its first record."""

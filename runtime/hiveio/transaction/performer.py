@@ -231,6 +231,7 @@ class Performer:
             command.id, tuple(writes), reads, command.keyed, command.hash, problem, trace, headers, tracestate=state
         )
         command.body, command.version = answer_body(raw[target]), results[target].version
+        command.events = any(raw.values())
         pending = Pending(tx, record, results, command.begun, self._engine.settled, command)
         if faults.armed:
             faults.hit("prepared", target)

@@ -134,7 +134,11 @@ class Publisher:
         now = asyncio.get_running_loop().time()
         if self._renewed and now - self._renewed < RENEW_S:
             return True
-        if not await self._cache.lease(self._scope.partition, self._holder, LEASE_MS):
+        before = self._scope.stands
+        stands, held = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
+        if self._scope.stands.generation == before.generation:
+            self._scope.saw(stands, before.offset)  # so an instance without work notices a cache that was lost
+        if not held:
             self._renewed = 0.0
             return False
         self._renewed = now

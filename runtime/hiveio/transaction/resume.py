@@ -91,6 +91,7 @@ class Resume:
             await self._never_published(first)
         else:
             await self._compare(found)
+            self._noted = False  # Redis may have lost it since
             await self.note()
         if first > self._trimmed:
             self._trimmed = first

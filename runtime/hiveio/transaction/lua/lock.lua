@@ -38,7 +38,11 @@ end
 local function acquire(names, token, since)
   local taken, ahead, wanted, mine = nil, 0, 0, {}
   for _, name in ipairs(names) do
-    local holder = redis.call('GET', KEYS[1] .. ':lock:' .. name)
+    local lock = KEYS[1] .. ':lock:' .. name
+    local holder = redis.call('GET', lock)
+    if holder and holder ~= token and redis.call('PTTL', lock) > 2 * ttl then
+      holder = false  -- the clock was set back since, and its holder may be gone
+    end
     local begun, others, longer, kept = waiting(KEYS[1] .. ':wishes:' .. name, token, since)
     mine[name] = begun
     if others > 0 then wanted = 1 end

@@ -11,7 +11,11 @@ while i <= #ARGV do
   for k = i + 2, i + 2 * n, 2 do
     local entry = generation and redis.call('GET', KEYS[1] .. ':' .. generation .. ':a:' .. ARGV[k])
     local head = entry and string.match(entry, '^%d+ (%S*)') or ''
-    local intent = redis.call('GET', locks .. ':intent:' .. ARGV[k])
+    local key = locks .. ':intent:' .. ARGV[k]
+    local intent = redis.call('GET', key)
+    if intent and intent ~= token and redis.call('PTTL', key) > 2 * ttl then
+      intent = false  -- the clock was set back since, and whoever intends may be gone
+    end
     if head ~= ARGV[k + 1] or (intent and intent ~= token) then no = ARGV[k] end
   end
   if not no then
