@@ -137,6 +137,10 @@ class AccountActor(Actor):
         tx.emit(AccountActor, command.to, Received(command.amount, sender, command.marker))
         return Sent(command.amount, command.to, command.marker)
 
+    async def ready(self) -> bool:
+        """An actor that needs a thread."""
+        return await asyncio.to_thread(lambda: True)
+
     def replay(
         self, account: Account | None, event: Deposited | Withdrawn | Sent | Received | Witnessed | Noted
     ) -> Account:

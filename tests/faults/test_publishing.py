@@ -1,5 +1,5 @@
-"""Faults 51 to 54: records of others, a lease in the wrong hands, an event topic that does not fit its log, and a scope
-that has failed beside one that has not."""
+"""Faults 51 to 54 and 67: records of others, a lease in the wrong hands, an event topic that does not fit its log, a
+scope that has failed beside one that has not, and many publishers of a silent Kafka."""
 
 import asyncio
 import json
@@ -144,6 +144,22 @@ async def test_54_a_scope_that_has_failed_is_not_felt_by_the_others(broker: Brok
             call = await stage.send("Deposit", f"Account/{well}", amount=1)
             assert call.told is Told.ACCEPTED, call
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.fault(67)
+async def test_67_many_publishers_of_a_silent_kafka_leave_threads_to_actors(broker: Broker) -> None:
+    with Stage(broker, 1, environ={"EVENT_STORE_PARTITIONS": "16"}) as stage:
+        for number in range(40):
+            await stage.accepted("Deposit", f"Account/{number}", amount=1)
+        stage.kafka_proxy.down.hold(always)
+        began = time.monotonic()
+        while time.monotonic() - began < 5:
+            checks = {each["name"]: each for each in json.loads(await asyncio.to_thread(stage.victim.why))["checks"]}
+            assert checks["Account"]["ready"], checks["Account"]
+            await asyncio.sleep(0.2)
+        assert not checks["transaction log"]["ready"]
+        stage.kafka_proxy.open()
+        await stage.ready()
 
 
 async def stopped(stage: Stage, *texts: str) -> None:

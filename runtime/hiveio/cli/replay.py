@@ -28,6 +28,7 @@ from hiveio.consumer import Consumer
 from hiveio.consumer.letters import dead_topic, forget
 from hiveio.errors import ConfigError, HiveError, Unsafe
 from hiveio.kafka.reader import Place, Reader
+from hiveio.kafka.threads import blocking
 from hiveio.loader import load
 
 STALLED_S = 60.0  # without a record
@@ -171,7 +172,7 @@ async def _read(
         while True:
             at = consumer.positions()
             if reader and (elsewhere := [place for place in ends if place not in at]):
-                at |= await asyncio.to_thread(reader.committed, elsewhere)
+                at |= await blocking(reader.committed, elsewhere)
             now = sum(min(at.get(place, begins[place]), ends[place]) - begins[place] for place in ends)
             if now != done:
                 done, moved = now, time.monotonic()

@@ -10,6 +10,7 @@ from hiveio.errors import ConfigError
 from hiveio.kafka import Message
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogReader, Tail
+from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, ensure_beside
 
 LARGEST = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
@@ -55,7 +56,7 @@ class DeadLetters:
         """A record of the source; None if it is there no longer. Raises Unavailable."""
         reader = LogReader(self._settings, topic)
         try:
-            return await asyncio.to_thread(reader.read_message, partition, offset)
+            return await blocking(reader.read_message, partition, offset)
         finally:
             reader.close()
 

@@ -9,6 +9,7 @@ from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, backend_away
 from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client
+from hiveio.kafka.threads import blocking
 
 EAGER = 8  # so many records in flight are sent at once each; beyond, they are gathered
 LIMIT = 20_000  # records given to the client and not known to have left it
@@ -114,5 +115,5 @@ class Appender:
     async def stop(self, timeout_s: float) -> None:
         """Send what is gathered and wait until it has left, within the bound."""
         self._flush()
-        await asyncio.to_thread(self._client.producer.flush, timeout_s)
+        await blocking(self._client.producer.flush, timeout_s)
         await self._client.end()

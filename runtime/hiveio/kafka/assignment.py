@@ -15,6 +15,7 @@ from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Lanes, Note, Offsets, Start
 from hiveio.kafka.guard import Pauses, text
 from hiveio.kafka.lookup import Expression, Known, Lookup
+from hiveio.kafka.threads import blocking
 
 MISSING_S = 1.0  # before a topic that is not there is looked for again
 logger = logging.getLogger("hiveio.consumer")
@@ -98,8 +99,8 @@ class Assignment:
         while True:
             try:
                 if names is None:  # before it joins
-                    self._left = await asyncio.to_thread(self._lookup.group_is_left)
-                there, missing = await asyncio.to_thread(self._lookup.topics, self._topics)
+                    self._left = await blocking(self._lookup.group_is_left)
+                there, missing = await blocking(self._lookup.topics, self._topics)
             except Exception as error:  # whatever it is: nobody else looks
                 if not isinstance(error, Unavailable):
                     logger.exception("the topics")
@@ -184,11 +185,11 @@ class Assignment:
     async def _starts(self, keys: list[Key]) -> list[Start]:
         """Of those of which it is known. Raises Unavailable."""
         names = {topic for topic, _ in keys}
-        topics, missing = await asyncio.to_thread(self._lookup.describe, names | {self._beside(name) for name in names})
+        topics, missing = await blocking(self._lookup.describe, names | {self._beside(name) for name in names})
         for name in names & missing.keys():
             self._tell([key for key in keys if key[0] == name], Unavailable(missing[name]))
         keys = [key for key in keys if key[0] in topics]
-        committed = await asyncio.to_thread(self._lookup.committed, keys)
+        committed = await blocking(self._lookup.committed, keys)
         new = [key for key in keys if key not in committed]
         begins: dict[Key, int | None] = {}
         try:
@@ -196,7 +197,7 @@ class Assignment:
         except Unavailable as error:
             self._tell(new, error)
         return [
-            await asyncio.to_thread(self._start, key, topics, committed.get(key), begins.get(key))
+            await blocking(self._start, key, topics, committed.get(key), begins.get(key))
             for key in keys
             if key in committed or key in begins
         ]
@@ -241,9 +242,9 @@ class Assignment:
         if self._settings.from_start or not keys:
             return begins
         group = self._settings.group_id
-        notes = await asyncio.to_thread(self._lookup.group_notes)
-        there, _ = await asyncio.to_thread(self._lookup.topics, self._topics)
-        letters, _ = await asyncio.to_thread(self._lookup.describe, [self._beside(name) for name in there])
+        notes = await blocking(self._lookup.group_notes)
+        there, _ = await blocking(self._lookup.topics, self._topics)
+        letters, _ = await blocking(self._lookup.describe, [self._beside(name) for name in there])
         new = [name for name in sorted(there) if self._beside(name) not in letters and self._is_new(there, name, notes)]
         if not any(topic in new for topic, _ in keys):
             return begins
@@ -254,7 +255,7 @@ class Assignment:
         unread = 0
         for name in new:
             for partition in range(there[name].partitions):
-                low, high = await asyncio.to_thread(self._lookup.bounds, name, partition)
+                low, high = await blocking(self._lookup.bounds, name, partition)
                 unread += high - low
                 seen = NOTHING if low == high else UNKNOWN
                 offsets[name, partition] = high, Note(seen, there[name].id, self.subscription)

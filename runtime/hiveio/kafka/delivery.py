@@ -12,6 +12,7 @@ from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import make, start_thread
 from hiveio.kafka.guard import text, tried
 from hiveio.kafka.refusals import Attempts
+from hiveio.kafka.threads import blocking
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
@@ -96,7 +97,7 @@ class Client:
     async def end(self) -> None:
         """Poll no more, and give up what it still holds: the end of the client would wait for it."""
         self.ended = True
-        await asyncio.to_thread(self._thread.join, 5.0)
+        await blocking(self._thread.join, 5.0)
         self.producer.purge()
 
     def _on_error(self, error: KafkaError) -> None:

@@ -26,6 +26,7 @@ from hiveio.kafka.commits import Commits
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.lookup import Lookup
 from hiveio.kafka.room import make_room, places
+from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import group_members
 
 COMMIT_S = 0.25
@@ -111,11 +112,11 @@ class Poller:
         self._stopping = True
         self._progress.set()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, timeout_s)
+            await blocking(self._thread.join, timeout_s)
             if self._thread.is_alive():
                 logger.warning("the consumer did not leave its group within %g s", timeout_s)
             self.assignment.stop()
-            await asyncio.to_thread(self._lookup.close)
+            await blocking(self._lookup.close)
 
     def progress(self) -> None:
         """A lane has finished records."""
@@ -132,7 +133,7 @@ class Poller:
             return self.trouble or found.missing
         # One that joins a group with no partition left is not told so (KIP-848).
         if not self.joined and (member := self._member):
-            members, stable = await asyncio.to_thread(group_members, self._settings, self._settings.group_id, 1.0)
+            members, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
             self.joined = self.joined or (stable and member in members)
         if not self.joined:
             return found.joining
@@ -140,7 +141,7 @@ class Poller:
             (topic, at), reason = min(found.waiting.items())
             return f"{topic}/{at} is not read yet: {reason}"
         if self._asked is None or self._asked.done():  # probes that come together ask Kafka once
-            self._asked = asyncio.ensure_future(asyncio.to_thread(self._lookup.answer))
+            self._asked = asyncio.ensure_future(blocking(self._lookup.answer))
         return await asyncio.shield(self._asked)
 
     # -- what the assignment asks for, on the loop

@@ -17,6 +17,7 @@ from hiveio.kafka.delivery import Client, Headers, Late, Record, Stored
 from hiveio.kafka.flow import Flow
 from hiveio.kafka.refusals import concerns_batch, failed, refusal
 from hiveio.kafka.rules import Rules, size_of
+from hiveio.kafka.threads import blocking
 from hiveio.service import Observer
 
 EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
@@ -168,7 +169,7 @@ class Sender:
         if self._opening is not None and self._opening.done() and (error := self._opening.exception()):
             return f"{self.name}: {error}"
         if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
-            self._asking = asyncio.create_task(asyncio.to_thread(self._ask, self._clients.eager.producer))
+            self._asking = asyncio.create_task(blocking(self._ask, self._clients.eager.producer))
         return await asyncio.shield(self._asking)
 
     def alive(self) -> bool:

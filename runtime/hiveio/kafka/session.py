@@ -10,6 +10,7 @@ from hiveio.config import Settings
 from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
+from hiveio.kafka.threads import blocking
 from hiveio.service import Observer, Stored
 
 GROUP_BYTES = 800_000  # of one request; less than Kafka takes
@@ -88,7 +89,7 @@ class Session:
         failure = tried(deliver)
         if failure is None:
             # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
-            failure = await asyncio.to_thread(tried, lambda: left.append(self._producer.flush(WAIT_S)))
+            failure = await blocking(tried, lambda: left.append(self._producer.flush(WAIT_S)), kind="publish")
         if failure is not None or self._failure is not None or left != [0]:
             refusal = self._refusal(self._failure if failure is None else failure, partition)
             self.close()

@@ -14,6 +14,7 @@ from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
+from hiveio.kafka.threads import blocking
 
 BATCH = 2_000  # most records handed over at once
 BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
@@ -107,7 +108,7 @@ class Tail:
         self._ended = True
         self._room.set()
         self._moved.set()
-        await asyncio.to_thread(self._thread.join, 5.0)
+        await blocking(self._thread.join, 5.0)
 
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -279,7 +280,7 @@ class LogReader:
     async def _fetch_ends(self, partition: int) -> None:
         while asked := self._asked.pop(partition, None):
             try:
-                asked.set_result((await asyncio.to_thread(self.bounds, partition))[1])
+                asked.set_result((await blocking(self.bounds, partition))[1])
             except Exception as error:  # whatever it is: nobody is left waiting
                 asked.set_exception(error)
                 asked.exception()  # those who asked may have gone: that is no fault to report
@@ -301,7 +302,7 @@ class LogReader:
 
     async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
         """The record at this offset (with ``end``: the last one of the partition). None if there is none."""
-        message = await asyncio.to_thread(self.read_message, partition, OFFSET_END if end else offset)
+        message = await blocking(self.read_message, partition, OFFSET_END if end else offset)
         if message is None:
             return None
         return log_record(message)

@@ -1,6 +1,5 @@
 """Topics as this runtime needs them: made when missing, with no more than is needed, and read back."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka import replication
 from hiveio.kafka.client import answered, client_config, denied, make
+from hiveio.kafka.threads import blocking
 
 TIMEOUT_S = 10.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
@@ -87,7 +87,7 @@ async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] 
     line of the log tells of each doubt and what mends it. A topic that is there needs no right to make one. Raises
     Unavailable when Kafka does not answer or refuses.
     """
-    return await asyncio.to_thread(_ensure, settings, name, dict(config))
+    return await blocking(_ensure, settings, name, dict(config))
 
 
 def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
@@ -106,7 +106,7 @@ async def ensure_beside(settings: Settings, name: str, source: str, config: Mapp
 
     Raises Unavailable when Kafka does not answer or refuses.
     """
-    await asyncio.to_thread(_ensure_beside, settings, name, source, dict(config))
+    await blocking(_ensure_beside, settings, name, source, dict(config))
 
 
 def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, log_record
+from hiveio.kafka.threads import blocking
 from hiveio.transaction import record as records
 from hiveio.transaction.backlog import Backlog, Bearing
 from hiveio.transaction.record import Commit
@@ -56,7 +57,7 @@ class PublisherLag:
 
     async def _look(self) -> None:
         places = [(topic, scope.partition) for scope in self._scopes for topic in (scope.topic, self._topic)]
-        ends = await asyncio.to_thread(self._marks.ends, places)
+        ends = await blocking(self._marks.ends, places)
         failure: Unavailable | None = None
         for scope in self._scopes:
             backlog = scope.backlog
@@ -81,7 +82,7 @@ class PublisherLag:
         time = 0
         while backlog.clean < stop:
             upto = min(stop, backlog.clean + chunk)
-            found, time = await asyncio.to_thread(self._bearing, scope, backlog, upto)
+            found, time = await blocking(self._bearing, scope, backlog, upto)
             if (first := await self._accepted(scope, found)) is not None:
                 backlog.first, backlog.clean = first, first.offset
                 return

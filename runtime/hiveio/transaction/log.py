@@ -14,6 +14,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, Tail
+from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
 from hiveio.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
@@ -150,8 +151,8 @@ class TransactionLog:
             await self._tail.stop()
             await self._publishing.stop()
             await self._lag.stop()
-            await asyncio.to_thread(self._reader.close)
-            await asyncio.to_thread(self._events.close)
+            await blocking(self._reader.close)
+            await blocking(self._events.close)
         for node in self._nodes:
             await node.stop()
 

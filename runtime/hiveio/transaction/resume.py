@@ -13,6 +13,7 @@ from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogReader
+from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.metrics import Strangers
 
@@ -50,11 +51,11 @@ def published(message: Message, partition: int) -> Published | None:
 async def last_event(events: LogReader, partition: int, stranger: Callable[[int], None]) -> Published | None:
     """The last event of a partition, searched from its end backwards; ``stranger`` is told the offsets of records that
     are none. Raises Unavailable."""
-    first, end = await asyncio.to_thread(events.bounds, partition)
+    first, end = await blocking(events.bounds, partition)
     below = end
     while below > first:
         start = max(first, below - (1 if below == end else LOOK_BACK))
-        for message in reversed(await asyncio.to_thread(events.read_messages, partition, start, below)):
+        for message in reversed(await blocking(events.read_messages, partition, start, below)):
             if (found := published(message, partition)) is not None:
                 return found
             stranger(message.offset() or 0)
@@ -85,7 +86,7 @@ class Resume:
 
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
-        first, _ = await asyncio.to_thread(self._events.bounds, self._partition)
+        first, _ = await blocking(self._events.bounds, self._partition)
         found = await last_event(self._events, self._partition, self._strangers.met)
         if found is None:
             await self._never_published(first)
