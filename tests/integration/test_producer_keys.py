@@ -175,7 +175,9 @@ def test_what_the_end_flushes_is_known_to_the_next_instance(own_kafka: Kafka, to
     assert keys(own_kafka.brokers, topic) == Counter({b"before": 1, b"k": 1})
 
 
-def test_killed_between_claim_and_answer_it_is_never_stored_twice(own_kafka: Kafka, topic: str, producer: Make) -> None:
+def test_killed_between_claim_and_answer_it_is_never_stored_twice(
+    own_kafka: Kafka, topic: str, producer: Make, redis: Redis
+) -> None:
     with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
@@ -187,6 +189,10 @@ def test_killed_between_claim_and_answer_it_is_never_stored_twice(own_kafka: Kaf
         again = post(role, "k")
         assert again.status_code == 504
         assert again.json()["id"] == first.json()["id"]
+        with RedisClient.from_url(redis.url) as client:
+            (claim,) = [key for key in client.scan_iter(match=f"hive:keys:*{topic}*") if b'"k"' in key]
+            client.pexpire(claim, 100 * 3_600_000)  # as where the clock was set back
+        assert post(role, "k").status_code == 504
         assert post(role, "other").status_code == 200
     assert keys(own_kafka.brokers, topic)[b"k"] <= 1
 

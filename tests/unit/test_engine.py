@@ -139,6 +139,20 @@ async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> No
             await two.submit(AccountActor, "b", Deposit(5, "never"), key="k")
 
 
+async def test_who_gives_up_is_not_told_of_the_aggregates_of_others() -> None:
+    async with cluster() as (one, two):
+        for id in ("a", "b", "secret"):
+            await two.submit(AccountActor, id, Deposit(10, id))
+        await until(lambda: not one.cache.locks)
+        engine = one.transactions.engine
+        engine.retry_count = 0
+        one.cache.locks[engine.cache.scope(0), "Account/secret"] = "an instance that works on it"
+        for id in "ab":  # locked, and soon after
+            with pytest.raises(Conflict) as told:
+                await one.submit(AccountActor, id, Transfer("secret", 1, id))
+            assert "secret" not in told.value.detail
+
+
 async def test_a_run_is_not_closed_by_the_reply_that_brings_its_next_command() -> None:
     async with cluster() as (one, two):
         scope = one.transactions.scopes[0]

@@ -1,5 +1,6 @@
 """What counts as not published: the first accepted event after the last one on the event topic."""
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -149,3 +150,26 @@ async def test_while_kafka_is_away_the_age_grows(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Unavailable):
         await scene.looked()
     assert (scene.backlog.records(2), scene.backlog.age_s) == (1, 60.0)
+
+
+async def test_what_goes_wrong_with_each_look_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lag, "LOOK_S", 0.0)
+    scene = Scene(Marks(0, 1), "11")
+    looks: list[Exception | None] = [ZeroDivisionError(), ZeroDivisionError(), Unavailable("a"), Unavailable("b"), None]
+    left, over = looks * 3, list[bool]()
+
+    async def look() -> None:
+        if not left:
+            over.append(True)
+        elif (error := left.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(scene._lag, "_look", look)
+    scene._lag.start()
+    async with asyncio.timeout(5):
+        while not over:
+            await asyncio.sleep(0)
+    await scene._lag.stop()
+    assert [line.levelname for line in caplog.records] == ["ERROR", "WARNING"] * 3

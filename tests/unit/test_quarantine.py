@@ -274,3 +274,20 @@ async def test_what_others_write_to_it_does_not_end_its_quarantine(
         await until(lambda: scope.view.entry("Counter/x"))  # looked at again
         assert held(old)["Counter/x"].offset == 2
         assert not caplog.records, "nothing has changed for those who operate it"
+
+
+async def test_what_is_folded_again_after_the_scope_was_begun_anew_is_told_and_so_is_its_next_quarantine(
+    new: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = new.transactions.scopes[0].view
+    ill = Entry(1, "tx", fault="it cannot be folded", tail=b"{}", since=2)
+    view.keep("Counter/x", ill)
+    for _ in range(2):
+        view.begin(0, 0)
+        view.keep("Counter/x", ill)
+    assert len(lines(caplog)) == 1, "it is the same"
+    view.begin(0, 0)
+    view.keep("Counter/x", Entry(1, "tx"))
+    assert ["its quarantine ends" in line.getMessage() for line in lines(caplog, logging.WARNING)] == [True]
+    view.keep("Counter/x", ill)
+    assert len(lines(caplog)) == 2

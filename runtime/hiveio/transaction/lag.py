@@ -13,6 +13,7 @@ from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, log_record
 from hiveio.kafka.threads import blocking
+from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records
 from hiveio.transaction.backlog import Backlog, Bearing
 from hiveio.transaction.record import Commit
@@ -31,7 +32,7 @@ class PublisherLag:
 
     def __init__(self, scopes: Sequence[Scope], marks: Marks, events: LogReader, topic: str) -> None:
         self._scopes, self._marks, self._events, self._topic = scopes, marks, events, topic
-        self._silent = False
+        self._told: tuple[str, float] = ("", 0.0)  # why a look failed, and when that was told
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,14 +47,23 @@ class PublisherLag:
         while True:
             try:
                 await self._look()
-                self._silent = False
+                self._told = ("", 0.0)
             except HiveError as error:
-                if not self._silent:
+                if self._is_news(error):
                     log.warning("how far %s is behind its log cannot be seen: %s", self._topic, error)
-                self._silent = True
-            except Exception:
-                log.exception("a fault while looking how far %s is behind its log", self._topic)
+            except Exception as error:
+                if self._is_news(error):
+                    log.exception("a fault while looking how far %s is behind its log", self._topic)
             await asyncio.sleep(LOOK_S)
+
+    def _is_news(self, error: Exception) -> bool:
+        """Not told already within EVERY_S."""
+        now, kind = asyncio.get_running_loop().time(), type(error).__name__
+        told, at = self._told
+        if kind == told and now - at < EVERY_S:
+            return False
+        self._told = (kind, now)
+        return True
 
     async def _look(self) -> None:
         places = [(topic, scope.partition) for scope in self._scopes for topic in (scope.topic, self._topic)]

@@ -19,7 +19,7 @@ from hiveio.transaction.command import Command, Reading, answer_body
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.record import Commit, Read, Write
-from hiveio.transaction.run import OPEN, Run, Taken
+from hiveio.transaction.run import OPEN, TAKEN, Run, Taken
 
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
@@ -157,12 +157,12 @@ class Performer:
                 waiting.reading = None
             text = f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed"
             self._engine.give_up(command, Conflict(text))
-        except Taken as taken:
+        except Taken:
             command.attempts += 1
             if command.over:
                 return
             if command.attempts > self._engine.retry_count:
-                self._engine.give_up(command, Conflict(str(taken)))
+                self._engine.give_up(command, Conflict(TAKEN))  # which aggregate it is, may be another client's secret
             else:
                 run.set_aside(command)
         except BaseException as fault:

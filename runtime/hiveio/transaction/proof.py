@@ -18,8 +18,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from hiveio.errors import Problem
-
 Consistency = Literal["cached", "current", "linearizable"]
 CONSISTENCIES: tuple[Consistency, ...] = get_args(Consistency)
 
@@ -32,7 +30,7 @@ class Proofs:
     """
 
     def __init__(self, append: Callable[[], str]) -> None:
-        """``append`` appends a barrier on nothing and returns its transaction id; it may raise a Problem."""
+        """``append`` appends a barrier on nothing and returns its transaction id; what it raises, all who wait get."""
         self._append = append
         self._loop = asyncio.get_running_loop()
         self._next: asyncio.Future[bool] | None = None  # those who wait for a record that is not appended yet
@@ -54,9 +52,9 @@ class Proofs:
             return  # a command's record carries them, or the barrier under way is followed by another one
         try:
             self._barrier = self._append()
-        except Problem as problem:
+        except Exception as error:  # whatever it is: nobody is left waiting
             waiting, self._next = self._next, None
-            waiting.set_exception(problem)
+            waiting.set_exception(error)
             waiting.exception()  # whoever waited may have gone
 
     def appended(self, tx: str) -> None:

@@ -37,11 +37,11 @@ class Quarantine:
         self.held: dict[str, Held] = {}
         self.healed: set[str] = set()  # folded here, and perhaps not so in the cache yet
         self.strangers: set[str] = set()  # names of actors that the log has and this service has not
-        self._told: set[str] = set()
+        self.told: set[str] = set()  # in quarantine, as the log says
         self._size = 0
 
     def forget(self) -> None:
-        """The scope is begun anew. What was told is not told again."""
+        """The scope is begun anew. What is found again in quarantine is not told again; what is not, has ended."""
         self.held.clear()
         self.healed.clear()
         self._size = 0
@@ -53,16 +53,16 @@ class Quarantine:
         before = self.held.pop(name, None)
         self._size -= before.size if before else 0
         if not entry.fault:
-            if name in self._told:
-                self._told.discard(name)
+            if name in self.told:
+                self.told.discard(name)
                 log.warning("%s is folded again: its quarantine ends", name, extra=self._fields(name))
             return
         self.held[name] = held = Held(entry.since, len(entry.tail), entry.fault)
         self._size += held.size
-        if name not in self._told:
-            if len(self._told) > 2 * AGGREGATES:
-                self._told.clear()
-            self._told.add(name)
+        if name not in self.told:
+            if len(self.told) > 2 * AGGREGATES:
+                self.told.clear()
+            self.told.add(name)
             log.critical(
                 "%s is quarantined: this version cannot fold its event at %s/%s/%s (%s). It is answered 503 until a "
                 "version that can fold it runs; everything else goes on",

@@ -79,7 +79,7 @@ class View:
     def keep(self, name: str, entry: Entry) -> None:
         self.entries[name] = entry
         self.entries.move_to_end(name)
-        if entry.fault or self.quarantine.held:
+        if entry.fault or self.quarantine.told:
             self.quarantine.note(name, entry)
 
     def mark_touched(self, name: str, offset: int) -> None:
