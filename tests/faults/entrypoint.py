@@ -19,6 +19,7 @@ from hiveio.actor import Actor, Contract
 from hiveio.envelope import Codec
 from hiveio.errors import Corrupt
 from hiveio.kafka.appender import Appender
+from hiveio.kafka.delivery import Client
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.process import serve
 from hiveio.transaction import cache
@@ -62,10 +63,10 @@ def acknowledges_on_report() -> None:
             if pending is not None and pending.owner is not None:
                 engine._answer(pending.owner, offset)
 
-    def report(self: Appender, error: KafkaError | None, message: Message) -> None:
+    def report(self: Appender, client: Client, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self.loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset() or 0)
-        original(self, error, message)
+        original(self, client, error, message)
 
     setattr(hiveio.kafka.delivery, "Producer", producer)  # noqa: B010
     setattr(Appender, "_report", report)  # noqa: B010

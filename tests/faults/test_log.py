@@ -1,13 +1,15 @@
-"""Faults 9 to 14, 36, 38, 45 and 46: what happens to appends on their way, and to the broker."""
+"""Faults 9 to 14, 36, 38, 45, 46 and 68: what happens to appends on their way, and to the broker."""
 
 import asyncio
 import os
+import time
 
 import pytest
 
 from tests.faults.checker import Told
 from tests.faults.proxy import FETCH, INIT_PRODUCER, PRODUCE, kafka
 from tests.faults.stage import Broker, Stage, until
+from tests.integration.topics import largest_record
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 PAUSES_S = (1, 6, 60) if os.environ.get("HIVEIO_FAULT_LONG") else (1, 6)
@@ -166,6 +168,30 @@ async def test_38_the_queue_is_full(broker: Broker) -> None:
         assert set(statuses) == {503, 504}  # 503: certainly not appended
         stage.kafka_proxy.open()
         await stage.well("Account/a", *(f"Account/{n}" for n in range(12)))
+
+
+@pytest.mark.fault(68)
+async def test_68_kafka_refuses_a_record(broker: Broker) -> None:
+    """An operator has made the largest record smaller. Nobody waits for what is known."""
+    with Stage(broker, 1) as stage:
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        await asyncio.to_thread(largest_record, stage.direct.brokers, stage.log_topic, 4_000)
+        large = "x" * 10_000
+        for number in range(100):  # until Kafka has taken note
+            began = time.monotonic()
+            call = await stage.send("Deposit", "Account/a", key=f"k{number}", marker=f"{number}{large}", amount=1)
+            if call.told is not Told.ACCEPTED:
+                break
+        assert (call.status, call.told) == (503, Told.NOT_EXECUTED), call
+        assert time.monotonic() - began < 2
+        assert stage.victim.lines(f"Kafka refuses records of {stage.log_topic}/0")
+        began = time.monotonic()
+        await stage.accepted("Deposit", "Account/a", amount=1)
+        assert time.monotonic() - began < 2, "it is free"
+        await asyncio.to_thread(largest_record, stage.direct.brokers, stage.log_topic, 1_000_000)
+        await stage.accepted("Deposit", "Account/a", marker=large, amount=1)
+        assert not stage.verdicts(call)
+        await stage.well("Account/a")
 
 
 @pytest.mark.fault(45)

@@ -1,18 +1,11 @@
 """How far publishing is behind is true on every instance, whoever publishes or nobody, and the alarm fires."""
 
 import pytest
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 
 from tests.alarms import alarms, publisher_lag
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.conftest import Make
-from tests.integration.topics import read_all
+from tests.integration.topics import largest_record, read_all
 from tests.process import wait_until
 from tests.services import Kafka
 
@@ -20,19 +13,12 @@ pytestmark = pytest.mark.timeout(120, func_only=True)
 STUCK = {"HiveioEventsAreNotPublished"}
 
 
-def largest_record(kafka: Kafka, topic: str, size: int) -> None:
-    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": kafka.brokers})  # named: its results end with it
-    admin.incremental_alter_configs([resource])[resource].result(10)
-
-
 def test_a_stuck_publisher_is_seen_by_all_instances(processor: Make, kafka: Kafka, topic: str) -> None:
     with processor() as one, processor(CLUSTER_SIZE="2") as two:
         both = (one, two)
         assert send(one, "ada", "Open", owner="ada").status_code == 200
         wait_until(lambda: len(read_all(kafka.brokers, topic)) == 1, 30, "published")
-        largest_record(kafka, topic, 60)  # the event topic takes no event any more, from nobody
+        largest_record(kafka.brokers, topic, 60)  # the event topic takes no event any more, from nobody
         for _ in range(3):
             assert send(two, "ada", "Deposit", amount=1).status_code == 200
         for role in both:
@@ -48,7 +34,7 @@ def test_a_stuck_publisher_is_seen_by_all_instances(processor: Make, kafka: Kafk
         one.kill()  # whoever held the lease
         assert alarms(two.url) == STUCK
         two.kill()
-        largest_record(kafka, topic, 1_000_000)
+        largest_record(kafka.brokers, topic, 1_000_000)
         # What stands behind the last event on the topic bears no events: that is no lag.
         with processor() as last:
             wait_until(lambda: len(read_all(kafka.brokers, topic)) == 4, 30, "published")

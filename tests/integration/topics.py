@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from confluent_kafka.cimpl import NewTopic
 
 Written = tuple[int, str | bytes | None, bytes | None, Mapping[str, str]]  # partition, key, value, headers
@@ -59,3 +65,11 @@ def committed(brokers: str, group: str, topic: str, partition: int = 0) -> tuple
         return found.offset, found.metadata or ""
     finally:
         consumer.close()
+
+
+def largest_record(brokers: str, topic: str, size: int) -> None:
+    """Set the bytes of the largest record that the topic takes."""
+    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": brokers})  # named: its results end with it
+    admin.incremental_alter_configs([resource])[resource].result(10)

@@ -1,7 +1,9 @@
 """Appending to the transaction log: in order, in few and large requests, acknowledged by reading back."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
@@ -9,20 +11,23 @@ from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, backend_away
 from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client
+from hiveio.kafka.refusals import refusal
 from hiveio.kafka.threads import blocking
 
 EAGER = 8  # so many records in flight are sent at once each; beyond, they are gathered
 LIMIT = 20_000  # records given to the client and not known to have left it
 GIVEN_UP_S = 1.0  # for a client that is replaced to report what it held
+MARGIN_S = 0.05  # of the time at which a record was handed over
 
-OnFailure = Callable[[str, str], None]  # transaction id, reason: the outcome of that append is unknown
+OnFailure = Callable[[str, str, bool], None]
 
 
 class Appender:
     """Appends records in the order given. A record is known to be in the log only when it is read back.
 
-    ``failed`` is called on the loop for a delivery that failed; the record may be in the log all the same, or come
-    later. After a fatal error of the client a new one is made; all that the old one held is then unknown.
+    ``failed`` is called on the loop with the transaction id, the reason and whether it is definite, for a delivery that
+    failed. If it is, Kafka has refused the record; else it may be in the log all the same, or come later. After a fatal
+    error of the client a new one is made; all that the old one held is then unknown.
     """
 
     def __init__(self, settings: Settings, topic: str, failed: OnFailure) -> None:
@@ -43,13 +48,22 @@ class Appender:
             "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
             "queue.buffering.max.messages": LIMIT,
             "delivery.report.only.error": True,
-            "on_delivery": self._report,
             "socket.nagle.disable": True,
         }
 
     def start(self) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
-        self._client = Client(self, self._config)
+        self._client = self._made()
+
+    def _made(self) -> Client:
+        made: list[Client] = []
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._report(made[0], error, message)
+
+        config: dict[str, Any] = self._config | {"on_delivery": report}
+        made.append(Client(self, config))
+        return made[0]
 
     def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
         """Hand a record over; ``in_flight`` are those appended and not read back, which decide whether it may wait.
@@ -76,7 +90,7 @@ class Appender:
             try:
                 self._produce(partition, key, value)
             except (TooLarge, Unavailable) as error:
-                self._failed(key, str(error))
+                self._failed(key, str(error), True)
 
     def _produce(self, partition: int, key: str, value: bytes) -> None:
         try:
@@ -91,11 +105,15 @@ class Appender:
                 self.replace(self._client, reason.str())
             raise backend_away(f"the record could not be appended: {reason.str()}") from None
 
-    def _report(self, error: KafkaError | None, message: Message) -> None:
+    def _report(self, client: Client, error: KafkaError | None, message: Message) -> None:
         # On the poll thread, for what failed; of what is stored nobody needs a report.
         if error is not None:
+            took_s = message.latency()
+            once = took_s is not None and client.attempts.once(time.monotonic() - took_s - MARGIN_S)
+            definite = once and refusal(error, self._topic) is not None
             try:
-                self.loop.call_soon_threadsafe(self._failed, (message.key() or b"").decode(), error.str())
+                key = (message.key() or b"").decode()
+                self.loop.call_soon_threadsafe(self._failed, key, error.str(), definite)
             except RuntimeError:  # the loop is closed
                 pass
 
@@ -104,7 +122,7 @@ class Appender:
 
     def replace(self, client: Client, reason: str) -> None:
         if client is self._client:
-            self._client = Client(self, self._config)
+            self._client = self._made()
             self._ending = asyncio.ensure_future(self._give_up(client))
 
     async def _give_up(self, client: Client) -> None:

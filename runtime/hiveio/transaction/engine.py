@@ -323,9 +323,9 @@ class Engine:
         except Exception as error:  # whatever it is: it is answered
             self.fail(command, error)
 
-    def failed(self, tx: str, reason: str) -> None:
-        """An append failed: the record may be in the log, or come later."""
-        self._rescue.failed(tx, reason)
+    def failed(self, tx: str, reason: str, definite: bool) -> None:
+        """An append failed: the record may be in the log, or come later, unless it is ``definite`` that it does not."""
+        self._rescue.failed(tx, reason, definite)
 
     # -- time
 

@@ -18,6 +18,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from hiveio.errors import Problem
+
 Consistency = Literal["cached", "current", "linearizable"]
 CONSISTENCIES: tuple[Consistency, ...] = get_args(Consistency)
 
@@ -67,6 +69,17 @@ class Proofs:
         waiting = self.under_way.pop(tx, None)
         if waiting is not None:
             waiting.set_result(read_back)
+        self._done(tx)
+
+    def refused(self, tx: str, problem: Problem) -> None:
+        """The record will never be in the log, nor would another one now: those it carried are told."""
+        waiting = self.under_way.pop(tx, None)
+        if waiting is not None:
+            waiting.set_exception(problem)
+            waiting.exception()  # whoever waited may have gone
+        self._done(tx)
+
+    def _done(self, tx: str) -> None:
         if tx == self._barrier:
             self._barrier = ""
             self._loop.call_soon(self._send)
