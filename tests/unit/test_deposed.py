@@ -30,8 +30,11 @@ class Cache:
 
 
 class Events:
+    def __init__(self, end: int = 1) -> None:
+        self.end = end
+
     def bounds(self, partition: int) -> tuple[int, int]:
-        return 0, 1
+        return 0, self.end
 
 
 class OldEnd(MemoryReader):
@@ -123,9 +126,12 @@ async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never
 
     monkeypatch.setattr(resume, "last_event", nothing)
     cache: Any = Cache()
-    anything: Any = Events()
+    anything: Any = Events(0)
+    alone = False
 
     async def proved() -> int:
+        if alone:
+            await asyncio.sleep(60)
         return 0
 
     one, standby = (
@@ -133,6 +139,17 @@ async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never
     )
     assert await one.last() is None  # nothing was ever published
     assert await standby.last() is None
-    await one.note()  # its first events are on the topic, which is deleted then and made anew
+    await one.note()  # its first events are on the topic, which is deleted then and made anew; or so it seems
+    with pytest.raises(Unavailable, match="events/0 had events and is empty"):
+        await standby.last()
+    monkeypatch.setattr(resume, "OLD_END_S", 0.0)
+    monkeypatch.setattr(resume, "PROOF_S", 0.05)
+    alone = True
+    with pytest.raises(Unavailable, match="log/0 takes no record"):
+        await standby.last()
+    alone, anything.end = False, 1  # it has learnt of another leader
+    with pytest.raises(Unavailable, match="events/0 had events and is empty"):
+        await standby.last()
+    anything.end = 0
     with pytest.raises(Corrupt, match="emptied or made anew"):
         await standby.last()

@@ -21,6 +21,7 @@ log = logging.getLogger("hiveio.publisher")
 
 LOOK_BACK = 1_000  # records read at once, from the end of the topic backwards
 PROOF_S = 5.0  # for a record of our own to be read back
+OLD_END_S = 12.0  # for which a broker that was the leader before the first event may call the topic empty
 
 
 class Published(NamedTuple):
@@ -83,6 +84,7 @@ class Resume:
         self._strangers = Strangers(where, "no event of this service: it is passed over")
         self._trimmed = 0
         self._noted = False
+        self._empty_since: float | None = None
 
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
@@ -92,7 +94,7 @@ class Resume:
             await self._never_published(first)
         else:
             await self._compare(found)
-            self._noted = False  # Redis may have lost it since
+            self._noted, self._empty_since = False, None  # Redis may have lost it since
             await self.note()
         if first > self._trimmed:
             self._trimmed = first
@@ -113,11 +115,29 @@ class Resume:
     async def _never_published(self, first: int) -> None:
         """Raises Corrupt where events were published, and are gone with their topic."""
         if first > 0 or self._noted or await self._cache.published(self._partition):
+            if first == 0:
+                await self._doubt()
             raise Corrupt(
                 f"{self._where} was emptied or made anew, so nobody can tell which events of {self._log_where} its "
                 "consumers have seen. Bring the topic back; or, to publish every event of the log again, delete the "
                 f"topic, stop all instances, and delete {self._cache.scope(self._partition)}:published in Redis"
             )
+
+    async def _doubt(self) -> None:
+        """Raises Unavailable where the topic may be called empty by a broker that was the leader until it was cut off.
+
+        Who reaches another broker learns of the new leader within OLD_END_S; who reaches none has no record read back.
+        """
+        doubt = f"{self._where} had events and is empty, if the broker that says so is its leader"
+        now = asyncio.get_running_loop().time()
+        if self._empty_since is None:
+            self._empty_since = now
+        if now - self._empty_since < OLD_END_S:
+            raise Unavailable(doubt)
+        await self._end()
+        _, end = await blocking(self._events.bounds, self._partition)
+        if end > 0:
+            raise Unavailable(doubt)
 
     async def _end(self) -> int:
         """A broker that was the leader until it was cut off names an old end for as long as it is; a record of our own
