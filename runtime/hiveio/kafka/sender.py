@@ -30,9 +30,7 @@ CLOSED = "events are not taken now: try again in a moment"
 OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
 
-_waiting = metrics.Gauge(
-    "hiveio_records_waiting", "Records taken that Kafka has not confirmed", multiprocess_mode="livesum"
-)
+_waiting = metrics.Gauge("hiveio_records_waiting", "Records that Kafka has not confirmed", multiprocess_mode="livesum")
 _unconfirmed = metrics.Counter("hiveio_records_unconfirmed_total", "Records taken that Kafka will not confirm any more")
 _refused = metrics.Counter("hiveio_records_refused_total", "Records taken that Kafka refused: they are not stored")
 

@@ -5,12 +5,12 @@ where both versions accept. So what stands in a place where it does not belong, 
 two versions must not judge one record differently, and void would be such a judgement.
 """
 
-import asyncio
 from collections.abc import Container, Iterable, Iterator, Mapping
 
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, HiveError, Unsafe
 from hiveio.kafka.tail import LogReader, log_record
+from hiveio.kafka.threads import blocking
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Barrier, Commit, Record
@@ -84,12 +84,12 @@ class Placement:
 async def last_records(log: LogReader, partition: int) -> list[tuple[int, Record]]:
     """The last records of a partition with their offsets, without those that this version cannot read. Raises
     Unavailable."""
-    first, end = await asyncio.to_thread(log.bounds, partition)
+    first, end = await blocking(log.bounds, partition)
     found: list[tuple[int, bytes]] = []
     below = end
     for count in LAST:
         start = max(first, end - count)
-        read = await asyncio.to_thread(log.read_messages, partition, start, below)
+        read = await blocking(log.read_messages, partition, start, below)
         found, below = [(message.offset, message.value) for message in map(log_record, read)] + found, start
         if start == first or sum(len(value) for _, value in found) > BYTES:
             break
