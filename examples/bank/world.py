@@ -230,7 +230,7 @@ class World:
         """What Redis holds now: version and state by aggregate; nothing, while it is empty."""
         found: dict[str, tuple[int, object]] = {}
         with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
-            for mark in client.scan_iter(f"hive:{{{LOG}/{self.scope}}}:????????", count=1000):
+            for mark in client.scan_iter(f"hive:{{{LOG}/{self.scope}/*}}:????????", count=1000):
                 watermark = Watermark.parse(client.get(mark) or b"")
                 prefix = f"{mark.decode()}:{watermark.generation if watermark else ''}:a:"
                 for key in client.scan_iter("hive:*:a:*", count=1000):
