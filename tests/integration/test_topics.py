@@ -5,7 +5,8 @@ import dataclasses
 import json
 import logging
 from concurrent.futures import Future
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,7 +19,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from hiveio.config import Settings
-from hiveio.kafka import topics
+from hiveio.errors import Unavailable
+from hiveio.kafka import replication, topics
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.conftest import Make
@@ -154,6 +156,57 @@ def test_too_few_replicas_are_told_with_what_mends_them() -> None:
     )
     assert "(the first 50 of 60 partitions)" in doubt(2, 2, *[(1,)] * 60)
     assert doubt(1, 3, (1,)) == doubt(2, 3, (1, 2, 3)) == doubt(0, 2, (1, 2)) == ""
+
+
+class Configured:
+    """An AdminClient of brokers with these defaults, or that fail when they are asked for them."""
+
+    def __init__(self, defaults: dict[str, str] | int) -> None:
+        self.defaults = defaults
+
+    def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[Any, Any]:
+        future: Future[Any] = Future()
+        if isinstance(self.defaults, int):
+            future.set_exception(KafkaException(KafkaError(self.defaults)))
+        else:
+            future.set_result({name: SimpleNamespace(value=value) for name, value in self.defaults.items()})
+        return {resources[0]: future}
+
+
+DENIED = KafkaError.CLUSTER_AUTHORIZATION_FAILED
+
+
+@pytest.mark.parametrize(
+    ("asked", "brokers", "defaults", "replicas", "in_sync"),
+    [
+        (0, 1, {}, 1, None),
+        (0, 2, {"default.replication.factor": "1"}, 2, None),
+        (0, 3, {"default.replication.factor": "1", "min.insync.replicas": "1"}, 3, "2"),
+        (0, 5, {"default.replication.factor": "5", "min.insync.replicas": "3"}, 5, None),
+        (0, 3, DENIED, 3, "2"),
+        (1, 3, {"default.replication.factor": "3"}, 1, None),
+        (4, 5, {}, 4, "2"),
+        (3, 2, {}, "3 replicas (EVENT_STORE_REPLICATION), and 2 brokers are up", None),
+        (0, 2, {"default.replication.factor": "3"}, "3 replicas (default.replication.factor of the brokers)", None),
+    ],
+)
+def test_a_new_topic_has_as_many_replicas_as_asked_for(
+    asked: int, brokers: int, defaults: dict[str, str] | int, replicas: int | str, in_sync: str | None
+) -> None:
+    settings, client = dataclasses.replace(SETTINGS, replication=asked), Configured(defaults)
+
+    def made() -> tuple[int, dict[str, str]]:
+        return replication.of_new(settings, cast("Any", client), "t", range(1, brokers + 1))
+
+    if isinstance(replicas, str):
+        with pytest.raises(Unavailable) as told:
+            made()
+        assert replicas in str(told.value)
+    else:
+        assert made() == (replicas, {"min.insync.replicas": in_sync} if in_sync else {})
+    client.defaults = KafkaError._TIMED_OUT  # that is no answer
+    with pytest.raises(KafkaException):
+        made()
 
 
 def test_topics_of_one_producer_may_have_different_partitions(kafka: Kafka, topic: str) -> None:
