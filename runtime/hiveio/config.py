@@ -246,11 +246,11 @@ class Settings:
     )
     lock_retry_delay_ms: int = setting("LOCK_RETRY_DELAY", 20, _whole(0, 60_000), "time between retries, ms")
     lock_retry_jitter_ms: int = setting("LOCK_RETRY_JITTER", 20, _whole(0, 60_000), "most random time added to it, ms")
+    misplaced: str = setting(
+        "EVENT_STORE_MISPLACED", "", _text, "aggregates (`ACTOR/ID,…`) that are known to be in a wrong partition"
+    )
     idempotency_count: int = setting(
-        "IDEMPOTENCY_COUNT",
-        10_000,
-        _whole(1, 10_000_000),
-        "records for which every command id is remembered; fixed when the log is made",
+        "IDEMPOTENCY_COUNT", 10_000, _whole(1, 10_000_000), "records for which command ids are kept; fixed with the log"
     )
     idempotency_time_s: int = setting(
         "IDEMPOTENCY_TIME",

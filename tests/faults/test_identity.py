@@ -113,6 +113,11 @@ def test_58_a_version_with_another_scope_of_its_aggregates(kafka: Kafka, redis: 
         assert f"{topic}.transactions/1/2 has AccountActor/{old}, which belongs to partition 0" in reason
         assert any(line["level"] == "critical" and reason in line["message"] for line in role.logs())
         assert (deposit(role, last), deposit(role, old)) == (503, 200)
+    with processor(environ | {"EVENT_STORE_MISPLACED": f"AccountActor/{old}"}) as role:  # an operator has seen to it
+        assert (deposit(role, last), deposit(role, old)) == (200, 200)
+        assert balance(role, old) == 3, "and what was written elsewhere is not in it"
+        (line,) = role.complaints()
+        assert line["message"].startswith(f"EVENT_STORE_MISPLACED=AccountActor/{old}: ")
 
 
 @pytest.mark.fault(59)

@@ -32,6 +32,7 @@ def test_each_aggregate_of_a_record_has_its_place(record: Record, monkeypatch: p
     by_name = {contract.name: contract for contract in contracts([AccountActor])}
     Placement(by_name, "log", 1).check(0, 7, record)
     Placement({}, "log", 2).check(0, 7, record)  # of an actor that is not here
+    Placement(by_name, "log", 2, f"Account/other, {ELSEWHERE}").check(0, 7, record)
     place = Placement(by_name, "log", 2)
     place.check(0, 7, Foreign())
     place.check(0, 7, record, {ELSEWHERE: 1})

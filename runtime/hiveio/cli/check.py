@@ -220,7 +220,7 @@ def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
     left: set[str] = set()
     elsewhere: dict[str, dict[str, str]] = {}  # of each actor the aggregates that scope(id) gives another partition
     scopes = count_scopes(settings)
-    placement = Placement(by_name, settings.log_topic, scopes)
+    placement = Placement(by_name, settings.log_topic, scopes, settings.misplaced)
     for scope in range(scopes):
         for found in judged(settings, scope):
             for write in found.record.writes if isinstance(found.record, Commit) and found.accepted else ():

@@ -92,7 +92,9 @@ class TransactionLog:
         window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
         pinned = Pinned(s, by_name, self._reader, self._events)
         count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
-        placement = Placement(by_name, s.log_topic, count)
+        placement = Placement(by_name, s.log_topic, count, s.misplaced)
+        if s.misplaced:
+            log.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
         await _patiently(lambda: placement.sample(self._reader, self._cache))
         self.scopes = [
             Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)

@@ -22,16 +22,18 @@ BYTES = 1_000_000  # together, in the end
 
 
 class Placement:
-    """The partitions of the aggregates of some actors."""
+    """The partitions of the aggregates of some actors. ``misplaced`` are those, with commas between, that may be
+    anywhere: an operator has seen to them."""
 
-    def __init__(self, contracts: Mapping[str, Contract], topic: str, partitions: int) -> None:
+    def __init__(self, contracts: Mapping[str, Contract], topic: str, partitions: int, misplaced: str = "") -> None:
         self._contracts, self._topic, self._partitions = contracts, topic, partitions
+        self._misplaced = frozenset(name.strip() for name in misplaced.split(","))
 
     def home(self, name: str) -> int | None:
         """The partition of ``<actor>/<id>``; None where this version cannot tell."""
         actor, _, id = name.partition("/")
         contract = self._contracts.get(actor)
-        if contract is None:
+        if contract is None or name in self._misplaced:
             return None
         try:
             return scope_of(contract.actor.scope(id), self._partitions)
@@ -56,7 +58,7 @@ class Placement:
 
     def _place(self, partition: int, offset: int, name: str) -> None:
         if (home := self.home(name)) not in (None, partition):
-            raise Corrupt(self._misplaced(f"{self._topic}/{partition}/{offset}", name, home))
+            raise Corrupt(self._told(f"{self._topic}/{partition}/{offset}", name, home))
 
     async def sample(self, log: LogReader, cache: Cache) -> None:
         """Raises Unsafe where the last records of the log, or some of what the cache holds of it, say that it was
@@ -71,9 +73,9 @@ class Placement:
                     raise Unsafe(str(error)) from None
         for partition, name in await cache.sampled():
             if (home := self.home(name)) not in (None, partition):
-                raise Unsafe(self._misplaced(f"the cache of {self._topic}/{partition}", name, home))
+                raise Unsafe(self._told(f"the cache of {self._topic}/{partition}", name, home))
 
-    def _misplaced(self, where: str, name: str, home: int | None) -> str:
+    def _told(self, where: str, name: str, home: int | None) -> str:
         return (
             f"{where} has {name}, which belongs to partition {home} by this version's scope(id): it was changed, and "
             "each aggregate would begin anew in another partition. Run a version with the scope(id) that wrote this "
