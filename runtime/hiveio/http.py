@@ -23,6 +23,7 @@ from hiveio.errors import (
     Unavailable,
     Unknown,
     VersionMismatch,
+    contained,
 )
 from hiveio.fault import log_fault
 from hiveio.headers import (
@@ -53,6 +54,7 @@ _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", CONTENT_TYPE.encode())
 _CLOSE = (b"connection", b"close")
 _NONE: Mapping[str, str] = {}
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 log = logging.getLogger("hiveio.http")
 
@@ -268,8 +270,6 @@ class Edge:
                 raise RequestTimeout("the request did not arrive in full in time") from None
             log.warning("%s %s took longer than REQUEST_TIMEOUT", route.method, route.path)
             raise Unknown("no answer within REQUEST_TIMEOUT; it may have happened, or may happen still") from None
-        except (Problem, Gone):
-            raise
         except BaseException as error:
             raise _fault(error, route, envelope) from None
         finally:
@@ -386,12 +386,12 @@ class Edge:
         return {path.decode() for path, resource in self._exact.items() if not resource.routes}
 
 
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
-
-def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Problem:
-    """The 500 of a fault of the actor, or of ours, which is in the log from now on."""
-    log_fault(log, error, route.contract, envelope, method=route.method, path=route.path)
+def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Exception:
+    """The error, where it is an answer; else the 500 of a fault of the actor, or of ours, which is in the log now."""
+    fault = contained(error) if isinstance(error, Problem) else error
+    if fault is error and isinstance(error, Problem | Gone):
+        return error
+    log_fault(log, fault, route.contract, envelope, method=route.method, path=route.path)
     return Problem()
 
 

@@ -13,11 +13,11 @@ from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 
 # What is no Exception, what cannot be shown, and what no future takes.
-HOW = ["exit", "interrupt", "cancelled", "generator", "own", "group", "mute", "mute too", "stop"]
+HOW = ["exit", "interrupt", "cancelled", "generator", "own", "group", "mute", "mute too", "careless", "stop"]
 ASYNC = [*HOW[:-1], "cancels itself"]  # a coroutine that raises StopIteration is Python's own RuntimeError
 RAISE = """
 import asyncio, sys, time
-from hiveio import Actor, Command, Context, Event, Model, Query
+from hiveio import Actor, Command, Context, Event, Model, Query, Rejected
 
 class Own(BaseException):
     pass
@@ -28,6 +28,12 @@ class Other(Exception):
 class Mute(Exception):
     def __str__(self):
         raise ValueError("it has no text")
+
+class Careless(Rejected):
+    headers = {"Retry-After": 60}
+
+    def __init__(self):
+        pass
 
 class MuteToo(BaseException):
     def __str__(self):
@@ -54,6 +60,8 @@ def raises(how):
             raise Mute
         case "mute too":
             raise MuteToo
+        case "careless":
+            raise Careless
         case "stop":
             next(iter([]))
         case "other":
@@ -218,6 +226,9 @@ def test_what_an_actor_raises_ends_nothing_but_its_request() -> None:
         told = {line["message"] for line in faults(role)}
         for fault in ("RuntimeError: the actor raised Mute: its text", "MuteToo: its text cannot be shown (TypeError)"):
             assert any(line.startswith(f"Faulty failed at Plain: {fault}") for line in told)
+        assert not [line for line in role.complaints() if line["message"] == "POST /faults/a failed"], (
+            "and named nobody"
+        )
         answer = send("Plain", "block")
         line = blocked(role, "Faulty.perform")
         assert (line["actor"], line["message_type"], line["id"]) == ("Faulty", "Plain", "a")
