@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from hiveio.kafka.tail import BACKLOG
+from hiveio.kafka.untaken import RECORD_BYTES, SHARED_BYTES
 from hiveio.transaction.rule import scope_of
 from tests.faults.checker import Told
 from tests.faults.proxy import always
@@ -137,7 +137,7 @@ async def test_54_a_scope_that_has_failed_is_not_felt_by_the_others(broker: Brok
         await stage.accepted("Deposit", f"Account/{well}", amount=1)
         assert (await stage.send("Deposit", f"Account/{ill}", at=1, key="poison", amount=1)).told is Told.ACCEPTED
         await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
-        strange: list[Written] = [(0, "k", b"null", {})] * (BACKLOG + 5_000)
+        strange: list[Written] = [(0, "k", b"null", {})] * (SHARED_BYTES // RECORD_BYTES // 2 + 5_000)
         await asyncio.to_thread(write, stage.direct.brokers, stage.log_topic, strange)
         began = time.monotonic()
         for _ in range(20):  # with a backlog that nobody takes each waits a second

@@ -61,7 +61,9 @@ class Marks:
         written = self.events if topic == "events" else self.log
         return SimpleNamespace(
             bounds=lambda partition: (0, len(written)),
-            read_messages=lambda partition, offset, end: [self._message(topic, at) for at in range(offset, end)],
+            read_each=lambda partition, offset, end, made: [
+                made(self._message(topic, at)) for at in range(offset, end)
+            ],
         )
 
     def _message(self, topic: str, at: int) -> Message:

@@ -179,7 +179,7 @@ class Shelf:
         """The next letter to try again, in order."""
         while self.queue:
             message = self.queue.popleft()
-            self._letters.tail(self._topic).taken(1)
+            self._letters.tail(self._topic).taken(self._partition, 1)
             if self._wanted(message):
                 return message
         return None
@@ -213,7 +213,7 @@ class Shelf:
             if self._wanted(message):
                 self.queue.append(message)
             else:
-                self._letters.tail(self._topic).taken(1)
+                self._letters.tail(self._topic).taken(self._partition, 1)
         if self._asked and self.parking.next >= self._end:  # what is to be tried stands before: read from there again
             self._asked = False
             if first := [entry.first for entry in self.parking.entries.values() if entry.asked]:
@@ -262,7 +262,7 @@ class Shelf:
 
     def _clear(self) -> None:
         if self.queue:
-            self._letters.tail(self._topic).taken(len(self.queue))
+            self._letters.tail(self._topic).taken(self._partition, len(self.queue))
             self.queue.clear()
 
     def _settle(self) -> None:

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -15,11 +15,12 @@ from hiveio.errors import backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.threads import blocking
+from hiveio.kafka.untaken import Untaken
 
 BATCH = 2_000  # most records handed over at once
-BACKLOG = 20_000  # records handed over and not taken, beyond which reading waits
 MOST_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
 POLL_S = 0.1
+AGAIN_S = 0.01  # between two looks at whether a partition that was let go of has room again
 RENEW_S = 2.0  # so old is a client at least that is given up
 logger = logging.getLogger("hiveio.kafka")
 
@@ -45,6 +46,7 @@ def no_record(offset: int) -> LogRecord:
     return LogRecord(offset, "", b"", 0)
 
 
+Made = TypeVar("Made")
 OnRecords = Callable[[list[Any]], None]  # of LogRecord, or what the tail makes of a message
 OnError = Callable[[str], None]
 
@@ -64,7 +66,8 @@ def _consumer(settings: Settings, **extra: object) -> Consumer:
             "fetch.error.backoff.ms": 50,
             "fetch.queue.backoff.ms": 10,
             "queued.min.messages": 10_000,
-            "queued.max.messages.kbytes": 32_768,
+            # Of all partitions together, and so is the largest answer of a broker, which librdkafka derives from it.
+            "queued.max.messages.kbytes": 16_384,
         }
         | extra,
     )
@@ -73,10 +76,11 @@ def _consumer(settings: Settings, **extra: object) -> Consumer:
 class Tail:
     """Follows partitions of one topic, each with a callback on the event loop.
 
-    Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. Reading
-    waits while more than BACKLOG records have not been taken: the one who takes them calls ``taken``. ``make`` is what
-    is made of each message, by the thread that reads. With ``gap`` no offset is left out, nor the last ones before the
-    end: it makes what stands where there is no record.
+    Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. A partition
+    whose records are not taken is let go of at its bound, and taken up where it was left once half of them are taken:
+    the others are read on. The one who takes them calls ``taken``. ``make`` is what is made of each message, by the
+    thread that reads. With ``gap`` no offset is left out, nor the last ones before the end: it makes what stands where
+    there is no record.
     """
 
     def __init__(
@@ -95,9 +99,8 @@ class Tail:
         self._next: dict[int, int] = {}  # of each the offset behind what was handed over
         self._denied = False  # a missing right was told
         self._lock = threading.Lock()
-        self._backlog = 0
-        self._room = threading.Event()
-        self._room.set()
+        self._untaken = Untaken()
+        self._left: set[int] = set()  # let go of, because too much is not taken
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
 
@@ -106,7 +109,6 @@ class Tail:
 
     async def stop(self) -> None:
         self._ended = True
-        self._room.set()
         self._moved.set()
         await blocking(self._thread.join, 5.0)
 
@@ -114,7 +116,8 @@ class Tail:
         return self._thread.is_alive()
 
     def follow(self, partition: int, offset: int, on_records: OnRecords, on_error: OnError) -> None:
-        """Begin at this offset, or seek to it. Records read before are not handed over any more after this call."""
+        """Begin at this offset, or seek to it. Records read before are not handed over any more after this call, and
+        those that were handed over count as taken."""
         with self._lock:
             self._wanted[partition] = (offset, on_records, on_error)
         self._moved.set()
@@ -125,10 +128,9 @@ class Tail:
             self._wanted[partition] = None
         self._moved.set()
 
-    def taken(self, count: int) -> None:
-        self._backlog -= count
-        if self._backlog < BACKLOG:
-            self._room.set()
+    def taken(self, partition: int, count: int) -> None:
+        """So many of the records of this partition are done with."""
+        self._untaken.take(partition, count)
 
     def _run(self) -> None:
         pauses = Pauses()
@@ -146,26 +148,28 @@ class Tail:
             if not self._following:
                 self._moved.wait(1.0)
                 continue
+            self._take_up()
             # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 of consume alone
-            first = self._consumer.poll(POLL_S)
+            first = self._consumer.poll(AGAIN_S if self._left else POLL_S)
             if first is None:
                 continue
             self._hand_over([first, *self._consumer.consume(BATCH, 0)])
-            self._room.wait(1.0)
+            self._let_go()
 
     def _renew(self) -> None:
         """Go on behind what was handed over: what the old client had taken and not given is read again."""
         tried(self._consumer.close)
         self._consumer = self._reading_client()
-        places = [TopicPartition(self._topic, partition, self._next[partition]) for partition in self._following]
-        self._consumer.incremental_assign(places)
+        self._assign(self._following.keys() - self._left)
 
     def _move(self) -> None:
         with self._lock:
             moves, self._wanted = self._wanted, {}
             self._moved.clear()
+            self._untaken.begin(moves)
         if not moves:
             return
+        self._left -= moves.keys()
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
@@ -174,8 +178,23 @@ class Tail:
         # incremental: the others go on where they are
         known = self._assigned()
         self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in moves if p in known])
-        begun = [TopicPartition(self._topic, p, move[0]) for p, move in moves.items() if move is not None]
-        self._consumer.incremental_assign(begun)
+        self._assign({p for p, move in moves.items() if move is not None})
+
+    def _let_go(self) -> None:
+        """Read no more of the partitions whose records are not taken. No pause(): the client keeps that over seeks and
+        assignments, and gives nothing of what it has fetched meanwhile."""
+        if full := self._untaken.full(self._following) - self._left:
+            self._left |= full
+            self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in full])
+
+    def _take_up(self) -> None:
+        """Go on with the partitions that have room again."""
+        if self._left and (roomy := self._untaken.roomy(self._following) & self._left):
+            self._left -= roomy
+            self._assign(roomy)
+
+    def _assign(self, partitions: Iterable[int]) -> None:
+        self._consumer.incremental_assign([TopicPartition(self._topic, p, self._next[p]) for p in partitions])
 
     def _reading_client(self) -> Consumer:
         # The end of a partition is told once it is quiet: behind it there may be marks.
@@ -186,6 +205,7 @@ class Tail:
 
     def _hand_over(self, messages: list[Message]) -> None:
         groups: dict[int, list[Any]] = {}
+        sizes: dict[int, int] = {}
         failures: dict[int, str] = {}
         ends: dict[int, int] = {}
         make = self._make
@@ -206,6 +226,7 @@ class Tail:
                 if group is None:
                     group = groups[partition] = []
                 group.append(make(message))
+                sizes[partition] = sizes.get(partition, 0) + len(message)
                 ends[partition] = offset + 1  # type: ignore[operator]
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 failures[partition] = error.str()
@@ -215,9 +236,8 @@ class Tail:
         with self._lock:  # a follow() made meanwhile makes what was read before it void
             arrived = groups.keys() | failures.keys()
             current = {p: self._following[p] for p in arrived if p not in self._wanted and p in self._following}
-            self._backlog += sum(len(groups.get(p, ())) for p in current)
-        if self._backlog >= BACKLOG:
-            self._room.clear()
+            for p in current:
+                self._untaken.add(p, len(groups.get(p, ())), sizes.get(p, 0))
         try:
             self._loop.call_soon_threadsafe(self._deliver, current, groups, failures)
         except RuntimeError:  # the loop is closed
@@ -234,7 +254,6 @@ class Tail:
         for partition, following in current.items():
             records = groups.get(partition, [])
             if partition in self._wanted or self._following.get(partition) is not following:
-                self.taken(len(records))
                 continue
             if records:
                 following[1](records)
@@ -307,15 +326,18 @@ class LogReader:
             return None
         return log_record(message)
 
-    def read_messages(self, partition: int, offset: int, end: int, timeout_s: float = 5.0) -> list[Message]:
-        """The messages from ``offset`` to below ``end``, which is not beyond the end of the partition. Blocking."""
+    def read_each(
+        self, partition: int, offset: int, end: int, made: Callable[[Message], Made], timeout_s: float = 5.0
+    ) -> list[Made]:
+        """What is made of each message from ``offset`` to below ``end``, which is not beyond the end of the partition:
+        something small, since only one message at a time is kept. Blocking."""
         if offset >= end:
             return []
-        found: list[Message] = []
+        found: list[Made] = []
         with self._reading, closing(self._from(partition, offset, timeout_s)) as messages:
             for message in messages:
                 if (at := message.offset() or 0) < end:
-                    found.append(message)
+                    found.append(made(message))
                 if at >= end - 1:
                     break
         return found

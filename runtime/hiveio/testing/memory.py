@@ -78,7 +78,7 @@ class MemoryTail(Tail):
     def unfollow(self, partition: int) -> None:
         self._at.pop(partition, None)
 
-    def taken(self, count: int) -> None:
+    def taken(self, partition: int, count: int) -> None:
         pass
 
     def wake(self) -> None:

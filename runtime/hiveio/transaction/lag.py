@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from hiveio.errors import HiveError, Unavailable
+from hiveio.kafka import Message
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import LogReader, log_record
 from hiveio.kafka.threads import blocking
@@ -102,13 +103,9 @@ class PublisherLag:
 
     def _bearing(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[Bearing], int]:
         """The next records up to there that bear events which are not published, and the time of the last one read."""
-        found, time = list[Bearing](), 0
-        for message in scope.reader.read_messages(scope.partition, backlog.clean, upto):
-            offset, _, value, time = log_record(message)
-            count = _events(value)
-            if count and (offset, count - 1) > backlog.published:
-                found.append(Bearing(offset, time, count - 1))
-        return found, time
+        read = scope.reader.read_each(scope.partition, backlog.clean, upto, _bearing)
+        found = [each for each in read if each.last >= 0 and (each.offset, each.last) > backlog.published]
+        return found, read[-1].time if read else 0
 
     async def _accepted(self, scope: Scope, found: Sequence[Bearing]) -> Bearing | None:
         """The first of them that is accepted, or not judged yet."""
@@ -119,6 +116,12 @@ class PublisherLag:
             if verdict != "0":
                 return bearing._replace(sure=verdict == "1")
         return None
+
+
+def _bearing(message: Message) -> Bearing:
+    """Of any record; without events the index of its last one is -1."""
+    offset, _, value, time = log_record(message)
+    return Bearing(offset, time, _events(value) - 1)
 
 
 def _events(value: bytes) -> int:

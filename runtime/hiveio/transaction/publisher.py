@@ -197,7 +197,6 @@ class Publisher:
 
     def _unfollow(self) -> None:
         self._tail.unfollow(self._scope.partition)
-        self._tail.taken(len(self._inbox))
         self._inbox.clear()
 
     def _judged(self, message: LogRecord, record: Record, verdict: bool | None) -> None:
@@ -267,7 +266,7 @@ class Publisher:
                 break
             self._told.append((message, records.decode(message.value) if verdict == "1" else None))
             self._inbox.popleft()
-        self._tail.taken(len(self._told))
+        self._tail.taken(self._scope.partition, len(self._told))
         if not self._told:
             await asyncio.sleep(0.1)  # it is being folded anew
 

@@ -56,10 +56,13 @@ async def last_event(events: LogReader, partition: int, stranger: Callable[[int]
     below = end
     while below > first:
         start = max(first, below - (1 if below == end else LOOK_BACK))
-        for message in reversed(await blocking(events.read_messages, partition, start, below)):
-            if (found := published(message, partition)) is not None:
-                return found
-            stranger(message.offset() or 0)
+        found = await blocking(
+            events.read_each, partition, start, below, lambda message: published(message, partition) or message.offset()
+        )
+        for each in reversed(found):
+            if isinstance(each, Published):
+                return each
+            stranger(each or 0)
         below = start
     return None
 

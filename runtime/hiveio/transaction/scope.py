@@ -205,7 +205,6 @@ class Scope:
                 self.fail(f"{self.where}/{self.view.next}: {type(error).__name__}: {error}")
         # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
         self._tail.unfollow(self.partition)
-        self._tail.taken(len(self._inbox))
         self._inbox.clear()
         waiting, self._waiting = self._waiting, []
         for _, future in waiting:
@@ -235,7 +234,6 @@ class Scope:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
         self.view.begin(watermark.offset, watermark.time)
         self.applier.judged.clear()
-        self._tail.taken(len(self._inbox))
         self._inbox.clear()
         self._tail.follow(self.partition, watermark.offset, self._arrived, self._broken)
         self._following = True
@@ -260,7 +258,7 @@ class Scope:
                     index += await self._fold(rest, found)
         finally:  # what was not judged is judged next time
             self._inbox.extendleft(reversed(batch[index:]))
-            self._tail.taken(index)
+            self._tail.taken(self.partition, index)
         self._progressed(before)
         await asyncio.sleep(0)
 

@@ -1,0 +1,142 @@
+"""Following partitions of a log: one whose records are not taken is let go of, and nothing else waits for it."""
+
+import asyncio
+import os
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from hiveio.config import Settings
+from hiveio.kafka import tail as tails
+from hiveio.kafka import untaken
+from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from tests.integration.topics import Written, make_topic, write
+from tests.services import Kafka
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(60, func_only=True)]
+
+RECORDS, SIZE, MOST = 120, 10_000, 200_000
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def topic(kafka: Kafka) -> str:
+    """Three partitions with the same records."""
+    topic = f"tail-{os.urandom(4).hex()}"
+    make_topic(kafka.brokers, topic, 3)
+    records: list[Written] = [(n % 3, f"{n // 3}", b"x" * SIZE, {}) for n in range(3 * RECORDS)]
+    write(kafka.brokers, topic, records)
+    return topic
+
+
+@pytest.fixture
+async def tail(kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tail]:
+    """With small bounds."""
+    monkeypatch.setattr(untaken, "SHARED_BYTES", MOST)
+    monkeypatch.setattr(untaken, "LEAST_BYTES", MOST)
+    monkeypatch.setattr(tails, "BATCH", BATCH)
+    one = Tail(Settings(brokers=kafka.brokers), topic)
+    one.start()
+    yield one
+    await one.stop()
+
+
+class Taker:
+    """Takes what arrives in one partition, if it is greedy."""
+
+    def __init__(self, tail: Tail, partition: int, *, greedy: bool, offset: int = 0) -> None:
+        self.tail, self.partition, self.greedy = tail, partition, greedy
+        self.held: list[LogRecord] = []
+        self.seen: list[int] = []
+        self.follow(offset)
+
+    def follow(self, offset: int) -> None:
+        self.held.clear()
+        self.seen.clear()
+        self.tail.follow(self.partition, offset, self.arrived, self.broken)
+
+    def arrived(self, records: list[LogRecord]) -> None:
+        self.held += records
+        self.seen += [record.offset for record in records]
+        if self.greedy:
+            self.take()
+
+    def take(self) -> None:
+        self.tail.taken(self.partition, len(self.held))
+        self.held.clear()
+
+    def broken(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def all_of_it(*takers: Taker, offset: int = 0) -> None:
+    await until(lambda: all(taker.seen and taker.seen[-1] == RECORDS - 1 for taker in takers))
+    for taker in takers:
+        assert taker.seen == list(range(offset, RECORDS)), "in order, each once"
+
+
+async def test_a_partition_that_is_not_taken_stops_no_other_and_goes_on_where_it_was_left(tail: Tail) -> None:
+    full = MOST // (SIZE + untaken.RECORD_BYTES)
+    lazy, greedy = Taker(tail, 0, greedy=False), Taker(tail, 1, greedy=True)
+    await all_of_it(greedy)
+    await until(lambda: len(lazy.seen) >= full)
+    late = Taker(tail, 2, greedy=True)  # an assignment made while another one is let go of
+    await all_of_it(late)
+    assert len(lazy.seen) <= full + 2 * BATCH, "what is held is bounded"
+    held = list(lazy.seen)
+    lazy.take()
+    await until(lambda: len(lazy.held) >= full)
+    assert lazy.seen[: len(held)] == held
+    lazy.greedy = True
+    lazy.take()
+    await all_of_it(lazy)
+
+
+async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bound(
+    tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = MOST // (SIZE + untaken.RECORD_BYTES)
+    lazy = Taker(tail, 0, greedy=False)
+    await until(lambda: len(lazy.seen) >= full)
+    lazy.follow(7)  # what was handed over counts no more
+    await until(lambda: len(lazy.seen) >= full)
+    assert lazy.seen[0] == 7
+    failures = [ValueError("odd")]
+    hand_over = tail._hand_over
+
+    def fails(messages: list[Any]) -> None:
+        if failures:
+            raise failures.pop()
+        hand_over(messages)
+
+    monkeypatch.setattr(tail, "_hand_over", fails)
+    greedy = Taker(tail, 1, greedy=True)
+    await all_of_it(greedy)
+    assert not failures
+    assert len(lazy.seen) <= full + 2 * BATCH
+    lazy.greedy = True
+    lazy.take()
+    await all_of_it(lazy, offset=7)
+    tail.unfollow(0)
+    lazy.follow(RECORDS - 3)
+    await all_of_it(lazy, offset=RECORDS - 3)
+
+
+async def test_looking_for_something_in_a_stretch_of_records_keeps_one_at_a_time(kafka: Kafka, topic: str) -> None:
+    reader = LogReader(Settings(brokers=kafka.brokers), topic)
+    tracemalloc.start()
+    try:
+        found = await asyncio.to_thread(reader.read_each, 0, 5, RECORDS, lambda message: message.offset())
+        assert tracemalloc.get_traced_memory()[1] < RECORDS * SIZE / 4
+    finally:
+        tracemalloc.stop()
+        reader.close()
+    assert found == list(range(5, RECORDS))
