@@ -31,6 +31,8 @@ TELL_S = 30.0  # between two log lines that say the same about what Redis refuse
 MOST_TOLD = 64  # such lines that are remembered
 MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
 MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
+MOST_SCRIPTS = 64  # EVALSHAs in one write
+SLOWEST = 5_000_000  # bytes a second: for what a large call gets more time
 
 Argument = str | bytes | int
 
@@ -48,7 +50,8 @@ class Script:
     """A Lua file of the folder ``lua`` of a package.
 
     It gets one key, the arguments common to all calls of the batch, and then those of each call; it answers with a
-    list: one item for the batch, then one for each call. It is harmless when it runs twice.
+    list: one item for the batch, then one for each call. It is harmless when it runs twice. Calls at the end of a batch
+    that it leaves out, because its answer would be large, are made again with the next batch.
     """
 
     def __init__(self, name: str, package: str = "hiveio.transaction") -> None:
@@ -140,7 +143,9 @@ class Redis:
         try:
             while self._batches:
                 batches, self._batches, self._waiting = self._batches, {}, 0
-                await self._send(list(_cut(batches)))
+                cut = list(_cut(batches))
+                for start in range(0, len(cut), MOST_SCRIPTS):
+                    await self._send(cut[start : start + MOST_SCRIPTS])
         finally:
             self._flushing = None
 
@@ -154,7 +159,12 @@ class Redis:
             for ((script, _, _), _), reply in zip(batches, replies, strict=True)
         ]
         self._note(failures)
-        for (_, batch), reply, failure in zip(batches, replies, failures, strict=True):
+        for (key, batch), reply, failure in zip(batches, replies, failures, strict=True):
+            if failure is None and 1 < len(reply) <= len(batch):
+                rest = [call for call in batch[len(reply) - 1 :] if not call[1].done()]
+                self._batches[key] = rest + self._batches.get(key, [])
+                self._waiting += len(rest)
+                batch = batch[: len(reply) - 1]
             for index, (_, future) in enumerate(batch, 1):
                 if future.done():
                     continue
@@ -189,11 +199,14 @@ class Redis:
     async def _evaluate(self, batches: list[tuple[_Key, _Batch]]) -> list[Any]:
         scripts = {script for (script, _, _), _ in batches}
         for attempt in (1, 2):
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as end:
                 for script in scripts:
                     if not script.sha or attempt == 2:
                         script.sha = await self._client.script_load(script.text)
-                replies = await self._exchange([_packed(*key, batch) for key, batch in batches])
+                commands = [_packed(*key, batch) for key, batch in batches]
+                if (size := sum(map(len, commands))) > SLOWEST / 10:
+                    end.reschedule(asyncio.get_running_loop().time() + self._timeout_s + size / SLOWEST)
+                replies = await self._exchange(commands)
             if not any(isinstance(reply, NoScriptError) for reply in replies):
                 break
             # A restart forgets the scripts. The others of this write have run: running twice is harmless.

@@ -99,7 +99,7 @@ def older() -> None:
 
 def stops_at_poison() -> None:
     """A scope that stops at the command with the key ``poison``, which others can judge."""
-    original = Scope._decoded
+    original = Scope.decoded
 
     def decoded(self: Scope, message: LogRecord) -> Record:
         record = original(self, message)
@@ -107,7 +107,7 @@ def stops_at_poison() -> None:
             raise Corrupt("poison")
         return record
 
-    setattr(Scope, "_decoded", decoded)  # noqa: B010
+    setattr(Scope, "decoded", decoded)  # noqa: B010
 
 
 WAYS = {

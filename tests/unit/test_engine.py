@@ -16,6 +16,7 @@ import pytest
 from hiveio import Transaction, testing
 from hiveio.errors import AWAY, Conflict, Rejected, Unavailable, VersionMismatch, backend_away
 from hiveio.testing.memory import MemoryCache, MemoryTail
+from hiveio.transaction import applier
 from hiveio.transaction import scope as scopes
 from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
@@ -237,7 +238,7 @@ async def test_nothing_stays_of_commands_that_are_over() -> None:
 
 
 async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scopes, "UNAPPLIED", 2)
+    monkeypatch.setattr(applier, "UNAPPLIED", 2)
     monkeypatch.setattr(scopes, "CHUNK", 5)
     async with testing.Service(AccountActor) as before:
         for id in range(20):

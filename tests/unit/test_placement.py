@@ -1,5 +1,6 @@
 """Where aggregates belong, and the last records of a log, read in bounded bites."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,9 +68,9 @@ class Log:
     def bounds(self, partition: int) -> tuple[int, int]:
         return self.first, self.first + len(self.values)
 
-    def read_messages(self, partition: int, offset: int, end: int) -> list[Message]:
+    def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
         self.reads.append((offset, end))
-        return [Message(at, self.values[at - self.first]) for at in range(offset, end)]
+        return [made(Message(at, self.values[at - self.first])) for at in range(offset, end)]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Memory:
     def unfollow(self, partition: int) -> None:
         self._deliver = None
 
-    def taken(self, count: int) -> None:
+    def taken(self, partition: int, count: int) -> None:
         """Nothing waits."""
 
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis as redis_client
@@ -116,3 +117,28 @@ async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
             await redis.call(script, "mark", (), ("", ""))
         await redis.stop()
         admin.close()
+
+
+async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as server:
+        redis, begin = Redis(server.url), Script("begin")
+        answers: list[int] = []
+        exchange = Redis._exchange
+
+        async def counted(self: Redis, commands: list[bytes]) -> list[Any]:
+            replies = await exchange(self, commands)
+            answers.extend(sum(len(entry) for entry, _ in reply[1:]) for reply in replies)
+            return replies
+
+        monkeypatch.setattr(Redis, "_exchange", counted)
+        try:
+            await redis.execute("SET", "mark", "0|0|topic|gen|")
+            for number in range(20):
+                await redis.execute("SET", f"mark:gen:a:{number}", f"{number} " * 100_000)
+            found = await asyncio.gather(*[redis.call(begin, "mark", (), (f"{n}", "")) for n in range(20)])
+            assert [entry[:3].split()[0] for _, (entry, _) in found] == [b"%d" % n for n in range(20)]
+            assert len(answers) >= 4
+            assert max(answers) < 1_500_000
+            assert redis._waiting == 0
+        finally:
+            await redis.stop()

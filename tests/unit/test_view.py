@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from hiveio.transaction import view
+from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rule import Window
@@ -34,3 +35,16 @@ def test_the_oldest_are_forgotten_and_only_they_are_looked_at(monkeypatch: pytes
     assert scope.entry("Tally/3") is not None  # the cache does not have it yet
     assert scope.entry("Tally/2") is None
     assert entries.seen <= 11  # a look at all of them cost 14 ms a batch
+
+
+def test_large_snapshots_are_forgotten_before_there_are_many() -> None:
+    scope = View({}, Quarantine("log", 0), Window(10, 0), Bounds(view=50_000))
+    for number in range(100):
+        scope.keep(f"Tally/{number}", Entry(at=number, snapshot=b"x" * 9_500))
+    scope.keep("Tally/99", Entry(at=99, snapshot=b"y" * 9_500))
+    assert scope.size == 1_000_000
+    scope.trim(lambda: {"Tally/7"}, applied=100)
+    assert list(scope.entries) == ["Tally/7", *(f"Tally/{number}" for number in range(96, 100))]
+    assert scope.size == sum(entry.size for entry in scope.entries.values()) == 50_000
+    scope.begin(0, 0)
+    assert scope.size == 0

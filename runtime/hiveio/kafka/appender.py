@@ -16,6 +16,7 @@ from hiveio.kafka.threads import blocking
 
 EAGER = 8  # so many records in flight are sent at once each; beyond, they are gathered
 LIMIT = 20_000  # records given to the client and not known to have left it
+LIMIT_KBYTES = 262_144
 GIVEN_UP_S = 1.0  # for a client that is replaced to report what it held
 MARGIN_S = 0.05  # of the time at which a record was handed over
 
@@ -47,6 +48,7 @@ class Appender:
             "max.in.flight": 1,
             "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
             "queue.buffering.max.messages": LIMIT,
+            "queue.buffering.max.kbytes": LIMIT_KBYTES,
             "delivery.report.only.error": True,
             "socket.nagle.disable": True,
         }

@@ -14,7 +14,7 @@ from hiveio.config import Settings
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader, LogRecord, OnError, OnRecords, Tail
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Begun, Cache, Watermark
+from hiveio.transaction.cache import Begun, Cache, Loaded, Watermark
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.log import TransactionLog
@@ -174,6 +174,15 @@ class MemoryCache(Cache):
             return self._stands(partition), (entry, id.encode() if id else None)
 
         return self._call(script)
+
+    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> Loaded:
+        def script() -> Loaded:
+            scope = self._scopes.get(partition)
+            entries, ids = (scope.entries, scope.ids) if scope else ({}, {})
+            found = [(entries.get(name), ids[text].encode() if text in ids else None) for name, text in wanted]
+            return self._stands(partition), found
+
+        return await self._call(script)
 
     def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
         def script() -> tuple[bytes, bytes | int]:

@@ -5,12 +5,13 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hiveio.errors import HiveError
 from hiveio.transaction import faults, metrics
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.bounds import ENTRY_BYTES
+from hiveio.transaction.cache import Cache, Entry, Watermark
 from hiveio.transaction.rule import Window
 from hiveio.transaction.view import Judged
 
@@ -21,22 +22,53 @@ log = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
+UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
 GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: another one may, and is then the first
 
 
 class Applier:
     """Applies in the order of the log, one call at a time, while the cache is known to match the log."""
 
-    def __init__(self, scope: "Scope", cache: Cache, window: Window) -> None:
-        self._scope, self._cache, self._window = scope, cache, window
+    def __init__(self, scope: "Scope", cache: Cache, window: Window, most: int) -> None:
+        """``most``: bytes of aggregates in one call, and so of what is judged and not applied."""
+        self._scope, self._cache, self._window, self._most = scope, cache, window, most
         self._times = metrics.phase("apply")
         self.published = 0  # offset up to which events are published, as far as this instance knows
         self.judged: deque[Judged] = deque()  # and not applied
+        self._size = 0  # bytes of what these touch, or more: an aggregate may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
         self._work, self._applied = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._began = 0.0  # the latest call
         self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, judged: Judged, entries: Mapping[str, Entry]) -> None:
+        """The next record is judged; ``entries`` has what it has touched."""
+        self.judged.append(judged)
+        for name in judged.touched:
+            self._size += len(entries[name].snapshot) + ENTRY_BYTES
+
+    def forget(self) -> None:
+        """What is judged is judged anew."""
+        self.judged.clear()
+
+    @property
+    def large(self) -> bool:
+        """As much is judged and not applied as one call takes."""
+        return self._exceeds(1)
+
+    @property
+    def full(self) -> bool:
+        """Judging has to wait."""
+        return len(self.judged) >= UNAPPLIED or self.large
+
+    def _exceeds(self, share: float) -> bool:
+        """Whether the bytes of what is judged and not applied are more than this share of the bound."""
+        most = share * self._most
+        if self._size > most:
+            entries = self._scope.view.entries
+            self._size = sum([len(entries[name].snapshot) + ENTRY_BYTES for name in self.touched()])
+        return self._size > most
 
     def wake(self) -> None:
         """There is something to apply: at once after a pause, else with what comes in the next moment."""
@@ -54,8 +86,8 @@ class Applier:
         self._work.set()
 
     def when_applied(self, offset: int, done: Callable[[], None], *, soon: bool = False) -> None:
-        """Call back once the cache stands beyond this offset; ``soon``: somebody waits for it."""
-        if self._scope.stands.offset > offset:
+        """Call back once the cache stands beyond this offset, or the scope has failed; ``soon``: somebody waits."""
+        if self._scope.stands.offset > offset or self._scope.failed:
             done()
             return
         self._when.append((offset, done))
@@ -71,9 +103,10 @@ class Applier:
             self._when.popleft()[1]()
         self._applied.set()
 
-    async def wait(self, down_to: int) -> None:
-        """Until no more than this many records are judged and not applied, or the cache or the scope is lost."""
-        while len(self.judged) > down_to and not (self._scope.lost or self._scope.failed):
+    async def wait(self, share: float) -> None:
+        """Until no more than this share of the bounds is judged and not applied, or the cache or the scope is lost."""
+        records = share * UNAPPLIED
+        while (len(self.judged) > records or self._exceeds(share)) and not (self._scope.lost or self._scope.failed):
             self._applied.clear()
             self._work.set()
             await self._applied.wait()
@@ -93,7 +126,7 @@ class Applier:
             try:
                 await self._apply()
                 pause = PAUSE_S[0]
-                if self.judged:
+                if self.judged or scope.quarantine.healed:
                     self.wake()
             except HiveError as error:
                 log.warning("the cache of %s is not moved: %s", scope.where, error)
@@ -104,6 +137,8 @@ class Applier:
                 log.exception("a fault while moving the cache of %s", scope.where)
                 scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
         self._applied.set()  # nobody is left waiting for what is not applied any more
+        while self._when:
+            self._when.popleft()[1]()
 
     async def _apply(self) -> None:
         scope, base, to = self._scope, self._scope.stands, self._scope.stands
@@ -113,9 +148,10 @@ class Applier:
             if (first := group[0].offset) != base.offset:
                 raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
             to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
+        healed = self._healed()
         names = dict.fromkeys([name for judged in group for name in judged.touched])
-        names |= dict.fromkeys(self._healed())
-        scope.quarantine.healed.clear()
+        names |= dict.fromkeys(self._fitting(healed))
+        scope.quarantine.healed.intersection_update(set(healed) - names.keys())
         found = [(name, scope.view.entries[name]) for name in names]
         entries = [(name, entry.text) for name, entry in found]
         unfolded = [name for name, entry in found if entry.tail]
@@ -142,3 +178,11 @@ class Applier:
             return []
         found = [(name, view.entry(name)) for name in healed]
         return [name for name, entry in found if entry is not None and not entry.tail and entry.at <= view.next]
+
+    def _fitting(self, names: list[str]) -> list[str]:
+        """As many of them as one call takes, beside what is judged; the first one in any case."""
+        size, count = self._size, 0
+        while count < len(names) and (size < self._most or not count):
+            size += self._scope.view.entries[names[count]].size
+            count += 1
+        return names[:count]

@@ -36,14 +36,15 @@ from msgspec import Struct
 
 from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
+from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.rule import Known, Window
 
 PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
 SAMPLE = 20_000  # keys looked at, at the start
 
-_BEGIN, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
-    Script(name) for name in ("begin", "prepare", "apply", "verdicts", "reset", "lease")
+_BEGIN, _LOAD, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
+    Script(name) for name in ("begin", "load", "prepare", "apply", "verdicts", "reset", "lease")
 )
 
 
@@ -89,6 +90,11 @@ class Entry(Struct):
     fault: str = ""
 
     @property
+    def size(self) -> int:
+        """About what it takes of memory, but for its state."""
+        return len(self.snapshot) + len(self.tail) + ENTRY_BYTES
+
+    @property
     def text(self) -> bytes:
         if not self.tail:
             return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
@@ -116,6 +122,7 @@ _raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 LAYOUT = 2  # of what stands in the cache; another one is another cache
 
 Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
+Loaded = tuple[bytes, Sequence[tuple[bytes | None, bytes | None]]]
 
 
 def fingerprint(contracts: Iterable[Contract]) -> str:
@@ -151,6 +158,13 @@ class Cache:
     def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
         """The watermark, and the entry and the command id as they stand at it."""
         return self.redis.call(_BEGIN, self.mark(partition), (), (aggregate, command))
+
+    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> Loaded:
+        """The watermark, and the entry and the command id of each, as they stand at it: of the first ones, as many as
+        fit into one answer. One at least."""
+        own: list[Argument] = [len(wanted), *(part for pair in wanted for part in pair)]
+        stands, found = await self.redis.call(_LOAD, self.mark(partition), (), own)
+        return stands, found
 
     def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
         """The cache's vote: 1, or the aggregate that moved."""

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from functools import partial
@@ -32,6 +31,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader
 from hiveio.transaction import faults
 from hiveio.transaction import record as records
+from hiveio.transaction.bounds import SNAPSHOTS_BYTES
 from hiveio.transaction.cache import Begun, Cache
 from hiveio.transaction.command import Command, Token, fresh_ids
 from hiveio.transaction.lock import Redlock
@@ -47,10 +47,10 @@ from hiveio.transaction.rescue import Rescue
 from hiveio.transaction.rule import Known, scope_of
 from hiveio.transaction.run import IDLE, QUEUE, Run
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.work import Work
 
 log = logging.getLogger("hiveio.engine")
 
-COMMANDS = 10_000  # taken and not answered, for all aggregates of an instance
 LEVELS = 250  # of a record as JSON: how many can be read depends on who reads, and nobody may pass a record over
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 SWEEP_S = 0.05
@@ -84,8 +84,7 @@ class Engine:
         self.perform = self._performer.perform
         self._outcomes = Outcomes(cache, reader, self.append, self.fresh)
         self._keys: set[str] = set()  # commands with an Idempotency-Key that are in work here
-        self._taken: deque[Command] = deque()  # in the order of their deadlines
-        self._open = 0
+        self.work = Work()
         self.tally = Tally()
         self._lags_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -111,8 +110,7 @@ class Engine:
             raise backend_away(reason)
         if scope.late:
             raise Unavailable("the log is slow to answer: try again later")
-        if self._open >= COMMANDS:
-            raise Unavailable(f"{COMMANDS} commands are in work: try again later")
+        self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
         if name in scope.quarantine.held and key is None:  # with a key it may be on record
             raise refusal(name)
@@ -123,8 +121,7 @@ class Engine:
         if key is not None and id.text in self._keys:
             raise Conflict(f"a command with Idempotency-Key {key!r} is in work", headers={"Retry-After": "1"})
         command = Command(contract, envelope, scope, id, self.loop.time() + self._timeout_s)
-        self._taken.append(command)
-        self._open += 1
+        self.work.take(command)
         if key is None:
             run.push(command)
         else:
@@ -191,6 +188,7 @@ class Engine:
         return run
 
     def closed(self, run: Run) -> None:
+        self.work.opened(run, 0)
         if self.runs.get(run.aggregate) is run:
             del self.runs[run.aggregate]
 
@@ -208,13 +206,17 @@ class Engine:
     def give_up(self, command: Command, problem: Problem) -> None:
         """Out of retries, with no record of the command in flight: it has not happened, and it will not."""
         if isinstance(problem, Conflict) and command.keyed:
-            self.task(self._close(command, problem))
+            self.task(self._on_record(command, self._outcomes.close(command, problem)))
         else:
             self.fail(command, problem)
 
     # -- records and answers
 
     def append(self, scope: Scope, pending: Pending) -> None:
+        if scope.failed:
+            raise scope.unavailable()  # nobody would read it back
+        if pending.size > SNAPSHOTS_BYTES:
+            raise TooLarge(f"what it changes would have {pending.size} bytes; at most {SNAPSHOTS_BYTES} are kept")
         value = records.encode(pending.record)
         if len(value) > RECORD_LIMIT:
             raise TooLarge(f"the transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken")
@@ -222,6 +224,7 @@ class Engine:
             raise TypeError(f"the transaction is nested deeper than {LEVELS}: no reader of the log would come past it")
         self._appender.append(scope.partition, pending.tx, value, in_flight=len(scope.pending))
         scope.pending[pending.tx] = pending
+        self.work.appended(pending, len(value))
         scope.proofs.appended(pending.tx)
 
     def append_barrier(self, scope: Scope, *aggregates: str) -> str:
@@ -254,6 +257,7 @@ class Engine:
 
     def settled(self, pending: Pending, verdict: bool | None, offset: int) -> None:
         """The record is read back: accepted, void, or (None) no longer to be told."""
+        self.work.settled(pending)
         command: Command = pending.owner
         command.appended = verdict is None
         if verdict:
@@ -300,26 +304,25 @@ class Engine:
     def _over(self, command: Command, outcome: str) -> None:
         if not command.over:
             command.over = True
-            self._open -= 1
+            self.work.over(command)
             self._keys.discard(command.id.text)
             self.tally.outcomes[outcome] += 1
             self.tally.retries += command.attempts
 
     async def _repeat(self, command: Command, found: Known) -> None:
         command.appended = True  # it is on record: at its deadline nobody may say that nothing has happened
+        await self._on_record(command, self._outcomes.repeat(command, found))
+
+    async def _on_record(self, command: Command, outcome: Coroutine[Any, Any, Known]) -> None:
+        """Answer with what is on record; where that is not to be had in time, it is unknown."""
         try:
-            await self._outcomes.repeat(command, found)
+            async with asyncio.timeout(self._timeout_s):
+                found = await outcome
             self._answer(command, found.offset)
         except Unavailable as error:
             self.fail(command, Unknown(error.detail, transaction=command.token))
-        except Exception as error:  # whatever it is: it is answered
-            self.fail(command, error)
-
-    async def _close(self, command: Command, problem: Conflict) -> None:
-        try:
-            self._answer(command, (await self._outcomes.close(command, problem)).offset)
-        except Unavailable as error:
-            self.fail(command, Unknown(error.detail, transaction=command.token))
+        except TimeoutError:
+            self.fail(command, Unknown("the outcome is not known yet: ask again", transaction=command.token))
         except Exception as error:  # whatever it is: it is answered
             self.fail(command, error)
 
@@ -332,14 +335,12 @@ class Engine:
     def _sweep(self) -> None:
         """Answer what has come to its deadline: 504 if a record of it may be in the log, else nothing has happened."""
         now = self.loop.time()
-        while self._taken and (self._taken[0].over or self._taken[0].deadline <= now):
-            command = self._taken.popleft()
-            if not command.over:
-                self.expire(command)
+        while (command := self.work.due(now)) is not None:
+            self.expire(command)
         for scope in self.scopes:
             oldest = next((p.owner for p in scope.pending.values() if p.owner is not None), None)
             scope.late = oldest is not None and time.monotonic() - oldest.since_s > LATE_S
-        self.tally.flush(self._open, self._performer.abandoned)
+        self.tally.flush(len(self.work.open), self._performer.abandoned)
         if now > self._lags_at:
             self._lags_at = now + LAGS_S
             for scope in self.scopes:
@@ -380,14 +381,14 @@ class Engine:
         """
         end = self.loop.time() + timeout_s
         try:
-            while (self._open or any(scope.pending for scope in self.scopes)) and self.loop.time() < end:
+            while (self.work.open or any(scope.pending for scope in self.scopes)) and self.loop.time() < end:
                 await asyncio.sleep(SWEEP_S / 10)
         finally:
             self._drained = True
             if self._sweeper is not None:
                 self._sweeper.cancel()
-            left = [command for command in self._taken if not command.over]
-            for command in reversed(left):  # those that wait in a queue before the one at work, which would be next
+            # Those that wait in a queue before the one at work: they would be next.
+            for command in reversed(list(self.work.open)):
                 self.expire(command)
         for name, run in self.runs.items():
             self.lock.release(self.cache.scope(run.scope.partition), (name,))

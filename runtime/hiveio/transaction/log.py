@@ -20,6 +20,7 @@ from hiveio.redis import Redis
 from hiveio.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
 from hiveio.schemas import union
 from hiveio.service import Observer
+from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lag import PublisherLag
@@ -92,12 +93,12 @@ class TransactionLog:
         window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
         pinned = Pinned(s, by_name, self._reader, self._events)
         count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
-        placement = Placement(by_name, s.log_topic, count, s.misplaced)
+        placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
             log.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
         await _patiently(lambda: placement.sample(self._reader, self._cache))
         self.scopes = [
-            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)
+            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement, bounds)
             for p in range(count)
         ]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)

@@ -33,8 +33,9 @@ class Outcomes:
             raise backend_away(f"{scope.where}/{offset} is not there")
         return records.decode(message.value)
 
-    async def repeat(self, command: Command, found: Known) -> None:
-        """Give a command that is on record the answer that it had the first time. Raises KeyReused, Conflict."""
+    async def repeat(self, command: Command, found: Known) -> Known:
+        """Give a command that is on record the answer that it had the first time, and return its place. Raises
+        KeyReused, Conflict."""
         record = await self.record(command.scope, found.offset)
         if not isinstance(record, Commit):
             raise Conflict("this Idempotency-Key is closed: its command was not executed and never will be")
@@ -44,6 +45,7 @@ class Outcomes:
         write = record.writes[0]
         command.body, command.version = answer_body(write.events), write.version + len(write.events)
         command.events = any(write.events for write in record.writes)
+        return found
 
     async def told(self, scope: Scope, command: CommandId, since: Known) -> dict[str, Any]:
         """The definite outcome, for whoever asks. ``since``: where the log stood before its first record."""
@@ -79,7 +81,8 @@ class Outcomes:
         return None
 
     async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> Known:
-        """Where the command is on record, after a barrier for it."""
+        """Where the command is on record, after a barrier for it. Bounded by the caller; where the scope has failed it
+        ends at once."""
         settled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def judged(pending: Pending, verdict: bool | None, offset: int) -> None:
@@ -103,8 +106,7 @@ class Outcomes:
             raise Unavailable(FORGOTTEN)
         if not isinstance(await self.record(command.scope, found.offset), Commit):
             raise problem
-        await self.repeat(command, found)
-        return found
+        return await self.repeat(command, found)
 
     async def _on_record(self, scope: Scope, command: CommandId) -> Known | None:
         stands, (_, id) = await self._cache.begin(scope.partition, "", command.text)

@@ -13,11 +13,12 @@ class Pending:
     """A record that this instance appended and has not read back. ``entries`` is what it makes of its aggregates,
     ``begun`` an offset from which on its command id is known not to be on record."""
 
-    __slots__ = ("begun", "entries", "owner", "record", "settled", "text", "tx")
+    __slots__ = ("begun", "entries", "owner", "record", "settled", "size", "text", "tx")
 
     def __init__(
         self, tx: str, record: Commit | Barrier, entries: dict[str, Entry], begun: int, settled: Settled, owner: Any
     ) -> None:
         self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
         self.settled, self.owner = settled, owner
+        self.size = sum([entry.size for entry in entries.values()])
         self.text = record.command.text if record.command else ""

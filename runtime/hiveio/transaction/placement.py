@@ -91,8 +91,8 @@ async def last_records(log: LogReader, partition: int) -> list[tuple[int, Record
     below = end
     for count in LAST:
         start = max(first, end - count)
-        read = await blocking(log.read_messages, partition, start, below)
-        found, below = [(message.offset, message.value) for message in map(log_record, read)] + found, start
+        read = await blocking(log.read_each, partition, start, below, log_record)
+        found, below = [(message.offset, message.value) for message in read] + found, start
         if start == first or sum(len(value) for _, value in found) > BYTES:
             break
     return list(_decoded(found))

@@ -38,8 +38,7 @@ POSITION = 2  # among the headers of an event
 GATHER_S = 0.005  # between two requests
 GROUP = 500  # most events in one request
 GROUP_BYTES = 600_000
-LIVE = 5_000  # records handed on by the scope and not sent, and
-LIVE_BYTES = 32_000_000  # their size, beyond which the log is read again
+LIVE = 5_000  # records handed on by the scope and not sent, beyond which the log is read again; so it is with bytes
 
 
 Told = tuple[LogRecord, Record | None]  # what it says, or None where it is void
@@ -204,7 +203,8 @@ class Publisher:
         told = self._told
         self._live_bytes += len(message.value)
         expected = told[-1][0].offset + 1 if told else self.read
-        if verdict is None or message.offset != expected or len(told) >= LIVE or self._live_bytes > LIVE_BYTES:
+        many = len(told) >= LIVE or self._live_bytes > self._scope.bounds.live
+        if verdict is None or message.offset != expected or many:
             self._end_live()
             self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
         else:

@@ -16,6 +16,7 @@ log = logging.getLogger("hiveio.quarantine")
 
 AGGREGATES = 10_000  # in quarantine, and
 EVENTS_BYTES = 4_000_000  # of events beside their snapshots, beyond which the scope stops
+STRANGERS = 1_000  # names of actors that are not here, and are told
 REASON = 300  # most characters of a reason
 SHOWN = 20  # of them in /readyz?verbose
 
@@ -82,7 +83,7 @@ class Quarantine:
 
     def meet(self, actor: str) -> None:
         """The log has an aggregate of an actor that is not here. Its heads are kept, and nobody needs its states."""
-        if actor not in self.strangers:
+        if actor not in self.strangers and len(self.strangers) < STRANGERS:
             self.strangers.add(actor)
             log.warning(
                 "the log has aggregates of %s and no actor of that name: they are left as they are. If the actor was "

@@ -26,7 +26,7 @@ async def read(
                     raise scope.unavailable()
                 stands, (text, _) = await cache.begin(scope.partition, name)
                 if scope.saw(stands) and scope.ready:
-                    entry = scope.view.reconcile(name, int(stands.partition(b"|")[0]), text)
+                    entry = scope.reconcile(name, stands, text)
                 if entry is None:
                     await asyncio.sleep(pause_s())
     except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first

@@ -50,10 +50,11 @@ class Review:
                 quarantine.healed.add(name)
         if quarantine.healed:
             scope.applier.wake()
-        for start in range(0, len(doubtful), GROUP):
-            names, asked = doubtful[start : start + GROUP], scope.stands.offset
-            replies = await asyncio.gather(*[self._cache.begin(scope.partition, name) for name in names])
-            for name, (stands, (text, _)) in zip(names, replies, strict=True):
-                if not scope.saw(stands, asked):
-                    return
-                view.reconcile(name, int(stands.partition(b"|")[0]), text)
+        while doubtful:
+            asked = scope.stands.offset
+            stands, replies = await self._cache.load(scope.partition, [(name, "") for name in doubtful[:GROUP]])
+            if not scope.saw(stands, asked):
+                return
+            for name, (text, _) in zip(doubtful, replies, strict=False):
+                scope.reconcile(name, stands, text)
+            del doubtful[: len(replies)]

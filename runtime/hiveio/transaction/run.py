@@ -55,6 +55,7 @@ class Run:
         self.expected = 0  # commands on their way to the queue
         self.guests = 0  # commands at work that have read this aggregate
         self.in_flight: dict[str, Pending] = {}
+        self.weight = 0  # bytes of the aggregate when it was opened
         self.redo: list[Command] = []
         self.tip: Entry | None = None
         self.state = IDLE
@@ -130,8 +131,10 @@ class Run:
         elif not locked.until:
             self.engine.tally.lock_waits += 1
             problem = backend_away(locked.reason) if locked.away else Conflict(TAKEN)
+        elif self.engine.work.laden and not self.weight:
+            problem = Unavailable("too much is in work: try again later")
         elif self.scope.saw(begun[0], self._asked) and self.scope.ready:
-            entry = self.scope.view.reconcile(self.aggregate, int(begun[0].partition(b"|")[0]), begun[1][0])
+            entry = self.scope.reconcile(self.aggregate, begun[0], begun[1][0])
         if entry is None:
             if locked.until:
                 self._release(self._opening)
@@ -142,6 +145,7 @@ class Run:
             self._again(problem or self.scope.unavailable(), locked.ahead)
             return
         self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0.0, ""
+        self.engine.work.opened(self, entry.size)
         self._take_turn(locked)
         for name in self._opening:
             if name != self.aggregate:
@@ -215,7 +219,7 @@ class Run:
         """Perform what is queued, as far as the chain, the lock and the turn allow."""
         now = time.monotonic()
         while self.queue and self.state is OPEN and not self.performing and len(self.in_flight) < CHAIN:
-            if self._spent(now):
+            if self._spent(now) or (self.in_flight and self.engine.work.laden):
                 break
             command = self.queue.popleft()
             if not command.over:

@@ -20,12 +20,14 @@ from hiveio.transaction import record as records
 from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
+from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
+from hiveio.transaction.loading import Loader
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import Quarantine
-from hiveio.transaction.record import Barrier, Commit, Foreign, Format, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Known, Window
 from hiveio.transaction.view import View
@@ -34,7 +36,6 @@ log = logging.getLogger("hiveio.scope")
 
 CHUNK = 1_000  # most records judged at once, and
 TURN_S = 0.02  # the time after which the loop turns between
-UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
 PROGRESS = 100_000  # records between two lines of progress while catching up
 
 
@@ -52,14 +53,17 @@ class Scope:
         contracts: Mapping[str, Contract],
         window: Window,
         placement: Placement,
+        bounds: Bounds | None = None,
     ) -> None:
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition, self.fail)
-        self.view = View(contracts, self.quarantine, window)
+        self.bounds = bounds or Bounds()
+        self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement = placement
-        self.applier = Applier(self, cache, window)
+        self.applier = Applier(self, cache, window, self.bounds.unapplied)
+        self._loader = Loader(self, cache, window)
         self._review = Review(self, cache)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
         self.failed = ""
@@ -76,7 +80,8 @@ class Scope:
         self._following = False
         self._goal: int | None = None  # where it is caught up
         self._inbox: deque[LogRecord] = deque()
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiting: dict[asyncio.Future[None], int] = {}  # for an offset
+        self._judging = False  # what was loaded for it stays in the view
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -155,14 +160,27 @@ class Scope:
         """Whether a command id that came on record after ``since`` is in the window at ``now``."""
         return self._window.holds(since, now.offset, now.time)
 
+    def reconcile(self, name: str, stands: bytes, cached: bytes | None) -> Entry | None:
+        """What is known of an aggregate, with what the cache gave at this watermark. None if neither is current."""
+        entry = self.view.reconcile(name, int(stands.partition(b"|")[0]), cached)
+        if not self._judging:
+            self._trim()
+        return entry
+
+    def _trim(self) -> None:
+        self.view.trim(self.applier.touched, self.stands.offset)
+
     async def reach(self, offset: int) -> None:
         """Wait until every record below ``offset`` is judged. Raises Unavailable where that never comes."""
         if self.view.next < offset:
             if self.failed:
                 raise self.unavailable()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((offset, future))
-            await future
+            self._waiting[future] = offset
+            try:
+                await future
+            finally:  # whoever waits may have come to the end of its time
+                self._waiting.pop(future, None)
 
     async def caught_up(self, consistency: Consistency) -> None:
         """Wait until everything acknowledged before this call is judged. Raises Unavailable."""
@@ -206,8 +224,11 @@ class Scope:
         # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
         self._tail.unfollow(self.partition)
         self._inbox.clear()
-        waiting, self._waiting = self._waiting, []
-        for _, future in waiting:
+        for pending in list(self.pending.values()):  # nobody reads them back
+            del self.pending[pending.tx]
+            self.proofs.over(pending.tx, read_back=False)
+            pending.settled(pending, None, -1)
+        for future in self._waiting:
             if not future.done():
                 future.set_exception(self.unavailable())
 
@@ -233,7 +254,7 @@ class Scope:
     def _refold(self, watermark: Watermark) -> None:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
         self.view.begin(watermark.offset, watermark.time)
-        self.applier.judged.clear()
+        self.applier.forget()
         self._inbox.clear()
         self._tail.follow(self.partition, watermark.offset, self._arrived, self._broken)
         self._following = True
@@ -242,6 +263,7 @@ class Scope:
         batch = [self._inbox.popleft() for _ in range(min(CHUNK, len(self._inbox)))]
         before = self.view.next
         index = 0
+        self._judging = True
         try:
             while index < len(batch) and not (self.lost or self.failed):
                 rest = batch[index:] if index else batch
@@ -252,11 +274,12 @@ class Scope:
                     raise Corrupt(f"{self.where}: the records from {following} to {offset - 1} are gone")
                 elif self.stands.offset > following:
                     index += await self._skip(rest)
-                elif len(self.applier.judged) >= UNAPPLIED:
-                    await self.applier.wait(UNAPPLIED // 2)
-                elif (found := await self._load(rest)) is not None:
+                elif self.applier.full:
+                    await self.applier.wait(0.5)
+                elif (found := await self._loader.load(rest)) is not None:
                     index += await self._fold(rest, found)
         finally:  # what was not judged is judged next time
+            self._judging = False
             self._inbox.extendleft(reversed(batch[index:]))
             self._tail.taken(self.partition, index)
         self._progressed(before)
@@ -268,13 +291,12 @@ class Scope:
             log.info("%s: %s of %s records", self.where, following, goal)
         if before < goal <= following:
             log.info("%s: caught up at offset %s", self.where, following)
-        if self._waiting:
-            for offset, future in self._waiting:
-                if following >= offset and not future.done():
-                    future.set_result(None)
-            self._waiting = [wait for wait in self._waiting if not wait[1].done()]
+        for future, offset in self._waiting.items():
+            if following >= offset and not future.done():
+                future.set_result(None)
 
-    def _decoded(self, message: LogRecord) -> Record:
+    def decoded(self, message: LogRecord) -> Record:
+        """Raises Corrupt."""
         pending = self.pending.get(message.key)
         if pending is not None:
             return pending.record
@@ -289,59 +311,11 @@ class Scope:
 
     # -- judging what nobody has applied yet
 
-    async def _load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
-        """The batch decoded, with what its verdicts need in the view. None if the cache has moved past it meanwhile."""
-        view, pending = self.view, self.pending
-        entry, recent, since = view.entries.get, view.recent, view.since
-        found: list[Record] = []
-        names: dict[str, None] = {}
-        ids: dict[str, None] = {}
-        for message in batch:
-            record = self._decoded(message)
-            found.append(record)
-            if isinstance(record, Commit):
-                for write in record.writes:
-                    if (held := entry(write.aggregate)) is None or held.head is None:
-                        names[write.aggregate] = None
-                for read in record.reads:
-                    if (held := entry(read.aggregate)) is None or held.head is None:
-                        names[read.aggregate] = None
-            elif isinstance(record, Barrier):
-                names.update((name, None) for name in record.aggregates if view.entry(name) is None)
-            if not since or isinstance(record, Format) or record.command is None:
-                continue
-            mine = pending.get(message.key)
-            covered = not record.keyed and message.offset - since > self._window.records
-            if not covered and (mine is None or mine.begun < since) and (text := record.command.text) not in recent:
-                ids[text] = None
-        if view.complete:
-            for name in [name for name in names if name not in view.entries]:
-                view.keep(name, Entry())
-                del names[name]
-        if not names and not ids:
-            return found
-        # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
-        # So it is with ids, as long as the view has those that wait.
-        if since > self.stands.offset:
-            await self.applier.wait(0)
-        wanted = [*((name, "") for name in names), *(("", text) for text in ids)]
-        asked = self.stands.offset
-        replies = await asyncio.gather(*[self._cache.begin(self.partition, *pair) for pair in wanted])
-        for stands, _ in replies:
-            if not self.saw(stands, asked) or self.stands.offset > view.next:
-                return None
-        for (name, text), (_, (cached, id)) in zip(wanted, replies, strict=True):
-            if name:
-                view.keep(name, view.parsed(name, view.next, cached))
-            elif (there := known(id)) is not None:
-                view.recent[text] = there
-        return found
-
     async def _fold(self, batch: Sequence[LogRecord], found: Sequence[Record]) -> int:
         """Judge the batch, as far as nobody else has applied it; the loop turns between. How many were judged."""
         end = time.monotonic() + TURN_S
         count = 0
-        for message, record in zip(batch, found, strict=True):
+        for message, record in zip(batch, found, strict=False):
             if time.monotonic() > end:
                 self.applier.wake()
                 await asyncio.sleep(0)
@@ -350,13 +324,13 @@ class Scope:
                 end = time.monotonic() + TURN_S
             pending = self.pending.pop(message.key, None)
             judged = self.view.judge(message, record, pending.entries if pending is not None else None)
-            self.applier.judged.append(judged)
+            self.applier.add(judged, self.view.entries)
             self._told(message, record, pending, judged.verdict)
             count += 1
-            if self.failed:  # too much of it cannot be folded
+            if self.failed or self.applier.large:  # failed: too much of it cannot be folded
                 break
         self.applier.wake()
-        self.view.trim(self.applier.touched, self.stands.offset)
+        self._trim()
         return count
 
     def _told(self, message: LogRecord, record: Record, pending: Pending | None, verdict: bool | None) -> None:
@@ -382,11 +356,11 @@ class Scope:
         for message, verdict in zip(batch, verdicts, strict=False):
             if message.offset != self.view.next:
                 break
-            record = self._decoded(message)
+            record = self.decoded(message)
             pending = self.pending.pop(message.key, None)
             self.view.pass_over(message, record, verdict)
             self._told(message, record, pending, None if verdict == "?" else verdict == "1")
             count += 1
         self.applier.moved()
-        self.view.trim(self.applier.touched, self.stands.offset)
+        self._trim()
         return count

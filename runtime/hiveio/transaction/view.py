@@ -7,7 +7,6 @@ the cache, at a watermark, and ``reconcile`` takes the newer of the two.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +16,7 @@ from hiveio.envelope import encode_json
 from hiveio.errors import Problem
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import record as records
+from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Commit, Format, Record
@@ -25,6 +25,7 @@ from hiveio.transaction.rule import Known, Window, accepts
 AGGREGATES = 50_000  # kept in memory
 RECENT = 50_000  # command ids kept in memory
 VERDICTS = 100_000  # kept in memory, for the publisher
+LOOKED_AT = 1_000  # entries at once, for what can be forgotten
 
 
 class Judged(NamedTuple):
@@ -41,13 +42,16 @@ class Judged(NamedTuple):
 class View:
     """Everything below the offset ``next`` is judged."""
 
-    def __init__(self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: Window) -> None:
-        self._contracts, self._window = contracts, window
+    def __init__(
+        self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: Window, bounds: Bounds | None = None
+    ) -> None:
+        self._contracts, self._window, self._bounds = contracts, window, bounds or Bounds()
         self.quarantine = quarantine
         self.complete = False  # an aggregate without an entry never was
         self.next = 0
         self.time = 0  # the log's, ms: the highest so far
         self.entries: OrderedDict[str, Entry] = OrderedDict()
+        self._snapshots = 0  # their bytes
         self.recent: OrderedDict[str, Known] = OrderedDict()
         self.since = 0  # ``recent`` has every id recorded in [since, next)
         self._verdicts, self._verdicts_from = bytearray(), 0
@@ -59,8 +63,14 @@ class View:
         self.complete = offset == 0
         self._verdicts = bytearray()
         self.entries.clear()
+        self._snapshots = 0
         self.recent.clear()
         self.quarantine.forget()
+
+    @property
+    def size(self) -> int:
+        """About what the entries take of memory, but for their states."""
+        return self._snapshots + ENTRY_BYTES * len(self.entries)
 
     def entry(self, name: str) -> Entry | None:
         """The aggregate as it stands at ``next``; None if the view does not know."""
@@ -77,6 +87,9 @@ class View:
         return self.recent.get(text)
 
     def keep(self, name: str, entry: Entry) -> None:
+        if (before := self.entries.get(name)) is not None:
+            self._snapshots -= len(before.snapshot)
+        self._snapshots += len(entry.snapshot)
         self.entries[name] = entry
         self.entries.move_to_end(name)
         if entry.fault or self.quarantine.told:
@@ -218,13 +231,19 @@ class View:
 
     def trim(self, unapplied: Callable[[], Collection[str]], applied: int) -> None:
         """Keep the bounds. What the cache does not have yet, and what only the view knows to be stale there, stays."""
-        if len(self.entries) > AGGREGATES:
+        over, size, most = len(self.entries) - AGGREGATES, self.size, self._bounds.view
+        if over > 0 or size > most:
             self.complete = False
-            needed = unapplied()
-            for name in list(islice(self.entries, len(self.entries) - AGGREGATES)):
-                if name not in needed and self.entries[name].at <= applied:
-                    del self.entries[name]
-        while len(self.recent) > RECENT:
+            needed, gone = unapplied(), list[str]()
+            for looked, (name, entry) in enumerate(self.entries.items()):
+                if looked >= over and (size <= most or looked >= LOOKED_AT):
+                    break
+                if name not in needed and entry.at <= applied:
+                    gone.append(name)
+                    size -= len(entry.snapshot) + ENTRY_BYTES
+            for name in gone:
+                self._snapshots -= len(self.entries.pop(name).snapshot)
+        while len(self.recent) > min(RECENT, self._bounds.ids):
             _, oldest = self.recent.popitem(last=False)
             self.since = max(self.since, oldest.offset + 1)
         if len(self._verdicts) > 2 * VERDICTS:

@@ -1,0 +1,79 @@
+"""What the verdicts of records need and the view lacks: asked of the cache, as much at once as fits into one answer."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hiveio.kafka.tail import LogRecord
+from hiveio.transaction.cache import Cache, Entry, known
+from hiveio.transaction.record import Barrier, Commit, Format, Record
+from hiveio.transaction.rule import Window
+
+if TYPE_CHECKING:
+    from hiveio.transaction.scope import Scope
+
+LOADED = 500  # most aggregates and command ids asked for at once
+
+
+class Loader:
+    """Of one scope."""
+
+    def __init__(self, scope: "Scope", cache: Cache, window: Window) -> None:
+        self._scope, self._cache, self._window = scope, cache, window
+
+    async def load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
+        """The first records of the batch, decoded, with what their verdicts need in the view: as many as are loaded at
+        once. None if the cache has moved past it meanwhile."""
+        scope, view, pending = self._scope, self._scope.view, self._scope.pending
+        entry, recent, since = view.entries.get, view.recent, view.since
+        found: list[Record] = []
+        wanted: dict[tuple[str, str], None] = {}  # aggregates and command ids
+        upto: list[int] = []  # how many of these each record needs, with those before it
+        for message in batch:
+            record = scope.decoded(message)
+            found.append(record)
+            if isinstance(record, Commit):
+                for write in record.writes:
+                    if (held := entry(write.aggregate)) is None or held.head is None:
+                        self._want(wanted, write.aggregate)
+                for read in record.reads:
+                    if (held := entry(read.aggregate)) is None or held.head is None:
+                        self._want(wanted, read.aggregate)
+            elif isinstance(record, Barrier):
+                for name in record.aggregates:
+                    if view.entry(name) is None:
+                        self._want(wanted, name)
+            if since and not isinstance(record, Format) and record.command is not None:
+                mine = pending.get(message.key)
+                covered = not record.keyed and message.offset - since > self._window.records
+                if not covered and (mine is None or mine.begun < since) and (text := record.command.text) not in recent:
+                    wanted["", text] = None
+            upto.append(len(wanted))
+            if len(wanted) >= LOADED:
+                break
+        if not wanted:
+            return found
+        # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
+        # So it is with ids, as long as the view has those that wait.
+        if since > scope.stands.offset:
+            await scope.applier.wait(0)
+        pairs, loaded = list(wanted), 0
+        while loaded < upto[0] or not loaded:
+            asked = scope.stands.offset
+            stands, replies = await self._cache.load(scope.partition, pairs[loaded:])
+            if not scope.saw(stands, asked) or scope.stands.offset > view.next:
+                return None
+            for (name, text), (cached, id) in zip(pairs[loaded:], replies, strict=False):
+                if name:
+                    view.keep(name, view.parsed(name, view.next, cached))
+                elif (there := known(id)) is not None:
+                    recent[text] = there
+            loaded += len(replies)
+        return found[: bisect_right(upto, loaded)]
+
+    def _want(self, wanted: dict[tuple[str, str], None], name: str) -> None:
+        view = self._scope.view
+        if view.complete and name not in view.entries:
+            view.keep(name, Entry())
+        else:
+            wanted[name, ""] = None
