@@ -39,7 +39,7 @@ async def test_62_large_snapshots_come_back_in_bounded_memory(broker: Broker) ->
             writer, log = Writer(), f"{topic}.transactions"
 
             def watermark() -> int:
-                marks = [client.get(key) for key in client.scan_iter(match="hive:*") if key.count(b":") == 2]
+                marks = [client.get(key) for key in client.scan_iter(match="hive:{*") if key.count(b":") == 2]
                 return max((int(mark.partition(b"|")[0]) for mark in marks if mark.count(b"|") >= 4), default=0)
 
             def applied() -> bool:
