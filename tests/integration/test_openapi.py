@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ import httpx
 import openapi_spec_validator
 import pytest
 
+from tests.ahead import Ahead
 from tests.conftest import require
 from tests.integration import shop
 from tests.integration.topics import make_topic
@@ -231,18 +234,30 @@ def in_python(
     assert state.payload.balance == 7
 
 
-def test_a_generated_client_in_typescript(roles: Shop, tmp_path: Path) -> None:
+def installed(clients: Path) -> Path:
+    """A folder with these files, and the packages that they name."""
+    folder = Path(tempfile.mkdtemp())
+    for file in clients.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    run("npm", "ci", cwd=folder)
+    return folder
+
+
+@pytest.mark.ahead(installed, CLIENTS)
+def test_a_generated_client_in_typescript(roles: Shop, ahead: Ahead) -> None:
     if shutil.which("npm") is None:
         require("node", "no npm in PATH")
-    for file in CLIENTS.iterdir():
-        if file.is_file():
-            shutil.copy(file, tmp_path)
-    run("npm", "ci", cwd=tmp_path)
-    installed = tmp_path / "node_modules" / ".bin"
-    for role, document in roles.documents.items():
+    folder: Path = ahead.result(installed, CLIENTS)
+    commands = folder / "node_modules" / ".bin"
+
+    def generate(role: str) -> None:
         name = role.removeprefix("stream-")
-        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        (folder / f"{name}.json").write_text(json.dumps(roles.documents[role]))
         options = ["--output", f"{name}.ts", "--default-non-nullable=false"]
-        run(installed / "openapi-typescript", f"{name}.json", *options, cwd=tmp_path)
-    run(installed / "tsc", cwd=tmp_path)
-    run("node", "client.js", *(role.url for role in roles.roles), roles.topic, cwd=tmp_path)
+        run(commands / "openapi-typescript", f"{name}.json", *options, cwd=folder)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(generate, roles.documents))
+    run(commands / "tsc", cwd=folder)
+    run("node", "client.js", *(role.url for role in roles.roles), roles.topic, cwd=folder)
