@@ -6,7 +6,7 @@ import os
 import signal
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -169,11 +169,19 @@ def test_sigkill_ends_it_and_a_new_one_goes_on(container: Callable[..., Containe
         assert works(role, running.url, 2)
 
 
+@pytest.fixture(scope="module")
+def own_kafka(kafka: Kafka) -> Iterator[Kafka]:
+    """A broker that a test may stop, and starts again."""
+    with Kafka() as service:
+        yield service
+
+
 @pytest.mark.parametrize("role", ["producer", "consumer", "stream-processor"], indirect=True)
 def test_without_kafka_it_is_alive_and_not_ready(
-    container: Callable[..., Container], role: str, topic: str, kafka: Kafka
+    container: Callable[..., Container], role: str, topic: str, own_kafka: Kafka
 ) -> None:
-    with Kafka() as own, container(EVENT_STORE_BROKERS=own.brokers, wait=False) as running:
+    own = own_kafka
+    with container(EVENT_STORE_BROKERS=own.brokers, wait=False) as running:
         if role == "consumer":
             make_topic(own.brokers, topic)
         running.ready()

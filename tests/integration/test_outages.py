@@ -80,16 +80,22 @@ def test_the_reason_is_told_at_the_start(name: str, redis: Redis) -> None:
         for each in crowd:  # beyond the backlog no further connection is taken
             each.setblocking(False)
             each.connect_ex(full.getsockname())
-        for brokers, reason in [
-            (f"127.0.0.1:{free_port()}", "Connection refused"),
-            ("no-such-host.invalid:9092", "Failed to resolve"),
-            (redis.url.removeprefix("redis://").partition("/")[0], "KAFKA_SECURITY_PROTOCOL"),
-            (f"127.0.0.1:{full.getsockname()[1]}", "EVENT_STORE_BROKERS"),
-        ]:
-            topic = f"t-{uuid.uuid4().hex[:8]}"
-            environ = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, "EVENT_STORE_GROUP_ID": topic}
-            actor = {"producer": shop.PRODUCER, "consumer": shop.CONSUMER}.get(name, shop.PROCESSOR)
-            with Role(name, environ | {"CACHE_URL": redis.url}, actor=actor, wait=False) as role:
+        reasons = {
+            f"127.0.0.1:{free_port()}": "Connection refused",
+            "no-such-host.invalid:9092": "Failed to resolve",
+            redis.url.removeprefix("redis://").partition("/")[0]: "KAFKA_SECURITY_PROTOCOL",
+            f"127.0.0.1:{full.getsockname()[1]}": "EVENT_STORE_BROKERS",
+        }
+        actor = {"producer": shop.PRODUCER, "consumer": shop.CONSUMER}.get(name, shop.PROCESSOR)
+        with ExitStack() as stack:
+            roles = []
+            for brokers in reasons:
+                topic = f"t-{uuid.uuid4().hex[:8]}"
+                environ = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, "EVENT_STORE_GROUP_ID": topic}
+                role = Role(name, environ | {"CACHE_URL": redis.url}, actor=actor, wait=False)
+                roles.append(stack.enter_context(role))
+                stack.callback(role.kill)  # none can end in order: that would take the rest of its attempts
+            for role, reason in zip(roles, reasons.values(), strict=True):
                 wait_until(lambda role=role: role.logs("listening"), 20, "the start")  # type: ignore[misc]
                 wait_until(lambda role=role: told(role, "Kafka at "), 4, f"the reason ({reason})")  # type: ignore[misc]
                 assert reason in told(role, "Kafka at ")[0]
@@ -97,7 +103,6 @@ def test_the_reason_is_told_at_the_start(name: str, redis: Redis) -> None:
                     refused = httpx.post(role.url + "/readings", json={"sensor": "a", "celsius": 1, "count": 1})
                     assert refused.status_code == 503, refused.text
                     assert refused.json()["detail"] == CLOSED
-                role.kill()
         for each in crowd:
             each.close()
 

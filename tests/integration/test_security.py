@@ -174,6 +174,47 @@ def issuer(security: Security) -> Iterator[str]:
         thread.join(10)
 
 
+@pytest.fixture(scope="module")
+def failing(guarded: Kafka, guarded_redis: str, security: Security) -> Iterator[list[tuple[Role, int, str]]]:
+    """Roles that cannot start, their exit code and what they say; most try for 20 s, beside the test before theirs."""
+    settings = {
+        "EVENT_STORE_BROKERS": guarded.secure,
+        "EVENT_STORE_TOPIC": "test-never",
+        "CACHE_URL": guarded_redis,
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SSL_CA_LOCATION": str(security.ca),
+        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        "KAFKA_SASL_USERNAME": security.user,
+        "KAFKA_SASL_PASSWORD": security.password,
+        "KAFKA_DEBUG": "conf,security",
+    }
+    wrong = f"{security.password}-wrong"
+    no_authority = guarded_redis.partition("?")[0]
+    cases: list[tuple[dict[str, str], int, str]] = [
+        ({"KAFKA_SASL_PASSWORD": wrong}, 20, "invalid credentials with SASL mechanism SCRAM-SHA-512"),
+        ({"KAFKA_SSL_CA_LOCATION": "probe"}, 20, "verify that ssl.ca.location is correctly configured"),
+        ({"CACHE_URL": guarded_redis.replace(security.password, wrong)}, 20, "invalid username-password pair"),
+        ({"CACHE_URL": no_authority}, 20, "certificate verify failed"),
+        ({"CACHE_URL": no_authority + "?ssl_ca_certs=/nowhere"}, 20, "No such file or directory"),
+        ({"KAFKA_SASL_MECHANISM": "SCRAM"}, 2, "Unsupported SASL mechanism: SCRAM"),
+        ({"KAFKA_SSL_CA_LOCATION": "/nowhere"}, 2, "KAFKA_SSL_CA_LOCATION='/nowhere' cannot be read"),
+        ({"KAFKA_SASL_PASWORD": wrong}, 2, "KAFKA_SASL_PASWORD is wrong: librdkafka has no such property"),
+        ({"CACHE_URL": guarded_redis.replace("rediss://", "redis:/")}, 2, "CACHE_URL='…' is wrong"),
+    ]
+    roles = [
+        (Role("stream-processor", settings | changed, actor=ACTOR, module="accounts:AccountActor"), code, reason)
+        for changed, code, reason in cases
+    ]
+    started: list[Role] = []
+    try:
+        for role, _, _ in roles:
+            started.append(role.start())
+        yield roles
+    finally:
+        for role in started:
+            role.kill()
+
+
 @pytest.fixture(params=["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"])
 def login(
     request: pytest.FixtureRequest, guarded: Kafka, security: Security, tmp_path: Path
@@ -283,6 +324,7 @@ def test_topics_made_beforehand_need_no_right_to_make_or_configure_any(
         wait_until(lambda: "grant Describe and Create" in httpx.get(producer.url + "/readyz?verbose").text, 20, told)
 
 
+@pytest.mark.usefixtures("failing")  # which are at it meanwhile
 def test_a_client_certificate(security: Security, topic: str) -> None:
     listener = "listener.name.secure.ssl"
     wants = {f"{listener}.client.auth": "required", f"{listener}.truststore.type": "PEM"}
@@ -309,46 +351,10 @@ def test_a_client_certificate(security: Security, topic: str) -> None:
             assert httpx.get(producer.url + "/readyz").status_code == 503
 
 
-def test_a_start_that_fails_says_why_and_no_secret(
-    guarded: Kafka, guarded_redis: str, security: Security, topic: str
-) -> None:
-    settings = {
-        "EVENT_STORE_BROKERS": guarded.secure,
-        "EVENT_STORE_TOPIC": topic,
-        "CACHE_URL": guarded_redis,
-        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
-        "KAFKA_SSL_CA_LOCATION": str(security.ca),
-        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
-        "KAFKA_SASL_USERNAME": security.user,
-        "KAFKA_SASL_PASSWORD": security.password,
-        "KAFKA_DEBUG": "conf,security",
-    }
-    wrong = f"{security.password}-wrong"
-    no_authority = guarded_redis.partition("?")[0]
-    cases = [
-        ({"KAFKA_SASL_PASSWORD": wrong}, 20, "invalid credentials with SASL mechanism SCRAM-SHA-512"),
-        ({"KAFKA_SSL_CA_LOCATION": "probe"}, 20, "verify that ssl.ca.location is correctly configured"),
-        ({"CACHE_URL": guarded_redis.replace(security.password, wrong)}, 20, "invalid username-password pair"),
-        ({"CACHE_URL": no_authority}, 20, "certificate verify failed"),
-        ({"CACHE_URL": no_authority + "?ssl_ca_certs=/nowhere"}, 20, "No such file or directory"),
-        ({"KAFKA_SASL_MECHANISM": "SCRAM"}, 2, "Unsupported SASL mechanism: SCRAM"),
-        ({"KAFKA_SSL_CA_LOCATION": "/nowhere"}, 2, "KAFKA_SSL_CA_LOCATION='/nowhere' cannot be read"),
-        ({"KAFKA_SASL_PASWORD": wrong}, 2, "KAFKA_SASL_PASWORD is wrong: librdkafka has no such property"),
-        ({"CACHE_URL": guarded_redis.replace("rediss://", "redis:/")}, 2, "CACHE_URL='…' is wrong"),
-    ]
-    roles = [
-        Role("stream-processor", settings | changed, actor=ACTOR, module="accounts:AccountActor", wait=False)
-        for changed, _, _ in cases
-    ]
-    try:
-        for role in roles:
-            role.start()  # side by side: most try for 20 s
-        for role, (_, code, reason) in zip(roles, cases, strict=True):
-            assert role.ended(100) == code, role.text()
-            assert len(role.errors) == 1, role.errors
-            (line,) = role.errors
-            assert reason in line
-            assert security.password not in role.text()
-    finally:
-        for role in roles:
-            role.kill()
+def test_a_start_that_fails_says_why_and_no_secret(failing: list[tuple[Role, int, str]], security: Security) -> None:
+    for role, code, reason in failing:
+        assert role.ended(100) == code, role.text()
+        assert len(role.errors) == 1, role.errors
+        (line,) = role.errors
+        assert reason in line
+        assert security.password not in role.text()

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -73,13 +76,25 @@ func main() {
 		histories[o.Aggregate] = append(histories[o.Aggregate],
 			porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Output: nil, Return: o.Return})
 	}
-	code := 0
+	// Those that it cannot decide take their whole time: one for each processor, as their memory is large.
+	var all sync.WaitGroup
+	var illegal atomic.Bool
+	places := make(chan struct{}, runtime.NumCPU())
 	for name, history := range histories {
-		result := porcupine.CheckOperationsTimeout(model, history, 30*time.Second)
-		fmt.Println(name, len(history), result)
-		if result == porcupine.Illegal {
-			code = 1
-		}
+		all.Add(1)
+		places <- struct{}{}
+		go func(name string, history []porcupine.Operation) {
+			defer all.Done()
+			defer func() { <-places }()
+			result := porcupine.CheckOperationsTimeout(model, history, 30*time.Second)
+			fmt.Println(name, len(history), result)
+			if result == porcupine.Illegal {
+				illegal.Store(true)
+			}
+		}(name, history)
 	}
-	os.Exit(code)
+	all.Wait()
+	if illegal.Load() {
+		os.Exit(1)
+	}
 }
