@@ -26,6 +26,8 @@ SHORT = {
     "h8-void-by-any-barrier",
     "p1-pipelined-with-gaps",
     "p1-stop-and-wait",
+    "p3-overtaken-ends",
+    "p3-overtaken-goes-on",
     "x2-commit-one",
 }
 Request = tuple[str, str, str, str, int]  # command id, target, style, instance, events
@@ -219,6 +221,9 @@ def publisher(
         "MaxTopic": 6,
         "Ordered": True,
         "Waits": True,
+        "Most": 9,
+        "Looks": True,
+        "OldEnd": False,
         "Consumers": {"C"},
         "Remembers": True,
     } | flags
@@ -230,6 +235,11 @@ publisher("p1-pipelined-with-gaps", expect="InOrderOnce", invariants=["InOrderOn
 publisher("p1-stop-and-wait", Ordered=False, Sessions={"P1", "P2"})
 publisher("p1-pipelined-ordered", Waits=False, Sessions={"P1", "P2"})
 publisher("p1-three-sessions-topic-only", Waits=False, Consumers=set(), N=4, MaxTopic=7)
+SHORT_REPEATS: dict[str, Any] = {"Consumers": set(), "Most": 1, "invariants": ["ShortRepeats", "NoGap"]}
+publisher("p3-overtaken-goes-on", Looks=False, Sessions={"P1", "P2"}, expect="ShortRepeats", **SHORT_REPEATS)
+publisher("p3-overtaken-ends", Sessions={"P1", "P2"}, OldEnd=True, **SHORT_REPEATS)
+publisher("p3-three-overtaken", OldEnd=True, N=4, MaxTopic=8, **SHORT_REPEATS)
+publisher("p3-two-at-once", OldEnd=True, N=4, MaxTopic=8, Sessions={"P1", "P2"}, **(SHORT_REPEATS | {"Most": 2}))
 publisher("p2-consumer-forgets", Remembers=False, expect="InOrderOnce", invariants=["InOrderOnce"])
 
 # -- Scopes.tla: transactions over several scopes

@@ -23,6 +23,7 @@ from hiveio.kafka.session import Outgoing, Session
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.log import TransactionLog
 from hiveio.transaction.publisher import Publisher
+from hiveio.transaction.resume import published
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all
 from tests.process import Role, wait_until
@@ -182,6 +183,17 @@ class CounterActor(Actor):
         return Counter((counter.sum if counter else 0) + 1)
 
 
+def repeated(kafka: Kafka, topic: str) -> int:
+    """The most records in a row that are repeats."""
+    last, row, most = (-1, -1), 0, 0
+    for message in read_all(kafka.brokers, topic):
+        found = published(message, 0)
+        assert found is not None
+        row = row + 1 if (found.offset, found.place) <= last else 0
+        last, most = max(last, (found.offset, found.place)), max(most, row)
+    return most
+
+
 async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     kafka: Kafka, redis: Redis, topic: str, listener: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,13 +208,14 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.publisher.AWAY_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.publisher.GROUP", 7)
+    monkeypatch.setattr("hiveio.transaction.publisher.MOST", 7)
     monkeypatch.setattr("hiveio.transaction.publisher.LIVE", 2)  # so what the scope hands on is often given up
     original_send = Session.send
 
-    async def send(self: Session, group: list[Outgoing]) -> None:
+    async def send(self: Session, group: list[Outgoing]) -> tuple[int, int] | None:
         if dice.random() < 0.02:
             raise RuntimeError("a fault of ours")
-        await original_send(self, group)
+        return await original_send(self, group)
 
     monkeypatch.setattr(Session, "send", send)
     begun = itertools.count()
@@ -258,5 +271,6 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     print(f"{next(begun)} sessions; {sent} events, written {written} times; {dict(sources)}")
     assert all(sources[source] for source in ("log", "scope", "given up")), sources
     assert written > sent, "nothing was repeated: the sessions did not overlap"
+    assert 0 < repeated(kafka, topic) <= 2 * 7, "a session that has repeated what another one published goes on"
     check(seen(listener))
     assert len(seen(listener)) == sent

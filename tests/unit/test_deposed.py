@@ -1,7 +1,10 @@
 """A broker that was the leader until it was cut off names an old end of the log: nobody may take that for a loss."""
 
 import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -153,3 +156,77 @@ async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never
     anything.end = 0
     with pytest.raises(Corrupt, match="emptied or made anew"):
         await standby.last()
+
+
+class Topic:
+    """An event topic with these positions, as its leader tells it; ``known`` is the end that the broker names."""
+
+    def __init__(self, *positions: str) -> None:
+        self._positions = positions
+        self.known = len(positions)
+        self.asked = 0
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        self.asked += 1
+        return 0, self.known
+
+    def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
+        return [
+            made(
+                SimpleNamespace(
+                    headers=lambda at=at: [("hive-position", self._positions[at].encode()), ("hive-id", b"x.0")],
+                    offset=lambda at=at: at,
+                )
+            )
+            for at in range(offset, end)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("between", "says"),
+    [
+        ([], None),
+        (["no event of ours", "1:9:0"], None),  # records of others, which are passed over
+        (["0:0:0", "0:0:1"], None),  # an overtaken session has repeated what this one published
+        (["0:1:0", "0:2:0"], "has come to 0:2:0"),
+        (
+            ["0:1:0", "0:0:1", "no event of ours"],
+            "has come to 0:1:0",
+        ),  # and a third one repeated an older one behind it
+        (["0:1:0"], "names an old end"),
+    ],
+)
+async def test_a_session_that_another_one_has_overtaken_ends(between: list[str], says: str | None) -> None:
+    topic: Any = Topic("0:0:0", "0:0:1", *between, "0:1:0")
+    anything: Any = None
+
+    async def proved() -> int:
+        return 1
+
+    session = Resume(anything, anything, topic, 0, log_where="log/0", where="events/0", proved=proved)
+    session._ends, at = 2, 2 + len(between)
+    if says == "names an old end":
+        topic.known = 2
+    if says is None:
+        await session.landed((at, at), "0:1:0")
+        asked = topic.asked
+        await session.landed((at + 1, at + 4), "0:1:1")
+        assert topic.asked == asked == (1 if between else 0), "where nobody is between, nothing is asked for"
+    else:
+        with pytest.raises(Unavailable, match=says):
+            await session.landed((at, at), "0:1:0")
+    with pytest.raises(Unavailable, match="does not tell where"):
+        await session.landed(None, "0:1:0")
+
+
+async def test_a_session_resumes_after_the_highest_position_and_not_after_a_repeat_at_the_end() -> None:
+    topic: Any = Topic("0:0:0", "0:1:0", "0:2:0", "no event of ours", "0:1:0", "no event of ours")
+    cache: Any = Cache()
+    log: Any = SimpleNamespace(read=AsyncMock(return_value=SimpleNamespace(key="x")))
+
+    async def proved() -> int:
+        return 9
+
+    found = await Resume(cache, log, topic, 0, log_where="log/0", where="events/0", proved=proved).last()
+    assert found is not None
+    assert found.position == "0:2:0"

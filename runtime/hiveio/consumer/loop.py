@@ -30,11 +30,12 @@ from hiveio.envelope import Handler
 from hiveio.errors import ConfigError, Invalid, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
 from hiveio.kafka.assigned import NOTHING, UNKNOWN
+from hiveio.kafka.session import REPEATED
 
 CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
 STUCK_S = 30.0  # a handler that runs for so long after it was told to end is stuck
 WATCH_S = 0.25
-LOOK_BACK = 1_000  # records read to know what was seen, where no commit tells
+LOOK_BACK = 1_000  # records read to know which keys of producers were seen
 logger = logging.getLogger("hiveio.consumer")
 
 
@@ -229,7 +230,9 @@ class Consumer:
         progress = _progress(start.note.seen) if first == start.committed else None
         begin = first
         if progress is None or progress.last is None:
-            progress, begin = Progress(), max(start.low, first - LOOK_BACK)
+            # Where no commit tells what was seen, it looks back over all that may be repeats.
+            back = REPEATED if progress is None else LOOK_BACK
+            progress, begin = Progress(), max(start.low, first - back)
         opening = Opening(
             start,
             begin=min(begin, start.high),

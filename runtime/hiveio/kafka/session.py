@@ -13,8 +13,12 @@ from hiveio.kafka.guard import error_of, text, tried
 from hiveio.kafka.threads import blocking
 from hiveio.service import Observer, Stored
 
-GROUP_BYTES = 800_000  # of one request; less than Kafka takes
 WAIT_S = 10.0
+MOST = 500  # events that a publisher sends at once
+OVERLAPPING = 8  # sessions of which something is under way at once, at most
+# So many records in a row of an event topic hold one that is no repeat (ShortRepeats in Publisher.tla): a session ends
+# as soon as it finds that it has repeated something.
+REPEATED = MOST * OVERLAPPING
 
 
 class Oversized(Unavailable):
@@ -38,6 +42,7 @@ class Session:
     def __init__(self, settings: Settings, topic: str, partition: int, observer: Observer | None = None) -> None:
         self._topic, self._partition, self._observer = topic, partition, observer
         self._failure: KafkaError | None = None
+        self._landed: list[int | None] = []  # offsets; None: Kafka had it already from an earlier attempt
         self._producer = make(
             Producer,
             client_config(settings)
@@ -49,7 +54,6 @@ class Session:
                 "linger.ms": 60_000,
                 "batch.num.messages": 100_000,
                 "batch.size": 1_000_000,
-                "delivery.report.only.error": True,
                 "on_delivery": self._report,
                 "socket.nagle.disable": True,
             },
@@ -58,29 +62,33 @@ class Session:
     def _report(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failure = error
+        else:
+            self._landed.append(message.offset())
 
-    async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> None:
-        """All of the group are delivered.
+    async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> tuple[int, int] | None:
+        """All of the group are delivered: the offsets of the first and the last one, where Kafka tells them.
 
-        Raises Unavailable, or Oversized, and the session is over: each record may have landed or not.
+        Raises Unavailable, or Oversized, and the session is over, as it is when this is cancelled: each record may have
+        landed or not.
         """
         partition = self._partition if partition is None else partition
         if self._observer is None:
-            await self._deliver(group, partition)
-            return
+            return await self._deliver(group, partition)
         stored: Stored = asyncio.get_running_loop().create_future()
         observed = [out._replace(headers=self._observer(self._topic, out.key, out.headers, stored)) for out in group]
         try:
-            await self._deliver(observed, partition)
+            landed = await self._deliver(observed, partition)
             stored.set_result((partition, -1))
+            return landed
         except Unavailable as error:
             stored.set_exception(error)
             raise
         finally:
             stored.cancel()  # where it is not done: the publisher stops
 
-    async def _deliver(self, group: Sequence[Outgoing], partition: int) -> None:
+    async def _deliver(self, group: Sequence[Outgoing], partition: int) -> tuple[int, int] | None:
         left: list[int] = []
+        self._landed.clear()
 
         def deliver() -> None:
             for key, value, headers in group:
@@ -88,12 +96,18 @@ class Session:
 
         failure = tried(deliver)
         if failure is None:
-            # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
-            failure = await blocking(tried, lambda: left.append(self._producer.flush(WAIT_S)), kind="publish")
+            try:
+                # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
+                failure = await blocking(tried, lambda: left.append(self._producer.flush(WAIT_S)), kind="publish")
+            except asyncio.CancelledError:  # whoever has the partition now shall meet as little of it as may be
+                self.close()
+                raise
         if failure is not None or self._failure is not None or left != [0]:
             refusal = self._refusal(self._failure if failure is None else failure, partition)
             self.close()
             raise refusal
+        first, last = self._landed[0], self._landed[-1]
+        return None if first is None or last is None else (first, last)
 
     def close(self) -> None:
         """Give up what is not sent."""

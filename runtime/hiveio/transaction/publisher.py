@@ -3,7 +3,8 @@
 One *session* reads the event partition to its end, resumes after the position of its last record, and sends in log
 order; a record can land only after those before it, and any failure ends the session. Sessions of several instances
 may overlap (a lease keeps that rare, and a dead holder is succeeded when it ends), so repeats occur; each record names
-its position and the one before, by which a consumer drops repeats and would notice a gap. Modelled in Publisher.tla.
+its position and the one before, by which a consumer drops repeats and would notice a gap. A session that finds that
+another one was faster ends, so repeats are few in a row (REPEATED). Modelled in Publisher.tla.
 
 The lease is for an instance that can publish: one whose scope is ready, that reaches Kafka, and that gets on. Any other
 gives it back, and stays away for longer than the others need to take it.
@@ -17,7 +18,7 @@ from itertools import islice
 
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, HiveError, Unavailable
-from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.session import MOST, Outgoing, Session
 from hiveio.kafka.tail import LogReader, LogRecord, Tail
 from hiveio.service import Observer
 from hiveio.transaction import metrics
@@ -36,7 +37,7 @@ CHECK_S = 1.0  # between two looks at whether it gets on
 STUCK_S = 3.0  # without a record published, while there are some
 POSITION = 2  # among the headers of an event
 GATHER_S = 0.005  # between two requests
-GROUP = 500  # most events in one request
+GROUP = 500  # most records of the log at once
 GROUP_BYTES = 600_000
 LIVE = 5_000  # records handed on by the scope and not sent, beyond which the log is read again; so it is with bytes
 
@@ -154,7 +155,7 @@ class Publisher:
                 group = await self._gather()
                 began = loop.time()
                 if group:
-                    await session.send(group)
+                    await self._send(session, group)
                     await self._resuming.note()
                     metrics.published.inc(len(group))
                 self._scope.applier.published = self.read
@@ -165,6 +166,12 @@ class Publisher:
             session.close()
             self._end_live()
             self._unfollow()
+
+    async def _send(self, session: Session, group: list[Outgoing]) -> None:
+        """Raises Unavailable when that fails, or when another session has published some of them before."""
+        for start in range(0, len(group), MOST):
+            events = group[start : start + MOST]
+            await self._resuming.landed(await session.send(events), str(events[0].headers[POSITION][1]))
 
     async def _check(self) -> None:
         """Raises Unavailable if this instance cannot publish, so that another one may try."""

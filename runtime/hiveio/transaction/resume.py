@@ -7,11 +7,13 @@ would skip events, or publish them again: the scope stops, and says what an oper
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
+from hiveio.kafka.session import REPEATED
 from hiveio.kafka.tail import LogReader
 from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
@@ -25,13 +27,14 @@ OLD_END_S = 12.0  # for which a broker that was the leader before the first even
 
 
 class Published(NamedTuple):
-    """An event on the event topic: where its record stands in the log, its place among the
-    events of that record, and the record's id."""
+    """An event on the event topic: where its record stands in the log, its place among the events of that record, the
+    record's id, and the offset on the topic."""
 
     position: str
     offset: int
     place: int
     tx: str
+    at: int = -1
 
 
 def published(message: Message, partition: int) -> Published | None:
@@ -46,13 +49,15 @@ def published(message: Message, partition: int) -> Published | None:
         tx = id.decode().rpartition(".")[0]
     except ValueError:  # of which UnicodeDecodeError is one
         return None
-    return Published(text, offset, index, tx) if scope == partition else None
+    return Published(text, offset, index, tx, message.offset() or 0) if scope == partition else None
 
 
-async def last_event(events: LogReader, partition: int, stranger: Callable[[int], None]) -> Published | None:
-    """The last event of a partition, searched from its end backwards; ``stranger`` is told the offsets of records that
-    are none. Raises Unavailable."""
-    first, end = await blocking(events.bounds, partition)
+async def last_event(
+    events: LogReader, partition: int, stranger: Callable[[int], None], within: tuple[int, int] | None = None
+) -> Published | None:
+    """The last event of a partition, or ``within`` two of its offsets, searched from the end backwards; ``stranger`` is
+    told the offsets of records that are none. Raises Unavailable."""
+    first, end = await blocking(events.bounds, partition) if within is None else within
     below = end
     while below > first:
         start = max(first, below - (1 if below == end else LOOK_BACK))
@@ -86,16 +91,18 @@ class Resume:
         self._log_where, self._where, self._proved = log_where, where, proved
         self._strangers = Strangers(where, "no event of this service: it is passed over")
         self._trimmed = 0
+        self._ends = 0  # where the topic ended at the start of the session, or behind what it has sent last
         self._noted = False
         self._empty_since: float | None = None
 
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
-        first, _ = await blocking(self._events.bounds, self._partition)
-        found = await last_event(self._events, self._partition, self._strangers.met)
+        first, self._ends = await blocking(self._events.bounds, self._partition)
+        found = await last_event(self._events, self._partition, self._strangers.met, (first, self._ends))
         if found is None:
             await self._never_published(first)
         else:
+            found = await self._highest(found, first)
             await self._compare(found)
             self._noted, self._empty_since = False, None  # Redis may have lost it since
             await self.note()
@@ -108,6 +115,37 @@ class Resume:
                 first,
             )
         return found
+
+    async def _highest(self, last: Published, first: int) -> Published:
+        """The last event may be a repeat, which an overtaken session wrote: of so many in a row one is none."""
+        start = max(first, last.at - REPEATED)
+        if start >= last.at:
+            return last
+        before = await blocking(
+            self._events.read_each, self._partition, start, last.at, partial(published, partition=self._partition)
+        )
+        found: list[Published] = [last, *filter(None, before)]
+        return max(found, key=lambda event: (event.offset, event.place))
+
+    async def landed(self, at: tuple[int, int] | None, position: str) -> None:
+        """Events were written ``at`` these offsets, the first of them with this position. Raises Unavailable where
+        another session wrote it before, or where that cannot be told: then this one ends, and repeats no more."""
+        if at is None:
+            raise Unavailable(f"Kafka does not tell where events stand in {self._where}")
+        before, self._ends = self._ends, at[1] + 1
+        if at[0] == before:
+            return
+        _, end = await blocking(self._events.bounds, self._partition)
+        if at[0] < before or end <= at[1]:
+            raise Unavailable(f"a broker that is the leader no more names an old end of {self._where}")
+        _, offset, place = position.split(":")
+        below = at[0]
+        while (
+            last := await last_event(self._events, self._partition, self._strangers.met, (before, below))
+        ) is not None:
+            if (last.offset, last.place) >= (int(offset), int(place)):
+                raise Unavailable(f"another instance publishes to {self._where}, and has come to {last.position}")
+            below = last.at
 
     async def note(self) -> None:
         """Let every instance know that events of this log are on the topic."""
