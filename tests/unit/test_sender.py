@@ -1,6 +1,7 @@
 """The sender over a Kafka client that fails as real ones seldom do."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -184,6 +185,16 @@ async def test_a_fatal_error_makes_a_new_producer_and_all_is_unknown(sender: Sen
     old.report()  # a late report of the old one disturbs nothing
     assert not sender._pending
     assert sender._bytes == 0
+
+
+async def test_one_request_of_a_client_is_in_flight_unless_it_is_tuned(sender: Sender) -> None:
+    """With several librdkafka may begin its sequence anew when a leader changes, and write again what is written."""
+    name = "max.in.flight.requests.per.connection"
+    assert [client.config[name] for client in FakeProducer.made] == [1]
+    tuned = Sender(dataclasses.replace(sender._settings, kafka={name: "5"}))
+    await tuned.start()
+    assert (tuned._clients.eager.config[name], tuned._clients.alone.config[name]) == ("5", 1)
+    await tuned.stop()
 
 
 async def test_an_error_of_produce_is_definite(sender: Sender) -> None:

@@ -51,8 +51,8 @@ class Clients:
     @property
     def alone(self) -> Client:
         if self._alone is None:
-            one = {"batch.num.messages": 1, "linger.ms": 0, "max.in.flight": 1}
-            self._alone = Client(self._owner, self._config | one)
+            one = {"batch.num.messages", "max.in.flight", "max.in.flight.requests.per.connection"}
+            self._alone = Client(self._owner, self._config | {"linger.ms": 0} | dict.fromkeys(one, 1))
         return self._alone
 
     def alive(self) -> bool:

@@ -71,6 +71,7 @@ class Sender:
             delivery_timeout_ms=300_000,  # a time-out here makes an outcome unknown; it is not REQUEST_TIMEOUT
             queue_buffering_max_messages=MOST_RECORDS,
             queue_buffering_max_kbytes=MOST_BYTES >> 10,
+            max_in_flight_requests_per_connection=1,  # with several a record may stand twice when a leader changes
             socket_nagle_disable=True,
         ) | {"acks": "all", "enable.idempotence": True}
         # The queue is bounded here, so that it is refused before any of a request's records is sent. librdkafka's own
@@ -89,8 +90,7 @@ class Sender:
         )
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
-        self._flow = Flow(self._timeout_s)
-        self._shed = shed
+        self._flow, self._shed = Flow(self._timeout_s), shed
         self._shedding: str | None = None  # why nothing is taken now, though there is room
         self._told_at, self._untold = 0.0, 0
         self._loaded_until = 0.0
