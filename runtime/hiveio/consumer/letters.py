@@ -176,7 +176,8 @@ class Parking:
         if entry is None:
             entry = self.entries[key] = Parked(at)
         elif topic_id == entry.origin[0] and origin[2] <= entry.origin[1]:
-            return  # a letter written twice
+            entry.gone.add(at)  # a letter written twice, perhaps late, by the one who had the partition before
+            return
         entry.last, entry.origin = at, (topic_id, origin[2])
         entry.actors |= frozenset(headers.get(ACTORS, b"").decode("utf-8", "replace").split(","))
         entry.count += 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from hiveio.consumer.dead import DeadLetters
 from hiveio.consumer.letters import (
     MARK,
+    ORIGIN,
     TOPIC_ID,
     Key,
     Parking,
@@ -70,7 +71,7 @@ class Shelf:
         self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
         self._writing = asyncio.Lock()
         self.waits: str | None = None  # why letters are not written, for as long as they are not
-        self._written = b""
+        self._awaited = b""  # the name of the group that is written and was not read back
 
     def __str__(self) -> str:
         return f"{self._topic}/{self._partition}"
@@ -85,9 +86,7 @@ class Shelf:
         for origin, (key, at) in list(self._kept.items()):
             # A letter that is closed was handled; but a store from which an actor begins before the committed offset
             # may be one of before that.
-            entry = self.parking.entries.get(key)
-            is_open = entry is not None and entry.open(at)
-            if not is_open and (self._committed is None or origin < self._committed):
+            if not self._opens(key, at) and (self._committed is None or origin < self._committed):
                 del self._kept[origin]
         self._settle()
         if not self.busy:
@@ -153,11 +152,12 @@ class Shelf:
     async def _write(self, group: list[Outgoing]) -> None:
         name = secrets.token_hex(8)
         group[-1].headers.append((WRITTEN, name))
-        while self._written != name.encode():
+        self._awaited = name.encode()
+        while self._awaited:
             try:
                 await self._letters.write(self._topic, self._partition, group)
                 self._follow(self.parking.next)
-                await self._until(lambda: self._written == name.encode())
+                await self._until(lambda: not self._awaited)
             except Unavailable as error:
                 if isinstance(error, Oversized) and len(group) > 1:  # all together, or one of them
                     half = len(group) // 2
@@ -229,15 +229,28 @@ class Shelf:
         at, headers = message.offset(), headers_of(message)
         assert at is not None
         key = self.parking.fold(message)
-        self._written = headers.get(WRITTEN, self._written)
+        if headers.get(WRITTEN) == self._awaited:
+            self._awaited = b""
         if key is None:
             if headers.get(MARK) == b"forget":
                 self._kept.clear()
             return False
+        if at >= self._end and MARK not in headers and key not in self._unread and self._opens(key, at):
+            logger.warning(
+                "%s: a dead letter came late, from an earlier owner of the partition, after its record was handed out "
+                "again: %s. Its key is parked; look whether it was handled, then use `hiveio dead retry` or "
+                "`hiveio dead drop`",
+                self, headers.get(ORIGIN, b"").decode("utf-8", "replace"),
+            )  # fmt: skip
         origin = origin_of(headers) if at < self._end and MARK not in headers and self._is_of_this(headers) else None
         if origin is not None and origin[2] >= self._start:
             self._kept[origin[2]] = (key, at)
         return headers.get(MARK) == b"retry" and key in self.parking.entries
+
+    def _opens(self, key: Key, at: int) -> bool:
+        """Whether there is an open letter at this offset."""
+        entry = self.parking.entries.get(key)
+        return entry is not None and entry.open(at)
 
     def _is_of_this(self, headers: Mapping[str, bytes]) -> bool:
         """Whether a letter's record stands in this topic, and not in one that was there before under its name."""
