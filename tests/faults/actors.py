@@ -1,5 +1,5 @@
-"""What the fault runs serve, all easy to check: accounts with transfers (async), tallies (plain), and pairs of
-aggregates whose rule spans both (serializable).
+"""What the fault runs serve, all easy to check: accounts with transfers (async), tallies (plain, with linearizable
+reads), and pairs of aggregates whose rule spans both (serializable).
 
 Every event carries the ``marker`` of its command, and every state a checksum over all markers in their order, so a
 state that lost, doubled or swapped an event shows it.
@@ -170,6 +170,7 @@ class Tally(Model):
 class TallyActor(Actor):
     path = "/tallies/{id}"
     name = "Tally"
+    reads = "linearizable"
 
     def perform(self, tally: Tally | None, command: Add) -> list[Added]:
         if (tally.sum if tally else 0) + command.amount * command.parts < 0:

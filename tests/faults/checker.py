@@ -1,19 +1,19 @@
 """The checker of docs/faults.md: the log, the cache and the event topic against what the clients were told.
 
-All of its seven points. It reads with fresh clients (evidence.py) and judges by its own fold (fold.py).
+All of its points; the sixth is in stored.py, those that have a bound in bounds.py. It reads with fresh clients
+(evidence.py), and judges by its own fold (fold.py).
 """
 
 import bisect
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
+from tests.faults.bounds import Watched, check_growth, check_published
 from tests.faults.fold import Accepted, Finding, Fold, Record, Timeline, Written, plain
-
-BITS = 65536  # verdicts in one bitmap of the cache
+from tests.faults.stored import CacheDump, OnTopic, check_cache, check_events
 
 
 class Told(StrEnum):
@@ -46,36 +46,18 @@ class Call:
     position: int | None = None  # offset in the log
     answer: Any = None
     instance: int = 0
-
-
-class OnTopic(NamedTuple):
-    """A message of the event topic."""
-
-    offset: int
-    key: str
-    value: bytes
-    headers: dict[str, str]
-
-
-@dataclass
-class CacheDump:
-    """One generation of the cache: what stands under its watermark."""
-
-    watermark: str = ""
-    entries: dict[str, bytes] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
-    bits: dict[int, bytes] = field(default_factory=dict)
-    floor: int = 0
+    level: str = "current"  # what a read, or a refusal without a key, rests on (docs/transactions.md)
 
 
 @dataclass
 class Evidence:
-    """All that is left after a run."""
+    """All that is left after a run, and what was seen during it."""
 
     log: list[Record]
     events: list[OnTopic]
     cache: CacheDump
     topic_id: str = ""
+    watched: Watched = field(default_factory=Watched)
 
 
 def check(evidence: Evidence, history: Sequence[Call]) -> list[Finding]:
@@ -88,18 +70,29 @@ def check(evidence: Evidence, history: Sequence[Call]) -> list[Finding]:
         found.append(Finding(6, "watermark", f"{evidence.cache.watermark!r}, the log ends at {len(evidence.log)}"))
     for record in evidence.log:
         if record.offset == end:
-            found += _check_cache(fold, evidence)
+            found += check_cache(fold, evidence.cache, evidence.topic_id)
         fold.take(record)
     if end == len(evidence.log):
-        found += _check_cache(fold, evidence)
+        found += check_cache(fold, evidence.cache, evidence.topic_id)
     found += fold.findings
     found += _check_answers(fold, history)
     found += _check_wholeness(fold)
-    found += _check_time(fold, history)
+    found += _check_time(fold, history, evidence.watched)
     found += _check_reads(fold)
-    found += _check_events(fold, evidence.events)
+    found += check_events(fold, evidence.events)
     found += _check_money(fold)
+    found += check_published(fold, _acknowledged(history), evidence.watched)
+    found += check_growth(evidence.watched)
     return sorted(found)
+
+
+def _acknowledged(history: Iterable[Call]) -> dict[int, float]:
+    """For the offset of each record that was answered as accepted: when that was first told."""
+    first: dict[int, float] = {}
+    for call in history:
+        if call.told is Told.ACCEPTED and call.position is not None:
+            first[call.position] = min(call.answered, first.get(call.position, call.answered))
+    return first
 
 
 # -- 1
@@ -233,7 +226,8 @@ class _Acknowledged:
         return self._versions[name][index - 1] if index else 0
 
 
-def _check_time(fold: Fold, history: Sequence[Call]) -> Iterator[Finding]:
+def _check_time(fold: Fold, history: Sequence[Call], watched: Watched) -> Iterator[Finding]:
+    """By real time: the clock of the clients, which is one."""
     told: dict[str, list[tuple[float, int]]] = defaultdict(list)
     first: dict[str, float] = {}
     for call in history:
@@ -247,9 +241,11 @@ def _check_time(fold: Fold, history: Sequence[Call]) -> Iterator[Finding]:
     acknowledged = _Acknowledged(told)
     for call in history:
         if call.told is Told.READ:
-            yield from _check_read(call, fold, acknowledged.before(call.target, call.called))
+            horizon = watched.horizon(call.level, call.called)
+            yield from _check_read(call, fold, acknowledged.before(call.target, horizon))
         elif call.told is Told.REFUSED:
-            yield from _check_refusal(call, fold, acknowledged.before(call.target, first[call.marker]))
+            horizon = watched.horizon("linearizable" if call.key else call.level, first[call.marker])
+            yield from _check_refusal(call, fold, acknowledged.before(call.target, horizon))
         elif call.told is Told.ACCEPTED and call.position in fold.commits:
             for write in fold.commits[call.position].writes:
                 newest = acknowledged.before(write.aggregate, first[call.marker])
@@ -262,7 +258,8 @@ def _check_read(call: Call, fold: Fold, newest: int) -> Iterator[Finding]:
     timeline, version = fold.aggregates.get(call.target), call.version or 0
     where = f"{call.target} by instance {call.instance}"
     if version < newest:
-        yield Finding(4, where, f"read version {version} after version {newest} had been acknowledged")
+        text = f"{call.level} read of version {version} after version {newest} had been acknowledged"
+        yield Finding(4, where, text)
     if timeline is None or version not in timeline.ends:
         if version:
             yield Finding(4, where, f"read version {version}, which never was")
@@ -323,78 +320,3 @@ def _check_cut(
     if first > last:
         what = "another state than its own position has" if actor == "Pair" else "no one state of the scope"
         yield Finding(5, where, f"read {seen} on version {write.before}: {what}")
-
-
-# -- 6
-
-
-def _check_cache(fold: Fold, evidence: Evidence) -> Iterator[Finding]:
-    """``fold`` has taken everything below the watermark."""
-    cache = evidence.cache
-    offset, time, topic, _, transaction = cache.watermark.split("|", 4)
-    expected = (str(fold.next), str(fold.time), evidence.topic_id, fold.last)
-    if (offset, time, topic, transaction) != expected:
-        yield Finding(6, "watermark", f"{cache.watermark}, it should say {expected}")
-    for name in sorted(cache.entries.keys() - fold.aggregates.keys()):
-        yield Finding(6, name, f"in the cache as {cache.entries[name]!r}, and never written below {offset}")
-    for name, timeline in fold.aggregates.items():
-        text = cache.entries.get(name)
-        if text is None:
-            yield Finding(6, name, f"at version {timeline.version} and not in the cache (watermark {offset})")
-            continue
-        wanted = (timeline.version, timeline.head, plain(timeline.states[-1]))
-        if _stored(fold, name, text) != wanted:
-            yield Finding(6, name, f"the cache has {text!r} at {offset}, the fold {wanted}")
-    for at in range(cache.floor * BITS, fold.next):
-        bits = cache.bits.get(at // BITS, b"")
-        byte, bit = divmod(at % BITS, 8)
-        if (byte < len(bits) and bool(bits[byte] >> (7 - bit) & 1)) != fold.verdicts[at]:
-            yield Finding(6, f"verdict {at}", f"by the fold it is {'accepted' if fold.verdicts[at] else 'void'}")
-    yield from _check_ids(fold, cache.ids)
-
-
-def _stored(fold: Fold, name: str, text: bytes) -> tuple[int, str, Any]:
-    """Version, head and state by an entry of the cache, with the events folded that an older version could not."""
-    version, head, snapshot = text.split(b" ", 2)
-    events: list[dict[str, Any]] = []
-    if snapshot.startswith(b"~"):
-        _, size, rest = snapshot[1:].split(b" ", 2)
-        snapshot, events = rest[: int(size)], json.loads(b"[%s]" % rest[int(size) :])
-    state = fold.replayed(name, snapshot, events) if events else json.loads(snapshot) if snapshot else None
-    return int(version), head.decode(), state
-
-
-def _check_ids(fold: Fold, ids: Mapping[str, str]) -> Iterator[Finding]:
-    for command, (offset, time, keyed) in fold.ids.items():
-        text = ids.get(command)
-        if text is None and not fold.known(command, fold.next):
-            continue
-        if text != f"{offset}:{time}:{int(keyed)}":
-            yield Finding(6, command, f"on record at {offset}:{time}:{int(keyed)}, the cache has {text}")
-    for command in sorted(ids.keys() - fold.ids.keys()):
-        yield Finding(6, command, f"the cache has it at {ids[command]}, and it is not on record")
-
-
-def _check_events(fold: Fold, topic: Iterable[OnTopic]) -> Iterator[Finding]:
-    places = {event.position: place for place, event in enumerate(fold.events)}
-    last = -1
-    for message in topic:
-        position = message.headers.get("hive-position", "")
-        where = f"event topic {message.offset}"
-        place = places.get(position)
-        if place is None:
-            yield Finding(6, where, f"position {position!r} is no accepted event")
-            continue
-        expected = fold.events[place]
-        headers = {name: text for name, text in message.headers.items() if name.startswith("hive-")}
-        if (message.key, headers, json.loads(message.value)) != (expected.key, expected.headers, expected.value):
-            text = f"{message.key} {headers} {message.value!r}"
-            yield Finding(6, where, f"{text}, it should be {expected.key} {expected.headers} {expected.value}")
-        if place > last + 1:
-            yield Finding(6, where, f"a gap: {position} comes where {fold.events[last + 1].position} is missing")
-        last = max(last, place)
-    if last < len(fold.events) - 1:
-        missing = fold.events[last + 1]
-        yield Finding(
-            6, "event topic", f"ends before {missing.position} of {missing.headers['hive-actor']}/{missing.key}"
-        )

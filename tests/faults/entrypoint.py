@@ -20,13 +20,18 @@ from hiveio.envelope import Codec
 from hiveio.errors import Corrupt
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.delivery import Client
+from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.process import serve
 from hiveio.transaction import cache
 from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.proof import Consistency
 from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.view import Judged, View
 
+LATE_S = 3.0
+LEAK = 10_000  # bytes
 ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 
 
@@ -85,6 +90,38 @@ def applies_blindly() -> None:
     cache._APPLY.text = cache._APPLY.text.replace(line, "")
 
 
+def believes_the_leader() -> None:
+    """A linearizable read is answered as a current one."""
+    original = Scope.caught_up
+
+    async def caught_up(self: Scope, consistency: Consistency) -> None:
+        await original(self, "current")
+
+    setattr(Scope, "caught_up", caught_up)  # noqa: B010
+
+
+def publishes_late() -> None:
+    """Events wait before they are sent."""
+    original = Session.send
+
+    async def send(self: Session, group: Sequence[Outgoing], partition: int | None = None) -> None:
+        await asyncio.sleep(LATE_S)
+        await original(self, group, partition)
+
+    setattr(Session, "send", send)  # noqa: B010
+
+
+def leaks() -> None:
+    """Something is kept of every record, for ever."""
+    original, kept = View.judge, list[bytes]()
+
+    def judge(self: View, *given: Any) -> Judged:
+        kept.append(os.urandom(LEAK))
+        return original(self, *given)
+
+    setattr(View, "judge", judge)  # noqa: B010
+
+
 def older() -> None:
     """A version before ``Noted`` was added. The models are the same, so it shares the cache with today's."""
     original = Contract.__init__
@@ -116,6 +153,9 @@ WAYS = {
     "report": acknowledges_on_report,
     "rule": accepts_everything,
     "apply": applies_blindly,
+    "believe": believes_the_leader,
+    "late": publishes_late,
+    "leak": leaks,
     "older": older,
 }
 

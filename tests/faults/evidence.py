@@ -9,8 +9,9 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis as RedisClient
 from redis.exceptions import RedisError
 
-from tests.faults.checker import CacheDump, Evidence, OnTopic
+from tests.faults.checker import Evidence
 from tests.faults.fold import Fold, Record
+from tests.faults.stored import CacheDump, OnTopic
 
 READ_S = 30.0
 

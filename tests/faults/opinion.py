@@ -52,7 +52,7 @@ def operations(history: Sequence[Call]) -> Iterator[dict[str, Any]]:
     for call in history:
         if call.command is not None:
             commands[call.marker].append(call)
-        elif call.told is Told.READ:
+        elif call.told is Told.READ and call.level != "cached":
             state = call.answer or {}
             balance = state.get("balance", state.get("sum", 0))
             yield _operation(call.target, [call], Read=True, Version=call.version or 0, Balance=balance)

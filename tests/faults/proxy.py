@@ -12,10 +12,12 @@ PRODUCE, FETCH, LIST_OFFSETS, INIT_PRODUCER = 0, 1, 2, 22  # API keys of Kafka's
 
 
 class Passing(NamedTuple):
-    """A message on its way. ``request`` is the message itself or, on the way back, the one that it answers."""
+    """A message on its way. ``request`` is the message itself or, on the way back, the one that it answers;
+    ``port`` is that of the client."""
 
     request: bytes
     data: bytes
+    port: int
 
     @property
     def api(self) -> int:
@@ -118,6 +120,11 @@ class Proxy:
         self._refuses = True
         self._loop.call_soon_threadsafe(self._break_all)
 
+    def lead_to(self, target: int) -> None:
+        """From now on another server is behind it: connections are broken, as when an address moves."""
+        self.target = target
+        self._loop.call_soon_threadsafe(self._break_all)
+
     def open(self) -> None:
         """Everything passes again."""
         self._refuses = False
@@ -165,9 +172,10 @@ class Proxy:
             back, other = await asyncio.open_connection(HOST, self.target)
             self._connections.add(other)
             asked: dict[bytes, bytes] = {}
+            port: int = writer.get_extra_info("peername")[1]
             pumps = [
-                asyncio.ensure_future(self._pump(reader, other, asked, self.up)),
-                asyncio.ensure_future(self._pump(back, writer, asked, self.down)),
+                asyncio.ensure_future(self._pump(reader, other, asked, self.up, port)),
+                asyncio.ensure_future(self._pump(back, writer, asked, self.down, port)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -183,7 +191,12 @@ class Proxy:
                 end.transport.abort()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[bytes, bytes], gate: Gate
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        asked: dict[bytes, bytes],
+        gate: Gate,
+        port: int,
     ) -> None:
         async for data in self._messages(reader):
             key = data[8:12] if gate is self.up else data[4:8]
@@ -191,9 +204,9 @@ class Proxy:
                 key = b""
             if gate is self.up:
                 asked[key] = data
-                message = Passing(data, data)
+                message = Passing(data, data, port)
             else:
-                message = Passing(asked.get(key, b"") if not self.framed else asked.pop(key, b""), data)
+                message = Passing(asked.get(key, b"") if not self.framed else asked.pop(key, b""), data, port)
             passed = await gate.judge(message)
             if passed is None:
                 return

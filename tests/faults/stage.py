@@ -4,25 +4,28 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from redis import Redis as RedisClient
 
+from tests.faults.bounds import Watched
 from tests.faults.chaos import LOCK_TTL_MS, REQUEST_TIMEOUT_MS, Instance, System
 from tests.faults.checker import Call, Evidence, Told, check
 from tests.faults.client import Answer, Lost, NotSent
 from tests.faults.evidence import gather, log_of
 from tests.faults.fold import Finding, Fold
 from tests.faults.proxy import Proxy
+from tests.faults.watching import Arrivals, Memory
 from tests.faults.workload import Client, Workload
 from tests.services import HOST, Kafka, free_port
 
@@ -55,11 +58,21 @@ class Broker:
         """The bootstrap server that leads through the proxy."""
         return f"{HOST}:{self.proxy.port}"
 
+    @property
+    def brokers(self) -> str:
+        """The bootstrap server that leads past it."""
+        return self.kafka.brokers
+
+    def open(self) -> None:
+        """Everything passes."""
+        self.proxy.open()
+
 
 class Stage(System):
     """A system for one fault. Instance 0, the victim, reaches Kafka and Redis through proxies of its own:
     ``kafka_proxy`` and ``redis_proxy``. ``points`` are its fault points, as in ``{"judged": "KILL:Account/a"}``;
-    ``broken`` is as in entrypoint.py, one text for each instance.
+    ``broken`` is as in entrypoint.py, one text for each instance. With ``published_s`` an independent consumer sees to
+    it that whatever was acknowledged is on the event topic within that time.
     """
 
     def __init__(
@@ -71,9 +84,10 @@ class Stage(System):
         broken: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         redis_environ: Mapping[str, str] | None = None,
+        published_s: float | None = None,
     ) -> None:
         self._broker, self.kafka_proxy = broker, broker.proxy
-        self.direct = broker.kafka
+        self.direct = broker
         super().__init__(
             f"fault-{uuid.uuid4().hex[:8]}",
             broken or ("",) * instances,
@@ -83,17 +97,21 @@ class Stage(System):
         )
         self._marks = itertools.count(1)
         self._points = points
+        self.watched = Watched(published_s=published_s or math.inf)
+        self._arrivals: Arrivals | None = None
 
     def __enter__(self) -> Self:
         super().__enter__()
         self.workload = Workload(self.ports, 0)
         self.clients = [Client(self.workload, number, random.Random(number)) for number in range(64)]
+        if self.watched.published_s < math.inf:
+            self._arrivals = self._stack.enter_context(Arrivals(self.direct.brokers, self.topic))
         return self
 
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         self.redis_proxy = stack.enter_context(Proxy(self.redis.port))
-        stack.callback(self.kafka_proxy.open)
-        self.kafka_proxy.open()
+        stack.callback(self._broker.open)
+        self._broker.open()
 
     def environ(self, number: int) -> dict[str, str]:
         environ = super().environ(number)
@@ -212,9 +230,16 @@ class Stage(System):
             load.stop.set()
             await running
 
-    async def read(self, name: str, at: int = 0) -> Call:
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        """Their memory is looked at, while the block runs."""
+        with Memory(self.instances, lambda: len(self.workload.history)) as memory:
+            self.watched.memory = memory.samples
+            yield
+
+    async def read(self, name: str, at: int = 0, level: str = "") -> Call:
         for _ in range(200):
-            if (call := await self.clients[-1].read(name, at)) is not None:
+            if (call := await self.clients[-1].read(name, at, level)) is not None:
                 return call
             await asyncio.sleep(0.1)
         raise AssertionError(f"{name} cannot be read at {at}")
@@ -239,7 +264,12 @@ class Stage(System):
     # -- what is left
 
     def evidence(self, within_s: float = WELL_S) -> Evidence:
-        return gather(self.direct.brokers, self.redis.url, self.topic, within_s)
+        evidence = gather(self.direct.brokers, self.redis.url, self.topic, within_s)
+        if self._arrivals is not None:
+            end = evidence.events[-1].offset + 1 if evidence.events else 0
+            self.watched.arrived = self._arrivals.wait(end, within_s)
+        evidence.watched = self.watched
+        return evidence
 
     def verdicts(self, call: Call | str) -> list[bool]:
         """The verdicts of all commits in the log that carry this command's marker, or its key."""

@@ -1,12 +1,16 @@
 """The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
 
 Each breakage (entrypoint.py) meets the one interleaving that it cannot stand. The right engine stands the same in the
-tests of faults 6 and 18.
+tests of faults 6, 18 and 50.
 """
+
+import asyncio
 
 import pytest
 
+from tests.faults.entrypoint import LATE_S
 from tests.faults.stage import Broker, Stage, until
+from tests.faults.test_reads import an_old_end_is_named
 
 pytestmark = [
     pytest.mark.fault,
@@ -50,3 +54,21 @@ async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) ->
         findings = stage.findings(within_s=3)
         print("\n".join(map(str, findings[:5])))
         assert point in {finding.point for finding in findings}
+
+
+async def test_an_engine_that_keeps_no_bound_is_found(broker: Broker) -> None:
+    """It answers linearizable reads as current ones, publishes late, and leaks."""
+    ways = "believe,late,leak"
+    with Stage(broker, broken=(ways, ways), published_s=LATE_S / 2) as stage:
+        stage.watched.warm_up = 1_000
+        with stage.memory():
+            async with stage.load() as load:
+                await until(lambda: len(load.history) > 4 * stage.watched.warm_up, "warm, and judged")
+        await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        async with an_old_end_is_named(stage):
+            await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+            await asyncio.wait_for(stage.read("Account/a", level="linearizable"), 10)
+        findings = stage.findings(within_s=2 * LATE_S)
+        points = {finding.point for finding in findings}
+        print("\n".join(str(next(f for f in findings if f.point == point)) for point in points))
+        assert {4, 8, 9} <= points

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.checker import CacheDump, Call, Evidence, OnTopic, Told, check
+from tests.faults.checker import Call, Evidence, Told, check
 from tests.faults.fold import Fold, Record, plain
+from tests.faults.stored import CacheDump, OnTopic
 
 ACCOUNTS = ("a", "b", "c")
 KINDS = ("Deposit", "Withdraw", "Transfer", "Witness", "Add", "Give", "Take", "void", "barrier", "read", "repeat")

@@ -15,18 +15,21 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.conftest import required
+from tests.faults.bounds import Watched
 from tests.faults.chaos import Chaos, System
 from tests.faults.checker import Call, Told, check
 from tests.faults.client import NotSent
 from tests.faults.evidence import gather
 from tests.faults.fold import Finding, Fold, Record
 from tests.faults.opinion import second_opinion
+from tests.faults.watching import Arrivals, Memory
 from tests.faults.workload import HOT, Client, Workload
 
 pytestmark = [pytest.mark.fault, pytest.mark.kafka, pytest.mark.redis]
 
 SECONDS = float(os.environ.get("HIVEIO_FAULT_SECONDS", "20"))
 WELL_WITHIN_S = 20.0
+PUBLISHED_S = 30.0  # Kafka is paused, and whoever publishes is killed, or folds a lost cache
 CLIENTS = 64
 
 
@@ -67,8 +70,14 @@ def play(
     report = Report(seed)
     with required("kafka"), System(f"fault-{seed}", broken) as system:
         started = time.monotonic()
-        asyncio.run(_load(system, report, seconds, kinds))
-        evidence = gather(system.kafka.brokers, system.redis.url, system.topic, 20)
+        with (
+            Arrivals(system.kafka.brokers, system.topic) as arrivals,
+            Memory(system.instances, lambda: len(report.history)) as memory,
+        ):
+            asyncio.run(_load(system, report, seconds, kinds))
+            evidence = gather(system.kafka.brokers, system.redis.url, system.topic, 20)
+            arrived = arrivals.wait(evidence.events[-1].offset + 1 if evidence.events else 0, 20)
+        evidence.watched = Watched(arrived=arrived, published_s=PUBLISHED_S, memory=memory.samples)
         report.seconds = time.monotonic() - started
         for number, instance in enumerate(system.instances):
             report.notes += [f"instance {number}: {line}" for line in instance.faults()[:5]]

@@ -24,8 +24,9 @@ from hiveio.testing.memory import MemoryCache, MemoryLog
 from hiveio.testing.service import Answer, memory_settings
 from hiveio.transaction.command import Token
 from tests.faults.actors import AccountActor, Deposit, PairActor, Take, Transfer, Withdraw, Witness
-from tests.faults.checker import CacheDump, Call, Evidence, OnTopic, Told, check
+from tests.faults.checker import Call, Evidence, Told, check
 from tests.faults.fold import Fold, Record
+from tests.faults.stored import CacheDump, OnTopic
 
 T = TypeVar("T")
 ACCOUNTS = ("a", "b")

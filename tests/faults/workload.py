@@ -12,6 +12,7 @@ from tests.faults.checker import Call, Told
 from tests.faults.client import Answer, Connection, Lost, NotSent
 
 ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
+LEVELS = {"Tally": "linearizable"}  # of reads, and of refusals without a key: others are current
 PATHS = {"Account": "/accounts/", "Tally": "/tallies/", "Pair": "/pairs/"}
 HOT = ("Account/h0", "Account/h1", "Account/h2", "Tally/t0", "Tally/t1", "Pair/p-a", "Pair/p-b")
 REPEATS = 4  # of a request with a key, at other instances
@@ -88,7 +89,8 @@ class Client:
         dice = self.dice
         choice = dice.random()
         if choice < 0.12:
-            await self.read(self._name(dice.random() < 0.8))
+            level = dice.choice(("", "", "", "current", "linearizable", "cached"))
+            await self.read(self._name(dice.random() < 0.8), level=level)
         elif choice < 0.16 and (old := self.workload.answered_key(dice)) is not None:
             await self.send(old.marker, old.target, old.command, old.key, old.if_match)
         else:
@@ -151,8 +153,11 @@ class Client:
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'
         called = time.monotonic()
-        call = Call(marker, name, called, 0, Told.UNKNOWN, 0, command, key=key, if_match=if_match, instance=instance)
         kind, _, id = name.partition("/")
+        call = Call(
+            marker, name, called, 0, Told.UNKNOWN, 0, command,
+            key=key, if_match=if_match, instance=instance, level=LEVELS.get(kind, "current"),
+        )  # fmt: skip
         try:
             answer = await self.connections[instance].request("POST", PATHS[kind] + id, command, headers)
         except NotSent:
@@ -203,7 +208,7 @@ class Client:
             return
         told = Call(
             call.marker, call.target, called, time.monotonic(), Told.UNKNOWN, answer.status, call.command,
-            key=call.key, if_match=call.if_match, instance=instance, answer=answer.value,
+            key=call.key, if_match=call.if_match, instance=instance, answer=answer.value, level=call.level,
         )  # fmt: skip
         if answer.status == 200:
             outcome = answer.value["outcome"]
@@ -218,18 +223,21 @@ class Client:
         self.workload.sent[f"asked: {told.told}"] += 1
         self.workload.add(told)
 
-    async def read(self, name: str, instance: int | None = None) -> Call | None:
+    async def read(self, name: str, instance: int | None = None, level: str = "") -> Call | None:
+        """One GET, on record, of this level or of the actor's own. None if there is no version in the answer."""
         instance = self.dice.randrange(len(self.connections)) if instance is None else instance
         kind, _, id = name.partition("/")
         called = time.monotonic()
         try:
-            answer = await self.connections[instance].request("GET", PATHS[kind] + id)
+            query = f"?consistency={level}" if level else ""
+            answer = await self.connections[instance].request("GET", PATHS[kind] + id + query)
         except NotSent:
             await asyncio.sleep(0.05)
             return None
         except Lost:
             return None
-        call = Call("", name, called, time.monotonic(), Told.READ, answer.status, instance=instance)
+        level = level or LEVELS.get(kind, "current")
+        call = Call("", name, called, time.monotonic(), Told.READ, answer.status, instance=instance, level=level)
         if answer.status == 200:
             call.version, call.answer = _version(answer), answer.value.get("payload")
         elif answer.status == 404:

@@ -11,7 +11,7 @@ Every service has its own process group, so a Ctrl-C in the terminal reaches us 
 whichever way this process ends (on Linux; elsewhere only when it ends in good order).
 """
 
-from tests.services.kafka import Kafka, kafka_cluster, kafka_home
+from tests.services.kafka import Kafka, kafka_cluster, kafka_home, running_cluster
 from tests.services.postgres import Pgbouncer, Postgres
 from tests.services.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.redis import Redis
@@ -30,4 +30,5 @@ __all__ = [
     "free_port",
     "kafka_cluster",
     "kafka_home",
+    "running_cluster",
 ]

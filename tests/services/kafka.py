@@ -74,8 +74,9 @@ class Kafka(Service):
 
     `properties` add to or override `server.properties`. With `advertised_port` there is a second listener, on
     `upstream_port`, that sends its clients to `advertised_port`: the place of a proxy. `voters` (controller ports by
-    node id) makes it a member of a cluster; see `kafka_cluster`. With `security` there is a further listener, `secure`,
-    that takes TLS with SASL only.
+    node id) makes it a member of a cluster; see `kafka_cluster`. There, with `peers_proxied`, the other brokers come to
+    `advertised_port` too, and controllers to the port in `voters`, the place of a proxy that leads to
+    `controller_port`. With `security` there is a further listener, `secure`, that takes TLS with SASL only.
     """
 
     name = "kafka"
@@ -89,6 +90,7 @@ class Kafka(Service):
         properties: Mapping[str, str | int] | None = None,
         node: int = 1,
         voters: Mapping[int, int] | None = None,
+        peers_proxied: bool = False,
         security: Security | None = None,
     ) -> None:
         self.node = node
@@ -97,6 +99,8 @@ class Kafka(Service):
         self.security = security
         self.secure_port = free_port() if security else None
         self._voters = dict(voters or {node: free_port()})
+        self._peers_proxied = peers_proxied
+        self.controller_port = free_port() if peers_proxied else self._voters[node]
         self._properties = dict(properties or {})
         super().__init__(port, folder)
 
@@ -148,20 +152,23 @@ class Kafka(Service):
             listeners["PROXY"] = (self.upstream_port, self.advertised_port)
         if self.secure_port:
             listeners["SECURE"] = (self.secure_port, self.secure_port)
-        controller = self._voters[self.node]
+        advertised = {name: port for name, (_, port) in listeners.items()}
+        if self._peers_proxied:
+            advertised["CONTROLLER"] = self._voters[self.node]
         lines: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": self.node,
             "controller.quorum.voters": ",".join(f"{node}@{HOST}:{port}" for node, port in self._voters.items()),
             "listeners": ",".join(
-                f"{name}://{HOST}:{port}" for name, (port, _) in [*listeners.items(), ("CONTROLLER", (controller, 0))]
+                f"{name}://{HOST}:{port}"
+                for name, (port, _) in [*listeners.items(), ("CONTROLLER", (self.controller_port, 0))]
             ),
-            "advertised.listeners": ",".join(f"{name}://{HOST}:{port}" for name, (_, port) in listeners.items()),
+            "advertised.listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in advertised.items()),
             "listener.security.protocol.map": ",".join(
                 f"{name}:{'SASL_SSL' if name == 'SECURE' else 'PLAINTEXT'}" for name in [*listeners, "CONTROLLER"]
             ),
             "controller.listener.names": "CONTROLLER",
-            "inter.broker.listener.name": "CLIENT",
+            "inter.broker.listener.name": "PROXY" if self._peers_proxied else "CLIENT",
             "log.dirs": self.data,
             **_TUNING,
             **dict.fromkeys(_REPLICATED, min(3, len(self._voters))),
@@ -188,8 +195,14 @@ class Kafka(Service):
 def kafka_cluster(count: int = 3, properties: Mapping[str, str | int] | None = None) -> Iterator[list[Kafka]]:
     """Brokers that form one cluster, all answering; raises ServiceUnavailable, ServiceFailed."""
     voters = {node: free_port() for node in range(1, count + 1)}
+    with running_cluster([Kafka(properties=properties, node=node, voters=voters) for node in voters]) as brokers:
+        yield brokers
+
+
+@contextlib.contextmanager
+def running_cluster(brokers: list[Kafka]) -> Iterator[list[Kafka]]:
+    """These brokers, started together; raises ServiceUnavailable, ServiceFailed."""
     with contextlib.ExitStack() as stack:
-        brokers = [Kafka(properties=properties, node=node, voters=voters) for node in voters]
         for broker in brokers:
             stack.callback(broker.close)
         for broker in brokers:

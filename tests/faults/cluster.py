@@ -1,0 +1,157 @@
+"""Three brokers that form one cluster, each behind proxies, and what is done to the one that leads."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Self
+
+import psutil  # type: ignore[import-untyped]
+from confluent_kafka import Consumer, KafkaException
+
+from tests.faults.proxy import Proxy, When, always
+from tests.faults.stage import Broker, Stage, until
+from tests.services import HOST, Kafka, free_port, running_cluster
+
+NODES = (1, 2, 3)
+ELECTED_S = 40.0
+# A deposed leader learns of it when it reaches the others again; until then, and a little longer, it may name an old
+# end of the log.
+LEARNT_S = 5.0
+
+
+class Cluster(Broker):
+    """Kafka with three brokers. Instances, and brokers among themselves, come through proxies; the tests do not."""
+
+    def __init__(self) -> None:
+        ports, voters = ({node: free_port() for node in NODES} for _ in range(2))
+        self.nodes = {
+            node: Kafka(node=node, advertised_port=ports[node], voters=voters, peers_proxied=True) for node in NODES
+        }
+        self.proxies = {
+            node: Proxy(kafka.upstream_port or 0, framed=True, port=ports[node]) for node, kafka in self.nodes.items()
+        }
+        self.controllers = {node: Proxy(kafka.controller_port, port=voters[node]) for node, kafka in self.nodes.items()}
+        self.kafka, self.proxy = self.nodes[1], self.proxies[1]
+        self._owners: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            for proxy in (*self.proxies.values(), *self.controllers.values()):
+                self._stack.enter_context(proxy)
+            self._stack.enter_context(running_cluster(list(self.nodes.values())))
+            self._stack = self._stack.pop_all()
+        return self
+
+    @property
+    def brokers(self) -> str:
+        return ",".join(kafka.brokers for kafka in self.nodes.values())
+
+    @property
+    def proxied(self) -> str:
+        return ",".join(f"{HOST}:{proxy.port}" for proxy in self.proxies.values())
+
+    def open(self) -> None:
+        for proxy in (*self.proxies.values(), *self.controllers.values()):
+            proxy.open()
+
+    def leader(self, topic: str) -> int:
+        """Of its first partition, by the brokers that know best; -1 if there is none."""
+        client = Consumer({"bootstrap.servers": self.brokers, "group.id": "leader", "log_level": 0})
+        try:
+            return int(client.list_topics(topic, timeout=2).topics[topic].partitions[0].leader)
+        except KafkaException:
+            return -1
+        finally:
+            client.close()
+
+    def in_sync(self, topic: str) -> int:
+        """How many replicas of its first partition are in sync."""
+        client = Consumer({"bootstrap.servers": self.brokers, "group.id": "leader", "log_level": 0})
+        try:
+            return len(client.list_topics(topic, timeout=2).topics[topic].partitions[0].isrs)
+        except KafkaException:
+            return 0
+        finally:
+            client.close()
+
+    @contextlib.contextmanager
+    def lost(self, node: int, how: str) -> Iterator[None]:
+        """Meanwhile the broker is ``killed``, ``paused``, ``silent`` (its packets are held), or ``deposed``: cut off
+        from the other brokers, while clients go on to reach it."""
+        kafka = self.nodes[node]
+        self._owners.clear()
+        if how == "killed":
+            kafka.kill()
+        elif how == "paused":
+            kafka.pause()
+        else:
+            self._hold(node, clients=how == "silent")
+        try:
+            yield
+        finally:
+            if how == "killed":
+                kafka.start()
+            elif how == "paused":
+                kafka.resume()
+            else:
+                self.open()
+
+    def _hold(self, node: int, *, clients: bool) -> None:
+        own = _pid(self.nodes[node])
+        peers = {_pid(kafka) for kafka in self.nodes.values()} - {own}
+        to_it = always if clients else self._from(peers)
+        for proxies in (self.proxies, self.controllers):
+            for other, proxy in proxies.items():
+                when = to_it if other == node else self._from({own})
+                proxy.up.hold(when)
+                proxy.down.hold(when)
+
+    def _from(self, pids: set[int]) -> When:
+        return lambda message: self._owner(message.port) in pids
+
+    def _owner(self, port: int) -> int:
+        """The broker that has opened the connection from this port; 0 if none has."""
+        if port not in self._owners:
+            pids = [_pid(kafka) for kafka in self.nodes.values() if kafka.running]
+            ports = {pid: {c.laddr.port for c in psutil.Process(pid).net_connections("tcp")} for pid in pids}
+            self._owners[port] = next((pid for pid, its in ports.items() if port in its), 0)
+        return self._owners[port]
+
+
+def _pid(kafka: Kafka) -> int:
+    assert kafka.process is not None
+    return kafka.process.pid
+
+
+class ClusterStage(Stage):
+    """A stage on a cluster: all instances come through its proxies."""
+
+    def __init__(
+        self, cluster: Cluster, *, published_s: float | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(cluster, published_s=published_s, environ=environ)
+        self.cluster = cluster
+
+    def environ(self, number: int) -> dict[str, str]:
+        return super().environ(number) | {"EVENT_STORE_BROKERS": self.cluster.proxied}
+
+    @contextlib.asynccontextmanager
+    async def without_leader(self, how: str) -> AsyncIterator[int]:
+        """The leader of the log is lost (see Cluster), and the block begins when another one is elected."""
+        node = await asyncio.to_thread(self.cluster.leader, self.log_topic)
+        lost = self.cluster.lost(node, how)
+        began = time.monotonic()
+        await asyncio.to_thread(lost.__enter__)
+        try:
+            await until(
+                lambda: self.cluster.leader(self.log_topic) not in (-1, node),
+                "another leader",
+                ELECTED_S,
+                to_thread=True,
+            )
+            yield node
+        finally:
+            await asyncio.to_thread(lost.__exit__, None, None, None)
+            self.watched.deposed.append((began, time.monotonic() + LEARNT_S))

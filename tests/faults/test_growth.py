@@ -1,0 +1,25 @@
+"""Fault 70, which is time: an instance that has worked for long is no larger than one that is warm.
+
+Each request may leave something behind. That the checker finds an engine that leaks: test_broken.py.
+"""
+
+import pytest
+
+from tests.faults.bounds import WARM_UP, growth
+from tests.faults.stage import Broker, Stage, until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+RUN_S = 150.0
+
+
+@pytest.mark.fault(70)
+async def test_70_memory_does_not_grow_with_the_commands(broker: Broker) -> None:
+    # Command ids with a key are kept for a time, so that is short here: what is kept must reach its end.
+    with Stage(broker, published_s=10, environ={"IDEMPOTENCY_TIME": "1"}) as stage:
+        with stage.memory():
+            async with stage.load(32) as load:
+                await until(lambda: len(load.history) > 4 * WARM_UP, "a long run", RUN_S)
+        grown = {name: growth(samples) for name, samples in stage.watched.memory.items()}
+        print(f"growth in 10,000 requests, of each process: {grown}")
+        assert None not in grown.values(), "long enough to be judged"
+        await stage.well("Account/h0", "Tally/t0")

@@ -1,0 +1,108 @@
+"""Faults 21 and 22: a failover to a replica that lags, and two Redis masters that are used at once."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from redis import Redis as RedisClient
+
+from tests.faults.checker import check
+from tests.faults.evidence import dump
+from tests.faults.fold import Finding
+from tests.faults.proxy import Proxy
+from tests.faults.stage import Broker, Stage, until
+from tests.services import HOST, Redis
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+PUBLISHED_S = 15.0
+
+
+def redis_at(server: Redis) -> Any:
+    return RedisClient(host=HOST, port=server.port, socket_timeout=10)
+
+
+class TwoCaches(Stage):
+    """A stage with a second Redis, ``other``. Each instance comes to its Redis through a proxy of its own, which may
+    lead to the one or the other: as an address that moves at a failover."""
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        super()._prepare(stack)
+        self.other = stack.enter_context(Redis())
+        self.link = stack.enter_context(Proxy(self.redis.port))  # from the replica to the master
+        self.ways = [self.redis_proxy, *(stack.enter_context(Proxy(self.redis.port)) for _ in self._broken[1:])]
+
+    def environ(self, number: int) -> dict[str, str]:
+        return super().environ(number) | {"CACHE_URL": f"redis://{HOST}:{self.ways[number].port}"}
+
+    async def replicate(self) -> None:
+        """``other`` becomes a replica of ``redis``, and has all of it."""
+        self.link.lead_to(self.redis.port)
+        with contextlib.closing(redis_at(self.redis)) as client:
+            client.config_set("repl-diskless-sync-delay", "0")  # it would wait 5 s for further replicas
+        with contextlib.closing(redis_at(self.other)) as client:
+            client.replicaof(HOST, self.link.port)
+            await until(lambda: client.info("replication")["master_link_status"] == "up", "replicated", to_thread=True)
+
+    async def fail_over(self) -> None:
+        """The replica is promoted as it is, and every instance is led to it."""
+        with contextlib.closing(redis_at(self.other)) as client:
+            client.replicaof("NO", "ONE")
+        self.link.open()
+        for way in self.ways:
+            way.lead_to(self.other.port)
+        self.redis, self.other = self.other, self.redis
+
+    @contextlib.asynccontextmanager
+    async def apart(self) -> AsyncIterator[None]:
+        """Meanwhile the victim has ``other`` for its Redis."""
+        self.ways[0].lead_to(self.other.port)
+        try:
+            yield
+        finally:
+            self.ways[0].lead_to(self.redis.port)
+
+    def findings_of_other(self) -> list[Finding]:
+        """What the checker finds, with the other Redis as the cache."""
+        evidence = self.evidence()
+        cache = dump(self.other.url, f"{self.log_topic}/0")
+        return check(replace(evidence, cache=cache), self.workload.history)
+
+
+@pytest.mark.fault(21)
+async def test_21_failover_to_a_replica_that_lags(broker: Broker) -> None:
+    with TwoCaches(broker, published_s=PUBLISHED_S) as stage:
+        async with stage.load():
+            for _ in range(3):
+                await stage.replicate()
+                await asyncio.sleep(0.3)
+                stage.link.down.hold()  # from here on the replica lags
+                await asyncio.sleep(1.0)
+                before = stage.watermark()
+                await stage.fail_over()
+                assert stage.watermark() < before or stage.watermark() == 0
+            await asyncio.sleep(0.5)
+        await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(22)
+@pytest.mark.parametrize("beginning", ["empty", "as the other"])
+async def test_22_two_masters_are_used_at_once(broker: Broker, beginning: str) -> None:
+    with TwoCaches(broker, published_s=PUBLISHED_S) as stage:
+        async with stage.load(hot=0.9):
+            for _ in range(2):
+                if beginning != "empty":
+                    await stage.replicate()
+                    with contextlib.closing(redis_at(stage.other)) as client:
+                        client.replicaof("NO", "ONE")
+                async with stage.apart():
+                    await asyncio.sleep(2)
+                await asyncio.sleep(0.5)
+        # Each has written on its own Redis, and each is the fold as far as it goes.
+        async with stage.apart():
+            await stage.well("Account/h0", "Tally/t0")
+            findings = await asyncio.to_thread(stage.findings_of_other)
+            assert not findings, "\n".join(map(str, findings[:20]))
+        await stage.well("Account/h0")
