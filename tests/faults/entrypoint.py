@@ -30,7 +30,7 @@ from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.view import Judged, View
 
-LATE_S = 3.0
+LATE_S = 1.5
 LEAK = 10_000  # bytes
 ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 

@@ -60,7 +60,7 @@ async def test_an_engine_that_keeps_no_bound_is_found(broker: Broker) -> None:
     """It answers linearizable reads as current ones, publishes late, and leaks."""
     ways = "believe,late,leak"
     with Stage(broker, broken=(ways, ways), published_s=LATE_S / 2) as stage:
-        stage.watched.warm_up = 1_000
+        stage.watched.warm_up = 500
         with stage.memory():
             async with stage.load() as load:
                 await until(lambda: len(load.history) > 4 * stage.watched.warm_up, "warm, and judged")
@@ -68,7 +68,7 @@ async def test_an_engine_that_keeps_no_bound_is_found(broker: Broker) -> None:
         async with an_old_end_is_named(stage):
             await stage.accepted("Deposit", "Account/a", at=1, amount=1)
             await asyncio.wait_for(stage.read("Account/a", level="linearizable"), 10)
-        findings = stage.findings(within_s=2 * LATE_S)
+        findings = stage.findings(within_s=1)
         points = {finding.point for finding in findings}
         print("\n".join(str(next(f for f in findings if f.point == point)) for point in points))
         assert {4, 8, 9} <= points
