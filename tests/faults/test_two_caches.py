@@ -67,7 +67,7 @@ class TwoCaches(Stage):
     def findings_of_other(self) -> list[Finding]:
         """What the checker finds, with the other Redis as the cache."""
         evidence = self.evidence()
-        cache = dump(self.other.url, f"{self.log_topic}/0")
+        cache = dump(self.other.url, f"{self.log_topic}/0/{evidence.topic_id}")
         return check(replace(evidence, cache=cache), self.workload.history)
 
 
