@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Write, touched
@@ -51,6 +51,7 @@ def replayed(log: Sequence[tuple[str, Record, int]]) -> Prefix:
 
 
 @given(logs(), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_verdict_depends_only_on_the_prefix(log: Log, data: st.DataObject) -> None:
     verdicts = replayed(log).verdicts
     cut = data.draw(st.integers(1, len(log)))
@@ -62,6 +63,7 @@ def test_a_verdict_depends_only_on_the_prefix(log: Log, data: st.DataObject) -> 
 
 
 @given(logs())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
     verdicts = replayed(log).verdicts
     last: dict[str, str] = {}
@@ -74,6 +76,7 @@ def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
 
 
 @given(logs())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
     prefix = replayed(log)
     window, now = prefix.window, 0
@@ -90,6 +93,7 @@ def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
 
 
 @given(logs(), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
     """Its heads have passed and never come back: it stays void, sent again at whatever later place, under its own id
     or another one. Unless it was void for its command id alone, which ends with the window."""
@@ -112,6 +116,7 @@ def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
 
 
 @given(logs(), st.integers(2, 6))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_what_is_chained_behind_a_void_record_is_void(log: Log, length: int) -> None:
     prefix = replayed(log)
     stale = Commit(CommandId("Account/a", "first"), (Write("Account/a", "never-was", 0),))
@@ -148,6 +153,7 @@ def test_only_the_first_format_record_counts() -> None:
 
 
 @given(st.text(), st.integers(1, 64))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_scope_is_one_of_the_partitions_and_always_the_same(text: str, partitions: int) -> None:
     assert 0 <= scope_of(text, partitions) < partitions
     assert scope_of(text, partitions) == scope_of(text, partitions)
