@@ -157,7 +157,7 @@ class Stage(System):
     def watermark(self) -> int:
         client = self.redis_client()
         marks = [client.get(key) for key in client.scan_iter(match="hive:{*") if key.count(b":") == 2]
-        return max((int(mark.partition(b"|")[0]) for mark in marks if mark.count(b"|") >= 4), default=0)
+        return max((int(mark.partition(b"|")[0]) for mark in marks if mark and mark.count(b"|") >= 4), default=0)
 
     async def start(self, points: Mapping[str, str] | None = None, instance: int = 0) -> None:
         """Start a killed one, with other fault points or without."""
