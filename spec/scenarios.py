@@ -1,6 +1,7 @@
 """The scenarios, module by module. ``expect`` is the invariant that the variant must break; else all must hold.
 
-h: holes that simpler variants of one scope have. p: publishing. x: several scopes. c: the cache.
+h: holes that simpler variants of one scope have. p: publishing. x: several scopes. c: the cache. r: reads. w: the log's
+clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ SHORT = {
     "h7-cut-chained-validated",
     "h8-void-by-a-later-barrier",
     "h8-void-by-any-barrier",
+    "h9-copy-of-a-barrier",
+    "h9-writer-forgotten",
+    "h9-writer-forgotten-floor",
     "p1-pipelined-with-gaps",
     "p1-stop-and-wait",
     "p3-overtaken-ends",
@@ -35,7 +39,7 @@ Request = tuple[str, str, str, str, int]  # command id, target, style, instance,
 # -- Scope.tla: one scope
 
 SCOPE = ("TruePredecessor", "TrueReads", "Once", "AckTrue", "RefusedNever", "ConflictNever", "CopiesVoid")
-# A chained record that lands before its base would be good in a second copy: that there is one copy is assumed.
+# Format 1: a chained record that lands before its base would be good in a second copy.
 NO_COPY = tuple(name for name in SCOPE if name != "CopiesVoid")
 # What an early draft had: versions instead of heads, and none of what the other scenarios add.
 DRAFT: dict[str, Any] = {
@@ -45,6 +49,7 @@ DRAFT: dict[str, Any] = {
     "CheckReads": False,
     "BarrierCloses": False,
     "VoidLooks": False,
+    "Numbered": False,
 }
 BUILT: dict[str, Any] = {
     "MaxTry": 1,
@@ -58,6 +63,10 @@ BUILT: dict[str, Any] = {
     "BarrierCloses": True,
     "VoidLooks": True,
     "OneCall": True,
+    "Copies": 0,
+    "Numbered": True,
+    "Writers": 9,
+    "Floor": True,
     "GiveUp": "never",
 }
 
@@ -188,6 +197,28 @@ scope(
     invariants=[*SCOPE, "GivenUpNever"],
 )  # fmt: skip
 scope("h8-void-by-a-later-barrier", OVERTAKEN, MaxTry=2, GiveUp="later", invariants=[*SCOPE, "GivenUpNever"])
+# h9: a record lands twice, in one of two formats; and its writer may be forgotten in between
+COPIED: dict[str, Request] = {
+    "q1": ("K1", "x", "own", "A", 1),
+    "q2": ("K2", "x", "ask", "B", 1),
+    "q3": ("K3", "x", "own", "B", 1),
+}
+FIRST: dict[str, Any] = {"Copies": 1, "Numbered": False}
+scope("h9-copy-of-a-barrier", COPIED, expect="TruePredecessor", invariants=["TruePredecessor"], **FIRST)
+scope("h9-copy-of-a-chained-commit", CHAIN, Chain=True, expect="CopiesVoid", **FIRST)
+scope("h9-copies-numbered", COPIED, Copies=1)
+scope("h9-copies-numbered-chained", CHAIN, Chain=True, Copies=1)
+FORGOTTEN: dict[str, Any] = {"Copies": 1, "Writers": 1}
+scope("h9-writer-forgotten", COPIED, Floor=False, expect="CopiesVoid", invariants=["CopiesVoid"], **FORGOTTEN)
+scope("h9-writer-forgotten-floor", COPIED, **FORGOTTEN)
+scope(
+    "h9-writer-forgotten-floor-two-tries",
+    OVERTAKEN,
+    MaxTry=2,
+    GiveUp="later",
+    invariants=[*SCOPE, "GivenUpNever"],
+    **(FORGOTTEN | {"Copies": 2}),
+)
 # asking for the outcome; everything together
 ASK: dict[str, Request] = {
     "q1": ("K", "x", "own", "A", 1),
@@ -217,7 +248,7 @@ def publisher(
 ) -> None:
     constants = {
         "N": 3,
-        "Sessions": {"P1", "P2", "P3"},
+        "Writers": {"P1", "P2", "P3"},
         "MaxTopic": 6,
         "Ordered": True,
         "Waits": True,
@@ -348,3 +379,14 @@ for name, mode, deposed, found in (
 ):
     parts = {"Readers": {"r", "q"}, "MaxLen": 4, "Deposed": deposed, "Mode": mode}
     SCENARIOS.append(Scenario(name, "Reads", parts, ("Fresh",), expect=found, short=True))
+
+# -- Window.tla: the log's clock
+
+for name, clock, invariant, found in (
+    ("w1-latest-forgets-at-once", "latest", "KeptLong", "KeptLong"),
+    ("w1-latest-never-forgets", "latest", "LetGo", "LetGo"),
+    ("w1-steps", "steps", "", None),
+):
+    parts = {"MaxLen": 5, "Stamps": set(range(7)), "Steps": 2, "Step": 1, "Clock": clock}
+    held = (invariant,) if invariant else ("KeptLong", "LetGo", "InOrder")
+    SCENARIOS.append(Scenario(name, "Window", parts, held, expect=found, short=True))

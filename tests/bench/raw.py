@@ -177,7 +177,7 @@ class Parts:
         self.cache = Cache(cast("Any", Calls()), o["topic"], "id", "raw")
         self.scope, self.mark = self.cache.scope(0), self.cache.mark(0)
         end = self.tail.get_watermark_offsets(TopicPartition(o["topic"], 0), 10)[1]
-        self.stands = Watermark(end, 0, "topic", "g", "")
+        self.stands = Watermark(end, 0, "topic", "g")
         self.redis.set(self.mark, self.stands.text)
         self.tail.assign([TopicPartition(o["topic"], 0, end)])
         self.numbers = count(1)
@@ -235,7 +235,7 @@ class Parts:
             to = self.stands._replace(offset=offset + n, transaction="x")
             entries = [(name, b'1 0123456789abcdef-1 {"sum":5,"count":1}') for name in distinct]
             ids = [(f"7:{name}/{number}", f"{offset}:0:0") for number, name in zip(numbers, names, strict=True)]
-            applying = self.cache.apply(0, self.stands, to, "1" * n, entries, ids, Window(10_000, 3_600_000), 0, ())
+            applying = self.cache.apply(0, self.stands, to, "1" * n, entries, ids, Window(10_000, 3_600_000), 0, (), ())
             try:
                 applying.send(None)
             except Call as call:

@@ -62,11 +62,10 @@ class Evidence:
 
 def check(evidence: Evidence, history: Sequence[Call]) -> list[Finding]:
     """Everything that may not be; nothing, if all is well."""
-    fold = Fold()
-    parts = evidence.cache.watermark.split("|", 4)
-    end = int(parts[0]) if len(parts) == 5 else 0
-    found: list[Finding] = []
-    if len(parts) != 5 or end > len(evidence.log):
+    fold, found = Fold(), list[Finding]()
+    parts = evidence.cache.watermark.split("|", 7)
+    end = int(parts[0]) if len(parts) == 8 else 0
+    if len(parts) != 8 or end > len(evidence.log):
         found.append(Finding(6, "watermark", f"{evidence.cache.watermark!r}, the log ends at {len(evidence.log)}"))
     for record in evidence.log:
         if record.offset == end:

@@ -109,13 +109,15 @@ def dump(url: str, scope: str) -> CacheDump:
         for name in (mark, *entries, *chunks, f"{prefix}floor"):
             pipeline.get(name)
         pipeline.hgetall(f"{prefix}ids")
-        watermark, *values, floor, ids = pipeline.execute()
+        pipeline.hgetall(f"{prefix}writers")
+        watermark, *values, floor, ids, writers = pipeline.execute()
         return CacheDump(
             watermark.decode(),
             dict(zip([name.removeprefix(f"{prefix}a:") for name in entries], values[: len(entries)], strict=True)),
             {name.decode(): text.decode() for name, text in ids.items()},
             {int(name.rpartition(":")[2]): bits for name, bits in zip(chunks, values[len(entries) :], strict=True)},
             int(floor or 0),
+            {name.decode(): text.decode() for name, text in writers.items()},
         )
     finally:
         client.close()

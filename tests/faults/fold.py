@@ -13,6 +13,8 @@ import msgspec
 
 from tests.faults import actors
 
+WRITERS = 1_000  # that are remembered
+HEX = "0123456789abcdef"
 Replay = Callable[[Any, dict[str, Any]], Any]
 
 
@@ -128,6 +130,9 @@ class Fold:
         self.partition, self._replays = partition, replays
         self.count_window, self.time_window = 0, 0
         self.next, self.time = 0, 0
+        self.format, self.stamp = 1, 0
+        self.writers: dict[str, tuple[int, int]] = {}  # writer → highest number, offset of that; latest ones last
+        self.floor = 0
         self.last = ""  # transaction id of the last record
         self.verdicts: list[bool] = []
         self.aggregates: dict[str, Timeline] = {}
@@ -150,19 +155,53 @@ class Fold:
         if record.offset != self.next:
             self._found(2, record.offset, f"the log goes on at {record.offset}, not at {self.next}")
         body = _body(record.value)
+        self._go_on(record)
         if body is None:  # void for every reader, whatever its key is
-            self.next, self.last, self.time = record.offset + 1, record.tx, max(self.time, record.time)
             self.verdicts.append(False)
             return False
         first = self._transactions.setdefault(record.tx, record)
         if first.value != record.value:
             self._found(2, record.offset, f"the transaction id {record.tx} was used at {first.offset} already")
-        self.next, self.last, self.time = record.offset + 1, record.tx, max(self.time, record.time)
         verdict = self._judge(record, body)
         self.verdicts.append(verdict)
-        if verdict and first is not record and body["kind"] == "commit":  # Kafka's client may write a record twice
+        void = ("commit", "barrier") if self.format > 1 else ("commit",)
+        copied = first is not record and body["kind"] in void
+        if verdict and copied:  # Kafka's client may write a record twice
             self._found(2, record.offset, f"a copy of {record.tx}, which stands at {first.offset}, is accepted")
         return verdict
+
+    def _go_on(self, record: Record) -> None:
+        """The log's clock: the latest stamp in format 1, the sum of bounded steps in format 2."""
+        self.next, self.last = record.offset + 1, record.tx
+        if record.time > 0:
+            step = min(max(0, record.time - self.stamp), max(1, self.time_window // 60))
+            self.time = max(self.time, record.time) if self.format == 1 else self.time + step
+            self.stamp = record.time
+
+    def _is_new(self, record: Record, seen: int) -> bool:
+        """Whether it is the first of its writer with so high a number, as far as that is known."""
+        name, dash, digits = record.tx.rpartition("-")
+        if not dash or not 0 < len(digits) < 16 or set(digits) - set(HEX):
+            name, digits = record.tx, "0"
+        number, before = int(digits, 16), self.writers.get(name, (-1, 0))[0]
+        if number <= before:
+            return False
+        known = seen >= self.floor
+        self.writers.pop(name, None)
+        self.writers[name] = (number, record.offset)
+        if len(self.writers) > WRITERS:
+            oldest = min(self.writers, key=lambda each: self.writers[each][1])
+            self.floor = self.writers.pop(oldest)[1] + 1
+        return known
+
+    def watermark(self, topic_id: str, generation: str) -> str:
+        """As it should stand in the cache."""
+        parts = (self.next, self.time, topic_id, generation, self.format, self.stamp, self.floor, self.last)
+        return "|".join(map(str, parts))
+
+    def writers_text(self) -> dict[str, str]:
+        """As they should stand in the cache."""
+        return {name: f"{number}:{offset}" for name, (number, offset) in self.writers.items()}
 
     def known(self, command: str, at: int) -> bool:
         """Whether the command id is in the window of a record at this offset, and of the log time that is reached."""
@@ -173,8 +212,14 @@ class Fold:
 
     def _judge(self, record: Record, body: dict[str, Any]) -> bool:
         kind = body["kind"]
+        if kind in ("commit", "barrier") and not self._is_new(record, body.get("seen", 0)) and self.format > 1:
+            return False
+        if kind == "upgrade":
+            before, self.format = self.format, max(self.format, body["format"])
+            return bool(self.format > before)
         if kind == "format":
             if record.offset == 0:
+                self.format = body.get("format", 1)
                 self.count_window = body["idempotency_count"]
                 self.time_window = body["idempotency_time_ms"]
             return True

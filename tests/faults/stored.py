@@ -28,14 +28,15 @@ class CacheDump:
     ids: dict[str, str] = field(default_factory=dict)
     bits: dict[int, bytes] = field(default_factory=dict)
     floor: int = 0
+    writers: dict[str, str] = field(default_factory=dict)
 
 
 def check_cache(fold: Fold, cache: CacheDump, topic_id: str) -> Iterator[Finding]:
     """``fold`` has taken everything below the watermark."""
-    offset, time, topic, _, transaction = cache.watermark.split("|", 4)
-    expected = (str(fold.next), str(fold.time), topic_id, fold.last)
-    if (offset, time, topic, transaction) != expected:
-        yield Finding(6, "watermark", f"{cache.watermark}, it should say {expected}")
+    offset, _, _, generation, *_ = cache.watermark.split("|", 7)
+    expected = fold.watermark(topic_id, generation), fold.writers_text()
+    if (cache.watermark, cache.writers) != expected:
+        yield Finding(6, "watermark", f"{cache.watermark} and {cache.writers}, it should say {expected}")
     for name in sorted(cache.entries.keys() - fold.aggregates.keys()):
         yield Finding(6, name, f"in the cache as {cache.entries[name]!r}, and never written below {offset}")
     for name, timeline in fold.aggregates.items():

@@ -41,12 +41,12 @@ class Right:
         self.fold = Fold()
         self.clock = 0.0
         window = {"kind": "format", "idempotency_count": 1000, "idempotency_time_ms": 1000}
-        self.append(window | {"format": 1, "partitions": 1, "hash": "crc32"})
+        self.append(window | {"format": 2, "partitions": 1, "hash": "crc32"})
         for step in steps:
             self.play(*step)
 
     def append(self, body: dict[str, Any]) -> bool:
-        record = Record(len(self.log), f"t{len(self.log)}", json.dumps(body).encode(), len(self.log))
+        record = Record(len(self.log), f"w-{len(self.log):x}", json.dumps(body).encode(), len(self.log))
         self.log.append(record)
         return self.fold.take(record)
 
@@ -147,11 +147,13 @@ class Right:
         bits = bytearray(len(fold.verdicts) // 8 + 1)
         for at, verdict in enumerate(fold.verdicts):
             bits[at // 8] |= verdict << (7 - at % 8)
-        watermark = f"{fold.next}|{fold.time}|topic|generation|{fold.last}"
+        watermark, writers = fold.watermark("topic", "generation"), fold.writers_text()
         events = [(e.key, json.dumps(e.value).encode(), dict(e.headers)) for e in fold.events]
         repeated = [*events[:5], *events[2:]]  # a publisher that began again
         topic = [OnTopic(at, key, value, headers) for at, (key, value, headers) in enumerate(repeated)]
-        return Evidence(list(self.log), topic, CacheDump(watermark, entries, ids, {0: bytes(bits)}), "topic")
+        return Evidence(
+            list(self.log), topic, CacheDump(watermark, entries, ids, {0: bytes(bits)}, 0, writers), "topic"
+        )
 
 
 def points(evidence: Evidence, history: list[Call]) -> set[int]:
@@ -320,7 +322,7 @@ def the_cache_is_another(e: Evidence, h: list[Call], pick: Callable[[int], int])
     cache = e.cache
     names = sorted(cache.entries)
     name = names[pick(len(names))]
-    match pick(8):
+    match pick(9):
         case 0:
             del cache.entries[name]
         case 7:  # an event beside a snapshot is lost
@@ -341,6 +343,8 @@ def the_cache_is_another(e: Evidence, h: list[Call], pick: Callable[[int], int])
             del cache.ids[sorted(cache.ids)[pick(len(cache.ids))]]
         case 5:
             cache.ids["7:Account/nobody"] = "1:1:0"
+        case 8:
+            cache.writers["w"] = "1:1"
         case _:
             cache.watermark = cache.watermark.replace("|topic|", "|another|")
 

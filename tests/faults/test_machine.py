@@ -1,8 +1,8 @@
 """The engine, its rule and its cache as a state machine: any interleaving of the steps of several instances.
 
 Each instance has an event loop of its own which turns only when the machine turns it, so a crash may come between any
-two steps of it. What it appends lands at any later time, in any order, or never; what it asks of the cache may be done
-without that it hears of it. The cache is emptied, and put back to what it was before. The checker judges the rest.
+two steps of it. What it appends lands at any later time, in any order, twice, or never; what it asks of the cache may
+be done without that it hears of it. The cache is emptied, and put back. The checker judges the rest.
 """
 
 import asyncio
@@ -61,7 +61,8 @@ class World:
         bits = bytearray(len(self.log.partitions[0]) // 8 + 1)
         for at, verdict in scope.verdicts.items():
             bits[at // 8] |= (verdict == "1") << (7 - at % 8)
-        return CacheDump(scope.watermark.text, dict(scope.entries), dict(scope.ids), {0: bytes(bits)})
+        held = dict(scope.entries), dict(scope.ids), {0: bytes(bits)}
+        return CacheDump(scope.watermark.text, *held, writers=dict(scope.writers))
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -302,6 +303,12 @@ class Machine(RuleBasedStateMachine):
         for instance in self.instances:
             instance.turn(turns)
 
+    @rule(index=st.integers(1, 20), turns=st.integers(0, 3))
+    def land_again(self, index: int, turns: int) -> None:
+        """Kafka's client has written a record twice."""
+        self.world.wire.append(self.world.log.partitions[0][-index:][0][1:3])
+        self.land(-1, turns)
+
     @precondition(lambda self: self.world.wire)
     @rule()
     def land_all(self) -> None:
@@ -352,8 +359,7 @@ class Machine(RuleBasedStateMachine):
         world.instances.append(last)
         try:
             self.is_well(last)
-            log = [Record(m.offset, m.key, m.value, m.time) for m in world.log.partitions[0]]
-            fold = Fold()
+            log, fold = [Record(*message) for message in world.log.partitions[0]], Fold()
             for record in log:
                 fold.take(record)
             events = [

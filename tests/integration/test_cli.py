@@ -97,6 +97,12 @@ def test_verify_finds_what_was_changed_by_hand(
         client.setbit(prefix + b":verdicts:0", 2, 0)
         assert "the verdict of offset 2 is 0 in the cache, 1 by the log" in difference()
         client.setbit(prefix + b":verdicts:0", 2, 1)
+        ((writer, number),) = client.hgetall(prefix + b":writers").items()
+        client.hset(prefix + b":writers", writer, b"1:1")
+        assert (
+            f"the writer {writer.decode()} is at 1:1 in the cache, and at {number.decode()} by the log" in difference()
+        )
+        client.hset(prefix + b":writers", writer, number)
     assert hiveio("verify").returncode == 0
     write(kafka.brokers, topic, [(0, "ada", b'{"type":"Deposited","payload":{"amount":9}}', {})])
     assert f"{topic}/0/4: has no position; who wrote it?" in difference()
@@ -128,7 +134,7 @@ def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka
     stale = read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b""
     write(kafka.brokers, f"{topic}.transactions", [(0, "stale", stale, {})])
     lines = hiveio("log").stdout.splitlines()
-    assert "format 1: 1 scopes, crc32, ids kept for 10000 records and 3600 s" in lines[0]
+    assert "format 2: 1 scopes, crc32, ids kept for 10000 records and 3600 s" in lines[0]
     assert lines[1].startswith("0:1  20")
     assert "  accepted  " in lines[1]
     assert lines[2] == '    AccountActor/ada  0 → 1  Opened {"owner": "ada"}'

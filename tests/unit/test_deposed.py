@@ -109,10 +109,11 @@ async def test_an_instance_with_an_old_end_does_not_fold_the_cache_of_the_others
         with pytest.raises(Unavailable, match="beyond the end 1 that Kafka names"):
             await found.find()
         assert generation(cache) == scope.stands.generation
-        assert await anchor.Anchor(cache, MemoryReader(service.log), 0, "log/0", "memory").find() == (scope.stands, 4)
+        right = anchor.Anchor(cache, MemoryReader(service.log), 0, "log/0", "memory")
+        assert await right.find() == (scope.stands, dict(scope.view.state.writers), 4)
         monkeypatch.setattr(anchor, "OLD_END_S", 0.0)  # it stays so: the log was cut
-        fresh, end = await found.find()
-        assert (fresh.offset, end) == (0, 1)
+        fresh, writers, end = await found.find()
+        assert (fresh.offset, writers, end) == (0, {}, 1)
         assert generation(cache) == fresh.generation
         await asyncio.sleep(0)
 

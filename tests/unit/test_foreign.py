@@ -3,7 +3,7 @@
 import pytest
 
 from hiveio.errors import Corrupt
-from hiveio.transaction.record import Foreign, Format, decode, encode
+from hiveio.transaction.record import FORMAT, Foreign, Format, Upgrade, decode, encode
 from hiveio.transaction.rule import Prefix
 
 
@@ -25,7 +25,9 @@ def test_bytes_that_are_no_object_with_a_kind_are_void_for_every_reader(value: b
         b'{"kind":"commit"}',
         b'{"kind":"barrier","aggregates":5}',
         b'{"kind":"commit","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        encode(Format(2, 1, "crc32", 1, 1)),
+        encode(Format(FORMAT + 1, 1, "crc32", 1, 1)),
+        encode(Upgrade(FORMAT + 1)),
+        b'{"kind":"upgrade"}',
     ],
 )
 def test_what_a_newer_version_may_have_written_stops_the_reader(value: bytes) -> None:

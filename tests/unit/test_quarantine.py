@@ -283,10 +283,10 @@ async def test_what_is_folded_again_after_the_scope_was_begun_anew_is_told_and_s
     ill = Entry(1, "tx", fault="it cannot be folded", tail=b"{}", since=2)
     view.keep("Counter/x", ill)
     for _ in range(2):
-        view.begin(0, 0)
+        view.begin(0, view.state)
         view.keep("Counter/x", ill)
     assert len(lines(caplog)) == 1, "it is the same"
-    view.begin(0, 0)
+    view.begin(0, view.state)
     view.keep("Counter/x", Entry(1, "tx"))
     assert ["its quarantine ends" in line.getMessage() for line in lines(caplog, logging.WARNING)] == [True]
     view.keep("Counter/x", ill)

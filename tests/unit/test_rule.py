@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Write, touched
+from hiveio.transaction import rule
+from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Upgrade, Write, touched
 from hiveio.transaction.rule import Known, Prefix, Window, scope_of
 
 AGGREGATES = ("Account/a", "Account/b", "Tally/c")
@@ -19,8 +21,8 @@ def pairs(record: Commit) -> list[Write | Read]:
 @st.composite
 def logs(draw: st.DrawFn, most: int = 15) -> Log:
     """A log as rude clients would write it: heads right, stale, invented and chained; command ids used again."""
-    window = draw(st.integers(1, 8))
-    log: Log = [("format", Format(1, 1, "crc32", window, draw(st.integers(0, 30))), 0)]
+    window, format = draw(st.integers(1, 8)), draw(st.sampled_from([1, 2]))
+    log: Log = [("format", Format(format, 1, "crc32", window, draw(st.integers(0, 30))), 0)]
     right, time = replayed(log), 0
     for number in range(draw(st.integers(1, most))):
         time += draw(st.integers(-3, 10))
@@ -29,16 +31,19 @@ def logs(draw: st.DrawFn, most: int = 15) -> Log:
         keyed = draw(st.booleans())
         key = draw(st.sampled_from(["k1", "k2", f"fresh-{number}"]))
         command = CommandId(names[0], key)
+        seen, tx = draw(st.integers(0, len(log))), f"{draw(st.sampled_from('ab'))}-{number:x}"
         record: Record
-        if draw(st.integers(0, 5)) == 0:
-            record = Barrier(tuple(names), draw(st.sampled_from([None, command])), keyed)
+        if draw(st.integers(0, 9)) == 0:
+            record = Upgrade(2)
+        elif draw(st.integers(0, 5)) == 0:
+            record = Barrier(tuple(names), draw(st.sampled_from([None, command])), keyed, seen)
         else:
             # Mostly the head that stands, so that something is accepted.
             stale = draw(st.sampled_from([None, None, None, *heads]))
             named = [(name, right.head(name) if stale is None else stale) for name in names]
             writes = tuple(Write(name, head, 0) for name, head in named[:2])
-            record = Commit(command, writes, tuple(Read(name, head) for name, head in named[2:]), keyed)
-        log.append((f"t{number}", record, max(time, 0)))
+            record = Commit(command, writes, tuple(Read(name, head) for name, head in named[2:]), keyed, seen=seen)
+        log.append((tx, record, max(time, 0)))
         right.append(*log[-1])
     return log
 
@@ -79,11 +84,11 @@ def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
     prefix = replayed(log)
-    window, now = prefix.window, 0
-    on_record: dict[str, Known] = {}
-    for offset, ((_, record, time), verdict) in enumerate(zip(log, prefix.verdicts, strict=True)):
-        now = max(now, time)
-        if isinstance(record, Format) or record.command is None or not verdict:
+    again, on_record = Prefix(), dict[str, Known]()
+    for offset, ((tx, record, time), verdict) in enumerate(zip(log, prefix.verdicts, strict=True)):
+        again.append(tx, record, time)
+        window, now = again.window, again.time
+        if not isinstance(record, (Commit, Barrier)) or record.command is None or not verdict:
             continue
         earlier = on_record.get(record.command.text)
         known = earlier is not None and window.holds(earlier, offset, now)
@@ -150,6 +155,114 @@ def test_only_the_first_format_record_counts() -> None:
     assert prefix.append("one", Format(1, 1, "crc32", 5, 50))
     assert prefix.append("two", Format(1, 1, "crc32", 9, 90))
     assert prefix.window == Window(5, 50)
+
+
+HOUR_MS = 3_600_000
+
+
+def begun(format: int) -> Prefix:
+    prefix = Prefix()
+    assert prefix.append("format-x", Format(format, 1, "crc32", 0, HOUR_MS), 1)
+    return prefix
+
+
+def moving(*names: str, seen: int = 0) -> Barrier:
+    return Barrier(names, seen=seen)
+
+
+def writing(name: str, head: str, key: str = "k", seen: int = 0) -> Commit:
+    return Commit(CommandId(name, key), (Write(name, head, 0),), seen=seen, keyed=True)
+
+
+def test_a_copy_of_a_barrier_brings_no_head_back() -> None:
+    """Kafka's client may write a record twice. What was performed on the barrier's head is then good a second time."""
+    for format, accepted in ((1, True), (2, False)):
+        prefix = begun(format)
+        assert prefix.append("w-1", moving("A/a"))
+        assert prefix.append("v-1", writing("A/a", "w-1", "one"))
+        assert prefix.append("w-1", moving("A/a")) is accepted
+        assert prefix.append("v-2", writing("A/a", "w-1", "two")) is accepted
+
+
+def test_a_record_that_later_ones_of_its_writer_have_overtaken_is_void() -> None:
+    prefix = begun(2)
+    assert prefix.append("w-f", moving("A/a"))
+    assert not prefix.append("w-e", moving("A/b"))
+    assert not prefix.append("w-9", writing("A/b", ""))
+    assert prefix.append("w-10", writing("A/b", ""))
+    assert prefix.append("v-1", moving("A/b"))  # another writer has its own count
+    assert prefix.append("who knows", moving("A/a"))  # and this one appends just once
+    assert not prefix.append("who knows", moving("A/a"))
+
+
+@given(logs(), st.integers(1, 3), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+def test_no_copy_of_a_record_is_accepted(log: Log, kept: int, data: st.DataObject) -> None:
+    """However late it comes, and whether its writer is remembered or forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rule, "WRITERS", kept)
+        prefix = Prefix()
+        log[0] = ("format", Format(2, 1, "crc32", 5, 30), 0)
+        for number, (_, record, time) in enumerate(log):
+            prefix.append(f"{'abcde'[number % 5]}-{number:x}", record, time)
+            assert len(prefix.state.writers) <= kept
+            copied = data.draw(st.integers(0, number))
+            _, copy, _ = log[copied]
+            if isinstance(copy, (Commit, Barrier)):
+                # A copy moves the offsets on, and what its writers have seen by then is not less.
+                assert not prefix.append(f"{'abcde'[copied % 5]}-{copied:x}", copy, time)
+
+
+def test_a_writer_that_is_forgotten_goes_on_with_what_it_has_seen_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule, "WRITERS", 1)
+    prefix = begun(2)
+    assert prefix.append("w-1", moving("A/a", seen=1))
+    assert prefix.append("v-1", moving("A/a", seen=1))  # and w is forgotten
+    assert prefix.state.floor == 2
+    assert not prefix.append("w-1", moving("A/a", seen=1))  # the copy; now v is forgotten
+    assert prefix.append("w-2", moving("A/a", seen=3))
+
+
+def kept_for(format: int, stamps: Sequence[int]) -> int:
+    """For how many of the records with these timestamps the key of the first of them is remembered."""
+    prefix = begun(format)
+    for number, stamp in enumerate(stamps):
+        accepted = prefix.append(f"w-{number + 1:x}", writing("A/a", prefix.head("A/a")), stamp)
+        if accepted and number:
+            return number
+    return len(stamps)
+
+
+def test_a_jump_of_a_brokers_clock_costs_a_step_of_the_window() -> None:
+    minute, year = 60_000, 365 * 24 * HOUR_MS
+    regular = [number * minute for number in range(1, 80)]
+    assert kept_for(1, regular) == kept_for(2, regular) == 61
+    ahead = [time + year * (number > 5) for number, time in enumerate(regular)]
+    assert kept_for(1, ahead) == 6  # forgotten at once
+    assert kept_for(2, ahead) == 61  # the step of the jump is a minute, as the others are
+    # A jump ahead and back: no key of the time before the jump is ever forgotten in format 1, till the year is over.
+    back = [time + year * (number == 0) for number, time in enumerate(regular)]
+    assert kept_for(1, back) == len(back)
+    assert kept_for(2, back) == 62
+    # Faster ones: the jump takes a sixtieth.
+    seconds = [number * 1000 for number in range(1, 3700)]
+    jumping = [time + year * (number > 5) for number, time in enumerate(seconds)]
+    assert kept_for(2, seconds) - kept_for(2, jumping) == 59
+    # Rare records make it longer: each of them is a step.
+    assert kept_for(2, [number * HOUR_MS for number in range(1, 80)]) == 61
+
+
+def test_an_upgrade_counts_from_the_next_record_on_and_once() -> None:
+    prefix = begun(1)
+    assert prefix.append("w-1", moving("A/a"), 10 * HOUR_MS)
+    assert prefix.append("w-1", moving("A/a"), 20 * HOUR_MS)
+    assert prefix.state.format == 1
+    assert prefix.append("upgrade-x", Upgrade(2), 30 * HOUR_MS)
+    assert (prefix.state.format, prefix.time) == (2, 30 * HOUR_MS)
+    assert not prefix.append("w-1", moving("A/a"), 40 * HOUR_MS)  # what was written before it is known, too
+    assert prefix.time == 30 * HOUR_MS + HOUR_MS // 60
+    assert not prefix.append("upgrade-y", Upgrade(2), 40 * HOUR_MS)
+    assert prefix.append("w-2", moving("A/a"), 40 * HOUR_MS)
 
 
 @given(st.text(), st.integers(1, 64))

@@ -46,5 +46,5 @@ def test_large_snapshots_are_forgotten_before_there_are_many() -> None:
     scope.trim(lambda: {"Tally/7"}, applied=100)
     assert list(scope.entries) == ["Tally/7", *(f"Tally/{number}" for number in range(96, 100))]
     assert scope.size == sum(entry.size for entry in scope.entries.values()) == 50_000
-    scope.begin(0, 0)
+    scope.begin(0, scope.state)
     assert scope.size == 0

@@ -35,6 +35,7 @@ COMMANDS: dict[str, About] = {
         "the projection; with --reset also the group's offsets and dead letters",
     ),
     "transaction": About("what became of a transaction, told by the log"),
+    "upgrade": About("raise the transaction log to the newest format", "with --yes: the transaction log"),
     "verify": About("compare the cache and the event topic with the transaction log"),
 }
 

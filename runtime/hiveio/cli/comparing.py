@@ -52,7 +52,6 @@ class Fold:
         window = Window(record.idempotency_count, record.idempotency_time_ms)
         self.quarantine = Quarantine(settings.log_topic, partition)
         self.view = View(contracts, self.quarantine, window)
-        self.view.begin(0, 0)
         self.view.judge(first, record)
         self._window, self._progress = window, Progress(self.log.where)
 
@@ -177,9 +176,20 @@ class CacheCheck:
             last = message
             if accepted:
                 self._events.expect(message, record)
-        if last is not None and last.key != watermark.transaction:
-            self._differences.add(f"the watermark {watermark.text} names a transaction that is not at its offset")
+        if last is not None:
+            wanted = watermark.moved(watermark.offset, self._fold.view.state, last.key)
+            if watermark != wanted:
+                self._differences.add(f"the watermark is {watermark.text} in the cache, and {wanted.text} by the log")
         self.offset = watermark.offset
+
+    async def writers(self) -> None:
+        stands, found = await self._cache.stands(self._partition)
+        self._stand(stands)
+        mine = self._fold.view.state.writers
+        for name in sorted(found.keys() | mine.keys()):
+            if (there := found.get(name)) != (here := mine.get(name)):
+                text = f"the writer {name} is at {there and there.text} in the cache, and at {here and here.text}"
+                self._differences.add(f"{text} by the log at offset {self.offset}")
 
     async def entries(self) -> None:
         view = self._fold.view
@@ -232,12 +242,16 @@ class CacheCheck:
         pairs = [("", name) if ids else (name, "") for name in names]
         replies: list[Begun] = await asyncio.gather(*[self._cache.begin(self._partition, *pair) for pair in pairs])
         for name, (stands, told) in zip(names, replies, strict=True):  # asked in this order, so the marks ascend
-            mark = Watermark.parse(stands)
-            if mark is None:
-                raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
-            if mark.offset != self.offset or mark.generation != self._generation:
-                self._reach(mark)
+            self._stand(stands)
             yield name, told
+
+    def _stand(self, stands: bytes) -> None:
+        """Fold on to where this answer of the cache was given."""
+        mark = Watermark.parse(stands)
+        if mark is None:
+            raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
+        if mark.offset != self.offset or mark.generation != self._generation:
+            self._reach(mark)
 
 
 def _headers(message: Message) -> dict[str, bytes]:

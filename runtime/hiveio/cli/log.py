@@ -12,7 +12,7 @@ from hiveio.cli.judging import Judged, count_scopes, home_of, judged, searched
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
-from hiveio.transaction.record import Barrier, Commit, Foreign, Record, named
+from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade, named
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +98,8 @@ def about(record: Record) -> str:
         return f"barrier {' '.join(record.aggregates)}{closes}"
     if isinstance(record, Foreign):
         return "no record of hiveio: void for every reader"
+    if isinstance(record, Upgrade):
+        return f"upgrade to format {record.format}"
     kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
     by = f", made by the service of {', '.join(record.actors)}" if record.actors else ""
     return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}{by}"

@@ -29,9 +29,12 @@ class Appender:
     ``failed`` is called on the loop with the transaction id, the reason and whether it is definite, for a delivery that
     failed. If it is, Kafka has refused the record; else it may be in the log all the same, or come later. After a fatal
     error of the client a new one is made; all that the old one held is then unknown.
+
+    With several requests ``in_flight``, librdkafka may write a record twice when the leader of its partition changes,
+    idempotent or not: it counts its sequence anew.
     """
 
-    def __init__(self, settings: Settings, topic: str, failed: OnFailure) -> None:
+    def __init__(self, settings: Settings, topic: str, failed: OnFailure, in_flight: int) -> None:
         self.name = f"appender {topic}"
         self.loop = asyncio.get_running_loop()
         self._topic, self._failed = topic, failed
@@ -43,9 +46,7 @@ class Appender:
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 0,
-            # With several requests in flight librdkafka may write a record twice when the leader of its partition
-            # changes, idempotent or not: it counts its sequence anew. A copy of a barrier would bring a head back.
-            "max.in.flight": 1,
+            "max.in.flight": in_flight,
             "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
             "queue.buffering.max.messages": LIMIT,
             "queue.buffering.max.kbytes": LIMIT_KBYTES,

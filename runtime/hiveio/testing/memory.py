@@ -20,7 +20,7 @@ from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.log import TransactionLog
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import FORMAT, Format, Record
-from hiveio.transaction.rule import HASH, Known, Prefix, Window
+from hiveio.transaction.rule import HASH, Known, Prefix, Window, Writer
 from hiveio.transaction.scope import Scope
 
 T = TypeVar("T")
@@ -128,6 +128,7 @@ class _Generation:
         self.entries: dict[str, bytes] = {}
         self.unfolded: set[str] = set()
         self.ids: dict[str, str] = {}
+        self.writers: dict[str, str] = {}
         self.verdicts: dict[int, str] = {}
 
 
@@ -184,6 +185,14 @@ class MemoryCache(Cache):
 
         return await self._call(script)
 
+    async def stands(self, partition: int) -> tuple[bytes, dict[str, Writer]]:
+        def script() -> tuple[bytes, dict[str, Writer]]:
+            scope = self._scopes.get(partition)
+            writers = scope.writers if scope else {}
+            return self._stands(partition), {name: Writer.parse(text) for name, text in writers.items()}
+
+        return await self._call(script)
+
     def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
         def script() -> tuple[bytes, bytes | int]:
             scope = self._scopes.get(partition)
@@ -204,6 +213,7 @@ class MemoryCache(Cache):
         window: Window,
         published: int,
         unfolded: Sequence[str],
+        writers: Sequence[tuple[str, str]],
     ) -> bytes:
         def script() -> bytes:
             scope = self._scopes.get(partition)
@@ -212,6 +222,9 @@ class MemoryCache(Cache):
             scope.entries.update(entries)
             scope.unfolded = scope.unfolded - dict(entries).keys() | set(unfolded)
             scope.ids.update(ids)
+            scope.writers.update(writers)
+            for name in [name for name, text in writers if not text]:
+                del scope.writers[name]
             scope.verdicts.update(enumerate(verdicts, base.offset))
             gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
             for text in gone:

@@ -9,6 +9,7 @@ import os
 from hiveio.errors import Unavailable
 from hiveio.kafka.tail import LogReader
 from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.rule import Writer
 
 log = logging.getLogger("hiveio.scope")
 
@@ -23,24 +24,25 @@ class Anchor:
         self._where, self._topic_id = where, topic_id
         self._beyond: float | None = None  # since when the watermark lies beyond the end that Kafka names
 
-    async def find(self) -> tuple[Watermark, int]:
-        """The watermark from which to go on, and the end of the log. Raises Unavailable."""
+    async def find(self) -> tuple[Watermark, dict[str, Writer], int]:
+        """The watermark from which to go on, the writers as they stand there, and the end of the log. Raises
+        Unavailable."""
         while True:
-            found, _ = await self._cache.begin(self._partition)
+            found, writers = await self._cache.stands(self._partition)
             watermark = Watermark.parse(found)
             end = await self._reader.end(self._partition)
             if watermark is not None:
                 self._doubt(watermark, end)
                 if await self._matches(watermark, end):
-                    return watermark, end
+                    return watermark, writers, end
                 text = "the cache of %s says %s, which is not in the log (end %s): it is folded anew"
                 log.error(text, self._where, watermark.text, end)
-            fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex(), "")
+            fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex())
             moved, _ = await self._cache.reset(self._partition, found, fresh)
             if moved:
                 if watermark is not None:
                     await self._cache.forget(self._partition, watermark.generation)
-                return fresh, end
+                return fresh, {}, end
             # another instance was faster: look again
 
     def _doubt(self, watermark: Watermark, end: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hiveio.errors import HiveError
 from hiveio.transaction import faults, metrics
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.cache import Cache, Entry, Watermark
+from hiveio.transaction.cache import Cache, Entry
 from hiveio.transaction.rule import Window
 from hiveio.transaction.view import Judged
 
@@ -147,7 +147,7 @@ class Applier:
             last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
             if (first := group[0].offset) != base.offset:
                 raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
-            to = Watermark(last.offset + 1, last.time, base.topic, base.generation, last.tx)
+            to = base.moved(last.offset + 1, scope.view.state, last.tx)
         healed = self._healed()
         names = dict.fromkeys([name for judged in group for name in judged.touched])
         names |= dict.fromkeys(self._fitting(healed))
@@ -157,13 +157,16 @@ class Applier:
         unfolded = [name for name, entry in found if entry.tail]
         unfolded += [f"{actor}/" for actor in scope.quarantine.strangers]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
+        known = scope.view.state.writers
+        moved = dict.fromkeys([name for judged in group for name in judged.writers])
+        writers = [(name, known[name].text if name in known else "") for name in moved]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
         if faults.armed:
             for name in names:
                 faults.hit("applying", name)
         began, self._began = time.monotonic(), self._loop.time()
         stands = await self._cache.apply(
-            scope.partition, base, to, verdicts, entries, ids, self._window, self.published, unfolded
+            scope.partition, base, to, verdicts, entries, ids, self._window, self.published, unfolded, writers
         )
         self._times.observe(time.monotonic() - began)
         scope.saw(stands)

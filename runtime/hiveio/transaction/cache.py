@@ -2,10 +2,13 @@
 
 The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``, whose braces keep a scope on one shard,
 and whose id tells the log from others of its name: in another cluster, or gone. ``<mark>`` is
-``<scope>:<fingerprint>``, one for each version of the models, so old and new run side by side.
+``<scope>:<fingerprint>``, one for each version of the models and of the layout of these
+keys, so old and new run side by side.
 
 =============================== ==============================================================================
-``<mark>``                      the watermark: ``offset|time|topic id|generation|transaction id before it``
+``<mark>``                      the watermark: ``offset|time|topic id|generation|format|stamp|floor|transaction id``,
+                                the last one of the record before it; ``time`` is the log's clock
+``<mark>:<gen>:writers``        hash: writer → ``number:offset`` of its latest record
 ``<mark>:<gen>:a:<aggregate>``  ``version head snapshot``, or, where events could not be folded into the snapshot,
                                 ``version head ~offset size snapshot events``: the first of their records, and the
                                 bytes of the snapshot (nothing stands between it and the events)
@@ -37,36 +40,51 @@ from msgspec import Struct
 from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.rule import Known, Window
+from hiveio.transaction.record import FIRST_FORMAT
+from hiveio.transaction.rule import Known, LogState, Window, Writer
 
 PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
 SAMPLE = 20_000  # keys looked at, at the start
 
-_BEGIN, _LOAD, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE = (
-    Script(name) for name in ("begin", "load", "prepare", "apply", "verdicts", "reset", "lease")
+_BEGIN, _LOAD, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _STANDS = (
+    Script(name) for name in ("begin", "load", "prepare", "apply", "verdicts", "reset", "lease", "stands")
 )
 
 
 class Watermark(NamedTuple):
-    """Everything below ``offset`` is applied. Compared whole: offset, record before it, topic, generation."""
+    """Everything below ``offset`` is applied. Compared whole, also with the id of the record before it. ``time``,
+    ``format``, ``stamp`` and ``floor`` are those of LogState there."""
 
     offset: int
     time: int
     topic: str
     generation: str
-    transaction: str
+    format: int = FIRST_FORMAT
+    stamp: int = 0
+    floor: int = 0
+    transaction: str = ""
 
     @property
     def text(self) -> str:
-        return f"{self.offset}|{self.time}|{self.topic}|{self.generation}|{self.transaction}"
+        return "|".join(map(str, self))
 
     @classmethod
     def parse(cls, text: bytes) -> "Watermark | None":
-        parts = text.decode().split("|", 4)
-        if len(parts) != 5:
+        parts = text.decode().split("|", 7)
+        if len(parts) != 8:
             return None
-        return cls(int(parts[0]), int(parts[1]), *parts[2:])
+        offset, time, topic, generation, format, stamp, floor, transaction = parts
+        return cls(int(offset), int(time), topic, generation, int(format), int(stamp), int(floor), transaction)
+
+    def moved(self, offset: int, state: LogState, transaction: str) -> "Watermark":
+        """The one of the same generation at a later offset."""
+        return Watermark(
+            offset, state.time, self.topic, self.generation, state.format, state.stamp, state.floor, transaction
+        )
+
+    def log_state(self, window: Window, writers: Iterable[tuple[str, Writer]]) -> LogState:
+        return LogState(window, self.format, self.time, self.stamp, self.floor, writers)
 
 
 class Entry(Struct):
@@ -119,7 +137,9 @@ class Entry(Struct):
 
 _pack = msgspec.msgpack.Encoder().encode
 _raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-LAYOUT = 2  # of what stands in the cache; another one is another cache
+LAYOUT = 3  # of what stands in the cache; another one is another cache, which is folded anew
+
+FORMER_PARTS = 5  # of a watermark, up to layout 2
 
 Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
 Loaded = tuple[bytes, Sequence[tuple[bytes | None, bytes | None]]]
@@ -155,6 +175,12 @@ class Cache:
     def mark(self, partition: int) -> str:
         return f"{self.scope(partition)}:{self._meaning}"
 
+    async def stands(self, partition: int) -> tuple[bytes, dict[str, Writer]]:
+        """The watermark, and the writers as they stand at it."""
+        watermark, parts = await self.redis.call(_STANDS, self.mark(partition), (), ())
+        texts = [part.decode() for part in parts]
+        return watermark, dict(zip(texts[::2], map(Writer.parse, texts[1::2]), strict=True))
+
     def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
         """The watermark, and the entry and the command id as they stand at it."""
         return self.redis.call(_BEGIN, self.mark(partition), (), (aggregate, command))
@@ -182,14 +208,17 @@ class Cache:
         window: Window,
         published: int,
         unfolded: Sequence[str],
+        writers: Sequence[tuple[str, str]],
     ) -> bytes:
         """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then.
 
         ``unfolded``: those of the entries that have events beside their snapshot, and ``<actor>/`` of unknown actors.
+        ``writers``: those that have moved on; with "" those that are forgotten.
         """
         # Two arguments and not two thousand: the client encodes each by itself.
         snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua knows no bin
-        packed = (_pack(snapshots), _pack([part for id in ids for part in id]), _pack(unfolded))
+        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers)]
+        packed = (_pack(snapshots), named[0], _pack(unfolded), named[1])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
         return bytes(stands)
@@ -266,6 +295,23 @@ class Cache:
         """The aggregates that have events beside their snapshot, and ``<actor>/`` of actors not known here."""
         found = await self.redis.execute("SMEMBERS", f"{self.mark(partition)}:{generation}:unfolded")
         return {name.decode("utf-8", "replace") for name in found}
+
+
+async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, bytes]:
+    """The watermarks of a log that versions which know only format 1 have left, or are moving, by their keys. Raises
+    Unavailable."""
+    found: dict[bytes, bytes] = {}
+    pattern = _escaped(f"hive:{{{topic}/") + "*" + _escaped("}:") + "?" * 8
+    cursor: Any = 0
+    while True:
+        cursor, keys = await redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
+        for key in keys:
+            stands = await redis.execute("GET", key) or b""
+            parts = stands.split(b"|")
+            if len(parts) == FORMER_PARTS and parts[2] == topic_id.encode():
+                found[key] = stands
+        if int(cursor) == 0:
+            return found
 
 
 def known(text: bytes | None) -> Known | None:

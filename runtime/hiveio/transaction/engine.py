@@ -92,7 +92,7 @@ class Engine:
         self._drained = False
         self._rescue = Rescue(self)
         for scope in scopes:
-            scope.on_barrier = self._rescue.barriered
+            scope.on_barrier = partial(self._rescue.barriered, scope)
             scope.proofs = Proofs(partial(self.append_barrier, scope))
 
     def start(self, appender: Appender) -> None:
@@ -229,7 +229,8 @@ class Engine:
 
     def append_barrier(self, scope: Scope, *aggregates: str) -> str:
         """Its transaction id. Nobody is told when it is read back, but those who wait for a proof."""
-        barrier = Pending(self.fresh(), Barrier(aggregates), {}, -1, lambda pending, verdict, offset: None, None)
+        record = Barrier(aggregates, seen=scope.view.next)
+        barrier = Pending(self.fresh(), record, {}, -1, lambda pending, verdict, offset: None, None)
         self.append(scope, barrier)
         return barrier.tx
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Cache, Entry, known
-from hiveio.transaction.record import Barrier, Commit, Format, Record
+from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import Window
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Loader:
                 for name in record.aggregates:
                     if view.entry(name) is None:
                         self._want(wanted, name)
-            if since and not isinstance(record, Format) and record.command is not None:
+            if since and isinstance(record, (Commit, Barrier)) and record.command is not None:
                 mine = pending.get(message.key)
                 covered = not record.keyed and message.offset - since > self._window.records
                 if not covered and (mine is None or mine.begun < since) and (text := record.command.text) not in recent:

@@ -102,7 +102,8 @@ class TransactionLog:
             for p in range(count)
         ]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
-        self._appender = Appender(s, s.log_topic, self.engine.failed)
+        in_flight: int = await _patiently(lambda: pinned.in_flight(count, topic.id, self._cache))
+        self._appender = Appender(s, s.log_topic, self.engine.failed, in_flight)
         self._appender.start()
         for scope in self.scopes:
             await _patiently(lambda scope=scope: pinned.pin(scope.partition, self._appender))

@@ -83,20 +83,23 @@ class Outcomes:
     async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> Known:
         """Where the command is on record, after a barrier for it. Bounded by the caller; where the scope has failed it
         ends at once."""
-        settled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        while True:
+            settled: asyncio.Future[tuple[bool | None, int]] = asyncio.get_running_loop().create_future()
 
-        def judged(pending: Pending, verdict: bool | None, offset: int) -> None:
-            if not settled.done():
-                settled.set_result(offset)
+            def judged(pending: Pending, verdict: bool | None, offset: int, settled: Any = settled) -> None:
+                if not settled.done():
+                    settled.set_result((verdict, offset))
 
-        barrier = Barrier((command.target,), command, keyed)
-        self._append(scope, Pending(self._fresh(), barrier, {}, -1, judged, None))
-        applied = asyncio.Event()
-        scope.applier.when_applied(await settled, applied.set, soon=True)
-        await applied.wait()
-        if (found := await self._on_record(scope, command)) is None:
-            raise scope.unavailable()
-        return found
+            barrier = Barrier((command.target,), command, keyed, scope.view.next)
+            self._append(scope, Pending(self._fresh(), barrier, {}, -1, judged, None))
+            verdict, offset = await settled
+            applied = asyncio.Event()
+            scope.applier.when_applied(offset, applied.set, soon=True)
+            await applied.wait()
+            if (found := await self._on_record(scope, command)) is not None:
+                return found
+            if verdict is not False:  # else a later record of ours was faster, and the barrier has closed nothing
+                raise scope.unavailable()
 
     async def close(self, command: Command, problem: Conflict) -> Known:
         """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; if the

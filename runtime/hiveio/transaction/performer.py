@@ -228,7 +228,16 @@ class Performer:
         headers = {} if refusal is None else refusal.headers
         trace, state = command.trace.get("traceparent", ""), command.trace.get("tracestate", "")
         record = Commit(
-            command.id, tuple(writes), reads, command.keyed, command.hash, problem, trace, headers, tracestate=state
+            command.id,
+            tuple(writes),
+            reads,
+            command.keyed,
+            command.hash,
+            problem,
+            trace,
+            headers,
+            state,
+            scope.view.next,
         )
         command.body, command.version = answer_body(raw[target]), results[target].version
         command.events = any(raw.values())

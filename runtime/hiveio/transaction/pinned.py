@@ -13,12 +13,15 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.tail import LogReader
 from hiveio.kafka.topics import Topic
 from hiveio.transaction import record as records
+from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.placement import SAMPLED, last_records
 from hiveio.transaction.record import FORMAT, Format
 from hiveio.transaction.resume import last_event
 from hiveio.transaction.rule import HASH
 
 log = logging.getLogger("hiveio.transaction")
+
+IN_FLIGHT = 5  # requests with records of one instance, where a copy of a record is void; else one
 
 
 class Pinned:
@@ -90,6 +93,17 @@ class Pinned:
                 raise backend_away(f"the format record of {s.log_topic}/{partition} does not arrive")
         await self._compare(partition, found)
 
+    async def in_flight(self, count: int, topic_id: str, cache: Cache) -> int:
+        """How many requests with records an instance may have under way: several where each of the first ``count``
+        partitions is known to have format 2, by its first record, or by the cache, which knows of an upgrade."""
+        for partition in range(count):
+            first = await self._first(partition)
+            stands = Watermark.parse((await cache.begin(partition))[0])
+            upgraded = stands is not None and stands.topic == topic_id and stands.format >= 2
+            if first is not None and first.format < 2 and not upgraded:
+                return 1
+        return IN_FLIGHT
+
     async def _first(self, partition: int) -> Format | None:
         first = await self._reader.read(partition, 0)
         if first is None:
@@ -112,7 +126,7 @@ class Pinned:
                 f"{', '.join(found.actors)}, and this one has {', '.join(self._actors)}. Let this service write to "
                 'another topic; or, where its actors were renamed, keep their names in the log with name = "…"'
             )
-        if msgspec.structs.replace(found, actors=self._actors) != self._mine:
+        if msgspec.structs.replace(found, actors=self._actors, format=FORMAT) != self._mine:
             raise Unsafe(f"{self._settings.log_topic}/{partition} was made with {_difference(found, self._mine)}")
 
     async def _at_home(self, partitions: int) -> bool:
@@ -126,8 +140,8 @@ class Pinned:
 
 
 def _difference(found: Format, mine: Format) -> str:
-    if (found.format, found.hash) != (FORMAT, HASH):
-        return f"format {found.format} and hash {found.hash}; this version knows format {FORMAT} and hash {HASH}"
+    if found.hash != HASH:
+        return f"hash {found.hash}; this version knows hash {HASH}"
     for name, theirs, ours in (
         ("EVENT_STORE_PARTITIONS", found.partitions, mine.partitions),
         ("IDEMPOTENCY_COUNT", found.idempotency_count, mine.idempotency_count),

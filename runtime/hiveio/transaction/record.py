@@ -1,7 +1,8 @@
 """Records of the transaction log, encoded and decoded.
 
-A record is one Kafka message that holds one whole transaction. Its key is the transaction id (one per append, never
-used twice), its value JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
+A record is one Kafka message that holds one whole transaction. Its key is the transaction id, ``<writer>-<number>``:
+one per append, never used twice, with numbers (hexadecimal) that rise in the order in which a writer appends. Its value
+is JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from msgspec import Raw, Struct
 
 from hiveio.errors import Corrupt
 
-FORMAT = 1
+FIRST_FORMAT = 1
+FORMAT = 2  # the newest that this version knows, and that of the logs which it makes
 
 
 class CommandId(NamedTuple):
@@ -61,12 +63,19 @@ class Format(Struct, frozen=True, tag_field="kind", tag="format"):
     actors: tuple[str, ...] = ()
 
 
+class Upgrade(Struct, frozen=True, tag_field="kind", tag="upgrade"):
+    """From the next record on this format's rules hold for the partition. Void where they hold already."""
+
+    format: int
+
+
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
     """A transaction of one scope. The first write is the command's target, if need be without events.
 
-    ``refusal`` is the problem document of a refused command, which writes no events; ``headers`` are those of its
-    answer. ``trace`` and ``tracestate`` are the trace context of the command, which its events carry on in their
-    headers. No verdict looks at these.
+    ``seen``: its writer had read everything below this offset when it appended the record. ``refusal`` is the problem
+    document of a refused command, which writes no events; ``headers`` are those of its answer. ``trace`` and
+    ``tracestate`` are the trace context of the command, which its events carry on in their headers. No verdict looks
+    at these four.
     """
 
     command: CommandId
@@ -78,24 +87,23 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     trace: str = ""
     headers: dict[str, str] = {}
     tracestate: str = ""
+    seen: int = 0
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):
-    """Moves the heads of its aggregates, and closes a command that has not been executed."""
+    """Moves the heads of its aggregates, and closes a command that has not been executed. ``seen`` as in Commit."""
 
     aggregates: tuple[str, ...]
     command: CommandId | None = None
     keyed: bool = False
+    seen: int = 0
 
 
 class Foreign(Struct, frozen=True):
     """Bytes that no version of this package wrote: no JSON object with a ``kind``. Void for every reader."""
 
-    command: None = None
-    keyed: bool = False
 
-
-Record = Format | Commit | Barrier | Foreign
+Record = Format | Upgrade | Commit | Barrier | Foreign
 
 
 class _Kind(Struct):
@@ -103,7 +111,7 @@ class _Kind(Struct):
 
 
 encode = msgspec.json.Encoder().encode
-_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Format | Commit | Barrier)
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Format | Upgrade | Commit | Barrier)
 _kind_decoder = msgspec.json.Decoder(_Kind)
 _FOREIGN = Foreign()
 
@@ -128,8 +136,10 @@ def decode(value: bytes) -> Record:
             f"this version does not know the record ({error}): a newer version may have written it, so nothing "
             "is judged beyond it; run the newest version that has written to this log"
         ) from None
-    if isinstance(record, Format) and record.format > FORMAT:
-        raise Corrupt(f"the log has format {record.format}; this version knows format {FORMAT}: run a newer one")
+    if isinstance(record, (Format, Upgrade)) and record.format > FORMAT:
+        raise Corrupt(
+            f"the log has format {record.format} from here on, and this version knows format {FORMAT}: run a newer one"
+        )
     return record
 
 

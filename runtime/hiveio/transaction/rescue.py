@@ -78,10 +78,14 @@ class Rescue:
     def _later(self, scope: Scope, name: str) -> None:
         self._engine.loop.call_later(BARRIER_AGAIN_S * (1 + random.random()), self.rescue, scope, name)
 
-    def barriered(self, barrier: Barrier, offset: int) -> None:
+    def barriered(self, scope: Scope, barrier: Barrier, offset: int, verdict: bool) -> None:
         """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
-        ever. What the cache gave from beyond the barrier, which this instance may read late, is not."""
+        ever. What the cache gave from beyond the barrier, which this instance may read late, is not. One of our own
+        that is void (a later record of ours was faster), or of unknown verdict, is followed by another."""
         for name in barrier.aggregates:
+            if not verdict:
+                self.rescue(scope, name)
+                continue
             run = self._engine.runs.get(name)
             for pending in list(run.in_flight.values()) if run is not None else ():
                 before = pending.owner.target == name and pending.entries[name].at <= offset

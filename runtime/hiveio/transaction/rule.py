@@ -1,18 +1,22 @@
 """The rule: a record's verdict is a pure function of the records before it in its partition.
 
 Everyone who reads the log reaches the same verdicts: instances, the checker, ``hiveio.testing``. Neither Redis nor a
-lock nor a clock enters. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope.
+lock nor a clock of this process enters. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope; the log's clock
+in the module Window.
 """
 
 import zlib
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from msgspec import Struct
 
-from hiveio.transaction.record import Barrier, Commit, Foreign, Format, Record
+from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Format, Record, Upgrade
 
 HASH = "crc32"
+WRITERS = 1_000  # remembered; that is part of format 2
+STEPS = 60  # the log's clock goes on by this part of the time window in one step at most; part of format 2
 
 
 def scope_of(text: str, partitions: int) -> int:
@@ -43,14 +47,115 @@ class Window(NamedTuple):
     records: int
     time_ms: int
 
+    @property
+    def step_ms(self) -> int:
+        """The longest step of the log's clock in format 2."""
+        return max(1, self.time_ms // STEPS)
+
     def holds(self, known: Known, offset: int, time: int) -> bool:
         """Whether a command id is remembered when the record at ``offset`` and log time ``time`` is judged."""
         return offset - known.offset <= self.records or (known.keyed and time - known.time <= self.time_ms)
 
 
+def writer_of(transaction: str) -> tuple[str, int]:
+    """The writer that a transaction id names, and the number of the record among those of its writer: 1 to 15
+    hexadecimal digits behind the last hyphen. An id that has none is a writer's with one record."""
+    name, hyphen, digits = transaction.rpartition("-")
+    if hyphen and 0 < len(digits) < 16 and not digits.strip("0123456789abcdef"):
+        return name, int(digits, 16)
+    return transaction, 0
+
+
+class Writer(Struct):
+    """How far a writer has come: the number of its latest record, and the offset of that."""
+
+    number: int
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Writer":
+        return cls(*map(int, text.split(":")))
+
+    @property
+    def text(self) -> str:
+        return f"{self.number}:{self.offset}"
+
+
+class LogState:
+    """What the rule needs of a prefix besides heads and command ids. It depends on the records alone, on no verdict.
+
+    ``time`` is the log's clock (ms), ``stamp`` the broker's timestamp of the latest record that has one. ``writers``
+    are those that wrote the latest records, the one that has been still for longest first; below ``floor`` stand all
+    records of those that are forgotten.
+    """
+
+    __slots__ = ("_step_ms", "floor", "format", "moved", "stamp", "time", "window", "writers")
+
+    def __init__(
+        self,
+        window: Window,
+        format: int = FIRST_FORMAT,
+        time: int = 0,
+        stamp: int = 0,
+        floor: int = 0,
+        writers: Iterable[tuple[str, Writer]] = (),
+    ) -> None:
+        self.window, self._step_ms = window, window.step_ms
+        self.format, self.time, self.stamp, self.floor = format, time, stamp, floor
+        self.writers = OrderedDict(sorted(writers, key=lambda pair: pair[1].offset))
+        self.moved: tuple[str, ...] = ()  # the writers that the latest record has moved on, or made forgotten
+
+    def take(self, offset: int, transaction: str, stamp: int, record: Record) -> bool:
+        """Take the next record. Whether it may count: in format 2 neither a copy nor one that its writer's later
+        records have overtaken does."""
+        if stamp > 0:  # marks of somebody's transactions have none
+            if self.format < 2:
+                self.time = max(self.time, stamp)
+            elif (step := stamp - self.stamp) > 0:
+                self.time += step if step < self._step_ms else self._step_ms
+            self.stamp = stamp
+        if isinstance(record, (Commit, Barrier)):
+            return self._move(offset, transaction, record.seen) or self.format < 2
+        self.moved = ()
+        if isinstance(record, Upgrade):
+            before, self.format = self.format, max(self.format, record.format)
+            return self.format > before
+        if isinstance(record, Format) and not offset:
+            self.format = record.format
+            self.window = Window(record.idempotency_count, record.idempotency_time_ms)
+            self._step_ms = self.window.step_ms
+        return True
+
+    def _move(self, offset: int, transaction: str, seen: int) -> bool:
+        """Whether the record is the first that its writer wrote with so high a number.
+
+        A copy of a record of a forgotten writer is known by the floor: the original stands below it, and whoever
+        appended that had not seen more than what stood before it.
+        """
+        name, number = writer_of(transaction)
+        writers = self.writers
+        latest = writers.get(name)
+        if latest is not None:
+            if number <= latest.number:
+                self.moved = ()
+                return False
+            latest.number, latest.offset = number, offset
+            writers.move_to_end(name)
+            self.moved = (name,)
+            return seen >= self.floor
+        new = seen >= self.floor
+        writers[name] = Writer(number, offset)
+        self.moved = (name,)
+        if len(writers) > WRITERS:
+            forgotten, stood = writers.popitem(last=False)
+            self.floor = stood.offset + 1
+            self.moved = (name, forgotten)
+        return new
+
+
 def accepts(record: Record, head_of: Callable[[str], str], known: bool) -> bool:
-    """The verdict. ``head_of`` gives the head of an aggregate ("" if it has none) just before the record, ``known``
-    says whether its command id is in the window there."""
+    """The verdict on a record that may count. ``head_of`` gives the head of an aggregate ("" if it has none) just
+    before the record, ``known`` says whether its command id is in the window there."""
     if not isinstance(record, Commit):
         return not isinstance(record, Foreign)
     if known:
@@ -72,11 +177,18 @@ class Prefix:
     """The fold of a partition's prefix, in memory: the reference, and what the checker and ``hiveio.testing`` use."""
 
     def __init__(self, window: Window | None = None) -> None:
-        self.window = window or Window(0, 0)
+        self.state = LogState(window or Window(0, 0))
         self.facts: dict[str, Fact] = {}
         self.ids: dict[str, Known] = {}
         self.verdicts: list[bool] = []
-        self.time = 0
+
+    @property
+    def window(self) -> Window:
+        return self.state.window
+
+    @property
+    def time(self) -> int:
+        return self.state.time
 
     def known(self, text: str, offset: int, time: int) -> Known | None:
         found = self.ids.get(text)
@@ -92,17 +204,12 @@ class Prefix:
         return fact.head if fact else ""
 
     def append(self, transaction: str, record: Record, time: int = 0) -> bool:
-        """Judge the next record and fold it."""
+        """Judge the next record, with this timestamp, and fold it."""
         offset = len(self.verdicts)
-        self.time = time = max(self.time, time)
-        if isinstance(record, Format):
-            if not offset:
-                self.window = Window(record.idempotency_count, record.idempotency_time_ms)
-            self.verdicts.append(True)
-            return True
-        command = record.command
-        known = command is not None and self.known(command.text, offset, time) is not None
-        verdict = accepts(record, self.head, known)
+        counts = self.state.take(offset, transaction, time, record)
+        command = record.command if isinstance(record, (Commit, Barrier)) else None
+        known = command is not None and self.known(command.text, offset, self.time) is not None
+        verdict = counts and accepts(record, self.head, known)
         self.verdicts.append(verdict)
         if not verdict:
             return False
@@ -114,6 +221,6 @@ class Prefix:
                 fact = self.facts.setdefault(write.aggregate, Fact())
                 fact.head = transaction
                 fact.version += len(write.events)
-        if command is not None and not known:
-            self.ids[command.text] = Known(offset, time, record.keyed)
+        if isinstance(record, (Commit, Barrier)) and command is not None and not known:
+            self.ids[command.text] = Known(offset, self.time, record.keyed)
         return True

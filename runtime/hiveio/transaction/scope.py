@@ -29,7 +29,7 @@ from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
-from hiveio.transaction.rule import Known, Window
+from hiveio.transaction.rule import Known, Window, Writer
 from hiveio.transaction.view import View
 
 log = logging.getLogger("hiveio.scope")
@@ -69,8 +69,8 @@ class Scope:
         self.failed = ""
         self.late = False  # a record of ours has waited long for its verdict: no new work is taken
         self.pending: dict[str, Pending] = {}
-        self.stands = Watermark(0, 0, topic_id, "", "")  # the latest watermark of the cache that we were told
-        self.on_barrier: Callable[[Barrier, int], None] = lambda record, offset: None
+        self.stands = Watermark(0, 0, topic_id, "")  # the latest watermark of the cache that we were told
+        self.on_barrier: Callable[[Barrier, int, bool], None] = lambda record, offset, verdict: None
         self.proofs: Proofs
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
         self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
@@ -241,19 +241,19 @@ class Scope:
 
     async def _synchronise(self) -> None:
         """Find the watermark, check it against the log, go on from there; if it does not match, begin anew."""
-        watermark, end = await self._anchor.find()
+        watermark, writers, end = await self._anchor.find()
         self.stands, self._seen, self._goal = watermark, None, end
         if not self._following or watermark.offset < self.view.next:
-            self._refold(watermark)
+            self._refold(watermark, writers)
         self.lost = False
         self.applier.moved()
         self.applier.wake()
         await self._review.learn()
         self._progressed(self.view.next)
 
-    def _refold(self, watermark: Watermark) -> None:
+    def _refold(self, watermark: Watermark, writers: Mapping[str, Writer]) -> None:
         log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
-        self.view.begin(watermark.offset, watermark.time)
+        self.view.begin(watermark.offset, watermark.log_state(self._window, writers.items()))
         self.applier.forget()
         self._inbox.clear()
         self._tail.follow(self.partition, watermark.offset, self._arrived, self._broken)
@@ -340,8 +340,8 @@ class Scope:
             pending.settled(pending, verdict, message.offset)
         if self.proofs.under_way:
             self.proofs.over(message.key, read_back=True)
-        if isinstance(record, Barrier):
-            self.on_barrier(record, message.offset)
+        if isinstance(record, Barrier) and (verdict or pending is not None):
+            self.on_barrier(record, message.offset, bool(verdict))
         if self.on_judged is not None:
             self.on_judged(message, record, verdict)
 

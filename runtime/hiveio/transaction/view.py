@@ -19,8 +19,8 @@ from hiveio.transaction import record as records
 from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine, reason
-from hiveio.transaction.record import Commit, Format, Record
-from hiveio.transaction.rule import Known, Window, accepts
+from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.rule import Known, LogState, Window, accepts
 
 AGGREGATES = 50_000  # kept in memory
 RECENT = 50_000  # command ids kept in memory
@@ -29,14 +29,15 @@ LOOKED_AT = 1_000  # entries at once, for what can be forgotten
 
 
 class Judged(NamedTuple):
-    """What became of a record: its verdict, the aggregates whose heads it moved, the command id now on record."""
+    """What became of a record: its verdict, the aggregates whose heads it moved, the command id now on record, the
+    writers that it has moved on or made forgotten."""
 
     offset: int
     tx: str
-    time: int
     verdict: bool
     touched: tuple[str, ...]
     id: tuple[str, Known] | None
+    writers: tuple[str, ...]
 
 
 class View:
@@ -49,17 +50,22 @@ class View:
         self.quarantine = quarantine
         self.complete = False  # an aggregate without an entry never was
         self.next = 0
-        self.time = 0  # the log's, ms: the highest so far
+        self.state = LogState(window)
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self._snapshots = 0  # their bytes
         self.recent: OrderedDict[str, Known] = OrderedDict()
         self.since = 0  # ``recent`` has every id recorded in [since, next)
         self._verdicts, self._verdicts_from = bytearray(), 0
 
-    def begin(self, offset: int, time: int) -> None:
-        """Forget everything, and go on from this offset."""
+    @property
+    def time(self) -> int:
+        """The log's clock, ms."""
+        return self.state.time
+
+    def begin(self, offset: int, state: LogState) -> None:
+        """Forget everything, and go on from this offset, where the log has this state."""
         self.next = self.since = self._verdicts_from = offset
-        self.time = time
+        self.state = state
         self.complete = offset == 0
         self._verdicts = bytearray()
         self.entries.clear()
@@ -167,11 +173,13 @@ class View:
         ``results`` are what it makes of its aggregates, where that is known.
         """
         offset, tx = message.offset, message.key
-        now = self.time = max(self.time, message.time)
-        verdict = True
+        verdict = self.state.take(offset, tx, message.time, record)
         touched: tuple[str, ...] = ()
         id: tuple[str, Known] | None = None
-        if not isinstance(record, Format):
+        if not isinstance(record, (Commit, Barrier)):
+            verdict = verdict and accepts(record, self.head, False)
+        elif verdict:
+            now = self.state.time
             text = record.command.text if record.command else ""
             found = self.recent.get(text) if text else None
             on_record = found is not None and self._window.holds(found, offset, now)
@@ -193,15 +201,15 @@ class View:
                         self.replay(offset, name, tx, ())
         self.next = offset + 1
         self._verdicts.append(49 if verdict else 48)
-        return Judged(offset, tx, now, verdict, touched, id)
+        return Judged(offset, tx, verdict, touched, id, self.state.moved)
 
     def pass_over(self, message: LogRecord, record: Record, verdict: str) -> None:
         """Others have judged and applied the record at ``next``: '1' accepted, '0' void, '?' not to be told."""
         offset = message.offset
-        self.time = max(self.time, message.time)
+        self.state.take(offset, message.key, message.time, record)
         self.next = offset + 1
         self._verdicts.append(ord(verdict))
-        if isinstance(record, Format) or verdict == "0":
+        if verdict == "0" or not isinstance(record, (Commit, Barrier)):
             return
         for name in records.touched(record):
             self.mark_touched(name, offset)

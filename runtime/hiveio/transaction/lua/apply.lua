@@ -5,6 +5,7 @@
 --          [8] MessagePack: a list of aggregate, entry, aggregate, entry, …
 --          [9] MessagePack: a list of command id, id entry, …
 --          [10] MessagePack: a list of those of the aggregates that have events beside their snapshot
+--          [11] MessagePack: a list of writer, entry, writer, entry, …; '' for one that is forgotten
 -- returns  {1, next watermark} or {0, the watermark that stands}
 -- Competing and repeated calls are harmless: all but the first find another watermark.
 local CHUNK, KEPT, MOST = 65536, 100000, 1000
@@ -34,6 +35,16 @@ for i = 1, #entries, 2 do entries[i] = prefix .. ':a:' .. entries[i] end
 many(entries, 2, 'MSET')
 local named = cmsgpack.unpack(ARGV[9])
 many(named, 2, 'HSET', ids)
+local writers, stay, forgotten = cmsgpack.unpack(ARGV[11]), {}, {}
+for i = 1, #writers, 2 do
+  if writers[i + 1] == '' then forgotten[#forgotten + 1] = writers[i]
+  else
+    stay[#stay + 1] = writers[i]
+    stay[#stay + 1] = writers[i + 1]
+  end
+end
+many(stay, 2, 'HSET', prefix .. ':writers')
+many(forgotten, 1, 'HDEL', prefix .. ':writers')
 local added = {['0'] = {}, ['1'] = {}}
 for i = 1, #named, 2 do
   local to = added[string.sub(named[i + 1], -1)]

@@ -1,5 +1,5 @@
 -- Reads aggregates and command ids of one scope: a consistent cut at the watermark it returns.
--- KEYS[1]  the watermark, "offset|time|topic|generation|transaction"
+-- KEYS[1]  the watermark, "offset|time|topic|generation|…"
 -- ARGV     for each call: aggregate or '', command id or ''
 -- returns  {watermark or '', then for each call {entry or false, id entry or false}}; without the last calls where the
 --          answer becomes large
