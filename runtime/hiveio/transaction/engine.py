@@ -229,8 +229,7 @@ class Engine:
 
     def append_barrier(self, scope: Scope, *aggregates: str) -> str:
         """Its transaction id. Nobody is told when it is read back, but those who wait for a proof."""
-        record = Barrier(aggregates, seen=scope.view.next)
-        barrier = Pending(self.fresh(), record, {}, -1, lambda pending, verdict, offset: None, None)
+        barrier = Pending(self.fresh(), Barrier(aggregates, seen=scope.view.next), {}, -1, lambda *_: None, None)
         self.append(scope, barrier)
         return barrier.tx
 
