@@ -355,8 +355,7 @@ class Machine(RuleBasedStateMachine):
         while world.wire:
             world.land(0)
         world.cache.locks.clear()
-        last = Instance(world)
-        world.instances.append(last)
+        world.instances.append(last := Instance(world))
         try:
             self.is_well(last)
             log, fold = [Record(*message) for message in world.log.partitions[0]], Fold()
