@@ -51,20 +51,20 @@ async def test_69_the_connection_to_postgresql_is_cut_at_commit(
 async def test_70_a_store_ahead_of_the_commit_behind_as_many_repeats_as_there_may_be(
     kafka: Kafka, topic: str, settings: Made
 ) -> None:
-    """All other sessions but one had their most events under way, and wrote what it had published before."""
-    repeats = [*positioned(range(MOST))] * (OVERLAPPING - 1)
+    """All other sessions but one had their most events under way, and wrote what it had published long before."""
+    published, repeats = positioned(range(MOST + 2)), [*positioned(range(MOST))] * (OVERLAPPING - 1)
 
     class Ahead(Recorder):
         """Another instance has stored all that is there, and was killed before its commit."""
 
         def position(self, topic: str, partition: int) -> int:
-            return MOST + len(repeats)
+            return len(published) + len(repeats)
 
     make_topic(kafka.brokers, topic)
-    write(kafka.brokers, topic, [*positioned(range(MOST)), *repeats, *positioned([MOST, MOST + 1])])
+    write(kafka.brokers, topic, [*published, *repeats, *positioned([MOST + 2, MOST + 3])])
     async with member(settings(), Ahead) as one:
         await one.until(lambda: len(one.actor.seen) == 2 or one.consumer.stopped())
-        assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MOST, MOST + 1])
+        assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MOST + 2, MOST + 3])
 
 
 @pytest.mark.fault(71)
