@@ -24,7 +24,7 @@ from tests.faults.stage import until
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 WRITES_S = 15.0  # until commands are taken again, after another leader is elected
 PUBLISHED_S = 30.0  # the fault, an election, and the clients' way to the new leader
-HOWS = ("killed", "paused", "silent", "deposed")
+HOWS = ("killed", "paused", "silent")  # where a deposed one is reached, a new instance may not become ready meanwhile
 ROUND_S = 10.0
 ROUNDS = max(1, int(float(os.environ.get("HIVEIO_FAULT_SECONDS", "0")) // ROUND_S))
 SEED = int(os.environ.get("HIVEIO_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
@@ -45,7 +45,7 @@ def configured(cluster: Cluster, topic: str, name: str, value: str) -> None:
 
 
 @pytest.mark.fault(15)
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, "deposed"])
 async def test_15_the_leader_of_the_log_is_lost(cluster: Cluster, how: str) -> None:
     """``silent``: its packets are held. ``deposed``: the other brokers do not reach it, and the clients do, so they do
     not look for another one until it learns that it was deposed."""
