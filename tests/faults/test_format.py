@@ -78,7 +78,12 @@ async def test_55_a_brokers_clock_jumps_ahead_and_back(broker: Broker) -> None:
         stage.redis_client().flushall()  # a new fold says the same
         assert await repeated(1) == 422
         pen.write([now + number for number in range(WINDOW_S + 2)])
-        assert await repeated(0) == 200  # a command of its own: nor is it never forgotten
+        for _ in range(100):  # an instance may not have read all of that yet
+            if await repeated(0) == 200:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("the key is never forgotten")  # it should be a command of its own now
         await stage.well("Account/a")
 
 
