@@ -248,7 +248,7 @@ def publisher(
 ) -> None:
     constants = {
         "N": 3,
-        "Writers": {"P1", "P2", "P3"},
+        "Sessions": {"P1", "P2", "P3"},
         "MaxTopic": 6,
         "Ordered": True,
         "Waits": True,

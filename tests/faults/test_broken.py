@@ -56,7 +56,7 @@ async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) ->
         assert point in {finding.point for finding in findings}
 
 
-@pytest.mark.fault(70)  # not in the short mix: test_bounds.py has the same without an engine
+@pytest.mark.fault(72)  # not in the short mix: test_bounds.py has the same without an engine
 async def test_an_engine_that_keeps_no_bound_is_found(broker: Broker) -> None:
     """It answers linearizable reads as current ones, publishes late, and leaks."""
     ways = "believe,late,leak"

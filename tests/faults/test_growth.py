@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, fun
 RUN_S = 150.0
 
 
-@pytest.mark.fault(70)
-async def test_70_memory_does_not_grow_with_the_commands(broker: Broker) -> None:
+@pytest.mark.fault(72)
+async def test_72_memory_does_not_grow_with_the_commands(broker: Broker) -> None:
     with Stage(broker, published_s=10) as stage:
         with stage.memory():
             async with stage.load(32) as load:
