@@ -11,7 +11,8 @@ import pytest
 from hiveio.config import Settings
 from hiveio.kafka import tail as tails
 from hiveio.kafka import untaken
-from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.tail import LogRecord, Tail
 from tests.integration.topics import Written, make_topic, write
 from tests.services import Kafka
 
@@ -122,6 +123,9 @@ async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bou
     await all_of_it(greedy)
     assert not failures
     assert len(lazy.seen) <= full + 2 * BATCH
+    before = tail._consumer
+    tail.renew()
+    await until(lambda: tail._consumer is not before)
     lazy.greedy = True
     lazy.take()
     await all_of_it(lazy, offset=7)
@@ -132,6 +136,7 @@ async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bou
 
 async def test_looking_for_something_in_a_stretch_of_records_keeps_one_at_a_time(kafka: Kafka, topic: str) -> None:
     reader = LogReader(Settings(brokers=kafka.brokers), topic)
+    reader.renew()
     tracemalloc.start()
     try:
         found = await asyncio.to_thread(reader.read_each, 0, 5, RECORDS, lambda message: message.offset())

@@ -15,8 +15,8 @@ from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
 from hiveio.kafka import lookup
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.reader import Reader
-from hiveio.kafka.tail import LogReader
 from hiveio.projection import SqliteProjection
 from tests.integration.consumers import Deposited, Member, Recorder, member, plain, settings, wire
 from tests.integration.topics import Written, committed, make_topic, write

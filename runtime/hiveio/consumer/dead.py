@@ -8,8 +8,9 @@ from hiveio.config import Settings
 from hiveio.consumer.letters import dead_topic
 from hiveio.errors import ConfigError
 from hiveio.kafka import Message
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import Outgoing, Session
-from hiveio.kafka.tail import LogReader, Tail
+from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, ensure_beside
 

@@ -37,12 +37,12 @@ class Appender:
     def __init__(self, settings: Settings, topic: str, failed: OnFailure, in_flight: int) -> None:
         self.name = f"appender {topic}"
         self.loop = asyncio.get_running_loop()
-        self._topic, self._failed = topic, failed
+        self._settings, self._topic, self._failed = settings, topic, failed
         self._wait_s = settings.buffer_timeout_ms / 1000
         self._most = settings.buffer
         self._gathered: list[tuple[int, str, bytes]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._config = client_config(settings) | {
+        self._own: dict[str, Any] = {
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 0,
@@ -64,8 +64,7 @@ class Appender:
         def report(error: KafkaError | None, message: Message) -> None:
             self._report(made[0], error, message)
 
-        config: dict[str, Any] = self._config | {"on_delivery": report}
-        made.append(Client(self, config))
+        made.append(Client(self, client_config(self._settings) | self._own | {"on_delivery": report}))
         return made[0]
 
     def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
@@ -122,6 +121,10 @@ class Appender:
 
     def settle(self, reported: Sequence[object]) -> None:
         """Records are read back."""
+
+    def renew(self) -> None:
+        """Go on with a client that learns anew who leads; what the old one held is unknown."""
+        self.replace(self._client, "another leader")
 
     def replace(self, client: Client, reason: str) -> None:
         if client is self._client:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import BrokerMetadata  # type: ignore[attr-defined]
 
 from hiveio import outages
 from hiveio.kafka.threads import start_thread
@@ -125,4 +126,9 @@ def _named(client: Producer) -> set[str] | None:
         brokers = client.list_topics(timeout=ASK_S).brokers.values()
     except KafkaException:
         return None
-    return {f"[{each.host}]:{each.port}" if ":" in each.host else f"{each.host}:{each.port}" for each in brokers}
+    return {address(each) for each in brokers}
+
+
+def address(broker: BrokerMetadata) -> str:
+    host = str(broker.host)
+    return f"[{host}]:{broker.port}" if ":" in host else f"{host}:{broker.port}"

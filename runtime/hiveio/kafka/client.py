@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -47,6 +48,9 @@ _SILENT_BROKER = {
     "topic.metadata.refresh.interval.ms": 5_000,
 }
 
+BEGIN_S = 300.0
+_begin: dict[str, tuple[str, float]] = {}  # by the brokers that are configured: those to begin with, and until when
+
 
 def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
     """The properties of a client: brokers, id, logging, then ``own`` defaults, then KAFKA_*, which tune them.
@@ -63,12 +67,19 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
         _check_security(tuning)
     connection = {"bootstrap.servers": settings.brokers, "client.id": settings.client_id, "logger": logger}
     away.ask_with(lambda more: make(Producer, {**connection, **tuning, **more}))
+    brokers, until = _begin.get(settings.brokers, ("", 0.0))
     return {
         **connection,
+        **({"bootstrap.servers": brokers} if time.monotonic() < until else {}),
         **_SILENT_BROKER,
         **{name if name.endswith("_cb") else _property(name.replace("_", ".")): value for name, value in own.items()},
         **tuning,
     }
+
+
+def begin_with(settings: Settings, brokers: str) -> None:
+    """For the next BEGIN_S, clients that are made know these brokers at first, instead of those configured."""
+    _begin[settings.brokers] = brokers, time.monotonic() + BEGIN_S
 
 
 def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:

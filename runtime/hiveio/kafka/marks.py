@@ -19,14 +19,20 @@ class Marks:
     """Asks with one small call for all that is asked for at once."""
 
     def __init__(self, settings: Settings) -> None:
-        self._admin = admin(settings)
+        self._settings = settings
+        self.renew()
+
+    def renew(self) -> None:
+        """Ask with a client that learns anew who leads. The old one ends when nobody uses it any more."""
+        self._admin = admin(self._settings)
 
     def ends(self, places: Iterable[Place]) -> dict[Place, int]:
         """The end offsets of these partitions. Blocking; raises Unavailable."""
         try:
             latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
             asked = {TopicPartition(*place): latest for place in places}
-            told = self._admin.list_offsets(asked, request_timeout=TIMEOUT_S)
+            client = self._admin  # named: its results end with it
+            told = client.list_offsets(asked, request_timeout=TIMEOUT_S)
             return {(tp.topic, tp.partition): future.result(2 * TIMEOUT_S).offset for tp, future in told.items()}
         except KafkaException as error:
             raise backend_away(f"the ends of topics: {error.args[0].str()}") from None

@@ -1,17 +1,15 @@
-"""Reading the transaction log: following it with little delay, its end, and single records."""
+"""Following a log with little delay."""
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from hiveio.config import Settings
-from hiveio.errors import backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.threads import blocking
@@ -21,7 +19,6 @@ BATCH = 2_000  # most records handed over at once
 MOST_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
 POLL_S = 0.1
 AGAIN_S = 0.01  # between two looks at whether a partition that was let go of has room again
-RENEW_S = 2.0  # so old is a client at least that is given up
 logger = logging.getLogger("hiveio.kafka")
 
 
@@ -46,12 +43,11 @@ def no_record(offset: int) -> LogRecord:
     return LogRecord(offset, "", b"", 0)
 
 
-Made = TypeVar("Made")
 OnRecords = Callable[[list[Any]], None]  # of LogRecord, or what the tail makes of a message
 OnError = Callable[[str], None]
 
 
-def _consumer(settings: Settings, **extra: object) -> Consumer:
+def reading_client(settings: Settings, **extra: object) -> Consumer:
     return make(
         Consumer,
         client_config(settings)
@@ -92,6 +88,7 @@ class Tail:
     ) -> None:
         self._settings, self._topic, self._make, self._gap = settings, topic, make, gap
         self._loop = asyncio.get_running_loop()
+        self._stale = False  # another client is wanted
         self._consumer = self._reading_client()
         self._wanted: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # moves that the thread has not made yet
         self._moved = threading.Event()
@@ -132,6 +129,10 @@ class Tail:
         """So many of the records of this partition are done with."""
         self._untaken.take(partition, count)
 
+    def renew(self) -> None:
+        """Read on with a client that learns anew who leads."""
+        self._stale = True
+
     def _run(self) -> None:
         pauses = Pauses()
         while (failure := tried(self._read)) is not None and not self._ended:
@@ -144,6 +145,8 @@ class Tail:
 
     def _read(self) -> None:
         while not self._ended:
+            if self._stale:
+                self._renew()
             self._move()
             if not self._following:
                 self._moved.wait(1.0)
@@ -158,6 +161,7 @@ class Tail:
 
     def _renew(self) -> None:
         """Go on behind what was handed over: what the old client had taken and not given is read again."""
+        self._stale = False
         tried(self._consumer.close)
         self._consumer = self._reading_client()
         self._assign(self._following.keys() - self._left)
@@ -198,7 +202,7 @@ class Tail:
 
     def _reading_client(self) -> Consumer:
         # The end of a partition is told once it is quiet: behind it there may be marks.
-        return _consumer(self._settings, **({} if self._gap is None else {"enable.partition.eof": True}))
+        return reading_client(self._settings, **({} if self._gap is None else {"enable.partition.eof": True}))
 
     def _assigned(self) -> set[int]:
         return {tp.partition for tp in self._consumer.assignment()}
@@ -259,135 +263,3 @@ class Tail:
                 following[1](records)
             if partition in failures:
                 following[2](failures[partition])
-
-
-# Of a consumer that reads one record and goes elsewhere: it neither reads ahead, nor waits at the end of the log for a
-# fetch of its own before the next one.
-_ONE_RECORD = {
-    "enable.partition.eof": True,
-    "fetch.wait.max.ms": 1,
-    "queued.min.messages": 1,
-    "fetch.message.max.bytes": 65_536,
-}
-
-
-class LogReader:
-    """Ends and single records of a topic, read on a thread of its own."""
-
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self._settings, self._topic = settings, topic
-        self._ends = _consumer(settings)
-        self._made = time.monotonic()
-        self._records = _consumer(settings, **_ONE_RECORD)
-        self._reading = threading.Lock()
-        self._asked: dict[int, asyncio.Future[int]] = {}
-        self._busy: set[int] = set()
-
-    async def end(self, partition: int) -> int:
-        """The end offset, fetched after this call came: every record acknowledged before stands below it.
-
-        Concurrent callers share a fetch. Raises Unavailable.
-        """
-        asked = self._asked.get(partition)
-        if asked is None:
-            asked = self._asked[partition] = asyncio.get_running_loop().create_future()
-        if partition not in self._busy:
-            self._busy.add(partition)
-            self._task = asyncio.ensure_future(self._fetch_ends(partition))
-        return await asyncio.shield(asked)
-
-    async def _fetch_ends(self, partition: int) -> None:
-        while asked := self._asked.pop(partition, None):
-            try:
-                asked.set_result((await blocking(self.bounds, partition))[1])
-            except Exception as error:  # whatever it is: nobody is left waiting
-                asked.set_exception(error)
-                asked.exception()  # those who asked may have gone: that is no fault to report
-        self._busy.discard(partition)
-
-    def bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:
-        """First offset and end offset; blocking."""
-        try:
-            found = self._ends.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout_s)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and time.monotonic() - self._made > RENEW_S:
-                # What a client was told of the topic while its broker was away can stay with it for many minutes.
-                # The old one ends when nobody uses it any more.
-                self._ends, self._made = _consumer(self._settings), time.monotonic()
-            raise backend_away(f"the end of {self._topic}/{partition}: {error.args[0].str()}") from None
-        if found is None:
-            raise backend_away(f"the end of {self._topic}/{partition} was not told within {timeout_s:.0f} s")
-        return found
-
-    async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
-        """The record at this offset (with ``end``: the last one of the partition). None if there is none."""
-        message = await blocking(self.read_message, partition, OFFSET_END if end else offset)
-        if message is None:
-            return None
-        return log_record(message)
-
-    def read_each(
-        self, partition: int, offset: int, end: int, made: Callable[[Message], Made], timeout_s: float = 5.0
-    ) -> list[Made]:
-        """What is made of each message from ``offset`` to below ``end``, which is not beyond the end of the partition:
-        something small, since only one message at a time is kept. Blocking."""
-        if offset >= end:
-            return []
-        found: list[Made] = []
-        with self._reading, closing(self._from(partition, offset, timeout_s)) as messages:
-            for message in messages:
-                if (at := message.offset() or 0) < end:
-                    found.append(made(message))
-                if at >= end - 1:
-                    break
-        return found
-
-    def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
-        """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
-        with self._reading:
-            first, end = self.bounds(partition)
-            if offset == OFFSET_END:
-                return self._last(partition, first, end, timeout_s)
-            if not first <= offset < end:
-                return None
-            message = next(self._from(partition, offset, timeout_s), None)
-            return message if message is not None and message.offset() == offset else None  # a mark of a transaction
-
-    def _last(self, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
-        """What stands at the end may be no record (a mark of a transaction): then it looks further back."""
-        back = 1
-        while first < end:
-            begin, last = max(first, end - back), None
-            for message in self._from(partition, begin, timeout_s):
-                last = message
-                if message.offset() == end - 1:
-                    break
-            if last is not None or begin == first:
-                return last
-            back *= 4
-        return None
-
-    def _from(self, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
-        """The records from this offset to the end of now."""
-        where = f"{self._topic}/{partition}/{offset}"
-        try:
-            self._records.assign([TopicPartition(self._topic, partition, offset)])
-            while True:
-                message = self._records.poll(timeout_s)
-                if message is None:
-                    raise backend_away(f"{where} cannot be read: no answer")
-                if (failure := message.error()) is not None:
-                    if failure.code() == KafkaError._PARTITION_EOF:
-                        return
-                    if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                        continue  # the client looks for a coordinator, whom nobody needs here
-                    raise backend_away(f"{where} cannot be read: {failure.str()}")
-                yield message
-        except KafkaException as error:
-            raise backend_away(f"{where}: {error.args[0].str()}") from None
-        finally:
-            self._records.unassign()
-
-    def close(self) -> None:
-        self._ends.close()
-        self._records.close()

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.kafka.appender import Appender
-from hiveio.kafka.tail import LogReader, LogRecord, OnError, OnRecords, Tail
+from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.tail import LogRecord, OnError, OnRecords, Tail
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Begun, Cache, Loaded, Watermark
 from hiveio.transaction.engine import Engine

@@ -7,7 +7,7 @@ import logging
 import os
 
 from hiveio.errors import Unavailable
-from hiveio.kafka.tail import LogReader
+from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import Writer
 

@@ -28,7 +28,7 @@ from hiveio.errors import (
     contained,
 )
 from hiveio.kafka.appender import Appender
-from hiveio.kafka.tail import LogReader
+from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction import faults
 from hiveio.transaction import record as records
 from hiveio.transaction.bounds import SNAPSHOTS_BYTES

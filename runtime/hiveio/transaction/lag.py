@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka import Message
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.marks import Marks
-from hiveio.kafka.tail import LogReader, log_record
+from hiveio.kafka.tail import log_record
 from hiveio.kafka.threads import blocking
 from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records

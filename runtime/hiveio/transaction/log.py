@@ -12,8 +12,9 @@ from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, Invalid, Unavailable, Unsafe
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.marks import Marks
-from hiveio.kafka.tail import LogReader, Tail
+from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
@@ -31,6 +32,7 @@ from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.rule import Window
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.silence import Silence
 
 log = logging.getLogger("hiveio.transaction")
 
@@ -115,8 +117,11 @@ class TransactionLog:
             publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, self._observer)
             self._publishers.append(publisher)
             publisher.start()
-        self._lag = PublisherLag(self.scopes, Marks(s), self._events, s.written_topic)
+        self._marks = Marks(s)
+        self._lag = PublisherLag(self.scopes, self._marks, self._events, s.written_topic)
         self._lag.start()
+        self._silence = Silence(s, self.scopes, self._publishers, self._renew)
+        self._silence.start()
         self._started = True
 
     async def _tell_others(self) -> None:
@@ -147,6 +152,7 @@ class TransactionLog:
         share = self.settings.drain_timeout_ms / 1000 / 5
         if self._started:
             await self.engine.drain(2 * share)
+            await self._silence.stop()
             for publisher in self._publishers:
                 await publisher.stop(share / len(self._publishers))
             for scope in self.scopes:
@@ -174,6 +180,16 @@ class TransactionLog:
         except Unavailable as error:
             return str(error)
         return None
+
+    async def _renew(self, topics: set[str]) -> None:
+        """Give what works on these topics new clients. Publishers have one for each session anyway."""
+        renewals = [self._events.renew, self._marks.renew]
+        if self.settings.log_topic in topics:
+            self._tail.renew()
+            self._publishing.renew()
+            self._appender.renew()
+            renewals.append(self._reader.renew)
+        await asyncio.gather(*[blocking(renew) for renew in renewals])
 
     def details(self) -> dict[str, Any]:
         """What /readyz?verbose says of aggregates that are set aside, and of partitions that are."""

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Raw
 
 from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable, backend_away
-from hiveio.kafka.tail import LogReader
+from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import Command, answer_body

@@ -1,5 +1,6 @@
 """A record on its way: appended by this instance, and not read back."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,15 @@ Settled = Callable[["Pending", bool | None, int], None]
 
 
 class Pending:
-    """A record that this instance appended and has not read back. ``entries`` is what it makes of its aggregates,
-    ``begun`` an offset from which on its command id is known not to be on record."""
+    """A record that this instance appends ``since_s`` and has not read back. ``entries`` is what it makes of its
+    aggregates, ``begun`` an offset from which on its command id is known not to be on record."""
 
-    __slots__ = ("begun", "entries", "owner", "record", "settled", "size", "text", "tx")
+    __slots__ = ("begun", "entries", "owner", "record", "settled", "since_s", "size", "text", "tx")
 
     def __init__(
         self, tx: str, record: Commit | Barrier, entries: dict[str, Entry], begun: int, settled: Settled, owner: Any
     ) -> None:
         self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
-        self.settled, self.owner = settled, owner
+        self.settled, self.owner, self.since_s = settled, owner, time.monotonic()
         self.size = sum([entry.size for entry in entries.values()])
         self.text = record.command.text if record.command else ""

@@ -10,7 +10,7 @@ import msgspec
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Corrupt, Unsafe, backend_away
 from hiveio.kafka.appender import Appender
-from hiveio.kafka.tail import LogReader
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.topics import Topic
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache, Watermark

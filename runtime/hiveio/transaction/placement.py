@@ -9,7 +9,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, HiveError, Unsafe
-from hiveio.kafka.tail import LogReader, log_record
+from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.tail import log_record
 from hiveio.kafka.threads import blocking
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache

@@ -13,13 +13,15 @@ gives it back, and stays away for longer than the others need to take it.
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from itertools import islice
 
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, HiveError, Unavailable
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import MOST, Outgoing, Session
-from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.service import Observer
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
@@ -86,6 +88,7 @@ class Publisher:
         self._after = (-1, -1)  # offset and index of the last event published
         self._task: asyncio.Task[None] | None = None
         self.read = 0  # the log is published, or holds nothing to publish, below this offset
+        self.paused_s = float("-inf")  # when it last paused, because Kafka did not take or give what it has to
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._run())
@@ -111,6 +114,7 @@ class Publisher:
                     await self._session()
                     pause = RENEW_S  # another instance has the lease
             except Unavailable as error:
+                self.paused_s = time.monotonic()
                 log.warning("publishing %s pauses: %s", self._where, error)
             except Corrupt as error:
                 self._scope.fail(str(error))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
+from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import REPEATED
-from hiveio.kafka.tail import LogReader
 from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.metrics import Strangers

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
-from hiveio.kafka.tail import LogReader, LogRecord, Tail
+from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.transaction import faults, metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.anchor import Anchor
