@@ -21,7 +21,7 @@ log = logging.getLogger("hiveio.transaction")
 LATE_S = 3.0  # without a record being read back
 LOOK_S, LONGEST_LOOK_S = 1.0, 4.0  # between two looks; doubled while the brokers agree
 LEARN_S = 60.0  # between two times at which it is asked where the brokers are, while all is well
-PAUSE_S, LONGEST_PAUSE_S = 6.0, 60.0  # for new clients to do their work; doubled while they do not
+PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # for new clients to do their work; doubled while they do not
 
 
 class Silence:
