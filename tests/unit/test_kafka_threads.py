@@ -64,7 +64,7 @@ async def test_a_tail_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
         clients.append(Odd([FAILURES[len(clients)]] if len(clients) < len(FAILURES) else []))
         return clients[-1]
 
-    monkeypatch.setattr(tail, "_consumer", make)
+    monkeypatch.setattr(tail, "reading_client", make)
     one = tail.Tail(Settings(brokers="nowhere:1"), "log")
     one.follow(0, 17, lambda _: None, lambda _: None)
     one.start()
