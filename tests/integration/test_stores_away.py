@@ -7,22 +7,24 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
-from hiveio import Unavailable
+from hiveio import Context, Unavailable
 from hiveio.config import Settings
 from hiveio.errors import AWAY, ConfigError
-from hiveio.projection import SqliteProjection
+from hiveio.projection import SqliteProjection, pool
 from hiveio.projection.postgres import PostgresProjection
 from tests.conftest import required
-from tests.integration.consumers import Member, member, plain, settings
+from tests.integration.consumers import Deposited, Member, member, plain, settings
 from tests.integration.test_dead_letters import QUICK
 from tests.integration.test_projection import Postgresql, Sqlite, at
 from tests.integration.topics import make_topic, write
@@ -163,7 +165,77 @@ async def test_a_database_that_is_read_only_or_locked(
                 other.execute("LOCK TABLE s.hive_position")
                 await waits(one, kafka, 2, "lock timeout")
             await goes_on(one, 2)
+        change("RESET lock_timeout")  # then the time of the handler ends, in what is not its own
+        async with member(settings(**QUICK, consumer_timeout_ms=300), kind) as one:
+            await one.until(one.partitions)
+            with psycopg.connect(url) as other:
+                other.execute("LOCK TABLE s.hive_position")
+                await waits(one, kafka, 3, "did not end within the time of the handler")
+            await one.until(lambda: one.consumer.counts.handled == 1)
+            assert await one.actor.amounts() == [1, 2, 3]
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_database_that_is_silent(
+    kafka: Kafka, topic: str, settings: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stands still, and no connection breaks. A statement that only takes long is another matter."""
+    monkeypatch.setattr(pool, "WAIT_S", 2.0)
+    monkeypatch.setattr(pool._outage, "_told_at", None)  # that of another test
+    caplog.set_level("INFO")
+    seconds = 0.0
+    at_work = asyncio.Event()
+
+    class Slow(Postgresql):
+        async def perform(self, event: Deposited, context: Context) -> None:
+            async def effect(db: psycopg.AsyncConnection[Any]) -> None:
+                at_work.set()
+                await db.execute("INSERT INTO line SELECT %s FROM pg_sleep(%s)", (event.amount, seconds))
+
+            await self.once(context, effect)
+
+    def told() -> list[str]:
+        ours = [each for each in caplog.records if each.name.startswith(("psycopg", "hiveio.backends"))]
+        return [each.getMessage() for each in ours if each.levelname != "DEBUG"]
+
+    make_topic(kafka.brokers, topic)
+    made = settings(consumer_attempts=2, consumer_backoff_ms=1, consumer_timeout_ms=8_000)
+    with required("postgres"), Postgres() as own:
+        kind = type("Projected", (Slow,), {"url": own.url, "schema": "s"})
+        async with member(made, kind) as one:
+            await one.until(one.partitions)
+            seconds = 3.0  # longer than it takes to doubt the server
+            write(kafka.brokers, topic, plain([1]))
+            await one.until(at_work.is_set)
+            assert await asyncio.gather(*(one.actor.amounts() for _ in range(2))) == [[]] * 2, "connections beside it"
+            await one.until(lambda: one.consumer.counts.handled == 1)
+            assert (one.consumer.counts.retried, told()) == (0, [])
+            at_work.clear()
+            write(kafka.brokers, topic, plain([2]))
+            await one.until(at_work.is_set)
+            own.pause()
+            try:
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(one.actor.ready(), 0.5)
+                assert time.monotonic() - began < 1.5, "readiness does not wait for it once more"
+                await one.until(lambda: one.consumer.counts.retried)
+                other = kind()
+                asked = one.actor.at(topic, 0), one.actor.amounts(), one.actor.ready(), other.start()
+                away = await asyncio.gather(*asked, return_exceptions=True)
+                assert [type(each) for each in away] == [Unavailable] * 3 + [type(None)], "it starts without it"
+                await one.until(lambda: one.consumer.counts.retried > 2)
+                assert "waits for its backend: PostgreSQL: " in (await one.consumer.ready() or "")
+                assert len(told()) == 1
+                assert told()[0].startswith("PostgreSQL is away: it answers neither")
+            finally:
+                own.resume()
+            seconds = 0.0
+            await one.until(lambda: one.consumer.counts.handled == 2)
+            assert one.consumer.counts.dead == 0
+            assert await one.actor.amounts() == [1, 2]
+            await other.stop()
+    assert [text.split()[2] for text in told()] == ["away:", "back,"]
 
 
 async def test_a_user_who_may_make_nothing_needs_a_schema_with_its_tables_and_no_more(postgres: Postgres) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,21 @@ class Postgres(Service):
 
     def _probe(self) -> Callable[[], bool]:
         return lambda: _answers(self.url)
+
+    def pause(self) -> None:
+        """The sessions too, which are processes in groups of their own."""
+        super().pause()
+        self._signal_sessions(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_sessions(signal.SIGCONT)
+        super().resume()
+
+    def _signal_sessions(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            pid = self.process.pid
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), number)
 
 
 class Pgbouncer(Service):

@@ -292,6 +292,8 @@ class CarefulLane(Lane):
                 await target.handle(as_batch(envelope) if target.batch else envelope)
             except BaseException as error:
                 failure = self.hand.told(error, self.retry.timeout_s, closing=self._closing)
+                if self._closing and isinstance(failure, Unavailable):
+                    raise asyncio.CancelledError from None  # another owner tries it
                 text = f"{origin}: failed again: {type(failure).__name__}: {failure}"
                 logger.warning("%s", text, extra=about(target.contract, envelope))
                 return f"{type(failure).__name__}: {failure}"

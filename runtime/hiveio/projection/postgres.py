@@ -1,55 +1,21 @@
 """A projection in PostgreSQL. Needs the extra ``hiveio[postgres]`` (psycopg)."""
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, LiteralString
 
-import psycopg
 from psycopg import AsyncConnection, sql
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from hiveio import outages
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable, backend_away
 from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
+from hiveio.projection.pool import Pool, connecting
 
-WAIT_S = 5.0  # for a connection
-READY_S = 1.0  # the same, where readiness asks
-MOST = 8  # connections of a process
-# Of the database and not of what is done with it: https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AWAY_CLASSES = {
-    "08",  # connection exceptions, a pooler's among them
-    "53",  # no room on the disk, no memory, too many connections
-    "57",  # shutting down, starting, a statement that took too long
-    "58",  # input and output
-}
-_AWAY = {
-    "25006",  # read-only: a standby, or a database that is being moved
-    "25P03",  # the transaction was idle for too long
-    "40001",  # serialization failure
-    "40P01",  # deadlock
-    "55P03",  # a lock that was not to be had
-}
+READY_S = 1.0  # so long readiness waits for a connection
 logger = logging.getLogger("hiveio.projection")
-
-_outage = outages.of("PostgreSQL")
-
-
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    """A filter for the lines of the pool, which come for each connection and each attempt."""
-    text = record.getMessage()
-    if text.startswith(("error connecting", "reconnection attempt", "discarding")):
-        _outage.away(text)
-        return False
-    return True
-
-
-_pool_log = logging.getLogger("psycopg.pool")
-_pool_log.setLevel(logging.WARNING)  # at level info it has several lines for each event
-_pool_log.addFilter(_worth_a_line)
 
 
 class PostgresProjection(Actor):
@@ -68,7 +34,7 @@ class PostgresProjection(Actor):
       this actor alone.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
     - ``pool`` gives connections for queries, each in a transaction. Instances and workers may share the database.
-    - A database that is away, full, locked or read-only is waited for: that is no dead letter.
+    - A database that is away, silent, full, locked or read-only is waited for: that is no dead letter.
     - Nothing outlives a transaction in a session, so there may be a pooler between, in transaction mode.
     """
 
@@ -81,8 +47,9 @@ class PostgresProjection(Actor):
 
     async def start(self) -> None:
         """Returns without the database too, and readiness tells. Raises ConfigError for a schema of another actor."""
-        self.pool = _Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space)
+        self.pool = Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space)
         self._made = False
+        self._looking: asyncio.Task[Any] | None = None
         await self.pool.open()
         try:
             await self._in_transaction(_nothing)
@@ -90,10 +57,16 @@ class PostgresProjection(Actor):
             logger.warning("the projection %s waits for its database: %s", type(self).__name__, error)
 
     async def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         await self.pool.close()
 
     async def ready(self) -> bool:
-        await self._in_transaction(lambda db: db.execute("SELECT 1"), READY_S)
+        # Who asks gives up early. A statement that is cancelled waits for the server once more, so this one goes on.
+        if self._looking is None or self._looking.done():
+            looking = self._in_transaction(lambda db: db.execute("SELECT 1"), READY_S)
+            self._looking = asyncio.create_task(looking, name="PostgreSQL ready")
+        await asyncio.shield(self._looking)
         return True
 
     async def _make(self, db: AsyncConnection[Any]) -> None:
@@ -127,40 +100,38 @@ class PostgresProjection(Actor):
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
         False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
-        stored; Unavailable when the database is away, full, locked or read-only.
+        stored; Unavailable when the database is away, silent, full, locked or read-only, and when the time of the
+        handler ends while the database is waited for outside of ``effect``.
         """
-        place = Place.of(context)
+        place, in_effect = Place.of(context), False
 
         async def work(db: AsyncConnection[Any]) -> bool:
+            nonlocal in_effect
             if not await _advance(db, place):
                 return False
+            in_effect = True
             await effect(db)
+            in_effect = False
             return True
 
-        return bool(await self._in_transaction(work))
+        try:
+            return bool(await self._in_transaction(work))
+        except asyncio.CancelledError:
+            if in_effect:
+                raise
+            # The position, the commit: no event is to blame for what they take.
+            raise backend_away("PostgreSQL: the transaction did not end within the time of the handler") from None
 
     async def _in_transaction(
-        self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]], wait_s: float = WAIT_S
+        self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]], wait_s: float | None = None
     ) -> Any:
         """Raises Unavailable when the database is away, also where it is so at the commit."""
-        try:
-            async with self.pool.connection(wait_s) as db:
-                if not self._made:
-                    await self._make(db)
-                result = await work(db)
-            self._made = True
-            _outage.back()
-            return result
-        except PoolTimeout:
-            reason = self.pool.reason or f"all {MOST} connections were busy for {wait_s:g} s"
-            if self.pool.reason:
-                _outage.away(reason)
-            raise backend_away(f"PostgreSQL: {reason}") from None
-        except psycopg.Error as error:
-            if not _is_away(error):
-                raise
-            _outage.away(str(error).strip())
-            raise backend_away(f"PostgreSQL: {str(error).strip()}") from error
+        async with self.pool.connection(wait_s) as db:
+            if not self._made:
+                await self._make(db)
+            result = await work(db)
+        self._made = True
+        return result
 
     # -- hiveio replay
 
@@ -187,7 +158,7 @@ class PostgresProjection(Actor):
         await self._in_transaction(_nothing)  # there may be no schema yet
         await self.stop()
         self.space = f"{self.schema}_shadow"
-        async with await AsyncConnection.connect(self.url or os.environ.get("POSTGRES_URL", "")) as db:
+        async with await AsyncConnection.connect(self.url or os.environ.get("POSTGRES_URL", ""), **connecting()) as db:
             await db.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.space)))
 
     async def end_shadow(self, *, swap: bool) -> bool:
@@ -211,57 +182,6 @@ class PostgresProjection(Actor):
             return True
 
         return bool(await self._in_transaction(work))
-
-
-class _Pool(AsyncConnectionPool[AsyncConnection[Any]]):
-    """Gives connections in a transaction whose search path is the schema. ``reason`` is why none can be made, if so.
-
-    A pooler in transaction mode gives another session to each transaction: it refuses options of a session, and what is
-    set or prepared in one is not there in the next.
-    """
-
-    def __init__(self, url: str, space: str) -> None:
-        self.reason = ""
-        self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
-        super().__init__(
-            url,
-            # BEGIN is ours, so that it goes with the search path in one round trip.
-            kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": int(WAIT_S)},
-            connection_class=self._telling(),
-            min_size=1,
-            max_size=MOST,
-            timeout=WAIT_S,
-            open=False,
-        )
-
-    def _telling(self) -> type[AsyncConnection[Any]]:
-        pool = self
-
-        class Telling(AsyncConnection[Any]):
-            @classmethod
-            async def connect(cls, *arguments: Any, **named: Any) -> Any:
-                try:
-                    made = await super().connect(*arguments, **named)
-                except psycopg.Error as error:
-                    pool.reason = str(error).strip()
-                    raise
-                pool.reason = ""
-                return made
-
-        return Telling
-
-    @asynccontextmanager
-    async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
-        async with super().connection(timeout) as db:
-            await db.execute(self._begin)
-            yield db  # then it commits, or rolls back what raises
-
-
-def _is_away(error: psycopg.Error) -> bool:
-    state = error.sqlstate
-    if state is None:  # the connection is broken
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return state in _AWAY or state[:2] in _AWAY_CLASSES
 
 
 # With the column that an older version's table has not.

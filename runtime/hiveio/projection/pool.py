@@ -1,0 +1,194 @@
+"""Connections to PostgreSQL, each in a transaction; and what its server is to blame for, one that is silent too."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from hiveio import outages
+from hiveio.errors import backend_away
+
+WAIT_S = 5.0  # for a connection; and for an answer, before the server is asked whether it is there
+WATCH_S = 0.5
+LOST_S = 30  # so long packets may get lost before the system breaks a connection
+MOST = 8  # connections of a process
+# Of the database and not of what is done with it: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CLASSES = {
+    "08",  # connection exceptions, a pooler's among them
+    "53",  # no room on the disk, no memory, too many connections
+    "57",  # shutting down, starting, a statement that took too long
+    "58",  # input and output
+}
+_AWAY = {
+    "25006",  # read-only: a standby, or a database that is being moved
+    "25P03",  # the transaction was idle for too long
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # a lock that was not to be had
+}
+
+_outage = outages.of("PostgreSQL")
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """A filter for the lines of the pool, which come for each connection and each attempt."""
+    text = record.getMessage()
+    if text.startswith(("error connecting", "reconnection attempt")):
+        _outage.away(text)
+        return False
+    return not text.startswith("discarding")  # whoever had the connection tells why
+
+
+_pool_log = logging.getLogger("psycopg.pool")
+_pool_log.setLevel(logging.WARNING)  # at level info it has several lines for each event
+_pool_log.addFilter(_worth_a_line)
+
+
+def connecting() -> dict[str, Any]:
+    """Options of every connection. Those about lost packets are for one that is dead where the server is not."""
+    return {
+        "connect_timeout": int(WAIT_S),
+        "tcp_user_timeout": LOST_S * 1000,
+        "keepalives_idle": LOST_S // 3,
+        "keepalives_interval": LOST_S // 6,
+        "keepalives_count": 4,
+    }
+
+
+class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
+    """Gives connections in a transaction whose search path is the schema. ``reason`` is why none can be made, if so.
+
+    A pooler in transaction mode gives another session to each transaction: it refuses options of a session, and what is
+    set or prepared in one is not there in the next.
+
+    A statement may take as long as it likes. Where an answer does not come within WAIT_S, the server is asked for
+    another connection; if it is silent there too, those that wait for it are broken.
+    """
+
+    def __init__(self, url: str, space: str) -> None:
+        self.reason = ""
+        self._url = url
+        self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
+        self._pending: dict[AsyncConnection[Any], float] = {}  # since when they wait for an answer
+        self._silent: set[AsyncConnection[Any]] = set()  # those of them that are broken
+        self._watching: asyncio.Task[None] | None = None
+        super().__init__(
+            url,
+            # BEGIN is ours, so that it goes with the search path in one round trip.
+            kwargs={"autocommit": True, "prepare_threshold": None, **connecting()},
+            connection_class=self._watched(),
+            min_size=1,
+            max_size=MOST,
+            timeout=WAIT_S,
+            reconnect_timeout=WAIT_S,  # then whoever needs a connection asks anew; the pool's pauses grow to minutes
+            open=False,
+        )
+
+    def _watched(self) -> type[AsyncConnection[Any]]:
+        pool = self
+
+        class Watched(AsyncConnection[Any]):
+            @classmethod
+            async def connect(cls, *arguments: Any, **named: Any) -> Any:
+                try:
+                    made = await super().connect(*arguments, **named)
+                except psycopg.Error as error:
+                    pool.reason = str(error).strip()
+                    raise
+                pool.reason = ""
+                return made
+
+            async def wait(self, *arguments: Any, **named: Any) -> Any:
+                pool._pending[self] = monotonic()
+                try:
+                    return await super().wait(*arguments, **named)
+                except psycopg.OperationalError:
+                    if self in pool._silent:
+                        raise psycopg.OperationalError(_SILENT) from None
+                    raise
+                finally:
+                    pool._pending.pop(self, None)
+                    pool._silent.discard(self)
+
+        return Watched
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        await super().open(wait, timeout)
+        self._watching = asyncio.create_task(self._watch(), name="PostgreSQL watch")
+
+    async def close(self, timeout: float = 5.0) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().close(timeout)
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
+        """Raises Unavailable when the database is away, also where it is so at the commit."""
+        try:
+            async with super().connection(timeout) as db:
+                await db.execute(self._begin)
+                yield db  # then it commits, or rolls back what raises
+        except PoolTimeout:
+            reason = self.reason or f"no connection was free within {timeout or WAIT_S:g} s; a process has {MOST}"
+            if self.reason:
+                _outage.away(reason)
+            raise backend_away(f"PostgreSQL: {reason}") from None
+        except psycopg.Error as error:
+            if not _is_away(error):
+                raise
+            _outage.away(str(error).strip())
+            raise backend_away(f"PostgreSQL: {str(error).strip()}") from error
+        _outage.back()
+
+    async def _watch(self) -> None:
+        """One watchdog for all connections: a timer for each statement would cost more."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._late():
+                continue
+            if await self._answers():
+                self._pending |= dict.fromkeys(self._late(), monotonic())
+                continue
+            _outage.away(_SILENT)
+            for db in self._late():
+                self._silent.add(db)
+                _break(db)
+
+    def _late(self) -> list[AsyncConnection[Any]]:
+        latest = monotonic() - WAIT_S
+        return [db for db, since in self._pending.items() if since < latest]
+
+    async def _answers(self) -> bool:
+        """Whether the server answers a new connection; a refusal is an answer."""
+        try:
+            other = await self.connection_class.connect(self._url, **connecting())
+        except psycopg.errors.ConnectionTimeout:
+            return False
+        except psycopg.Error:
+            return True
+        await other.close()
+        return True
+
+
+_SILENT = "it answers neither a statement nor a new connection"
+
+
+def _break(db: AsyncConnection[Any]) -> None:
+    """Whoever waits for an answer finds that the connection has ended. It is closed where it is used, and not here."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(db.pgconn.socket)) as same:
+        same.shutdown(socket.SHUT_RDWR)
+
+
+def _is_away(error: psycopg.Error) -> bool:
+    state = error.sqlstate
+    if state is None:  # the connection is broken
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state in _AWAY or state[:2] in _AWAY_CLASSES
