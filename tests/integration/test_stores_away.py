@@ -1,6 +1,7 @@
 """Stores that cannot take an event: full, read-only, locked, away, behind a pooler. No event is to blame for it."""
 
 import asyncio
+import gc
 import os
 import pwd
 import shutil
@@ -194,6 +195,11 @@ async def test_a_database_that_is_silent(
 
             await self.once(context, effect)
 
+    def connecting() -> list[Any]:
+        """Attempts that were given up would have their sockets still."""
+        ended = psycopg.pq.ConnStatus.OK, psycopg.pq.ConnStatus.BAD
+        return [o for o in gc.get_objects() if isinstance(o, psycopg.pq.PGconn) and o.status not in ended]
+
     def told() -> list[str]:
         ours = [each for each in caplog.records if each.name.startswith(("psycopg", "hiveio.backends"))]
         return [each.getMessage() for each in ours if each.levelname != "DEBUG"]
@@ -234,6 +240,7 @@ async def test_a_database_that_is_silent(
             await one.until(lambda: one.consumer.counts.handled == 2)
             assert one.consumer.counts.dead == 0
             assert await one.actor.amounts() == [1, 2]
+            await one.until(lambda: not connecting())
             await other.stop()
     assert [text.split()[2] for text in told()] == ["away:", "back,"]
 

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL, each in a transaction; and what its server is to blame for, one that is silent too."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -79,6 +80,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
         self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
         self._pending: dict[AsyncConnection[Any], float] = {}  # since when they wait for an answer
         self._silent: set[AsyncConnection[Any]] = set()  # those of them that are broken
+        self._unclosed = False
         self._watching: asyncio.Task[None] | None = None
         super().__init__(
             url,
@@ -102,6 +104,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
                     made = await super().connect(*arguments, **named)
                 except psycopg.Error as error:
                     pool.reason = str(error).strip()
+                    pool._unclosed = True
                     raise
                 pool.reason = ""
                 return made
@@ -152,6 +155,9 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
         """One watchdog for all connections: a timer for each statement would cost more."""
         while True:
             await asyncio.sleep(WATCH_S)
+            if self._unclosed:  # psycopg leaves the socket of an attempt that timed out to the collector
+                self._unclosed = False
+                gc.collect()
             if not self._late():
                 continue
             if await self._answers():
