@@ -99,14 +99,13 @@ async def test_16_too_few_replicas_are_unknown_and_resolved_later(cluster: Clust
                     *[stage.send("Deposit", f"Account/u{n}", at=n % 2, key=f"u{n}", amount=1) for n in range(4)],
                     *[stage.send("Withdraw", "Account/a", at=n % 2, amount=1) for n in range(2)],
                 )
-                unknown = [call for call in calls if call.status == 504]
-                assert unknown, calls
                 assert not [call for call in calls if call.told not in (Told.UNKNOWN, Told.NOT_EXECUTED)], calls
-            for call in unknown:
+                # Those that came first; once verdicts are late an instance takes no more.
+                await until(lambda: any(call.status == 504 for call in load.history), "a command without a verdict")
+            for call in [call for call in load.history if call.status == 504][:10]:
                 first = await stage.outcome(call, at=0)
                 assert first in ("accepted", "closed")
                 assert await stage.outcome(call, at=1) == first, "one outcome, for everybody and for ever"
                 assert stage.verdicts(call).count(True) == (first == "accepted")
-            assert any(call.status == 504 for call in load.history)
         configured(cluster, stage.log_topic, "min.insync.replicas", "2")
         await stage.well("Account/a", "Account/u0", "Account/h0")

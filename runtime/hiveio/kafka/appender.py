@@ -49,7 +49,6 @@ class Appender:
             "max.in.flight": in_flight,
             "delivery.timeout.ms": 300_000,  # a time-out would only make an outcome unknown; not REQUEST_TIMEOUT
             "queue.buffering.max.messages": LIMIT,
-            "queue.buffering.max.kbytes": LIMIT_KBYTES,
             "delivery.report.only.error": True,
             "socket.nagle.disable": True,
         }
@@ -64,7 +63,8 @@ class Appender:
         def report(error: KafkaError | None, message: Message) -> None:
             self._report(made[0], error, message)
 
-        made.append(Client(self, client_config(self._settings) | self._own | {"on_delivery": report}))
+        config = client_config(self._settings, queue_buffering_max_kbytes=LIMIT_KBYTES)
+        made.append(Client(self, config | self._own | {"on_delivery": report}))
         return made[0]
 
     def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
