@@ -8,6 +8,7 @@ from typing import Self
 
 import psutil  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, KafkaException
+from confluent_kafka.admin import PartitionMetadata  # type: ignore[attr-defined]
 
 from tests.faults.proxy import Proxy, When, always
 from tests.faults.stage import Broker, Stage, until
@@ -58,21 +59,21 @@ class Cluster(Broker):
 
     def leader(self, topic: str) -> int:
         """Of its first partition, by the brokers that know best; -1 if there is none."""
-        client = Consumer({"bootstrap.servers": self.brokers, "group.id": "leader", "log_level": 0})
-        try:
-            return int(client.list_topics(topic, timeout=2).topics[topic].partitions[0].leader)
-        except KafkaException:
-            return -1
-        finally:
-            client.close()
+        found = self._partition(topic)
+        return found.leader if found else -1
 
     def in_sync(self, topic: str) -> int:
         """How many replicas of its first partition are in sync."""
+        found = self._partition(topic)
+        return len(found.isrs) if found else 0
+
+    def _partition(self, topic: str) -> PartitionMetadata | None:
         client = Consumer({"bootstrap.servers": self.brokers, "group.id": "leader", "log_level": 0})
         try:
-            return len(client.list_topics(topic, timeout=2).topics[topic].partitions[0].isrs)
+            found: PartitionMetadata = client.list_topics(topic, timeout=2).topics[topic].partitions[0]
+            return found
         except KafkaException:
-            return 0
+            return None
         finally:
             client.close()
 

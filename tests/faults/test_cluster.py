@@ -7,19 +7,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 
 from tests.conftest import required
 from tests.faults.chaos import Chaos
 from tests.faults.checker import Told
 from tests.faults.cluster import NODES, Cluster, ClusterStage
 from tests.faults.stage import until
+from tests.integration.topics import configure
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 WRITES_S = 15.0  # until commands are taken again, after another leader is elected
@@ -35,13 +29,6 @@ def cluster() -> Iterator[Cluster]:
     """Three brokers for these tests: each test leaves all of them running."""
     with required("kafka"), Cluster() as made:
         yield made
-
-
-def configured(cluster: Cluster, topic: str, name: str, value: str) -> None:
-    admin = AdminClient({"bootstrap.servers": cluster.brokers})
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin.incremental_alter_configs([resource])[resource].result(20)
 
 
 @pytest.mark.fault(15)
@@ -89,7 +76,7 @@ async def test_16_too_few_replicas_are_unknown_and_resolved_later(cluster: Clust
     with ClusterStage(cluster, published_s=PUBLISHED_S) as stage:
         await stage.accepted("Deposit", "Account/a", amount=100)
         await until(lambda: cluster.in_sync(stage.log_topic) == len(NODES), "replicated", to_thread=True)
-        configured(cluster, stage.log_topic, "min.insync.replicas", "3")
+        configure(cluster.brokers, stage.log_topic, {"min.insync.replicas": "3"})
         follower = next(node for node in NODES if node != cluster.leader(stage.log_topic))
         async with stage.load(8) as load:
             await asyncio.sleep(1)
@@ -107,5 +94,5 @@ async def test_16_too_few_replicas_are_unknown_and_resolved_later(cluster: Clust
                 assert first in ("accepted", "closed")
                 assert await stage.outcome(call, at=1) == first, "one outcome, for everybody and for ever"
                 assert stage.verdicts(call).count(True) == (first == "accepted")
-        configured(cluster, stage.log_topic, "min.insync.replicas", "2")
+        configure(cluster.brokers, stage.log_topic, {"min.insync.replicas": "2"})
         await stage.well("Account/a", "Account/u0", "Account/h0")

@@ -7,19 +7,13 @@ import time
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 
 from hiveio.transaction.record import FORMAT, Barrier, Upgrade, encode
 from hiveio.transaction.rule import WRITERS
 from tests.faults.evidence import log_of
 from tests.faults.fold import Fold
 from tests.faults.stage import Broker, Stage, until
+from tests.integration.topics import configure
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 WINDOW_S = 60
@@ -51,10 +45,7 @@ class Pen:
 
 def take_timestamps(stage: Stage) -> None:
     """The log's topic takes the timestamps that its records bring: what a broker's clock says is up to the test."""
-    own = ConfigEntry("message.timestamp.type", "CreateTime", incremental_operation=AlterConfigOpType.SET)
-    admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
-    resource = ConfigResource(ResourceType.TOPIC, stage.log_topic, incremental_configs=[own])
-    admin.incremental_alter_configs([resource])[resource].result(20)
+    configure(stage.direct.brokers, stage.log_topic, {"message.timestamp.type": "CreateTime"})
 
 
 @pytest.mark.fault(55)

@@ -12,9 +12,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AclPermissionType,
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
     ResourcePatternType,
     ResourceType,
 )
@@ -25,7 +22,7 @@ from tests.faults.proxy import kafka as kafka_requests
 from tests.faults.stage import Broker
 from tests.integration.conftest import Make
 from tests.integration.test_security import AUTHORIZER, allow
-from tests.integration.topics import make_topic, read_all
+from tests.integration.topics import configure, make_topic, read_all
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis, Security
 
@@ -46,13 +43,6 @@ class Readings(Actor):
 """
 CLIENTS, EACH = 64, 20
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240, func_only=True)]
-
-
-def configure(brokers: str, topic: str, config: Mapping[str, str]) -> None:
-    entries = [ConfigEntry(name, text, incremental_operation=AlterConfigOpType.SET) for name, text in config.items()]
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    admin = AdminClient({"bootstrap.servers": brokers})  # named: its results end with it
-    admin.incremental_alter_configs([resource])[resource].result(30)
 
 
 class Load:

@@ -67,9 +67,14 @@ def committed(brokers: str, group: str, topic: str, partition: int = 0) -> tuple
         consumer.close()
 
 
+def configure(brokers: str, topic: str, config: Mapping[str, str]) -> None:
+    """Set these properties of a topic, and leave the others as they are."""
+    entries = [ConfigEntry(name, text, incremental_operation=AlterConfigOpType.SET) for name, text in config.items()]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    admin = AdminClient({"bootstrap.servers": brokers})  # named: its results end with it
+    admin.incremental_alter_configs([resource])[resource].result(30)
+
+
 def largest_record(brokers: str, topic: str, size: int) -> None:
     """Set the bytes of the largest record that the topic takes."""
-    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": brokers})  # named: its results end with it
-    admin.incremental_alter_configs([resource])[resource].result(10)
+    configure(brokers, topic, {"max.message.bytes": str(size)})
