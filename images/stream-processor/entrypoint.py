@@ -3,7 +3,7 @@
 from hiveio.process import serve
 from hiveio.routes import Route
 from hiveio.service import Service
-from hiveio.transaction.log import TransactionLog, commands, outcomes, snapshots, transacting
+from hiveio.transaction.component import TransactionLog, commands, outcomes, snapshots, transacting
 
 
 def stream_processor(service: Service) -> list[Route]:

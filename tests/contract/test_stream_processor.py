@@ -25,7 +25,7 @@ from hiveio.config import Settings
 from hiveio.http import Edge
 from hiveio.service import Service
 from hiveio.transaction import record as records
-from hiveio.transaction.log import commands, outcomes, snapshots, transacting
+from hiveio.transaction.component import commands, outcomes, snapshots, transacting
 from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import Prefix, scope_of
 from tests.faults import actors

@@ -16,7 +16,7 @@ from hiveio.kafka import untaken
 from hiveio.transaction import bounds
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache, Loaded
-from hiveio.transaction.log import TransactionLog
+from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.rule import scope_of
 from hiveio.transaction.scope import Scope
 from tests.faults.proxy import Proxy

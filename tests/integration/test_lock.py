@@ -74,13 +74,13 @@ async def test_only_the_owner_gives_a_lock_back(nodes: list[Node]) -> None:
 async def test_the_holder_extends_and_hears_that_another_one_waits(nodes: list[Node]) -> None:
     a, b = redlock(nodes, "a"), redlock(nodes, "b")
     first = await acquire(a, "x")
-    assert not first.wanted
+    assert not first.contended
     assert not (await acquire(b, "x")).until
     again = await acquire(a, "x")
     assert again.until > first.until
-    assert again.wanted
+    assert again.contended
     a.release(SCOPE, ["x"])
-    assert not (await acquire(b, "x")).wanted, "b waits for itself no more"
+    assert not (await acquire(b, "x")).contended, "b waits for itself no more"
 
 
 async def test_a_lock_ends_by_its_time(nodes: list[Node]) -> None:
@@ -147,12 +147,12 @@ async def test_a_free_lock_goes_to_the_one_that_has_waited_longest(nodes: list[N
     """The order of asking does not matter, nor does a node that has not heard of all."""
     a, b, c = (redlock(nodes[:count], token) for token in "abc")
     assert (await acquire(a, "x")).until
-    assert (await acquire(c, "x", waited_s=2)).ahead == 0
-    assert (await acquire(b, "x", waited_s=1)).ahead == 1
+    assert (await acquire(c, "x", waited_s=2)).waiters_ahead == 0
+    assert (await acquire(b, "x", waited_s=1)).waiters_ahead == 1
     a.release(SCOPE, ["x"])
-    assert (await acquire(a, "x")).ahead == 2, "who had it waits again, behind all others"
-    assert (await acquire(b, "x", waited_s=1.01)).ahead == 1
-    assert (await acquire(c, "x", waited_s=2.02)).wanted
+    assert (await acquire(a, "x")).waiters_ahead == 2, "who had it waits again, behind all others"
+    assert (await acquire(b, "x", waited_s=1.01)).waiters_ahead == 1
+    assert (await acquire(c, "x", waited_s=2.02)).contended
     c.release(SCOPE, ["x"])
     assert not (await acquire(a, "x", waited_s=0.03)).until
     assert (await acquire(b, "x", waited_s=1.04)).until
@@ -161,15 +161,15 @@ async def test_a_free_lock_goes_to_the_one_that_has_waited_longest(nodes: list[N
 async def test_who_asks_no_more_is_not_waited_for(nodes: list[Node]) -> None:
     a, b, c = (redlock(nodes, token) for token in "abc")
     assert (await acquire(a, "x")).until
-    assert (await acquire(c, "x", waited_s=9)).ahead == 0
+    assert (await acquire(c, "x", waited_s=9)).waiters_ahead == 0
     a.release(SCOPE, ["x"])
     began = time.monotonic()
     while not (await acquire(b, "x")).until:
-        assert time.monotonic() < began + 2, "a wish is remembered for 0.2 s"
+        assert time.monotonic() < began + 2, "a waiter is remembered for 0.2 s"
     assert time.monotonic() > began + 0.15
 
 
-async def test_the_oldest_of_several_wishes_for_sets_gets_its_whole_set(nodes: list[Node]) -> None:
+async def test_of_several_that_wait_for_sets_the_first_gets_its_whole_set(nodes: list[Node]) -> None:
     """Younger ones that need less cannot take it away one by one."""
     a, b, c = (redlock(nodes, token) for token in "abc")
     assert (await acquire(a, "x")).until

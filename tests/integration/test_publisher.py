@@ -21,7 +21,7 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.log import TransactionLog
+from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.resume import published
 from tests.integration.conftest import Make

@@ -16,9 +16,9 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import LogRecord, OnError, OnRecords, Tail
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Begun, Cache, Loaded, Watermark
+from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.lock import Locked, Redlock
-from hiveio.transaction.log import TransactionLog
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, Known, Prefix, Window, Writer

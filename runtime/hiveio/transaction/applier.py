@@ -18,7 +18,7 @@ from hiveio.transaction.view import Judged
 if TYPE_CHECKING:
     from hiveio.transaction.scope import Scope
 
-log = logging.getLogger("hiveio.scope")
+logger = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
@@ -129,12 +129,12 @@ class Applier:
                 if self.judged or scope.quarantine.healed:
                     self.wake()
             except HiveError as error:
-                log.warning("the cache of %s is not moved: %s", scope.where, error)
+                logger.warning("the cache of %s is not moved: %s", scope.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)
                 self._work.set()
             except Exception as error:
-                log.exception("a fault while moving the cache of %s", scope.where)
+                logger.exception("a fault while moving the cache of %s", scope.where)
                 scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
         self._applied.set()  # nobody is left waiting for what is not applied any more
         while self._when:

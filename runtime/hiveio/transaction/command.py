@@ -21,7 +21,7 @@ from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import Known
-from hiveio.transaction.run import Taken
+from hiveio.transaction.run import LockBusy
 from hiveio.transaction.scope import Scope
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Reading:
         return self.entries[self._command.target].version
 
     async def get(self, actor: type[Actor], id: str) -> Any:
-        """See hiveio.Transaction. Raises Taken, which begins the command again with the whole set locked."""
+        """See hiveio.Transaction. Raises LockBusy, which begins the command again with the whole set locked."""
         name = self._named(actor, id)
         if name not in self.entries:
             self._command.needs.add(name)
@@ -161,7 +161,7 @@ class Reading:
 
     def _named(self, actor: type[Actor], id: str) -> str:
         if self._closed:
-            raise Taken(f"the perform of {self._command.target} that this tx was given to is over")
+            raise LockBusy(f"the perform of {self._command.target} that this tx was given to is over")
         contract = self._engine.by_kind.get(actor)
         if contract is None:
             raise TypeError(f"{actor!r} is not an actor of this service")

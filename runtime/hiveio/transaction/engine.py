@@ -49,7 +49,7 @@ from hiveio.transaction.run import IDLE, QUEUE, Run
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.work import Work
 
-log = logging.getLogger("hiveio.engine")
+logger = logging.getLogger("hiveio.engine")
 
 LEVELS = 250  # of a record as JSON: how many can be read depends on who reads, and nobody may pass a record over
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share

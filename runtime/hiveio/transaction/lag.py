@@ -22,7 +22,7 @@ from hiveio.transaction.record import Commit
 from hiveio.transaction.resume import last_event
 from hiveio.transaction.scope import Scope
 
-log = logging.getLogger("hiveio.publisher")
+logger = logging.getLogger("hiveio.publisher")
 
 LOOK_S = 1.0  # between two looks
 CHUNKS = (20, 2_000)  # records of the log read at once: first, and most
@@ -52,10 +52,10 @@ class PublisherLag:
                 self._told = ("", 0.0)
             except HiveError as error:
                 if self._is_news(error):
-                    log.warning("how far %s is behind its log cannot be seen: %s", self._topic, error)
+                    logger.warning("how far %s is behind its log cannot be seen: %s", self._topic, error)
             except Exception as error:
                 if self._is_news(error):
-                    log.exception("a fault while looking how far %s is behind its log", self._topic)
+                    logger.exception("a fault while looking how far %s is behind its log", self._topic)
             await asyncio.sleep(LOOK_S)
 
     def _is_news(self, error: Exception) -> bool:

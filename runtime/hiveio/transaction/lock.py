@@ -21,15 +21,15 @@ GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum an
 
 
 class Locked(NamedTuple):
-    """``until`` is the monotonic time up to which the lock is surely held; 0 if it is not. ``wanted``: another
+    """``until`` is the monotonic time up to which the lock is surely held; 0 if it is not. ``contended``: another
     instance waits for it. ``reason`` names each node that refused, and why; ``away``: too few of them answered;
-    ``ahead``: how many other instances have waited for it longer."""
+    ``waiters_ahead``: how many other instances have waited for it longer."""
 
     until: float
-    wanted: bool = False
+    contended: bool = False
     reason: str = ""
     away: bool = False
-    ahead: int = 0
+    waiters_ahead: int = 0
 
 
 class Redlock:
@@ -83,7 +83,7 @@ class Redlock:
             node.call(_LOCK, scope, self._common, own).add_done_callback(partial(voted, node))
 
     def _count(self, scope: str, aggregates: Sequence[str], votes: dict[Redis, Any], start: float) -> Locked:
-        reasons, yes, silent, wanted, ahead = [], 0, 0, False, 0
+        reasons, yes, silent, contended, waiters_ahead = [], 0, 0, False, 0
         for node in self._nodes:
             vote = votes.get(node)
             if vote is None or isinstance(vote, BaseException):
@@ -91,17 +91,22 @@ class Redlock:
                 reasons.append(f"{node.shown}: {vote or 'no answer in time'}")
             elif _is_yes(vote):
                 yes += 1
-                wanted = wanted or vote[1] == 1
+                contended = contended or vote[1] == 1
             else:
                 reasons.append(f"{node.shown}: {vote[1].decode()} is locked by another instance")
-                ahead = max(ahead, vote[2])
+                waiters_ahead = max(waiters_ahead, vote[2])
         until = start + self._valid_s
         if yes >= self._quorum and until > time.monotonic():
-            return Locked(until, wanted)
+            return Locked(until, contended)
         if yes or silent:
             self.release(scope, aggregates)  # a node answers in order: it takes back what it may give late
         away = len(self._nodes) - silent < self._quorum
-        return Locked(0.0, reason="; ".join(reasons) or "the lock came later than it lasts", away=away, ahead=ahead)
+        return Locked(
+            0.0,
+            reason="; ".join(reasons) or "the lock came later than it lasts",
+            away=away,
+            waiters_ahead=waiters_ahead,
+        )
 
     def release(self, scope: str, aggregates: Sequence[str]) -> None:
         """Give locks back. Not awaited: if a node does not hear of it, its lock ends by its time."""

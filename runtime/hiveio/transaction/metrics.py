@@ -9,7 +9,7 @@ from collections import Counter as Counts
 
 from hiveio.metrics import SECONDS, Counter, Gauge, Histogram, Timings
 
-log = logging.getLogger("hiveio.transaction")
+logger = logging.getLogger("hiveio.transaction")
 
 TOLD_S = 30.0
 
@@ -66,7 +66,7 @@ class Strangers:
         if (now := time.monotonic()) > self._next:
             self._next = now + TOLD_S
             text = "%s/%s is %s. %s such records since the last line; find out who writes to this topic"
-            log.critical(text, self._where, offset, self._what, self._count)
+            logger.critical(text, self._where, offset, self._what, self._count)
             self._count = 0
 
 

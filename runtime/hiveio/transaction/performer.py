@@ -19,12 +19,12 @@ from hiveio.transaction.command import Command, Reading, answer_body
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.record import Commit, Read, Write
-from hiveio.transaction.run import OPEN, TAKEN, Run, Taken
+from hiveio.transaction.run import LOCK_BUSY, OPEN, LockBusy, Run
 
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
 
-log = logging.getLogger("hiveio.engine")
+logger = logging.getLogger("hiveio.engine")
 
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
@@ -72,10 +72,10 @@ class Performer:
         self._wait(run, command, reading, result)
 
     def _reading(self, run: Run, command: Command) -> Reading:
-        """What it is performed on: the aggregate as it stands now. Raises Taken."""
+        """What it is performed on: the aggregate as it stands now. Raises LockBusy."""
         tip = run.latest()
         if run.state is not OPEN or tip is None:
-            raise Taken(f"{run.aggregate} has moved")
+            raise LockBusy(f"{run.aggregate} has moved")
         return Reading(self._engine, command, run, tip)
 
     def _invoke(self, command: Command, reading: Reading) -> Any:
@@ -118,7 +118,7 @@ class Performer:
 
     def _tell(self, text: str, command: Command) -> None:
         fields = about(command.contract, command.envelope)
-        command.context.run(log.error, text, command.contract.kind.__name__, extra=fields)
+        command.context.run(logger.error, text, command.contract.kind.__name__, extra=fields)
 
     @property
     def abandoned(self) -> int:
@@ -157,12 +157,14 @@ class Performer:
                 waiting.reading = None
             text = f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed"
             self._engine.give_up(command, Conflict(text))
-        except Taken:
+        except LockBusy:
             command.attempts += 1
             if command.over:
                 return
             if command.attempts > self._engine.retry_count:
-                self._engine.give_up(command, Conflict(TAKEN))  # which aggregate it is, may be another client's secret
+                self._engine.give_up(
+                    command, Conflict(LOCK_BUSY)
+                )  # which aggregate it is, may be another client's secret
             else:
                 run.set_aside(command)
         except BaseException as fault:
@@ -172,12 +174,12 @@ class Performer:
             self._free(waiting)
 
     async def _surely_held(self, command: Command, reading: Reading) -> bool:
-        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises Taken."""
+        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises LockBusy."""
         if time.monotonic() < min(run.until for run in reading.runs.values()):
             return True
         heads = [(name, entry.head or "") for name, entry in reading.entries.items()]
         if any(head in command.scope.pending for _, head in heads):
-            raise Taken(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
+            raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
         scope, ttl_ms = command.scope, self._engine.settings.lock_ttl_ms
         stands, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
         return scope.saw(stands) and vote == 1 and not reading.moved()

@@ -30,7 +30,7 @@ from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.resume import Resume
 from hiveio.transaction.scope import Scope
 
-log = logging.getLogger("hiveio.publisher")
+logger = logging.getLogger("hiveio.publisher")
 
 LEASE_MS = 2_000  # a dead holder is succeeded after it
 RENEW_S = 0.6
@@ -115,13 +115,13 @@ class Publisher:
                     pause = RENEW_S  # another instance has the lease
             except Unavailable as error:
                 self.paused_s = time.monotonic()
-                log.warning("publishing %s pauses: %s", self._where, error)
+                logger.warning("publishing %s pauses: %s", self._where, error)
             except Corrupt as error:
                 self._scope.fail(str(error))
             except HiveError as error:
-                log.error("publishing %s fails: %s", self._where, error)
+                logger.error("publishing %s fails: %s", self._where, error)
             except Exception:  # a session finds its place anew: whatever it was, the next one may go on
-                log.exception("a fault while publishing %s", self._where)
+                logger.exception("a fault while publishing %s", self._where)
             if pause == AWAY_S:
                 await self._give_back()
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
@@ -151,7 +151,7 @@ class Publisher:
     async def _session(self) -> None:
         await self._resume()
         session = Session(self._settings, self._topic, self._scope.partition, self._observer)
-        log.info("publishing %s after %s", self._where, self._previous or "the start")
+        logger.info("publishing %s after %s", self._where, self._previous or "the start")
         loop = asyncio.get_running_loop()
         self._checked = self._moved = loop.time()
         try:

@@ -13,7 +13,7 @@ from hiveio.transaction.scope import Scope
 if TYPE_CHECKING:
     from hiveio.transaction.engine import Engine
 
-log = logging.getLogger("hiveio.engine")
+logger = logging.getLogger("hiveio.engine")
 
 BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
 
@@ -35,7 +35,7 @@ class Rescue:
             scope.proofs.over(tx, read_back=False)
             if pending is None:
                 continue
-            log.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
+            logger.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
             if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
                 self._leave(scope, pending, pending.record)
             else:
@@ -53,7 +53,7 @@ class Rescue:
         problem = backend_away(f"Kafka refuses records of {scope.where}: {reason}")
         if (now := self._engine.loop.time()) - self._told_at > EVERY_S:
             self._told_at = now
-            log.error("%s; commands are answered 503, and nothing of them has happened", problem)
+            logger.error("%s; commands are answered 503, and nothing of them has happened", problem)
         scope.proofs.refused(pending.tx, problem)
         if isinstance(pending.record, Barrier):
             self._leave(scope, pending, pending.record)
@@ -72,7 +72,7 @@ class Rescue:
         try:
             self._engine.append_barrier(scope, name)
         except Problem as problem:
-            log.warning("no barrier for %s: %s", name, problem)
+            logger.warning("no barrier for %s: %s", name, problem)
             self._later(scope, name)
 
     def _later(self, scope: Scope, name: str) -> None:

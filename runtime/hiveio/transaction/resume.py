@@ -19,7 +19,7 @@ from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.metrics import Strangers
 
-log = logging.getLogger("hiveio.publisher")
+logger = logging.getLogger("hiveio.publisher")
 
 LOOK_BACK = 1_000  # records read at once, from the end of the topic backwards
 PROOF_S = 5.0  # for a record of our own to be read back
@@ -108,7 +108,7 @@ class Resume:
             await self.note()
         if first > self._trimmed:
             self._trimmed = first
-            log.critical(
+            logger.critical(
                 "the events below %s/%s are gone: consumers that read this topic from its start will miss them; "
                 "set retention.ms=-1 and retention.bytes=-1, and let nobody delete its records",
                 self._where,

@@ -37,12 +37,12 @@ QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
 AWAY_TRIES = 10  # retries of a lock while a backend is away: with LOCK_RETRY_DELAY, about two seconds
 NEXT = 0.2  # of a pause, between the questions of the one that gets the lock next
 CHAIN = 256  # records appended and not read back
-TAKEN = "what this command needs is locked by another instance: try again later"
+LOCK_BUSY = "what this command needs is locked by another instance: try again later"
 LINGER_S = 0.005  # that a run without commands stays open after several in a row
 IDLE, OPENING, OPEN, BROKEN, PAUSED = "idle", "opening", "open", "broken", "paused"
 
 
-class Taken(HiveError):
+class LockBusy(HiveError):
     """An aggregate cannot be had at once: its lock is another instance's, or it is being begun again."""
 
 
@@ -62,7 +62,7 @@ class Run:
         self.performing: Waiting | None = None  # a perform that takes its time
         self.until = 0.0  # the lock is surely held up to here
         self._turn = 0.0  # after this time another instance that waits gets its turn
-        self._wanted = False
+        self._contended = False
         self._renewing = False
         self._closing = False
         self._busy = 0  # commands appended since the run was last about to close
@@ -93,7 +93,7 @@ class Run:
         begin.add_done_callback(self._on_begun)
 
     async def visit(self) -> Entry:
-        """The tip, for a command of another run. Raises Taken: waiting while holding another lock could be for ever."""
+        """The tip, for a command of another run. Raises LockBusy: a wait with another lock held could be for ever."""
         if self.state is IDLE:
             self.open()
         if self.state is OPENING:
@@ -102,9 +102,9 @@ class Run:
             await future
         tip = self.latest()
         if self.state is not OPEN or tip is None:
-            raise Taken(f"{self.aggregate} is {self.state}")
+            raise LockBusy(f"{self.aggregate} is {self.state}")
         if self._spent(time.monotonic()):
-            raise Taken(f"another instance has its turn at {self.aggregate}")
+            raise LockBusy(f"another instance has its turn at {self.aggregate}")
         return tip
 
     def latest(self) -> Entry | None:
@@ -130,7 +130,7 @@ class Run:
             problem = begun if isinstance(begun, Unavailable) else backend_away(str(begun))
         elif not locked.until:
             self.engine.tally.lock_waits += 1
-            problem = backend_away(locked.reason) if locked.away else Conflict(TAKEN)
+            problem = backend_away(locked.reason) if locked.away else Conflict(LOCK_BUSY)
         elif self.engine.work.laden and not self.weight:
             problem = Unavailable("too much is in work: try again later")
         elif self.scope.saw(begun[0], self._asked) and self.scope.ready:
@@ -142,7 +142,7 @@ class Run:
                 self.state = PAUSED
                 self.open(alone=True)
                 return
-            self._again(problem or self.scope.unavailable(), locked.ahead)
+            self._again(problem or self.scope.unavailable(), locked.waiters_ahead)
             return
         self.tip, self.state, self._attempts, self.trouble = entry, OPEN, 0.0, ""
         self.engine.work.opened(self, entry.size)
@@ -169,24 +169,24 @@ class Run:
         elif self.state in (IDLE, PAUSED):
             self.open(alone=True)
 
-    def _welcome(self, error: Taken | None) -> None:
+    def _welcome(self, error: LockBusy | None) -> None:
         visitors, self._visitors = self._visitors, []
         for future in visitors:
             if not future.done():
                 future.set_exception(error) if error else future.set_result(None)
 
     def _take_turn(self, locked: Locked) -> None:
-        self.until, self._wanted = locked.until, locked.wanted
+        self.until, self._contended = locked.until, locked.contended
         self._turn = time.monotonic() + self.engine.lock.turn_s
 
-    def _again(self, problem: Problem, ahead: int) -> None:
+    def _again(self, problem: Problem, waiters_ahead: int) -> None:
         """The lock is another's: try later; the first command pays for the attempts, less while others are ahead of
         it. A backend is away: try less and less often, and then all of them are told."""
         self.state, self.tip, self.trouble = PAUSED, None, problem.detail
-        self._welcome(Taken(problem.detail))
+        self._welcome(LockBusy(problem.detail))
         away = isinstance(problem, Unavailable)
-        pause = 1 if away or ahead else NEXT  # the lock stands free until the next one asks
-        self._attempts += pause / (1 + ahead)
+        pause = 1 if away or waiters_ahead else NEXT  # the lock stands free until the next one asks
+        self._attempts += pause / (1 + waiters_ahead)
         if self._attempts > (min(AWAY_TRIES, self.engine.retry_count) if away else self.engine.retry_count):
             self._attempts = 0.0
             for _ in range(len(self.queue) if away else min(1, len(self.queue))):
@@ -238,9 +238,9 @@ class Run:
         """The lock is lost, or the turn is over and another instance waits; whether one does is asked at its end."""
         if now < self._turn:
             return now >= self.until
-        if not self._wanted and now < self.until:
+        if not self._contended and now < self.until:
             self._renew()
-        return self._wanted or now >= self.until
+        return self._contended or now >= self.until
 
     def _renew(self) -> None:
         if not self._renewing:
@@ -252,7 +252,7 @@ class Run:
         if self.state is not OPEN:
             return
         self._take_turn(locked)
-        if locked.wanted:
+        if locked.contended:
             self._turn = 0.0
         self.pump()
 

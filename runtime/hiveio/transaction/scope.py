@@ -33,7 +33,7 @@ from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Known, Window, Writer
 from hiveio.transaction.view import View
 
-log = logging.getLogger("hiveio.scope")
+logger = logging.getLogger("hiveio.scope")
 
 CHUNK = 1_000  # most records judged at once, and
 TURN_S = 0.02  # the time after which the loop turns between
@@ -131,7 +131,7 @@ class Scope:
         least = mine.offset if asked is None else asked
         if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < least:
             if not self.lost:
-                log.warning("the cache of %s fell back from %s to %s", self.where, mine.text, stands.decode())
+                logger.warning("the cache of %s fell back from %s to %s", self.where, mine.text, stands.decode())
                 self.lost = True
                 self._news.set()
                 self.applier.wake()
@@ -147,7 +147,7 @@ class Scope:
         """Stop here, loudly: nothing goes past what cannot be judged."""
         if not self.failed:
             self.failed = reason
-            log.critical("the scope stops: %s", reason)
+            logger.critical("the scope stops: %s", reason)
             self._news.set()
             self.applier.wake()
 
@@ -214,13 +214,13 @@ class Scope:
                 await self._judge()
                 pause = PAUSE_S[0]
             except Unavailable as error:
-                log.warning("%s waits: %s", self.where, error)
+                logger.warning("%s waits: %s", self.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)
             except Corrupt as error:
                 self.fail(str(error))
             except Exception as error:
-                log.exception("a fault while following %s", self.where)
+                logger.exception("a fault while following %s", self.where)
                 self.fail(f"{self.where}/{self.view.next}: {type(error).__name__}: {error}")
         # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
         self._tail.unfollow(self.partition)
@@ -253,7 +253,7 @@ class Scope:
         self._progressed(self.view.next)
 
     def _refold(self, watermark: Watermark, writers: Mapping[str, Writer]) -> None:
-        log.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
+        logger.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
         self.view.begin(watermark.offset, watermark.log_state(self._window, writers.items()))
         self.applier.forget()
         self._inbox.clear()
@@ -289,9 +289,9 @@ class Scope:
     def _progressed(self, before: int) -> None:
         following, goal = self.view.next, self._goal or 0
         if before < goal and following // PROGRESS > before // PROGRESS:
-            log.info("%s: %s of %s records", self.where, following, goal)
+            logger.info("%s: %s of %s records", self.where, following, goal)
         if before < goal <= following:
-            log.info("%s: caught up at offset %s", self.where, following)
+            logger.info("%s: caught up at offset %s", self.where, following)
         for future, offset in self._waiting.items():
             if following >= offset and not future.done():
                 future.set_result(None)

@@ -16,7 +16,7 @@ from hiveio.kafka.leaders import Leaders
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.scope import Scope
 
-log = logging.getLogger("hiveio.transaction")
+logger = logging.getLogger("hiveio.transaction")
 
 LATE_S = 3.0  # without a record being read back
 LOOK_S, LONGEST_LOOK_S = 1.0, 4.0  # between two looks; doubled while the brokers agree
@@ -52,7 +52,7 @@ class Silence:
             try:
                 pause_s = await self._look()
             except Exception:  # whatever it was: the next look may find more
-                log.exception("a fault while another leader was looked for")
+                logger.exception("a fault while another leader was looked for")
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
 

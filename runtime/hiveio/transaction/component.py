@@ -34,7 +34,7 @@ from hiveio.transaction.rule import Window
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.silence import Silence
 
-log = logging.getLogger("hiveio.transaction")
+logger = logging.getLogger("hiveio.transaction")
 
 LARGEST = 1_000_000  # bytes; what a record of the log may have, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
@@ -97,7 +97,7 @@ class TransactionLog:
         count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
-            log.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
+            logger.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
         await _patiently(lambda: placement.sample(self._reader, self._cache))
         self.scopes = [
             Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement, bounds)
@@ -131,7 +131,7 @@ class TransactionLog:
         except Unavailable:
             return  # nothing rests on it, and readiness says why Redis takes nothing
         if others:
-            log.warning(
+            logger.warning(
                 "the Redis of CACHE_URL has seen %d other logs named %s, of other clusters or gone by now: %s; nothing "
                 "of theirs is used here, and docs/operations.md says how to delete it",
                 *(len(others), self.settings.log_topic, ", ".join(others[:5])),
@@ -221,7 +221,7 @@ async def _patiently(step: Any) -> Any:
         except Unavailable as error:
             if asyncio.get_running_loop().time() > end:
                 raise Unsafe(f"gave up after {START_S:.0f} s: {error}") from None
-            log.info("waiting: %s", error)
+            logger.info("waiting: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 
