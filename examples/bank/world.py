@@ -25,7 +25,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Watermark
 from hiveio.transaction.record import Record
-from hiveio.transaction.rule import Prefix, scope_of
+from hiveio.transaction.rule import ReferenceFold, scope_of
 from tests.services import HOST, Kafka, Redis, Service, ServiceFailed, kafka_home
 
 from .accounts import AccountActor
@@ -186,11 +186,11 @@ class World:
 
     def log(self) -> list[Logged]:
         """The whole transaction log, judged by the rule: by nothing but the order of its records."""
-        prefix = Prefix()
+        fold = ReferenceFold()
         found = []
         for message in self._read(LOG, self.scope):
             record = records.decode(message.value)
-            verdict = prefix.append(message.key or "", record, int(message.headers.get("time", 0)))
+            verdict = fold.append(message.key or "", record, int(message.headers.get("time", 0)))
             found.append(Logged(message.offset, record, verdict))
         return found
 

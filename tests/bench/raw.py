@@ -20,10 +20,11 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 from hiveio.kafka.delivery import Headers
 from hiveio.redis import Script
 from hiveio.transaction.cache import Cache, Watermark
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 from tests.bench.actors import Visited
 
 Options = dict[str, Any]
+WINDOW = IdWindow(10_000, 3_600_000)  # as the settings have it by default
 DURABLE = {"acks": "all", "enable.idempotence": True, "socket.nagle.disable": True}
 
 
@@ -235,7 +236,9 @@ class Parts:
             to = self.stands._replace(offset=offset + n, transaction="x")
             entries = [(name, b'1 0123456789abcdef-1 {"sum":5,"count":1}') for name in distinct]
             ids = [(f"7:{name}/{number}", f"{offset}:0:0") for number, name in zip(numbers, names, strict=True)]
-            applying = self.cache.apply(0, self.stands, to, "1" * n, entries, ids, Window(10_000, 3_600_000), 0, (), ())
+            applying = self.cache.apply(
+                0, self.stands, to, "1" * n, entries, ids, IdWindow(10_000, 3_600_000), 0, (), ()
+            )
             try:
                 applying.send(None)
             except Call as call:

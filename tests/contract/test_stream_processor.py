@@ -27,7 +27,7 @@ from hiveio.service import Service
 from hiveio.transaction import record as records
 from hiveio.transaction.component import commands, outcomes, snapshots, transacting
 from hiveio.transaction.record import Barrier, Commit, Record
-from hiveio.transaction.rule import Prefix, scope_of
+from hiveio.transaction.rule import ReferenceFold, scope_of
 from tests.faults import actors
 from tests.integration.topics import read_all
 from tests.process import ROOT, Role
@@ -100,10 +100,10 @@ class Bank:
 
     async def log(self) -> list[tuple[str, Record, bool]]:
         """Transaction id, record and verdict of every record, told by the rule alone."""
-        prefix, found = Prefix(), []
+        fold, found = ReferenceFold(), []
         for key, value, time in await asyncio.to_thread(self._log):
             record = records.decode(value)
-            found.append((key, record, prefix.append(key, record, time)))
+            found.append((key, record, fold.append(key, record, time)))
         return found
 
     async def chain(self, id: str) -> list[str]:

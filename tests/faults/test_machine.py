@@ -79,7 +79,7 @@ class Wire(MemoryLog):
 
     def __init__(self, instance: "Instance") -> None:
         log = instance.world.log
-        self.settings, self.partitions, self.prefixes, self.readers = log.settings, log.partitions, log.prefixes, []
+        self.settings, self.partitions, self.folds, self.readers = log.settings, log.partitions, log.folds, []
         self.instance = instance
 
     def append(self, partition: int, key: str, value: bytes) -> None:

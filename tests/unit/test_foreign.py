@@ -4,7 +4,7 @@ import pytest
 
 from hiveio.errors import Corrupt
 from hiveio.transaction.record import FORMAT, Foreign, Format, Upgrade, decode, encode
-from hiveio.transaction.rule import Prefix
+from hiveio.transaction.rule import ReferenceFold
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from hiveio.transaction.rule import Prefix
 def test_bytes_that_are_no_object_with_a_kind_are_void_for_every_reader(value: bytes) -> None:
     record = decode(value)
     assert isinstance(record, Foreign)
-    assert Prefix().append("", record) is False
+    assert ReferenceFold().append("", record) is False
 
 
 @pytest.mark.parametrize(

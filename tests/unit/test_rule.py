@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hiveio.transaction import rule
 from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Upgrade, Write, touched
-from hiveio.transaction.rule import Known, Prefix, Window, scope_of
+from hiveio.transaction.rule import IdRecord, IdWindow, ReferenceFold, scope_of
 
 AGGREGATES = ("Account/a", "Account/b", "Tally/c")
 Log = list[tuple[str, Record, int]]
@@ -48,11 +48,11 @@ def logs(draw: st.DrawFn, most: int = 15) -> Log:
     return log
 
 
-def replayed(log: Sequence[tuple[str, Record, int]]) -> Prefix:
-    prefix = Prefix()
+def replayed(log: Sequence[tuple[str, Record, int]]) -> ReferenceFold:
+    fold = ReferenceFold()
     for tx, record, time in log:
-        prefix.append(tx, record, time)
-    return prefix
+        fold.append(tx, record, time)
+    return fold
 
 
 @given(logs(), st.data())
@@ -83,9 +83,9 @@ def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
 @given(logs())
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
-    prefix = replayed(log)
-    again, on_record = Prefix(), dict[str, Known]()
-    for offset, ((tx, record, time), verdict) in enumerate(zip(log, prefix.verdicts, strict=True)):
+    fold = replayed(log)
+    again, on_record = ReferenceFold(), dict[str, IdRecord]()
+    for offset, ((tx, record, time), verdict) in enumerate(zip(log, fold.verdicts, strict=True)):
         again.append(tx, record, time)
         window, now = again.window, again.time
         if not isinstance(record, (Commit, Barrier)) or record.command is None or not verdict:
@@ -94,7 +94,7 @@ def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
         known = earlier is not None and window.holds(earlier, offset, now)
         assert not (known and isinstance(record, Commit))
         if not known:
-            on_record[record.command.text] = Known(offset, now, record.keyed)
+            on_record[record.command.text] = IdRecord(offset, now, record.keyed)
 
 
 @given(logs(), st.data())
@@ -102,68 +102,68 @@ def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
 def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
     """Its heads have passed and never come back: it stays void, sent again at whatever later place, under its own id
     or another one. Unless it was void for its command id alone, which ends with the window."""
-    overtaken, prefix = [], Prefix()
+    overtaken, fold = [], ReferenceFold()
     had: dict[str, set[str]] = {name: {""} for name in AGGREGATES}
     for tx, record, time in log:
         stale = isinstance(record, Commit) and any(
-            pair.head in had[pair.aggregate] and pair.head != prefix.head(pair.aggregate) for pair in pairs(record)
+            pair.head in had[pair.aggregate] and pair.head != fold.head(pair.aggregate) for pair in pairs(record)
         )
-        if prefix.append(tx, record, time):
+        if fold.append(tx, record, time):
             assert not stale
             for name in touched(record):
                 had[name].add(tx)
         elif stale:
             overtaken.append(record)
     for tx, record, time in data.draw(logs())[1:]:
-        prefix.append(f"more-{tx}", record, time)
+        fold.append(f"more-{tx}", record, time)
     for number, record in enumerate(overtaken):
-        assert not prefix.append(f"again-{number}", record, prefix.time)
+        assert not fold.append(f"again-{number}", record, fold.time)
 
 
 @given(logs(), st.integers(2, 6))
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_what_is_chained_behind_a_void_record_is_void(log: Log, length: int) -> None:
-    prefix = replayed(log)
+    fold = replayed(log)
     stale = Commit(CommandId("Account/a", "first"), (Write("Account/a", "never-was", 0),))
-    assert not prefix.append("chain-0", stale, prefix.time)
+    assert not fold.append("chain-0", stale, fold.time)
     for number in range(1, length):
         chained = Commit(CommandId("Account/a", f"next-{number}"), (Write("Account/a", f"chain-{number - 1}", number),))
-        assert not prefix.append(f"chain-{number}", chained, prefix.time)
+        assert not fold.append(f"chain-{number}", chained, fold.time)
 
 
 def test_versions_that_agree_do_not_make_up_for_a_head() -> None:
     """Another transaction of the same version is another state: the hole that comparing versions leaves open."""
-    prefix = Prefix(Window(10, 0))
+    fold = ReferenceFold(IdWindow(10, 0))
     first = Commit(CommandId("Account/a", "1"), (Write("Account/a", "", 0, ()),))
-    assert prefix.append("won", first)
-    assert not prefix.append("lost", Commit(CommandId("Account/a", "2"), first.writes))
-    assert not prefix.append("chained", Commit(CommandId("Account/a", "3"), (Write("Account/a", "lost", 0),)))
-    assert prefix.append("right", Commit(CommandId("Account/a", "4"), (Write("Account/a", "won", 0),)))
+    assert fold.append("won", first)
+    assert not fold.append("lost", Commit(CommandId("Account/a", "2"), first.writes))
+    assert not fold.append("chained", Commit(CommandId("Account/a", "3"), (Write("Account/a", "lost", 0),)))
+    assert fold.append("right", Commit(CommandId("Account/a", "4"), (Write("Account/a", "won", 0),)))
 
 
 def test_a_barrier_closes_a_command_and_voids_what_comes_late() -> None:
-    prefix = Prefix(Window(10, 0))
+    fold = ReferenceFold(IdWindow(10, 0))
     command = CommandId("Account/a", "k")
-    assert prefix.append("barrier", Barrier(("Account/a",), command, True))
-    assert not prefix.append("late", Commit(command, (Write("Account/a", "", 0),), keyed=True))
-    assert not prefix.append("retry", Commit(command, (Write("Account/a", "barrier", 0),), keyed=True))
-    assert prefix.append("other", Commit(CommandId("Account/a", "l"), (Write("Account/a", "barrier", 0),)))
+    assert fold.append("barrier", Barrier(("Account/a",), command, True))
+    assert not fold.append("late", Commit(command, (Write("Account/a", "", 0),), keyed=True))
+    assert not fold.append("retry", Commit(command, (Write("Account/a", "barrier", 0),), keyed=True))
+    assert fold.append("other", Commit(CommandId("Account/a", "l"), (Write("Account/a", "barrier", 0),)))
 
 
 def test_only_the_first_format_record_counts() -> None:
-    prefix = Prefix()
-    assert prefix.append("one", Format(1, 1, "crc32", 5, 50))
-    assert prefix.append("two", Format(1, 1, "crc32", 9, 90))
-    assert prefix.window == Window(5, 50)
+    fold = ReferenceFold()
+    assert fold.append("one", Format(1, 1, "crc32", 5, 50))
+    assert fold.append("two", Format(1, 1, "crc32", 9, 90))
+    assert fold.window == IdWindow(5, 50)
 
 
 HOUR_MS = 3_600_000
 
 
-def begun(format: int) -> Prefix:
-    prefix = Prefix()
-    assert prefix.append("format-x", Format(format, 1, "crc32", 0, HOUR_MS), 1)
-    return prefix
+def begun(format: int) -> ReferenceFold:
+    fold = ReferenceFold()
+    assert fold.append("format-x", Format(format, 1, "crc32", 0, HOUR_MS), 1)
+    return fold
 
 
 def moving(*names: str, seen: int = 0) -> Barrier:
@@ -177,22 +177,22 @@ def writing(name: str, head: str, key: str = "k", seen: int = 0) -> Commit:
 def test_a_copy_of_a_barrier_brings_no_head_back() -> None:
     """Kafka's client may write a record twice. What was performed on the barrier's head is then good a second time."""
     for format, accepted in ((1, True), (2, False)):
-        prefix = begun(format)
-        assert prefix.append("w-1", moving("A/a"))
-        assert prefix.append("v-1", writing("A/a", "w-1", "one"))
-        assert prefix.append("w-1", moving("A/a")) is accepted
-        assert prefix.append("v-2", writing("A/a", "w-1", "two")) is accepted
+        fold = begun(format)
+        assert fold.append("w-1", moving("A/a"))
+        assert fold.append("v-1", writing("A/a", "w-1", "one"))
+        assert fold.append("w-1", moving("A/a")) is accepted
+        assert fold.append("v-2", writing("A/a", "w-1", "two")) is accepted
 
 
 def test_a_record_that_later_ones_of_its_writer_have_overtaken_is_void() -> None:
-    prefix = begun(2)
-    assert prefix.append("w-f", moving("A/a"))
-    assert not prefix.append("w-e", moving("A/b"))
-    assert not prefix.append("w-9", writing("A/b", ""))
-    assert prefix.append("w-10", writing("A/b", ""))
-    assert prefix.append("v-1", moving("A/b"))  # another writer has its own count
-    assert prefix.append("who knows", moving("A/a"))  # and this one appends just once
-    assert not prefix.append("who knows", moving("A/a"))
+    fold = begun(2)
+    assert fold.append("w-f", moving("A/a"))
+    assert not fold.append("w-e", moving("A/b"))
+    assert not fold.append("w-9", writing("A/b", ""))
+    assert fold.append("w-10", writing("A/b", ""))
+    assert fold.append("v-1", moving("A/b"))  # another writer has its own count
+    assert fold.append("who knows", moving("A/a"))  # and this one appends just once
+    assert not fold.append("who knows", moving("A/a"))
 
 
 @given(logs(), st.integers(1, 3), st.data())
@@ -201,33 +201,33 @@ def test_no_copy_of_a_record_is_accepted(log: Log, kept: int, data: st.DataObjec
     """However late it comes, and whether its writer is remembered or forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rule, "WRITERS", kept)
-        prefix = Prefix()
+        fold = ReferenceFold()
         log[0] = ("format", Format(2, 1, "crc32", 5, 30), 0)
         for number, (_, record, time) in enumerate(log):
-            prefix.append(f"{'abcde'[number % 5]}-{number:x}", record, time)
-            assert len(prefix.state.writers) <= kept
+            fold.append(f"{'abcde'[number % 5]}-{number:x}", record, time)
+            assert len(fold.state.writers) <= kept
             copied = data.draw(st.integers(0, number))
             _, copy, _ = log[copied]
             if isinstance(copy, (Commit, Barrier)):
                 # A copy moves the offsets on, and what its writers have seen by then is not less.
-                assert not prefix.append(f"{'abcde'[copied % 5]}-{copied:x}", copy, time)
+                assert not fold.append(f"{'abcde'[copied % 5]}-{copied:x}", copy, time)
 
 
 def test_a_writer_that_is_forgotten_goes_on_with_what_it_has_seen_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule, "WRITERS", 1)
-    prefix = begun(2)
-    assert prefix.append("w-1", moving("A/a", seen=1))
-    assert prefix.append("v-1", moving("A/a", seen=1))  # and w is forgotten
-    assert prefix.state.floor == 2
-    assert not prefix.append("w-1", moving("A/a", seen=1))  # the copy; now v is forgotten
-    assert prefix.append("w-2", moving("A/a", seen=3))
+    fold = begun(2)
+    assert fold.append("w-1", moving("A/a", seen=1))
+    assert fold.append("v-1", moving("A/a", seen=1))  # and w is forgotten
+    assert fold.state.floor == 2
+    assert not fold.append("w-1", moving("A/a", seen=1))  # the copy; now v is forgotten
+    assert fold.append("w-2", moving("A/a", seen=3))
 
 
 def kept_for(format: int, stamps: Sequence[int]) -> int:
     """For how many of the records with these timestamps the key of the first of them is remembered."""
-    prefix = begun(format)
+    fold = begun(format)
     for number, stamp in enumerate(stamps):
-        accepted = prefix.append(f"w-{number + 1:x}", writing("A/a", prefix.head("A/a")), stamp)
+        accepted = fold.append(f"w-{number + 1:x}", writing("A/a", fold.head("A/a")), stamp)
         if accepted and number:
             return number
     return len(stamps)
@@ -253,16 +253,16 @@ def test_a_jump_of_a_brokers_clock_costs_a_step_of_the_window() -> None:
 
 
 def test_an_upgrade_counts_from_the_next_record_on_and_once() -> None:
-    prefix = begun(1)
-    assert prefix.append("w-1", moving("A/a"), 10 * HOUR_MS)
-    assert prefix.append("w-1", moving("A/a"), 20 * HOUR_MS)
-    assert prefix.state.format == 1
-    assert prefix.append("upgrade-x", Upgrade(2), 30 * HOUR_MS)
-    assert (prefix.state.format, prefix.time) == (2, 30 * HOUR_MS)
-    assert not prefix.append("w-1", moving("A/a"), 40 * HOUR_MS)  # what was written before it is known, too
-    assert prefix.time == 30 * HOUR_MS + HOUR_MS // 60
-    assert not prefix.append("upgrade-y", Upgrade(2), 40 * HOUR_MS)
-    assert prefix.append("w-2", moving("A/a"), 40 * HOUR_MS)
+    fold = begun(1)
+    assert fold.append("w-1", moving("A/a"), 10 * HOUR_MS)
+    assert fold.append("w-1", moving("A/a"), 20 * HOUR_MS)
+    assert fold.state.format == 1
+    assert fold.append("upgrade-x", Upgrade(2), 30 * HOUR_MS)
+    assert (fold.state.format, fold.time) == (2, 30 * HOUR_MS)
+    assert not fold.append("w-1", moving("A/a"), 40 * HOUR_MS)  # what was written before it is known, too
+    assert fold.time == 30 * HOUR_MS + HOUR_MS // 60
+    assert not fold.append("upgrade-y", Upgrade(2), 40 * HOUR_MS)
+    assert fold.append("w-2", moving("A/a"), 40 * HOUR_MS)
 
 
 @given(st.text(), st.integers(1, 64))

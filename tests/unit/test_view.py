@@ -9,7 +9,7 @@ from hiveio.transaction import view
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
 
@@ -26,7 +26,7 @@ class Counting(OrderedDict[str, Entry]):
 
 def test_the_oldest_are_forgotten_and_only_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "AGGREGATES", 1_000)
-    scope = View({}, Quarantine("log", 0), Window(10, 0))
+    scope = View({}, Quarantine("log", 0), IdWindow(10, 0))
     scope.entries = entries = Counting()
     for number in range(1_010):
         scope.keep(f"Tally/{number}", Entry(at=number))
@@ -38,7 +38,7 @@ def test_the_oldest_are_forgotten_and_only_they_are_looked_at(monkeypatch: pytes
 
 
 def test_large_snapshots_are_forgotten_before_there_are_many() -> None:
-    scope = View({}, Quarantine("log", 0), Window(10, 0), Bounds(view=50_000))
+    scope = View({}, Quarantine("log", 0), IdWindow(10, 0), Bounds(view=50_000))
     for number in range(100):
         scope.keep(f"Tally/{number}", Entry(at=number, snapshot=b"x" * 9_500))
     scope.keep("Tally/99", Entry(at=99, snapshot=b"y" * 9_500))

@@ -17,7 +17,7 @@ from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
 from hiveio.transaction.publisher import outgoing
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Commit, Format, Record, touched
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
 Told = tuple[bytes | None, bytes | None]  # entry, id
@@ -49,7 +49,7 @@ class Fold:
         record = decoded(self.log.where, first) if first else None
         if first is None or not isinstance(record, Format):
             raise Corrupt(f"{self.log.where} does not begin with a format record: this is no transaction log")
-        window = Window(record.idempotency_count, record.idempotency_time_ms)
+        window = IdWindow(record.idempotency_count, record.idempotency_time_ms)
         self.quarantine = Quarantine(settings.log_topic, partition)
         self.view = View(contracts, self.quarantine, window)
         self.view.judge(first, record)

@@ -14,7 +14,7 @@ from hiveio.loader import load
 from hiveio.transaction import record as records
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import Format, Record
-from hiveio.transaction.rule import Prefix
+from hiveio.transaction.rule import ReferenceFold
 
 FORGET = 50_000  # records between two looks at command ids that the window has left
 POLL_S = 0.2
@@ -84,15 +84,15 @@ def decoded(where: str, message: LogRecord) -> Record:
 def judged(settings: Settings, partition: int, *, follow: bool = False) -> Iterator[Judged]:
     """Every record of a scope, from the first on: a verdict depends on all before it. With ``follow``, without end."""
     with Partition(settings, settings.log_topic, partition) as log:
-        prefix, progress = Prefix(), Progress(log.where)
+        fold, progress = ReferenceFold(), Progress(log.where)
         end = log.end()
         while True:
             for message in log.records(end):
                 record = decoded(log.where, message)
-                yield Judged(message, record, prefix.append(message.key, record, message.time))
+                yield Judged(message, record, fold.append(message.key, record, message.time))
                 progress.at(message.offset + 1, end)
                 if message.offset % FORGET == 0:
-                    prefix.forget()
+                    fold.forget()
             if not follow:
                 return
             time.sleep(POLL_S)

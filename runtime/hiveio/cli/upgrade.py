@@ -19,7 +19,7 @@ from hiveio.redis import Redis
 from hiveio.transaction.cache import former_marks
 from hiveio.transaction.command import fresh_ids
 from hiveio.transaction.record import FORMAT, Barrier, Format, Upgrade, encode
-from hiveio.transaction.rule import LogState, Window
+from hiveio.transaction.rule import IdWindow, LogState
 
 WATCH_S = 5.0  # an instance applies what is appended within this time
 LOOK_S = 0.5  # between two looks
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read(settings: Settings, scope: int) -> Read:
     """Raises Corrupt for a partition that this version cannot read to its end, or that is no log."""
     with Partition(settings, settings.log_topic, scope) as log:
-        end, state, progress = log.end(), LogState(Window(0, 0)), Progress(log.where)
+        end, state, progress = log.end(), LogState(IdWindow(0, 0)), Progress(log.where)
         for message in log.records(end):
             record = decoded(log.where, message)
             if not message.offset and not isinstance(record, Format):

@@ -21,7 +21,7 @@ from hiveio.transaction.engine import Engine
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import FORMAT, Format, Record
-from hiveio.transaction.rule import HASH, Known, Prefix, Window, Writer
+from hiveio.transaction.rule import HASH, IdRecord, IdWindow, ReferenceFold, Writer
 from hiveio.transaction.scope import Scope
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class MemoryLog:
         s = self.settings = settings
         pinned = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
         self.partitions: list[list[LogRecord]] = [[] for _ in range(s.partitions)]
-        self.prefixes = [Prefix() for _ in range(s.partitions)]
+        self.folds = [ReferenceFold() for _ in range(s.partitions)]
         self.readers: list[MemoryTail] = []
         for partition in range(s.partitions):
             self.append(partition, f"format-{partition}", records.encode(pinned))
@@ -45,13 +45,13 @@ class MemoryLog:
         written = self.partitions[partition]
         message = LogRecord(len(written), key, value, int(time.time() * 1000))
         written.append(message)
-        self.prefixes[partition].append(key, records.decode(value), message.time)
+        self.folds[partition].append(key, records.decode(value), message.time)
         for tail in self.readers:
             tail.wake()
 
     def judged(self, partition: int, first: int = 0) -> list[tuple[int, Record, bool]]:
         """Offset, record and verdict (by the rule, told without the engine) of the records from ``first`` on."""
-        verdicts = self.prefixes[partition].verdicts
+        verdicts = self.folds[partition].verdicts
         return [(m.offset, records.decode(m.value), verdicts[m.offset]) for m in self.partitions[partition][first:]]
 
 
@@ -211,7 +211,7 @@ class MemoryCache(Cache):
         verdicts: str,
         entries: Sequence[tuple[str, bytes]],
         ids: Sequence[tuple[str, str]],
-        window: Window,
+        window: IdWindow,
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
@@ -227,7 +227,7 @@ class MemoryCache(Cache):
             for name in [name for name, text in writers if not text]:
                 del scope.writers[name]
             scope.verdicts.update(enumerate(verdicts, base.offset))
-            gone = [text for text, id in scope.ids.items() if not window.holds(Known.parse(id), to.offset, to.time)]
+            gone = [text for text, id in scope.ids.items() if not window.holds(IdRecord.parse(id), to.offset, to.time)]
             for text in gone:
                 del scope.ids[text]
             scope.watermark = to
@@ -295,7 +295,7 @@ class MemoryTransactionLog(TransactionLog):
         s = self.settings
         self._tail, reader = MemoryTail(self.log), MemoryReader(self.log)
         by_name = {contract.name: contract for contract in self.contracts}
-        window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         placement = Placement(by_name, s.log_topic, s.partitions)
         self.scopes = [
             Scope(partition, s.log_topic, MEMORY, self.cache, self._tail, reader, by_name, window, placement)

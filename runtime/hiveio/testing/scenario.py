@@ -72,8 +72,8 @@ class Scenario:
                 continue
             contract.check_event(event)
             _through(contract.event_codec, event)
-            fact, tx = self._log.prefixes[0].facts.get(name), f"given-{len(self._log.partitions[0])}"
-            head, version = (fact.head, fact.version) if fact else ("", 0)
+            stands, tx = self._log.folds[0].aggregates.get(name), f"given-{len(self._log.partitions[0])}"
+            head, version = (stands.head, stands.version) if stands else ("", 0)
             write = Write(name, head, version, (Raw(encode_message(event)),))
             self._log.append(0, tx, records.encode(Commit(CommandId(name, tx), (write,))))
         return self

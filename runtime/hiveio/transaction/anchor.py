@@ -11,7 +11,7 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import Writer
 
-log = logging.getLogger("hiveio.scope")
+logger = logging.getLogger("hiveio.scope")
 
 OLD_END_S = 12.0  # for which a broker that was the leader may name an old end, before the log counts as cut
 
@@ -36,7 +36,7 @@ class Anchor:
                 if await self._matches(watermark, end):
                     return watermark, writers, end
                 text = "the cache of %s says %s, which is not in the log (end %s): it is folded anew"
-                log.error(text, self._where, watermark.text, end)
+                logger.error(text, self._where, watermark.text, end)
             fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex())
             moved, _ = await self._cache.reset(self._partition, found, fresh)
             if moved:

@@ -12,7 +12,7 @@ from hiveio.errors import HiveError
 from hiveio.transaction import faults, metrics
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache, Entry
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import Judged
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: anothe
 class Applier:
     """Applies in the order of the log, one call at a time, while the cache is known to match the log."""
 
-    def __init__(self, scope: "Scope", cache: Cache, window: Window, most: int) -> None:
+    def __init__(self, scope: "Scope", cache: Cache, window: IdWindow, most: int) -> None:
         """``most``: bytes of aggregates in one call, and so of what is judged and not applied."""
         self._scope, self._cache, self._window, self._most = scope, cache, window, most
         self._times = metrics.phase("apply")

@@ -41,7 +41,7 @@ from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.record import FIRST_FORMAT
-from hiveio.transaction.rule import Known, LogState, Window, Writer
+from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
 
 PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
@@ -83,7 +83,7 @@ class Watermark(NamedTuple):
             offset, state.time, self.topic, self.generation, state.format, state.stamp, state.floor, transaction
         )
 
-    def log_state(self, window: Window, writers: Iterable[tuple[str, Writer]]) -> LogState:
+    def log_state(self, window: IdWindow, writers: Iterable[tuple[str, Writer]]) -> LogState:
         return LogState(window, self.format, self.time, self.stamp, self.floor, writers)
 
 
@@ -205,7 +205,7 @@ class Cache:
         verdicts: str,
         entries: Sequence[tuple[str, bytes]],
         ids: Sequence[tuple[str, str]],
-        window: Window,
+        window: IdWindow,
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
@@ -314,8 +314,8 @@ async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, b
             return found
 
 
-def known(text: bytes | None) -> Known | None:
-    return Known.parse(text.decode()) if text else None
+def known(text: bytes | None) -> IdRecord | None:
+    return IdRecord.parse(text.decode()) if text else None
 
 
 def _escaped(text: str) -> str:

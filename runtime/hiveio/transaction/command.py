@@ -20,7 +20,7 @@ from hiveio.headers import trace_context
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import CommandId, aggregate
-from hiveio.transaction.rule import Known
+from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.run import LockBusy
 from hiveio.transaction.scope import Scope
 
@@ -43,8 +43,8 @@ class Command:
         self.context = copy_context()  # the request's, for its actor: not that of whoever comes before it
         self.needs = {id.target}
         self.attempts = 0
-        self.begun = scope.view.next
-        self.since = Known(scope.view.next, scope.view.time, self.keyed)  # before any record of it
+        self.id_absent_from = scope.view.next
+        self.started_at = IdRecord(scope.view.next, scope.view.time, self.keyed)  # before any record of it
         self.performed = False
         self.appended = False  # a record of it may be in the log and is not read back
         self.over = False  # answered: nothing is begun for it any more
@@ -64,7 +64,7 @@ class Command:
     @property
     def token(self) -> str:
         """The id to ask for the outcome with: see Token."""
-        token = Token(self.contract.name, self.envelope.id, self.id.key, *self.since)
+        token = Token(self.contract.name, self.envelope.id, self.id.key, *self.started_at)
         return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
 
@@ -92,8 +92,8 @@ class Token(NamedTuple):
         return CommandId(aggregate(self.actor, self.id), self.key)
 
     @property
-    def since(self) -> Known:
-        return Known(self.offset, self.time, self.keyed)
+    def started_at(self) -> IdRecord:
+        return IdRecord(self.offset, self.time, self.keyed)
 
 
 class Reading:

@@ -30,7 +30,7 @@ from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.silence import Silence
 
@@ -92,7 +92,7 @@ class TransactionLog:
         remember_ms = 4 * (s.lock_retry_delay_ms + s.lock_retry_jitter_ms) + 100
         lock = Redlock(lock_nodes, instance, s.lock_ttl_ms, s.lock_drift_factor, remember_ms)
         by_name = {contract.name: contract for contract in self.contracts}
-        window = Window(s.idempotency_count, s.idempotency_time_s * 1000)
+        window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         pinned = Pinned(s, by_name, self._reader, self._events)
         count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)

@@ -44,7 +44,7 @@ from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
 from hiveio.transaction.record import Barrier, CommandId, aggregate
 from hiveio.transaction.rescue import Rescue
-from hiveio.transaction.rule import Known, scope_of
+from hiveio.transaction.rule import IdRecord, scope_of
 from hiveio.transaction.run import IDLE, QUEUE, Run
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.work import Work
@@ -143,7 +143,7 @@ class Engine:
         elif (found := command.scope.remembered(command.id.text, future.result()[1][1])) is not None:
             self.task(self._repeat(command, found))
         else:
-            command.begun = int(future.result()[0].partition(b"|")[0])
+            command.id_absent_from = int(future.result()[0].partition(b"|")[0])
             run.push(command)
             return
         run.pump()
@@ -169,7 +169,7 @@ class Engine:
             raise scope.unavailable()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._outcomes.told(scope, asked.command, asked.since)
+                return await self._outcomes.told(scope, asked.command, asked.started_at)
         except TimeoutError:
             raise Unknown("the outcome is not known yet: ask again", transaction=token) from None
 
@@ -309,11 +309,11 @@ class Engine:
             self.tally.outcomes[outcome] += 1
             self.tally.retries += command.attempts
 
-    async def _repeat(self, command: Command, found: Known) -> None:
+    async def _repeat(self, command: Command, found: IdRecord) -> None:
         command.appended = True  # it is on record: at its deadline nobody may say that nothing has happened
         await self._on_record(command, self._outcomes.repeat(command, found))
 
-    async def _on_record(self, command: Command, outcome: Coroutine[Any, Any, Known]) -> None:
+    async def _on_record(self, command: Command, outcome: Coroutine[Any, Any, IdRecord]) -> None:
         """Answer with what is on record; where that is not to be had in time, it is unknown."""
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Cache, Entry, known
 from hiveio.transaction.record import Barrier, Commit, Record
-from hiveio.transaction.rule import Window
+from hiveio.transaction.rule import IdWindow
 
 if TYPE_CHECKING:
     from hiveio.transaction.scope import Scope
@@ -18,14 +18,14 @@ LOADED = 500  # most aggregates and command ids asked for at once
 class Loader:
     """Of one scope."""
 
-    def __init__(self, scope: "Scope", cache: Cache, window: Window) -> None:
+    def __init__(self, scope: "Scope", cache: Cache, window: IdWindow) -> None:
         self._scope, self._cache, self._window = scope, cache, window
 
     async def load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
         """The first records of the batch, decoded, with what their verdicts need in the view: as many as are loaded at
         once. None if the cache has moved past it meanwhile."""
         scope, view, pending = self._scope, self._scope.view, self._scope.pending
-        entry, recent, since = view.entries.get, view.recent, view.since
+        entry, recent, ids_from = view.entries.get, view.recent, view.ids_from
         found: list[Record] = []
         wanted: dict[tuple[str, str], None] = {}  # aggregates and command ids
         upto: list[int] = []  # how many of these each record needs, with those before it
@@ -43,10 +43,11 @@ class Loader:
                 for name in record.aggregates:
                     if view.entry(name) is None:
                         self._want(wanted, name)
-            if since and isinstance(record, (Commit, Barrier)) and record.command is not None:
+            if ids_from and isinstance(record, (Commit, Barrier)) and record.command is not None:
                 mine = pending.get(message.key)
-                covered = not record.keyed and message.offset - since > self._window.records
-                if not covered and (mine is None or mine.begun < since) and (text := record.command.text) not in recent:
+                covered = not record.keyed and message.offset - ids_from > self._window.records
+                absent = mine is not None and mine.id_absent_from >= ids_from
+                if not covered and not absent and (text := record.command.text) not in recent:
                     wanted["", text] = None
             upto.append(len(wanted))
             if len(wanted) >= LOADED:
@@ -55,7 +56,7 @@ class Loader:
             return found
         # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
         # So it is with ids, as long as the view has those that wait.
-        if since > scope.stands.offset:
+        if ids_from > scope.stands.offset:
             await scope.applier.wait(0)
         pairs, loaded = list(wanted), 0
         while loaded < upto[0] or not loaded:

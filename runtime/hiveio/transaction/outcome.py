@@ -13,7 +13,7 @@ from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import Command, answer_body
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
-from hiveio.transaction.rule import Known
+from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope
 
 FORGOTTEN = "too many records or too much time ago: its id is remembered no more; `hiveio transaction` reads the log"
@@ -33,7 +33,7 @@ class Outcomes:
             raise backend_away(f"{scope.where}/{offset} is not there")
         return records.decode(message.value)
 
-    async def repeat(self, command: Command, found: Known) -> Known:
+    async def repeat(self, command: Command, found: IdRecord) -> IdRecord:
         """Give a command that is on record the answer that it had the first time, and return its place. Raises
         KeyReused, Conflict."""
         record = await self.record(command.scope, found.offset)
@@ -47,9 +47,9 @@ class Outcomes:
         command.events = any(write.events for write in record.writes)
         return found
 
-    async def told(self, scope: Scope, command: CommandId, since: Known) -> dict[str, Any]:
-        """The definite outcome, for whoever asks. ``since``: where the log stood before its first record."""
-        found = await self.definite(scope, command, since)
+    async def told(self, scope: Scope, command: CommandId, started_at: IdRecord) -> dict[str, Any]:
+        """The definite outcome, for whoever asks. ``started_at``: where the log stood before its first record."""
+        found = await self.definite(scope, command, started_at)
         if found is None:
             return {"outcome": "unknown", "detail": FORGOTTEN}
         record = await self.record(scope, found.offset)
@@ -67,20 +67,20 @@ class Outcomes:
             "value": Raw(answer_body(write.events)),
         }
 
-    async def definite(self, scope: Scope, command: CommandId, since: Known) -> Known | None:
+    async def definite(self, scope: Scope, command: CommandId, started_at: IdRecord) -> IdRecord | None:
         """Where the command is on record; if it is not, after a barrier which closes it. None if that is too long
         ago: then the barrier's own word would say nothing about the time before."""
         found = await self._on_record(scope, command)
         if found is None:
-            now = Known(scope.view.next, scope.view.time, since.keyed)
-            if not scope.remembers(since, now):
+            now = IdRecord(scope.view.next, scope.view.time, started_at.keyed)
+            if not scope.remembers(started_at, now):
                 return None
-            found = await self._closed(scope, command, since.keyed)
-        if scope.remembers(since, found) or isinstance(await self.record(scope, found.offset), Commit):
+            found = await self._closed(scope, command, started_at.keyed)
+        if scope.remembers(started_at, found) or isinstance(await self.record(scope, found.offset), Commit):
             return found
         return None
 
-    async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> Known:
+    async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> IdRecord:
         """Where the command is on record, after a barrier for it. Bounded by the caller; where the scope has failed it
         ends at once."""
         while True:
@@ -101,17 +101,17 @@ class Outcomes:
             if verdict is not False:  # else a later record of ours was faster, and the barrier has closed nothing
                 raise scope.unavailable()
 
-    async def close(self, command: Command, problem: Conflict) -> Known:
+    async def close(self, command: Command, problem: Conflict) -> IdRecord:
         """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; if the
         command turns out to be on record, its answer is given to it and its place returned."""
-        found = await self.definite(command.scope, command.id, command.since)
+        found = await self.definite(command.scope, command.id, command.started_at)
         if found is None:
             raise Unavailable(FORGOTTEN)
         if not isinstance(await self.record(command.scope, found.offset), Commit):
             raise problem
         return await self.repeat(command, found)
 
-    async def _on_record(self, scope: Scope, command: CommandId) -> Known | None:
+    async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
         stands, (_, id) = await self._cache.begin(scope.partition, "", command.text)
         scope.saw(stands)
         return scope.remembered(command.text, id)

@@ -12,14 +12,20 @@ Settled = Callable[["Pending", bool | None, int], None]
 
 class Pending:
     """A record that this instance appends ``since_s`` and has not read back. ``entries`` is what it makes of its
-    aggregates, ``begun`` an offset from which on its command id is known not to be on record."""
+    aggregates, ``id_absent_from`` an offset at which its command id is known not to be on record."""
 
-    __slots__ = ("begun", "entries", "owner", "record", "settled", "since_s", "size", "text", "tx")
+    __slots__ = ("entries", "id_absent_from", "owner", "record", "settled", "since_s", "size", "text", "tx")
 
     def __init__(
-        self, tx: str, record: Commit | Barrier, entries: dict[str, Entry], begun: int, settled: Settled, owner: Any
+        self,
+        tx: str,
+        record: Commit | Barrier,
+        entries: dict[str, Entry],
+        id_absent_from: int,
+        settled: Settled,
+        owner: Any,
     ) -> None:
-        self.tx, self.record, self.entries, self.begun = tx, record, entries, begun
+        self.tx, self.record, self.entries, self.id_absent_from = tx, record, entries, id_absent_from
         self.settled, self.owner, self.since_s = settled, owner, time.monotonic()
         self.size = sum([entry.size for entry in entries.values()])
         self.text = record.command.text if record.command else ""

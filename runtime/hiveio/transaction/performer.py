@@ -243,7 +243,7 @@ class Performer:
         )
         command.body, command.version = answer_body(raw[target]), results[target].version
         command.events = any(raw.values())
-        pending = Pending(tx, record, results, command.begun, self._engine.settled, command)
+        pending = Pending(tx, record, results, command.id_absent_from, self._engine.settled, command)
         if faults.armed:
             faults.hit("prepared", target)
         self._engine.append(scope, pending)

@@ -19,7 +19,7 @@ from hiveio.transaction.record import FORMAT, Format
 from hiveio.transaction.resume import last_event
 from hiveio.transaction.rule import HASH
 
-log = logging.getLogger("hiveio.transaction")
+logger = logging.getLogger("hiveio.transaction")
 
 IN_FLIGHT = 5  # requests with records of one instance, where a copy of a record is void; else one
 
@@ -60,13 +60,13 @@ class Pinned:
                 f"partition of the log is published to its own; add partitions to {events.name}"
             )
         if topic.partitions > count:
-            log.warning(
+            logger.warning(
                 "topic %s has %d partitions, and the log was made with %d: that number is fixed, and the rest of them "
                 "is not used; to have more, let a new service write to another topic",
                 *(topic.name, topic.partitions, count),
             )
         if events.partitions > count:
-            log.warning(
+            logger.warning(
                 "topic %s has %d partitions and the transaction log %d: the rest of them is not used",
                 *(events.name, events.partitions, count),
             )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hiveio.errors import Problem, Quarantined, text_of
 from hiveio.transaction.cache import Entry
 
-log = logging.getLogger("hiveio.quarantine")
+logger = logging.getLogger("hiveio.quarantine")
 
 AGGREGATES = 10_000  # in quarantine, and
 EVENTS_BYTES = 4_000_000  # of events beside their snapshots, beyond which the scope stops
@@ -56,7 +56,7 @@ class Quarantine:
         if not entry.fault:
             if name in self.told:
                 self.told.discard(name)
-                log.warning("%s is folded again: its quarantine ends", name, extra=self._fields(name))
+                logger.warning("%s is folded again: its quarantine ends", name, extra=self._fields(name))
             return
         self.held[name] = held = Held(entry.since, len(entry.tail), entry.fault)
         self._size += held.size
@@ -64,7 +64,7 @@ class Quarantine:
             if len(self.told) > 2 * AGGREGATES:
                 self.told.clear()
             self.told.add(name)
-            log.critical(
+            logger.critical(
                 "%s is quarantined: this version cannot fold its event at %s/%s/%s (%s). It is answered 503 until a "
                 "version that can fold it runs; everything else goes on",
                 name,
@@ -85,7 +85,7 @@ class Quarantine:
         """The log has an aggregate of an actor that is not here. Its heads are kept, and nobody needs its states."""
         if actor not in self.strangers and len(self.strangers) < STRANGERS:
             self.strangers.add(actor)
-            log.warning(
+            logger.warning(
                 "the log has aggregates of %s and no actor of that name: they are left as they are. If the actor was "
                 'renamed, give it name = "%s"',
                 actor,

@@ -11,7 +11,7 @@ from hiveio.transaction.cache import Cache
 if TYPE_CHECKING:
     from hiveio.transaction.scope import Scope
 
-log = logging.getLogger("hiveio.scope")
+logger = logging.getLogger("hiveio.scope")
 
 REVIEW_S = 2.0  # between two looks
 GROUP = 500  # aggregates asked for at once
@@ -33,7 +33,7 @@ class Review:
             except Unavailable:
                 pass  # it is told where the cache is needed
             except Exception:
-                log.exception("a fault while looking at what %s has in quarantine", scope.where)
+                logger.exception("a fault while looking at what %s has in quarantine", scope.where)
 
     async def learn(self) -> None:
         """Ask for the aggregates that stand otherwise in the cache than here. What is folded here and not there is

@@ -24,7 +24,7 @@ def scope_of(text: str, partitions: int) -> int:
     return zlib.crc32(text.encode()) % partitions
 
 
-class Known(NamedTuple):
+class IdRecord(NamedTuple):
     """A command id on record: where, when (log time, ms), and whether it is an Idempotency-Key."""
 
     offset: int
@@ -32,7 +32,7 @@ class Known(NamedTuple):
     keyed: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Known":
+    def parse(cls, text: str) -> "IdRecord":
         offset, time, keyed = text.split(":")
         return cls(int(offset), int(time), keyed == "1")
 
@@ -41,7 +41,7 @@ class Known(NamedTuple):
         return f"{self.offset}:{self.time}:{int(self.keyed)}"
 
 
-class Window(NamedTuple):
+class IdWindow(NamedTuple):
     """How long command ids are remembered: in records, and keyed ones also in log time."""
 
     records: int
@@ -52,7 +52,7 @@ class Window(NamedTuple):
         """The longest step of the log's clock in format 2."""
         return max(1, self.time_ms // STEPS)
 
-    def holds(self, known: Known, offset: int, time: int) -> bool:
+    def holds(self, known: IdRecord, offset: int, time: int) -> bool:
         """Whether a command id is remembered when the record at ``offset`` and log time ``time`` is judged."""
         return offset - known.offset <= self.records or (known.keyed and time - known.time <= self.time_ms)
 
@@ -93,7 +93,7 @@ class LogState:
 
     def __init__(
         self,
-        window: Window,
+        window: IdWindow,
         format: int = FIRST_FORMAT,
         time: int = 0,
         stamp: int = 0,
@@ -122,7 +122,7 @@ class LogState:
             return self.format > before
         if isinstance(record, Format) and not offset:
             self.format = record.format
-            self.window = Window(record.idempotency_count, record.idempotency_time_ms)
+            self.window = IdWindow(record.idempotency_count, record.idempotency_time_ms)
             self._step_ms = self.window.step_ms
         return True
 
@@ -166,31 +166,31 @@ def accepts(record: Record, head_of: Callable[[str], str], known: bool) -> bool:
     return all(head_of(read.aggregate) == read.head for read in record.reads)
 
 
-class Fact(Struct):
+class AggregateHead(Struct):
     """What the fold knows of an aggregate: its head and version."""
 
     head: str = ""
     version: int = 0
 
 
-class Prefix:
+class ReferenceFold:
     """The fold of a partition's prefix, in memory: the reference, and what the checker and ``hiveio.testing`` use."""
 
-    def __init__(self, window: Window | None = None) -> None:
-        self.state = LogState(window or Window(0, 0))
-        self.facts: dict[str, Fact] = {}
-        self.ids: dict[str, Known] = {}
+    def __init__(self, window: IdWindow | None = None) -> None:
+        self.state = LogState(window or IdWindow(0, 0))
+        self.aggregates: dict[str, AggregateHead] = {}
+        self.ids: dict[str, IdRecord] = {}
         self.verdicts: list[bool] = []
 
     @property
-    def window(self) -> Window:
+    def window(self) -> IdWindow:
         return self.state.window
 
     @property
     def time(self) -> int:
         return self.state.time
 
-    def known(self, text: str, offset: int, time: int) -> Known | None:
+    def known(self, text: str, offset: int, time: int) -> IdRecord | None:
         found = self.ids.get(text)
         return found if found is not None and self.window.holds(found, offset, time) else None
 
@@ -200,8 +200,8 @@ class Prefix:
         self.ids = {text: known for text, known in self.ids.items() if self.window.holds(known, *now)}
 
     def head(self, aggregate: str) -> str:
-        fact = self.facts.get(aggregate)
-        return fact.head if fact else ""
+        found = self.aggregates.get(aggregate)
+        return found.head if found else ""
 
     def append(self, transaction: str, record: Record, time: int = 0) -> bool:
         """Judge the next record, with this timestamp, and fold it."""
@@ -215,12 +215,12 @@ class Prefix:
             return False
         if isinstance(record, Barrier):
             for name in record.aggregates:
-                self.facts.setdefault(name, Fact()).head = transaction
+                self.aggregates.setdefault(name, AggregateHead()).head = transaction
         elif isinstance(record, Commit):
             for write in record.writes:
-                fact = self.facts.setdefault(write.aggregate, Fact())
-                fact.head = transaction
-                fact.version += len(write.events)
+                found = self.aggregates.setdefault(write.aggregate, AggregateHead())
+                found.head = transaction
+                found.version += len(write.events)
         if isinstance(record, (Commit, Barrier)) and command is not None and not known:
-            self.ids[command.text] = Known(offset, self.time, record.keyed)
+            self.ids[command.text] = IdRecord(offset, self.time, record.keyed)
         return True

@@ -30,7 +30,7 @@ from hiveio.transaction.proof import Consistency, Proofs
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
-from hiveio.transaction.rule import Known, Window, Writer
+from hiveio.transaction.rule import IdRecord, IdWindow, Writer
 from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
@@ -52,7 +52,7 @@ class Scope:
         tail: Tail,
         reader: LogReader,
         contracts: Mapping[str, Contract],
-        window: Window,
+        window: IdWindow,
         placement: Placement,
         bounds: Bounds | None = None,
     ) -> None:
@@ -151,15 +151,15 @@ class Scope:
             self._news.set()
             self.applier.wake()
 
-    def remembered(self, text: str, cached: bytes | None) -> Known | None:
+    def remembered(self, text: str, cached: bytes | None) -> IdRecord | None:
         """A command id on record, by the view or else the cache, if it is in the window now."""
         found = self.view.knows(text) or known(cached)
         holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
         return found if holds else None
 
-    def remembers(self, since: Known, now: Known) -> bool:
-        """Whether a command id that came on record after ``since`` is in the window at ``now``."""
-        return self._window.holds(since, now.offset, now.time)
+    def remembers(self, started_at: IdRecord, now: IdRecord) -> bool:
+        """Whether a command id that came on record after ``started_at`` is in the window at ``now``."""
+        return self._window.holds(started_at, now.offset, now.time)
 
     def reconcile(self, name: str, stands: bytes, cached: bytes | None) -> Entry | None:
         """What is known of an aggregate, with what the cache gave at this watermark. None if neither is current."""

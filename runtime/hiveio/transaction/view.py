@@ -20,7 +20,7 @@ from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Barrier, Commit, Record
-from hiveio.transaction.rule import Known, LogState, Window, accepts
+from hiveio.transaction.rule import IdRecord, IdWindow, LogState, accepts
 
 AGGREGATES = 50_000  # kept in memory
 RECENT = 50_000  # command ids kept in memory
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
     tx: str
     verdict: bool
     touched: tuple[str, ...]
-    id: tuple[str, Known] | None
+    id: tuple[str, IdRecord] | None
     writers: tuple[str, ...]
 
 
@@ -44,7 +44,7 @@ class View:
     """Everything below the offset ``next`` is judged."""
 
     def __init__(
-        self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: Window, bounds: Bounds | None = None
+        self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: IdWindow, bounds: Bounds | None = None
     ) -> None:
         self._contracts, self._window, self._bounds = contracts, window, bounds or Bounds()
         self.quarantine = quarantine
@@ -53,8 +53,8 @@ class View:
         self.state = LogState(window)
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self._snapshots = 0  # their bytes
-        self.recent: OrderedDict[str, Known] = OrderedDict()
-        self.since = 0  # ``recent`` has every id recorded in [since, next)
+        self.recent: OrderedDict[str, IdRecord] = OrderedDict()
+        self.ids_from = 0  # ``recent`` has every id recorded in [ids_from, next)
         self._verdicts, self._verdicts_from = bytearray(), 0
 
     @property
@@ -64,7 +64,7 @@ class View:
 
     def begin(self, offset: int, state: LogState) -> None:
         """Forget everything, and go on from this offset, where the log has this state."""
-        self.next = self.since = self._verdicts_from = offset
+        self.next = self.ids_from = self._verdicts_from = offset
         self.state = state
         self.complete = offset == 0
         self._verdicts = bytearray()
@@ -88,8 +88,8 @@ class View:
         assert head is not None, name
         return head
 
-    def knows(self, text: str) -> Known | None:
-        """The command id, if it was recorded since ``since``."""
+    def knows(self, text: str) -> IdRecord | None:
+        """The command id, if it was recorded since ``ids_from``."""
         return self.recent.get(text)
 
     def keep(self, name: str, entry: Entry) -> None:
@@ -175,7 +175,7 @@ class View:
         offset, tx = message.offset, message.key
         verdict = self.state.take(offset, tx, message.time, record)
         touched: tuple[str, ...] = ()
-        id: tuple[str, Known] | None = None
+        id: tuple[str, IdRecord] | None = None
         if not isinstance(record, (Commit, Barrier)):
             verdict = verdict and accepts(record, self.head, False)
         elif verdict:
@@ -187,7 +187,7 @@ class View:
             if verdict:
                 touched = records.touched(record)
                 if text and not on_record:
-                    self.recent[text] = noted = Known(offset, now, record.keyed)
+                    self.recent[text] = noted = IdRecord(offset, now, record.keyed)
                     id = (text, noted)
                 if results:
                     for name, entry in results.items():
@@ -214,9 +214,9 @@ class View:
         for name in records.touched(record):
             self.mark_touched(name, offset)
         if isinstance(record, Commit) and verdict == "1":
-            self.recent[record.command.text] = Known(offset, self.time, record.keyed)
+            self.recent[record.command.text] = IdRecord(offset, self.time, record.keyed)
         else:
-            self.since = self.next  # whether an id was recorded here is told by the cache
+            self.ids_from = self.next  # whether an id was recorded here is told by the cache
 
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
         """Fold what an accepted record did to one aggregate. What cannot be folded is kept beside its snapshot."""
@@ -253,7 +253,7 @@ class View:
                 self._snapshots -= len(self.entries.pop(name).snapshot)
         while len(self.recent) > min(RECENT, self._bounds.ids):
             _, oldest = self.recent.popitem(last=False)
-            self.since = max(self.since, oldest.offset + 1)
+            self.ids_from = max(self.ids_from, oldest.offset + 1)
         if len(self._verdicts) > 2 * VERDICTS:
             del self._verdicts[:VERDICTS]
             self._verdicts_from += VERDICTS
