@@ -78,8 +78,8 @@ format: $(READY) ## Put the code in form
 	@$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(READY) ## Write the table of settings into the README
-	@$(BIN)/python -m tests.readme
+docs: $(READY) ## Write docs/settings.md from the settings in the code
+	@$(BIN)/python -m tests.settings_page
 
 .PHONY: lock
 lock: $(READY) ## Write requirements.lock from requirements.in

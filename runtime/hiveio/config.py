@@ -1,11 +1,11 @@
-"""The environment, read once into one frozen object. The README's table of settings is generated from it."""
+"""The environment, read once into one frozen object. ``docs/settings.md`` is generated from it."""
 
 import functools
 import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -381,19 +381,3 @@ class Properties(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def settings_table() -> str:
-    """The table of settings as Markdown, one row a setting."""
-    rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
-    for f in fields(Settings):
-        if not f.metadata:
-            continue
-        default = f.metadata["shown"] or (f.default if f.default is not MISSING else "")
-        default = "" if default in ("", ()) else str(default).lower() if isinstance(default, bool) else default
-        rows.append(f"| `{f.metadata['name']}` | {default} | {f.metadata['text']} |")
-    rows.append("| `KAFKA_<NAME>` | | any librdkafka property: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism` |")
-    rows.append(
-        "| `<NAME>_FILE` | | a file that holds the value of a setting above, for secrets (`SSL_…` are files already) |"
-    )
-    return "\n".join(rows)

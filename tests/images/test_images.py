@@ -71,6 +71,7 @@ def test_how_it_is_made(images: str, role: str) -> None:
     assert labels["title"] == f"hiveio/{role}"
     assert labels["version"] == hiveio.__version__
     assert labels["description"]
+    assert labels["licenses"] == "Apache-2.0"
     base = inspected(images, "hiveio/base")["RootFS"]["Layers"]
     assert made["RootFS"]["Layers"][: len(base)] == base, "its parent is base"
 

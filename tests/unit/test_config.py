@@ -1,11 +1,10 @@
 # ruff: noqa: E501
-import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from hiveio.config import _LINKED, Settings, settings_table
+from hiveio.config import _LINKED, Settings
 from hiveio.errors import ConfigError
 
 
@@ -158,9 +157,3 @@ def test_need_names_what_is_missing_and_why() -> None:
         Settings.read({}).need(brokers="the producer writes")
     with pytest.raises(ConfigError, match=r"^EVENT_STORE_TOPIC is not set: x$"):
         Settings.read({"EVENT_STORE_BROKERS": "a:1"}).need(brokers="y", written_topic="x")
-
-
-def test_the_table_has_a_row_for_every_setting() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \|", settings_table(), re.MULTILINE)
-    assert len(rows) == len(set(rows))
-    assert {"PORT", "BODY_LIMIT", "DRAIN_TIMEOUT", "LOCK_TTL"} <= set(rows)

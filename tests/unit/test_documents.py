@@ -1,19 +1,46 @@
-"""What the pages of docs/ name is there: each module, each fault, each test."""
+"""What the documents name is there: each module, fault, test and link. What is generated in them is of today."""
 
 import re
 from pathlib import Path
 
 from tests.process import ROOT
+from tests.settings_page import PAGE as SETTINGS
+from tests.settings_page import page as settings_page
 from tests.unit.test_imports import PACKAGE, imported, room
 
 MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
 }
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "examples").rglob("test_*.py")]
 
 
 def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
+
+
+def test_the_page_of_settings_is_of_today() -> None:
+    assert SETTINGS.read_text("utf-8") == settings_page(), "run `make docs`"
+
+
+def test_every_link_leads_somewhere() -> None:
+    texts = {path: path.read_text("utf-8") for path in DOCUMENTS}
+    anchors = {
+        path.name: {_anchor(title) for title in re.findall(r"^#+ (.*)$", text, re.M)} for path, text in texts.items()
+    }
+    wrong = [
+        f"{path.name}: {target}#{anchor}"
+        for path, text in texts.items()
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+        if not (path.parent / target).exists()
+        or (anchor and (target.endswith(".md") or not target) and anchor not in anchors[Path(target or path).name])
+    ]
+    assert wrong == []
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def test_each_fault_of_the_table_has_a_test_and_each_test_a_row() -> None:

@@ -9,13 +9,9 @@ import pytest
 
 from hiveio.config import Settings
 from hiveio.loader import load
-from tests.readme import README, with_table
+from tests.process import ROOT
 
-TEXT = README.read_text("utf-8")
-
-
-def test_the_table_of_settings_is_of_today() -> None:
-    assert with_table(TEXT) == TEXT, "make docs"
+TEXT = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_actor_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,18 +25,3 @@ def test_the_actor_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     exec(f"from accounts import *\n{test}", vars(module))
     module.test_a_deposit()
     monkeypatch.delitem(sys.modules, "accounts")
-
-
-def test_every_link_leads_somewhere() -> None:
-    for page in (README, *README.parent.glob("docs/*.md"), README.parent / "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-def test_the_track_record_names_tests_that_are_there() -> None:
-    tests = {path: path.read_text("utf-8") for path in (README.parent / "tests").rglob("test_*.py")}
-    names = re.findall(r"`(test\w+|tests/[\w/]+\.py)`", (README.parent / "docs" / "track-record.md").read_text("utf-8"))
-    assert names
-    for name in names:
-        there = (README.parent / name).exists() if "/" in name else any(f"def {name}(" in t for t in tests.values())
-        assert there, name
