@@ -11,6 +11,9 @@ SAY := printf '\033[36m·\033[0m %s\n'
 DONE := printf '\033[32m✓\033[0m %s\n'
 FAIL := printf '\033[31m✗\033[0m %s\n'
 
+# Two processes: most tests wait for others' processes, of which each of the two has its own.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help
 help: ## This list
 	@printf '\033[1mhiveio\033[0m  event-sourced services as container images\n\n'
@@ -43,8 +46,12 @@ services: $(READY) ## Kafka and Valkey in the foreground (KAFKA_PORT, REDIS_PORT
 	@$(BIN)/python -m tests.services
 
 .PHONY: test
-test: $(READY) ## All tests (T='-k name -x' for pytest)
-	@$(BIN)/pytest $(T)
+test: $(READY) ## All tests, side by side (T='-k name -x' for pytest: these only, one after the other)
+	@$(BIN)/pytest $(or $(T),$(SIDE_BY_SIDE) --durations=30)
+
+.PHONY: quick
+quick: $(READY) ## The tests that need no server (one test: T='-k name', or .venv/bin/pytest FILE -k name)
+	@$(BIN)/pytest $(or $(T),$(SIDE_BY_SIDE)) tests/unit examples
 
 .PHONY: fault
 fault: $(READY) ## Inject every fault of docs/faults.md, and check what is left (N=9 or N=9,33: only these)

@@ -9,16 +9,16 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx._config
 import httpx._transports.default
 import pytest
 
-from tests.ahead import Ahead, Job
-from tests.services import Kafka, Postgres, Redis, ServiceUnavailable
+from tests.ahead import Ahead, Job, working_ahead
+from tests.services import Kafka, Postgres, Redis, ServiceUnavailable, kafka_home
 
 ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
@@ -113,15 +113,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(service)
         if "kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(func_only=True))  # the first start fetches jars, and bounds itself
+            item.add_marker(pytest.mark.ahead(kafka_home, print))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     marks = [mark for item in session.items for mark in item.iter_markers("ahead")]
     jobs: list[Job] = [(mark.args[0], mark.args[1:]) for mark in marks]
     if jobs and not session.config.option.collectonly:
-        session.config.stash[AHEAD] = Ahead(jobs).__enter__()
+        _working_ahead(session.config).ask(jobs)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if AHEAD in config.stash:
-        config.stash[AHEAD].__exit__()
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, in the process that starts those that run the tests: they share one that works ahead."""
+    ahead = _working_ahead(node.config)
+    node.workerinput["ahead"] = (str(ahead.folder), ahead.pid)
+
+
+def _working_ahead(config: pytest.Config) -> Ahead:
+    """The one of the process that started this one, or of this process itself."""
+    if AHEAD not in config.stash:
+        if (given := getattr(config, "workerinput", {}).get("ahead")) is not None:
+            config.stash[AHEAD] = Ahead(Path(given[0]), given[1])
+        else:
+            stack = ExitStack()
+            config.add_cleanup(stack.close)
+            config.stash[AHEAD] = stack.enter_context(working_ahead())
+    return config.stash[AHEAD]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import logging
 import os
 import queue
@@ -89,23 +90,30 @@ def spawn(command: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
     return result.result()
 
 
-_drawn: set[int] = set()
+_claims: list[int] = []
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on, and never the same one twice from this process.
+    """A TCP port nobody listens on, and that no other call has returned to a process that still runs.
 
-    Below the ephemeral range, so that no outgoing connection takes it while a service is down between two starts.
+    Below the ephemeral range, so that no outgoing connection takes it while a service is down between two starts. A
+    locked file claims it: several processes run the tests side by side.
     """
+    claims = Path(tempfile.gettempdir(), f"hiveio-ports-{os.getuid()}")
+    claims.mkdir(exist_ok=True)
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
+        claim = os.open(claims / str(port), os.O_WRONLY | os.O_CREAT)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((HOST, port))
-                if port not in _drawn:
-                    _drawn.add(port)
-                    return port
+        except OSError:
+            os.close(claim)
+        else:
+            _claims.append(claim)  # the kernel frees it when this process ends
+            return port
 
 
 class Service:
