@@ -1,8 +1,8 @@
 """hiveio/base: a message or a query comes in, the actor performs, its answer goes out."""
 
 from hiveio.actor import performing
-from hiveio.process import serve
-from hiveio.routes import Route, messages, queries
+from hiveio.http.routes import Route, messages, queries
+from hiveio.server.process import serve
 from hiveio.service import Service
 
 

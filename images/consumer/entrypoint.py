@@ -2,8 +2,8 @@
 
 from hiveio.actor import performing
 from hiveio.consumer import FRESH, Consumer, fresh
-from hiveio.process import serve
-from hiveio.routes import Route, queries
+from hiveio.http.routes import Route, queries
+from hiveio.server.process import serve
 from hiveio.service import Service
 
 

@@ -1,9 +1,9 @@
 """hiveio/producer: a message comes in, the actor checks it, and its events are answered once Kafka has stored them."""
 
 from hiveio.actor import performing
-from hiveio.process import serve
+from hiveio.http.routes import Route
 from hiveio.producer import published
-from hiveio.routes import Route
+from hiveio.server.process import serve
 from hiveio.service import Service
 
 

@@ -1,7 +1,7 @@
 """hiveio/stream-processor: a command comes in, the actor decides on its aggregate, the log says whether it counts."""
 
-from hiveio.process import serve
-from hiveio.routes import Route
+from hiveio.http.routes import Route
+from hiveio.server.process import serve
 from hiveio.service import Service
 from hiveio.transaction.component import TransactionLog, commands, outcomes, snapshots, transacting
 

@@ -8,16 +8,16 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Handler
-from hiveio.errors import BadAnnotation, HiveError, StartRaises, contained, is_cancelled, text_of
+from hiveio.errors import HiveError, StartRaises, contained, is_cancelled, text_of
 from hiveio.fault import log_fault
 from hiveio.peers import Health, Peers
-from hiveio.routes import Route, Router
+from hiveio.types import App, Observer
 
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
 
@@ -46,10 +46,6 @@ class Component(Protocol):
 
 
 C = TypeVar("C", bound=Component)
-App = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
-Stored = asyncio.Future[tuple[int, int]]  # partition and offset of a record on its way to Kafka
-# (topic, key, headers, its future) → the headers to send
-Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]
 
 
 class Channel(NamedTuple):
@@ -73,7 +69,7 @@ class Untraced:
 
     active = False
 
-    def serving(self, app: App, router: Router) -> App:
+    def serving(self, app: App, template: Callable[[bytes], str | None]) -> App:
         return app
 
     def transacting(self, handler: Handler, contract: Contract) -> Handler:
@@ -128,22 +124,6 @@ class Service:
         version = next((str(found.__version__) for found in loaded if hasattr(found, "__version__")), "0.0.0")
         text = inspect.getdoc(loaded[0]) if loaded else None
         return {"title": self.settings.service_name, "version": version, "description": text or ""}
-
-    def check_reached(self, routes: Iterable[Route]) -> None:
-        """Whether what actors take comes to them in this role: a warning for what does not.
-
-        Raises BadAnnotation for an actor to which nothing comes.
-        """
-        reached = {(route.contract.name, kind) for route in routes if route.contract for kind in route.takes}
-        reached |= {(c.actor, kind) for c in self.channels if c.action == "receive" for kind in c.messages}
-        for contract in self.contracts:
-            taken = {*contract.commands.values(), *contract.queries.values(), *contract.heard.values()}
-            idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
-            text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
-            if idle and len(idle) == len(taken):
-                raise BadAnnotation(f"{text}: take the image of another role, or other messages")
-            if idle:
-                log.warning("%s", text)
 
     def fail(self, error: BaseException) -> None:
         """End the process in good order, with this error: a component found at run time that it cannot go on.

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -34,9 +34,9 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import ConfigError, Problem, text_of
 from hiveio.headers import Headers, HeaderView, trace_context
-from hiveio.http import METHODS
-from hiveio.routes import Router
-from hiveio.service import App, Observer, Stored, Untraced
+from hiveio.http.edge import METHODS
+from hiveio.service import Untraced
+from hiveio.types import App, Observer, Stored
 
 FLUSH_S = 3.0  # at most, at the end
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # of the conventions
@@ -137,17 +137,17 @@ class Telemetry(Untraced):
 
     # -- what is wrapped
 
-    def serving(self, app: App, router: Router) -> App:
+    def serving(self, app: App, template: Callable[[bytes], str | None]) -> App:
         """A span and the duration of every request to an actor's path; probes and unknown paths have none."""
 
         async def serve(scope: Any, receive: Any, send: Any) -> None:
-            template = _template(router, scope)
-            if template is None:
+            path = template(scope["raw_path"]) if scope["type"] == "http" else None
+            if path is None:
                 return await app(scope, receive, send)
             method = scope["method"] if scope["method"] in METHODS else "_OTHER"
             labels: Attributes = {
                 "http.request.method": method,
-                "http.route": template,
+                "http.route": path,
                 "url.scheme": scope["scheme"],
                 "network.protocol.version": scope["http_version"],
             }
@@ -166,7 +166,7 @@ class Telemetry(Untraced):
             began = perf_counter()
             try:
                 with self._current(
-                    f"{method} {template}", SpanKind.SERVER, attributes, self._extract(trace_context(headers))
+                    f"{method} {path}", SpanKind.SERVER, attributes, self._extract(trace_context(headers))
                 ) as span:
                     try:
                         await app(scope, receive, send_on)
@@ -304,16 +304,6 @@ def _providers(settings: Settings) -> tuple[TracerProvider, MeterProvider]:
 
 def _exporter(signal: str) -> str:
     return os.environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() or "otlp"
-
-
-def _template(router: Router, scope: Any) -> str | None:
-    if scope["type"] != "http":
-        return None
-    raw = scope["raw_path"]
-    resource = router.exact.get(raw)
-    if resource is None and (found := router.find(raw)) is not None:
-        resource = found[0]
-    return resource.path if resource is not None and resource.routes else None
 
 
 def _messaging(operation: str, topic: str | None) -> Attributes:

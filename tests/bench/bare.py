@@ -12,9 +12,9 @@ from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
 from hiveio import logs
 from hiveio.config import Settings
-from hiveio.http1 import Connection
-from hiveio.process import Application, Master
-from hiveio.worker import BACKLOG, Worker, _settle_memory
+from hiveio.server.http1 import Connection
+from hiveio.server.process import Application, Master
+from hiveio.server.worker import BACKLOG, Worker, _settle_memory
 
 BODY = b'{"type":"Fee","payload":{"amount":10000,"fee":50}}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]

@@ -22,7 +22,7 @@ import redis as redis_client
 from examples.bank.accounts import AccountActor
 from hiveio import Actor, testing
 from hiveio.config import Settings
-from hiveio.http import Edge
+from hiveio.http.edge import Edge
 from hiveio.service import Service
 from hiveio.transaction import record as records
 from hiveio.transaction.component import commands, outcomes, snapshots, transacting

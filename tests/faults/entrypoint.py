@@ -22,7 +22,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.delivery import Client
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogRecord, Tail
-from hiveio.process import serve
+from hiveio.server.process import serve
 from hiveio.transaction import cache
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.proof import Consistency

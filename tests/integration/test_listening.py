@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hiveio.worker import BACKLOG
+from hiveio.server.worker import BACKLOG
 from tests.conftest import require
 from tests.integration.test_base import ACTOR, deposit
 from tests.integration.test_tls import Authority

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from hiveio.address import connected, host_and_port, listening
 from hiveio.errors import ConfigError
-from hiveio.http2 import Connection
+from hiveio.server.address import connected, host_and_port, listening
+from hiveio.server.http2 import Connection
 
 pytestmark = pytest.mark.usefixtures("ipv6")
 

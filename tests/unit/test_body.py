@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hiveio.body import MOST_AHEAD, Chunks, NotHttp
+from hiveio.http.body import MOST_AHEAD, Chunks, NotHttp
 
 FRAMED = b'5\r\nhello\r\n1;a="b"\r\n \r\n00A\r\n\r\n wo\r\nrld\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n'
 DICE = random.Random(7)

@@ -7,7 +7,7 @@ import pytest
 
 from hiveio import Forbidden, NotFound, Rejected, Unauthorized
 from hiveio.errors import OUR_MEMBERS, Problem, contained
-from hiveio.problem import problem_document
+from hiveio.http.problem import problem_document
 
 
 def make(status: Any = 422, title: Any = "Gone", base: type[Rejected] = Rejected) -> type[Rejected]:

@@ -9,10 +9,10 @@ import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from hyperframe.frame import PingFrame, SettingsFrame
 
-from hiveio.address import listening
-from hiveio.greeting import PREFACE, Greeting
-from hiveio.http1 import Connection
-from hiveio.worker import Worker
+from hiveio.server.address import listening
+from hiveio.server.greeting import PREFACE, Greeting
+from hiveio.server.http1 import Connection
+from hiveio.server.worker import Worker
 
 HTTP1 = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HTTP2 = PREFACE + SettingsFrame(0).serialize() + PingFrame(0, opaque_data=b"anybody?").serialize()

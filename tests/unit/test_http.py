@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from hiveio import Actor, Command, Event, Query, Rejected, http
+from hiveio import Actor, Command, Event, Query, Rejected
 from hiveio.actor import Contract, performing
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Unknown
-from hiveio.http import Edge
+from hiveio.http import edge as edge_module
+from hiveio.http.edge import Edge
+from hiveio.http.routes import Route, messages, queries
 from hiveio.logs import request_id
-from hiveio.routes import Route, messages, queries
 from hiveio.service import Service
 
 
@@ -313,7 +314,7 @@ async def test_a_slow_actor_is_answered_504(edge: Edge) -> None:
 async def test_an_actor_that_catches_its_cancellation_is_cancelled_again(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "AGAIN_S", 0.05)
+    monkeypatch.setattr(edge_module, "AGAIN_S", 0.05)
     async with asyncio.timeout(5):
         assert (await call(edge, "POST", "/accounts/1", deposit(-4))).status == 504
     task = asyncio.current_task()
@@ -350,7 +351,7 @@ async def test_a_cancellation_from_outside_goes_on(edge: Edge) -> None:
 
 
 async def test_more_than_the_bound_is_503(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_CONCURRENT", 1)
+    monkeypatch.setattr(edge_module, "MOST_CONCURRENT", 1)
     task = asyncio.create_task(call(edge, "POST", "/accounts/1", deposit(-1)))
     await asyncio.sleep(0)
     answer = await call(edge, "POST", "/accounts/1", deposit(1))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 
-from hiveio.address import listening
-from hiveio.http1 import Connection, _Body
+from hiveio.server.address import listening
+from hiveio.server.http1 import Connection, _Body
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 

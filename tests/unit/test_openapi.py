@@ -21,8 +21,8 @@ from hiveio.actor import Contract, performing
 from hiveio.config import Settings
 from hiveio.envelope import encode_json, encode_value
 from hiveio.errors import Refused
-from hiveio.openapi import document
-from hiveio.routes import messages, queries
+from hiveio.http.openapi import document
+from hiveio.http.routes import messages, queries
 from hiveio.service import Service
 
 

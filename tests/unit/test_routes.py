@@ -10,8 +10,8 @@ from hiveio import Actor, Command, Query
 from hiveio.actor import Contract, performing
 from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import BadAnnotation, PathReserved, PathTaken
-from hiveio.http import Edge
-from hiveio.routes import Route
+from hiveio.http.edge import Edge
+from hiveio.http.routes import Route
 from tests.unit.test_http import Balance, Deposit, call, routes, service
 
 

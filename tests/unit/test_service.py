@@ -7,8 +7,8 @@ from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import BadAnnotation
+from hiveio.http.routes import check_reached, messages
 from hiveio.peers import Health, Peers
-from hiveio.routes import messages
 from hiveio.service import Service
 
 LIFE: list[str] = []
@@ -100,10 +100,10 @@ def test_what_a_role_does_not_bring_is_told(caplog: pytest.LogCaptureFixture) ->
     service = Service(Settings(), contracts([Both, Listener]))
     service.receives(["topic"], service.contracts[1])
     routes = messages(service.contracts[0], handler)
-    service.check_reached(routes)
+    check_reached(service, routes)
     assert [record.message for record in caplog.records] == [
         "Both.perform takes Ask, which this image passes to no actor"
     ]
     service.contracts += contracts([Asked])
     with pytest.raises(BadAnnotation, match=r"Asked.perform takes Ask, which this image"):
-        service.check_reached(routes)
+        check_reached(service, routes)

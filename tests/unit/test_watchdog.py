@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from hiveio import Actor, Command, testing, watchdog
+from hiveio import Actor, Command, testing
 from hiveio.actor import Contract, performing
 from hiveio.envelope import Envelope
 from hiveio.logs import request_id
-from hiveio.watchdog import Watchdog
+from hiveio.server import watchdog
+from hiveio.server.watchdog import Watchdog
 from tests.faults.actors import Account, AccountActor, Added, Deposit, Deposited, Tally, TallyActor
 from tests.faults.actors import Add as AddTally
 

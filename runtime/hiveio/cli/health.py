@@ -4,9 +4,9 @@ import argparse
 import socket
 import sys
 
-from hiveio.address import connected
 from hiveio.cli.shown import shown_lines
 from hiveio.config import Settings
+from hiveio.server.address import connected
 
 TIMEOUT_S = 4.0  # within the 5 s that the images' HEALTHCHECK gives
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hiveio.errors import ConfigError
-from hiveio.routes import RESERVED_BELOW
+from hiveio.http.routes import RESERVED_BELOW
 
 ROLES = {
     "base": "answers messages and queries over HTTP",

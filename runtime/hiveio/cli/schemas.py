@@ -15,7 +15,7 @@ import msgspec
 
 from hiveio.actor import Actor, Contract
 from hiveio.errors import ConfigError
-from hiveio.schemas import dated_fields, structs_in
+from hiveio.http.schemas import dated_fields, structs_in
 
 Schema = dict[str, Any]
 # Of a keyword of JSON Schema: whether the reader's value leaves out what the writer's allows.

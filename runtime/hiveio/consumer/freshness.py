@@ -8,7 +8,7 @@ from hiveio.actor import Contract, Query
 from hiveio.consumer.loop import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
-from hiveio.routes import About
+from hiveio.http.routes import About
 
 WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005

@@ -18,7 +18,7 @@ from hiveio.kafka.flow import Flow
 from hiveio.kafka.refusals import concerns_batch, failed, refusal
 from hiveio.kafka.rules import Rules, size_of
 from hiveio.kafka.threads import blocking
-from hiveio.service import Observer
+from hiveio.types import Observer
 
 EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
 LOADED_S = 0.02  # and so long after that too

@@ -11,7 +11,7 @@ from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
 from hiveio.kafka.threads import blocking
-from hiveio.service import Observer, Stored
+from hiveio.types import Observer, Stored
 
 WAIT_S = 10.0
 MOST = 500  # events that a publisher sends at once

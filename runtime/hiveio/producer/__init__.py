@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from hiveio.actor import Contract
 from hiveio.envelope import Handler
+from hiveio.http.routes import About, Route, messages
 from hiveio.kafka import Sender
 from hiveio.producer.batch import Intake
 from hiveio.producer.keys import Keys
 from hiveio.producer.publishing import Publishing, topic_of
-from hiveio.routes import About, Route, messages
 from hiveio.service import Service
 
 ABOUT = About(accepts=("Idempotency-Key",), tells=("Hive-Position",), problems=(409,))

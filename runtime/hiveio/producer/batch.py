@@ -8,13 +8,13 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from hiveio.body import discard
 from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.fault import log_fault
-from hiveio.headers import check_media_type
-from hiveio.http import Gone
-from hiveio.problem import encode_problem
+from hiveio.http.body import discard
+from hiveio.http.edge import Gone
+from hiveio.http.problem import encode_problem
+from hiveio.http.request_headers import check_media_type
 from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim
 from hiveio.producer.publishing import Publishing, Submission

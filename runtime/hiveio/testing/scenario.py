@@ -19,8 +19,8 @@ from hiveio.consumer.position import position_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
 from hiveio.errors import Invalid, Problem, Rejected, VersionMismatch
 from hiveio.headers import HeaderView
-from hiveio.problem import encode_problem
-from hiveio.routes import queries
+from hiveio.http.problem import encode_problem
+from hiveio.http.routes import queries
 from hiveio.service import settled
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog

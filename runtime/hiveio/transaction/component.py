@@ -10,6 +10,8 @@ from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import BadAnnotation, Invalid, Unavailable, Unsafe
+from hiveio.http.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
+from hiveio.http.schemas import union
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
 from hiveio.kafka.log_reader import LogReader
@@ -18,9 +20,6 @@ from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis
-from hiveio.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
-from hiveio.schemas import union
-from hiveio.service import Observer
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
@@ -33,6 +32,7 @@ from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.silence import Silence
+from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.transaction")
 

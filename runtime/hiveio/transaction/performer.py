@@ -12,7 +12,7 @@ from msgspec import Raw
 from hiveio.envelope import encode_message
 from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
 from hiveio.fault import about
-from hiveio.problem import encode_problem
+from hiveio.http.problem import encode_problem
 from hiveio.transaction import faults
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.command import Command, Reading, answer_body

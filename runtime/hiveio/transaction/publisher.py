@@ -22,13 +22,13 @@ from hiveio.errors import Corrupt, HiveError, Unavailable
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import MOST, Outgoing, Session
 from hiveio.kafka.tail import LogRecord, Tail
-from hiveio.service import Observer
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.resume import Resume
 from hiveio.transaction.scope import Scope
+from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.publisher")
 

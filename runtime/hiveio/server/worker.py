@@ -18,12 +18,13 @@ from typing import Any, Protocol
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
 from hiveio.errors import Stop
-from hiveio.http import Edge
-from hiveio.http1 import Connection as Http1
+from hiveio.http.edge import Edge
+from hiveio.http.routes import check_reached
 from hiveio.peers import Health
+from hiveio.server.http1 import Connection as Http1
+from hiveio.server.tls import GOODBYE_S, HANDSHAKE_S
+from hiveio.server.watchdog import Watchdog
 from hiveio.service import Service
-from hiveio.tls import GOODBYE_S, HANDSHAKE_S
-from hiveio.watchdog import Watchdog
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
@@ -151,9 +152,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
                 service.telemetry = service.use(Telemetry(settings))  # the first, so that it ends last
             routes = self.app.build(service)
-            service.check_reached(routes)
+            check_reached(service, routes)
             edge = Edge(service, routes)
-            self.asgi = service.telemetry.serving(edge, edge.router)
+            self.asgi = service.telemetry.serving(edge, edge.router.template)
             if not await self._started(service):
                 return
             await self._listen()
@@ -184,7 +185,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             }
         greet: Callable[[], asyncio.BaseProtocol] = partial(Http1, self)
         if self.app.settings.http_version == 2:
-            from hiveio.greeting import Greeting
+            from hiveio.server.greeting import Greeting
 
             greet = partial(Greeting, self, Http1)
         for listener in self.sockets:

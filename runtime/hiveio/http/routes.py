@@ -3,6 +3,7 @@
 Roles make theirs with ``messages`` and ``queries``; anything else is a ``Route`` of its own.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from msgspec import Raw
 from hiveio.actor import Contract, Query, query_decoder
 from hiveio.envelope import ID_LIMIT, Handler
 from hiveio.errors import BadAnnotation, Invalid, PathReserved, PathTaken, Refused
+from hiveio.service import Service
 
 # (body, id, other path parameters, query string) → (message, the client's meta). Raises Refused.
 Decode = Callable[[bytes, str, Mapping[str, str], bytes], tuple[Any, Raw | None]]
@@ -22,6 +24,8 @@ Decode = Callable[[bytes, str, Mapping[str, str], bytes], tuple[Any, Raw | None]
 RESERVED = ("/livez", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json")
 RESERVED_BELOW = "/transactions"
 MOST_PARAMETERS = 1_000  # in a query string
+
+log = logging.getLogger("hiveio")
 
 _SEGMENT = re.compile(r"\{([a-zA-Z_]\w*)\}|[^{}/?#]+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
@@ -152,6 +156,23 @@ def queries(contract: Contract, handler: Handler, about: About = NOTHING_MORE) -
     return routes
 
 
+def check_reached(service: Service, routes: Iterable[Route]) -> None:
+    """Whether what actors take comes to them in this role: a warning for what does not.
+
+    Raises BadAnnotation for an actor to which nothing comes.
+    """
+    reached = {(route.contract.name, kind) for route in routes if route.contract for kind in route.takes}
+    reached |= {(c.actor, kind) for c in service.channels if c.action == "receive" for kind in c.messages}
+    for contract in service.contracts:
+        taken = {*contract.commands.values(), *contract.queries.values(), *contract.heard.values()}
+        idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
+        text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
+        if idle and len(idle) == len(taken):
+            raise BadAnnotation(f"{text}: take the image of another role, or other messages")
+        if idle:
+            log.warning("%s", text)
+
+
 def _path(contract: Contract, path: str, taken: Iterable[str]) -> str:
     if not path:
         name = contract.kind.__name__
@@ -277,3 +298,10 @@ class Router:
             ):
                 return resource, [part for segment, part in zip(segments, parts, strict=True) if not segment]
         return None
+
+    def template(self, raw_path: bytes) -> str | None:
+        """The path template of an actor's resource on this path; None for paths of the runtime, and unknown ones."""
+        resource = self.exact.get(raw_path)
+        if resource is None and (found := self.find(raw_path)) is not None:
+            resource = found[0]
+        return resource.path if resource is not None and resource.routes else None

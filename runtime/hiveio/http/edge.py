@@ -26,20 +26,19 @@ from hiveio.errors import (
     contained,
 )
 from hiveio.fault import log_fault
-from hiveio.headers import (
+from hiveio.headers import HeaderView, encoded
+from hiveio.http.probes import probes
+from hiveio.http.problem import CONTENT_TYPE, FAULT, encode_problem
+from hiveio.http.request_headers import (
     HeadCheck,
-    HeaderView,
     check_content_coding,
     check_media_type,
     check_repeated,
-    encoded,
     idempotency_key,
     sane_request_id,
 )
+from hiveio.http.routes import Resource, Route, Router, path_text
 from hiveio.logs import request_id
-from hiveio.probes import probes
-from hiveio.problem import CONTENT_TYPE, FAULT, encode_problem
-from hiveio.routes import Resource, Route, Router, path_text
 from hiveio.service import Service
 
 MOST_CONCURRENT = 1024  # requests in one worker; beyond it 503

@@ -19,10 +19,10 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from hiveio.address import host_and_port
-from hiveio.body import NotHttp, discard
-from hiveio.http2_state import Fields, State, is_trailer, length, split
-from hiveio.problem import CONTENT_TYPE, status_problem
+from hiveio.http.body import NotHttp, discard
+from hiveio.http.problem import CONTENT_TYPE, status_problem
+from hiveio.server.address import host_and_port
+from hiveio.server.http2_state import Fields, State, is_trailer, length, split
 
 MOST_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
 MOST_NUISANCES = 1_000  # frames a second that bring nothing, or take it back; then the client is told to calm down

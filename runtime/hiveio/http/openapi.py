@@ -5,8 +5,8 @@ from typing import Any
 
 from hiveio.actor import Query
 from hiveio.envelope import ID_LIMIT
-from hiveio.routes import Route
-from hiveio.schemas import REF, Schemas, any_of, union
+from hiveio.http.routes import Route
+from hiveio.http.schemas import REF, Schemas, any_of, union
 
 # status → name of the component, description
 _PROBLEMS = {

@@ -17,9 +17,9 @@ from gunicorn.asgi.protocol import (  # type: ignore[import-untyped]
     _get_cached_date_header,
 )
 
-from hiveio.address import host_and_port
-from hiveio.body import MOST_AHEAD, MOST_DISCARDED, Chunks, NotHttp, discard
-from hiveio.problem import CONTENT_TYPE, status_problem
+from hiveio.http.body import MOST_AHEAD, MOST_DISCARDED, Chunks, NotHttp, discard
+from hiveio.http.problem import CONTENT_TYPE, status_problem
+from hiveio.server.address import host_and_port
 
 MOST_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
 MOST_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it

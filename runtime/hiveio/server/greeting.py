@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, cast
 
-from hiveio.http2 import Connection, Host
+from hiveio.server.http2 import Connection, Host
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 

@@ -21,16 +21,16 @@ from gunicorn.sock import TCP6Socket, TCPSocket  # type: ignore[import-untyped]
 
 from hiveio import logs, metrics
 from hiveio.actor import Contract
-from hiveio.address import listening
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
-from hiveio.http1 import FAST_PARSER
+from hiveio.http.routes import Route
 from hiveio.loader import load
 from hiveio.peers import Peers
-from hiveio.routes import Route
+from hiveio.server.address import listening
+from hiveio.server.http1 import FAST_PARSER
+from hiveio.server.tls import certificate
+from hiveio.server.worker import KEEPALIVE_S, Worker, told
 from hiveio.service import Service
-from hiveio.tls import certificate
-from hiveio.worker import KEEPALIVE_S, Worker, told
 
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
 REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers do not mix

@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 
-from hiveio import asyncapi, metrics
+from hiveio import metrics
 from hiveio.errors import MethodNotAllowed, NotFound, Problem
-from hiveio.openapi import document
-from hiveio.problem import CONTENT_TYPE, FAULT, encode_problem
-from hiveio.routes import Router
+from hiveio.http import asyncapi
+from hiveio.http.openapi import document
+from hiveio.http.problem import CONTENT_TYPE, FAULT, encode_problem
+from hiveio.http.routes import Router
 from hiveio.service import Service
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiveio.config import Settings
-from hiveio.schemas import Schemas
+from hiveio.http.schemas import Schemas
 from hiveio.service import Channel
 
 _BINDING = "0.5.0"
