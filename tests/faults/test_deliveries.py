@@ -1,17 +1,24 @@
-"""Faults 69 to 71: what a consumer's store, the repeats of publishers, and its dead letters may meet."""
+"""Faults 69 to 73: what a consumer's store, the repeats of publishers, and its dead letters may meet."""
 
+import asyncio
 import uuid
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from hiveio import Unavailable
+from hiveio.cli import main
+from hiveio.config import Settings
 from hiveio.consumer.letters import headers_of
 from hiveio.kafka.session import MOST, OVERLAPPING
-from tests.faults.proxy import Passing, Proxy
+from tests.faults.proxy import PRODUCE, Passing, Proxy
+from tests.faults.proxy import kafka as of_kafka
+from tests.faults.stage import Broker
 from tests.integration.consumers import Recorder, member, plain, positioned, settings
 from tests.integration.test_dead_letters import QUICK, Choosy, Made, ask, keyed
 from tests.integration.test_projection import Postgresql, at
-from tests.integration.topics import make_topic, read_all, write
+from tests.integration.topics import committed, make_topic, read_all, write
 from tests.services import Kafka, Postgres
 
 __all__ = ["settings"]
@@ -68,34 +75,75 @@ async def test_70_a_store_ahead_of_the_commit_behind_as_many_repeats_as_there_ma
 
 
 @pytest.mark.fault(71)
-async def test_71_letters_of_an_earlier_owner_come_late(
-    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A copy of a letter is none; a letter of what was handled meanwhile parks its key, and the log says so."""
+async def test_71_a_letter_is_written_twice(kafka: Kafka, topic: str, settings: Made) -> None:
+    """The answer to the first was lost: its copy counts for nothing."""
     made = settings(**QUICK)
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(("a", 0), ("b", 1)))
     dead = f"{topic}.{made.group_id}.dead"
-
-    def late(origin: str, key: str) -> None:
-        headers = {name: text.decode() for name, text in headers_of(read_all(kafka.brokers, dead)[0]).items()}
-        write(kafka.brokers, dead, [(0, key, b"{}", headers | {"hive-dead-origin": origin})])
-
     async with member(made) as one:
         choosy = Choosy(one, 0)
         await one.until(lambda: one.consumer.counts.dead and one.consumer.counts.handled == 1)
-        late(f"{topic}/0/0", "a")
+        headers = {name: text.decode() for name, text in headers_of(read_all(kafka.brokers, dead)[0]).items()}
+        write(kafka.brokers, dead, [(0, "a", b"{}", headers)])
         write(kafka.brokers, topic, keyed(("a", 2)))
         await one.until(lambda: one.consumer.counts.parked == 1)
-        assert not [text for text in caplog.messages if "came late" in text]
-        late(f"{topic}/0/1", "b")
-        await one.until(lambda: one.consumer._lanes[topic, 0].parked == 2)
-        (told,) = [text for text in caplog.messages if "came late" in text]
-        assert f"{topic}/0/1" in told
-        ask(kafka, made, "dropped", "b")
-        await one.until(lambda: one.consumer._lanes[topic, 0].parked == 1)
         choosy.bad = set()
         ask(kafka, made, "retry", "a")
         await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
         assert one.actor.amounts() == [1, 0, 2]
         assert one.consumer.counts.redriven == 2
+
+
+@pytest.mark.fault(73)
+async def test_73_a_letter_of_an_earlier_owner_comes_late(
+    broker: Broker, topic: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It was cut off while it wrote the letter; the next owner has handled the record. The letter is void for all."""
+    monkeypatch.setenv("EVENT_STORE_BROKERS", broker.brokers)
+    group = uuid.uuid4().hex
+    quick: dict[str, Any] = QUICK
+    made = Settings(brokers=broker.brokers, topic=topic, group_id=group, from_start=True, **quick)
+    dead = f"{topic}.{group}.dead"
+
+    async def listed() -> str:
+        assert await asyncio.to_thread(main, ["dead", "list", "--group", group]) == 0
+        return capsys.readouterr().out
+
+    def send(amount: int) -> None:
+        write(broker.brokers, topic, keyed(("a", amount)))
+
+    make_topic(broker.brokers, topic)
+    send(0)
+    async with member(replace(made, brokers=broker.proxied)) as old:
+        Choosy(old, 0)
+        letter = broker.proxy.up.hold(of_kafka(PRODUCE, dead))
+        try:
+            await old.until(letter.struck.is_set)
+            broker.proxy.up.hold()  # and its heartbeats
+            async with member(made) as new:
+                send(1)
+                await new.until(lambda: new.actor.amounts() == [0, 1])
+                await new.until(lambda: committed(broker.brokers, group, topic)[0] == 2)
+                assert not read_all(broker.brokers, dead)
+                broker.open()
+                await new.until(lambda: read_all(broker.brokers, dead))
+                await old.until(lambda: not old.consumer.positions())
+                late = len(read_all(broker.brokers, dead))
+                text = await listed()
+                assert text.startswith("0 letters of 0 keys\n")
+                assert f"{late} more came late" in text
+                send(2)
+                await new.until(lambda: new.actor.amounts() == [0, 1, 2])
+        finally:
+            broker.open()
+    assert not old.actor.seen
+    for amount in (3, 4):  # the next owner closes them, and then the one after it
+        caplog.clear()
+        async with member(made) as next_one:
+            send(amount)
+            await next_one.until(lambda: next_one.actor.amounts() or next_one.consumer.counts.parked)
+            assert next_one.actor.amounts() == [amount]
+        assert any(f"the dead letter of {topic}/0/0 came late" in line for line in caplog.messages) == (amount == 3)
+        assert await listed() == "0 letters of 0 keys\n"

@@ -26,6 +26,7 @@ from hiveio.consumer.routing import Routing
 from hiveio.consumer.shelf import Shelf
 from hiveio.errors import Problem
 from hiveio.kafka import Message, Note, Start
+from hiveio.kafka.assigned import Owner
 from hiveio.kafka.headers import Pairs
 from hiveio.kafka.session import Outgoing
 
@@ -95,12 +96,16 @@ class Memory:
 Record = tuple[bytes | None, bytes | None, Pairs]  # key, value, headers
 
 
+async def claimed(lane: object) -> None:
+    """Nobody else wants the partition."""
+
+
 async def through(records: list[Record], kind: type[Actor], make: Any) -> tuple[list[tuple[int, Event]], Memory, Any]:
     """What the actor has seen, the dead letters, and the lane when all is done."""
     (contract,) = contracts([kind])
     configured = Settings(brokers="none:1", topic="t", group_id="g", consumer_attempts=1)
     routing, memory = Routing([(contract, performing(contract))]), Memory()
-    start = Start("t", 0, "", 0, Note(), 0, 0, len(records))
+    start = Start("t", 0, "", 0, Note(), 0, 0, len(records), Owner("me", 0))
     letters = cast("DeadLetters", memory)
     lane = make(
         Opening(start, 0, 0, Progress(), None, {}),
@@ -109,6 +114,7 @@ async def through(records: list[Record], kind: type[Actor], make: Any) -> tuple[
         window=Window(100),
         shelf=lambda news: Shelf(letters, start, start=0, limit=1000, everybody=routing.names, news=news),
         finished=lambda: None,
+        claim=claimed,
     )
     message: Any = Message
     chunk = [

@@ -27,6 +27,7 @@ from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.consumer.letters import dead_topic, forget
 from hiveio.errors import ConfigError, HiveError, Unsafe
+from hiveio.kafka.assigned import Owner
 from hiveio.kafka.reader import Place, Reader
 from hiveio.kafka.threads import blocking
 from hiveio.loader import load
@@ -100,10 +101,13 @@ async def _reset(
                 for place, offset in begins.items():
                     await _settled(begin_at(*place, offset))
         # What was kept of these records is met again.
+        owner, owners = secrets.token_hex(4), dict[Place, Owner]()
         for topic in {topic for topic, _ in begins}:
-            name = dead_topic(topic, settings.group_id)
-            reader.write([(*place, forget()) for place in reader.partitions(name)])
-        reader.commit(begins)
+            letters = reader.partitions(dead_topic(topic, settings.group_id))
+            reader.write([(*place, forget()) for place in letters])
+            since = {place[1]: reader.bounds(*place)[1] for place in letters}
+            owners |= {place: Owner(owner, since.get(place[1], 0)) for place in begins if place[0] == topic}
+        reader.commit(begins, owners)  # a letter of a former member that lands after this is void
         print(f"emptied; the group {settings.group_id} begins anew")
         if wait:
             await (await _read(_from_start(settings), contracts, reader, begins, ends)).stop()

@@ -53,11 +53,13 @@ class CarefulLane(Lane):
         window: Window,
         shelf: Callable[[Callable[[], None]], Shelf],
         finished: Callable[[], None],
+        claim: Callable[[Lane], Awaitable[None]],
     ) -> None:
         super().__init__(opening.assigned, opening.begin, (opening.start, opening.note))
         self.start, self.progress, self._resumes = opening.start, opening.progress, opening.resumes
         self._settled = max([opening.start, *opening.resumes.values()])
         self.routing, self.retry, self.window, self._finished = routing, retry, window, finished
+        self._claim = claim
         self._arrived = asyncio.Event()
         self.shelf = shelf(self._arrived.set)
         self.hand = Hand()

@@ -134,10 +134,11 @@ class WorkLane(CarefulLane):
         while True:
             try:
                 await self._wait(self.hand, self.shelf.load())
+                await self._wait(self.hand, self._claim(self))  # before anything is handled
                 self.hand.held = None
                 return
             except Unavailable as error:
-                self.hand.held = f"{self}: its dead letters cannot be read: {error}"
+                self.hand.held = f"{self}: nothing is handled yet: {error}"
                 logger.warning("%s", self.hand.held)
             await self._wait(self.hand, asyncio.sleep(random.uniform(0.5, 1.0)))
 

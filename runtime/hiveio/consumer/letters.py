@@ -4,9 +4,10 @@ A dead letter is the record as it was (key, value, headers) with headers that sa
 *mark*, a record of the same key without a value: the topic alone tells what is open, to all, after every restart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from hiveio.kafka import Message
+from hiveio.kafka.assigned import Owner
 from hiveio.kafka.headers import headers_of as all_headers
 from hiveio.kafka.session import Outgoing
 
@@ -16,12 +17,14 @@ REASON = "hive-dead-reason"  # undecodable, unknown, refused, failed, or parked:
 EXCEPTION = "hive-dead-exception"
 ATTEMPTS = "hive-dead-attempts"
 ACTORS = "hive-dead-actors"  # those that have not handled it
+OWNER = "hive-dead-owner"  # who had the partition when it was written: see Owner
 TOPIC_ID = "hive-dead-topic-id"  # of the record's topic: one that is made anew under its name has another
 TIME = "hive-dead-time"  # of the record, ms since the epoch
 EMPTY_KEY = "hive-dead-empty-key"  # the record has a key of no bytes, which the client writes as none
 OMITTED = "hive-dead-omitted"  # the letter was too large with the record's value and headers: they are at the origin
 # -- headers of a mark
-MARK = "hive-dead-mark"  # done, dropped: a letter is closed; retry, failed: its key is to be tried, is not; forget: all
+# done, dropped, void: a letter is closed; retry, failed: its key is to be tried, is not to be; forget: all are closed
+MARK = "hive-dead-mark"
 AT = "hive-dead-at"  # the letter's offset in the dead-letter partition
 OURS = "hive-dead-"
 TEXT_LIMIT = 2_000  # of an exception
@@ -35,12 +38,21 @@ def dead_topic(topic: str, group: str) -> str:
 
 
 def letter(
-    message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str], topic_id: str = ""
+    message: Message,
+    reason: str,
+    exception: str,
+    attempts: int,
+    actors: frozenset[str],
+    *,
+    owner: str,
+    topic_id: str = "",
 ) -> Outgoing:
     headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
     origin = f"{message.topic()}/{message.partition()}/{message.offset()}"
     why = {ORIGIN: origin, REASON: reason, ATTEMPTS: str(attempts), ACTORS: ",".join(sorted(actors))}
-    why |= {TIME: str(message.timestamp()[1])} | ({EXCEPTION: exception[:TEXT_LIMIT]} if exception else {})
+    why |= {OWNER: owner, TIME: str(message.timestamp()[1])} | (
+        {EXCEPTION: exception[:TEXT_LIMIT]} if exception else {}
+    )
     if topic_id:
         why[TOPIC_ID] = topic_id
     key = key_of(message)
@@ -99,6 +111,11 @@ def time_of(headers: Mapping[str, bytes]) -> int:
     return _number(headers.get(TIME)) or 0
 
 
+def marked(headers: Mapping[str, bytes]) -> int | None:
+    """The offset of the letter that a mark is about."""
+    return _number(headers.get(AT))
+
+
 def _number(text: bytes | None) -> int | None:
     return int(text) if text and len(text) <= 18 and text.isdigit() else None
 
@@ -127,7 +144,8 @@ class Parked:
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self.count = 0
-        self.origin = (b"", -1)  # the last record's topic by its id, and its offset in the source partition
+        # Of the last letter: who wrote it, the topic of its record by its id, and the record's offset there.
+        self.origin = (b"", b"", -1)
         self.actors: frozenset[str] = frozenset()
         self.asked = False  # somebody wants it tried again
         self.gone: set[int] = set()  # letters closed out of order
@@ -137,12 +155,26 @@ class Parked:
 
 
 class Parking:
-    """The fold. ``next`` is the offset to fold next; memory is one entry a parked key."""
+    """The fold. ``next`` is the offset to fold next; memory is one entry a parked key.
 
-    def __init__(self, next: int = 0) -> None:
+    ``owners`` are those that are known to have had the partition, in order. A letter that stands where one of them had
+    begun, and is not its own, came late: its writer had lost the partition, and the owner has decided about the record
+    by itself. Such a letter is void; ``void`` has them by their offsets, until a mark closes them for everybody.
+    """
+
+    def __init__(self, next: int = 0, owners: Iterable[Owner | None] = ()) -> None:
         self.next = next
+        self.owners: list[Owner] = []
+        for owner in owners:
+            self.owned(owner)
+        self.void: dict[int, Message] = {}
         self.entries: dict[Key, Parked] = {}
         self.count = 0  # letters that are open
+
+    def owned(self, owner: Owner | None) -> None:
+        """Somebody is known to have had the partition after the owners that are known already."""
+        if owner is not None and owner not in self.owners:
+            self.owners.append(owner)
 
     def fold(self, message: Message) -> Key | None:
         """Take the next message. Gives the key that it was about."""
@@ -153,32 +185,42 @@ class Parking:
         kind = headers.get(MARK)
         if kind == b"forget":
             self.entries.clear()
+            self.void.clear()
             self.count = 0
             return None
         key = parking_key(message, headers)
         if key is None:
             return None
         if kind is None:
-            self._park(key, at, headers)
+            if self._is_void(at, headers):
+                self.void[at] = message
+            else:
+                self._park(key, at, headers)
+        elif kind in (b"done", b"dropped", b"void") and (closed := marked(headers)) in self.void:
+            del self.void[closed]
         elif (entry := self.entries.get(key)) is not None:
-            if kind in (b"done", b"dropped"):
-                self._close(key, entry, _number(headers.get(AT)))
+            if kind in (b"done", b"dropped", b"void"):
+                self._close(key, entry, marked(headers))
             elif kind in (b"retry", b"failed"):
                 entry.asked = kind == b"retry"
         return key
+
+    def _is_void(self, at: int, headers: Mapping[str, bytes]) -> bool:
+        begun = next((n for n in reversed(range(len(self.owners))) if self.owners[n].since <= at), None)
+        return begun is not None and headers.get(OWNER, b"") not in {owner.id.encode() for owner in self.owners[begun:]}
 
     def _park(self, key: Key, at: int, headers: Mapping[str, bytes]) -> None:
         origin = origin_of(headers)
         if origin is None:
             return  # nobody's letter
-        topic_id = headers.get(TOPIC_ID, b"")
+        writer = headers.get(OWNER, b""), headers.get(TOPIC_ID, b"")
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = Parked(at)
-        elif topic_id == entry.origin[0] and origin[2] <= entry.origin[1]:
-            entry.gone.add(at)  # a letter written twice, perhaps late, by the one who had the partition before
+        elif writer == entry.origin[:2] and origin[2] <= entry.origin[2]:
+            entry.gone.add(at)  # written twice
             return
-        entry.last, entry.origin = at, (topic_id, origin[2])
+        entry.last, entry.origin = at, (*writer, origin[2])
         entry.actors |= frozenset(headers.get(ACTORS, b"").decode("utf-8", "replace").split(","))
         entry.count += 1
         self.count += 1

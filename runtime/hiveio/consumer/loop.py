@@ -255,6 +255,7 @@ class Consumer:
                 news=news,
             ),
             finished=self._poller.progress,
+            claim=lambda lane: self._poller.claim(lane, start.owner),
         )
         if first == start.committed and start.note.topic_id == start.topic_id:
             lane.committed = lane.done

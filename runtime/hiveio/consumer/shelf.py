@@ -22,6 +22,8 @@ from hiveio.consumer.letters import (
     headers_of,
     is_slim,
     letter,
+    mark,
+    marked,
     origin_of,
     parking_key,
     slim,
@@ -60,10 +62,12 @@ class Shelf:
         self._topic_id, self._anew = assigned.topic_id, assigned.anew
         self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._news = limit, everybody, news
-        self.parking = Parking(bounds[0])
+        self._owner = assigned.owner
+        self.parking = Parking(bounds[0], (assigned.note.owner, assigned.owner))
         self.queue: deque[Message] = deque()
         self.busy = bounds[0] < bounds[1]
-        self._kept: dict[int, tuple[Key, int]] = {}  # records from the start on that are letters already
+        self._kept: set[int] = set()  # records from the start on that are letters already
+        self._found: dict[int, tuple[int, Key]] = {}  # while loading: letters by their offsets, of such records
         self._following = self._asked = False
         self._broken = ""
         self._changed = asyncio.Event()
@@ -83,11 +87,16 @@ class Shelf:
         if self.parking.next < self._end:
             self._follow(self.parking.next)
             await self._until(lambda: self.parking.next >= self._end)
-        for origin, (key, at) in list(self._kept.items()):
+        for at, (origin, key) in self._found.items():
             # A letter that is closed was handled; but a store from which an actor begins before the committed offset
             # may be one of before that.
-            if not self._opens(key, at) and (self._committed is None or origin < self._committed):
-                del self._kept[origin]
+            if self._opens(key, at) or not (self._committed is None or origin < self._committed):
+                self._kept.add(origin)
+        self._found.clear()
+        if late := [message for at, message in self.parking.void.items() if at < self._end]:
+            for message in late:
+                self._tell_void(message)
+            await self._write([mark("void", message) for message in late])
         self._settle()
         if not self.busy:
             self.close()
@@ -128,7 +137,7 @@ class Shelf:
 
     def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> bool:
         """Prepare a letter, which ``flush`` writes; the key is parked from now on. Whether it is time to flush."""
-        made = letter(message, reason, exception, attempts, actors, self._topic_id)
+        made = letter(message, reason, exception, attempts, actors, owner=self._owner.id, topic_id=self._topic_id)
         self.pending.append(made)
         self._unread[_key(made)] += 1
         self.busy = True
@@ -234,18 +243,25 @@ class Shelf:
         if key is None:
             if headers.get(MARK) == b"forget":
                 self._kept.clear()
+                self._found.clear()
             return False
-        if at >= self._end and MARK not in headers and key not in self._unread and self._opens(key, at):
-            logger.warning(
-                "%s: a dead letter came late, from an earlier owner of the partition, after its record was handed out "
-                "again: %s. Its key is parked; look whether it was handled, then use `hiveio dead retry` or "
-                "`hiveio dead drop`",
-                self, headers.get(ORIGIN, b"").decode("utf-8", "replace"),
-            )  # fmt: skip
+        if headers.get(MARK) == b"void" and (closed := marked(headers)) is not None:
+            self._found.pop(closed, None)  # its record is to be handled
+        if at in self.parking.void:
+            if at >= self._end:
+                self._tell_void(message)
+            return False
         origin = origin_of(headers) if at < self._end and MARK not in headers and self._is_of_this(headers) else None
         if origin is not None and origin[2] >= self._start:
-            self._kept[origin[2]] = (key, at)
+            self._found[at] = origin[2], key
         return headers.get(MARK) == b"retry" and key in self.parking.entries
+
+    def _tell_void(self, message: Message) -> None:
+        logger.warning(
+            "%s: the dead letter of %s came late, from an instance that had lost the partition, and is void: the next "
+            "owner of the partition decides about the record itself. Nothing needs to be done",
+            self, headers_of(message).get(ORIGIN, b"").decode("utf-8", "replace"),
+        )  # fmt: skip
 
     def _opens(self, key: Key, at: int) -> bool:
         """Whether there is an open letter at this offset."""

@@ -1,5 +1,6 @@
 """What the consumer and its poll thread tell each other of a partition: where it begins, how far it is."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -7,6 +8,17 @@ from confluent_kafka import Message
 
 Key = tuple[str, int]  # topic, partition
 UNKNOWN, NOTHING = "?", "-"
+_NOTE = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
+
+
+class Owner(NamedTuple):
+    """Who has a partition: ``id`` is another one at each assignment.
+
+    ``since`` is the end offset of the partition of the topic beside it (see Poller) at that moment.
+    """
+
+    id: str
+    since: int
 
 
 class Note(NamedTuple):
@@ -14,23 +26,27 @@ class Note(NamedTuple):
 
     ``seen`` is the last position of a publisher, NOTHING where there was none, UNKNOWN where that is not known.
     ``topic_id`` changes when the topic is made anew under its name. ``subscription`` names the topics, or the
-    expression, that the group was subscribed to when it began with this partition.
+    expression, that the group was subscribed to when it began with this partition. ``owner`` is the member that had
+    the partition then, None where that is not known.
     """
 
     seen: str = UNKNOWN
     topic_id: str = ""
     subscription: str = ""
+    owner: Owner | None = None
 
     def __str__(self) -> str:
-        return f"{self.seen} {self.topic_id or '-'} {self.subscription or '-'}"
+        text = f"{self.seen} {self.topic_id or '-'} {self.subscription or '-'}"
+        return f"{text} {self.owner.id}@{self.owner.since}" if self.owner else text
 
     @classmethod
     def of(cls, text: str) -> "Note":
-        """Also of an older version's, which had the position alone; of another program's, nothing is known."""
-        seen, *more = text.split(" ")
-        if len(more) != 2:
+        """Also of an older version's, which had no owner, or the position alone; of others', nothing is known."""
+        found = _NOTE.fullmatch(text)
+        if found is None:
             return cls(text or UNKNOWN)
-        return cls(seen, *("" if part == "-" else part for part in more))
+        seen, topic_id, subscription, id, since = ("" if part == "-" else part for part in found.groups())
+        return cls(seen or NOTHING, topic_id, subscription, Owner(id, int(since)) if id else None)
 
 
 Offsets = dict[Key, tuple[int, Note]]
@@ -41,7 +57,8 @@ class Start(NamedTuple):
 
     ``committed`` is the group's offset in this very topic, None where it has none; then it begins at ``first``.
     ``low`` and ``high`` are first offset and end offset, ``beside`` those of the partition of the topic beside it (see
-    Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone.
+    Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone. ``owner`` is this
+    member at this assignment; that of ``note`` is the one before it.
     """
 
     topic: str
@@ -52,6 +69,7 @@ class Start(NamedTuple):
     first: int
     low: int
     high: int
+    owner: Owner
     beside: tuple[int, int] = (0, 0)
     anew: bool = False
 
@@ -66,6 +84,7 @@ class Lane:
     def __init__(self, start: Start, begin: int, done: tuple[int, str | bytes | None]) -> None:
         self.topic, self.partition, self.topic_id = start.topic, start.partition, start.topic_id
         self.subscription = start.note.subscription  # the present one where it is empty
+        self.owner = start.note.owner  # to be committed: the one before, until this one has claimed the partition
         self.begin, self.done = begin, done
         self.committed: tuple[int, str | bytes | None] | None = None
         self.failure: str | None = None

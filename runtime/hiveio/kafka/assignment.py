@@ -7,12 +7,13 @@ import asyncio
 import hashlib
 import logging
 import random
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from hiveio.config import Settings
 from hiveio.errors import HiveError, Unavailable
-from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Lanes, Note, Offsets, Start
+from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Lanes, Note, Offsets, Owner, Start
 from hiveio.kafka.guard import Pauses, text
 from hiveio.kafka.lookup import Expression, Known, Lookup
 from hiveio.kafka.threads import blocking
@@ -55,7 +56,7 @@ class Assignment:
         self.waiting: dict[Key, str] = {}
         self.missing: str | None = None
         self.joining: str | None = f"the group {settings.group_id} is not joined yet"
-        self._turns: dict[Key, object] = {}  # each time that a partition is taken is another one
+        self._turns: dict[Key, str] = {}  # the owner of each partition: another one each time that it is taken
         self._news = asyncio.Event()
         self._opening: tuple[Key, asyncio.Task[Lane]] | None = None
         self._left = False  # the group was known, and had no members, before this one joined
@@ -74,7 +75,7 @@ class Assignment:
     def take(self, keys: Iterable[Key]) -> None:
         """Open these."""
         for key in keys:
-            self.waiting[key], self._turns[key] = "its start is looked up", object()
+            self.waiting[key], self._turns[key] = "its start is looked up", secrets.token_hex(4)
         self._news.set()
 
     async def give(self, keys: Iterable[Key], *, lost: bool) -> None:
@@ -138,7 +139,7 @@ class Assignment:
             self._news.clear()
             turns = {key: self._turns[key] for key in self.waiting}
             try:
-                for start in await self._starts(list(turns)):
+                for start in await self._starts(turns):
                     await self._open(start, turns[start.topic, start.partition])
             except Unavailable as error:
                 self._tell(self.waiting.keys() & turns.keys(), error)
@@ -150,7 +151,7 @@ class Assignment:
             else:
                 pauses.again()
 
-    async def _open(self, start: Start, turn: object) -> None:
+    async def _open(self, start: Start, turn: str) -> None:
         key = start.topic, start.partition
         if self._turns.get(key) is not turn:
             return
@@ -182,8 +183,9 @@ class Assignment:
 
     # -- where they begin
 
-    async def _starts(self, keys: list[Key]) -> list[Start]:
+    async def _starts(self, turns: dict[Key, str]) -> list[Start]:
         """Of those of which it is known. Raises Unavailable."""
+        keys = list(turns)
         names = {topic for topic, _ in keys}
         topics, missing = await blocking(self._lookup.describe, names | {self._beside(name) for name in names})
         for name in names & missing.keys():
@@ -197,13 +199,13 @@ class Assignment:
         except Unavailable as error:
             self._tell(new, error)
         return [
-            await blocking(self._start, key, topics, committed.get(key), begins.get(key))
+            await blocking(self._start, key, turns[key], topics, committed.get(key), begins.get(key))
             for key in keys
             if key in committed or key in begins
         ]
 
     def _start(
-        self, key: Key, topics: dict[str, Known], committed: tuple[int, Note] | None, begin: int | None
+        self, key: Key, turn: str, topics: dict[str, Known], committed: tuple[int, Note] | None, begin: int | None
     ) -> Start:
         """Blocking."""
         topic, partition = key
@@ -215,7 +217,10 @@ class Assignment:
             logger.warning(
                 "%s/%d: the topic was made anew under its name; it is read from its first event, %d", *key, low
             )
-        offset, note = committed if committed and not anew else (None, Note())
+        offset, note = (
+            committed if committed and not anew else (None, Note(owner=committed[1].owner if committed else None))
+        )
+        letters_at = self._lookup.bounds(beside, partition) if letters else (0, 0)
         return Start(
             topic=topic,
             partition=partition,
@@ -225,7 +230,8 @@ class Assignment:
             first=low if begin is None else begin,
             low=low,
             high=high,
-            beside=self._lookup.bounds(beside, partition) if letters else (0, 0),
+            owner=Owner(turn, letters_at[1]),
+            beside=letters_at,
             anew=anew,
         )
 

@@ -24,6 +24,12 @@ class Commits:
         self._told = ""
         self._noting: list[tuple[dict[Key, int], Future[bool]]] = []
 
+    def of(self, lane: Lane) -> tuple[int, Note]:
+        """What of a lane is to be committed now."""
+        offset, last = lane.at
+        seen = last.decode() if isinstance(last, bytes) else NOTHING if last is None else last or UNKNOWN
+        return offset, Note(seen, lane.topic_id, lane.subscription or self._subscription, lane.owner)
+
     def commit(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
         """What is done and not committed yet."""
         offsets = []
@@ -32,9 +38,7 @@ class Commits:
         for lane in lanes:
             at = lane.at
             if at != lane.committed:
-                offset, last = at
-                seen = last.decode() if isinstance(last, bytes) else NOTHING if last is None else last or UNKNOWN
-                note = Note(seen, lane.topic_id, lane.subscription or self._subscription)
+                offset, note = self.of(lane)
                 offsets.append(TopicPartition(lane.topic, lane.partition, offset, str(note)))
                 lane.committed = at
                 self._lanes[lane.topic, lane.partition] = lane

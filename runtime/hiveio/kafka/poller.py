@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from hiveio.config import Settings
-from hiveio.kafka.assigned import Key, Lane, Lanes, Offsets
+from hiveio.errors import Unavailable
+from hiveio.kafka.assigned import Key, Lane, Lanes, Offsets, Owner
 from hiveio.kafka.assignment import Assignment
 from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import client_config, denied, first_contact, is_fatal, make, start_thread
@@ -165,6 +166,15 @@ class Poller:
                 return await asyncio.wrap_future(noted)
         except TimeoutError:
             return False
+
+    async def claim(self, lane: Lane, owner: Owner) -> None:
+        """Commit who has the partition from now on: what another one does about it later is known for what it is.
+
+        Raises Unavailable where that could not be committed.
+        """
+        key, lane.owner = (lane.topic, lane.partition), owner
+        if not await self.commit(key, {key: self._commits.of(lane)}):
+            raise Unavailable(f"{lane.topic}/{lane.partition}: its new owner could not be committed")
 
     # -- on the poll thread
 

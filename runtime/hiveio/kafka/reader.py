@@ -7,7 +7,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
-from hiveio.kafka.assigned import UNKNOWN, Note
+from hiveio.kafka.assigned import UNKNOWN, Note, Owner
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
@@ -61,10 +61,10 @@ class Reader:
         (found,) = self._call(self._consumer.offsets_for_times, [TopicPartition(topic, partition, time_ms)], TIMEOUT_S)
         return int(found.offset) if found.offset >= 0 else self.bounds(topic, partition)[1]
 
-    def read(self, topic: str, partition: int, offset: int) -> Iterator[Message]:
-        """From this offset to the end of now."""
-        first, end = self.bounds(topic, partition)
-        offset = max(first, offset)
+    def read(self, topic: str, partition: int, offset: int, end: int | None = None) -> Iterator[Message]:
+        """From this offset to ``end``, which is that of now by default."""
+        first, present = self.bounds(topic, partition)
+        offset, end = max(first, offset), present if end is None else end
         if offset >= end:
             return
         self._consumer.assign([TopicPartition(topic, partition, offset)])
@@ -121,12 +121,24 @@ class Reader:
         found = self._call(self._consumer.committed, asked, timeout=TIMEOUT_S)
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
-    def commit(self, offsets: dict[Place, int]) -> None:
-        """Set the offsets of a group without members, each with the id of its topic."""
+    def owners(self, places: Sequence[Place]) -> dict[Place, Owner]:
+        """Who of the group has these partitions, or had them last; where that is known."""
+        if not places:
+            return {}
+        found = self._call(self._consumer.committed, [TopicPartition(*place) for place in places], timeout=TIMEOUT_S)
+        for one in found:
+            if one.error is not None and (right := denied(one.error, f"topic {one.topic}", "Describe")) is not None:
+                raise backend_away(right)
+        noted = {(one.topic, one.partition): Note.of(one.metadata or "").owner for one in found}
+        return {place: owner for place, owner in noted.items() if owner is not None}
+
+    def commit(self, offsets: dict[Place, int], owners: dict[Place, Owner]) -> None:
+        """Set the offsets of a group without members, each with the id of its topic and who set it."""
         client = admin(self._settings)  # named: its results end with it
         described = client.describe_topics(TopicCollection(sorted({topic for topic, _ in offsets})))
         ids = {topic: str(self._call(found.result).topic_id) for topic, found in described.items()}
-        noted = [TopicPartition(*at, offset, str(Note(UNKNOWN, ids[at[0]]))) for at, offset in offsets.items()]
+        notes = {at: str(Note(UNKNOWN, ids[at[0]], owner=owners[at])) for at in offsets}
+        noted = [TopicPartition(*at, offset, notes[at]) for at, offset in offsets.items()]
         self._call(self._consumer.commit, offsets=noted, asynchronous=False)
 
     def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:

@@ -1,0 +1,93 @@
+"""The fold of a dead-letter partition: which letters are open, and which came too late to count."""
+
+from typing import Any
+
+from confluent_kafka import Message
+
+from hiveio.consumer.letters import OWNER, Parking, letter, mark
+from hiveio.kafka.assigned import Note, Owner
+from hiveio.kafka.session import Outgoing
+
+
+class Partition:
+    """Of a dead-letter topic."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def write(self, made: Outgoing) -> Message:
+        message: Any = Message
+        headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in made.headers]
+        at = len(self.messages)
+        self.messages.append(message(topic="t.g.dead", partition=0, offset=at, key=made.key, headers=headers))
+        return self.messages[-1]
+
+    def letter(self, owner: str, offset: int, key: bytes = b"a") -> Message:
+        message: Any = Message
+        record = message(topic="t", partition=0, offset=offset, key=key, value=b"{}", timestamp=(1, 7))
+        made = letter(record, "failed", "ValueError: no", 1, frozenset({"Actor"}), owner=owner)
+        if not owner:  # an older version's
+            made = made._replace(headers=[pair for pair in made.headers if pair[0] != OWNER])
+        return self.write(made)
+
+    def fold(self, *owners: Owner | None) -> Parking:
+        parking = Parking(0, owners)
+        for message in self.messages:
+            parking.fold(message)
+        return parking
+
+
+def opened(parking: Parking) -> int:
+    assert parking.count == sum(entry.count for entry in parking.entries.values())
+    return parking.count
+
+
+def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() -> None:
+    partition, first, second = Partition(), Owner("first", 0), Owner("second", 1)
+    partition.letter("first", 3)
+    assert opened(partition.fold(first)) == 1
+    late = partition.letter("first", 5, b"b")
+    own = partition.letter("second", 4, b"b")
+    for owners in ([second], [first, second], [second, Owner("third", 3)]):
+        parking = partition.fold(*owners)
+        assert (opened(parking), list(parking.void)) == (2, [1])
+    partition.write(mark("void", late))
+    for owners in ([second], [second, Owner("third", 3)], [Owner("third", 3), Owner("fourth", 4)]):
+        parking = partition.fold(*owners)
+        assert (opened(parking), list(parking.void)) == (2, [])
+    # Also where nothing is known of who had the partition then: the letter behind it is no copy of it.
+    entry = partition.fold().entries[b"b"]
+    assert entry.count == 1
+    assert entry.open(own.offset() or 0)
+
+
+def test_letters_count_where_it_is_not_known_who_had_the_partition() -> None:
+    partition = Partition()
+    partition.letter("", 1)
+    partition.letter("one", 2)
+    assert opened(partition.fold()) == opened(partition.fold(None, Owner("two", 2))) == 2
+    partition.letter("", 3)  # an older version beside it, which had lost the partition
+    parking = partition.fold(Owner("two", 2))
+    assert (opened(parking), list(parking.void)) == (2, [2])
+
+
+def test_a_dead_letter_topic_that_was_made_anew_is_written_by_its_owner() -> None:
+    partition, before, present = Partition(), Owner("before", 0), Owner("present", 500)
+    partition.letter("present", 700)
+    assert opened(partition.fold(before, present)) == 1
+
+
+def test_a_letter_that_is_written_twice_counts_once() -> None:
+    partition = Partition()
+    for offset in (3, 4, 3, 4):
+        partition.letter("one", offset)
+    assert opened(partition.fold()) == 2
+
+
+def test_the_note_of_a_commit() -> None:
+    for note in (Note(), Note("0:1:0", "id", "sub"), Note("-", "", "sub", Owner("0a1b", 17))):
+        assert Note.of(str(note)) == note
+    assert Note.of("0:1:0") == Note("0:1:0")
+    assert Note.of("0:1:0 id -") == Note("0:1:0", "id")
+    assert Note.of("whatever another program writes") == Note("whatever another program writes")
+    assert Note.of("") == Note()
