@@ -138,8 +138,9 @@ class WorkLane(CarefulLane):
                 self.hand.held = None
                 return
             except Unavailable as error:
-                self.hand.held = f"{self}: nothing is handled yet: {error}"
-                logger.warning("%s", self.hand.held)
+                before, self.hand.held = self.hand.held, f"{self}: nothing is handled yet: {error}"
+                if before != self.hand.held:  # once for each reason; readiness says it for as long as it lasts
+                    logger.warning("%s", self.hand.held)
             await self._wait(self.hand, asyncio.sleep(random.uniform(0.5, 1.0)))
 
     async def _rest(self) -> None:

@@ -23,12 +23,12 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 class Membership(Protocol):
-    """What the loop asks of the poll thread. ``commit`` gives whether the offsets stand."""
+    """What the loop asks of the poll thread. ``commit`` gives why the offsets do not stand, if so."""
 
     def subscribe(self, names: Sequence[str]) -> None: ...
     def assign(self, lane: Lane) -> None: ...
     def reopen(self, keys: Sequence[Key]) -> None: ...
-    async def commit(self, owned: Key, offsets: Offsets) -> bool: ...
+    async def commit(self, owned: Key, offsets: Offsets) -> str | None: ...
 
 
 class Assignment:
@@ -265,8 +265,8 @@ class Assignment:
                 unread += high - low
                 seen = NOTHING if low == high else UNKNOWN
                 offsets[name, partition] = high, Note(seen, there[name].id, self.subscription)
-        if not await self._member.commit(leader, offsets):
-            raise Unavailable(f"the group {group} is new, and where it begins could not be committed")
+        if (reason := await self._member.commit(leader, offsets)) is not None:
+            raise Unavailable(f"the group {group} is new, and where it begins could not be committed: {reason}")
         if unread:
             logger.warning(
                 "the group %s has no offsets of %s: it is new there, and begins at the next event; %d offsets before "

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Note, Offsets
+from hiveio.kafka.client import denied
 from hiveio.kafka.guard import Pauses
 
 logger = logging.getLogger("hiveio.consumer")
@@ -22,7 +23,7 @@ class Commits:
         self._pauses = Pauses()
         self._again_at = 0.0  # after a commit that failed
         self._told = ""
-        self._noting: list[tuple[dict[Key, int], Future[bool]]] = []
+        self._noting: list[tuple[dict[Key, int], Future[str | None]]] = []
 
     def of(self, lane: Lane) -> tuple[int, Note]:
         """What of a lane is to be committed now."""
@@ -45,8 +46,8 @@ class Commits:
         if offsets:
             consumer.commit(offsets=offsets)
 
-    def note(self, consumer: Consumer, offsets: Offsets, noted: Future[bool]) -> None:
-        """Where the group begins. The future gives whether that stands."""
+    def note(self, consumer: Consumer, offsets: Offsets, noted: Future[str | None]) -> None:
+        """Where the group begins, or who has a partition. The future gives None once that stands, else why not."""
         self._noting.append(({key: offset for key, (offset, _) in offsets.items()}, noted))
         consumer.commit(offsets=[TopicPartition(*key, offset, str(note)) for key, (offset, note) in offsets.items()])
 
@@ -54,7 +55,8 @@ class Commits:
         offsets = {(found.topic, found.partition): found.offset for found in partitions}
         for one in [one for one in self._noting if one[0] == offsets]:
             self._noting.remove(one)
-            _set(one[1], error is None and not any(found.error for found in partitions))
+            reasons = [_reason(failed, found) for found in partitions if (failed := error or found.error)]
+            _set(one[1], reasons[0] if reasons else None)
         for found in partitions:
             failed = error or found.error
             lane = self._lanes.pop((found.topic, found.partition), None)
@@ -74,11 +76,15 @@ class Commits:
     def forget(self) -> None:
         """Of this client nothing is reported any more."""
         for _, noted in self._noting:
-            _set(noted, False)
+            _set(noted, "the client has ended")
         self._noting.clear()
         self._lanes.clear()
 
 
-def _set(noted: Future[bool], done: bool) -> None:
+def _reason(error: KafkaError, partition: TopicPartition) -> str:
+    return denied(error, f"topic {partition.topic}", "Describe or Read") or error.str()
+
+
+def _set(noted: Future[str | None], reason: str | None) -> None:
     if noted.set_running_or_notify_cancel():
-        noted.set_result(done)
+        noted.set_result(reason)

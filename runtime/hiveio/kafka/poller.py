@@ -157,15 +157,15 @@ class Poller:
     def reopen(self, keys: Sequence[Key]) -> None:
         self._calls.put(partial(self._reopen, keys))
 
-    async def commit(self, owned: Key, offsets: Offsets) -> bool:
-        """Commit these for the group, unless ``owned`` is another member's by now. Whether they stand."""
-        noted: Future[bool] = Future()
+    async def commit(self, owned: Key, offsets: Offsets) -> str | None:
+        """Commit these for the group, unless ``owned`` is another member's by now. None, or why they do not stand."""
+        noted: Future[str | None] = Future()
         self._calls.put(partial(self._note, owned, offsets, noted))
         try:
             async with asyncio.timeout(NOTED_S):
                 return await asyncio.wrap_future(noted)
         except TimeoutError:
-            return False
+            return f"Kafka did not answer within {NOTED_S:g} s"
 
     async def claim(self, lane: Lane, owner: Owner) -> None:
         """Commit who has the partition from now on: what another one does about it later is known for what it is.
@@ -173,8 +173,8 @@ class Poller:
         Raises Unavailable where that could not be committed.
         """
         key, lane.owner = (lane.topic, lane.partition), owner
-        if not await self.commit(key, {key: self._commits.of(lane)}):
-            raise Unavailable(f"{lane.topic}/{lane.partition}: its new owner could not be committed")
+        if (reason := await self.commit(key, {key: self._commits.of(lane)})) is not None:
+            raise Unavailable(f"that the partition is this instance's could not be committed: {reason}")
 
     # -- on the poll thread
 
@@ -383,11 +383,11 @@ class Poller:
 
     # -- what the loop asked for, on the poll thread
 
-    def _note(self, owned: Key, offsets: Offsets, noted: Future[bool], consumer: Consumer) -> None:
+    def _note(self, owned: Key, offsets: Offsets, noted: Future[str | None], consumer: Consumer) -> None:
         if owned in self._owned:
             self._commits.note(consumer, offsets, noted)
         else:  # another member's, which may have begun already
-            noted.set_result(False)
+            noted.set_result("the partition is another member's")
 
     def _assign(self, lane: Lane, consumer: Consumer) -> None:
         key = lane.topic, lane.partition
