@@ -57,7 +57,9 @@ class Instance:
         return self.log.scopes[0]
 
     async def applied(self, offset: int) -> None:
-        await until(lambda: self.scope.ready and self.scope.view.next >= offset and self.scope.stands.offset >= offset)
+        await until(
+            lambda: self.scope.ready and self.scope.view.next >= offset and self.scope.mirror.watermark.offset >= offset
+        )
 
     async def read(self, page: int) -> tuple[Any, int]:
         return await self.log.engine.read(MADE[0], f"{page}", "cached")
@@ -99,12 +101,12 @@ async def test_large_snapshots_come_back_after_a_loss_of_the_cache(
         records = await asyncio.to_thread(writer.records, range(PAGES))
         await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
         await one.applied(1 + PAGES)
-        generation = scope.stands.generation
+        generation = scope.mirror.watermark.generation
         with redis_client.Redis(host=HOST, port=small_redis.port) as client:
             client.flushall()
         await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", writer.records([0]))
         await one.applied(2 + PAGES)
-        assert scope.stands.generation != generation, "folded anew"
+        assert scope.mirror.watermark.generation != generation, "folded anew"
         assert scope.view.size <= VIEW + CALL + 2 * SIZE
 
         # what the view has let go of comes from the cache, a few at a time
@@ -146,11 +148,11 @@ async def test_an_instance_that_is_cut_off_from_redis_holds_little_of_what_other
                 assert scope.applier._size <= unapplied + 2 * large
                 assert scope.view.size <= unapplied + 2 * large + 500 * ENTRY_BYTES  # those of the next records
             assert 1 < scope.view.next < end, "it has judged what it could hold"
-            generation = two.scope.stands.generation
+            generation = two.scope.mirror.watermark.generation
             caplog.set_level("INFO", "hiveio.scope")
             proxy.open()
             await one.applied(end)
-            assert scope.stands.generation == generation
+            assert scope.mirror.watermark.generation == generation
             assert "from offset" not in caplog.text, "not folded anew"
             assert (await one.read(7))[1] == 4
 

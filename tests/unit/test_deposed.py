@@ -104,13 +104,13 @@ async def test_an_instance_with_an_old_end_does_not_fold_the_cache_of_the_others
         for number in range(3):
             await service.submit(AccountActor, "a", Deposit(1, str(number)))
         scope, cache = service.transactions.scopes[0], service.cache
-        await until(lambda: scope.stands.offset == 4)
+        await until(lambda: scope.mirror.watermark.offset == 4)
         found = anchor.Anchor(cache, OldEnd(service.log), 0, "log/0", "memory")
         with pytest.raises(Unavailable, match="beyond the end 1 that Kafka names"):
             await found.find()
-        assert generation(cache) == scope.stands.generation
+        assert generation(cache) == scope.mirror.watermark.generation
         right = anchor.Anchor(cache, MemoryReader(service.log), 0, "log/0", "memory")
-        assert await right.find() == (scope.stands, dict(scope.view.state.writers), 4)
+        assert await right.find() == (scope.mirror.watermark, dict(scope.view.state.writers), 4)
         monkeypatch.setattr(anchor, "OLD_END_S", 0.0)  # it stays so: the log was cut
         fresh, writers, end = await found.find()
         assert (fresh.offset, writers, end) == (0, {}, 1)

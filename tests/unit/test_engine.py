@@ -96,7 +96,7 @@ async def test_what_a_transaction_reads_is_one_cut_also_without_its_locks() -> N
 async def test_a_cache_lost_before_any_reply_came_is_noticed() -> None:
     async with testing.Service(AccountActor) as before:
         await before.submit(AccountActor, "a", Deposit(1, "before"))
-        await until(lambda: before.transactions.scopes[0].stands.offset == 2)
+        await until(lambda: before.transactions.scopes[0].mirror.watermark.offset == 2)
     async with testing.Service(AccountActor, log=before.log, cache=before.cache) as service:
         service.lose_cache()  # there was nothing to apply, so nothing has brought a watermark
         with suppress(Unavailable):
@@ -159,8 +159,8 @@ async def test_a_run_is_not_closed_by_the_reply_that_brings_its_next_command() -
         scope = one.transactions.scopes[0]
         setattr(scope.applier, "wake", lambda: None)  # noqa: B010 - the other one applies
         await one.submit(AccountActor, "a", Deposit(1, "first"))
-        await until(lambda: two.transactions.scopes[0].stands.offset == 2)
-        assert scope.stands.offset < 2, "the run waits for an apply of which the next reply tells"
+        await until(lambda: two.transactions.scopes[0].mirror.watermark.offset == 2)
+        assert scope.mirror.watermark.offset < 2, "the run waits for an apply of which the next reply tells"
         assert (await one.submit(AccountActor, "a", Deposit(1, "second"), key="k")).version == 2
         assert not scope.failed
 

@@ -6,17 +6,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from hiveio.errors import HiveError
 from hiveio.transaction import faults, metrics
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.rule import IdWindow
-from hiveio.transaction.view import Judged
-
-if TYPE_CHECKING:
-    from hiveio.transaction.scope import Scope
+from hiveio.transaction.view import Judged, View
 
 logger = logging.getLogger("hiveio.scope")
 
@@ -29,11 +26,23 @@ GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: anothe
 class Applier:
     """Applies in the order of the log, one call at a time, while the cache is known to match the log."""
 
-    def __init__(self, scope: "Scope", cache: Cache, window: IdWindow, most: int) -> None:
-        """``most``: bytes of aggregates in one call, and so of what is judged and not applied."""
-        self._scope, self._cache, self._window, self._most = scope, cache, window, most
+    def __init__(
+        self,
+        partition: int,
+        view: View,
+        mirror: Mirror,
+        cache: Cache,
+        window: IdWindow,
+        most: int,
+        fail: Callable[[str], None],
+    ) -> None:
+        """``most``: bytes of aggregates in one call, and so of what is judged and not applied. ``fail`` stops a scope,
+        which ends this."""
+        self._partition, self._view, self._mirror, self._fail = partition, view, mirror, fail
+        self._cache, self._window, self._most = cache, window, most
+        self._ended = False  # the scope has failed
         self._times = metrics.phase("apply")
-        self.published = 0  # offset up to which events are published, as far as this instance knows
+        self._published = 0  # offset up to which events are published, as far as this instance knows
         self.judged: deque[Judged] = deque()  # and not applied
         self._size = 0  # bytes of what these touch, or more: an aggregate may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
@@ -41,6 +50,16 @@ class Applier:
         self._loop = asyncio.get_running_loop()
         self._began = 0.0  # the latest call
         self._timer: asyncio.TimerHandle | None = None
+        mirror.subscribe(on_move=self.moved, on_loss=self.wake)
+
+    def end(self) -> None:
+        """The scope has failed: nothing is applied any more, and nobody is left waiting for it."""
+        self._ended = True
+        self._work.set()
+
+    def note_published(self, offset: int) -> None:
+        """The events of the records below this offset are published."""
+        self._published = offset
 
     def add(self, judged: Judged, entries: Mapping[str, Entry]) -> None:
         """The next record is judged; ``entries`` has what it has touched."""
@@ -66,7 +85,7 @@ class Applier:
         """Whether the bytes of what is judged and not applied are more than this share of the bound."""
         most = share * self._most
         if self._size > most:
-            entries = self._scope.view.entries
+            entries = self._view.entries
             self._size = sum([len(entries[name].snapshot) + ENTRY_BYTES for name in self.touched()])
         return self._size > most
 
@@ -74,7 +93,7 @@ class Applier:
         """There is something to apply: at once after a pause, else with what comes in the next moment."""
         if self._timer is None:
             pause = self._began + GATHER_S - self._loop.time()
-            if (quarantine := self._scope.quarantine).held:
+            if (quarantine := self._view.quarantine).held:
                 pause = GIVE_WAY_S
             if pause > 0 and not quarantine.healed:
                 self._timer = self._loop.call_later(pause, self._hurry)
@@ -87,7 +106,7 @@ class Applier:
 
     def when_applied(self, offset: int, done: Callable[[], None], *, soon: bool = False) -> None:
         """Call back once the cache stands beyond this offset, or the scope has failed; ``soon``: somebody waits."""
-        if self._scope.stands.offset > offset or self._scope.failed:
+        if self._mirror.watermark.offset > offset or self._ended:
             done()
             return
         self._when.append((offset, done))
@@ -95,8 +114,8 @@ class Applier:
             self._work.set()
 
     def moved(self) -> None:
-        """The cache stands further on: what is applied needs no applying, and those who wait for it are told."""
-        offset = self._scope.stands.offset
+        """The cache stands further on: what is applied needs no applying, and whoever waits for it is called."""
+        offset = self._mirror.watermark.offset
         while self.judged and self.judged[0].offset < offset:
             self.judged.popleft()
         while self._when and self._when[0][0] < offset:
@@ -106,7 +125,7 @@ class Applier:
     async def wait(self, share: float) -> None:
         """Until no more than this share of the bounds is judged and not applied, or the cache or the scope is lost."""
         records = share * UNAPPLIED
-        while (len(self.judged) > records or self._exceeds(share)) and not (self._scope.lost or self._scope.failed):
+        while (len(self.judged) > records or self._exceeds(share)) and not (self._mirror.lost or self._ended):
             self._applied.clear()
             self._work.set()
             await self._applied.wait()
@@ -116,48 +135,49 @@ class Applier:
         return {name for judged in self.judged for name in judged.touched}
 
     async def run(self) -> None:
-        scope, (pause, longest) = self._scope, PAUSE_S
-        while not scope.failed:
+        mirror, (pause, longest) = self._mirror, PAUSE_S
+        while not self._ended:
             await self._work.wait()
             self._work.clear()
-            if scope.lost or not (self.judged or self._healed()):
+            if mirror.lost or not (self.judged or self._healed()):
                 self._applied.set()
                 continue
             try:
                 await self._apply()
                 pause = PAUSE_S[0]
-                if self.judged or scope.quarantine.healed:
+                if self.judged or self._view.quarantine.healed:
                     self.wake()
             except HiveError as error:
-                logger.warning("the cache of %s is not moved: %s", scope.where, error)
+                logger.warning("the cache of %s is not moved: %s", mirror.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)
                 self._work.set()
             except Exception as error:
-                logger.exception("a fault while moving the cache of %s", scope.where)
-                scope.fail(f"{scope.where}: {type(error).__name__}: {error}")
+                logger.exception("a fault while moving the cache of %s", mirror.where)
+                self._fail(f"{mirror.where}: {type(error).__name__}: {error}")
         self._applied.set()  # nobody is left waiting for what is not applied any more
         while self._when:
             self._when.popleft()[1]()
 
     async def _apply(self) -> None:
-        scope, base, to = self._scope, self._scope.stands, self._scope.stands
+        view, base = self._view, self._mirror.watermark
+        to, quarantine = base, view.quarantine
         group = tuple(self.judged)
         if group:
             last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
             if (first := group[0].offset) != base.offset:
-                raise AssertionError(f"{scope.where}: judged from {first}, the cache is at {base.offset}")
-            to = base.moved(last.offset + 1, scope.view.state, last.tx)
+                raise AssertionError(f"{self._mirror.where}: judged from {first}, the cache is at {base.offset}")
+            to = base.moved(last.offset + 1, view.state, last.tx)
         healed = self._healed()
         names = dict.fromkeys([name for judged in group for name in judged.touched])
         names |= dict.fromkeys(self._fitting(healed))
-        scope.quarantine.healed.intersection_update(set(healed) - names.keys())
-        found = [(name, scope.view.entries[name]) for name in names]
+        quarantine.healed.intersection_update(set(healed) - names.keys())
+        found = [(name, view.entries[name]) for name in names]
         entries = [(name, entry.text) for name, entry in found]
         unfolded = [name for name, entry in found if entry.tail]
-        unfolded += [f"{actor}/" for actor in scope.quarantine.strangers]
+        unfolded += [f"{actor}/" for actor in quarantine.strangers]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
-        known = scope.view.state.writers
+        known = view.state.writers
         moved = dict.fromkeys([name for judged in group for name in judged.writers])
         writers = [(name, known[name].text if name in known else "") for name in moved]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
@@ -165,19 +185,19 @@ class Applier:
             for name in names:
                 faults.hit("applying", name)
         began, self._began = time.monotonic(), self._loop.time()
-        stands = await self._cache.apply(
-            scope.partition, base, to, verdicts, entries, ids, self._window, self.published, unfolded, writers
+        reached = await self._cache.apply(
+            self._partition, base, to, verdicts, entries, ids, self._window, self._published, unfolded, writers
         )
         self._times.observe(time.monotonic() - began)
-        scope.saw(stands)
+        self._mirror.observe_watermark(reached)
         if faults.armed:
             for name in names:
                 faults.hit("applied", name)
 
     def _healed(self) -> list[str]:
         """The aggregates that the view has folded, and the cache perhaps not, at the end of what is judged."""
-        view, healed = self._scope.view, self._scope.quarantine.healed
-        if not healed or not (self.judged or view.next == self._scope.stands.offset):
+        view, healed = self._view, self._view.quarantine.healed
+        if not healed or not (self.judged or view.next == self._mirror.watermark.offset):
             return []
         found = [(name, view.entry(name)) for name in healed]
         return [name for name, entry in found if entry is not None and not entry.tail and entry.at <= view.next]
@@ -186,6 +206,6 @@ class Applier:
         """As many of them as one call takes, beside what is judged; the first one in any case."""
         size, count = self._size, 0
         while count < len(names) and (size < self._most or not count):
-            size += self._scope.view.entries[names[count]].size
+            size += self._view.entries[names[count]].size
             count += 1
         return names[:count]

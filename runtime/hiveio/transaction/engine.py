@@ -136,7 +136,9 @@ class Engine:
     def _looked_up(self, run: Run, command: Command, future: "asyncio.Future[Begun]") -> None:
         """The command id is on record, or it is not and the command takes its place in the queue."""
         error = future.exception()
-        current = error is None and command.scope.saw(future.result()[0])  # which closes what waits for an apply
+        current = error is None and command.scope.mirror.observe_watermark(
+            future.result()[0]
+        )  # which closes what waits for an apply
         run.expected -= 1
         if not current:
             self.fail(command, error or command.scope.unavailable())

@@ -1,16 +1,16 @@
 """What the verdicts of records need and the view lacks: asked of the cache, as much at once as fits into one answer."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from hiveio.kafka.tail import LogRecord
+from hiveio.transaction.applier import Applier
 from hiveio.transaction.cache import Cache, Entry, known
+from hiveio.transaction.mirror import Mirror
+from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import IdWindow
-
-if TYPE_CHECKING:
-    from hiveio.transaction.scope import Scope
+from hiveio.transaction.view import View
 
 LOADED = 500  # most aggregates and command ids asked for at once
 
@@ -18,19 +18,30 @@ LOADED = 500  # most aggregates and command ids asked for at once
 class Loader:
     """Of one scope."""
 
-    def __init__(self, scope: "Scope", cache: Cache, window: IdWindow) -> None:
-        self._scope, self._cache, self._window = scope, cache, window
+    def __init__(
+        self,
+        partition: int,
+        view: View,
+        mirror: Mirror,
+        cache: Cache,
+        applier: Applier,
+        window: IdWindow,
+        pending: Mapping[str, Pending],
+        decoded: Callable[[LogRecord], Record],
+    ) -> None:
+        self._partition, self._view, self._mirror, self._cache = partition, view, mirror, cache
+        self._applier, self._window, self._pending, self._decoded = applier, window, pending, decoded
 
     async def load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
         """The first records of the batch, decoded, with what their verdicts need in the view: as many as are loaded at
         once. None if the cache has moved past it meanwhile."""
-        scope, view, pending = self._scope, self._scope.view, self._scope.pending
+        view, mirror, pending = self._view, self._mirror, self._pending
         entry, recent, ids_from = view.entries.get, view.recent, view.ids_from
         found: list[Record] = []
         wanted: dict[tuple[str, str], None] = {}  # aggregates and command ids
         upto: list[int] = []  # how many of these each record needs, with those before it
         for message in batch:
-            record = scope.decoded(message)
+            record = self._decoded(message)
             found.append(record)
             if isinstance(record, Commit):
                 for write in record.writes:
@@ -56,13 +67,13 @@ class Loader:
             return found
         # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
         # So it is with ids, as long as the view has those that wait.
-        if ids_from > scope.stands.offset:
-            await scope.applier.wait(0)
+        if ids_from > mirror.watermark.offset:
+            await self._applier.wait(0)
         pairs, loaded = list(wanted), 0
         while loaded < upto[0] or not loaded:
-            asked = scope.stands.offset
-            stands, replies = await self._cache.load(scope.partition, pairs[loaded:])
-            if not scope.saw(stands, asked) or scope.stands.offset > view.next:
+            asked = mirror.watermark.offset
+            watermark, replies = await self._cache.load(self._partition, pairs[loaded:])
+            if not mirror.observe_watermark(watermark, asked) or mirror.watermark.offset > view.next:
                 return None
             for (name, text), (cached, id) in zip(pairs[loaded:], replies, strict=False):
                 if name:
@@ -73,7 +84,7 @@ class Loader:
         return found[: bisect_right(upto, loaded)]
 
     def _want(self, wanted: dict[tuple[str, str], None], name: str) -> None:
-        view = self._scope.view
+        view = self._view
         if view.complete and name not in view.entries:
             view.keep(name, Entry())
         else:

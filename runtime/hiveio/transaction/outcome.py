@@ -112,8 +112,8 @@ class Outcomes:
         return await self.repeat(command, found)
 
     async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
-        stands, (_, id) = await self._cache.begin(scope.partition, "", command.text)
-        scope.saw(stands)
+        watermark, (_, id) = await self._cache.begin(scope.partition, "", command.text)
+        scope.mirror.observe_watermark(watermark)
         return scope.remembered(command.text, id)
 
 

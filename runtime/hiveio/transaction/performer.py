@@ -181,8 +181,8 @@ class Performer:
         if any(head in command.scope.pending for _, head in heads):
             raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
         scope, ttl_ms = command.scope, self._engine.settings.lock_ttl_ms
-        stands, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
-        return scope.saw(stands) and vote == 1 and not reading.moved()
+        watermark, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
+        return scope.mirror.observe_watermark(watermark) and vote == 1 and not reading.moved()
 
     def _raised(self, command: Command, reading: Reading, error: Exception) -> None:
         """A refusal is decided like anything else; other errors are answered, and nothing was appended."""

@@ -138,10 +138,12 @@ class Publisher:
         now = asyncio.get_running_loop().time()
         if self._renewed and now - self._renewed < RENEW_S:
             return True
-        before = self._scope.stands
-        stands, held = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
-        if self._scope.stands.generation == before.generation:
-            self._scope.saw(stands, before.offset)  # so an instance without work notices a cache that was lost
+        mirror, before = self._scope.mirror, self._scope.mirror.watermark
+        watermark, held = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
+        if (
+            mirror.watermark.generation == before.generation
+        ):  # so an instance without work notices a cache that was lost
+            mirror.observe_watermark(watermark, before.offset)
         if not held:
             self._renewed = 0.0
             return False
@@ -162,7 +164,7 @@ class Publisher:
                     await self._send(session, group)
                     await self._resuming.note()
                     metrics.published.inc(len(group))
-                self._scope.applier.published = self.read
+                self._scope.applier.note_published(self.read)
                 await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)

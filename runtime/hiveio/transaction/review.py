@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from hiveio.errors import Unavailable
-from hiveio.transaction.cache import Cache
-
-if TYPE_CHECKING:
-    from hiveio.transaction.scope import Scope
+from hiveio.transaction.applier import Applier
+from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.mirror import Mirror
+from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
 
@@ -20,27 +20,36 @@ GROUP = 500  # aggregates asked for at once
 class Review:
     """Keeps the quarantine of a scope true where other instances move its cache. One small call, where it is empty."""
 
-    def __init__(self, scope: "Scope", cache: Cache) -> None:
-        self._scope, self._cache = scope, cache
+    def __init__(
+        self,
+        partition: int,
+        view: View,
+        mirror: Mirror,
+        cache: Cache,
+        applier: Applier,
+        reconcile: Callable[[str, bytes, bytes | None], Entry | None],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._partition, self._view, self._mirror, self._cache = partition, view, mirror, cache
+        self._applier, self._reconcile, self._ready = applier, reconcile, ready
 
     async def run(self) -> None:
-        scope = self._scope
-        while not scope.failed:
+        while True:
             await asyncio.sleep(REVIEW_S * (0.5 + random.random()))
             try:
-                if scope.ready:
+                if self._ready():
                     await self.learn()
             except Unavailable:
                 pass  # it is told where the cache is needed
             except Exception:
-                logger.exception("a fault while looking at what %s has in quarantine", scope.where)
+                logger.exception("a fault while looking at what %s has in quarantine", self._mirror.where)
 
     async def learn(self) -> None:
         """Ask for the aggregates that stand otherwise in the cache than here. What is folded here and not there is
         written. Raises Unavailable."""
-        scope, view, quarantine = self._scope, self._scope.view, self._scope.quarantine
-        listed = await self._cache.unfolded(scope.partition, scope.stands.generation)
-        doubtful = list(quarantine.held.keys() - listed - scope.applier.touched())
+        view, mirror, quarantine = self._view, self._mirror, self._view.quarantine
+        listed = await self._cache.unfolded(self._partition, mirror.watermark.generation)
+        doubtful = list(quarantine.held.keys() - listed - self._applier.touched())
         for name in listed:
             if name.endswith("/"):
                 quarantine.meet(name[:-1])
@@ -49,12 +58,12 @@ class Review:
             elif not entry.fault:
                 quarantine.healed.add(name)
         if quarantine.healed:
-            scope.applier.wake()
+            self._applier.wake()
         while doubtful:
-            asked = scope.stands.offset
-            stands, replies = await self._cache.load(scope.partition, [(name, "") for name in doubtful[:GROUP]])
-            if not scope.saw(stands, asked):
+            asked = mirror.watermark.offset
+            watermark, replies = await self._cache.load(self._partition, [(name, "") for name in doubtful[:GROUP]])
+            if not mirror.observe_watermark(watermark, asked):
                 return
             for name, (text, _) in zip(doubtful, replies, strict=False):
-                scope.reconcile(name, stands, text)
+                self._reconcile(name, watermark, text)
             del doubtful[: len(replies)]

@@ -86,7 +86,7 @@ class Run:
         needs = {self.aggregate, *self.queue[0].needs} if self.queue and not alone else {self.aggregate}
         self._opening = tuple(sorted(needs))
         self._locked = self._begun = None
-        self._asked = self.scope.stands.offset
+        self._asked = self.scope.mirror.watermark.offset
         scope = self.engine.cache.scope(self.scope.partition)
         self.engine.lock.acquire(scope, self._opening, self._on_locked, self.engine.age_s(self.queue))
         begin = self.engine.cache.begin(self.scope.partition, self.aggregate)
@@ -133,7 +133,7 @@ class Run:
             problem = backend_away(locked.reason) if locked.away else Conflict(LOCK_BUSY)
         elif self.engine.work.laden and not self.weight:
             problem = Unavailable("too much is in work: try again later")
-        elif self.scope.saw(begun[0], self._asked) and self.scope.ready:
+        elif self.scope.mirror.observe_watermark(begun[0], self._asked) and self.scope.ready:
             entry = self.scope.reconcile(self.aggregate, begun[0], begun[1][0])
         if entry is None:
             if locked.until:

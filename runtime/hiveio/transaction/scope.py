@@ -24,6 +24,7 @@ from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
 from hiveio.transaction.loading import Loader
+from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency, Proofs
@@ -63,27 +64,27 @@ class Scope:
         self.bounds = bounds or Bounds()
         self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement = placement
-        self.applier = Applier(self, cache, window, self.bounds.unapplied)
-        self._loader = Loader(self, cache, window)
-        self._review = Review(self, cache)
+        self.pending: dict[str, Pending] = {}
+        self.mirror = mirror = Mirror(self.where, topic_id)
+        self._news = asyncio.Event()
+        mirror.subscribe(on_loss=self._news.set)
+        applier = Applier(partition, self.view, mirror, cache, window, self.bounds.unapplied, self.fail)
+        self.applier = applier
+        self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.pending, self.decoded)
+        self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
         self.failed = ""
         self.late = False  # a record of ours has waited long for its verdict: no new work is taken
-        self.pending: dict[str, Pending] = {}
-        self.stands = Watermark(0, 0, topic_id, "")  # the latest watermark of the cache that we were told
         self.on_barrier: Callable[[Barrier, int, bool], None] = lambda record, offset, verdict: None
         self.proofs: Proofs
         self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
-        self._seen: bytes | None = None  # the text of ``stands``, where a reply has brought it
         self.backlog, self._lags = Backlog(), metrics.Lags(partition)
         self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
-        self.lost = True  # the cache is not known to match the log
         self._following = False
         self._goal: int | None = None  # where it is caught up
         self._inbox: deque[LogRecord] = deque()
         self._waiting: dict[asyncio.Future[None], int] = {}  # for an offset
         self._judging = False  # what was loaded for it stays in the view
-        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -97,7 +98,7 @@ class Scope:
     @property
     def ready(self) -> bool:
         """Caught up with the end that the log had when it began, or fell back."""
-        return not self.failed and not self.lost and self._goal is not None and self.view.next >= self._goal
+        return not self.failed and not self.mirror.lost and self._goal is not None and self.view.next >= self._goal
 
     @property
     def state(self) -> str:
@@ -115,33 +116,8 @@ class Scope:
     def show_lags(self) -> None:
         """Publish how far this instance is behind."""
         following, backlog = self.view.next, self.backlog
-        behind, unapplied = (self._goal or 0) - following, following - self.stands.offset
+        behind, unapplied = (self._goal or 0) - following, following - self.mirror.watermark.offset
         self._lags.set(behind, unapplied, backlog.records(following), backlog.age_s, len(self.quarantine.held))
-
-    def saw(self, stands: bytes, asked: int | None = None) -> bool:
-        """Take note of the watermark that came with a reply. False if the cache does not match the log any more.
-
-        ``asked``: the offset of the cache when the question was put, for a reply that is not looked at as it comes: an
-        apply may have moved the cache in between.
-        """
-        if stands == self._seen:  # as most replies of a batch
-            return not self.lost
-        watermark = Watermark.parse(stands)
-        mine = self.stands
-        least = mine.offset if asked is None else asked
-        if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < least:
-            if not self.lost:
-                logger.warning("the cache of %s fell back from %s to %s", self.where, mine.text, stands.decode())
-                self.lost = True
-                self._news.set()
-                self.applier.wake()
-            return False
-        if watermark.offset > mine.offset:
-            self.stands = watermark
-            self.applier.moved()
-        if watermark.offset >= mine.offset:
-            self._seen = stands
-        return True
 
     def fail(self, reason: str) -> None:
         """Stop here, loudly: nothing goes past what cannot be judged."""
@@ -149,7 +125,7 @@ class Scope:
             self.failed = reason
             logger.critical("the scope stops: %s", reason)
             self._news.set()
-            self.applier.wake()
+            self.applier.end()
 
     def remembered(self, text: str, cached: bytes | None) -> IdRecord | None:
         """A command id on record, by the view or else the cache, if it is in the window now."""
@@ -161,15 +137,15 @@ class Scope:
         """Whether a command id that came on record after ``started_at`` is in the window at ``now``."""
         return self._window.holds(started_at, now.offset, now.time)
 
-    def reconcile(self, name: str, stands: bytes, cached: bytes | None) -> Entry | None:
+    def reconcile(self, name: str, watermark: bytes, cached: bytes | None) -> Entry | None:
         """What is known of an aggregate, with what the cache gave at this watermark. None if neither is current."""
-        entry = self.view.reconcile(name, int(stands.partition(b"|")[0]), cached)
+        entry = self.view.reconcile(name, int(watermark.partition(b"|")[0]), cached)
         if not self._judging:
             self._trim()
         return entry
 
     def _trim(self) -> None:
-        self.view.trim(self.applier.touched, self.stands.offset)
+        self.view.trim(self.applier.touched, self.mirror.watermark.offset)
 
     async def reach(self, offset: int) -> None:
         """Wait until every record below ``offset`` is judged. Raises Unavailable where that never comes."""
@@ -195,8 +171,8 @@ class Scope:
         mine = self.view.verdicts(first, end)
         if mine is not None:
             return mine
-        stands, verdicts = await self._cache.verdicts(self.partition, first, end)
-        self.saw(stands)
+        watermark, verdicts = await self._cache.verdicts(self.partition, first, end)
+        self.mirror.observe_watermark(watermark)
         return verdicts
 
     # -- following
@@ -205,7 +181,7 @@ class Scope:
         pause, longest = PAUSE_S
         while not self.failed:
             try:
-                if self.lost:
+                if self.mirror.lost:
                     await self._synchronise()
                 if not self._inbox:
                     self._news.clear()
@@ -243,10 +219,10 @@ class Scope:
     async def _synchronise(self) -> None:
         """Find the watermark, check it against the log, go on from there; if it does not match, begin anew."""
         watermark, writers, end = await self._anchor.find()
-        self.stands, self._seen, self._goal = watermark, None, end
+        self.mirror.anchor(watermark)
+        self._goal = end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark, writers)
-        self.lost = False
         self.applier.moved()
         self.applier.wake()
         await self._review.learn()
@@ -266,14 +242,14 @@ class Scope:
         index = 0
         self._judging = True
         try:
-            while index < len(batch) and not (self.lost or self.failed):
+            while index < len(batch) and not (self.mirror.lost or self.failed):
                 rest = batch[index:] if index else batch
                 offset, following = rest[0].offset, self.view.next
                 if offset < following:
                     index += 1
                 elif offset > following:
                     raise Corrupt(f"{self.where}: the records from {following} to {offset - 1} are gone")
-                elif self.stands.offset > following:
+                elif self.mirror.watermark.offset > following:
                     index += await self._skip(rest)
                 elif self.applier.full:
                     await self.applier.wait(0.5)
@@ -320,13 +296,13 @@ class Scope:
             if time.monotonic() > end:
                 self.applier.wake()
                 await asyncio.sleep(0)
-                if self.lost or self.stands.offset > self.view.next:
+                if self.mirror.lost or self.mirror.watermark.offset > self.view.next:
                     break
                 end = time.monotonic() + TURN_S
             pending = self.pending.pop(message.key, None)
             judged = self.view.judge(message, record, pending.entries if pending is not None else None)
             self.applier.add(judged, self.view.entries)
-            self._told(message, record, pending, judged.verdict)
+            self._settle(message, record, pending, judged.verdict)
             count += 1
             if self.failed or self.applier.large:  # failed: too much of it cannot be folded
                 break
@@ -334,7 +310,7 @@ class Scope:
         self._trim()
         return count
 
-    def _told(self, message: LogRecord, record: Record, pending: Pending | None, verdict: bool | None) -> None:
+    def _settle(self, message: LogRecord, record: Record, pending: Pending | None, verdict: bool | None) -> None:
         if pending is not None:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)
@@ -349,9 +325,9 @@ class Scope:
     # -- what others have applied
 
     async def _skip(self, batch: Sequence[LogRecord]) -> int:
-        end = min(self.stands.offset, batch[-1].offset + 1)
-        stands, verdicts = await self._cache.verdicts(self.partition, self.view.next, end)
-        if not self.saw(stands):
+        end = min(self.mirror.watermark.offset, batch[-1].offset + 1)
+        watermark, verdicts = await self._cache.verdicts(self.partition, self.view.next, end)
+        if not self.mirror.observe_watermark(watermark):
             return 0
         count = 0
         for message, verdict in zip(batch, verdicts, strict=False):
@@ -360,7 +336,7 @@ class Scope:
             record = self.decoded(message)
             pending = self.pending.pop(message.key, None)
             self.view.pass_over(message, record, verdict)
-            self._told(message, record, pending, None if verdict == "?" else verdict == "1")
+            self._settle(message, record, pending, None if verdict == "?" else verdict == "1")
             count += 1
         self.applier.moved()
         self._trim()
