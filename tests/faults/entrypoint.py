@@ -63,10 +63,11 @@ def acknowledges_on_report() -> None:
 
     def stored(self: Appender, key: str, offset: int) -> None:
         engine: Any = self._failed.__self__  # type: ignore[attr-defined]
-        for scope in engine.scopes:
-            pending = scope.pending.get(key)
-            if pending is not None and pending.owner is not None:
-                engine._answer(pending.owner, offset)
+        for scope in engine._scopes:
+            pending = scope.journal.pending.get(key)
+            if pending is not None and pending.target:
+                (command,) = pending.settled.args  # who is called with its verdict
+                command.answer(offset)
 
     def report(self: Appender, client: Client, error: KafkaError | None, message: Message) -> None:
         if error is None:

@@ -7,8 +7,7 @@ import pytest
 from hiveio import testing
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable
-from hiveio.transaction import engine as engines
-from hiveio.transaction import work
+from hiveio.transaction import journal, work
 from hiveio.transaction.bounds import LEAST_BYTES, Bounds
 from hiveio.transaction.quarantine import STRANGERS, Quarantine
 from tests.faults.actors import AccountActor, Deposit
@@ -40,11 +39,11 @@ async def test_a_chain_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         await until(lambda: engine.work.laden)
         for _ in range(50):
             await asyncio.sleep(0)
-        assert len(scope.pending) <= 6
+        assert len(scope.journal.pending) <= 6
         release()
         await asyncio.gather(*commands)
         assert (await service.read(AccountActor, "a"))[1] == 30
-        await until(lambda: not engine.runs)
+        await until(lambda: not engine.pipelines)
         assert engine.work.weight == 0
 
 
@@ -60,10 +59,10 @@ async def test_where_too_much_is_in_work_other_aggregates_wait_and_are_refused(m
         for command in later:
             with pytest.raises(Unavailable, match="too much is in work"):
                 await command
-        assert len(scope.pending) == 5
+        assert len(scope.journal.pending) == 5
         release()
         await asyncio.gather(*first)
-        await until(lambda: not engine.runs)
+        await until(lambda: not engine.pipelines)
         assert engine.work.weight == 0
         await service.submit(AccountActor, "b1", Deposit(1, MARKER))
 
@@ -85,7 +84,7 @@ async def test_the_bodies_of_commands_that_wait_are_bounded(monkeypatch: pytest.
 async def test_a_transaction_whose_snapshots_the_cache_would_not_take_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "SNAPSHOTS_BYTES", 500)
+    monkeypatch.setattr(journal, "SNAPSHOTS_BYTES", 500)
     async with testing.Service(AccountActor) as service:
         with pytest.raises(TooLarge, match="at most 500 are kept"):
             await service.submit(AccountActor, "a", Deposit(1, "m"))

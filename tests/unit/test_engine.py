@@ -14,21 +14,25 @@ import msgspec
 import pytest
 
 from hiveio import Transaction, testing
+from hiveio.config import Settings
 from hiveio.errors import AWAY, Conflict, Rejected, Unavailable, VersionMismatch, backend_away
 from hiveio.testing.memory import MemoryCache, MemoryTail
 from hiveio.transaction import applier
 from hiveio.transaction import scope as scopes
 from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
+from hiveio.transaction.pipeline_state import PAUSED
 from hiveio.transaction.record import Commit
-from hiveio.transaction.run import PAUSED
 from tests.bench.purses import FULL, Purses, Send
 from tests.faults.actors import Account, AccountActor, Deposit, Deposited, Think, Transfer, Withdraw, Witness
 
 
 @asynccontextmanager
-async def cluster() -> AsyncIterator[tuple[testing.Service, testing.Service]]:
-    async with testing.Service(AccountActor) as one, testing.Service(AccountActor, log=one.log, cache=one.cache) as two:
+async def cluster(settings: Settings | None = None) -> AsyncIterator[tuple[testing.Service, testing.Service]]:
+    async with (
+        testing.Service(AccountActor, settings=settings) as one,
+        testing.Service(AccountActor, log=one.log, cache=one.cache) as two,
+    ):
         yield one, two
 
 
@@ -78,7 +82,7 @@ async def test_what_a_transaction_reads_is_one_cut_also_without_its_locks() -> N
         await two.submit(AccountActor, "b", Deposit(10, "b"))
         await two.submit(AccountActor, "c", Deposit(10, "c"))
         thinking = asyncio.create_task(one.submit(AccountActor, "b", Think(0.3, 1, "slow")))
-        await until(lambda: (run := one.transactions.engine.runs.get("Account/b")) and run.performing)
+        await until(lambda: (b := one.transactions.engine.pipelines.get("Account/b")) and b.performing)
         one.cache.locks.clear()  # lost: both have b now
         await two.submit(AccountActor, "b", Transfer("c", 5, "moved"))
         with suppress(Conflict):
@@ -105,16 +109,16 @@ async def test_a_cache_lost_before_any_reply_came_is_noticed() -> None:
         assert (await service.submit(AccountActor, "a", Deposit(1, "after"))).version in (2, 3)
 
 
-async def test_a_run_whose_own_set_is_refused_serves_those_who_have_its_lock() -> None:
+async def test_a_pipeline_whose_own_set_is_refused_serves_those_who_have_its_lock() -> None:
     async with cluster() as (one, two):
         for id in "abc":
             await two.submit(AccountActor, id, Deposit(10, id))
         await until(lambda: not one.cache.locks)
         engine = one.transactions.engine
-        taken = (engine.cache.scope(0), "Account/c")
+        taken = (one.cache.scope(0), "Account/c")
         one.cache.locks[taken] = "an instance that works on it"
         waits = asyncio.create_task(one.submit(AccountActor, "b", Transfer("c", 1, "waits for c")))
-        await until(lambda: (run := engine.runs.get("Account/b")) and run.state == PAUSED and run.queue)
+        await until(lambda: (b := engine.pipelines.get("Account/b")) and b.state is PAUSED and b.queue)
         assert (await one.submit(AccountActor, "a", Transfer("b", 1, "needs a and b"))).version == 2
         assert (await two.submit(AccountActor, "b", Deposit(1, "b was given back"))).version == 3
         del one.cache.locks[taken]
@@ -123,14 +127,14 @@ async def test_a_run_whose_own_set_is_refused_serves_those_who_have_its_lock() -
 
 async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> None:
     async with cluster() as (one, two):
-        lock = one.transactions.engine.lock
+        lock: Any = one.transactions.engine.pipelines._lock
 
         def refuse(scope: str, names: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0) -> None:
             asyncio.get_running_loop().call_soon(done, Locked(0.0, reason="another instance has it, always"))
 
         setattr(lock, "acquire", refuse)  # noqa: B010
         waits = asyncio.create_task(one.submit(AccountActor, "a", Deposit(5, "once"), key="k"))
-        await until(lambda: (run := one.transactions.engine.runs.get("Account/a")) and run.queue)
+        await until(lambda: (a := one.transactions.engine.pipelines.get("Account/a")) and a.queue)
         first = await two.submit(AccountActor, "a", Deposit(5, "once"), key="k")
         assert first.version == 1
         assert await waits == first
@@ -141,26 +145,24 @@ async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> No
 
 
 async def test_who_gives_up_is_not_told_of_the_aggregates_of_others() -> None:
-    async with cluster() as (one, two):
+    async with cluster(Settings(lock_retry_count=0)) as (one, two):
         for id in ("a", "b", "secret"):
             await two.submit(AccountActor, id, Deposit(10, id))
         await until(lambda: not one.cache.locks)
-        engine = one.transactions.engine
-        engine.retry_count = 0
-        one.cache.locks[engine.cache.scope(0), "Account/secret"] = "an instance that works on it"
+        one.cache.locks[one.cache.scope(0), "Account/secret"] = "an instance that works on it"
         for id in "ab":  # locked, and soon after
             with pytest.raises(Conflict) as told:
                 await one.submit(AccountActor, id, Transfer("secret", 1, id))
             assert "secret" not in told.value.detail
 
 
-async def test_a_run_is_not_closed_by_the_reply_that_brings_its_next_command() -> None:
+async def test_a_pipeline_is_not_closed_by_the_reply_that_brings_its_next_command() -> None:
     async with cluster() as (one, two):
         scope = one.transactions.scopes[0]
         setattr(scope.applier, "wake", lambda: None)  # noqa: B010 - the other one applies
         await one.submit(AccountActor, "a", Deposit(1, "first"))
         await until(lambda: two.transactions.scopes[0].mirror.watermark.offset == 2)
-        assert scope.mirror.watermark.offset < 2, "the run waits for an apply of which the next reply tells"
+        assert scope.mirror.watermark.offset < 2, "the pipeline waits for an apply of which the next reply tells"
         assert (await one.submit(AccountActor, "a", Deposit(1, "second"), key="k")).version == 2
         assert not scope.failed
 
@@ -194,7 +196,7 @@ async def test_if_match_is_checked_again_with_what_has_moved() -> None:
         await service.submit(AccountActor, "b", Deposit(9, "of the sender"))
         engine = service.transactions.engine
         thinking = asyncio.create_task(service.submit(AccountActor, "a", Think(0.05, 1, "slow"), if_match=1))
-        await until(lambda: (run := engine.runs.get("Account/a")) and run.performing)
+        await until(lambda: (a := engine.pipelines.get("Account/a")) and a.performing)
         await service.submit(AccountActor, "b", Transfer("a", 1, "moves it"))
         with pytest.raises(VersionMismatch, match="version 2"):
             await thinking
@@ -233,7 +235,7 @@ async def test_nothing_stays_of_commands_that_are_over() -> None:
         answers = await asyncio.gather(*refused, return_exceptions=True)
         assert {type(answer) for answer in answers} == {Rejected}
         engine = one.transactions.engine
-        await until(lambda: not engine.runs)
+        await until(lambda: not engine.pipelines)
         assert not engine._keys
 
 
@@ -266,7 +268,7 @@ async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypat
     await service.transactions.stop()
 
 
-async def test_whatever_goes_wrong_with_a_refusal_its_run_closes() -> None:
+async def test_whatever_goes_wrong_with_a_refusal_its_pipeline_closes() -> None:
     async with testing.Service(AccountActor) as service:
         (scope,) = service.transactions.scopes
 
@@ -276,7 +278,7 @@ async def test_whatever_goes_wrong_with_a_refusal_its_run_closes() -> None:
         setattr(scope, "caught_up", ill)  # noqa: B010
         with pytest.raises(RuntimeError, match="never mind"):
             await service.submit(AccountActor, "a", Withdraw(1, "refused"))
-        await until(lambda: not service.transactions.engine.runs)
+        await until(lambda: not service.transactions.engine.pipelines)
 
 
 @pytest.mark.parametrize("key", [None, "k"])
@@ -293,7 +295,7 @@ async def test_a_client_is_not_told_where_a_backend_is(
         cache, engine = service.cache, service.transactions.engine
 
         def begin(*_: Any) -> Any:
-            future = engine.loop.create_future()
+            future = asyncio.get_running_loop().create_future()
             future.set_exception(backend_away(reason))
             return future
 

@@ -32,22 +32,22 @@ async def test_a_scope_that_fails_lets_go_of_all_that_waits_in_it() -> None:
         proved = asyncio.create_task(scope.caught_up("linearizable"))
         applied = asyncio.Event()
         scope.applier.when_applied(1_000, applied.set)
-        await until(lambda: len(scope.pending) == 7)  # a barrier of each of the last two
+        await until(lambda: len(scope.journal.pending) == 7)  # a barrier of each of the last two
         scope.fail("never mind")
         async with asyncio.timeout(0.7):
             for each in (asked, proved):
                 with pytest.raises(Unavailable):
                     await each
             await applied.wait()
-        assert not scope.pending
-        await until(lambda: not engine.runs)
+        assert not scope.journal.pending
+        await until(lambda: not engine.pipelines)
         assert engine.work.weight == 0
         for command in commands:  # they may be executed: others judge them
             with pytest.raises(Unknown):
                 await command
         assert not engine.work.open
         assert not engine.work._bodies
-        await until(lambda: not engine._tasks)
+        await until(lambda: not engine.tasks)
 
 
 async def test_who_asks_a_failed_scope_for_an_outcome_is_told_at_once() -> None:
@@ -56,7 +56,7 @@ async def test_who_asks_a_failed_scope_for_an_outcome_is_told_at_once() -> None:
         scope.fail("never mind")
         await until(lambda: scope._tasks[0].done())
         with pytest.raises(Unavailable):
-            engine.append_barrier(scope)
+            scope.journal.append_barrier()
         with pytest.raises(Unavailable):
-            await engine._outcomes._closed(scope, CommandId("Account/a", "key"), True)
-        assert not scope.pending
+            await engine._recovery._closed(scope, CommandId("Account/a", "key"), True)
+        assert not scope.journal.pending

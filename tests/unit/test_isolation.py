@@ -135,7 +135,7 @@ async def test_a_perform_that_is_begun_anew_is_given_the_command_as_it_came() ->
         engine = service.transactions.engine
         slow = asyncio.create_task(service.submit(Slow, "a", Put("one", "slowly", ["x"])))
         async with asyncio.timeout(5):
-            while not ((run := engine.runs.get("Basket/b")) and run.tip):
+            while not ((pipeline := engine.pipelines.get("Basket/b")) and pipeline.tip):
                 await asyncio.sleep(0)
         await service.submit(Slow, "b", Put("moves it"))
         assert (await slow).events == [Added("one", ["x", "by perform"])]

@@ -26,7 +26,7 @@ async def behind(kind: type[AccountActor]) -> AsyncIterator[testing.Service]:
     async with testing.Service(kind) as late, testing.Service(kind, log=late.log) as other:
         await other.submit(kind, "a", Deposit(10, "seen"))
         assert (await late.read(kind, "a"))[1] == 1
-        reader: Any = late.transactions.engine.scopes[0].reader
+        reader: Any = late.transactions.scopes[0].reader
         old = await reader.end(0)
 
         async def end(partition: int) -> int:
@@ -59,7 +59,7 @@ async def test_reads_that_wait_share_a_record_and_need_none_beside_a_command() -
     async with cluster() as (one, _):
         await one.submit(AccountActor, "a", Deposit(1, "first"))
         engine = one.transactions.engine
-        contract = engine.contracts["Account"]
+        (contract,) = one.contracts
 
         def barriers() -> int:
             return sum(isinstance(logged.record, Barrier) for logged in one.records())
@@ -74,7 +74,7 @@ async def test_reads_that_wait_share_a_record_and_need_none_beside_a_command() -
         late = asyncio.ensure_future(engine.read(contract, "a", "linearizable"))  # the one under way is too old for it
         await asyncio.sleep(0)
         command = asyncio.ensure_future(one.submit(AccountActor, "b", Deposit(1, "carries the late one")))
-        await until(lambda: len(one.transactions.scopes[0].pending) == 2)
+        await until(lambda: len(one.transactions.scopes[0].journal.pending) == 2)
         assert not late.done()
         release()
         await asyncio.gather(reading, late, command)

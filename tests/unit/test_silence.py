@@ -87,7 +87,8 @@ async def test_only_where_records_or_events_wait_for_long_and_brokers_disagree_c
 ) -> None:
     """A record is any of this instance's, the barrier that proves a read among them."""
     cluster = asking(monkeypatch, Cluster({1: 1, 2: 1, 3: 1}))
-    scope = SimpleNamespace(partition=0, pending={})
+    journal = SimpleNamespace(pending={})
+    scope = SimpleNamespace(partition=0, journal=journal)
     publisher = SimpleNamespace(paused_s=time.monotonic() - HOUR_S)
     renewed: list[set[str]] = []
 
@@ -98,14 +99,14 @@ async def test_only_where_records_or_events_wait_for_long_and_brokers_disagree_c
     silence = Silence(ours, [scope], [publisher], renew)  # type: ignore[list-item]
     assert await silence._look() == LOOK_S
     cluster.says = {1: 1, 2: 2, 3: 2}
-    scope.pending["young"] = SimpleNamespace(since_s=time.monotonic())
+    journal.pending["young"] = SimpleNamespace(started_at=time.monotonic())
     assert await silence._look() == LOOK_S
     assert not renewed
-    scope.pending = {"old": SimpleNamespace(since_s=time.monotonic() - LATE_S - 1)} | scope.pending
+    journal.pending = {"old": SimpleNamespace(started_at=time.monotonic() - LATE_S - 1)} | journal.pending
     assert await silence._look() == PAUSE_S
     assert renewed == [{ours.log_topic}]
     assert await silence._look() == 2 * PAUSE_S, "not for ever at the same pace"
-    scope.pending.clear()
+    journal.pending.clear()
     assert await silence._look() == LOOK_S
     publisher.paused_s = time.monotonic()
     assert await silence._look() == PAUSE_S

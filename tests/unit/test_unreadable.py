@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hiveio import Actor, Command, Event, Model, Rejected, testing
-from hiveio.transaction.engine import LEVELS
+from hiveio.transaction.journal import LEVELS
 
 
 class Careless(Rejected):

@@ -17,7 +17,7 @@ from hiveio.kafka.reader import Reader
 from hiveio.kafka.session import Outgoing
 from hiveio.redis import Redis
 from hiveio.transaction.cache import former_marks
-from hiveio.transaction.command import fresh_ids
+from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.record import FORMAT, Barrier, Format, Upgrade, encode
 from hiveio.transaction.rule import IdWindow, LogState
 

@@ -18,6 +18,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.cache import Begun, Cache, Loaded, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.engine import Engine
+from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.record import FORMAT, Format, Record
@@ -297,10 +298,8 @@ class MemoryTransactionLog(TransactionLog):
         by_name = {contract.name: contract for contract in self.contracts}
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         placement = Placement(by_name, s.log_topic, s.partitions)
-        self.scopes = [
-            Scope(partition, s.log_topic, MEMORY, self.cache, self._tail, reader, by_name, window, placement)
-            for partition in range(s.partitions)
-        ]
+        common, ids = (s.log_topic, MEMORY, self.cache, self._tail, reader, by_name, window, placement), fresh_ids()
+        self.scopes = [Scope(partition, *common, ids) for partition in range(s.partitions)]
         lock = MemoryLock(f"{id(self):x}", self.cache.locks)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
         self.engine.start(MemoryAppender(self.log))

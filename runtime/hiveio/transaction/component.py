@@ -23,6 +23,7 @@ from hiveio.redis import Redis
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
+from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lag import PublisherLag
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.pinned import Pinned
@@ -99,13 +100,12 @@ class TransactionLog:
         if s.misplaced:
             logger.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
         await _patiently(lambda: placement.sample(self._reader, self._cache))
-        self.scopes = [
-            Scope(p, s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement, bounds)
-            for p in range(count)
-        ]
+        common = (s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)
+        ids = fresh_ids()
+        self.scopes = [Scope(partition, *common, ids, bounds) for partition in range(count)]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
         in_flight: int = await _patiently(lambda: pinned.in_flight(count, topic.id, self._cache))
-        self._appender = Appender(s, s.log_topic, self.engine.failed, in_flight)
+        self._appender = Appender(s, s.log_topic, self.engine.append_failed, in_flight)
         self._appender.start()
         for scope in self.scopes:
             await _patiently(lambda scope=scope: pinned.pin(scope.partition, self._appender))
@@ -168,7 +168,7 @@ class TransactionLog:
 
     async def ready(self) -> str | None:
         for scope in self.scopes:
-            if scope.state or scope.late:
+            if scope.state or scope.journal.late:
                 return scope.state or f"verdicts of {scope.where} are late"
         if away := self._cache.away:
             return away

@@ -7,16 +7,20 @@ from before the first request on a monotonic clock.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from hiveio.config import Settings
+from hiveio.errors import HiveError
 from hiveio.redis import Argument, Redis, Script
 
 _LOCK = Script("lock")
 _RELEASE = -1
 DRIFT_MS = 2
+LOCKED = "what this command needs is locked by another instance: try again later"
 GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum any more
 
 
@@ -30,6 +34,53 @@ class Locked(NamedTuple):
     reason: str = ""
     away: bool = False
     waiters_ahead: int = 0
+
+
+class LockBusy(HiveError):
+    """An aggregate cannot be used at once: its lock is another instance's, or it is being opened again."""
+
+
+class Retries:
+    """How often the lock of an aggregate is asked for again, and after which pauses."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.count = settings.lock_retry_count
+        self._delay_ms, self._jitter_ms = settings.lock_retry_delay_ms, settings.lock_retry_jitter_ms
+
+    def delay_s(self) -> float:
+        return (self._delay_ms + random.random() * self._jitter_ms) / 1000
+
+
+class Turn:
+    """For how long the holder of a lock works on: until the lock runs out, or until the end of its turn where others
+    wait. Whether others wait is known of the time at which it was locked, so it is asked again at the end."""
+
+    __slots__ = ("_contended", "_ends_at", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0  # the lock is surely held up to here
+        self._ends_at = 0.0
+        self._contended = False
+
+    def begin(self, locked: "Locked", length_s: float) -> None:
+        self.until, self._contended = locked.until, locked.contended
+        self._ends_at = time.monotonic() + length_s
+
+    def renewed(self, locked: "Locked", length_s: float) -> None:
+        """The lock was asked for again at the end of the turn: with nobody waiting another turn begins."""
+        self.begin(locked, 0.0 if locked.contended else length_s)
+
+    def end(self) -> None:
+        """The lock is given back."""
+        self.until = 0.0
+
+    def must_yield(self, now: float, renew: Callable[[], None]) -> bool:
+        """The lock is lost, or the turn is over and another instance waits. ``renew`` asks whether one does."""
+        if now < self._ends_at:
+            return now >= self.until
+        if not self._contended and now < self.until:
+            renew()
+        return self._contended or now >= self.until
 
 
 class Redlock:

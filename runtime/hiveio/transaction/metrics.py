@@ -11,12 +11,12 @@ from hiveio.metrics import SECONDS, Counter, Gauge, Histogram, Timings
 
 logger = logging.getLogger("hiveio.transaction")
 
-TOLD_S = 30.0
+REPORT_S = 30.0  # between two lines about records of others
 
 _commands = Counter("hiveio_commands_total", "Commands by outcome", ["outcome"])
 _retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond the first")
 _voids = Counter("hiveio_void_records_total", "Records of this service that were read back void")
-_lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was not to be had at once")
+_lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was held by another instance")
 _in_flight = Gauge("hiveio_commands_in_flight", "Commands taken and not answered", multiprocess_mode="livesum")
 _cancelled = Counter("hiveio_performs_cancelled_total", "Performs that had not ended at the deadline of their command")
 _abandoned = Gauge(
@@ -52,8 +52,8 @@ _foreign = Counter("hiveio_foreign_records_total", "Records of others on a topic
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
 
 
-class Strangers:
-    """Records that others wrote where only this service may: counted, and told at most every ``TOLD_S``."""
+class ForeignRecords:
+    """Records that others wrote where only this service may: counted, and reported at most every ``REPORT_S``."""
 
     def __init__(self, where: str, what: str) -> None:
         self._where, self._what = where, what
@@ -64,13 +64,13 @@ class Strangers:
         self._total.inc()
         self._count += 1
         if (now := time.monotonic()) > self._next:
-            self._next = now + TOLD_S
+            self._next = now + REPORT_S
             text = "%s/%s is %s. %s such records since the last line; find out who writes to this topic"
             logger.critical(text, self._where, offset, self._what, self._count)
             self._count = 0
 
 
-class Tally:
+class CommandMetrics:
     """The numbers of one engine. The phases: ``begin`` (queue, lock and read), ``perform`` (the actor), ``verdict``
     (append and read-back), ``apply`` (one group into the cache)."""
 
@@ -96,7 +96,7 @@ class Tally:
         _abandoned.set(abandoned)
 
 
-class Lags:
+class LagGauges:
     """How far one scope is behind."""
 
     def __init__(self, scope: int) -> None:

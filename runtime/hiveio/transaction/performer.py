@@ -4,119 +4,198 @@ import asyncio
 import inspect
 import logging
 import time
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeGuard
 
 import msgspec
 from msgspec import Raw
 
+from hiveio.config import Settings
 from hiveio.envelope import encode_message
 from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
 from hiveio.fault import about
 from hiveio.http.problem import encode_problem
 from hiveio.transaction import faults
-from hiveio.transaction.cache import Entry
-from hiveio.transaction.command import Command, Reading, answer_body
+from hiveio.transaction.actors import Actors
+from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.command import InFlight
+from hiveio.transaction.lock import LOCKED, LockBusy, Redlock
+from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
+from hiveio.transaction.pipeline import Pipeline
+from hiveio.transaction.pipeline_state import OPEN
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.record import Commit, Read, Write
-from hiveio.transaction.run import LOCK_BUSY, OPEN, LockBusy, Run
-
-if TYPE_CHECKING:
-    from hiveio.transaction.engine import Engine
+from hiveio.transaction.tasks import Tasks
+from hiveio.transaction.tx import Tx
+from hiveio.transaction.work import Work
 
 logger = logging.getLogger("hiveio.engine")
 
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
 ENDED_S = 1.0  # in which a perform that is cancelled ends
+Settled = Callable[[InFlight, Pending, bool | None, int], None]
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Waiting:
+class _Perform:
     """A perform that waits: what it holds until it ends or is abandoned."""
 
-    __slots__ = ("reading", "run", "task")
+    __slots__ = ("pipeline", "task", "tx")
 
-    def __init__(self, run: Run, reading: Reading | None) -> None:
-        self.run, self.reading = run, reading
+    def __init__(self, pipeline: Pipeline, tx: Tx | None) -> None:
+        self.pipeline, self.tx = pipeline, tx
         self.task: asyncio.Task[None]
 
 
 class Performer:
-    """Performs for the runs of one engine."""
+    """Performs for the pipelines of one instance."""
 
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        settings: Settings,
+        actors: Actors,
+        cache: Cache,
+        lock: Redlock,
+        work: Work,
+        metrics: CommandMetrics,
+        tasks: Tasks,
+        settled: Settled,
+    ) -> None:
+        """``settled`` is called with the verdict of each record."""
+        self._retry_count, self._lock_ttl_ms, self._token = (
+            settings.lock_retry_count,
+            settings.lock_ttl_ms,
+            lock.token,
+        )
+        self._actors, self._cache, self._work = actors, cache, work
+        self._metrics, self._tasks, self._settled = metrics, tasks, settled
         self._abandoned: set[asyncio.Task[None]] = set()  # cancelled, and not ended
 
-    def perform(self, run: Run, command: Command) -> None:
+    def perform(self, pipeline: Pipeline, command: InFlight) -> None:
         """Run the actor on the tip of its aggregate, and append what it decides."""
-        now = time.monotonic()  # uvloop counts whole milliseconds
-        self._engine.tally.begin.observe(now - command.since_s)
-        command.since_s = now
+        self._metrics.begin.observe(command.next_phase())
         if command.contract.is_async:
-            self._wait(run, command)
+            self._wait(pipeline, command)
             return
-        reading = self._reading(run, command)
+        tx = self._begin(pipeline, command)
         try:
-            result = command.context.run(self._invoke, command, reading)
-            if not inspect.isawaitable(result) and reading.complete:
-                self._decide(command, reading, result)
+            result = command.context.run(self._invoke, command, tx)
+            if not inspect.isawaitable(result) and tx.complete:
+                self._decide(command, tx, result)
                 if command.contract.wants_tx:
-                    reading.close()
+                    tx.close()
                 return
         except BaseException as error:
-            self._raised(command, reading, contained(error))
-            reading.close()
+            self._raised(command, tx, contained(error))
+            tx.close()
             return
-        self._wait(run, command, reading, result)
+        self._wait(pipeline, command, tx, result)
 
-    def _reading(self, run: Run, command: Command) -> Reading:
-        """What it is performed on: the aggregate as it stands now. Raises LockBusy."""
-        tip = run.latest()
-        if run.state is not OPEN or tip is None:
-            raise LockBusy(f"{run.aggregate} has moved")
-        return Reading(self._engine, command, run, tip)
+    def _begin(self, pipeline: Pipeline, command: InFlight) -> Tx:
+        """What it is performed on: the aggregate as it is now. Raises LockBusy."""
+        tip = pipeline.latest()
+        if pipeline.state is not OPEN or tip is None:
+            raise LockBusy(f"{pipeline.aggregate} has moved")
+        return Tx(self._actors, command, pipeline, tip)
 
-    def _invoke(self, command: Command, reading: Reading) -> Any:
+    def _invoke(self, command: InFlight, tx: Tx) -> Any:
         contract, envelope = command.contract, command.envelope
-        if reading.entries[command.target].fault:
+        if tx.entries[command.target].fault:
             raise refusal(command.target)
         if envelope.conditions is not None:
-            envelope.conditions.check(reading.version, command.target)
-        context = envelope.context(reading.version) if contract.wants_context else None
-        return contract.invoke(reading.state, command.message(), context, reading)
+            envelope.conditions.check(tx.version, command.target)
+        context = envelope.context(tx.version) if contract.wants_context else None
+        return contract.invoke(tx.state, command.message(), context, tx)
 
-    def _wait(self, run: Run, command: Command, reading: Reading | None = None, result: Any = None) -> None:
-        run.performing = command.waiting = waiting = Waiting(run, reading)
-        waiting.task = self._engine.task(self._waits(waiting, command, result), command.context.copy())
+    # -- performs that wait
 
-    def abandon(self, command: Command) -> None:
-        """The command is over: cancel its perform, if that waits. What it held is free at once, whether it ends or
-        not, and nothing that it decides from now on is appended."""
-        waiting, command.waiting = command.waiting, None
-        if waiting is None:
-            return
-        self._engine.tally.cancelled += 1
-        self._tell("%s.perform took longer than its command may, and is cancelled", command)
-        waiting.task.cancel()
-        self._abandoned.add(waiting.task)
-        waiting.task.add_done_callback(self._abandoned.discard)
-        self._engine.loop.call_later(ENDED_S, self._look, command, waiting.task)
-        self._free(waiting)
+    def _wait(self, pipeline: Pipeline, command: InFlight, tx: Tx | None = None, result: Any = None) -> None:
+        perform = _Perform(pipeline, tx)
+        pipeline.begin_perform(perform)
+        command.performing(partial(self._abandon, perform, command))
+        perform.task = self._tasks.spawn(self._perform_async(perform, command, result), command.context.copy())
 
-    def _free(self, waiting: Waiting) -> None:
-        if waiting.reading is not None:
-            waiting.reading.close()
-        if waiting.run.performing is waiting:
-            waiting.run.performed()
+    async def _perform_async(self, perform: _Perform, command: InFlight, result: Any) -> None:
+        """A perform that waits: for other aggregates, or for whatever its author awaits.
 
-    def _look(self, command: Command, task: asyncio.Task[None]) -> None:
+        Its events, its refusal or its fault count if nothing that it has read has moved; otherwise it is performed
+        again. A record on what has moved would be void, and with it all that is chained behind it.
+        """
+        pipeline = perform.pipeline
+        try:
+            for _ in range(STARTED_ANEW):
+                error: Exception | None = None
+                begun, tx = perform.tx is not None, perform.tx or self._begin(pipeline, command)
+                perform.tx = tx
+                try:
+                    if not begun:
+                        result = self._invoke(command, tx)
+                    if inspect.isawaitable(result):
+                        result = await result
+                    await tx.read_written()
+                except BaseException as raised:
+                    error = contained(raised)
+                if command.over:  # abandoned
+                    return
+                if not tx.moved():
+                    if error is not None and not _is_refusal(error):
+                        raise error
+                    if await self._revalidate_locks(command, tx):
+                        self._decide(command, tx, result, error)
+                        return
+                tx.close()
+                perform.tx = None
+            text = f"what {pipeline.aggregate} reads moved {STARTED_ANEW} times while it was performed"
+            pipeline.give_up(command, Conflict(text))
+        except LockBusy:
+            command.retried()
+            if command.over:
+                return
+            if command.attempts > self._retry_count:
+                pipeline.give_up(command, Conflict(LOCKED))  # which aggregate it is, may be another client's secret
+            else:
+                pipeline.set_aside(command)
+        except BaseException as fault:
+            command.fail(fault)
+        finally:
+            command.performed()
+            self._free(perform)
+
+    async def _revalidate_locks(self, command: InFlight, tx: Tx) -> bool:
+        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises LockBusy."""
+        if time.monotonic() < tx.locked_until:
+            return True
+        scope, heads = command.scope, [(name, entry.head or "") for name, entry in tx.entries.items()]
+        if any(head in scope.journal.pending for _, head in heads):
+            raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
+        watermark, vote = await self._cache.prepare(scope.partition, self._token, self._lock_ttl_ms, heads)
+        return scope.mirror.observe_watermark(watermark) and vote == 1 and not tx.moved()
+
+    def _abandon(self, perform: _Perform, command: InFlight) -> None:
+        """The command is over: cancel its perform. What it held is free at once, whether it ends or not, and nothing
+        that it decides from now on is appended."""
+        self._metrics.cancelled += 1
+        self._log("%s.perform took longer than its command may, and is cancelled", command)
+        perform.task.cancel()
+        self._abandoned.add(perform.task)
+        perform.task.add_done_callback(self._abandoned.discard)
+        asyncio.get_running_loop().call_later(ENDED_S, self._look, command, perform.task)
+        self._free(perform)
+
+    def _free(self, perform: _Perform) -> None:
+        if perform.tx is not None:
+            perform.tx.close()
+        perform.pipeline.end_perform(perform)
+
+    def _look(self, command: InFlight, task: asyncio.Task[None]) -> None:
         """An actor may catch its cancellation, and go on."""
         if not task.done():
-            self._tell("%s.perform goes on after its cancellation: whatever it decides is not taken any more", command)
+            self._log("%s.perform goes on after its cancellation: whatever it decides is not taken any more", command)
 
-    def _tell(self, text: str, command: Command) -> None:
+    def _log(self, text: str, command: InFlight) -> None:
         fields = about(command.contract, command.envelope)
         command.context.run(logger.error, text, command.contract.kind.__name__, extra=fields)
 
@@ -125,136 +204,121 @@ class Performer:
         """Performs that go on after their cancellation."""
         return len(self._abandoned)
 
-    async def _waits(self, waiting: Waiting, command: Command, result: Any) -> None:
-        """A perform that waits: for other aggregates, or for whatever its author awaits.
+    # -- what was decided
 
-        Its events, its refusal or its fault count if all that it has read still stands; otherwise it is performed
-        again. A record on what has moved would be void, and with it all that is chained behind it.
-        """
-        run = waiting.run
-        try:
-            for _ in range(STARTED_ANEW):
-                error: Exception | None = None
-                begun, reading = waiting.reading is not None, waiting.reading or self._reading(run, command)
-                waiting.reading = reading
-                try:
-                    if not begun:
-                        result = self._invoke(command, reading)
-                    if inspect.isawaitable(result):
-                        result = await result
-                    await reading.read_written()
-                except BaseException as raised:
-                    error = contained(raised)
-                if command.over:  # abandoned
-                    return
-                if not reading.moved():
-                    if error is not None and not _is_refusal(error):
-                        raise error
-                    if await self._surely_held(command, reading):
-                        self._decide(command, reading, result, error)
-                        return
-                reading.close()
-                waiting.reading = None
-            text = f"what {run.aggregate} reads moved {STARTED_ANEW} times while it was performed"
-            self._engine.give_up(command, Conflict(text))
-        except LockBusy:
-            command.attempts += 1
-            if command.over:
-                return
-            if command.attempts > self._engine.retry_count:
-                self._engine.give_up(
-                    command, Conflict(LOCK_BUSY)
-                )  # which aggregate it is, may be another client's secret
-            else:
-                run.set_aside(command)
-        except BaseException as fault:
-            self._engine.fail(command, fault)
-        finally:
-            command.waiting = None
-            self._free(waiting)
-
-    async def _surely_held(self, command: Command, reading: Reading) -> bool:
-        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises LockBusy."""
-        if time.monotonic() < min(run.until for run in reading.runs.values()):
-            return True
-        heads = [(name, entry.head or "") for name, entry in reading.entries.items()]
-        if any(head in command.scope.pending for _, head in heads):
-            raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
-        scope, ttl_ms = command.scope, self._engine.settings.lock_ttl_ms
-        watermark, vote = await self._engine.cache.prepare(scope.partition, self._engine.lock.token, ttl_ms, heads)
-        return scope.mirror.observe_watermark(watermark) and vote == 1 and not reading.moved()
-
-    def _raised(self, command: Command, reading: Reading, error: Exception) -> None:
+    def _raised(self, command: InFlight, tx: Tx, error: Exception) -> None:
         """A refusal is decided like anything else; other errors are answered, and nothing was appended."""
         if _is_refusal(error):
             try:
-                self._decide(command, reading, None, error)
+                self._decide(command, tx, None, error)
                 return
             except BaseException as fault:
                 error = contained(fault)
-        self._engine.fail(command, error)
+        command.fail(error)
 
-    def _decide(self, command: Command, reading: Reading, returned: Any, refusal: Problem | None = None) -> None:
+    def _decide(self, command: InFlight, tx: Tx, returned: Any, refusal: Problem | None = None) -> None:
         """What perform decided becomes a record or, if there is nothing to record, an answer."""
         if command.over:
             return
-        scope, target, meta, entries = command.scope, command.target, command.envelope.meta, reading.entries
+        scope, journal, target, meta = command.scope, command.scope.journal, command.target, command.envelope.meta
         raw: dict[str, list[Raw]] = {target: []}
         if refusal is None:
-            for name, emitted in reading.events.items():
+            for name, emitted in tx.events.items():
                 raw[name] = [Raw(encode_message(event, meta)) for event in emitted]
-            raw[target] += [Raw(encode_message(e, meta)) for e in command.contract.checked_events(returned)]
-        command.refusal = refusal
+            raw[target] += [Raw(encode_message(event, meta)) for event in command.contract.checked_events(returned)]
         # Chained on what is not read back, or not of one cut: the reads have to be validated.
-        chained = any(entry.head in scope.pending or entry.at > scope.view.next for entry in entries.values())
-        if not any(raw.values()) and not command.keyed and not chained and command.attempts < UNRECORDED:
-            self._engine.task(
-                self._engine.answer_unrecorded(command, {name: entry.head for name, entry in entries.items()})
-            )
+        pending, following = journal.pending, scope.view.next
+        chained = any(entry.head in pending or entry.at > following for entry in tx.entries.values())
+        has_events = any(raw.values())
+        if not has_events and not command.keyed and not chained and command.attempts < UNRECORDED:
+            command.decided(refusal)
+            pipeline, heads = tx.pipelines[target], {name: entry.head for name, entry in tx.entries.items()}
+            pipeline.expect()
+            self._tasks.spawn(self._answer_unrecorded(pipeline, command, heads))
             return
-        tx = self._engine.fresh()
-        results, writes = {}, []
+        id = journal.fresh()
+        results, writes = self._written(command, tx, raw, id)
+        record = self._record(command, writes, self._validated(command, tx, raw, refusal, chained), refusal)
+        command.decided(refusal, raw[target], results[target].version, has_events)
+        self._append(command, tx, id, record, results)
+
+    @staticmethod
+    def _written(
+        command: InFlight, tx: Tx, raw: dict[str, list[Raw]], id: str
+    ) -> tuple[dict[str, Entry], tuple[Write, ...]]:
+        """What the record makes of its aggregates, and its writes. Raises what ``replay`` raises."""
+        results, writes = dict[str, Entry](), []
         for name, events in raw.items():
-            old = entries[name]
-            state, snapshot = scope.view.folded(name, old, events)
-            results[name] = Entry(old.version + len(events), tx, state, snapshot, old.at)
+            old = tx.entries[name]
+            state, snapshot = command.scope.view.folded(name, old, events)
+            results[name] = Entry(old.version + len(events), id, state, snapshot, old.at)
             writes.append(Write(name, old.head or "", old.version, tuple(events)))
-        reads: tuple[Read, ...] = ()
-        if len(raw) < len(entries):
-            read = [(name, entry) for name, entry in entries.items() if name not in raw]
-            # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
-            stale = any(scope.view.entries.get(name) is not entry for name, entry in read)
-            if stale or chained or refusal is not None or command.contract.serializable:
-                reads = tuple([Read(name, entry.head or "") for name, entry in read])
-        problem = None if refusal is None else _decode(encode_problem(refusal))
-        headers = {} if refusal is None else refusal.headers
-        trace, state = command.trace.get("traceparent", ""), command.trace.get("tracestate", "")
-        record = Commit(
+        return results, tuple(writes)
+
+    @staticmethod
+    def _validated(
+        command: InFlight, tx: Tx, raw: dict[str, list[Raw]], refusal: Problem | None, chained: bool
+    ) -> tuple[Read, ...]:
+        """The reads that the verdict depends on: those of what is not written, where they might not be of one cut, or
+        where the actor asks for it."""
+        if len(raw) == len(tx.entries):
+            return ()
+        read = [(name, entry) for name, entry in tx.entries.items() if name not in raw]
+        # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
+        stale = any(command.scope.view.entries.get(name) is not entry for name, entry in read)
+        if stale or chained or refusal is not None or command.contract.serializable:
+            return tuple([Read(name, entry.head or "") for name, entry in read])
+        return ()
+
+    @staticmethod
+    def _record(
+        command: InFlight, writes: tuple[Write, ...], reads: tuple[Read, ...], refusal: Problem | None
+    ) -> Commit:
+        return Commit(
             command.id,
-            tuple(writes),
+            writes,
             reads,
             command.keyed,
             command.hash,
-            problem,
-            trace,
-            headers,
-            state,
-            scope.view.next,
+            None if refusal is None else _decode(encode_problem(refusal)),
+            command.trace.get("traceparent", ""),
+            {} if refusal is None else refusal.headers,
+            command.trace.get("tracestate", ""),
+            command.scope.view.next,
         )
-        command.body, command.version = answer_body(raw[target]), results[target].version
-        command.events = any(raw.values())
-        pending = Pending(tx, record, results, command.id_absent_from, self._engine.settled, command)
+
+    def _append(self, command: InFlight, tx: Tx, id: str, record: Commit, results: dict[str, Entry]) -> None:
+        settled = partial(self._settled, command)
+        pending = Pending(
+            id, record, settled, entries=results, id_absent_from=command.id_absent_from, refused=command.fail
+        )
         if faults.armed:
-            faults.hit("prepared", target)
-        self._engine.append(scope, pending)
-        command.appended = True
-        now = time.monotonic()
-        self._engine.tally.perform.observe(now - command.since_s)
-        command.since_s = now
+            faults.hit("prepared", command.target)
+        command.scope.journal.append(pending)
+        self._work.appended(pending)
+        command.recorded()
+        self._metrics.perform.observe(command.next_phase())
         if faults.armed:
-            faults.hit("appended", target)
+            faults.hit("appended", command.target)
         for name, entry in results.items():
-            reading.runs[name].appended(pending, entry)
+            tx.pipelines[name].appended(pending, entry)
+
+    async def _answer_unrecorded(self, pipeline: Pipeline, command: InFlight, heads: dict[str, str | None]) -> None:
+        """A refusal, or nothing to write, without a record: true if what it rests on is the newest state, as its actor
+        asks for it."""
+        scope = command.scope
+        try:
+            await scope.caught_up(command.contract.reads)
+            entries = {name: scope.view.entry(name) for name in heads}
+            if all(entry is not None and entry.head == heads[name] for name, entry in entries.items()):
+                command.answer(-1)
+        except Exception as error:  # whatever it is: the pipeline is not left waiting for this command
+            command.fail(error)
+        if command.over:
+            pipeline.arrived(None)
+        else:
+            command.retried()
+            pipeline.arrived(command)
 
 
 def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:

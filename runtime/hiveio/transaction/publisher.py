@@ -225,7 +225,8 @@ class Publisher:
         self._news.set()
 
     def _end_live(self) -> None:
-        self._scope.on_judged, self._live = None, False
+        self._scope.notify_judged(None)
+        self._live = False
         self._told.clear()
 
     def _arrived(self, batch: list[LogRecord]) -> None:
@@ -239,7 +240,8 @@ class Publisher:
         """The next events to publish; none if there are none within a moment."""
         if not (self._live or self._told or self._inbox) and self.read == self._scope.view.next:
             self._unfollow()
-            self._live, self._live_bytes, self._scope.on_judged = True, 0, self._judged
+            self._live, self._live_bytes = True, 0
+            self._scope.notify_judged(self._judged)
         if not (self._told or self._inbox):
             self._news.clear()
             try:

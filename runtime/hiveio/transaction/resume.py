@@ -17,7 +17,7 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import REPEATED
 from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.metrics import Strangers
+from hiveio.transaction.metrics import ForeignRecords
 
 logger = logging.getLogger("hiveio.publisher")
 
@@ -89,7 +89,7 @@ class Resume:
         """``proved`` gives the end of the log, surely not an old one."""
         self._cache, self._log, self._events, self._partition = cache, log, events, partition
         self._log_where, self._where, self._proved = log_where, where, proved
-        self._strangers = Strangers(where, "no event of this service: it is passed over")
+        self._foreign = ForeignRecords(where, "no event of this service: it is passed over")
         self._trimmed = 0
         self._ends = 0  # where the topic ended at the start of the session, or behind what it has sent last
         self._noted = False
@@ -98,7 +98,7 @@ class Resume:
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
         first, self._ends = await blocking(self._events.bounds, self._partition)
-        found = await last_event(self._events, self._partition, self._strangers.met, (first, self._ends))
+        found = await last_event(self._events, self._partition, self._foreign.met, (first, self._ends))
         if found is None:
             await self._never_published(first)
         else:
@@ -140,9 +140,7 @@ class Resume:
             raise Unavailable(f"a broker that is the leader no more names an old end of {self._where}")
         _, offset, place = position.split(":")
         below = at[0]
-        while (
-            last := await last_event(self._events, self._partition, self._strangers.met, (before, below))
-        ) is not None:
+        while (last := await last_event(self._events, self._partition, self._foreign.met, (before, below))) is not None:
             if (last.offset, last.place) >= (int(offset), int(place)):
                 raise Unavailable(f"another instance publishes to {self._where}, and has come to {last.position}")
             below = last.at

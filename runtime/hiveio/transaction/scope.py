@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
@@ -23,11 +23,12 @@ from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, Entry, Watermark, known
+from hiveio.transaction.journal import STOPPED, Journal
 from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
-from hiveio.transaction.proof import Consistency, Proofs
+from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
@@ -39,6 +40,10 @@ logger = logging.getLogger("hiveio.scope")
 CHUNK = 1_000  # most records judged at once, and
 TURN_S = 0.02  # the time after which the loop turns between
 PROGRESS = 100_000  # records between two lines of progress while catching up
+
+
+OnBarrier = Callable[[Barrier, int, bool], None]
+OnJudged = Callable[[LogRecord, Record, bool | None], None]
 
 
 class Scope:
@@ -55,8 +60,10 @@ class Scope:
         contracts: Mapping[str, Contract],
         window: IdWindow,
         placement: Placement,
+        ids: Iterator[str],
         bounds: Bounds | None = None,
     ) -> None:
+        """``ids`` are those of the records of this instance: see ``fresh_ids``."""
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
@@ -64,22 +71,20 @@ class Scope:
         self.bounds = bounds or Bounds()
         self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement = placement
-        self.pending: dict[str, Pending] = {}
+        self.journal = Journal(partition, self.view, ids)
         self.mirror = mirror = Mirror(self.where, topic_id)
         self._news = asyncio.Event()
         mirror.subscribe(on_loss=self._news.set)
         applier = Applier(partition, self.view, mirror, cache, window, self.bounds.unapplied, self.fail)
         self.applier = applier
-        self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.pending, self.decoded)
+        self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.journal.pending, self.decoded)
         self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
         self.failed = ""
-        self.late = False  # a record of ours has waited long for its verdict: no new work is taken
-        self.on_barrier: Callable[[Barrier, int, bool], None] = lambda record, offset, verdict: None
-        self.proofs: Proofs
-        self.on_judged: Callable[[LogRecord, Record, bool | None], None] | None = None
-        self.backlog, self._lags = Backlog(), metrics.Lags(partition)
-        self._foreign = metrics.Strangers(self.where, "no record of hiveio: it is void for every reader")
+        self._on_barrier: OnBarrier = lambda barrier, offset, verdict: None
+        self._on_judged: OnJudged | None = None
+        self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
+        self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio: it is void for every reader")
         self._following = False
         self._goal: int | None = None  # where it is caught up
         self._inbox: deque[LogRecord] = deque()
@@ -89,6 +94,14 @@ class Scope:
 
     def start(self) -> None:
         self._tasks = [asyncio.ensure_future(run()) for run in (self._follow, self.applier.run, self._review.run)]
+
+    def notify_barriers(self, on_barrier: OnBarrier) -> None:
+        """Call it with each barrier that has moved heads, and with each of our own, at its offset with its verdict."""
+        self._on_barrier = on_barrier
+
+    def notify_judged(self, on_judged: OnJudged | None) -> None:
+        """Call it with each record that is judged from now on and its verdict, or nobody any more."""
+        self._on_judged = on_judged
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -110,7 +123,7 @@ class Scope:
     def unavailable(self) -> Unavailable:
         """What clients are told while it is not ready. The reason is for those who operate the service."""
         if self.failed:
-            return Unavailable("this part of the service has stopped and needs its operator: try again later")
+            return Unavailable(STOPPED)
         return Unavailable("this part of the service is catching up with its log: try again in a moment")
 
     def show_lags(self) -> None:
@@ -124,6 +137,7 @@ class Scope:
         if not self.failed:
             self.failed = reason
             logger.critical("the scope stops: %s", reason)
+            self.journal.end()
             self._news.set()
             self.applier.end()
 
@@ -162,7 +176,7 @@ class Scope:
     async def caught_up(self, consistency: Consistency) -> None:
         """Wait until everything acknowledged before this call is judged. Raises Unavailable."""
         if consistency == "linearizable":
-            await self.proofs.proved()
+            await self.journal.proofs.proved()
         else:
             await self.reach(await self.reader.end(self.partition))
 
@@ -201,10 +215,7 @@ class Scope:
         # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
         self._tail.unfollow(self.partition)
         self._inbox.clear()
-        for pending in list(self.pending.values()):  # nobody reads them back
-            del self.pending[pending.tx]
-            self.proofs.over(pending.tx, read_back=False)
-            pending.settled(pending, None, -1)
+        self.journal.release()
         for future in self._waiting:
             if not future.done():
                 future.set_exception(self.unavailable())
@@ -274,7 +285,7 @@ class Scope:
 
     def decoded(self, message: LogRecord) -> Record:
         """Raises Corrupt."""
-        pending = self.pending.get(message.key)
+        pending = self.journal.pending.get(message.key)
         if pending is not None:
             return pending.record
         try:
@@ -299,7 +310,7 @@ class Scope:
                 if self.mirror.lost or self.mirror.watermark.offset > self.view.next:
                     break
                 end = time.monotonic() + TURN_S
-            pending = self.pending.pop(message.key, None)
+            pending = self.journal.take(message.key)
             judged = self.view.judge(message, record, pending.entries if pending is not None else None)
             self.applier.add(judged, self.view.entries)
             self._settle(message, record, pending, judged.verdict)
@@ -315,12 +326,12 @@ class Scope:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)
             pending.settled(pending, verdict, message.offset)
-        if self.proofs.under_way:
-            self.proofs.over(message.key, read_back=True)
+        if (proofs := self.journal.proofs).under_way:
+            proofs.over(message.key, read_back=True)
         if isinstance(record, Barrier) and (verdict or pending is not None):
-            self.on_barrier(record, message.offset, bool(verdict))
-        if self.on_judged is not None:
-            self.on_judged(message, record, verdict)
+            self._on_barrier(record, message.offset, bool(verdict))
+        if self._on_judged is not None:
+            self._on_judged(message, record, verdict)
 
     # -- what others have applied
 
@@ -334,7 +345,7 @@ class Scope:
             if message.offset != self.view.next:
                 break
             record = self.decoded(message)
-            pending = self.pending.pop(message.key, None)
+            pending = self.journal.take(message.key)
             self.view.pass_over(message, record, verdict)
             self._settle(message, record, pending, None if verdict == "?" else verdict == "1")
             count += 1

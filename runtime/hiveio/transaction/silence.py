@@ -77,8 +77,8 @@ class Silence:
         now = time.monotonic()
         found = []
         for scope, publisher in zip(self._scopes, self._publishers, strict=True):
-            oldest = next(iter(scope.pending.values()), None)
-            if oldest is not None and now - oldest.since_s > LATE_S:
+            oldest = next(iter(scope.journal.pending.values()), None)
+            if oldest is not None and now - oldest.started_at > LATE_S:
                 found.append((self._log, scope.partition))
             if now - publisher.paused_s < 2 * LOOK_S:
                 found.append((self._events, scope.partition))

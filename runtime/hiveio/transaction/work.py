@@ -1,15 +1,10 @@
 """What an instance has in work, and how much that holds in memory: commands that are not answered, the aggregates that
 they have opened, and records in flight."""
 
-from typing import TYPE_CHECKING
-
 from hiveio.errors import Unavailable
 from hiveio.transaction.bounds import BODIES_BYTES, IN_WORK_BYTES
+from hiveio.transaction.command import InFlight
 from hiveio.transaction.pending import Pending
-
-if TYPE_CHECKING:
-    from hiveio.transaction.command import Command
-    from hiveio.transaction.run import Run
 
 COMMANDS = 10_000  # taken and not answered
 
@@ -18,7 +13,7 @@ class Work:
     """Of one instance, for all its aggregates."""
 
     def __init__(self) -> None:
-        self.open: dict[Command, None] = {}  # in the order of their deadlines
+        self.open: dict[InFlight, None] = {}  # in the order of their deadlines
         self._bodies = 0  # bytes
         self.weight = 0  # bytes of aggregates that are open, and of records in flight and what they make of theirs
 
@@ -27,15 +22,15 @@ class Work:
         if len(self.open) >= COMMANDS or self._bodies >= BODIES_BYTES:
             raise Unavailable(f"{len(self.open)} commands are in work: try again later")
 
-    def take(self, command: "Command") -> None:
+    def take(self, command: InFlight) -> None:
         self.open[command] = None
         self._bodies += len(command.envelope.body)
 
-    def over(self, command: "Command") -> None:
+    def over(self, command: InFlight) -> None:
         del self.open[command]
         self._bodies -= len(command.envelope.body)
 
-    def due(self, now: float) -> "Command | None":
+    def due(self, now: float) -> InFlight | None:
         """The next command that has come to its deadline."""
         command = next(iter(self.open), None)
         return command if command is not None and command.deadline <= now else None
@@ -45,16 +40,12 @@ class Work:
         """No further aggregate is opened, and chains grow no more."""
         return self.weight > IN_WORK_BYTES
 
-    def opened(self, run: "Run", size: int) -> None:
-        """The run holds an aggregate of this size; none at its end."""
-        self.weight += size - run.weight
-        run.weight = size
+    def resized(self, before: int, after: int) -> None:
+        """What an aggregate holds while it is open has another size now."""
+        self.weight += after - before
 
-    def appended(self, pending: Pending, size: int) -> None:
-        """A record of this size; a barrier, which makes nothing of its aggregates, weighs nothing."""
-        if pending.entries:
-            pending.size += size
-            self.weight += pending.size
+    def appended(self, pending: Pending) -> None:
+        self.weight += pending.size
 
     def settled(self, pending: Pending) -> None:
         self.weight -= pending.size

@@ -1,0 +1,268 @@
+"""What makes unknown things definite: commands at their deadline, out of retries or on record already; outcomes that
+are asked for; records whose append failed, or which do not come back.
+
+Nothing is ever concluded from silence. A command is on record, or a barrier closes its id; a record comes back, or a
+barrier moves the head on which it was decided, so that it is void whenever it comes.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from msgspec import Raw
+
+from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable, Unknown, backend_away
+from hiveio.kafka.log_reader import LogReader
+from hiveio.outages import EVERY_S
+from hiveio.transaction import record as records
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.command import InFlight, answer_body
+from hiveio.transaction.pending import Pending
+from hiveio.transaction.pipeline import Pipelines
+from hiveio.transaction.record import Barrier, CommandId, Commit, Record
+from hiveio.transaction.rule import IdRecord
+from hiveio.transaction.scope import Scope
+from hiveio.transaction.tasks import Tasks
+
+logger = logging.getLogger("hiveio.engine")
+
+BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
+FORGOTTEN = "too many records or too much time ago: its id is remembered no more; `hiveio transaction` reads the log"
+NOT_KNOWN_YET = "the outcome is not known yet: ask again"
+
+
+class Recovery:
+    """For the commands and the records of one instance."""
+
+    def __init__(
+        self,
+        scopes: Sequence[Scope],
+        cache: Cache,
+        reader: LogReader,
+        pipelines: Pipelines,
+        tasks: Tasks,
+        timeout_s: float,
+    ) -> None:
+        """``timeout_s``: of a command, and of looking for one on record."""
+        self._scopes, self._cache, self._reader, self._pipelines = scopes, cache, reader, pipelines
+        self._tasks, self._timeout_s = tasks, timeout_s
+        self._refusals_logged_at = -EVERY_S
+        for scope in scopes:
+            scope.notify_barriers(
+                lambda barrier, offset, verdict, scope=scope: self.on_barrier(  # type: ignore[misc]
+                    scope, barrier, offset, verdict
+                )
+            )
+
+    # -- commands
+
+    def repeat(self, command: InFlight, found: IdRecord) -> None:
+        """It is on record: answer as the first time."""
+        command.recorded()
+        self._tasks.spawn(self._answer(command, self._repeated(command, found)))
+
+    def give_up(self, command: InFlight, problem: Problem) -> None:
+        """Out of retries, with no record of the command in flight: it has not happened, and it will not."""
+        if isinstance(problem, Conflict) and command.keyed:
+            self._tasks.spawn(self._answer(command, self._close(command, problem)))
+        else:
+            command.fail(problem)
+
+    def expire(self, command: InFlight, *, drained: bool = False) -> Problem:
+        """Time is up for a command that is not answered: if no record of it may be in the log, nothing was changed.
+
+        Its perform, if that waits, is cancelled: it holds nothing any more, and nothing comes of it. ``drained``: the
+        instance ends.
+        """
+        problem: Problem
+        within = "before this instance ended" if drained else f"within {self._timeout_s:.0f} s"
+        if command.maybe_recorded:
+            text = f"there was no verdict {within}: it may be executed; GET /transactions/<transaction>"
+            problem = Unknown(text, transaction=command.token)
+        elif command.waits:
+            problem = Unavailable(f"{command.target} did not decide {within}; nothing was changed. Try again")
+        else:
+            pipeline = self._pipelines.get(command.target)
+            why = f" ({pipeline.trouble})" if pipeline is not None and pipeline.trouble else ""
+            problem = Unavailable(f"{command.target} could not be locked {within}{why}; nothing was changed. Try again")
+        command.fail(problem)
+        command.cancel_perform()
+        if command.maybe_recorded:
+            self.append_barrier(command.scope, command.target)
+        return problem
+
+    async def _answer(self, command: InFlight, outcome: Coroutine[Any, Any, IdRecord]) -> None:
+        """Answer with what is on record; where that cannot be read in time, it is unknown."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await outcome
+            command.answer(found.offset)
+        except Unavailable as error:
+            command.fail(Unknown(error.detail, transaction=command.token))
+        except TimeoutError:
+            command.fail(Unknown(NOT_KNOWN_YET, transaction=command.token))
+        except Exception as error:  # whatever it is: it is answered
+            command.fail(error)
+
+    async def _repeated(self, command: InFlight, found: IdRecord) -> IdRecord:
+        """Give a command that is on record the answer that it had the first time, and return its place. Raises
+        KeyReused, Conflict."""
+        record = await self._record(command.scope, found.offset)
+        if not isinstance(record, Commit):
+            raise Conflict("this Idempotency-Key is closed: its command was not executed and never will be")
+        if record.hash != command.hash:
+            raise KeyReused(f"Idempotency-Key {command.id.key!r} came first with another body")
+        refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
+        write = record.writes[0]
+        has_events = any(each.events for each in record.writes)
+        command.decided(refusal, write.events, write.version + len(write.events), has_events)
+        return found
+
+    async def _close(self, command: InFlight, problem: Conflict) -> IdRecord:
+        """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; if the
+        command turns out to be on record, its answer is given to it and its place returned."""
+        found = await self._definite(command.scope, command.id, command.started_at)
+        if found is None:
+            raise Unavailable(FORGOTTEN)
+        if not isinstance(await self._record(command.scope, found.offset), Commit):
+            raise problem
+        return await self._repeated(command, found)
+
+    # -- outcomes
+
+    async def outcome(self, scope: Scope, command: CommandId, started_at: IdRecord) -> dict[str, Any]:
+        """The definite outcome, for whoever asks. ``started_at``: where the log stood before its first record."""
+        found = await self._definite(scope, command, started_at)
+        if found is None:
+            return {"outcome": "unknown", "detail": FORGOTTEN}
+        record = await self._record(scope, found.offset)
+        if not isinstance(record, Commit):
+            return {"outcome": "closed", "detail": "it was not executed and never will be"}
+        position = f"{scope.where}/{found.offset}"
+        if record.refusal is not None:
+            return {"outcome": "refused", "position": position, "problem": record.refusal}
+        write = record.writes[0]
+        version, value = write.version + len(write.events), Raw(answer_body(write.events))
+        return {"outcome": "accepted", "position": position, "version": version, "value": value}
+
+    async def _definite(self, scope: Scope, command: CommandId, started_at: IdRecord) -> IdRecord | None:
+        """Where the command is on record; if it is not, after a barrier which closes it. None if that is too long
+        ago: then the barrier's own word would say nothing about the time before."""
+        found = await self._on_record(scope, command)
+        if found is None:
+            now = IdRecord(scope.view.next, scope.view.time, started_at.keyed)
+            if not scope.remembers(started_at, now):
+                return None
+            found = await self._closed(scope, command, started_at.keyed)
+        if scope.remembers(started_at, found) or isinstance(await self._record(scope, found.offset), Commit):
+            return found
+        return None
+
+    async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> IdRecord:
+        """Where the command is on record, after a barrier for it. Bounded by the caller; where the scope has failed it
+        ends at once."""
+        while True:
+            settled: asyncio.Future[tuple[bool | None, int]] = asyncio.get_running_loop().create_future()
+
+            def judged(pending: Pending, verdict: bool | None, offset: int, settled: Any = settled) -> None:
+                if not settled.done():
+                    settled.set_result((verdict, offset))
+
+            scope.journal.append_barrier(command.target, command=command, keyed=keyed, settled=judged)
+            verdict, offset = await settled
+            applied = asyncio.Event()
+            scope.applier.when_applied(offset, applied.set, soon=True)
+            await applied.wait()
+            if (found := await self._on_record(scope, command)) is not None:
+                return found
+            if verdict is not False:  # else a later record of ours was faster, and the barrier has closed nothing
+                raise scope.unavailable()
+
+    async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
+        watermark, (_, id) = await self._cache.begin(scope.partition, "", command.text)
+        scope.mirror.observe_watermark(watermark)
+        return scope.remembered(command.text, id)
+
+    async def _record(self, scope: Scope, offset: int) -> Record:
+        message = await self._reader.read(scope.partition, offset)
+        if message is None:
+            raise backend_away(f"{scope.where}/{offset} is not there")
+        return records.decode(message.value)
+
+    # -- records
+
+    def append_failed(self, tx: str, reason: str, definite: bool) -> None:
+        """The record may be in the log, or come later, unless it is ``definite`` that it does not."""
+        for scope in self._scopes:
+            pending = scope.journal.pending.get(tx)
+            if pending is not None and definite:
+                self._refused(scope, pending, reason)
+                continue
+            scope.journal.proofs.over(tx, read_back=False)
+            if pending is None:
+                continue
+            logger.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
+            if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
+                self._leave(scope, pending, pending.record)
+            else:
+                self.append_barrier(scope, pending.target)
+
+    def _refused(self, scope: Scope, pending: Pending, reason: str) -> None:
+        """It is not in the log, and will not be. What is chained behind it is void, and performed again."""
+        problem = backend_away(f"Kafka refuses records of {scope.where}: {reason}")
+        if (now := asyncio.get_running_loop().time()) - self._refusals_logged_at > EVERY_S:
+            self._refusals_logged_at = now
+            logger.error("%s; commands are answered 503, and nothing of them has happened", problem)
+        scope.journal.proofs.refused(pending.tx, problem)
+        if isinstance(pending.record, Barrier):
+            self._leave(scope, pending, pending.record)
+        else:
+            scope.journal.take(pending.tx)
+            pending.refused(problem)
+            pending.settled(pending, False, -1)
+
+    def _leave(self, scope: Scope, pending: Pending, barrier: Barrier) -> None:
+        """This barrier is not waited for any more; those that need one get another one, after a pause."""
+        scope.journal.take(pending.tx)
+        pending.settled(pending, None, -1)
+        for name in barrier.aggregates:
+            self._append_later(scope, name)
+
+    def append_barrier(self, scope: Scope, name: str) -> None:
+        """Records of this aggregate do not come back: a barrier makes room for those that wait behind them."""
+        pipeline = self._pipelines.get(name)
+        if pipeline is None or not pipeline.in_flight or scope.journal.has_barrier(name):
+            return
+        try:
+            scope.journal.append_barrier(name)
+        except Problem as problem:
+            logger.warning("no barrier for %s: %s", name, problem)
+            self._append_later(scope, name)
+
+    def _append_later(self, scope: Scope, name: str) -> None:
+        pause_s = BARRIER_AGAIN_S * (1 + random.random())
+        asyncio.get_running_loop().call_later(pause_s, self.append_barrier, scope, name)
+
+    def on_barrier(self, scope: Scope, barrier: Barrier, offset: int, verdict: bool) -> None:
+        """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
+        ever. What the cache gave from beyond the barrier, which this instance may read late, is not. One of our own
+        that is void (a later record of ours was faster), or of unknown verdict, is followed by another."""
+        for name in barrier.aggregates:
+            if not verdict:
+                self.append_barrier(scope, name)
+                continue
+            pipeline = self._pipelines.get(name)
+            for pending in list(pipeline.in_flight.values()) if pipeline is not None else ():
+                before = pending.target == name and pending.entries[name].at <= offset
+                if before and scope.journal.take(pending.tx):
+                    pending.settled(pending, False, -1)
+
+
+def _refusal(problem: dict[str, Any], headers: dict[str, str]) -> Problem:
+    """The problem of a record again."""
+    refusal = Rejected(problem.pop("detail", ""))
+    refusal.urn, refusal.title, refusal.status = problem.pop("type"), problem.pop("title"), problem.pop("status")
+    refusal.members, refusal.headers = problem, headers
+    return refusal

@@ -1,0 +1,104 @@
+"""The ``tx`` of one perform: what it has read, at which heads, and what it writes."""
+
+from typing import Any
+
+from hiveio.actor import Actor, Contract, Event
+from hiveio.errors import SeveralScopes
+from hiveio.transaction.actors import Actors
+from hiveio.transaction.cache import Entry
+from hiveio.transaction.command import InFlight
+from hiveio.transaction.lock import LockBusy
+from hiveio.transaction.pipeline import Pipeline
+from hiveio.transaction.quarantine import refusal_of_another
+from hiveio.transaction.record import aggregate
+
+
+class Tx:
+    """``entries`` is the read set, as it was when it was read; ``events`` is the write set, without what perform
+    returns."""
+
+    def __init__(self, actors: Actors, command: InFlight, pipeline: Pipeline, tip: Entry) -> None:
+        self._actors, self._command, self._own = actors, command, pipeline
+        self.pipelines = {command.target: pipeline}
+        self.entries = {command.target: tip}
+        self.events: dict[str, list[Event]] = {}
+        self._closed = False
+
+    @property
+    def state(self) -> Any:
+        return self._state(self._command.contract, self._command.target)
+
+    def _state(self, contract: Contract, name: str) -> Any:
+        entry = self.entries[name]
+        return contract.own_state(entry.state, entry.snapshot)
+
+    @property
+    def version(self) -> int:
+        return self.entries[self._command.target].version
+
+    async def get(self, actor: type[Actor], id: str) -> Any:
+        """See hiveio.Transaction. Raises LockBusy, which begins the command again with the whole set locked."""
+        name = self._named(actor, id)
+        if name not in self.entries:
+            self._command.need(name)
+            if name not in self.pipelines:
+                self.pipelines[name] = pipeline = self._own.another(name)
+                pipeline.add_reader()
+            entry = await self.pipelines[name].wait_open()
+            if entry.fault:
+                raise refusal_of_another()
+            self.entries[name] = entry
+        return self._state(self._actors.by_kind[actor], name)
+
+    def emit(self, actor: type[Actor], id: str, event: Event) -> None:
+        """See hiveio.Transaction."""
+        name = self._named(actor, id)
+        self._actors.by_kind[actor].check_event(event)
+        self.events.setdefault(name, []).append(event)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is written was read: a write needs a head."""
+        return self.events.keys() <= self.entries.keys()
+
+    async def read_written(self) -> None:
+        """Read the aggregates that are written and were not read."""
+        for name in self.events.keys() - self.entries.keys():
+            actor, _, id = name.partition("/")
+            await self.get(self._actors.by_name[actor].kind, id)
+
+    def moved(self) -> bool:
+        """Whether something read has moved on meanwhile."""
+        return any(self.pipelines[name].latest() is not entry for name, entry in self.entries.items())
+
+    @property
+    def locked_until(self) -> float:
+        """The monotonic time up to which all that it has read is surely locked."""
+        return min(pipeline.locked_until for pipeline in self.pipelines.values())
+
+    def close(self) -> None:
+        """Nothing is read or written by it any more, whoever has kept it."""
+        self._closed = True
+        pipelines, self.pipelines = self.pipelines, {}
+        for name, pipeline in pipelines.items():
+            if name != self._command.target:
+                pipeline.remove_reader()
+
+    def _named(self, actor: type[Actor], id: str) -> str:
+        if self._closed:
+            raise LockBusy(f"the perform of {self._command.target} that this tx was given to is over")
+        contract = self._actors.by_kind.get(actor)
+        if contract is None:
+            raise TypeError(f"{actor!r} is not an actor of this service")
+        name = aggregate(contract.name, id)
+        scope, mine = self._actors.partition(contract, id), self._command.scope.partition
+        if scope != mine:
+            raise SeveralScopes(
+                f"{self._command.target} is in scope {mine} and {name} in scope {scope}: a transaction stays inside "
+                "one scope. In a log that exists scope(id) and the number of partitions are fixed: write to each "
+                "aggregate by a command of its own, or let actors of new names have a scope(id) that gives both the "
+                "same. A new log may also be made with one partition",
+                aggregates=[self._command.target, name],
+                scopes=[mine, scope],
+            )
+        return name
