@@ -40,7 +40,7 @@ class Served(Role):
     """A role under load. ``acknowledged`` counts answers of success, ``refused`` what its domain refused."""
 
     def __init__(self, name: str, module: str, environ: Mapping[str, str] | None = None) -> None:
-        super().__init__(name, environ, module=module, actor_path=HERE)
+        super().__init__(name, environ, module=module, actor_path=ROOT / "tests" / "actors")
         self.acknowledged = self.refused = 0
 
 

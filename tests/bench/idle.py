@@ -8,7 +8,12 @@ from tests.bench.bench import Bench, Served
 from tests.bench.measure import Row, Sample, memory_mb
 from tests.process import wait_until
 
-ROLES = {"base": "Quotes", "producer": "Visits", "consumer": "Views", "stream-processor": "Tallies"}
+ROLES = {
+    "base": "bench:Quotes",
+    "producer": "bench:Visits",
+    "consumer": "bench:Views",
+    "stream-processor": "tally:Tallies",
+}
 
 
 def idle(bench: Bench) -> None:
@@ -16,7 +21,7 @@ def idle(bench: Bench) -> None:
     for name, actor in ROLES.items():
         answered, ready, worker, master = [], [], [], []
         for _ in range(bench.rounds):
-            role = bench.role(name, f"actors:{actor}", EVENT_STORE_GROUP_ID=bench.topic())
+            role = bench.role(name, actor, EVENT_STORE_GROUP_ID=bench.topic())
             if name == "consumer":
                 bench.make_topic(role.environ["EVENT_STORE_TOPIC"])
             started = time.monotonic()

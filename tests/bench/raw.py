@@ -21,7 +21,7 @@ from hiveio.kafka.delivery import Headers
 from hiveio.redis import Script
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import IdWindow
-from tests.bench.actors import Visited
+from tests.actors.bench import Visited
 
 Options = dict[str, Any]
 WINDOW = IdWindow(10_000, 3_600_000)  # as the settings have it by default

@@ -23,7 +23,7 @@ VISIT = Request(
 
 def base(bench: Bench) -> None:
     """A POST that is decoded, validated, performed and answered, against bare ASGI on the same gunicorn."""
-    with bench.bare() as bare, bench.bare("stock") as stock, bench.role("base", "actors:Quotes") as role:
+    with bench.bare() as bare, bench.bare("stock") as stock, bench.role("base", "bench:Quotes") as role:
         for clients in bench.clients:
             measures = {
                 "bare ASGI": bench.http(bare, QUOTE, clients),
@@ -37,7 +37,7 @@ def base(bench: Bench) -> None:
 def producer(bench: Bench) -> None:
     """A POST answered when Kafka has stored its event, against the Kafka client alone with the same settings."""
     topic, own = bench.make_topic(), bench.make_topic()
-    with bench.bare() as bare, bench.role("producer", "actors:Visits", EVENT_STORE_TOPIC=topic) as role:
+    with bench.bare() as bare, bench.role("producer", "bench:Visits", EVENT_STORE_TOPIC=topic) as role:
         for clients in bench.clients:
             linger_ms = 0 if clients < 8 else 1  # as the sender does
             measures = {
@@ -131,7 +131,7 @@ def consumed(
         "BENCH_RECORDS": str(records),
         **more,
     }
-    with bench.role("consumer", f"actors:{actor}", **environ) as role, httpx.Client(base_url=role.url) as client:
+    with bench.role("consumer", f"bench:{actor}", **environ) as role, httpx.Client(base_url=role.url) as client:
         worker = role.workers()[0].pid
 
         def progress() -> list[list[float]] | None:

@@ -14,10 +14,10 @@ from hiveio.kafka.delivery import Headers
 from hiveio.transaction import record as records
 from hiveio.transaction.record import FORMAT, Commit, Format
 from hiveio.transaction.rule import HASH
+from tests.actors.purses import FULL
 from tests.bench.bench import BULK, LOG, Bench, Lost, Served
 from tests.bench.load import Request
 from tests.bench.measure import Measure, Row, Sample, Usage
-from tests.bench.purses import FULL
 from tests.process import wait_until
 
 ADD = '{"type":"Add","payload":{"amount":5}}'
@@ -35,7 +35,7 @@ def stream(bench: Bench) -> None:
     """Commands answered after their verdict, against their Redis calls, append and read-back, one after the other."""
     topic, own = bench.topic(), bench.make_topic(config=LOG)
     environ = {"EVENT_STORE_TOPIC": topic}
-    with bench.bare() as bare, bench.role("stream-processor", "actors:Tallies", **environ) as role:
+    with bench.bare() as bare, bench.role("stream-processor", "tally:Tallies", **environ) as role:
         for clients in bench.clients:
             measures = {
                 PARTS: bench.raw(
@@ -73,7 +73,7 @@ def purses(bench: Bench) -> None:
     """Transfers between few aggregates, some refused, against commands on one aggregate each: none may be void."""
     topic, clients = bench.topic(), max(bench.clients)
     with (
-        bench.role("stream-processor", "actors:Tallies") as distinct,
+        bench.role("stream-processor", "tally:Tallies") as distinct,
         bench.role("stream-processor", "purses", EVENT_STORE_TOPIC=topic) as role,
     ):
         measures = {
@@ -99,7 +99,7 @@ def shared(bench: Bench) -> None:
     topic, clients = bench.topic(), max(bench.clients)
     environ = {"EVENT_STORE_TOPIC": topic}
     with contextlib.ExitStack() as stack:
-        roles = [stack.enter_context(bench.role("stream-processor", "actors:Tallies", **environ)) for _ in range(3)]
+        roles = [stack.enter_context(bench.role("stream-processor", "tally:Tallies", **environ)) for _ in range(3)]
         measures: dict[str, Measure] = {
             f"{count} instance{'s' * (count > 1)} on one aggregate": partial(together, bench, roles[:count], clients)
             for count in (1, 2, 3)
@@ -145,7 +145,7 @@ def scale(bench: Bench) -> None:
         topic = bench.topic()
         with bench.console.status(f"scale: writing a log of {count:,} aggregates"):
             fill(bench, topic, count)
-        role = bench.role("stream-processor", "actors:Tallies", EVENT_STORE_TOPIC=topic)
+        role = bench.role("stream-processor", "tally:Tallies", EVENT_STORE_TOPIC=topic)
         role.wait = False
         with role, bench.console.status(f"scale: folding {count:,} records"):
             wait_until(role.logs, 30, "its first line")

@@ -30,7 +30,7 @@ def test_runs_and_every_request_succeeds(bench: Bench, name: str) -> None:
 
 
 def test_a_request_that_fails_is_counted(bench: Bench) -> None:
-    with bench.role("base", "actors:Quotes") as role:
+    with bench.role("base", "bench:Quotes") as role:
         measure = bench.http(role, QUOTE._replace(body='{"type":"Quote","payload":{}}'), 2)
         assert measure().failed > 0
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.bench.purses import FULL
+from tests.actors.purses import FULL
 from tests.process import ROOT, Role
 from tests.services import Kafka, Redis
 
@@ -105,7 +105,7 @@ async def test_one_instance_alone_has_no_void_record(kafka: Kafka, redis: Redis,
             headers = {"Idempotency-Key": f"{number}-{n}"} if n % 2 else {}
             statuses[(await http.post(f"/purses/{one}", json=body, headers=headers)).status_code] += 1
 
-    with Role("stream-processor", environ, actor_path=ROOT / "tests" / "bench", module="purses") as role:
+    with Role("stream-processor", environ, actor_path=ROOT / "tests" / "actors", module="purses") as role:
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(base_url=role.url, timeout=30, limits=limits) as http:
             await asyncio.gather(*[client(number, http) for number in range(64)])

@@ -15,7 +15,6 @@ import httpx
 import msgspec
 import pytest
 
-from hiveio import Actor, Command, Event, Model
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
@@ -24,33 +23,15 @@ from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.resume import published
+from tests.actors.tally import Add, Tallies
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all
-from tests.process import Role, wait_until
+from tests.process import ROOT, Role, wait_until
 from tests.services import Kafka, Redis
 
 TAKEN_OVER_S = 10.0  # 5 s on a machine that has nothing else to do
 
-ACTOR = """
-from hiveio import Actor, Command, Event, Model
-
-class Add(Command):
-    amount: int
-class Added(Event):
-    amount: int
-class Counter(Model):
-    sum: int = 0
-
-class CounterActor(Actor):
-    path = "/counters/{id}"
-    name = "Counter"
-
-    def perform(self, counter: Counter | None, command: Add) -> Added:
-        return Added(command.amount)
-
-    def replay(self, counter: Counter | None, event: Added) -> Counter:
-        return Counter((counter.sum if counter else 0) + event.amount)
-"""
+ACTOR = (ROOT / "tests" / "actors" / "tally.py").read_text("utf-8")
 LISTENER = """
 import os
 from hiveio import Actor, Event
@@ -118,7 +99,7 @@ def publishing(roles: list[Role]) -> Role:
 
 def add(role: Role, id: str) -> bool:
     try:
-        answer = httpx.post(f"{role.url}/counters/{id}", json={"type": "Add", "payload": {"amount": 1}}, timeout=30)
+        answer = httpx.post(f"{role.url}/tallies/{id}", json={"type": "Add", "payload": {"amount": 1}}, timeout=30)
     except httpx.TransportError:
         return False
     return answer.status_code == 200
@@ -150,37 +131,14 @@ def test_a_holder_that_is_gone_is_succeeded_and_the_consumer_sees_no_gap(
             holder.resume()
             load += [pool.submit(add, roles[n % 2], f"c{n % 5}") for n in range(60)]
         accepted += sum(answer.result() for answer in load)
-        stands = httpx.get(f"{other.url}/counters/last", timeout=30).json()["payload"]["sum"] + sum(
-            httpx.get(f"{other.url}/counters/c{n}", timeout=30).json()["payload"]["sum"] for n in range(5)
+        stands = httpx.get(f"{other.url}/tallies/last", timeout=30).json()["payload"]["sum"] + sum(
+            httpx.get(f"{other.url}/tallies/c{n}", timeout=30).json()["payload"]["sum"] for n in range(5)
         )
         assert stands >= accepted
         wait_until(lambda: len(seen(listener)) >= stands, 30, f"all {stands} events")
         check(seen(listener))
         assert len(seen(listener)) == stands
         assert took_s < TAKEN_OVER_S
-
-
-class Add(Command):
-    amount: int
-
-
-class Added(Event):
-    amount: int
-
-
-class Counter(Model):
-    sum: int = 0
-
-
-class CounterActor(Actor):
-    path = "/counters/{id}"
-    name = "Counter"
-
-    def perform(self, counter: Counter | None, command: Add) -> list[Added]:
-        return [Added(n) for n in range(command.amount)]
-
-    def replay(self, counter: Counter | None, event: Added) -> Counter:
-        return Counter((counter.sum if counter else 0) + 1)
 
 
 def repeated(kafka: Kafka, topic: str) -> int:
@@ -240,7 +198,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     monkeypatch.setattr(Publisher, "_ask", counted_ask)
     monkeypatch.setattr(Publisher, "_judged", counted_judged)
     settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
-    made = contracts([CounterActor])
+    made = contracts([Tallies])
     logs = [TransactionLog(settings, made) for _ in range(3)]
     try:
         for log in logs:
@@ -255,7 +213,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
             if turn % 10 == 0:  # a pause in which a publisher gets to the end, after which the scope hands on
                 while len(seen(listener)) < sent:
                     await asyncio.sleep(0.01)
-            envelopes = [Envelope(message=Add(n % 3 + 1), id=f"c{n % 4}") for n in range(12)]
+            envelopes = [Envelope(message=Add(1, times=n % 3 + 1), id=f"c{n % 4}") for n in range(12)]
             commands = [logs[n % 3].engine.submit(made[0], envelope) for n, envelope in enumerate(envelopes)]
             answers = await asyncio.gather(*[command.future for command in commands])
             sent += sum(

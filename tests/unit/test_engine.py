@@ -23,7 +23,7 @@ from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
 from hiveio.transaction.pipeline_state import PAUSED
 from hiveio.transaction.record import Commit
-from tests.bench.purses import FULL, Purses, Send
+from tests.actors.purses import FULL, Purses, Send
 from tests.faults.actors import Account, AccountActor, Deposit, Deposited, Think, Transfer, Withdraw, Witness
 
 

@@ -4,33 +4,10 @@ import logging
 
 import pytest
 
-from hiveio import Actor, Command, Event, Model
 from hiveio.kafka.tail import LogRecord
 from hiveio.testing.service import Service
 from hiveio.transaction import view
-
-
-class Add(Command):
-    amount: int
-
-
-class Added(Event):
-    amount: int
-
-
-class Tally(Model):
-    sum: int = 0
-
-
-class Tallies(Actor):
-    path = "/tallies/{id}"
-    name = "Tally"
-
-    def perform(self, tally: Tally | None, command: Add) -> Added:
-        return Added(command.amount)
-
-    def replay(self, tally: Tally | None, event: Added) -> Tally:
-        return Tally((tally.sum if tally else 0) + event.amount)
+from tests.actors.tally import Tallies, Tally
 
 
 async def test_a_reply_that_an_apply_overtook_is_no_fall_back(
@@ -46,6 +23,6 @@ async def test_a_reply_that_an_apply_overtook_is_no_fall_back(
         log.append(LogRecord(len(log), f"t-{number}", (value % (number, number, number, event)).encode(), 1))
     with caplog.at_level(logging.WARNING, "hiveio.scope"):
         async with service:
-            assert await service.read(Tallies, "4999") == (Tally(5), 1)
-            assert await service.read(Tallies, "0") == (Tally(5), 1)
+            assert await service.read(Tallies, "4999") == (Tally(5, 1), 1)
+            assert await service.read(Tallies, "0") == (Tally(5, 1), 1)
     assert not caplog.records

@@ -1,9 +1,9 @@
-"""What the benchmarks serve: one actor a role, which does as little as its role allows."""
+"""What the benchmarks serve beside the tally: an actor for each role, which does as little as its role allows."""
 
 import os
 import time
 
-from hiveio import Actor, Command, Event, Model, Query
+from hiveio import Actor, Command, Event, Query
 
 RECORDS = int(os.environ.get("BENCH_RECORDS", "0"))
 WARM = RECORDS // 10  # records before the clock starts: the first ones find cold code
@@ -75,27 +75,3 @@ class Lists(Views):
         if before < WARM <= self.count or before < RECORDS <= self.count:
             self.clocks.append((time.monotonic(), time.process_time(), self.count))
         return None
-
-
-class Add(Command):
-    amount: int
-
-
-class Added(Event):
-    amount: int
-
-
-class Tally(Model):
-    sum: int = 0
-    count: int = 0
-
-
-class Tallies(Actor):
-    path = "/tallies/{id}"
-    name = "Tally"
-
-    def perform(self, tally: Tally | None, message: Add) -> Added:
-        return Added(message.amount)
-
-    def replay(self, tally: Tally | None, event: Added) -> Tally:
-        return Tally(tally.sum + event.amount, tally.count + 1) if tally else Tally(event.amount, 1)
