@@ -9,7 +9,7 @@ from hiveio.config import Settings
 from hiveio.errors import Unavailable, Unknown
 from hiveio.transaction.record import CommandId
 from tests.faults.actors import AccountActor, Deposit
-from tests.unit.test_engine import hold, token, until
+from tests.unit.transaction.test_engine import hold, token, until
 
 
 async def test_a_wait_that_came_to_its_time_stays_nowhere() -> None:

@@ -11,7 +11,7 @@ from hiveio.transaction import journal, work
 from hiveio.transaction.bounds import LEAST_BYTES, Bounds
 from hiveio.transaction.quarantine import STRANGERS, Quarantine
 from tests.faults.actors import AccountActor, Deposit
-from tests.unit.test_engine import hold, until
+from tests.unit.transaction.test_engine import hold, until
 
 MARKER = "m" * 10_000
 

@@ -12,7 +12,7 @@ from hiveio.errors import TooLarge
 from hiveio.transaction.proof import Proofs
 from hiveio.transaction.record import Barrier
 from tests.faults.actors import AccountActor, Deposit, Withdraw
-from tests.unit.test_engine import cluster, hold, until
+from tests.unit.transaction.test_engine import cluster, hold, until
 
 
 class StrictActor(AccountActor):

@@ -14,7 +14,7 @@ from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service
 from hiveio.transaction import quarantine, review
 from hiveio.transaction.cache import Entry
-from tests.unit.test_engine import hold
+from tests.unit.transaction.test_engine import hold
 
 
 class Add(Command):

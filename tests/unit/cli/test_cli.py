@@ -8,8 +8,9 @@ import pytest
 from hiveio import __version__
 from hiveio.cli import COMMANDS, main
 from hiveio.cli.shown import shown, shown_lines
+from tests.process import ROOT
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -14,7 +14,7 @@ from hiveio.testing.memory import MemoryCache, MemoryReader
 from hiveio.transaction import anchor, resume
 from hiveio.transaction.resume import Published, Resume
 from tests.faults.actors import AccountActor, Deposit
-from tests.unit.test_engine import hold, until
+from tests.unit.transaction.test_engine import hold, until
 
 
 class Cache:

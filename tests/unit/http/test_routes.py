@@ -12,7 +12,7 @@ from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import BadAnnotation, PathReserved, PathTaken
 from hiveio.http.edge import Edge
 from hiveio.http.routes import Route
-from tests.unit.test_http import Balance, Deposit, call, routes, service
+from tests.unit.http.test_edge import Balance, Deposit, call, routes, service
 
 
 def actor(path_: str, kind: type[Command | Query] = Deposit) -> Contract:
