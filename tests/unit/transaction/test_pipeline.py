@@ -20,7 +20,7 @@ from hiveio.transaction.pipeline_state import (
     transition,
 )
 from tests.faults.actors import AccountActor, Deposit
-from tests.unit.test_engine import until
+from tests.unit.transaction.test_engine import until
 
 LEGAL = {
     (IDLE, OPENING),
