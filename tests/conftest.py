@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -128,6 +128,20 @@ def pytest_configure_node(node: Any) -> None:
     """Of pytest-xdist, in the process that starts those that run the tests: they share one that works ahead."""
     ahead = _working_ahead(node.config)
     node.workerinput["ahead"] = (str(ahead.folder), ahead.pid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a test has shown, its log for example, crosses to the other process as UTF-8, whatever bytes it has."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _as_utf8(each) for key, each in value.items()}
+    return type(value)(map(_as_utf8, value)) if isinstance(value, list | tuple) else value
 
 
 def _working_ahead(config: pytest.Config) -> Ahead:

@@ -114,6 +114,16 @@ class Client:
             except OSError:
                 pass
 
+    def read_to_end(self, within_s: float = 20) -> None:
+        """Whatever comes: it may be about streams that ``state`` knows nothing of."""
+        self.socket.settimeout(within_s)
+        try:
+            while self.socket.recv(65_536):
+                pass
+        except ConnectionError:
+            pass
+        self.closed = True
+
     def take(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
             self.status[event.stream_id] = int(next(value for name, value in event.headers if name == b":status"))
@@ -356,10 +366,9 @@ def test_a_flood_ends_its_connection_and_no_other(base: Role, name: str) -> None
 
         pouring = threading.Thread(target=pour)
         pouring.start()
-        client.read(lambda: False)  # to its end
+        client.read_to_end()
         pouring.join(20)
         assert not pouring.is_alive()
-        assert client.closed
         assert friend.answers(waiting) == [200]
 
 
