@@ -54,6 +54,20 @@ def listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
+def test_no_two_processes_draw_the_same_port() -> None:
+    port = free_port()
+    other = f"""
+import random
+from unittest.mock import patch
+from tests.services import free_port
+draws = iter([{port}, {port}, *random.sample(range(15_000, 32_000), 100)])
+with patch("random.SystemRandom.randrange", lambda *_: next(draws)):
+    print(free_port())
+"""
+    drawn = subprocess.run([sys.executable, "-c", other], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert int(drawn) != port
+
+
 def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():

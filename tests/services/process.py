@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -90,30 +89,21 @@ def spawn(command: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
     return result.result()
 
 
-_claims: list[int] = []
-
-
 def free_port() -> int:
     """A TCP port nobody listens on, and that no other call has returned to a process that still runs.
 
-    Below the ephemeral range, so that no outgoing connection takes it while a service is down between two starts. A
-    locked file claims it: several processes run the tests side by side.
+    Below the ephemeral range, so that no outgoing connection takes it while a service is down between two starts. The
+    UDP port of the same number claims it until this process ends: several processes run the tests side by side.
     """
-    claims = Path(tempfile.gettempdir(), f"hiveio-ports-{os.getuid()}")
-    claims.mkdir(exist_ok=True)
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
-        claim = os.open(claims / str(port), os.O_WRONLY | os.O_CREAT)
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(type=socket.SOCK_DGRAM) as claim, socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                claim.bind((HOST, port))
                 probe.bind((HOST, port))
-        except OSError:
-            os.close(claim)
-        else:
-            _claims.append(claim)  # the kernel frees it when this process ends
-            return port
+                claim.detach()  # it stays open
+                return port
 
 
 class Service:
