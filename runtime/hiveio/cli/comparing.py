@@ -16,7 +16,7 @@ from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
 from hiveio.transaction.publisher import outgoing
 from hiveio.transaction.quarantine import Quarantine
-from hiveio.transaction.record import Commit, Format, Record, touched
+from hiveio.transaction.record import Format, Record, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
@@ -49,7 +49,7 @@ class Fold:
         record = decoded(self.log.where, first) if first else None
         if first is None or not isinstance(record, Format):
             raise Corrupt(f"{self.log.where} does not begin with a format record: this is no transaction log")
-        window = IdWindow(record.idempotency_count, record.idempotency_time_ms)
+        window = IdWindow.of(record)
         self.quarantine = Quarantine(settings.log_topic, partition)
         self.view = View(contracts, self.quarantine, window)
         self.view.judge(first, record)
@@ -60,10 +60,9 @@ class Fold:
         view = self.view
         for message in self.log.records(end):
             record = decoded(self.log.where, message)
-            reads = [read.aggregate for read in record.reads] if isinstance(record, Commit) else []
-            for name in (*touched(record), *reads):
+            for name in named(record):
                 view.entries.setdefault(name, Entry())
-            accepted = view.judge(message, record).verdict
+            accepted = bool(view.judge(message, record).verdict)
             self.voids += not accepted
             self._progress.at(message.offset + 1, end)
             while view.recent and not self._window.holds(next(iter(view.recent.values())), view.next, view.time):

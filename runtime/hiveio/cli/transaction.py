@@ -6,7 +6,7 @@ from hiveio.cli.judging import count_scopes, home_of, judged, searched
 from hiveio.cli.log import text
 from hiveio.config import Settings
 from hiveio.transaction.command import Token
-from hiveio.transaction.record import Barrier, CommandId, Commit, Record
+from hiveio.transaction.record import CommandId, Commit, Record, Transactional
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def command_of(record: Record) -> CommandId | None:
-    return record.command if isinstance(record, Commit | Barrier) else None
+    return record.command if isinstance(record, Transactional) else None
 
 
 def meaning(record: Record) -> str:

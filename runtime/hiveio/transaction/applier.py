@@ -6,14 +6,16 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from hiveio.errors import HiveError
+from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import faults, metrics
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache, Entry
 from hiveio.transaction.mirror import Mirror
-from hiveio.transaction.rule import IdWindow
-from hiveio.transaction.view import Judged, View
+from hiveio.transaction.rule import Effects, IdRecord, IdWindow
+from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
 
@@ -21,6 +23,17 @@ PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
 UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
 GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: another one may, and is then the first
+
+
+class Unapplied(NamedTuple):
+    """The effects of a record that the cache does not have yet, without its events: the view has folded them."""
+
+    offset: int
+    tx: str
+    verdict: bool
+    heads: tuple[str, ...]
+    id: tuple[str, IdRecord] | None
+    writers: tuple[str, ...]
 
 
 class Applier:
@@ -43,7 +56,7 @@ class Applier:
         self._ended = False  # the scope has failed
         self._times = metrics.phase("apply")
         self._published = 0  # offset up to which events are published, as far as this instance knows
-        self.judged: deque[Judged] = deque()  # and not applied
+        self.judged: deque[Unapplied] = deque()  # and not applied
         self._size = 0  # bytes of what these touch, or more: an aggregate may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
         self._work, self._applied = asyncio.Event(), asyncio.Event()
@@ -61,10 +74,12 @@ class Applier:
         """The events of the records below this offset are published."""
         self._published = offset
 
-    def add(self, judged: Judged, entries: Mapping[str, Entry]) -> None:
-        """The next record is judged; ``entries`` has what it has touched."""
-        self.judged.append(judged)
-        for name in judged.touched:
+    def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry]) -> None:
+        """The next record is judged; ``entries`` has the aggregates whose heads it has moved."""
+        heads = tuple(effects.heads)
+        verdict = bool(effects.verdict)
+        self.judged.append(Unapplied(message.offset, message.key, verdict, heads, effects.id, effects.writers))
+        for name in heads:
             self._size += len(entries[name].snapshot) + ENTRY_BYTES
 
     def forget(self) -> None:
@@ -132,7 +147,7 @@ class Applier:
 
     def touched(self) -> set[str]:
         """The aggregates that the cache does not have yet as they are."""
-        return {name for judged in self.judged for name in judged.touched}
+        return {name for judged in self.judged for name in judged.heads}
 
     async def run(self) -> None:
         mirror, (pause, longest) = self._mirror, PAUSE_S
@@ -169,7 +184,7 @@ class Applier:
                 raise AssertionError(f"{self._mirror.where}: judged from {first}, the cache is at {base.offset}")
             to = base.moved(last.offset + 1, view.state, last.tx)
         healed = self._healed()
-        names = dict.fromkeys([name for judged in group for name in judged.touched])
+        names = dict.fromkeys([name for judged in group for name in judged.heads])
         names |= dict.fromkeys(self._fitting(healed))
         quarantine.healed.intersection_update(set(healed) - names.keys())
         found = [(name, view.entries[name]) for name in names]

@@ -143,7 +143,7 @@ class Engine:
         command.retried()
         if command.over:
             return
-        if (found := command.scope.view.knows(pending.text)) is not None:
+        if (found := command.scope.view.id_record(pending.text)) is not None:
             self._recovery.repeat(command, found)
         elif command.attempts > self._retries.count:
             text = f"{command.target} was changed by others {command.attempts} times"

@@ -8,7 +8,7 @@ from hiveio.transaction.applier import Applier
 from hiveio.transaction.cache import Cache, Entry, known
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
-from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.record import Record, Transactional, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
@@ -43,18 +43,10 @@ class Loader:
         for message in batch:
             record = self._decoded(message)
             found.append(record)
-            if isinstance(record, Commit):
-                for write in record.writes:
-                    if (held := entry(write.aggregate)) is None or held.head is None:
-                        self._want(wanted, write.aggregate)
-                for read in record.reads:
-                    if (held := entry(read.aggregate)) is None or held.head is None:
-                        self._want(wanted, read.aggregate)
-            elif isinstance(record, Barrier):
-                for name in record.aggregates:
-                    if view.entry(name) is None:
-                        self._want(wanted, name)
-            if ids_from and isinstance(record, (Commit, Barrier)) and record.command is not None:
+            for name in named(record):
+                if (held := entry(name)) is None or held.head is None:
+                    self._want(wanted, name)
+            if ids_from and isinstance(record, Transactional) and record.command is not None:
                 mine = pending.get(message.key)
                 covered = not record.keyed and message.offset - ids_from > self._window.records
                 absent = mine is not None and mine.id_absent_from >= ids_from

@@ -14,7 +14,7 @@ from hiveio.kafka.tail import log_record
 from hiveio.kafka.threads import blocking
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.record import Record, named
 from hiveio.transaction.rule import scope_of
 
 SAMPLED = 16  # partitions of which the last records are looked at, and
@@ -45,21 +45,9 @@ class Placement:
         """Raises Corrupt for a record with an aggregate that belongs elsewhere. ``known`` are those that do not."""
         if self._partitions == 1:
             return
-        if isinstance(record, Commit):  # spelt out: every record of every fold comes by here
-            for write in record.writes:
-                if write.aggregate not in known:
-                    self._place(partition, offset, write.aggregate)
-            for read in record.reads:
-                if read.aggregate not in known:
-                    self._place(partition, offset, read.aggregate)
-        elif isinstance(record, Barrier):
-            for name in record.aggregates:
-                if name not in known:
-                    self._place(partition, offset, name)
-
-    def _place(self, partition: int, offset: int, name: str) -> None:
-        if (home := self.home(name)) not in (None, partition):
-            raise Corrupt(self._told(f"{self._topic}/{partition}/{offset}", name, home))
+        for name in named(record):
+            if name not in known and (home := self.home(name)) not in (None, partition):
+                raise Corrupt(self._misplacement(f"{self._topic}/{partition}/{offset}", name, home))
 
     async def sample(self, log: LogReader, cache: Cache) -> None:
         """Raises Unsafe where the last records of the log, or some of what the cache holds of it, say that it was
@@ -74,9 +62,9 @@ class Placement:
                     raise Unsafe(str(error)) from None
         for partition, name in await cache.sampled():
             if (home := self.home(name)) not in (None, partition):
-                raise Unsafe(self._told(f"the cache of {self._topic}/{partition}", name, home))
+                raise Unsafe(self._misplacement(f"the cache of {self._topic}/{partition}", name, home))
 
-    def _told(self, where: str, name: str, home: int | None) -> str:
+    def _misplacement(self, where: str, name: str, home: int | None) -> str:
         return (
             f"{where} has {name}, which belongs to partition {home} by this version's scope(id): it was changed, and "
             "each aggregate would begin anew in another partition. Run a version with the scope(id) that wrote this "

@@ -27,6 +27,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.resume import Resume
+from hiveio.transaction.rule import Effects
 from hiveio.transaction.scope import Scope
 from hiveio.types import Observer
 
@@ -211,17 +212,17 @@ class Publisher:
         self._tail.unfollow(self._scope.partition)
         self._inbox.clear()
 
-    def _judged(self, message: LogRecord, record: Record, verdict: bool | None) -> None:
+    def _judged(self, message: LogRecord, record: Record, effects: Effects) -> None:
         """The scope has judged the next record. When it begins anew, or is too fast, the log is read again."""
         told = self._told
         self._live_bytes += len(message.value)
         expected = told[-1][0].offset + 1 if told else self.read
         many = len(told) >= LIVE or self._live_bytes > self._scope.bounds.live
-        if verdict is None or message.offset != expected or many:
+        if effects.verdict is None or message.offset != expected or many:
             self._end_live()
             self._tail.follow(self._scope.partition, self.read, self._arrived, self._broken)
         else:
-            told.append((message, record if verdict else None))
+            told.append((message, record if effects.verdict else None))
         self._news.set()
 
     def _end_live(self) -> None:

@@ -104,6 +104,7 @@ class Foreign(Struct, frozen=True):
 
 
 Record = Format | Upgrade | Commit | Barrier | Foreign
+Transactional = Commit | Barrier  # they move heads, execute or close a command, and count among those of their writer
 
 
 class _Kind(Struct):
@@ -143,14 +144,11 @@ def decode(value: bytes) -> Record:
     return record
 
 
-def touched(record: Record) -> tuple[str, ...]:
-    """The aggregates whose heads the record moves when it is accepted."""
-    if isinstance(record, Commit):
-        return tuple([write.aggregate for write in record.writes])
-    return record.aggregates if isinstance(record, Barrier) else ()
-
-
 def named(record: Record) -> tuple[str, ...]:
-    """The aggregates that a record writes, reads or moves."""
-    reads = record.reads if isinstance(record, Commit) else ()
-    return (*touched(record), *[read.aggregate for read in reads])
+    """The aggregates that a record names: those that it writes or moves, and those whose reading it validates."""
+    if isinstance(record, Commit):
+        names = [write.aggregate for write in record.writes]
+        if record.reads:
+            names += [read.aggregate for read in record.reads]
+        return tuple(names)
+    return record.aggregates if isinstance(record, Barrier) else ()

@@ -1,18 +1,21 @@
-"""The rule: a record's verdict is a pure function of the records before it in its partition.
+"""The rule: a record's verdict, and what it does to the fold, are a pure function of the records before it.
 
 Everyone who reads the log reaches the same verdicts: instances, the checker, ``hiveio.testing``. Neither Redis nor a
 lock nor a clock of this process enters. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope; the log's clock
 in the module Window.
+
+``step`` judges a record and says its effects. ``adopt`` says the effects of a record that others have judged. Nothing
+else in the package knows which kind of record moves heads, or puts a command id on record.
 """
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Format, Record, Upgrade
+from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Format, Record, Transactional, Upgrade
 
 HASH = "crc32"
 WRITERS = 1_000  # remembered; that is part of format 2
@@ -47,14 +50,19 @@ class IdWindow(NamedTuple):
     records: int
     time_ms: int
 
+    @classmethod
+    def of(cls, format: Format) -> "IdWindow":
+        """The one that a format record pins."""
+        return cls(format.idempotency_count, format.idempotency_time_ms)
+
     @property
     def step_ms(self) -> int:
         """The longest step of the log's clock in format 2."""
         return max(1, self.time_ms // STEPS)
 
-    def holds(self, known: IdRecord, offset: int, time: int) -> bool:
+    def holds(self, id: IdRecord, offset: int, time: int) -> bool:
         """Whether a command id is remembered when the record at ``offset`` and log time ``time`` is judged."""
-        return offset - known.offset <= self.records or (known.keyed and time - known.time <= self.time_ms)
+        return offset - id.offset <= self.records or (id.keyed and time - id.time <= self.time_ms)
 
 
 def writer_of(transaction: str) -> tuple[str, int]:
@@ -106,15 +114,15 @@ class LogState:
         self.moved: tuple[str, ...] = ()  # the writers that the latest record has moved on, or made forgotten
 
     def take(self, offset: int, transaction: str, stamp: int, record: Record) -> bool:
-        """Take the next record. Whether it may count: in format 2 neither a copy nor one that its writer's later
-        records have overtaken does."""
+        """Take the next record. Whether it may be accepted: in format 2 neither a copy nor one that its writer's later
+        records have overtaken is."""
         if stamp > 0:  # marks of somebody's transactions have none
             if self.format < 2:
                 self.time = max(self.time, stamp)
             elif (step := stamp - self.stamp) > 0:
                 self.time += step if step < self._step_ms else self._step_ms
             self.stamp = stamp
-        if isinstance(record, (Commit, Barrier)):
+        if isinstance(record, Transactional):
             return self._move(offset, transaction, record.seen) or self.format < 2
         self.moved = ()
         if isinstance(record, Upgrade):
@@ -122,9 +130,9 @@ class LogState:
             return self.format > before
         if isinstance(record, Format) and not offset:
             self.format = record.format
-            self.window = IdWindow(record.idempotency_count, record.idempotency_time_ms)
+            self.window = IdWindow.of(record)
             self._step_ms = self.window.step_ms
-        return True
+        return not isinstance(record, Foreign)
 
     def _move(self, offset: int, transaction: str, seen: int) -> bool:
         """Whether the record is the first that its writer wrote with so high a number.
@@ -153,17 +161,84 @@ class LogState:
         return new
 
 
-def accepts(record: Record, head_of: Callable[[str], str], known: bool) -> bool:
-    """The verdict on a record that may count. ``head_of`` gives the head of an aggregate ("" if it has none) just
-    before the record, ``known`` says whether its command id is in the window there."""
-    if not isinstance(record, Commit):
-        return not isinstance(record, Foreign)
-    if known:
-        return False
-    for write in record.writes:
-        if head_of(write.aggregate) != write.head:
+class Lookup(Protocol):
+    """What a verdict needs of the records before, beside LogState."""
+
+    def head(self, aggregate: str) -> str:
+        """The head of an aggregate; "" if it has none."""
+
+    def id_record(self, text: str) -> IdRecord | None:
+        """A command id on record. One that the window has left may be given or not."""
+
+
+class Effects(Struct, frozen=True):
+    """What a record does to the fold of its partition.
+
+    ``verdict`` is None where it is not known any more: then ``heads`` may have moved, or not. ``heads`` are the
+    aggregates whose head is the record's transaction from now on, with the events that each of them gains: by so many
+    its version grows. ``id`` is the command id that is on record from now on; ``id_unknown`` says that it depends on
+    more than the verdict whether there is one. ``writers`` have moved on, or are forgotten.
+    """
+
+    verdict: bool | None
+    heads: Mapping[str, Sequence[Raw]]
+    id: tuple[str, IdRecord] | None
+    writers: tuple[str, ...]
+    id_unknown: bool = False
+
+
+_NO_HEADS: Mapping[str, Sequence[Raw]] = {}
+
+
+def step(state: LogState, offset: int, transaction: str, stamp: int, record: Record, lookup: Lookup) -> Effects:
+    """Judge the next record. ``state`` and ``lookup`` are those of the prefix just before it; ``state`` moves on."""
+    may_count = state.take(offset, transaction, stamp, record)
+    if not may_count or not isinstance(record, Transactional):
+        return Effects(may_count, _NO_HEADS, None, state.moved)
+    id = None
+    if record.command is not None:
+        text = record.command.text
+        found = lookup.id_record(text)
+        if found is None or not state.window.holds(found, offset, state.time):
+            id = (text, IdRecord(offset, state.time, record.keyed))
+        elif isinstance(record, Commit):
+            return Effects(False, _NO_HEADS, None, state.moved)
+    if isinstance(record, Commit) and not _stands(record, lookup):
+        return Effects(False, _NO_HEADS, None, state.moved)
+    return Effects(True, _heads(record), id, state.moved)
+
+
+def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Record, verdict: bool | None) -> Effects:
+    """The effects of the next record by the verdict of others; None where that is not known. ``state`` moves on."""
+    state.take(offset, transaction, stamp, record)
+    if verdict is False or not isinstance(record, Transactional):
+        return Effects(verdict, _NO_HEADS, None, state.moved)
+    if record.command is None:
+        return Effects(verdict, _heads(record), None, state.moved)
+    if verdict and isinstance(record, Commit):
+        id = (record.command.text, IdRecord(offset, state.time, record.keyed))
+        return Effects(verdict, _heads(record), id, state.moved)
+    # A barrier is accepted whether its command is on record already or not.
+    return Effects(verdict, _heads(record), None, state.moved, id_unknown=True)
+
+
+def _stands(commit: Commit, lookup: Lookup) -> bool:
+    """Whether all that it writes, and asks to validate, is at the heads that it names."""
+    for write in commit.writes:
+        if lookup.head(write.aggregate) != write.head:
             return False
-    return all(head_of(read.aggregate) == read.head for read in record.reads)
+    return all(lookup.head(read.aggregate) == read.head for read in commit.reads)
+
+
+def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:
+    if isinstance(record, Barrier):
+        return dict.fromkeys(record.aggregates, ())
+    heads = {write.aggregate: write.events for write in record.writes}
+    if len(heads) < len(record.writes):  # one aggregate several times, as no version of this package writes it
+        heads = dict.fromkeys(heads, ())
+        for write in record.writes:
+            heads[write.aggregate] += write.events
+    return heads
 
 
 class AggregateHead(Struct):
@@ -174,7 +249,7 @@ class AggregateHead(Struct):
 
 
 class ReferenceFold:
-    """The fold of a partition's prefix, in memory: the reference, and what the checker and ``hiveio.testing`` use."""
+    """The fold of a partition's prefix, whole and in memory: what the command line and ``hiveio.testing`` use."""
 
     def __init__(self, window: IdWindow | None = None) -> None:
         self.state = LogState(window or IdWindow(0, 0))
@@ -190,37 +265,27 @@ class ReferenceFold:
     def time(self) -> int:
         return self.state.time
 
-    def known(self, text: str, offset: int, time: int) -> IdRecord | None:
-        found = self.ids.get(text)
-        return found if found is not None and self.window.holds(found, offset, time) else None
-
-    def forget(self) -> None:
-        """Drop the command ids that have left the window; nothing that counts changes."""
-        now = len(self.verdicts), self.time
-        self.ids = {text: known for text, known in self.ids.items() if self.window.holds(known, *now)}
-
     def head(self, aggregate: str) -> str:
         found = self.aggregates.get(aggregate)
-        return found.head if found else ""
+        return found.head if found is not None else ""
+
+    def id_record(self, text: str) -> IdRecord | None:
+        return self.ids.get(text)
+
+    def forget(self) -> None:
+        """Drop the command ids that have left the window; no later verdict changes by that."""
+        now = len(self.verdicts), self.time
+        self.ids = {text: id for text, id in self.ids.items() if self.window.holds(id, *now)}
 
     def append(self, transaction: str, record: Record, time: int = 0) -> bool:
-        """Judge the next record, with this timestamp, and fold it."""
-        offset = len(self.verdicts)
-        counts = self.state.take(offset, transaction, time, record)
-        command = record.command if isinstance(record, (Commit, Barrier)) else None
-        known = command is not None and self.known(command.text, offset, self.time) is not None
-        verdict = counts and accepts(record, self.head, known)
-        self.verdicts.append(verdict)
-        if not verdict:
-            return False
-        if isinstance(record, Barrier):
-            for name in record.aggregates:
-                self.aggregates.setdefault(name, AggregateHead()).head = transaction
-        elif isinstance(record, Commit):
-            for write in record.writes:
-                found = self.aggregates.setdefault(write.aggregate, AggregateHead())
-                found.head = transaction
-                found.version += len(write.events)
-        if isinstance(record, (Commit, Barrier)) and command is not None and not known:
-            self.ids[command.text] = IdRecord(offset, self.time, record.keyed)
-        return True
+        """Judge the next record, with this timestamp, and fold it. Its verdict."""
+        effects = step(self.state, len(self.verdicts), transaction, time, record, self)
+        for name, events in effects.heads.items():
+            aggregate = self.aggregates.setdefault(name, AggregateHead())
+            aggregate.head = transaction
+            aggregate.version += len(events)
+        if effects.id is not None:
+            text, id = effects.id
+            self.ids[text] = id
+        self.verdicts.append(verdict := bool(effects.verdict))
+        return verdict

@@ -32,7 +32,7 @@ from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
-from hiveio.transaction.rule import IdRecord, IdWindow, Writer
+from hiveio.transaction.rule import Effects, IdRecord, IdWindow, Writer
 from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
@@ -43,7 +43,7 @@ PROGRESS = 100_000  # records between two lines of progress while catching up
 
 
 OnBarrier = Callable[[Barrier, int, bool], None]
-OnJudged = Callable[[LogRecord, Record, bool | None], None]
+OnJudged = Callable[[LogRecord, Record, Effects], None]
 
 
 class Scope:
@@ -143,7 +143,7 @@ class Scope:
 
     def remembered(self, text: str, cached: bytes | None) -> IdRecord | None:
         """A command id on record, by the view or else the cache, if it is in the window now."""
-        found = self.view.knows(text) or known(cached)
+        found = self.view.id_record(text) or known(cached)
         holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
         return found if holds else None
 
@@ -311,9 +311,9 @@ class Scope:
                     break
                 end = time.monotonic() + TURN_S
             pending = self.journal.take(message.key)
-            judged = self.view.judge(message, record, pending.entries if pending is not None else None)
-            self.applier.add(judged, self.view.entries)
-            self._settle(message, record, pending, judged.verdict)
+            effects = self.view.judge(message, record, pending.entries if pending is not None else None)
+            self.applier.add(message, effects, self.view.entries)
+            self._settle(message, record, pending, effects)
             count += 1
             if self.failed or self.applier.large:  # failed: too much of it cannot be folded
                 break
@@ -321,7 +321,8 @@ class Scope:
         self._trim()
         return count
 
-    def _settle(self, message: LogRecord, record: Record, pending: Pending | None, verdict: bool | None) -> None:
+    def _settle(self, message: LogRecord, record: Record, pending: Pending | None, effects: Effects) -> None:
+        verdict = effects.verdict
         if pending is not None:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)
@@ -331,7 +332,7 @@ class Scope:
         if isinstance(record, Barrier) and (verdict or pending is not None):
             self._on_barrier(record, message.offset, bool(verdict))
         if self._on_judged is not None:
-            self._on_judged(message, record, verdict)
+            self._on_judged(message, record, effects)
 
     # -- what others have applied
 
@@ -346,8 +347,8 @@ class Scope:
                 break
             record = self.decoded(message)
             pending = self.journal.take(message.key)
-            self.view.pass_over(message, record, verdict)
-            self._settle(message, record, pending, None if verdict == "?" else verdict == "1")
+            effects = self.view.pass_over(message, record, None if verdict == "?" else verdict == "1")
+            self._settle(message, record, pending, effects)
             count += 1
         self.applier.moved()
         self._trim()

@@ -7,7 +7,7 @@ the cache, at a watermark, and ``reconcile`` takes the newer of the two.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -15,29 +15,17 @@ from hiveio.actor import Contract
 from hiveio.envelope import encode_json
 from hiveio.errors import Problem
 from hiveio.kafka.tail import LogRecord
-from hiveio.transaction import record as records
 from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
 from hiveio.transaction.cache import Entry
 from hiveio.transaction.quarantine import Quarantine, reason
-from hiveio.transaction.record import Barrier, Commit, Record
-from hiveio.transaction.rule import IdRecord, IdWindow, LogState, accepts
+from hiveio.transaction.record import Record
+from hiveio.transaction.rule import Effects, IdRecord, IdWindow, LogState, adopt, step
 
 AGGREGATES = 50_000  # kept in memory
 RECENT = 50_000  # command ids kept in memory
 VERDICTS = 100_000  # kept in memory, for the publisher
+ACCEPTED, VOID, UNKNOWN = b"10?"  # verdicts
 LOOKED_AT = 1_000  # entries at once, for what can be forgotten
-
-
-class Judged(NamedTuple):
-    """What became of a record: its verdict, the aggregates whose heads it moved, the command id now on record, the
-    writers that it has moved on or made forgotten."""
-
-    offset: int
-    tx: str
-    verdict: bool
-    touched: tuple[str, ...]
-    id: tuple[str, IdRecord] | None
-    writers: tuple[str, ...]
 
 
 class View:
@@ -46,7 +34,7 @@ class View:
     def __init__(
         self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: IdWindow, bounds: Bounds | None = None
     ) -> None:
-        self._contracts, self._window, self._bounds = contracts, window, bounds or Bounds()
+        self._contracts, self._bounds = contracts, bounds or Bounds()
         self.quarantine = quarantine
         self.complete = False  # an aggregate without an entry never was
         self.next = 0
@@ -88,8 +76,8 @@ class View:
         assert head is not None, name
         return head
 
-    def knows(self, text: str) -> IdRecord | None:
-        """The command id, if it was recorded since ``ids_from``."""
+    def id_record(self, text: str) -> IdRecord | None:
+        """The command id, if it was recorded at ``ids_from`` or later."""
         return self.recent.get(text)
 
     def keep(self, name: str, entry: Entry) -> None:
@@ -167,56 +155,41 @@ class View:
             self.quarantine.meet(actor)
         return contract
 
-    def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Judged:
+    def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Effects:
         """Judge the record at ``next``, and fold it if it is accepted. The view has all that the verdict depends on.
 
         ``results`` are what it makes of its aggregates, where that is known.
         """
-        offset, tx = message.offset, message.key
-        verdict = self.state.take(offset, tx, message.time, record)
-        touched: tuple[str, ...] = ()
-        id: tuple[str, IdRecord] | None = None
-        if not isinstance(record, (Commit, Barrier)):
-            verdict = verdict and accepts(record, self.head, False)
-        elif verdict:
-            now = self.state.time
-            text = record.command.text if record.command else ""
-            found = self.recent.get(text) if text else None
-            on_record = found is not None and self._window.holds(found, offset, now)
-            verdict = accepts(record, self.head, on_record)
-            if verdict:
-                touched = records.touched(record)
-                if text and not on_record:
-                    self.recent[text] = noted = IdRecord(offset, now, record.keyed)
-                    id = (text, noted)
-                if results:
-                    for name, entry in results.items():
-                        entry.at = offset + 1
-                        self.keep(name, entry)
-                elif isinstance(record, Commit):
-                    for write in record.writes:
-                        self.replay(offset, write.aggregate, tx, write.events)
-                else:
-                    for name in touched:
-                        self.replay(offset, name, tx, ())
-        self.next = offset + 1
-        self._verdicts.append(49 if verdict else 48)
-        return Judged(offset, tx, verdict, touched, id, self.state.moved)
-
-    def pass_over(self, message: LogRecord, record: Record, verdict: str) -> None:
-        """Others have judged and applied the record at ``next``: '1' accepted, '0' void, '?' not to be told."""
-        offset = message.offset
-        self.state.take(offset, message.key, message.time, record)
-        self.next = offset + 1
-        self._verdicts.append(ord(verdict))
-        if verdict == "0" or not isinstance(record, (Commit, Barrier)):
-            return
-        for name in records.touched(record):
-            self.mark_touched(name, offset)
-        if isinstance(record, Commit) and verdict == "1":
-            self.recent[record.command.text] = IdRecord(offset, self.time, record.keyed)
+        offset, transaction = message.offset, message.key
+        effects = step(self.state, offset, transaction, message.time, record, self)
+        if effects.id is not None:
+            text, id = effects.id
+            self.recent[text] = id
+        if effects.heads and results:
+            for name, entry in results.items():
+                entry.at = offset + 1
+                self.keep(name, entry)
         else:
-            self.ids_from = self.next  # whether an id was recorded here is told by the cache
+            for name, events in effects.heads.items():
+                self.replay(offset, name, transaction, events)
+        self.next = offset + 1
+        self._verdicts.append(ACCEPTED if effects.verdict else VOID)
+        return effects
+
+    def pass_over(self, message: LogRecord, record: Record, verdict: bool | None) -> Effects:
+        """Others have judged and applied the record at ``next``; None where their verdict is not on record any more."""
+        offset = message.offset
+        effects = adopt(self.state, offset, message.key, message.time, record, verdict)
+        for name in effects.heads:
+            self.mark_touched(name, offset)
+        self.next = offset + 1
+        if effects.id is not None:
+            text, id = effects.id
+            self.recent[text] = id
+        elif effects.id_unknown:
+            self.ids_from = self.next  # the cache says whether an id was recorded here
+        self._verdicts.append(UNKNOWN if verdict is None else ACCEPTED if verdict else VOID)
+        return effects
 
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
         """Fold what an accepted record did to one aggregate. What cannot be folded is kept beside its snapshot."""

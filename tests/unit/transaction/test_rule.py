@@ -1,14 +1,18 @@
 """The rule has the properties that everything else rests on."""
 
+import ast
+import inspect
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from hiveio.transaction import rule
-from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Upgrade, Write, touched
-from hiveio.transaction.rule import IdRecord, IdWindow, ReferenceFold, scope_of
+from hiveio.transaction import anchor, applier, cache, loading, placement, review, rule, view
+from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Upgrade, Write, named
+from hiveio.transaction.rule import AggregateHead, IdRecord, IdWindow, LogState, ReferenceFold, scope_of
 
 AGGREGATES = ("Account/a", "Account/b", "Tally/c")
 Log = list[tuple[str, Record, int]]
@@ -16,6 +20,11 @@ Log = list[tuple[str, Record, int]]
 
 def pairs(record: Commit) -> list[Write | Read]:
     return [*record.writes, *record.reads]
+
+
+def written(record: Record) -> tuple[str, ...]:
+    """The aggregates whose heads the record moves when it is accepted."""
+    return tuple(write.aggregate for write in record.writes) if isinstance(record, Commit) else named(record)
 
 
 @st.composite
@@ -77,7 +86,7 @@ def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
             for pair in pairs(record):
                 assert pair.head == last.get(pair.aggregate, "")
         if verdict:
-            last.update(dict.fromkeys(touched(record), tx))
+            last.update(dict.fromkeys(written(record), tx))
 
 
 @given(logs())
@@ -110,7 +119,7 @@ def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
         )
         if fold.append(tx, record, time):
             assert not stale
-            for name in touched(record):
+            for name in written(record):
                 had[name].add(tx)
         elif stale:
             overtaken.append(record)
@@ -129,6 +138,49 @@ def test_what_is_chained_behind_a_void_record_is_void(log: Log, length: int) -> 
     for number in range(1, length):
         chained = Commit(CommandId("Account/a", f"next-{number}"), (Write("Account/a", f"chain-{number - 1}", number),))
         assert not fold.append(f"chain-{number}", chained, fold.time)
+
+
+@given(logs())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+def test_whoever_takes_the_verdicts_of_others_finds_the_same_effects(log: Log) -> None:
+    judging, following = ReferenceFold(), LogState(IdWindow(0, 0))
+    for offset, (tx, record, time) in enumerate(log):
+        found = rule.step(judging.state, offset, tx, time, record, judging)
+        again = rule.adopt(following, offset, tx, time, record, found.verdict)
+        assert (again.verdict, again.heads, again.writers) == (found.verdict, found.heads, found.writers)
+        closing = isinstance(record, Barrier) and record.command is not None and found.verdict
+        assert again.id_unknown == bool(closing)
+        assert again.id == (None if again.id_unknown else found.id)
+        for name, events in found.heads.items():
+            judging.aggregates[name] = AggregateHead(tx, len(events))
+        judging.ids |= dict([found.id] if found.id else [])
+    assert following.writers == judging.state.writers
+
+
+def test_a_verdict_that_is_not_known_any_more_says_what_may_have_moved() -> None:
+    state = LogState(IdWindow(10, 0))
+    commit = Commit(CommandId("A/a", "k"), (Write("A/a", "", 0, (Raw(b"{}"),)), Write("A/b", "", 0)))
+    effects = rule.adopt(state, 0, "w-1", 1, commit, None)
+    assert (effects.verdict, effects.id, effects.id_unknown) == (None, None, True)
+    assert effects.heads == {"A/a": (Raw(b"{}"),), "A/b": ()}
+    assert not rule.adopt(state, 1, "w-2", 2, Barrier(("A/a",)), True).id_unknown, "it closes no command"
+
+
+def test_events_count_where_a_record_writes_one_aggregate_twice() -> None:
+    fold = ReferenceFold(IdWindow(10, 0))
+    one, two = Raw(b'{"type":"One"}'), Raw(b'{"type":"Two"}')
+    commit = Commit(CommandId("A/a", "k"), (Write("A/a", "", 0, (one,)), Write("A/a", "", 1, (one, two))))
+    assert rule.step(LogState(fold.window), 0, "w-1", 1, commit, fold).heads == {"A/a": (one, one, two)}
+    assert fold.append("w-1", commit)
+    assert fold.aggregates["A/a"] == AggregateHead("w-1", 3)
+
+
+def test_only_the_rule_knows_which_kinds_of_record_have_which_effects() -> None:
+    """What follows a log asks it: another kind of record then needs no change of these."""
+    kinds = {kind.__name__ for kind in get_args(Record)}
+    for module in (anchor, applier, cache, loading, placement, review, view):
+        source = ast.parse(inspect.getsource(module))
+        assert not kinds & {node.id for node in ast.walk(source) if isinstance(node, ast.Name)}, module.__name__
 
 
 def test_versions_that_agree_do_not_make_up_for_a_head() -> None:
