@@ -7,7 +7,7 @@ while that is under way the next ones gather. That is 4 to 6 µs of our CPU a ca
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,7 +60,8 @@ class Script:
         self.sha = ""
 
 
-_Batch = list[tuple[Sequence[Argument], "asyncio.Future[tuple[Any, Any]]"]]
+Parse = Callable[[Any, Any], Any]
+_Batch = list[tuple[Sequence[Argument], "asyncio.Future[Any]", Parse]]
 _Key = tuple[Script, str, tuple[Argument, ...]]
 
 
@@ -117,18 +118,25 @@ class Redis:
             )
 
     def call(
-        self, script: Script, key: str, common: tuple[Argument, ...], own: Sequence[Argument]
-    ) -> "asyncio.Future[tuple[Any, Any]]":
-        """Join the next batch of this script. The result is the batch's item and this call's.
+        self,
+        script: Script,
+        key: str,
+        common: tuple[Argument, ...],
+        own: Sequence[Argument],
+        parse: Parse = lambda batch, call: (batch, call),
+    ) -> "asyncio.Future[Any]":
+        """Join the next batch of this script. The result is what ``parse`` makes of the batch's item and this call's:
+        both of them, where it is not given.
 
-        Fails with Unavailable when Redis does not answer (the script may have run), Refusal when it answers no.
+        Fails with Unavailable when Redis does not answer (the script may have run), Refusal when it answers no, and
+        with what ``parse`` raises.
         """
         future = asyncio.get_running_loop().create_future()
         if self._waiting >= MOST_WAITING:
             future.set_exception(backend_away(f"Redis at {self.shown} is slow: {MOST_WAITING} calls wait for it"))
             return future
         self._waiting += 1
-        self._batches.setdefault((script, key, common), []).append((own, future))
+        self._batches.setdefault((script, key, common), []).append((own, future, parse))
         if self._flushing is None:
             self._flushing = asyncio.ensure_future(self._flush())
         return future
@@ -165,13 +173,16 @@ class Redis:
                 self._batches[key] = rest + self._batches.get(key, [])
                 self._waiting += len(rest)
                 batch = batch[: len(reply) - 1]
-            for index, (_, future) in enumerate(batch, 1):
+            for index, (_, future, parse) in enumerate(batch, 1):
                 if future.done():
                     continue
                 if failure is not None:
                     future.set_exception(failure)
                 else:
-                    future.set_result((reply[0], reply[index] if index < len(reply) else None))
+                    try:
+                        future.set_result(parse(reply[0], reply[index] if index < len(reply) else None))
+                    except Exception as error:  # somebody has changed a key by hand
+                        future.set_exception(error)
 
     def _note(self, failures: Sequence[Unavailable | None]) -> None:
         """Remember since when nothing has come through, and tell what Redis refuses."""
@@ -244,7 +255,7 @@ def _cut(batches: dict[_Key, _Batch]) -> Any:
 
 
 def _packed(script: Script, key: str, common: Sequence[Argument], batch: _Batch) -> bytes:
-    arguments = [argument for own, _ in batch for argument in own]
+    arguments = [argument for own, _, _ in batch for argument in own]
     packed: bytes = pack_command(("EVALSHA", script.sha, 1, key, *common, *arguments))  # type: ignore[arg-type]
     return packed
 

@@ -169,7 +169,7 @@ class Parts:
     def __init__(self, o: Options) -> None:
         self.o = o
         self.redis = redis.Redis.from_url(o["url"], protocol=2)
-        self.shas = {name: self.redis.script_load(Script(name).text) for name in ("lock", "begin", "apply")}
+        self.shas = {name: self.redis.script_load(Script(name).text) for name in ("lock", "read", "apply")}
         self.producer = Producer(DURABLE | {"bootstrap.servers": o["brokers"], "linger.ms": 0})
         self.tail = Consumer(
             {"bootstrap.servers": o["brokers"], "group.id": "parts", "enable.auto.commit": False,
@@ -215,8 +215,8 @@ class Parts:
         unlocks = [2000, 260, 200, *(part for name in distinct for part in ("token", -1, 1, name))]
 
         def begin() -> None:
-            reads = [part for name in distinct for part in (name, "")]
-            self.scripts(("lock", self.scope, locks), ("begin", self.mark, reads))
+            reads = [1_000_000, *(part for name in distinct for part in (1, name, ""))]
+            self.scripts(("lock", self.scope, locks), ("read", self.mark, reads))
 
         def append() -> None:
             for number, name in zip(numbers, names, strict=True):

@@ -136,7 +136,7 @@ async def test_23_redis_does_not_answer_in_time(broker: Broker, how: str) -> Non
 
 
 @pytest.mark.fault(24)
-@pytest.mark.parametrize("script", ["begin", "lock", "prepare", "apply", "reset"])
+@pytest.mark.parametrize("script", ["read", "lock", "prepare", "apply", "reset"])
 async def test_24_the_reply_of_a_script_is_lost_after_its_effect(broker: Broker, script: str) -> None:
     with Stage(broker) as stage:
         await stage.accepted("Deposit", "Account/a", amount=10)

@@ -15,7 +15,7 @@ from hiveio.errors import Unavailable
 from hiveio.kafka import untaken
 from hiveio.transaction import bounds
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.cache import Cache, Loaded
+from hiveio.transaction.cache import Cache, CacheReply, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.rule import scope_of
 from hiveio.transaction.scope import Scope
@@ -82,10 +82,10 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     original = Cache.load
 
-    async def load(self: Cache, partition: int, wanted: Sequence[tuple[str, str]]) -> Loaded:
-        stands, found = await original(self, partition, wanted)
-        sizes.append(sum(len(entry or b"") for entry, _ in found))
-        return stands, found
+    async def load(self: Cache, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        replies = await original(self, partition, wanted)
+        sizes.append(sum(len(reply.stored_entry or b"") for reply in replies))
+        return replies
 
     monkeypatch.setattr(Cache, "load", load)
     return sizes
@@ -166,7 +166,7 @@ async def test_a_scope_whose_cache_takes_nothing_does_not_hold_up_the_others(
     monkeypatch.setattr(bounds, "UNAPPLIED_BYTES", 2 * backlog)
     apply, stuck = Cache.apply, True
 
-    async def late(self: Cache, partition: int, *rest: Any) -> bytes:
+    async def late(self: Cache, partition: int, *rest: Any) -> Watermark | None:
         if stuck and partition == 0:
             raise Unavailable("never mind")
         return await apply(self, partition, *rest)

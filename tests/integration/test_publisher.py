@@ -19,7 +19,7 @@ from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
 from hiveio.kafka.session import Outgoing, Session
-from hiveio.transaction.cache import Cache
+from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.resume import published
@@ -158,9 +158,8 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     """Everybody holds the lease, and sessions end when they like: whatever interleaving comes of it."""
     dice = random.Random(topic)
 
-    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> tuple[bytes, bool]:
-        stands, _ = await self.begin(partition)
-        return stands, dice.random() < 0.9
+    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
+        return (await self.read(partition)).watermark, dice.random() < 0.9
 
     monkeypatch.setattr(Cache, "lease", lease)
     monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)

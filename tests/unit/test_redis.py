@@ -46,7 +46,7 @@ def test_a_connection_that_breaks_at_any_moment_is_unavailable(breaking: int) ->
             with pytest.raises(Unavailable, match="does not answer"):
                 await redis.execute("PING")
             with pytest.raises(Unavailable, match="does not answer"):
-                await asyncio.wait_for(redis.call(Script("begin"), "mark", (), ("", "")), 10)
+                await asyncio.wait_for(redis.call(Script("read"), "mark", (1,), (1, "", "")), 10)
         await redis.stop()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -76,7 +76,7 @@ async def test_whatever_redis_answers_instead_is_unavailable(answer: str) -> Non
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     redis = Redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     text = "node of a cluster" if answer.startswith("MOVED") else answer.partition(" ")[2]
-    for attempt in (redis.execute("PING"), redis.call(Script("begin"), "mark", (), ("", ""))):
+    for attempt in (redis.execute("PING"), redis.call(Script("read"), "mark", (1,), (1, "", ""))):
         with pytest.raises(Unavailable, match=text):
             await attempt
     await redis.stop()
@@ -85,16 +85,16 @@ async def test_whatever_redis_answers_instead_is_unavailable(answer: str) -> Non
 
 
 async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
-    script = Script("begin")
+    script = Script("read")
     with Server(options={"busy-reply-threshold": "10"}) as server:
         redis = Redis(server.url)
         admin = redis_client.Redis.from_url(server.url)
-        await redis.call(script, "mark", (), ("", ""))
+        await redis.call(script, "mark", (1,), (1, "", ""))
 
         busy = asyncio.create_task(asyncio.to_thread(admin.eval, "while true do end", 0))
         await asyncio.sleep(0.2)
         with pytest.raises(Unavailable, match="BUSY"):
-            await redis.call(script, "mark", (), ("", ""))
+            await redis.call(script, "mark", (1,), (1, "", ""))
         with pytest.raises(Unavailable, match="BUSY"):
             await redis.execute("PING")
         with contextlib.closing(redis_client.Redis.from_url(server.url)) as other:
@@ -114,20 +114,20 @@ async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
 
         admin.lpush("mark", "by hand")
         with pytest.raises(Refusal, match="WRONGTYPE"):
-            await redis.call(script, "mark", (), ("", ""))
+            await redis.call(script, "mark", (1,), (1, "", ""))
         await redis.stop()
         admin.close()
 
 
 async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server() as server:
-        redis, begin = Redis(server.url), Script("begin")
+        redis, read = Redis(server.url), Script("read")
         answers: list[int] = []
         exchange = Redis._exchange
 
         async def counted(self: Redis, commands: list[bytes]) -> list[Any]:
             replies = await exchange(self, commands)
-            answers.extend(sum(len(entry) for entry, _ in reply[1:]) for reply in replies)
+            answers.extend(sum(len(entry) for ((entry, _),) in reply[1:]) for reply in replies)
             return replies
 
         monkeypatch.setattr(Redis, "_exchange", counted)
@@ -135,8 +135,8 @@ async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: 
             await redis.execute("SET", "mark", "0|0|topic|gen|")
             for number in range(20):
                 await redis.execute("SET", f"mark:gen:a:{number}", f"{number} " * 100_000)
-            found = await asyncio.gather(*[redis.call(begin, "mark", (), (f"{n}", "")) for n in range(20)])
-            assert [entry[:3].split()[0] for _, (entry, _) in found] == [b"%d" % n for n in range(20)]
+            found = await asyncio.gather(*[redis.call(read, "mark", (1_000_000,), (1, f"{n}", "")) for n in range(20)])
+            assert [entry[:3].split()[0] for _, ((entry, _),) in found] == [b"%d" % n for n in range(20)]
             assert len(answers) >= 4
             assert max(answers) < 1_500_000
             assert redis._waiting == 0

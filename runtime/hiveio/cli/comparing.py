@@ -13,14 +13,12 @@ from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogRecord
-from hiveio.transaction.cache import Begun, Cache, Entry, Watermark
+from hiveio.transaction.cache import Cache, CacheReply, Entry, Watermark
 from hiveio.transaction.publisher import outgoing
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Format, Record, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
-
-Told = tuple[bytes | None, bytes | None]  # entry, id
 
 BATCH = 500  # aggregates or ids asked for at once
 VERDICTS = 10_000  # verdict bits asked for at once
@@ -158,7 +156,7 @@ class CacheCheck:
 
     async def start(self) -> None:
         """Raises Unavailable where there is no cache to compare."""
-        found = Watermark.parse((await self._cache.begin(self._partition))[0])
+        found = (await self._cache.read(self._partition)).watermark
         if found is None:
             raise Unavailable(f"{self._fold.log.where} has no cache (of this version of the models): start a service")
         self._generation = found.generation
@@ -182,8 +180,8 @@ class CacheCheck:
         self.offset = watermark.offset
 
     async def writers(self) -> None:
-        stands, found = await self._cache.stands(self._partition)
-        self._stand(stands)
+        _, watermark, found = await self._cache.watermark(self._partition)
+        self._fold_to(watermark)
         mine = self._fold.view.state.writers
         for name in sorted(found.keys() | mine.keys()):
             if (there := found.get(name)) != (here := mine.get(name)):
@@ -193,18 +191,18 @@ class CacheCheck:
     async def entries(self) -> None:
         view = self._fold.view
         for names in _groups(list(view.entries)):
-            async for name, (entry, _) in self._ask(names):
-                mine = view.entries[name]
+            async for name, reply in self._ask(names):
+                mine, stored = view.entries[name], reply.stored_entry
                 wanted = mine.text if mine.head else None
-                if entry != wanted and not (entry and wanted and self._same(name, entry, mine)):
-                    text = f"{name} is {_short(entry)} in the cache, and {_short(wanted)} by the log"
+                if stored != wanted and not (stored and wanted and self._same(name, reply, mine)):
+                    text = f"{name} is {_short(stored)} in the cache, and {_short(wanted)} by the log"
                     self._differences.add(f"{text} at offset {self.offset}")
 
-    def _same(self, name: str, entry: bytes, mine: Entry) -> bool:
+    def _same(self, name: str, reply: CacheReply, mine: Entry) -> bool:
         """Bytes may differ where a model holds a set, or where only one of those who apply can fold an event; states
         and heads may not."""
         try:
-            found = self._fold.view.parsed(name, mine.at, entry)
+            found = self._fold.view.decoded(name, reply.entry, mine.at)
         except (ValueError, msgspec.MsgspecError):
             return False
         same = (found.version, found.head) == (mine.version, mine.head)
@@ -213,10 +211,11 @@ class CacheCheck:
     async def ids(self) -> None:
         view = self._fold.view
         for texts in _groups(list(view.recent)):
-            async for text, (_, id) in self._ask(texts, ids=True):
-                mine = view.recent.get(text)
-                if mine is not None and id != mine.text.encode():
-                    self._differences.add(f"command id {text} is {_short(id)} in the cache, and {mine.text} by the log")
+            async for text, reply in self._ask(texts, ids=True):
+                mine, stored = view.recent.get(text), reply.stored_id
+                if mine is not None and stored != mine.text.encode():
+                    difference = f"command id {text} is {_short(stored)} in the cache, and {mine.text} by the log"
+                    self._differences.add(difference)
 
     async def verdicts(self) -> None:
         for first in range(0, self.offset, VERDICTS):
@@ -232,25 +231,24 @@ class CacheCheck:
         entries = self._fold.view.entries
         async for name in self._cache.aggregates(self._partition, self._generation):
             if name not in entries or not entries[name].head:
-                async for _, (entry, _) in self._ask([name]):  # it may be new
-                    if entry is not None and (name not in entries or not entries[name].head):
+                async for _, reply in self._ask([name]):  # it may be new
+                    if reply.stored_entry is not None and (name not in entries or not entries[name].head):
                         self._differences.add(f"{name} is in the cache, and by the log it never was")
 
-    async def _ask(self, names: Sequence[str], *, ids: bool = False) -> AsyncIterator[tuple[str, Told]]:
+    async def _ask(self, names: Sequence[str], *, ids: bool = False) -> AsyncIterator[tuple[str, CacheReply]]:
         """What the cache has of aggregates, or of command ids; each answer when the fold stands where it was given."""
         pairs = [("", name) if ids else (name, "") for name in names]
-        replies: list[Begun] = await asyncio.gather(*[self._cache.begin(self._partition, *pair) for pair in pairs])
-        for name, (stands, told) in zip(names, replies, strict=True):  # asked in this order, so the marks ascend
-            self._stand(stands)
-            yield name, told
+        replies = await asyncio.gather(*[self._cache.read(self._partition, *pair) for pair in pairs])
+        for name, reply in zip(names, replies, strict=True):  # asked in this order, so the watermarks ascend
+            self._fold_to(reply.watermark)
+            yield name, reply
 
-    def _stand(self, stands: bytes) -> None:
-        """Fold on to where this answer of the cache was given."""
-        mark = Watermark.parse(stands)
-        if mark is None:
+    def _fold_to(self, watermark: Watermark | None) -> None:
+        """Fold on to where an answer of the cache was given."""
+        if watermark is None:
             raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
-        if mark.offset != self.offset or mark.generation != self._generation:
-            self._reach(mark)
+        if watermark.offset != self.offset or watermark.generation != self._generation:
+            self._reach(watermark)
 
 
 def _headers(message: Message) -> dict[str, bytes]:

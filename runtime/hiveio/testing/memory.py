@@ -7,7 +7,7 @@ Redis is replaced: what decides is the code that runs in production, and the con
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
@@ -15,7 +15,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import LogRecord, OnError, OnRecords, Tail
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Begun, Cache, Loaded, Watermark
+from hiveio.transaction.cache import Cache, CacheReply, Watermark, WatermarkReply
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.journal import fresh_ids
@@ -165,44 +165,43 @@ class MemoryCache(Cache):
         loop.call_soon(run)
         return future
 
-    def _stands(self, partition: int) -> bytes:
+    def _watermark(self, partition: int) -> Watermark | None:
         scope = self._scopes.get(partition)
-        return scope.watermark.text.encode() if scope else b""
+        return scope.watermark if scope else None
 
-    def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
-        def script() -> Begun:
+    def _reply(self, partition: int, aggregate: str, command: str) -> CacheReply:
+        scope = self._scopes.get(partition)
+        if scope is None:
+            return CacheReply(None)
+        id = scope.ids.get(command)
+        return CacheReply(scope.watermark, scope.entries.get(aggregate), id.encode() if id else None)
+
+    def read(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[CacheReply]":
+        return self._call(lambda: self._reply(partition, aggregate, command))
+
+    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        return await self._call(lambda: [self._reply(partition, *pair) for pair in wanted])
+
+    async def watermark(self, partition: int) -> WatermarkReply:
+        def script() -> WatermarkReply:
             scope = self._scopes.get(partition)
-            id = scope.ids.get(command) if scope else None
-            entry = scope.entries.get(aggregate) if scope else None
-            return self._stands(partition), (entry, id.encode() if id else None)
-
-        return self._call(script)
-
-    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> Loaded:
-        def script() -> Loaded:
-            scope = self._scopes.get(partition)
-            entries, ids = (scope.entries, scope.ids) if scope else ({}, {})
-            found = [(entries.get(name), ids[text].encode() if text in ids else None) for name, text in wanted]
-            return self._stands(partition), found
+            if scope is None:
+                return WatermarkReply(b"", None, {})
+            writers = {name: Writer.parse(text) for name, text in scope.writers.items()}
+            return WatermarkReply(scope.watermark.text.encode(), scope.watermark, writers)
 
         return await self._call(script)
 
-    async def stands(self, partition: int) -> tuple[bytes, dict[str, Writer]]:
-        def script() -> tuple[bytes, dict[str, Writer]]:
-            scope = self._scopes.get(partition)
-            writers = scope.writers if scope else {}
-            return self._stands(partition), {name: Writer.parse(text) for name, text in writers.items()}
-
-        return await self._call(script)
-
-    def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
-        def script() -> tuple[bytes, bytes | int]:
+    async def prepare(
+        self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]
+    ) -> tuple[Watermark | None, bool]:
+        def script() -> tuple[Watermark | None, bool]:
             scope = self._scopes.get(partition)
             entries = scope.entries if scope else {}
-            moved = (name for name, head in heads if entries.get(name, b"0 ").split(b" ")[1].decode() != head)
-            return self._stands(partition), next((name.encode() for name in moved), 1)
+            stays = all(entries.get(name, b"0 ").split(b" ")[1].decode() == head for name, head in heads)
+            return self._watermark(partition), stays
 
-        return self._call(script)
+        return await self._call(script)
 
     async def apply(
         self,
@@ -216,11 +215,11 @@ class MemoryCache(Cache):
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
-    ) -> bytes:
-        def script() -> bytes:
+    ) -> Watermark | None:
+        def script() -> Watermark | None:
             scope = self._scopes.get(partition)
             if scope is None or scope.watermark != base:
-                return self._stands(partition)
+                return self._watermark(partition)
             scope.entries.update(entries)
             scope.unfolded = scope.unfolded - dict(entries).keys() | set(unfolded)
             scope.ids.update(ids)
@@ -232,24 +231,25 @@ class MemoryCache(Cache):
             for text in gone:
                 del scope.ids[text]
             scope.watermark = to
-            return self._stands(partition)
+            return self._watermark(partition)
 
         return await self._call(script)
 
-    async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
-        def script() -> tuple[bytes, str]:
+    async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
+        def script() -> tuple[Watermark | None, str]:
             scope = self._scopes.get(partition)
             known = scope.verdicts if scope else {}
-            return self._stands(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
+            return self._watermark(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
 
         return await self._call(script)
 
-    async def reset(self, partition: int, found: bytes, to: Watermark) -> tuple[bool, bytes]:
-        def script() -> tuple[bool, bytes]:
-            moved = self._stands(partition) == found
-            if moved:
+    async def reset(self, partition: int, found: bytes, to: Watermark) -> bool:
+        def script() -> bool:
+            watermark = self._watermark(partition)
+            unchanged = found == (watermark.text.encode() if watermark else b"")
+            if unchanged:
                 self._scopes[partition] = _Generation(to)
-            return moved, self._stands(partition)
+            return unchanged
 
         return await self._call(script)
 

@@ -28,18 +28,18 @@ class Anchor:
         """The watermark from which to go on, the writers as they stand there, and the end of the log. Raises
         Unavailable."""
         while True:
-            found, writers = await self._cache.stands(self._partition)
-            watermark = Watermark.parse(found)
+            text, watermark, writers = await self._cache.watermark(self._partition)
             end = await self._reader.end(self._partition)
             if watermark is not None:
                 self._doubt(watermark, end)
                 if await self._matches(watermark, end):
                     return watermark, writers, end
-                text = "the cache of %s says %s, which is not in the log (end %s): it is folded anew"
-                logger.error(text, self._where, watermark.text, end)
+                logger.error(
+                    "the cache of %s says %s, which is not in the log (end %s): it is folded anew",
+                    *(self._where, watermark.text, end),
+                )
             fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex())
-            moved, _ = await self._cache.reset(self._partition, found, fresh)
-            if moved:
+            if await self._cache.reset(self._partition, text, fresh):
                 if watermark is not None:
                     await self._cache.forget(self._partition, watermark.generation)
                 return fresh, {}, end

@@ -32,6 +32,7 @@ older state is an older prefix with its own true watermark. A generation that is
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -47,8 +48,11 @@ PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
 SAMPLE = 20_000  # keys looked at, at the start
 
-_BEGIN, _LOAD, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _STANDS = (
-    Script(name) for name in ("begin", "load", "prepare", "apply", "verdicts", "reset", "lease", "stands")
+READ_BYTES = 1_000_000  # of one answer to those who read one aggregate each, and
+LOAD_BYTES = 4_000_000  # to one who loads many
+
+_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK = (
+    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark")
 )
 
 
@@ -69,13 +73,16 @@ class Watermark(NamedTuple):
     def text(self) -> str:
         return "|".join(map(str, self))
 
-    @classmethod
-    def parse(cls, text: bytes) -> "Watermark | None":
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def parse(text: bytes) -> "Watermark | None":
+        """None where there is none, or where this is something else. The same object for the same text: most replies
+        bring the one of the reply before."""
         parts = text.decode().split("|", 7)
         if len(parts) != 8:
             return None
         offset, time, topic, generation, format, stamp, floor, transaction = parts
-        return cls(int(offset), int(time), topic, generation, int(format), int(stamp), int(floor), transaction)
+        return Watermark(int(offset), int(time), topic, generation, int(format), int(stamp), int(floor), transaction)
 
     def moved(self, offset: int, state: LogState, transaction: str) -> "Watermark":
         """The one of the same generation at a later offset."""
@@ -141,8 +148,42 @@ LAYOUT = 3  # of what stands in the cache; another one is another cache, which i
 
 FORMER_PARTS = 5  # of a watermark, up to layout 2
 
-Begun = tuple[bytes, tuple[bytes | None, bytes | None]]
-Loaded = tuple[bytes, Sequence[tuple[bytes | None, bytes | None]]]
+
+class CacheReply(NamedTuple):
+    """What the cache has of one aggregate and one command id, as they are at its ``watermark``; None: nothing."""
+
+    watermark: Watermark | None
+    stored_entry: bytes | None = None
+    stored_id: bytes | None = None
+
+    @property
+    def entry(self) -> Entry | None:
+        """Its state is not decoded. Raises ValueError where somebody has changed it by hand, as ``id`` does."""
+        if not self.stored_entry or self.watermark is None:
+            return None
+        return Entry.parse(self.stored_entry, self.watermark.offset)
+
+    @property
+    def id(self) -> IdRecord | None:
+        return IdRecord.parse(self.stored_id.decode()) if self.stored_id else None
+
+
+class WatermarkReply(NamedTuple):
+    """How far the cache has come. ``text`` is the watermark as it is written there: somebody may have changed it by
+    hand. ``writers`` are those of the log there."""
+
+    text: bytes
+    watermark: Watermark | None
+    writers: dict[str, Writer]
+
+
+def _replies(text: bytes, found: Sequence[tuple[bytes | None, bytes | None]]) -> list[CacheReply]:
+    watermark = Watermark.parse(text)
+    return [CacheReply(watermark, *pair) for pair in found]
+
+
+def _reply(text: bytes, found: Sequence[tuple[bytes | None, bytes | None]]) -> CacheReply:
+    return CacheReply(Watermark.parse(text), *found[0])
 
 
 def fingerprint(contracts: Iterable[Contract]) -> str:
@@ -175,27 +216,31 @@ class Cache:
     def mark(self, partition: int) -> str:
         return f"{self.scope(partition)}:{self._meaning}"
 
-    async def stands(self, partition: int) -> tuple[bytes, dict[str, Writer]]:
-        """The watermark, and the writers as they stand at it."""
-        watermark, parts = await self.redis.call(_STANDS, self.mark(partition), (), ())
+    async def watermark(self, partition: int) -> WatermarkReply:
+        text, parts = await self.redis.call(_WATERMARK, self.mark(partition), (), ())
         texts = [part.decode() for part in parts]
-        return watermark, dict(zip(texts[::2], map(Writer.parse, texts[1::2]), strict=True))
+        writers = dict(zip(texts[::2], map(Writer.parse, texts[1::2]), strict=True))
+        return WatermarkReply(text, Watermark.parse(text), writers)
 
-    def begin(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[Begun]":
-        """The watermark, and the entry and the command id as they stand at it."""
-        return self.redis.call(_BEGIN, self.mark(partition), (), (aggregate, command))
+    def read(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[CacheReply]":
+        """An aggregate, a command id, or both; without either the watermark alone."""
+        return self.redis.call(_READ, self.mark(partition), (READ_BYTES,), (1, aggregate, command), _reply)
 
-    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> Loaded:
-        """The watermark, and the entry and the command id of each, as they stand at it: of the first ones, as many as
-        fit into one answer. One at least."""
+    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        """The same for each aggregate and command id, all at one watermark: of the first ones, as many as fit into one
+        answer. One at least."""
         own: list[Argument] = [len(wanted), *(part for pair in wanted for part in pair)]
-        stands, found = await self.redis.call(_LOAD, self.mark(partition), (), own)
-        return stands, found
+        replies: list[CacheReply] = await self.redis.call(_READ, self.mark(partition), (LOAD_BYTES,), own, _replies)
+        return replies
 
-    def prepare(self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]) -> Any:
-        """The cache's vote: 1, or the aggregate that moved."""
+    async def prepare(
+        self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]
+    ) -> tuple[Watermark | None, bool]:
+        """The watermark, and the cache's vote: yes unless one of the aggregates has another head, or is intended by
+        another instance."""
         own: list[Argument] = [token, len(heads), *(part for pair in heads for part in pair)]
-        return self.redis.call(_PREPARE, self.mark(partition), (self.scope(partition), ttl_ms), own)
+        text, vote = await self.redis.call(_PREPARE, self.mark(partition), (self.scope(partition), ttl_ms), own)
+        return Watermark.parse(text), vote == 1
 
     async def apply(
         self,
@@ -209,8 +254,8 @@ class Cache:
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
-    ) -> bytes:
-        """Move the cache from ``base`` to ``to``, if ``base`` stands. The watermark that stands then.
+    ) -> Watermark | None:
+        """Move the cache from ``base`` to ``to``, if ``base`` is its watermark. The watermark after that.
 
         ``unfolded``: those of the entries that have events beside their snapshot, and ``<actor>/`` of unknown actors.
         ``writers``: those that have moved on; with "" those that are forgotten.
@@ -220,23 +265,24 @@ class Cache:
         named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers)]
         packed = (_pack(snapshots), named[0], _pack(unfolded), named[1])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
-        _, stands = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
-        return bytes(stands)
+        _, text = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
+        return Watermark.parse(text)
 
-    async def verdicts(self, partition: int, first: int, end: int) -> tuple[bytes, str]:
+    async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
         """The watermark, and for each offset '1' accepted, '0' void or '?' not on record."""
-        stands, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
-        return stands, verdicts.decode()
+        text, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
+        return Watermark.parse(text), verdicts.decode()
 
-    async def reset(self, partition: int, found: bytes, to: Watermark) -> tuple[bool, bytes]:
-        moved, stands = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
-        return moved == 1, stands
+    async def reset(self, partition: int, found: bytes, to: Watermark) -> bool:
+        """Begin anew with the watermark ``to``, if the cache still has this text as its watermark. Whether it had."""
+        moved, _ = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
+        return bool(moved == 1)
 
-    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[bytes, bool]:
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
         """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
         key = f"{self.scope(partition)}:publisher"
-        stands, held = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
-        return stands, bool(held)
+        text, held = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
+        return Watermark.parse(text), bool(held)
 
     async def note_published(self, partition: int) -> None:
         """Note that events of this log were published."""
@@ -312,10 +358,6 @@ async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, b
                 found[key] = stands
         if int(cursor) == 0:
             return found
-
-
-def known(text: bytes | None) -> IdRecord | None:
-    return IdRecord.parse(text.decode()) if text else None
 
 
 def _escaped(text: str) -> str:

@@ -26,7 +26,7 @@ from hiveio.errors import Conflict, NotFound, Problem, Unavailable, Unknown, bac
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.actors import Actors
-from hiveio.transaction.cache import Begun, Cache
+from hiveio.transaction.cache import Cache, CacheReply
 from hiveio.transaction.command import InFlight, Token
 from hiveio.transaction.lock import Redlock, Retries
 from hiveio.transaction.metrics import CommandMetrics
@@ -107,21 +107,22 @@ class Engine:
         else:
             self._keys.add(id.text)
             pipeline.expect(soon=True)  # so it is locked and read in the same round trip
-            reply = self._cache.begin(scope.partition, "", id.text)
+            reply = self._cache.read(scope.partition, "", id.text)
             reply.add_done_callback(partial(self._looked_up, pipeline, command))
         return command
 
-    def _looked_up(self, pipeline: Pipeline, command: InFlight, reply: "asyncio.Future[Begun]") -> None:
+    def _looked_up(self, pipeline: Pipeline, command: InFlight, reply: "asyncio.Future[CacheReply]") -> None:
         """The command id is on record, or it is not and the command takes its place in the queue."""
         scope, error = command.scope, reply.exception()
         # This closes what waits for an apply, so the pipeline goes on to expect the command until then.
-        current = error is None and scope.mirror.observe_watermark(reply.result()[0])
-        if not current:
+        watermark = None if error is not None else reply.result().watermark
+        current = error is None and scope.mirror.observe_watermark(watermark)
+        if watermark is None or not current:
             command.fail(error or scope.unavailable())
-        elif (found := scope.remembered(command.id.text, reply.result()[1][1])) is not None:
+        elif (found := scope.remembered(command.id.text, reply.result().id)) is not None:
             self._recovery.repeat(command, found)
         else:
-            command.looked_up(int(reply.result()[0].partition(b"|")[0]))
+            command.looked_up(watermark.offset)
             pipeline.arrived(command)
             return
         pipeline.arrived(None)

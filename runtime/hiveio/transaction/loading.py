@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.applier import Applier
-from hiveio.transaction.cache import Cache, Entry, known
+from hiveio.transaction.cache import Cache, Entry
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Record, Transactional, named
@@ -64,14 +64,14 @@ class Loader:
         pairs, loaded = list(wanted), 0
         while loaded < upto[0] or not loaded:
             asked = mirror.watermark.offset
-            watermark, replies = await self._cache.load(self._partition, pairs[loaded:])
-            if not mirror.observe_watermark(watermark, asked) or mirror.watermark.offset > view.next:
+            replies = await self._cache.load(self._partition, pairs[loaded:])
+            if not mirror.observe_watermark(replies[0].watermark, asked) or mirror.watermark.offset > view.next:
                 return None
-            for (name, text), (cached, id) in zip(pairs[loaded:], replies, strict=False):
+            for (name, text), reply in zip(pairs[loaded:], replies, strict=False):
                 if name:
-                    view.keep(name, view.parsed(name, view.next, cached))
-                elif (there := known(id)) is not None:
-                    recent[text] = there
+                    view.keep(name, view.decoded(name, reply.entry, view.next))
+                elif (id := reply.id) is not None:
+                    recent[text] = id
             loaded += len(replies)
         return found[: bisect_right(upto, loaded)]
 

@@ -18,7 +18,7 @@ class Mirror:
         self.where = where
         self.watermark = Watermark(0, 0, topic_id, "")
         self.lost = True  # the cache is not known to match the log
-        self._text: bytes | None = None  # of ``watermark``, where a reply has brought it
+        self._observed: Watermark | None = None  # ``watermark``, where a reply has brought it
         self._on_move: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[], None]] = []
 
@@ -34,22 +34,22 @@ class Mirror:
 
     def anchor(self, watermark: Watermark) -> None:
         """This watermark is in the log: the cache matches it."""
-        self.watermark, self._text, self.lost = watermark, None, False
+        self.watermark, self._observed, self.lost = watermark, None, False
 
-    def observe_watermark(self, text: bytes, asked: int | None = None) -> bool:
+    def observe_watermark(self, watermark: Watermark | None, asked: int | None = None) -> bool:
         """Take note of the watermark that came with a reply. False if the cache does not match the log any more.
 
         ``asked``: the offset of the cache when the question was put, for a reply that is not looked at as it comes: an
         apply may have moved the cache in between.
         """
-        if text == self._text:  # as most replies of a batch
+        if watermark is not None and watermark is self._observed:  # as most replies of a batch
             return not self.lost
-        watermark = Watermark.parse(text)
         mine = self.watermark
         least = mine.offset if asked is None else asked
         if watermark is None or watermark[2:4] != mine[2:4] or watermark.offset < least:
             if not self.lost:
-                logger.warning("the cache of %s fell back from %s to %s", self.where, mine.text, text.decode())
+                there = watermark.text if watermark is not None else "nothing"
+                logger.warning("the cache of %s fell back from %s to %s", self.where, mine.text, there)
                 self.lost = True
                 for lost in self._on_loss:
                     lost()
@@ -59,5 +59,5 @@ class Mirror:
             for moved in self._on_move:
                 moved()
         if watermark.offset >= mine.offset:
-            self._text = text
+            self._observed = watermark
         return True

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from hiveio.transaction.cache import Begun
+from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.lock import Locked
 
-Opened = Callable[["Opening", Locked, "Begun | BaseException"], None]
+Opened = Callable[["Opening", Locked, "CacheReply | BaseException"], None]
 
 
 class Opening:
@@ -18,7 +18,7 @@ class Opening:
     def __init__(self, names: Sequence[str], asked: int, done: Opened) -> None:
         self.names, self.asked, self._done = names, asked, done
         self._locked: Locked | None = None
-        self._reply: Begun | BaseException | None = None
+        self._reply: CacheReply | BaseException | None = None
         self.shared = False
 
     def share(self) -> None:
@@ -30,7 +30,7 @@ class Opening:
         if self._reply is not None:
             self._done(self, locked, self._reply)
 
-    def on_read(self, future: "asyncio.Future[Begun]") -> None:
+    def on_read(self, future: "asyncio.Future[CacheReply]") -> None:
         self._reply = future.exception() or future.result()
         if self._locked is not None:
             self._done(self, self._locked, self._reply)

@@ -171,8 +171,8 @@ class Performer:
         scope, heads = command.scope, [(name, entry.head or "") for name, entry in tx.entries.items()]
         if any(head in scope.journal.pending for _, head in heads):
             raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
-        watermark, vote = await self._cache.prepare(scope.partition, self._token, self._lock_ttl_ms, heads)
-        return scope.mirror.observe_watermark(watermark) and vote == 1 and not tx.moved()
+        watermark, yes = await self._cache.prepare(scope.partition, self._token, self._lock_ttl_ms, heads)
+        return scope.mirror.observe_watermark(watermark) and yes and not tx.moved()
 
     def _abandon(self, perform: _Perform, command: InFlight) -> None:
         """The command is over: cancel its perform. What it held is free at once, whether it ends or not, and nothing

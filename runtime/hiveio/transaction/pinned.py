@@ -13,7 +13,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.topics import Topic
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.placement import SAMPLED, last_records
 from hiveio.transaction.record import FORMAT, Format
 from hiveio.transaction.resume import last_event
@@ -98,8 +98,8 @@ class Pinned:
         partitions is known to have format 2, by its first record, or by the cache, which knows of an upgrade."""
         for partition in range(count):
             first = await self._first(partition)
-            stands = Watermark.parse((await cache.begin(partition))[0])
-            upgraded = stands is not None and stands.topic == topic_id and stands.format >= 2
+            watermark = (await cache.read(partition)).watermark
+            upgraded = watermark is not None and watermark.topic == topic_id and watermark.format >= 2
             if first is not None and first.format < 2 and not upgraded:
                 return 1
         return IN_FLIGHT

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hiveio.errors import Conflict, Problem, Unavailable, backend_away
 from hiveio.transaction import faults
-from hiveio.transaction.cache import Begun, Cache, Entry
+from hiveio.transaction.cache import Cache, CacheReply, Entry
 from hiveio.transaction.command import InFlight
 from hiveio.transaction.lock import LOCKED, LockBusy, Locked, Redlock, Retries, Turn
 from hiveio.transaction.metrics import CommandMetrics
@@ -89,7 +89,7 @@ class Pipeline:
             self.tip = seen
         return self.tip
 
-    def _opened(self, opening: Opening, locked: Locked, reply: Begun | BaseException) -> None:
+    def _opened(self, opening: Opening, locked: Locked, reply: CacheReply | BaseException) -> None:
         entry: Entry | None = None
         problem: Problem | None = None
         if isinstance(reply, BaseException):
@@ -99,8 +99,8 @@ class Pipeline:
             problem = backend_away(locked.reason) if locked.away else Conflict(LOCKED)
         elif self._all.work.laden and not self._weight:
             problem = Unavailable("too much is in work: try again later")
-        elif self.scope.mirror.observe_watermark(reply[0], opening.asked) and self.scope.ready:
-            entry = self.scope.reconcile(self.aggregate, reply[0], reply[1][0])
+        elif self.scope.mirror.observe_watermark(reply.watermark, opening.asked) and self.scope.ready:
+            entry = self.scope.reconcile(self.aggregate, reply)
         if entry is None:
             if locked.until:
                 self._release(opening.names)
@@ -386,8 +386,8 @@ class Pipelines:
         waited_s = self._timeout_s - (queue[0].deadline - asyncio.get_running_loop().time()) if queue else 0.0
         self._lock.acquire(self._cache.scope(scope.partition), names, done, waited_s)
 
-    def read(self, scope: Scope, name: str) -> "asyncio.Future[Begun]":
-        return self._cache.begin(scope.partition, name)
+    def read(self, scope: Scope, name: str) -> "asyncio.Future[CacheReply]":
+        return self._cache.read(scope.partition, name)
 
     def release(self, pipeline: Pipeline, names: Iterable[str]) -> None:
         """Give back the locks that no other pipeline uses."""

@@ -24,9 +24,9 @@ async def read(
             while entry is None:
                 if not scope.ready:
                     raise scope.unavailable()
-                watermark, (text, _) = await cache.begin(scope.partition, name)
-                if scope.mirror.observe_watermark(watermark) and scope.ready:
-                    entry = scope.reconcile(name, watermark, text)
+                reply = await cache.read(scope.partition, name)
+                if scope.mirror.observe_watermark(reply.watermark) and scope.ready:
+                    entry = scope.reconcile(name, reply)
                 if entry is None:
                     await asyncio.sleep(pause_s())
     except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first

@@ -181,9 +181,9 @@ class Recovery:
                 raise scope.unavailable()
 
     async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
-        watermark, (_, id) = await self._cache.begin(scope.partition, "", command.text)
-        scope.mirror.observe_watermark(watermark)
-        return scope.remembered(command.text, id)
+        reply = await self._cache.read(scope.partition, "", command.text)
+        scope.mirror.observe_watermark(reply.watermark)
+        return scope.remembered(command.text, reply.id)
 
     async def _record(self, scope: Scope, offset: int) -> Record:
         message = await self._reader.read(scope.partition, offset)

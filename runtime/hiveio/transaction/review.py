@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hiveio.errors import Unavailable
 from hiveio.transaction.applier import Applier
-from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.cache import Cache, CacheReply, Entry
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.view import View
 
@@ -27,7 +27,7 @@ class Review:
         mirror: Mirror,
         cache: Cache,
         applier: Applier,
-        reconcile: Callable[[str, bytes, bytes | None], Entry | None],
+        reconcile: Callable[[str, CacheReply], Entry | None],
         ready: Callable[[], bool],
     ) -> None:
         self._partition, self._view, self._mirror, self._cache = partition, view, mirror, cache
@@ -61,9 +61,9 @@ class Review:
             self._applier.wake()
         while doubtful:
             asked = mirror.watermark.offset
-            watermark, replies = await self._cache.load(self._partition, [(name, "") for name in doubtful[:GROUP]])
-            if not mirror.observe_watermark(watermark, asked):
+            replies = await self._cache.load(self._partition, [(name, "") for name in doubtful[:GROUP]])
+            if not mirror.observe_watermark(replies[0].watermark, asked):
                 return
-            for name, (text, _) in zip(doubtful, replies, strict=False):
-                self._reconcile(name, watermark, text)
+            for name, reply in zip(doubtful, replies, strict=False):
+                self._reconcile(name, reply)
             del doubtful[: len(replies)]

@@ -22,7 +22,7 @@ from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.bounds import Bounds
-from hiveio.transaction.cache import Cache, Entry, Watermark, known
+from hiveio.transaction.cache import Cache, CacheReply, Entry, Watermark
 from hiveio.transaction.journal import STOPPED, Journal
 from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
@@ -141,9 +141,9 @@ class Scope:
             self._news.set()
             self.applier.end()
 
-    def remembered(self, text: str, cached: bytes | None) -> IdRecord | None:
+    def remembered(self, text: str, cached: IdRecord | None) -> IdRecord | None:
         """A command id on record, by the view or else the cache, if it is in the window now."""
-        found = self.view.id_record(text) or known(cached)
+        found = self.view.id_record(text) or cached
         holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
         return found if holds else None
 
@@ -151,9 +151,9 @@ class Scope:
         """Whether a command id that came on record after ``started_at`` is in the window at ``now``."""
         return self._window.holds(started_at, now.offset, now.time)
 
-    def reconcile(self, name: str, watermark: bytes, cached: bytes | None) -> Entry | None:
-        """What is known of an aggregate, with what the cache gave at this watermark. None if neither is current."""
-        entry = self.view.reconcile(name, int(watermark.partition(b"|")[0]), cached)
+    def reconcile(self, name: str, reply: CacheReply) -> Entry | None:
+        """What is known of an aggregate, by the view or the cache. None if neither is current."""
+        entry = self.view.reconcile(name, reply)
         if not self._judging:
             self._trim()
         return entry

@@ -16,7 +16,7 @@ from hiveio.envelope import encode_json
 from hiveio.errors import Problem
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
-from hiveio.transaction.cache import Entry
+from hiveio.transaction.cache import CacheReply, Entry
 from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Record
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow, LogState, adopt, step
@@ -95,23 +95,24 @@ class View:
         if held is None or held.at <= offset:
             self.keep(name, Entry(head=None, at=offset + 1))
 
-    def reconcile(self, name: str, at: int, text: bytes | None) -> Entry | None:
-        """The newer of what the cache gave at watermark ``at`` and what the view has; None if neither is current.
+    def reconcile(self, name: str, reply: CacheReply) -> Entry | None:
+        """The newer of what the cache has and what the view has; None if neither is current.
 
         What this instance could not fold is taken from the cache, where others may have healed it.
         """
-        mine = self.entries.get(name)
+        assert reply.watermark is not None
+        mine, at = self.entries.get(name), reply.watermark.offset
         if mine is not None and (mine.at > at or (at <= self.next and mine.head is not None and not mine.fault)):
             return mine if mine.head is not None else None
-        entry = self.parsed(name, at, text)
+        entry = self.decoded(name, reply.entry, at)
         self.keep(name, entry)
         return entry
 
-    def parsed(self, name: str, at: int, text: bytes | None) -> Entry:
-        """An entry of the cache, with the events folded that others could not."""
-        if not text:
+    def decoded(self, name: str, entry: Entry | None, at: int) -> Entry:
+        """An entry of the cache, exact at ``at``, with its state, and with the events folded that others could not."""
+        if entry is None:
             return Entry(at=at)
-        entry = Entry.parse(text, at)
+        entry.at = at
         contract = self._contract(name)
         if contract is None:
             return entry

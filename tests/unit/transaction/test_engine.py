@@ -294,14 +294,14 @@ async def test_a_client_is_not_told_where_a_backend_is(
     async with testing.Service(AccountActor) as service:
         cache, engine = service.cache, service.transactions.engine
 
-        def begin(*_: Any) -> Any:
+        def read(*_: Any) -> Any:
             future = asyncio.get_running_loop().create_future()
             future.set_exception(backend_away(reason))
             return future
 
         monkeypatch.setattr(cache, "__class__", Away)
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "begin", begin)
+            patch.setattr(cache, "read", read)
             with pytest.raises(Unavailable) as told:
                 await service.submit(AccountActor, "a", Deposit(1, "x"), key=key)
             assert (told.value.status, told.value.detail) == (503, AWAY)

@@ -266,7 +266,7 @@ async def test_what_others_write_to_it_does_not_end_its_quarantine(
         release = hold(old)
         await new.submit(New, "x", Add(1))
         await until(lambda: cache._scopes[0].watermark.offset == 4)  # the other one has applied it
-        scope.mirror.observe_watermark((await cache.begin(0))[0])
+        scope.mirror.observe_watermark((await cache.read(0)).watermark)
         caplog.clear()
         release()
         await until(lambda: scope.view.next == 4)
