@@ -30,6 +30,7 @@ from hiveio.transaction.record import Barrier, Commit, Record
 from hiveio.transaction.rule import ReferenceFold, scope_of
 from tests.faults import actors
 from tests.integration.topics import read_all
+from tests.keys import strays
 from tests.process import ROOT, Role
 from tests.services import Redis
 
@@ -153,14 +154,20 @@ class Cluster(NamedTuple):
             for client in clients:
                 await stack.enter_async_context(client)
             yield Bank(clients, self._log, self._lose)
+            assert strays(key.decode() for key in self._keys()) == []
 
     def _log(self) -> list[tuple[str, bytes, int]]:
         found = read_all(self.brokers, f"{self.topic}.transactions")
         return [((m.key() or b"").decode(), m.value() or b"", m.timestamp()[1]) for m in found]
 
+    def _keys(self) -> list[bytes]:
+        """Only what is ours: the server is shared."""
+        with redis_client.Redis.from_url(self.redis.url) as client:
+            return list(client.scan_iter(f"hive:{{{self.topic}.transactions/*", count=10_000))
+
     def _lose(self) -> None:
-        with redis_client.Redis.from_url(self.redis.url) as client:  # only what is ours: the server is shared
-            if keys := list(client.scan_iter(f"hive:{{{self.topic}.transactions/*", count=10_000)):
+        if keys := self._keys():
+            with redis_client.Redis.from_url(self.redis.url) as client:
                 client.delete(*keys)
 
 

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from tests.faults.checker import Evidence
 from tests.faults.fold import Fold, Record
 from tests.faults.stored import CacheDump, OnTopic
+from tests.keys import strays
 
 READ_S = 30.0
 
@@ -102,7 +103,8 @@ def dump(url: str, scope: str) -> CacheDump:
         mark = marks[0].decode()
         generation = client.get(mark).decode().split("|")[3]
         prefix = f"{mark}:{generation}:"
-        names = [k.decode() for k in client.scan_iter(count=1000) if k.decode().startswith(prefix)]
+        keys = [key.decode() for key in client.scan_iter(count=1000)]
+        names = [name for name in keys if name.startswith(prefix)]
         entries = [name for name in names if name.startswith(f"{prefix}a:")]
         chunks = [name for name in names if name.startswith(f"{prefix}verdicts:")]
         pipeline = client.pipeline(transaction=True)
@@ -118,6 +120,7 @@ def dump(url: str, scope: str) -> CacheDump:
             {int(name.rpartition(":")[2]): bits for name, bits in zip(chunks, values[len(entries) :], strict=True)},
             int(floor or 0),
             {name.decode(): text.decode() for name, text in writers.items()},
+            strays(keys),
         )
     finally:
         client.close()

@@ -29,10 +29,13 @@ class CacheDump:
     bits: dict[int, bytes] = field(default_factory=dict)
     floor: int = 0
     writers: dict[str, str] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)  # keys that the map of keys does not have
 
 
 def check_cache(fold: Fold, cache: CacheDump, topic_id: str) -> Iterator[Finding]:
     """``fold`` has taken everything below the watermark."""
+    for key in cache.strays:
+        yield Finding(6, key, "a key that the map of keys does not have")
     offset, _, _, generation, *_ = cache.watermark.split("|", 7)
     expected = fold.watermark(topic_id, generation), fold.writers_text()
     if (cache.watermark, cache.writers) != expected:

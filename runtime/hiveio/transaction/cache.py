@@ -1,29 +1,6 @@
 """The cache of the transaction log in Redis: for each scope, the fold of its log up to a watermark.
 
-The map of keys. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``, whose braces keep a scope on one shard,
-and whose id tells the log from others of its name: in another cluster, or gone. ``<mark>`` is
-``<scope>:<fingerprint>``, one for each version of the models and of the layout of these
-keys, so old and new run side by side.
-
-=============================== ==============================================================================
-``<mark>``                      the watermark: ``offset|time|topic id|generation|format|stamp|floor|transaction id``,
-                                the last one of the record before it; ``time`` is the log's clock
-``<mark>:<gen>:writers``        hash: writer → ``number:offset`` of its latest record
-``<mark>:<gen>:a:<aggregate>``  ``version head snapshot``, or, where events could not be folded into the snapshot,
-                                ``version head ~offset size snapshot events``: the first of their records, and the
-                                bytes of the snapshot (nothing stands between it and the events)
-``<mark>:<gen>:unfolded``       set: the aggregates that have such events, and ``<actor>/`` of actors not known here
-``<mark>:<gen>:ids``            hash: command id → ``offset:time:keyed``
-``<mark>:<gen>:order:<keyed>``  list: the same, oldest first, to forget by
-``<mark>:<gen>:verdicts:<n>``   bitmap of 65,536 verdicts; ``…:floor``: the first that is kept
-``<scope>:lock:<aggregate>``    lock: token of its instance (on the nodes of LOCK_URLS)
-``<scope>:wishes:<aggregate>``  hash: instance that waits for the lock → since when, and when it last asked
-``<scope>:intent:<aggregate>``  phase one of a transaction
-``<scope>:publisher``           lease of the publisher
-``<scope>:published``           events of this log were published
-``<scope>:ready``               written by readiness probes
-``hive:logs:{<log topic>}``     set: the topic ids of all logs of this name that were here
-=============================== ==============================================================================
+``KEYS`` is the map of its keys. The documents have the same table, and tests look for keys that it does not have.
 
 Everything that counts moves in one script (apply) which compares the watermark first, so a cache that fell back to an
 older state is an older prefix with its own true watermark. A generation that is found wrong is left behind whole.
@@ -47,6 +24,31 @@ from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
 PROBED_MS = 60_000  # for which what a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys of an old generation looked at in one step
 SAMPLE = 20_000  # keys looked at, at the start
+
+# Every key of a log in Redis, and what it holds. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``: the
+# braces keep a scope on one shard, and the topic id tells the log from others of its name, in another cluster or gone.
+# ``<mark>`` is ``<scope>:<fingerprint>``, one for each version of the models and of the layout of these keys, so old
+# and new run side by side.
+KEYS = {
+    "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|transaction id before it`; `time` is "
+    "the log's clock, `stamp` the latest timestamp",
+    "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
+    "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
+    "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
+    "snapshot (nothing stands between it and the events)",
+    "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
+    "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
+    "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",
+    "<mark>:<gen>:verdicts:<n>": "bitmap of 65,536 verdicts",
+    "<mark>:<gen>:floor": "the first of these bitmaps that is kept",
+    "<scope>:lock:<aggregate>": "the lock: the token of its instance, on the nodes of `LOCK_URLS`",
+    "<scope>:wishes:<aggregate>": "hash: instance that waits for the lock → since when it waits and when it last asked",
+    "<scope>:intent:<aggregate>": "phase one of a transaction",
+    "<scope>:publisher": "the lease of the publisher",
+    "<scope>:published": "is there once events of this log were published",
+    "<scope>:ready": "what readiness writes",
+    "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
+}
 
 READ_BYTES = 1_000_000  # of one answer to those who read one aggregate each, and
 LOAD_BYTES = 4_000_000  # to one who loads many
