@@ -8,8 +8,9 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
@@ -26,6 +27,8 @@ _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "format": lambda r, w: w not in (r, r.removesuffix(_LOCAL)),
 }
 _LOCAL = " or local"  # of a date, a time: with a time zone, or without
+_DICTS = (dict, Mapping)
+_ANY_KEY = {"type": "string"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -75,14 +78,40 @@ def said(contract: Contract) -> Said:
 
 
 def schema_of(kind: type[msgspec.Struct]) -> Schema:
-    """As msgspec makes it, with the formats of dates and times, of which it knows those with a time zone."""
+    """As msgspec makes it, with what it leaves out: the formats of dates and times without a time zone, and the types
+    of the keys of a dict."""
     schema = msgspec.json.schema(kind)
     for struct in structs_in(kind):
         named = schema["$defs"].get(struct.__name__, {}).get("properties", {})
         for field, dated in dated_fields(struct):
             if field.encode_name in named:
                 named[field.encode_name] |= _local(dated)
+        for field in msgspec.structs.fields(struct):
+            if field.encode_name in named:
+                _name_keys(field.type, named[field.encode_name])
     return schema
+
+
+def _name_keys(kind: Any, schema: Schema) -> None:
+    """Say in ``propertyNames`` which keys each dict inside of a type has: in JSON every key is a text."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        _name_keys(arguments[0], schema)
+    elif origin in (Union, types.UnionType):
+        for member in arguments:
+            of_dict = get_origin(member) in _DICTS
+            for choice in schema.get("anyOf", [schema]):
+                if choice.get("type") == ("object" if of_dict else "array"):
+                    _name_keys(member, choice)
+    elif origin in _DICTS and isinstance(schema.get("additionalProperties"), dict):
+        key = msgspec.json.schema(arguments[0])
+        schema["propertyNames"] = _resolved(key, key) | schema.get("propertyNames", {})
+        _name_keys(arguments[1], schema["additionalProperties"])
+    else:
+        items = schema["prefixItems"] if "prefixItems" in schema else [schema.get("items")] * len(arguments)
+        for argument, item in zip(arguments, items, strict=False):
+            if isinstance(item, dict):
+                _name_keys(argument, item)
 
 
 def _local(schema: Any) -> Any:
@@ -179,10 +208,26 @@ class _Comparison:
                 yield from self.differences(schema, reads[name], f"{at}.{name}")
             elif reader.get("additionalProperties") is False:
                 yield f"{at}.{name}", "it is not known"
+            elif isinstance(others := reader.get("additionalProperties"), dict):
+                yield from self.differences(schema, others, f"{at}.{name}")
+        if isinstance(any_field := writer.get("additionalProperties"), dict):
+            for name in reads:
+                if name not in wrote:
+                    yield from self.differences(any_field, reads[name], f"{at}.{name}")
         yield from self._inside(writer.get("additionalProperties"), reader.get("additionalProperties"), at)
+        yield from self._keys(writer.get("propertyNames"), reader.get("propertyNames"), at)
+
+    def _keys(self, writer: Schema | None, reader: Schema | None, at: str) -> Iterator[tuple[str, str]]:
+        """A file of an older version says nothing of the type of keys."""
+        if writer and reader and reader != _ANY_KEY and _says_type(writer) and _says_type(reader):
+            for _, why in self.differences(writer, reader, at):
+                yield at, f"of its keys: {why}"
 
     def _array(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
         yield from self._inside(writer.get("items"), reader.get("items"), at)
+        for index, item in enumerate(writer.get("prefixItems", ())):
+            if "prefixItems" not in reader and isinstance(reader.get("items"), dict):
+                yield from self.differences(item, reader["items"], f"{at}[{index}]")
         for index, pair in enumerate(zip(writer.get("prefixItems", ()), reader.get("prefixItems", ()), strict=False)):
             yield from self.differences(*pair, f"{at}[{index}]")
 
@@ -200,6 +245,10 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
                 f"a file has no {reference} to which it refers; write it with hiveio check --write"
             ) from None
     return schema
+
+
+def _says_type(schema: Schema) -> bool:
+    return any(keyword in schema for keyword in ("type", "enum", "anyOf"))
 
 
 def _type(schema: Schema) -> str:

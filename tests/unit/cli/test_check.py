@@ -23,11 +23,17 @@ from hiveio import Actor, Command, Event, Model, Query
 class Line(Model):
     sku: str
     parent: "Line | None" = None
+class Code(Model):
+    code: str = ""
 class Place(Command):
     amount: Annotated[int, Meta(ge=1, le=10)]
     kind: Literal["a", "b"] = "a"
     note: str | None = None
     lines: list[Line] = []
+    prices: dict[str, int] = {}
+    by_day: dict[int, list[dict[str, int]]] | None = None
+    pair: tuple[int, str] = (1, "")
+    code: Code = Code()
 class Placed(Event):
     amount: int
     kind: Literal["a", "b"] = "a"
@@ -83,6 +89,7 @@ def changed(*pairs: tuple[str, str], source: str = SOURCE) -> str:
 
 FINE = {
     "nothing": [],
+    "keys that are any text": [("dict[int, list", "dict[str, list")],
     "comments": [("        return Order(1)", '        """It folds."""\n        # and says so\n        return Order( 1 )')],
     "a field with a default": [("    amount: int\n", "    amount: int\n    by: str = ''\n")],
     "a command takes more": [("ge=1, le=10", "ge=0"), ('kind: Literal["a", "b"] = "a"\n    note', "kind: str = 'a'\n    note")],
@@ -118,6 +125,25 @@ BREAKS = {
     "inside of a list": (
         [("    sku: str\n", "    sku: int\n")],
         ["breaks clients: OrderActor Place.lines[…].sku: integer is taken, and not string; "],
+    ),
+    "the keys of a dict": (
+        [("prices: dict[str, int]", "prices: dict[int, int]"), ("list[dict[str, int]]", 'list[dict[Literal["a"], int]]')],
+        [
+            "breaks clients: OrderActor Place.prices: of its keys: integer is taken, and not string; ",
+            "breaks clients: OrderActor Place.by_day[…][…]: of its keys: one of ['a'] is taken, and not any string; ",
+        ],
+    ),
+    "a dict that becomes a Struct": (
+        [("prices: dict[str, int] = {}", "prices: Code = Code()")],
+        ["breaks clients: OrderActor Place.prices.code: string is taken, and not integer; "],
+    ),
+    "a Struct that becomes a dict": (
+        [("code: Code = Code()", "code: dict[str, int] = {}")],
+        ["breaks clients: OrderActor Place.code.code: integer is taken, and not string; "],
+    ),
+    "a tuple that becomes a list": (
+        [('pair: tuple[int, str] = (1, "")', "pair: list[int] = []")],
+        ["breaks clients: OrderActor Place.pair[1]: integer is taken, and not string; "],
     ),
     "a command renamed": (
         [("class Place(", "class Put("), ("message: Place", "message: Put")],
