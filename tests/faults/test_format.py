@@ -113,6 +113,7 @@ async def test_57_an_upgrade_to_a_format_that_a_version_does_not_know(broker: Br
     with Stage(broker) as stage:
         last = await stage.accepted("Deposit", "Account/a", amount=10)
         await until(lambda: stage.watermark() > (last.position or 0), "applied")
+        await until(lambda: stage.end(stage.topic) == 1, "published", to_thread=True)
         stage.append("upgrade", encode(Upgrade(FORMAT + 1)))
         offset = (last.position or 0) + 1
         for number, instance in enumerate(stage.instances):

@@ -35,7 +35,7 @@ KEYS = {
     "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
     "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
     "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
-    "snapshot (nothing stands between it and the events)",
+    "snapshot (nothing is between it and the events)",
     "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
     "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
     "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",

@@ -6,27 +6,34 @@ import pytest
 
 from hiveio.kafka.tail import LogRecord
 from hiveio.testing.service import memory_settings
-from hiveio.transaction.cache import Watermark
+from hiveio.transaction.cache import CacheReply, Watermark
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.record import Format, encode
 
 
-class Backends:
-    """The first record of a partition, and the watermark of its cache."""
+class FirstRecord:
+    """A log with this record, or an empty one."""
 
-    def __init__(self, format: int, mark: Watermark | None) -> None:
-        self._format, self._mark = format, mark
+    def __init__(self, format: int) -> None:
+        self._format = format
 
     async def read(self, partition: int, offset: int) -> LogRecord | None:
         value = encode(Format(self._format, 1, "crc32", 1, 1))
         return LogRecord(0, "format-x", value, 0) if self._format else None
 
-    async def begin(self, partition: int) -> tuple[bytes, tuple[None, None]]:
-        return self._mark.text.encode() if self._mark else b"", (None, None)
+
+class Marked:
+    """A cache that has come to this watermark."""
+
+    def __init__(self, watermark: Watermark | None) -> None:
+        self._watermark = watermark
+
+    async def read(self, partition: int) -> CacheReply:
+        return CacheReply(self._watermark)
 
 
 @pytest.mark.parametrize(
-    ("format", "mark", "expected"),
+    ("format", "watermark", "expected"),
     [
         (0, None, 5),  # the log is made with format 2
         (2, None, 5),
@@ -37,8 +44,9 @@ class Backends:
     ],
 )
 async def test_one_is_under_way_where_a_partition_may_have_format_1(
-    format: int, mark: Watermark | None, expected: int
+    format: int, watermark: Watermark | None, expected: int
 ) -> None:
-    backends: Any = Backends(format, mark)
-    pinned = Pinned(memory_settings(None), (), backends, backends)
-    assert await pinned.in_flight(1, "topic id", backends) == expected
+    log: Any = FirstRecord(format)
+    cache: Any = Marked(watermark)
+    pinned = Pinned(memory_settings(None), (), log, log)
+    assert await pinned.in_flight(1, "topic id", cache) == expected
