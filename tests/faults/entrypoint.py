@@ -1,6 +1,7 @@
 """Serves as images/stream-processor does, built wrong on purpose: ``HIVEIO_BROKEN`` lists how.
 
-``lockless`` breaks nothing that may count: safety does not depend on locks. ``older`` is no fault but an older version.
+``lockless`` breaks nothing that may count: safety does not depend on locks. ``older`` is no fault but an older version,
+and ``narrow`` one with a smaller bound.
 """
 
 import asyncio
@@ -16,22 +17,27 @@ from confluent_kafka import KafkaError, Message, Producer
 import hiveio.kafka.delivery
 from hiveio.actor import Actor, Contract
 from hiveio.envelope import Codec
-from hiveio.errors import Corrupt
+from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.delivery import Client
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.server.process import serve
-from hiveio.transaction import cache, rule
+from hiveio.transaction import cache, rule, view
+from hiveio.transaction.command import InFlight
 from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.performer import Performer
 from hiveio.transaction.proof import Consistency
+from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.rule import Effects
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.tx import Tx
 from hiveio.transaction.view import View
 
 LATE_S = 1.5
 LEAK = 10_000  # bytes
+FEW = 1_000
 ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 
 
@@ -85,6 +91,33 @@ def accepts_everything() -> None:
     setattr(rule, "_stands", lambda commit, lookup: True)  # noqa: B010
 
 
+def trusts_the_lock() -> None:
+    """Redlock is believed: what is appended while the lock is surely held counts, whatever the log says."""
+    append, judge, stands, own = Performer._append, View.judge, rule._stands, [False]
+
+    def append_while_held(self: Performer, command: InFlight, tx: Tx, *given: Any) -> None:
+        if time.monotonic() > tx.locked_until:
+            raise Unavailable("the lock ran out")
+        append(self, command, tx, *given)
+
+    def judge_own(self: View, message: LogRecord, record: Record, results: Any = None) -> Effects:
+        own[0] = bool(results)
+        return judge(self, message, record, results)
+
+    setattr(Performer, "_append", append_while_held)  # noqa: B010
+    setattr(View, "judge", judge_own)  # noqa: B010
+    setattr(rule, "_stands", lambda *given: own[0] or stands(*given))  # noqa: B010
+
+
+def keeps_the_lease() -> None:
+    """An instance that does not get on does not give the lease back."""
+
+    async def check(self: Publisher) -> None:
+        """All is well."""
+
+    setattr(Publisher, "_check", check)  # noqa: B010
+
+
 def applies_blindly() -> None:
     """The cache is moved from whatever watermark stands."""
     line = "if stands ~= ARGV[1] then return {0, stands} end\n"
@@ -124,6 +157,13 @@ def leaks() -> None:
     setattr(View, "judge", judge)  # noqa: B010
 
 
+def knows_few() -> None:
+    """A view of few aggregates and command ids: it is soon as large as it gets."""
+    for bound in ("AGGREGATES", "RECENT"):
+        assert getattr(view, bound) > FEW
+        setattr(view, bound, FEW)
+
+
 def older() -> None:
     """A version before ``Noted`` was added. The models are the same, so it shares the cache with today's."""
     original = Contract.__init__
@@ -154,10 +194,13 @@ WAYS = {
     "lockless": lockless,
     "report": acknowledges_on_report,
     "rule": accepts_everything,
+    "trust": trusts_the_lock,
     "apply": applies_blindly,
     "believe": believes_the_leader,
     "late": publishes_late,
+    "keep": keeps_the_lease,
     "leak": leaks,
+    "narrow": knows_few,
     "older": older,
 }
 

@@ -1,7 +1,7 @@
 """The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
 
 Each breakage (entrypoint.py) meets the one interleaving that it cannot stand. The right engine stands the same in the
-tests of faults 6, 18 and 50.
+tests of faults 6, 18, 22, 50 and 52.
 """
 
 import asyncio
@@ -10,7 +10,9 @@ import pytest
 
 from tests.faults.entrypoint import LATE_S
 from tests.faults.stage import Broker, Stage, until
+from tests.faults.test_publishing import failed, lead
 from tests.faults.test_reads import an_old_end_is_named
+from tests.faults.test_two_caches import TwoCaches, both_have_the_lock
 
 pytestmark = [
     pytest.mark.fault,
@@ -18,6 +20,9 @@ pytestmark = [
     pytest.mark.redis,
     pytest.mark.timeout(240, func_only=True),
 ]
+
+
+KEPT_S = 6.0  # the right engine has published by then
 
 
 async def overtaken(stage: Stage) -> None:
@@ -54,6 +59,27 @@ async def test_a_broken_engine_is_found(broker: Broker, way: str, point: int) ->
         findings = stage.findings(within_s=3)
         print("\n".join(map(str, findings[:5])))
         assert point in {finding.point for finding in findings}
+
+
+@pytest.mark.fault(22)
+async def test_an_engine_that_trusts_its_lock_is_found_where_two_masters_give_it(broker: Broker) -> None:
+    with TwoCaches(broker, broken=("trust", "trust")) as stage:
+        await both_have_the_lock(stage)
+        findings = stage.findings(within_s=1)
+        print("\n".join(map(str, findings[:5])))
+        assert 1 in {finding.point for finding in findings}
+
+
+@pytest.mark.fault(52)
+async def test_an_instance_that_keeps_the_lease_and_cannot_publish_is_found(broker: Broker) -> None:
+    with Stage(broker, broken=("poison,keep", ""), published_s=KEPT_S) as stage:
+        await lead(stage)
+        await failed(stage)
+        late = await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+        await asyncio.sleep(KEPT_S)
+        findings = stage.findings(within_s=1)
+        print("\n".join(map(str, findings[:5])))
+        assert (8, f"0:{late.position}:0") in [(finding.point, finding.where) for finding in findings]
 
 
 @pytest.mark.fault(72)  # not in the short mix: test_bounds.py has the same without an engine

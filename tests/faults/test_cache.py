@@ -118,9 +118,10 @@ async def test_23_redis_does_not_answer_in_time(broker: Broker, how: str) -> Non
         async with stage.load() as load:
             await asyncio.sleep(0.5)
             if how == "stopped":
-                stage.redis.pause()
-                await asyncio.sleep(5)
-                stage.redis.resume()
+                with stage.nobody_publishes():
+                    stage.redis.pause()
+                    await asyncio.sleep(5)
+                    stage.redis.resume()
             elif how == "busy":
                 await busy()
             else:

@@ -2,6 +2,7 @@
 never ends."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
@@ -91,9 +92,10 @@ async def test_33_a_storm_of_retries_with_one_key(broker: Broker) -> None:
 
 @pytest.mark.fault(34)
 async def test_34_everything_is_killed_at_once(broker: Broker) -> None:
-    with Stage(broker) as stage:
+    with Stage(broker) as stage, contextlib.ExitStack() as stack:
         async with stage.load():
             await asyncio.sleep(3)
+            stack.enter_context(stage.nobody_publishes())
             for service in (*stage.instances, stage.redis, broker.kafka):
                 service.kill()
         shutil.rmtree(stage.redis.data)
@@ -101,6 +103,7 @@ async def test_34_everything_is_killed_at_once(broker: Broker) -> None:
         stage.redis.start()
         for number in range(2):
             await stage.start(instance=number)
+        stack.close()
         await stage.well("Account/h0", "Tally/t0")  # all of it, from the log alone
 
 

@@ -1,24 +1,52 @@
-"""Fault 70, which is time: an instance that has worked for long is no larger than one that is warm.
+"""Faults 72 and 79, which are time: an instance that has worked for long is no larger than one that is warm.
 
-Each request may leave something behind. That the checker finds an engine that leaks: test_broken.py.
+Each request may leave something behind. The instances know few aggregates and command ids by themselves: what they keep
+of these has a bound, and would hide what has none. That the checker finds an engine that leaks: test_broken.py.
 """
+
+import asyncio
 
 import pytest
 
-from tests.faults.bounds import WARM_UP, growth
+from tests.faults.bounds import FEW_GROWTH, WARM_UP, growth
 from tests.faults.stage import Broker, Stage, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
 RUN_S = 150.0
+REQUESTS = int(2.5 * WARM_UP)
+KEYS = 100  # more than an idle service has in Redis
+
+
+async def bounded(stage: Stage) -> None:
+    """The memory of each process, so far as it was looked at, has its bound."""
+    grown = {name: growth(samples) for name, samples in stage.watched.memory.items()}
+    print(f"growth in 10,000 requests, of each process: {grown}")
+    assert None not in grown.values(), "long enough to be judged"
+    stage.watched.growth = FEW_GROWTH
+    await stage.well("Account/h0", "Tally/t0")
 
 
 @pytest.mark.fault(72)
 async def test_72_memory_does_not_grow_with_the_commands(broker: Broker) -> None:
-    with Stage(broker, published_s=10) as stage:
+    with Stage(broker, broken=("narrow", "narrow")) as stage:
         with stage.memory():
             async with stage.load(32) as load:
-                await until(lambda: len(load.history) > 2.5 * WARM_UP, "a long run", RUN_S)
-        grown = {name: growth(samples) for name, samples in stage.watched.memory.items()}
-        print(f"growth in 10,000 requests, of each process: {grown}")
-        assert None not in grown.values(), "long enough to be judged"
-        await stage.well("Account/h0", "Tally/t0")
+                await until(lambda: len(load.history) > REQUESTS, "a long run", RUN_S)
+        await bounded(stage)
+
+
+@pytest.mark.fault(79)
+async def test_79_nothing_stays_of_refused_commands(broker: Broker) -> None:
+    """Each is a command to an aggregate that never was."""
+    with Stage(broker, broken=("narrow",)) as stage:
+        numbers = iter(range(REQUESTS))
+
+        async def refused() -> None:
+            for number in numbers:
+                call = await stage.send("Withdraw", f"Account/r{number}", amount=1)
+                assert call.status == 422, call
+
+        with stage.memory():
+            await asyncio.gather(*[refused() for _ in range(32)])
+        await bounded(stage)
+        assert len(stage.redis_client().keys("*")) < KEYS

@@ -1,14 +1,15 @@
-"""Faults 9 to 14, 36, 38, 45, 46 and 68: what happens to appends on their way, and to the broker."""
+"""Faults 9 to 14, 36, 38, 45, 46, 68 and 78: what happens to appends on their way, and to the broker."""
 
 import asyncio
 import os
 import time
+from typing import Any
 
 import pytest
 
 from tests.faults.checker import Told
 from tests.faults.proxy import FETCH, INIT_PRODUCER, PRODUCE, kafka
-from tests.faults.stage import Broker, Stage, until
+from tests.faults.stage import REQUEST_TIMEOUT_S, Broker, Stage, until
 from tests.integration.topics import largest_record
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
@@ -86,22 +87,54 @@ async def test_13_the_broker_stands_still(broker: Broker, seconds: float) -> Non
         pids = [instance.process.pid for instance in stage.instances if instance.process]
         async with stage.load():
             await asyncio.sleep(1)
-            broker.kafka.pause()
-            await asyncio.sleep(seconds)
-            broker.kafka.resume()
+            with stage.nobody_publishes():
+                broker.kafka.pause()
+                await asyncio.sleep(seconds)
+                broker.kafka.resume()
             await asyncio.sleep(1)
         await stage.well("Account/h0", "Tally/t0")
         assert pids == [instance.process.pid for instance in stage.instances if instance.process]  # nobody restarted
+
+
+@pytest.mark.fault(78)
+async def test_78_a_repeat_while_the_broker_stands_still(broker: Broker) -> None:
+    """What is on record may not be denied, though its record cannot be read."""
+    with Stage(broker, 1) as stage:
+        first = await stage.accepted("Deposit", "Account/a", key="k", amount=10)
+        how: Any = {"key": first.key, "marker": first.marker, "amount": 10}
+        took = []
+        for _ in range(20):
+            again = await stage.send("Deposit", "Account/a", **how)
+            assert (again.told, again.position, again.version) == (Told.ACCEPTED, first.position, first.version)
+            took.append(again.answered - again.called)
+        assert min(took) < 0.005
+        with stage.nobody_publishes():
+            broker.kafka.pause()
+            try:
+                stage.redis_proxy.down.hold()  # so the deadline comes before its record is given up
+                repeat = stage.sending("Deposit", "Account/a", **how)
+                await asyncio.sleep(0.3)
+                stage.redis_proxy.down.open()
+                call = await repeat
+            finally:
+                broker.kafka.resume()
+        assert (call.status, call.told) == (504, Told.UNKNOWN), call
+        assert call.answered - call.called < REQUEST_TIMEOUT_S + 5  # the machine may be busy
+        assert await stage.outcome(call, at=0) == "accepted"
+        assert (await stage.settled("Deposit", "Account/a", **how)).position == first.position
+        await stage.well("Account/a")
 
 
 @pytest.mark.fault(14)
 async def test_14_the_broker_is_killed_and_comes_back(broker: Broker) -> None:
     with Stage(broker) as stage:
         async with stage.load():
-            for _ in range(2):
-                await asyncio.sleep(1.5)
-                await asyncio.to_thread(broker.kafka.kill)
-                await asyncio.to_thread(broker.kafka.start)
+            await asyncio.sleep(1.5)
+            with stage.nobody_publishes():
+                for pause_s in (1.5, 0):
+                    await asyncio.to_thread(broker.kafka.kill)
+                    await asyncio.to_thread(broker.kafka.start)
+                    await asyncio.sleep(pause_s)
             await asyncio.sleep(1)
         await stage.well("Account/h0", "Tally/t0")
 

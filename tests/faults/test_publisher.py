@@ -2,6 +2,7 @@
 (after dropping repeats), and a consumer that is killed and restarted meanwhile handles each once, in order."""
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -81,10 +82,11 @@ async def test_40_a_publisher_is_succeeded(broker: Broker, how: str) -> None:
 
 @pytest.mark.fault(40)
 async def test_40_a_publisher_that_is_stuck_is_seen_also_after_a_restart(broker: Broker) -> None:
-    with Stage(broker) as stage:
+    with Stage(broker) as stage, contextlib.ExitStack() as stack:
         await only_holder(stage)
         stage.instances[1].kill()
         victim, other = (f"http://{HOST}:{instance.port}" for instance in stage.instances)
+        stack.enter_context(stage.nobody_publishes())
         stage.kafka_proxy.up.hold(kafka(PRODUCE, stage.topic))
         for _ in range(3):
             await stage.accepted("Deposit", "Account/a", amount=1)
@@ -98,6 +100,7 @@ async def test_40_a_publisher_that_is_stuck_is_seen_also_after_a_restart(broker:
         assert await asyncio.to_thread(alarms, victim) == stuck
         await stage.start(instance=1)
         await stage.ready()
+        stack.close()
         # Another one publishes, and the one that cannot sees that too.
         for url in (other, victim):
             await until(lambda url=url: publisher_lag(url) == (0, 0), "all is published", to_thread=True)  # type: ignore[misc]

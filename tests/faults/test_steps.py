@@ -93,7 +93,8 @@ async def test_05_killed_before_the_answer(broker: Broker, point: str) -> None:
         await stage.start()
         answers.append(await stage.send("Deposit", "Account/a", at=0, key="k", marker=call.marker, amount=1))
         assert {(a.told, a.version, a.position) for a in answers} == {(Told.ACCEPTED, 1, answers[0].position)}
-        assert stage.verdicts(call) == [True]
+        # The other one may have performed it before it had read the record of the first attempt: that is void.
+        assert stage.verdicts(call).count(True) == 1
         await stage.well("Account/a")
 
 

@@ -1,6 +1,5 @@
 """Looks at a run while it goes on: an independent consumer of the event topic, and the memory of the instances."""
 
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -14,9 +13,6 @@ from tests.faults.bounds import Sample
 from tests.services import Service
 
 SAMPLED_S = 0.2
-_silent = logging.getLogger(f"{__name__}.consumer")  # brokers are away: that is what the tests are for
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
 
 
 class _Watch(threading.Thread):
@@ -60,7 +56,7 @@ class Arrivals(_Watch):
                 "socket.timeout.ms": 3_000,
                 "topic.metadata.refresh.interval.ms": 1_000,
                 "reconnect.backoff.max.ms": 200,
-                "logger": _silent,
+                "log_level": 0,  # brokers are away: that is what the tests are for
             }
         )
         self._consumer.assign([TopicPartition(topic, 0, 0)])
@@ -74,7 +70,7 @@ class Arrivals(_Watch):
             if message.error() is not None:
                 continue
             headers = dict(cast("list[tuple[str, bytes]]", message.headers() or []))
-            self.times.setdefault(headers.get("hive-position", b"").decode(), time.monotonic())
+            self.times.setdefault(headers.get("hive-position", b"").decode("utf-8", "replace"), time.monotonic())
             self._next = (message.offset() or 0) + 1
 
     def wait(self, end: int, within_s: float) -> dict[str, float]:
