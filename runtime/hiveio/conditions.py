@@ -19,24 +19,29 @@ class Conditions(NamedTuple):
     match: tuple[bytes, ...] | None = None
     none_match: tuple[bytes, ...] | None = None
 
-    def met(self, tag: str | None) -> bool:
-        """Whether this entity tag, None for nothing, is one that is asked for. A weak one matches none."""
-        return self.match is None or (tag is not None and (self.match == _ANY or tag.encode() in self.match))
-
-    def absent(self, tag: str | None) -> bool:
-        """Whether it is none of those that must not be there. Here a weak one is as good as a strong one."""
-        if self.none_match is None or tag is None:
+    def met(self, tag: str | None, *, exists: bool) -> bool:
+        """Whether what has this entity tag, None for no tag, is asked for. ``*`` asks for whatever exists, with a tag
+        or without one; a weak tag matches none."""
+        if self.match is None:
             return True
-        return self.none_match != _ANY and tag.encode() not in [each.removeprefix(b"W/") for each in self.none_match]
+        return exists if self.match == _ANY else tag is not None and tag.encode() in self.match
+
+    def absent(self, tag: str | None, *, exists: bool) -> bool:
+        """Whether it is none of those that must not exist. Here a weak tag is as good as a strong one."""
+        if self.none_match is None:
+            return True
+        if self.none_match == _ANY:
+            return not exists
+        return tag is None or tag.encode() not in [each.removeprefix(b"W/") for each in self.none_match]
 
     def check(self, version: int, name: str) -> None:
         """Raises VersionMismatch (412) where a command may not be executed on this version.
 
         An aggregate that is not there yet has version 0, which may be asked for as ``"0"``, and no entity tag.
         """
-        tag = etag(version) if version else None
-        met = self.met(tag) or (not version and self.match is not None and _NOTHING in self.match)
-        if not met or not self.absent(tag):
+        tag, exists = etag(version) if version else None, version > 0
+        met = self.met(tag, exists=exists) or (not exists and self.match is not None and _NOTHING in self.match)
+        if not met or not self.absent(tag, exists=exists):
             raise VersionMismatch(f"{name} is at version {version}", version=version)
 
 

@@ -21,7 +21,7 @@ _NO_ANSWER = re.compile(
     "does not answer"
 )
 
-log = logging.getLogger("hiveio.backends")
+logger = logging.getLogger("hiveio.backends")
 _known: dict[str, "Outage"] = {}
 _lock = threading.Lock()
 
@@ -50,9 +50,9 @@ class Outage:
                 return
             if self._told_away:
                 text = "%s is still away, after %.0f s (%d more complaints): %s"
-                log.warning(text, self.backend, now - self.since, self.count, reason)
+                logger.warning(text, self.backend, now - self.since, self.count, reason)
             else:
-                log.warning("%s is away: %s", self.backend, reason)
+                logger.warning("%s is away: %s", self.backend, reason)
             self._told_at, self._told_away, self.count = now, True, 0
 
     def is_felt(self) -> bool:
@@ -67,7 +67,7 @@ class Outage:
             if self.since is not None and self._told_away:
                 self._told_at = self._clock()
                 text = "%s is back, after %.1f s (%d more complaints)"
-                log.info(text, self.backend, self._told_at - self.since, self.count)
+                logger.info(text, self.backend, self._told_at - self.since, self.count)
             self.since = None
 
 
@@ -82,7 +82,7 @@ def forget(backend: str, reason: str) -> None:
     with _lock:
         outage = _known.pop(backend, None)
     if outage is not None and outage.since is not None:
-        log.info("%s is asked no more: %s", backend, reason)
+        logger.info("%s is asked no more: %s", backend, reason)
 
 
 def worth_a_line(record: logging.LogRecord) -> bool:

@@ -29,9 +29,9 @@ class Peers:
 
     def leave(self, place: int) -> None:
         """In the master: this worker has ended."""
-        self.tell(place, Health.NOT_READY)
+        self.report(place, Health.NOT_READY)
 
-    def tell(self, place: int, health: Health) -> None:
+    def report(self, place: int, health: Health) -> None:
         self._healths[place] = health
 
     def others(self, place: int) -> list[Health]:

@@ -19,9 +19,10 @@ from hiveio.fault import log_fault
 from hiveio.peers import Health, Peers
 from hiveio.types import App, Observer
 
+START_TIMEOUT_S = 300.0  # that the start of one actor may take; then the process ends
 READY_TIMEOUT = 1.5  # seconds that one answer to "are you ready?" may take
 
-log = logging.getLogger("hiveio")
+logger = logging.getLogger("hiveio")
 
 
 class Component(Protocol):
@@ -151,7 +152,7 @@ class Service:
             except BaseException as error:
                 if is_cancelled(error):
                     raise
-                log.exception("%s did not stop cleanly", name)
+                logger.exception("%s did not stop cleanly", name)
             self._running.pop()
 
     @property
@@ -204,15 +205,20 @@ async def settled(result: Any) -> Any:
 
 async def _start(contract: Contract) -> None:
     """Raises Stop."""
+    name = f"{contract.kind.__name__}.start"
+    bound = asyncio.timeout(START_TIMEOUT_S)
     try:
-        await settled(contract.actor.start())
+        async with bound:
+            await settled(contract.actor.start())
     except (HiveError, asyncio.CancelledError) as error:
         if isinstance(error, HiveError) or is_cancelled(error):
             raise
-        raise StartRaises(f"{contract.kind.__name__}.start awaited what was cancelled") from None
+        raise StartRaises(f"{name} awaited what was cancelled") from None
     except BaseException as error:
-        log_fault(log, error, contract, what=f"{contract.kind.__name__}.start")
-        raise StartRaises(f"{contract.kind.__name__}.start raised {type(error).__name__}: {text_of(error)}") from None
+        log_fault(logger, error, contract, what=name)
+        if bound.expired():
+            raise StartRaises(f"{name} did not return within {START_TIMEOUT_S:g} s") from None
+        raise StartRaises(f"{name} raised {type(error).__name__}: {text_of(error)}") from None
 
 
 async def _asked(ready: Callable[[], Any]) -> Any:

@@ -1,10 +1,17 @@
 """Types that several parts of the runtime pass to each other."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-App = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
+# What ASGI calls an application with: https://asgi.readthedocs.io/en/latest/specs/www.html
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Fields = list[tuple[bytes, bytes]]  # headers
+
 Stored = asyncio.Future[tuple[int, int]]  # partition and offset of a record on its way to Kafka
 # (topic, key, headers, its future) → the headers to send
 Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]

@@ -12,7 +12,7 @@ from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
 from hiveio import logs
 from hiveio.config import Settings
-from hiveio.server.http1 import Connection
+from hiveio.server.http1 import Http1Connection
 from hiveio.server.process import Application, Master
 from hiveio.server.worker import BACKLOG, Worker, _settle_memory
 
@@ -34,7 +34,7 @@ class BareWorker(Worker):
         beat = asyncio.create_task(self._beat())
         for listener in self.sockets:
             self.servers.append(
-                await self.loop.create_server(lambda: Connection(self), sock=listener.sock, backlog=BACKLOG)
+                await self.loop.create_server(lambda: Http1Connection(self), sock=listener.sock, backlog=BACKLOG)
             )
         _settle_memory()
         await self._end.wait()

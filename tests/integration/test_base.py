@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ class Account(Actor):
                 logging.getLogger("bank").info("slow begins")
                 await asyncio.sleep(seconds)
                 return None
+            case Balance(id="stubborn"):
+                while True:
+                    try:
+                        await asyncio.sleep(5)
+                    except asyncio.CancelledError:
+                        pass
             case Balance(id=id):
                 return {"id": id}
 
@@ -323,9 +330,25 @@ def test_an_idle_service_stops_at_once_without_a_warning() -> None:
 
 
 def test_a_slow_actor_is_504() -> None:
-    with Role("base", {"REQUEST_TIMEOUT": "300"}, actor=ACTOR) as role:
+    environ = {"REQUEST_TIMEOUT": "300", "HTTP_VERSION": "2", "DRAIN_TIMEOUT": "2000"}
+    with Role("base", environ, actor=ACTOR) as role, ThreadPoolExecutor() as pool:
+
+        def query(http2: bool) -> httpx.Response:
+            with httpx.Client(http1=not http2, http2=http2, timeout=10) as client:
+                return client.get(f"{role.url}/accounts/stubborn")
+
+        stubborn = [pool.submit(query, http2) for http2 in (False, True)]
         assert _slow(role.url, 5).status_code == 504
         assert works(role)
+        # An actor that catches every cancellation goes on; its client is answered all the same.
+        for answer in [future.result() for future in stubborn]:
+            assert (answer.status_code, answer.json()["title"]) == (504, "Outcome Unknown")
+        assert answer.http_version == "HTTP/2"
+        assert len([line for line in role.complaints() if "caught its cancellation" in line["message"]]) == 2
+        assert works(role)
+        began = time.monotonic()
+        assert role.stop() == 0
+        assert time.monotonic() - began < 4
 
 
 def test_a_worker_that_dies_is_replaced_and_the_counts_stay() -> None:

@@ -1,12 +1,15 @@
 """The order in which a service starts and stops, and what it says before."""
 
+import asyncio
+
 import pytest
 
 from hiveio import Actor, Command, Event, Query
+from hiveio import service as service_module
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import BadAnnotation
+from hiveio.errors import BadAnnotation, StartRaises
 from hiveio.http.routes import check_reached, messages
 from hiveio.peers import Health, Peers
 from hiveio.service import Service
@@ -56,6 +59,18 @@ async def test_an_actor_is_open_while_messages_come() -> None:
     assert LIFE == ["actor opens", "messages come", "no message any more", "actor closes"]
 
 
+async def test_a_start_that_does_not_return_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting(Actor):
+        async def start(self) -> None:
+            await asyncio.Event().wait()
+
+        def perform(self, event: Heard) -> None: ...
+
+    monkeypatch.setattr(service_module, "START_TIMEOUT_S", 0.05)
+    with pytest.raises(StartRaises, match=r"^Waiting\.start did not return within 0\.05 s$"):
+        await Service(Settings(), contracts([Waiting])).start()
+
+
 async def test_each_worker_answers_for_all_of_them() -> None:
     peers = Peers(2)
     service = Service(Settings(), contracts([Listener]))
@@ -65,9 +80,9 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     assert service.place != other
     assert await service.health() is Health.READY
     assert (await service.readiness())["workers"] == "1 of the other 1 not ready; the log says why"
-    peers.tell(other, Health.READY)
+    peers.report(other, Health.READY)
     assert await service.readiness() == {"Listener": None, "workers": None}
-    peers.tell(other, Health.STUCK)
+    peers.report(other, Health.STUCK)
     assert service.dead() == ["another worker"]
     peers.leave(other)
     assert not service.dead()

@@ -6,15 +6,15 @@ chunks stopped the loop for seconds.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-MOST_DISCARDED = 16 << 20  # bytes of a body that nobody takes, read on so that the client sees its answer
+from hiveio.types import Receive
+
+MAX_DISCARDED = 16 << 20  # bytes of a body that nobody takes, read on so that the client sees its answer
 DISCARD_S = 2  # for them
-MOST_LINE = 4_096  # bytes of the line with a chunk's size, or of a trailer
-MOST_EXTENSIONS = 16_384  # bytes in all chunk extensions of a body
-MOST_TRAILERS = 100
-MOST_AHEAD = 65_536  # bytes of the next requests that are kept while one runs
+MAX_LINE = 4_096  # bytes of the line with a chunk's size, or of a trailer
+MAX_EXTENSIONS = 16_384  # bytes in all chunk extensions of a body
+MAX_TRAILERS = 100
+MAX_PIPELINED = 65_536  # bytes of the next requests that are kept while one runs
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
@@ -63,7 +63,7 @@ class Chunks:
                 self._left -= len(part)
                 self._ended = not self._left
                 continue
-            end = data.find(b"\n", at, at + MOST_LINE)
+            end = data.find(b"\n", at, at + MAX_LINE)
             if end < 0:
                 self._data = self._half_line(data[at:])
                 break
@@ -74,8 +74,8 @@ class Chunks:
         return b"".join(parts)
 
     def _half_line(self, line: bytes) -> bytes:
-        if len(line) >= MOST_LINE:
-            raise NotHttp(431 if self._last else 400, f"a line between chunks has more than {MOST_LINE} bytes")
+        if len(line) >= MAX_LINE:
+            raise NotHttp(431 if self._last else 400, f"a line between chunks has more than {MAX_LINE} bytes")
         if self._ended and line not in (b"", b"\r"):
             raise NotHttp(400, "a chunk is longer than its size says")
         return line
@@ -95,8 +95,8 @@ class Chunks:
             self._left = int(match[1], 16)
             self._last = not self._left
             self._extensions += len(match[2] or b"")
-            if self._extensions > MOST_EXTENSIONS:
-                raise NotHttp(400, f"the chunk extensions of a body have more than {MOST_EXTENSIONS} bytes")
+            if self._extensions > MAX_EXTENSIONS:
+                raise NotHttp(400, f"the chunk extensions of a body have more than {MAX_EXTENSIONS} bytes")
         else:
             raise NotHttp(400, "the size of a chunk must be 1 to 16 hexadecimal digits")
 
@@ -106,8 +106,8 @@ class Chunks:
             self.complete = True
             return
         self._trailers += 1
-        if self._trailers > MOST_TRAILERS:
-            raise NotHttp(431, f"more than {MOST_TRAILERS} trailers")
+        if self._trailers > MAX_TRAILERS:
+            raise NotHttp(431, f"more than {MAX_TRAILERS} trailers")
         match = _TRAILER.fullmatch(line)
         if not match:
             raise NotHttp(400, "a trailer must be a header field (name: value)")
@@ -115,16 +115,16 @@ class Chunks:
             raise NotHttp(400, f"{match[1].decode()} may not stand in a trailer")
 
     def _keep(self, data: bytes) -> None:
-        self.truncated |= len(self.rest) + len(data) > MOST_AHEAD
-        self.rest = (self.rest + data)[:MOST_AHEAD]
+        self.truncated |= len(self.rest) + len(data) > MAX_PIPELINED
+        self.rest = (self.rest + data)[:MAX_PIPELINED]
 
 
-async def discard(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+async def discard(receive: Receive) -> None:
     """Read on what a client sends still: closing on it would take the answer from its hands."""
     size = 0
     try:
         async with asyncio.timeout(DISCARD_S):
-            while size < MOST_DISCARDED:
+            while size < MAX_DISCARDED:
                 message = await receive()
                 size += len(message.get("body", b""))
                 if message["type"] == "http.disconnect" or not message.get("more_body"):

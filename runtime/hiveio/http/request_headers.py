@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from hiveio.errors import ExpectationFailed, Refused, UnsupportedMediaType
 
-MOST_HOST = 300  # bytes of a Host
-MOST_HOSTS = 1_000  # values of Host that are known to be well; others are looked at each time
+MAX_HOST_BYTES = 300  # bytes of a Host
+MAX_KNOWN_HOSTS = 1_000  # values of Host that are known to be well; others are looked at each time
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
@@ -33,7 +33,7 @@ class HeadCheck:
     """What the head of every request has to say, wherever it goes."""
 
     def __init__(self) -> None:
-        self.hosts: set[bytes | None] = set()  # values of Host that were well; beyond ``MOST_HOSTS`` none is kept
+        self.hosts: set[bytes | None] = set()  # values of Host that were well; beyond ``MAX_KNOWN_HOSTS`` none is kept
 
     def check(self, headers: Mapping[bytes, bytes], every: Iterable[tuple[bytes, bytes]], older: bool) -> None:
         """``every`` are the headers, of which ``headers`` has the last of each name. ``older`` is HTTP/1.0, which has
@@ -41,9 +41,9 @@ class HeadCheck:
         host = headers.get(b"host")
         if host is None and not older:
             raise Refused("the request has no Host")
-        if host is not None and not (len(host) <= MOST_HOST and _HOST.fullmatch(host)):
+        if host is not None and not (len(host) <= MAX_HOST_BYTES and _HOST.fullmatch(host)):
             raise Refused("the Host header must be a name or an address, with a port or without")
-        if host is not None and len(self.hosts) < MOST_HOSTS:
+        if host is not None and len(self.hosts) < MAX_KNOWN_HOSTS:
             self.hosts.add(host)
         if b"expect" not in headers or older:
             return

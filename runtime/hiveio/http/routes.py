@@ -16,6 +16,7 @@ from msgspec import Raw
 from hiveio.actor import Contract, Query, query_decoder
 from hiveio.envelope import ID_LIMIT, Handler
 from hiveio.errors import BadAnnotation, Invalid, PathReserved, PathTaken, Refused
+from hiveio.http.intake import Intake
 from hiveio.service import Service
 
 # (body, id, other path parameters, query string) → (message, the client's meta). Raises Refused.
@@ -23,9 +24,9 @@ Decode = Callable[[bytes, str, Mapping[str, str], bytes], tuple[Any, Raw | None]
 
 RESERVED = ("/livez", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json")
 RESERVED_BELOW = "/transactions"
-MOST_PARAMETERS = 1_000  # in a query string
+MAX_PARAMETERS = 1_000  # in a query string
 
-log = logging.getLogger("hiveio")
+logger = logging.getLogger("hiveio")
 
 _SEGMENT = re.compile(r"\{([a-zA-Z_]\w*)\}|[^{}/?#]+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
@@ -70,7 +71,7 @@ class Route:
     answer: Mapping[str, Any] | None = None
     about: About = NOTHING_MORE
     summary: str = ""
-    intake: Any = None  # hiveio.producer.batch.Intake: the other forms of a message that the route takes
+    intake: Intake | None = None  # the other forms of a message that the route takes
     ours: bool = False
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters
@@ -102,7 +103,7 @@ def messages(
     contract: Contract,
     handler: Handler,
     success: int = 200,
-    intake: Any = None,
+    intake: Intake | None = None,
     about: About = KEYED,
     gives: Any = None,
 ) -> list[Route]:
@@ -170,7 +171,7 @@ def check_reached(service: Service, routes: Iterable[Route]) -> None:
         if idle and len(idle) == len(taken):
             raise BadAnnotation(f"{text}: take the image of another role, or other messages")
         if idle:
-            log.warning("%s", text)
+            logger.warning("%s", text)
 
 
 def _path(contract: Contract, path: str, taken: Iterable[str]) -> str:
@@ -211,11 +212,11 @@ def query_parameters(query: bytes) -> dict[str, list[str]]:
     if _BAD_ESCAPE.search(query):
         raise Refused("the query string has a % that is no escape")
     try:
-        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_PARAMETERS)
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
     except UnicodeDecodeError:
         raise Refused("the query string is not UTF-8") from None
     except ValueError:
-        raise Refused(f"the query string has more than {MOST_PARAMETERS} parameters") from None
+        raise Refused(f"the query string has more than {MAX_PARAMETERS} parameters") from None
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)

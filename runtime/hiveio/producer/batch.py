@@ -3,43 +3,43 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.fault import log_fault
 from hiveio.http.body import discard
-from hiveio.http.edge import Gone
+from hiveio.http.intake import ClientDisconnected, Form
 from hiveio.http.problem import encode_problem
 from hiveio.http.request_headers import check_media_type
+from hiveio.http.response import JSON, Response
 from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim
 from hiveio.producer.publishing import Publishing, Submission
 from hiveio.producer.split import Item, Items, Lines, Splitter
 from hiveio.service import Service
+from hiveio.types import Message, Receive
 
-MOST_RECORDS = 100_000  # in a batch: their answers are held until it has come in
+MAX_RECORDS = 100_000  # in a batch: their answers are held until it has come in
 CHUNK = 250  # records that are taken before others get their turn
 WINDOW = 4  # chunks of a batch that are on their way to Kafka
-LONGEST = 10  # times REQUEST_TIMEOUT: a batch that takes longer is cut
+MAX_TIMEOUTS = 10  # a batch that takes longer than so many times REQUEST_TIMEOUT is cut
 
 NDJSON = b"application/x-ndjson"
 _FAULT = encode_problem(Problem())
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-log = logging.getLogger("hiveio.http")
+logger = logging.getLogger("hiveio.http")
 
 
-class Form(NamedTuple):
-    """``split`` is None for a single message; ``action`` makes the envelope of a record that has another form."""
+class Layout(NamedTuple):
+    """How a batch is written: what finds its records, what makes envelopes of them, the media type of the response."""
 
-    split: type[Splitter] | None = None
-    action: Callable[[bytes, Mapping[bytes, bytes]], bytes] | None = None
-    media_type: bytes = b"application/json"  # of the answer
+    splitter: type[Splitter]
+    envelope: Callable[[bytes, Mapping[bytes, bytes]], bytes] | None = None
+    media_type: bytes = JSON
 
 
 class Intake:
@@ -60,13 +60,16 @@ class Intake:
         self._timeout_s = settings.request_timeout_ms / 1000
         self._done = b'{"status":%d' % (202 if settings.producer_ack == "queued" else 200)
         structured = partial(cloudevents.from_structured, names=codec.types.keys())
-        self._binary = Form(action=partial(cloudevents.from_binary, names=codec.types.keys()))
-        self._array = Form(Items)
+        self._binary = Form(partial(cloudevents.from_binary, names=codec.types.keys()))
+        self._array = self._batch(Layout(Items))
         self._forms = {
-            NDJSON: Form(Lines, media_type=NDJSON),
-            b"application/cloudevents+json": Form(action=structured),
-            b"application/cloudevents-batch+json": Form(Items, structured),
+            NDJSON: self._batch(Layout(Lines, media_type=NDJSON)),
+            b"application/cloudevents+json": Form(structured),
+            b"application/cloudevents-batch+json": self._batch(Layout(Items, structured)),
         }
+
+    def _batch(self, layout: Layout) -> Form:
+        return Form(take_batch=partial(self._take, layout))
 
     def form(self, headers: Mapping[bytes, bytes], start: bytes) -> Form | None:
         """The form of a body that starts like this; None for one JSON envelope. Raises UnsupportedMediaType."""
@@ -80,68 +83,63 @@ class Intake:
             return self._binary
         return self._array if form is None and start.lstrip()[:1] == b"[" else form
 
-    async def take(
+    async def _take(
         self,
-        form: Form,
-        message: MutableMapping[str, Any],
+        layout: Layout,
+        first: Message,
         receive: Receive,
         headers: Mapping[bytes, bytes],
         common: Envelope,
-        touch: Callable[[], None],
-    ) -> tuple[int, bytes]:
-        """Status and body of the answer to a batch of which ``message`` is the first part.
-
-        ``common`` has what all records have in common; ``touch`` is called while there is progress. Raises TooLarge
-        before anything is taken where Content-Length says so, and Gone.
-        """
+        progressed: Callable[[], None],
+    ) -> Response:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._batch_limit:
             raise self._too_large()
         answers: list[bytes] = []
         waiting: deque[list[Submission | bytes]] = deque()
-        taken, gone = 0, False
+        taken, disconnected = 0, False
         try:
-            async for items in self._items(form, message, receive, touch):
-                waiting.append(await self._submit(items, form, headers, common, taken))
+            async for items in self._items(layout, first, receive, progressed):
+                waiting.append(await self._submit(items, layout, headers, common, taken))
                 taken += len(items)
                 if len(waiting) >= WINDOW:
-                    first = waiting.popleft()
-                    answers += await self._answers(first, touch)
-                    if isinstance(first[-1], Submission):
-                        await self._publishing.pace(first[-1])
+                    oldest = waiting.popleft()
+                    answers += await self._answers(oldest, progressed)
+                    if isinstance(oldest[-1], Submission):
+                        await self._publishing.pace(oldest[-1])
                 await asyncio.sleep(0)
         except Problem as problem:
             problem.members["rest"] = True
             waiting.append([encode_problem(problem)])
-        except Gone:
-            gone = True
+        except ClientDisconnected:
+            disconnected = True
         for chunk in waiting:
-            answers += await self._answers(chunk, touch)
-        if gone:  # what it sent is carried out, and its keys are settled
-            raise Gone
-        body = b"\n".join([*answers, b""]) if form.media_type == NDJSON else b"[%b]" % b",".join(answers)
-        return 200 if all(answer.startswith(self._done) for answer in answers) else 207, body
+            answers += await self._answers(chunk, progressed)
+        if disconnected:  # what it sent is carried out, and its keys are settled
+            raise ClientDisconnected
+        body = b"\n".join([*answers, b""]) if layout.media_type == NDJSON else b"[%b]" % b",".join(answers)
+        status = 200 if all(answer.startswith(self._done) for answer in answers) else 207
+        return Response(status, [(b"content-type", layout.media_type)], body)
 
     async def _items(
-        self, form: Form, message: MutableMapping[str, Any], receive: Receive, touch: Callable[[], None]
+        self, layout: Layout, message: Message, receive: Receive, progressed: Callable[[], None]
     ) -> AsyncIterator[list[Item]]:
         """The records of the body, as they come, at most CHUNK at once. Raises a Problem where the rest is not read."""
-        assert form.split is not None
-        splitter = form.split(self._limit)
-        until = monotonic() + LONGEST * self._timeout_s
+        splitter = layout.splitter(self._limit)
+        until = monotonic() + MAX_TIMEOUTS * self._timeout_s
         size = count = 0
         chunk: list[Item] = []
         more = True
         try:
             while more:
                 if message["type"] == "http.disconnect":
-                    raise Gone
+                    raise ClientDisconnected
                 part, more = message.get("body", b""), message.get("more_body", False)
                 if (size := size + len(part)) > self._batch_limit:
                     raise self._too_large()
                 for item in _split(splitter, part, last=not more):
-                    if (count := count + 1) > MOST_RECORDS:
-                        raise TooLarge(f"the batch has more than {MOST_RECORDS} records")
+                    if (count := count + 1) > MAX_RECORDS:
+                        raise TooLarge(f"the batch has more than {MAX_RECORDS} records")
                     chunk.append(item)
                     if len(chunk) == CHUNK:
                         yield chunk
@@ -154,8 +152,8 @@ class Intake:
                 if self._service.draining:
                     raise Unavailable("this instance is shutting down")
                 if monotonic() > until:
-                    raise RequestTimeout(f"the batch took longer than {LONGEST} times REQUEST_TIMEOUT")
-                touch()
+                    raise RequestTimeout(f"the batch took longer than {MAX_TIMEOUTS} times REQUEST_TIMEOUT")
+                progressed()
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
         except TimeoutError:  # the chunk is empty: it is given on before more is awaited
@@ -168,10 +166,10 @@ class Intake:
             raise
 
     async def _submit(
-        self, items: list[Item], form: Form, headers: Mapping[bytes, bytes], common: Envelope, taken: int
+        self, items: list[Item], layout: Layout, headers: Mapping[bytes, bytes], common: Envelope, taken: int
     ) -> list[Submission | bytes]:
         """On their way, in their order; or the problem document."""
-        envelopes = [self._envelope(item, form, headers, common, index) for index, item in enumerate(items, taken)]
+        envelopes = [self._envelope(item, layout, headers, common, index) for index, item in enumerate(items, taken)]
         claims: list[Claim | Outcome | BaseException | None] = [None] * len(items)
         if common.key is not None:
             claims = await asyncio.gather(*(self._claim(each) for each in envelopes), return_exceptions=True)
@@ -188,17 +186,17 @@ class Intake:
             except Exception as error:
                 place = taken + len(submitted)
                 of = None if isinstance(envelope, Problem) else envelope
-                log_fault(log, error, self._publishing.contract, of, record=place)
+                log_fault(logger, error, self._publishing.contract, of, record=place)
                 submitted.append(_FAULT)
         return submitted
 
     def _envelope(
-        self, item: Item, form: Form, headers: Mapping[bytes, bytes], common: Envelope, index: int
+        self, item: Item, layout: Layout, headers: Mapping[bytes, bytes], common: Envelope, index: int
     ) -> Envelope | Problem:
         try:
             if isinstance(item, Problem):
                 return item
-            body = item if form.action is None else form.action(item, headers)
+            body = item if layout.envelope is None else layout.envelope(item, headers)
             message, meta = self._codec.decode(body)
         except Problem as problem:
             return problem
@@ -208,8 +206,8 @@ class Intake:
     async def _claim(self, envelope: Envelope | Problem) -> Claim | Outcome | None:
         return None if isinstance(envelope, Problem) else await self._publishing.claim(envelope)
 
-    async def _answers(self, chunk: list[Submission | bytes], touch: Callable[[], None]) -> list[bytes]:
-        touch()
+    async def _answers(self, chunk: list[Submission | bytes], progressed: Callable[[], None]) -> list[bytes]:
+        progressed()
         if any(isinstance(each, Submission) and each.claim is not None for each in chunk):
             return await asyncio.gather(*(self._answer(each) for each in chunk))  # each tells Redis
         return [await self._answer(each) for each in chunk]

@@ -17,12 +17,12 @@ from gunicorn.asgi.protocol import (  # type: ignore[import-untyped]
     _get_cached_date_header,
 )
 
-from hiveio.http.body import MOST_AHEAD, MOST_DISCARDED, Chunks, NotHttp, discard
+from hiveio.http.body import MAX_DISCARDED, MAX_PIPELINED, Chunks, NotHttp, discard
 from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
 
-MOST_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
-MOST_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it
+MAX_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
+MAX_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it
 
 # Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
 FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
@@ -99,19 +99,19 @@ class _Body:
     request that arrives byte by byte then had no bound.
     """
 
-    __slots__ = ("_complete", "_connection", "_gone", "_parts", "_told", "_waiter")
+    __slots__ = ("_complete", "_connection", "_end_delivered", "_gone", "_parts", "_waiter")
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: "Http1Connection") -> None:
         self._connection = connection
         self._parts: deque[bytes] = deque()
         self._complete = False  # it is here in full
-        self._told = False  # and the application knows
+        self._end_delivered = False  # and the application has been given its end
         self._gone = False  # the client is
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def full(self) -> bool:
-        return len(self._parts) >= MOST_PARTS
+        return len(self._parts) >= MAX_PARTS
 
     def feed(self, part: bytes) -> None:
         if part:
@@ -131,19 +131,19 @@ class _Body:
             self._waiter.set_result(None)
 
     async def receive(self) -> MutableMapping[str, Any]:
-        while not (self._parts or self._gone or (self._complete and not self._told)):
+        while not (self._parts or self._gone or (self._complete and not self._end_delivered)):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._gone:
             return {"type": "http.disconnect"}
         part = self._parts.popleft() if self._parts else b""
-        if len(self._parts) < MOST_PARTS // 2:
+        if len(self._parts) < MAX_PARTS // 2:
             self._connection.read_on()
-        self._told = self._complete and not self._parts
-        return {"type": "http.request", "body": part, "more_body": not self._told}
+        self._end_delivered = self._complete and not self._parts
+        return {"type": "http.request", "body": part, "more_body": not self._end_delivered}
 
 
-class Connection(ASGIProtocol):  # type: ignore[misc]
+class Http1Connection(ASGIProtocol):  # type: ignore[misc]
     """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
 
     # Beyond 30 attributes an object's dict loses the fast way to all of them, a tenth of a request; gunicorn has 29.
@@ -216,10 +216,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         try:
-            if len(data) > MOST_AHEAD:
+            if len(data) > MAX_PIPELINED:
                 # In parts that the parser keeps in full, should it find that they are the beginning of chunks.
-                for at in range(0, len(data), MOST_AHEAD):
-                    self._feed(data[at : at + MOST_AHEAD])
+                for at in range(0, len(data), MAX_PIPELINED):
+                    self._feed(data[at : at + MAX_PIPELINED])
             else:
                 self._feed(data)
         except ValueError as error:  # the base of NotHttp and of all of the parser's errors, two families of them
@@ -229,7 +229,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
 
     def _feed(self, data: bytes) -> None:
         if self._chunks is None:
-            if self._current_request is None and len(self._head) < MOST_LINE:
+            if self._current_request is None and len(self._head) < MAX_LINE:
                 self._head += data
             self._callback_parser.feed(data)
             if self._chunks is None:
@@ -306,7 +306,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
                     chunked = not request.older
                     keep = keep and chunked  # to an older client the end of the connection says the end of the body
                 if keep and not receiver._complete:  # what nobody takes is read on, if it may be expected to come
-                    keep = request.content_length <= MOST_DISCARDED and (informed or not request.expects)
+                    keep = request.content_length <= MAX_DISCARDED and (informed or not request.expects)
                 parts = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
                 for name, value in headers:
                     parts += (name, b": ", value, b"\r\n")

@@ -24,13 +24,13 @@ from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
 from hiveio.server.http2_state import Fields, State, is_trailer, length, split
 
-MOST_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
-MOST_NUISANCES = 1_000  # frames a second that bring nothing, or take it back; then the client is told to calm down
+MAX_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
+MAX_ABUSE = 1_000  # frames a second that bring nothing, or take it back; then the client is told to calm down
 WINDOW = 1 << 20  # bytes of bodies on their way to us in one connection; 64 KiB of them in each stream
 SLICE = 16_384  # bytes that are parsed before a flood can be noticed
 SEND_S = 30  # for a client that opens no window for its answer
 
-_NUISANCES = (
+_ABUSIVE = (
     events.PingReceived,
     events.PriorityUpdated,
     events.RemoteSettingsChanged,
@@ -39,7 +39,7 @@ _NUISANCES = (
 )
 _LAST = 2**31 - 1
 
-log = logging.getLogger("hiveio.http")
+logger = logging.getLogger("hiveio.http")
 
 
 class Host(Protocol):
@@ -53,7 +53,7 @@ class Host(Protocol):
         """Note it in ``connections``, and say whether there is room for it."""
 
 
-class Connection(asyncio.Protocol):
+class Http2Connection(asyncio.Protocol):
     """One client, or a proxy with the requests of many."""
 
     transport: asyncio.Transport
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self.streams: dict[int, Stream] = {}
         self.state = State(H2Configuration(client_side=False, header_encoding=None, normalize_outbound_headers=False))
         self.state.config.validate_outbound_headers = False  # they are ours
-        self._nuisances = 0
+        self._abuse = 0
         self._second = 0
 
     @property
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self.scheme = "https" if transport.get_extra_info("ssl_object") else "http"
         self.client = host_and_port(transport.get_extra_info("peername"))
         self.server = host_and_port(transport.get_extra_info("sockname"))
-        self.state.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS})
+        self.state.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
         self.state.initiate_connection()
         self.state.increment_flow_control_window(WINDOW)
         self.flush()
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
             for start in range(0, len(data), SLICE):
                 for event in self.state.receive_data(data[start : start + SLICE]):
                     self._take(event)
-                if self._nuisances > MOST_NUISANCES:
+                if self._abuse > MAX_ABUSE:
                     return self.close(ErrorCodes.ENHANCE_YOUR_CALM)
         except ProtocolError:
             # h2 has put the reason in a GOAWAY.
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
             else:
                 self.state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if not event.data:
-                self._nuisance(1)
+                self._count_abuse(1)
         elif isinstance(event, events.StreamEnded):
             if (stream := self.streams.get(event.stream_id)) and not stream.end():
                 self._break_off(event.stream_id)
@@ -158,14 +158,14 @@ class Connection(asyncio.Protocol):
                 stream.wake()
         elif isinstance(event, events.StreamReset) and (stream := self.streams.get(event.stream_id)):
             stream.leave()
-        if isinstance(event, _NUISANCES):
-            self._nuisance(2 if isinstance(event, events.StreamReset) else 1)
+        if isinstance(event, _ABUSIVE):
+            self._count_abuse(2 if isinstance(event, events.StreamReset) else 1)
 
     def _begin(self, event: events.RequestReceived) -> None:
         self.progress += 1
-        self._nuisance(-1)  # for the priority that it may bring
+        self._count_abuse(-1)  # for the priority that it may bring
         declared = length(event.headers)
-        if len(self.streams) >= MOST_STREAMS:
+        if len(self.streams) >= MAX_STREAMS:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
         elif declared and event.stream_ended:
             self._break_off(event.stream_id)
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
     def _break_off(self, number: int) -> None:
         """A message that is malformed: nobody should act on it."""
         self._reset(number, ErrorCodes.PROTOCOL_ERROR)
-        self._nuisance(2)
+        self._count_abuse(2)
         if stream := self.streams.get(number):
             stream.leave()
 
@@ -204,17 +204,17 @@ class Connection(asyncio.Protocol):
             "server": self.server,
         }
 
-    def _nuisance(self, weight: int) -> None:
+    def _count_abuse(self, weight: int) -> None:
         second = int(self.worker.loop.time())
         if second != self._second:
-            self._second, self._nuisances = second, 0
-        self._nuisances += weight
+            self._second, self._abuse = second, 0
+        self._abuse += weight
 
 
 class Stream:
     """One request and its answer."""
 
-    def __init__(self, connection: Connection, number: int, declared: int | None) -> None:
+    def __init__(self, connection: Http2Connection, number: int, declared: int | None) -> None:
         self.connection = connection
         self.number = number
         self._to_come = declared  # bytes of the body, where its length was said
@@ -223,7 +223,7 @@ class Stream:
         self._body: list[bytes] = []
         self._unread = 0  # bytes of the window that the client does not have back
         self._ended = False  # the request is here in full
-        self._told = False  # and the application knows
+        self._end_delivered = False  # and the application has been given its end
         self._answered = False
         self._gone = False  # the client does not wait any more
         self._head: list[tuple[bytes, bytes]] | None = None
@@ -267,7 +267,7 @@ class Stream:
             if self._answered and not self._ended:
                 await discard(self._receive)
         except Exception:
-            log.exception("a stream failed")
+            logger.exception("a stream failed")
         finally:
             del connection.streams[self.number]
             if not connection.transport.is_closing():
@@ -285,13 +285,13 @@ class Stream:
         await self._send({"type": "http.response.body", "body": body if shown else b""})
 
     async def _receive(self) -> MutableMapping[str, Any]:
-        while not (self._body or self._gone or (self._ended and not self._told)):
+        while not (self._body or self._gone or (self._ended and not self._end_delivered)):
             await self._change()
         if self._gone:
             return {"type": "http.disconnect"}
         data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
-        self._told = self._ended
+        self._end_delivered = self._ended
         if self._unread and not self._ended:
             self._give_back()
             self.connection.flush()

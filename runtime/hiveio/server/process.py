@@ -29,7 +29,7 @@ from hiveio.peers import Peers
 from hiveio.server.address import listening
 from hiveio.server.http1 import FAST_PARSER
 from hiveio.server.tls import certificate
-from hiveio.server.worker import KEEPALIVE_S, Worker, told
+from hiveio.server.worker import KEEPALIVE_S, Worker, exit_report
 from hiveio.service import Service
 
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
@@ -37,7 +37,7 @@ REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers
 
 Build = Callable[[Service], list[Route]]
 
-log = logging.getLogger("hiveio")
+logger = logging.getLogger("hiveio")
 
 
 def serve(build: Build) -> NoReturn:
@@ -144,7 +144,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def report(self, error: BaseException) -> None:
         """In a worker: tell the master why the process has to end."""
-        code, line = told(error)
+        code, line = exit_report(error)
         record = msgspec.json.encode((code, line.encode("utf-8", "replace")[:REPORT_LIMIT].decode("utf-8", "ignore")))
         os.write(self._reporter, record + b"\n")
 
@@ -198,14 +198,14 @@ class Master(Arbiter):  # type: ignore[misc]
             self.stop()
         except HaltServer:  # a worker failed while the others were drained
             self.stop()
-        log.info("stopped")
+        logger.info("stopped")
         sys.exit(exit_status or self._code)
 
 
 def _ready(master: Master) -> None:
     address, port = master.app.address[:2]
     workers = master.app.settings.cluster_size
-    log.info("listening", extra={"address": address, "port": port, "workers": workers})
+    logger.info("listening", extra={"address": address, "port": port, "workers": workers})
     gc.freeze()  # before the fork: pages that the collector never touches stay shared
 
 

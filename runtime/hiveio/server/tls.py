@@ -12,7 +12,7 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 HANDSHAKE_S = 10  # a client that takes longer for its handshake is cut off
 GOODBYE_S = 2  # for its close_notify
 
-log = logging.getLogger("hiveio")
+logger = logging.getLogger("hiveio")
 
 
 class Certificate:
@@ -42,11 +42,11 @@ class Certificate:
             self._seen = found
             self._newest = self._load()
             self._complaint = ""
-            log.info("certificate renewed")
+            logger.info("certificate renewed")
         except ConfigError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                log.warning("the renewed certificate cannot be used", extra={"reason": self._complaint})
+                logger.warning("the renewed certificate cannot be used", extra={"reason": self._complaint})
 
     def _signature(self) -> tuple[tuple[int, int, int], ...]:
         """Changes when a file is written, or a link turned to another, as Kubernetes does. Raises ConfigError."""

@@ -23,9 +23,9 @@ from hiveio.fault import about_message, is_ours
 from hiveio.logs import request_id
 
 BEAT_S = 0.2  # between two beats, and two looks at them
-BLOCKED_S = 1.0  # without a beat, from which on it is told; then again at twice the time, and at the end
+BLOCKED_S = 1.0  # without a beat, from which on the log says so; then again at twice the time, and at the end
 
-log = logging.getLogger("hiveio.watchdog")
+logger = logging.getLogger("hiveio.watchdog")
 _blocked = metrics.Counter("hiveio_loop_blocked_seconds_total", "Time for which an actor blocked the event loop")
 
 
@@ -70,18 +70,18 @@ class Watchdog:
     # -- the thread
 
     def _watch(self) -> None:
-        seen, since, looks, again_s = self._beats, time.monotonic(), 0, BLOCKED_S
+        seen, seen_at, looks, again_s = self._beats, time.monotonic(), 0, BLOCKED_S
         blame: Blame | None = None
         while not self._over.wait(BEAT_S):
             if self._beats != seen:
                 if blame is not None:
-                    blocked_s = time.monotonic() - since
+                    blocked_s = time.monotonic() - seen_at
                     _blocked.inc(blocked_s)
-                    self._tell(blame, f"{blame.method} blocked the event loop for {blocked_s:.1f} s", blocked_s)
-                seen, since, looks, again_s, blame = self._beats, time.monotonic(), 0, BLOCKED_S, None
+                    self._log(blame, f"{blame.method} blocked the event loop for {blocked_s:.1f} s", blocked_s)
+                seen, seen_at, looks, again_s, blame = self._beats, time.monotonic(), 0, BLOCKED_S, None
                 continue
             looks += 1
-            blocked_s = time.monotonic() - since
+            blocked_s = time.monotonic() - seen_at
             if blocked_s < again_s:
                 continue
             again_s = 2 * blocked_s
@@ -89,12 +89,12 @@ class Watchdog:
             blame = self._blame(frames) or blame
             if blame is not None:
                 text = f"{blame.method} has blocked the event loop for {blocked_s:.1f} s: its worker answers nobody"
-                self._tell(blame, text, blocked_s)
+                self._log(blame, text, blocked_s)
             elif looks * BEAT_S >= BLOCKED_S:  # and not a process that was stopped, or a machine without time for it
-                log.info("the event loop has not turned for %.1f s", blocked_s, extra={"traceback": _shown(frames)})
+                logger.info("the event loop has not turned for %.1f s", blocked_s, extra={"traceback": _shown(frames)})
 
-    def _tell(self, blame: Blame, text: str, blocked_s: float) -> None:
-        log.error("%s", text, extra={**blame.fields, "blocked_s": round(blocked_s, 3)})
+    def _log(self, blame: Blame, text: str, blocked_s: float) -> None:
+        logger.error("%s", text, extra={**blame.fields, "blocked_s": round(blocked_s, 3)})
 
     def _blame(self, frames: list[FrameType]) -> Blame | None:
         """The innermost method of an actor among the frames, and what it works on."""

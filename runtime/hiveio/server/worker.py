@@ -21,7 +21,7 @@ from hiveio.errors import Stop
 from hiveio.http.edge import Edge
 from hiveio.http.routes import check_reached
 from hiveio.peers import Health
-from hiveio.server.http1 import Connection as Http1
+from hiveio.server.http1 import Http1Connection
 from hiveio.server.tls import GOODBYE_S, HANDSHAKE_S
 from hiveio.server.watchdog import Watchdog
 from hiveio.service import Service
@@ -34,11 +34,11 @@ BEAT_S = 1.0
 EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 BACKLOG = 2_048  # connections that wait to be taken; with 100, a thousand clients that come at once wait a second
-MOST_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
+MAX_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
 RESERVED_FILES = 128  # for Kafka, Redis and the actor, when files are few
 FETCH_S = 15  # for a client to fetch the next bytes of its answer
 
-log = logging.getLogger("hiveio")
+logger = logging.getLogger("hiveio")
 
 
 class Connection(Protocol):
@@ -81,7 +81,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.most_connections = min(MOST_CONNECTIONS, max(files - RESERVED_FILES, files // 2))
+        self.most_connections = min(MAX_CONNECTIONS, max(files - RESERVED_FILES, files // 2))
         # What a connection looked like, and since when.
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
@@ -123,9 +123,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                     # itself ends by it, and nothing else does.
                     if serving.done() or not self.alive:
                         raise
-                    log.exception("a task of an actor raised %s; it has ended, all others go on", type(error).__name__)
+                    logger.exception(
+                        "a task of an actor raised %s; it has ended, all others go on", type(error).__name__
+                    )
         except Exception as error:
-            log.exception("the worker failed")
+            logger.exception("the worker failed")
             self.failure = error
         finally:
             self._cleanup()
@@ -145,7 +147,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         watchdog.start()
         tasks = [asyncio.create_task(self._beat())]
         if settings.cluster_size > 1:
-            tasks.append(asyncio.create_task(self._tell(service)))
+            tasks.append(asyncio.create_task(self._report_health(service)))
         try:
             if settings.telemetry:
                 from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
@@ -160,7 +162,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             await self._listen()
             edge.watch()
             _settle_memory()
-            log.info("worker serves", extra={"actors": [contract.name for contract in service.contracts]})
+            logger.info("worker serves", extra={"actors": [contract.name for contract in service.contracts]})
             await self._end.wait()
             await self._drain(service, edge, settings.drain_timeout_ms / 1000)
             edge.unwatch()
@@ -183,11 +185,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 "ssl_handshake_timeout": HANDSHAKE_S,
                 "ssl_shutdown_timeout": GOODBYE_S,
             }
-        greet: Callable[[], asyncio.BaseProtocol] = partial(Http1, self)
+        greet: Callable[[], asyncio.BaseProtocol] = partial(Http1Connection, self)
         if self.app.settings.http_version == 2:
-            from hiveio.server.greeting import Greeting
+            from hiveio.server.negotiation import ProtocolNegotiator
 
-            greet = partial(Greeting, self, Http1)
+            greet = partial(ProtocolNegotiator, self, Http1Connection)
         for listener in self.sockets:
             # The loop listens anew, with 100 if it is not told.
             server = await self.loop.create_server(greet, sock=listener.sock, backlog=BACKLOG, **secure)
@@ -217,16 +219,16 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 self.app.certificate.renew()
             self._cut_off()
             if self.ppid != os.getppid() and not self.orphan:
-                log.error("the master process is gone; shutting down")
+                logger.error("the master process is gone; shutting down")
                 self.orphan = True
                 self.handle_exit_signal()
             await asyncio.sleep(BEAT_S)
 
-    async def _tell(self, service: Service) -> None:
+    async def _report_health(self, service: Service) -> None:
         """Tells the other workers how this one is."""
         while True:
             health = await service.health()
-            self.app.peers.tell(self.place, health)
+            self.app.peers.report(self.place, health)
             await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)
 
     def admit(self, connection: Connection) -> bool:
@@ -265,7 +267,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         began = self.loop.time()
         service.draining = True
         busy = sum(connection.busy for connection in self.connections)
-        log.info("draining", extra={"requests": busy, "connections": len(self.connections)})
+        logger.info("draining", extra={"requests": busy, "connections": len(self.connections)})
         # From here on every answer says "Connection: close". A client about to send its next request on an open
         # connection, or waiting to be accepted, gets a 503 instead of a reset.
         for connection in self.connections:
@@ -281,7 +283,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             server.close()
         await self._answered(budget_s * REQUEST_SHARE - (self.loop.time() - began))
         if cut := sum(connection.busy for connection in self.connections):
-            log.error("requests outlived their share of DRAIN_TIMEOUT", extra={"requests": cut})
+            logger.error("requests outlived their share of DRAIN_TIMEOUT", extra={"requests": cut})
         left = budget_s * (1 - RESERVE) - (self.loop.time() - began)
         await self._stopped(service, left)
         # What a component answered while it stopped goes out still.
@@ -301,7 +303,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             async with asyncio.timeout(within_s):
                 await service.stop()
         except TimeoutError:
-            log.error("not stopped within DRAIN_TIMEOUT", extra={"components": service.unfinished})
+            logger.error("not stopped within DRAIN_TIMEOUT", extra={"components": service.unfinished})
 
 
 def _settle_memory() -> None:
@@ -311,9 +313,9 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def told(error: BaseException) -> tuple[int, str]:
+def exit_report(error: BaseException) -> tuple[int, str]:
     """The exit code and the line with which a process ends for this error."""
     if isinstance(error, Stop):
         return error.exit_code, str(error)
-    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+    logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     return Stop.exit_code, f"the service could not go on: {type(error).__name__}: {error}"

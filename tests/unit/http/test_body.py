@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hiveio.http.body import MOST_AHEAD, Chunks, NotHttp
+from hiveio.http.body import MAX_PIPELINED, Chunks, NotHttp
 
 FRAMED = b'5\r\nhello\r\n1;a="b"\r\n \r\n00A\r\n\r\n wo\r\nrld\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n'
 DICE = random.Random(7)
@@ -25,12 +25,12 @@ def test_the_body_is_the_same_however_it_comes(parts: list[bytes]) -> None:
 
 def test_what_comes_ahead_is_bounded() -> None:
     chunks = Chunks()
-    chunks.feed(b"0\r\n\r\n" + b"x" * (MOST_AHEAD - 1))
+    chunks.feed(b"0\r\n\r\n" + b"x" * (MAX_PIPELINED - 1))
     chunks.feed(b"x")
     assert not chunks.truncated
     chunks.feed(b"x")
     assert chunks.truncated
-    assert len(chunks.rest) == MOST_AHEAD
+    assert len(chunks.rest) == MAX_PIPELINED
 
 
 @pytest.mark.parametrize("wrong", [b"5\r\nhellox", b"5\r\nhello\rx", b"5 \r\n", b"g", b"\r\n", b"0\r\nX\r\n", b"1\n"])

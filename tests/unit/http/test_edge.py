@@ -18,7 +18,7 @@ from hiveio.actor import Contract, performing
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Unknown
-from hiveio.http import edge as edge_module
+from hiveio.http import in_flight
 from hiveio.http.edge import Edge
 from hiveio.http.routes import Route, messages, queries
 from hiveio.logs import request_id
@@ -50,6 +50,9 @@ class Search(Query):
     type: str = ""
 
 
+RELEASED = asyncio.Event()
+
+
 class Account(Actor):
     path = "/accounts/{id}"
 
@@ -67,6 +70,10 @@ class Account(Actor):
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
                 await asyncio.sleep(60)
+            case Deposit(amount=-5):
+                while not RELEASED.is_set():
+                    with suppress(asyncio.CancelledError):
+                        await RELEASED.wait()
             case Deposit(amount=-2):
                 return object()
             case Deposit(amount=-3):
@@ -104,8 +111,7 @@ async def edge() -> AsyncIterator[Edge]:
     edge.watch()
     yield edge
     edge.unwatch()
-    assert not edge._running
-    assert not edge._overdue
+    assert edge.in_flight == 0
 
 
 async def call(
@@ -115,10 +121,11 @@ async def call(
     body: bytes | list[bytes] = b"",
     headers: dict[str, str] | None = None,
     hang: bool = False,
+    sent: list[Any] | None = None,
 ) -> Answer:
     path, _, query = target.partition("?")
     chunks = [body] if isinstance(body, bytes) else list(body)
-    sent: list[Any] = []
+    sent = [] if sent is None else sent
 
     async def receive() -> Any:
         if hang and not chunks:
@@ -314,12 +321,42 @@ async def test_a_slow_actor_is_answered_504(edge: Edge) -> None:
 async def test_an_actor_that_catches_its_cancellation_is_cancelled_again(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge_module, "AGAIN_S", 0.05)
+    monkeypatch.setattr(in_flight, "AGAIN_S", 0.05)
     async with asyncio.timeout(5):
         assert (await call(edge, "POST", "/accounts/1", deposit(-4))).status == 504
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
+
+
+async def test_a_client_is_answered_though_the_actor_catches_every_cancellation(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(in_flight, "AGAIN_S", 0.05)
+    sent: list[Any] = []
+    task = asyncio.create_task(call(edge, "POST", "/accounts/1", deposit(-5), sent=sent))
+    async with asyncio.timeout(5):
+        while len(sent) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # it is cancelled again and again, and its client is not answered again
+        assert not task.done()
+        assert edge.in_flight == 1, "it counts as long as it goes on"
+        RELEASED.set()
+        answer = await task
+    assert len(sent) == 2
+    assert (answer.status, answer.json["title"]) == (504, "Outcome Unknown")
+    assert answer.headers["connection"] == "close"
+    (line,) = [record.message for record in caplog.records if "goes on" in record.message]
+    assert line == "POST /accounts/{id}: the actor caught its cancellation and goes on; its client is answered 504"
+
+
+async def test_a_condition_of_a_query_asks_for_what_exists(edge: Edge) -> None:
+    """RFC 9110, 13.1: ``*`` is any current representation, also one without an entity tag."""
+    balance = "/accounts/1?type=Balance"
+    assert (await call(edge, "GET", balance, headers={"If-None-Match": "*"})).status == 304
+    assert (await call(edge, "GET", balance, headers={"If-Match": "*"})).status == 200
+    assert (await call(edge, "GET", balance, headers={"If-None-Match": '"1"'})).status == 200
+    assert (await call(edge, "GET", balance, headers={"If-Match": '"1"'})).status == 412
 
 
 async def test_a_slow_client_is_answered_408(edge: Edge) -> None:
@@ -351,7 +388,7 @@ async def test_a_cancellation_from_outside_goes_on(edge: Edge) -> None:
 
 
 async def test_more_than_the_bound_is_503(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_module, "MOST_CONCURRENT", 1)
+    monkeypatch.setattr(in_flight, "MAX_REQUESTS", 1)
     task = asyncio.create_task(call(edge, "POST", "/accounts/1", deposit(-1)))
     await asyncio.sleep(0)
     answer = await call(edge, "POST", "/accounts/1", deposit(1))

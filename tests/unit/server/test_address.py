@@ -13,7 +13,7 @@ import uvloop
 
 from hiveio.errors import ConfigError
 from hiveio.server.address import connected, host_and_port, listening
-from hiveio.server.http2 import Connection
+from hiveio.server.http2 import Http2Connection
 
 pytestmark = pytest.mark.usefixtures("ipv6")
 
@@ -112,13 +112,13 @@ def test_a_name_is_a_host_and_a_port(name: Any, shown: Any) -> None:
 def test_http2_tells_who_has_called(host: str) -> None:
     """As ASGI has it: two items, and IPv4 as IPv4. test_http1.py has the same for HTTP/1."""
 
-    async def told() -> Connection:
+    async def told() -> Http2Connection:
         loop = asyncio.get_running_loop()
         worker: Any = SimpleNamespace(connections=set(), admit=lambda connection: True)
-        connections: list[Connection] = []
+        connections: list[Http2Connection] = []
 
-        def greet() -> Connection:
-            connections.append(Connection(worker))
+        def greet() -> Http2Connection:
+            connections.append(Http2Connection(worker))
             return connections[0]
 
         with listening("::", 0) as listener:

@@ -10,7 +10,7 @@ import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 
 from hiveio.server.address import listening
-from hiveio.server.http1 import Connection, _Body
+from hiveio.server.http1 import Http1Connection, _Body
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
@@ -23,7 +23,7 @@ async def talk(application: Application, request: bytes, host: str = "127.0.0.1"
         max_requests=1 << 60, alive=True, admit=lambda connection: True,
     )  # fmt: skip
     worker.log.access_log_enabled = False
-    server = await loop.create_server(lambda: Connection(worker), sock=listening("::", 0))
+    server = await loop.create_server(lambda: Http1Connection(worker), sock=listening("::", 0))
     async with server:
         reader, writer = await asyncio.open_connection(host, server.sockets[0].getsockname()[1])
         writer.write(request)

@@ -3,12 +3,12 @@
 import asyncio
 from typing import Any, cast
 
-from hiveio.server.http2 import Connection, Host
+from hiveio.server.http2 import Host, Http2Connection
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-class Greeting(asyncio.Protocol):
+class ProtocolNegotiator(asyncio.Protocol):
     """A new connection, until it is known which HTTP it speaks: by ALPN over TLS, by its first bytes without."""
 
     busy = False
@@ -22,7 +22,7 @@ class Greeting(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         if secure := transport.get_extra_info("ssl_object"):
-            self._become(Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
+            self._become(Http2Connection if secure.selected_alpn_protocol() == "h2" else self._http1)
             return
         if not self.worker.admit(self):
             self.worker.connections.remove(self)
@@ -31,7 +31,7 @@ class Greeting(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._read += data
         if self._read.startswith(PREFACE):
-            self._become(Connection)
+            self._become(Http2Connection)
         elif not PREFACE.startswith(self._read):
             self._become(self._http1)
 

@@ -10,8 +10,8 @@ from gunicorn.config import Config  # type: ignore[import-untyped]
 from hyperframe.frame import PingFrame, SettingsFrame
 
 from hiveio.server.address import listening
-from hiveio.server.greeting import PREFACE, Greeting
-from hiveio.server.http1 import Connection
+from hiveio.server.http1 import Http1Connection
+from hiveio.server.negotiation import PREFACE, ProtocolNegotiator
 from hiveio.server.worker import Worker
 
 HTTP1 = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -35,7 +35,7 @@ async def test_who_is_within_the_limit_is_answered_however_many_are_refused(said
     )  # fmt: skip
     worker.log.access_log_enabled = False
     with listening("::", 0) as listener:
-        server = await worker.loop.create_server(lambda: Greeting(worker, Connection), sock=listener)
+        server = await worker.loop.create_server(lambda: ProtocolNegotiator(worker, Http1Connection), sock=listener)
         async with server, asyncio.timeout(10):
             address = "127.0.0.1", listener.getsockname()[1]
             reader, writer = await asyncio.open_connection(*address)
