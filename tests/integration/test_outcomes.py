@@ -179,7 +179,7 @@ def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make)
             connection.sendall(body[5:])
             answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 503 "), answer
-        assert b"nothing has happened" in answer
+        assert b"nothing was changed" in answer
         assert httpx.get(f"{role.url}/counters/x").status_code == 404
 
 

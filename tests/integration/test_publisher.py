@@ -162,8 +162,8 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         return (await self.read(partition)).watermark, dice.random() < 0.9
 
     monkeypatch.setattr(Cache, "lease", lease)
-    monkeypatch.setattr("hiveio.transaction.publisher.RENEW_S", 0.02)
-    monkeypatch.setattr("hiveio.transaction.publisher.AWAY_S", 0.02)
+    monkeypatch.setattr("hiveio.transaction.leader.RENEW_S", 0.02)
+    monkeypatch.setattr("hiveio.transaction.leader.AWAY_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.publisher.GROUP", 7)
     monkeypatch.setattr("hiveio.transaction.publisher.MOST", 7)
     monkeypatch.setattr("hiveio.transaction.publisher.LIVE", 2)  # so what the scope hands on is often given up
@@ -183,19 +183,19 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         await original(self)
 
     sources = Counts[str]()
-    ask, judged = Publisher._ask, Publisher._judged
+    ask, judged = Publisher._ask, Publisher._on_judged
 
     async def counted_ask(self: Publisher) -> None:
         await ask(self)
-        sources["log"] += len(self._told)
+        sources["log"] += len(self._judged)
 
-    def counted_judged(self: Publisher, *told: Any) -> None:
-        judged(self, *told)
+    def counted_judged(self: Publisher, *record: Any) -> None:
+        judged(self, *record)
         sources["scope" if self._live else "given up"] += 1
 
     monkeypatch.setattr(Publisher, "_resume", resume)
     monkeypatch.setattr(Publisher, "_ask", counted_ask)
-    monkeypatch.setattr(Publisher, "_judged", counted_judged)
+    monkeypatch.setattr(Publisher, "_on_judged", counted_judged)
     settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
     made = contracts([Tallies])
     logs = [TransactionLog(settings, made) for _ in range(3)]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from hiveio.kafka.marks import age_s
 
 
-class Bearing(NamedTuple):
-    """A record of the log that bears events. ``sure``: it is accepted; else it is not judged yet."""
+class RecordWithEvents(NamedTuple):
+    """A record of the log that has events. ``sure``: it is accepted; else it is not judged yet."""
 
     offset: int
     time: int
@@ -21,8 +21,8 @@ class Backlog:
         self.end = 0  # of the log
         self.events_end = -1  # of the event topic
         self.published = (-1, -1)  # position of the last event there: offset and index
-        self.clean = 0  # what stands between it and this offset bears no events
-        self.first: Bearing | None = None  # after it
+        self.clean = 0  # what stands between it and this offset has no events
+        self.first: RecordWithEvents | None = None  # after it
 
     def moved(self, position: tuple[int, int]) -> None:
         """The last event on the topic has this position."""
@@ -31,7 +31,7 @@ class Backlog:
         self.published, self.clean = position, max(self.clean, position[0], 0)
 
     @property
-    def stands(self) -> bool:
+    def first_is_current(self) -> bool:
         """Whether ``first`` is still what it was found to be."""
         return self.first is not None and self.first.sure and (self.first.offset, self.first.last) > self.published
 

@@ -180,6 +180,11 @@ class Token(NamedTuple):
         return IdRecord(self.offset, self.time, self.keyed)
 
 
+def shown(name: str) -> str:
+    """The aggregate as clients read of it: ``Account ada``."""
+    return name.replace("/", " ", 1)
+
+
 def answer_body(events: Sequence[Raw]) -> bytes:
     """One event is its envelope, several are an array of them."""
     if len(events) == 1:

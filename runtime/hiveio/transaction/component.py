@@ -25,6 +25,7 @@ from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lag import PublisherLag
+from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.placement import Placement
@@ -37,13 +38,13 @@ from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.transaction")
 
-LARGEST = 1_000_000  # bytes; what a record of the log may have, with its headers
+MAX_RECORD_BYTES = 1_000_000  # bytes; what a record of the log may have, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
 START_S = 20.0  # until the backends are there; then the start fails
 
 
 class TransactionLog:
-    """Owns the clients, the scopes, the engine and the publishers of one instance. A Component of the service.
+    """Owns the clients, the scopes, the engine and the leaders of one instance. A Component of the service.
 
     ``observer`` sees every event that is published, and gives the headers to send.
     """
@@ -69,7 +70,7 @@ class TransactionLog:
         self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
         self.scopes: list[Scope] = []
-        self._publishers: list[Publisher] = []
+        self._leaders: list[Leader] = []
         self._nodes: list[Redis] = []
         self._started = False
         self._unused: dict[str, int] = {}
@@ -82,9 +83,9 @@ class TransactionLog:
         self._nodes = list(by_url.values())
         cache_node = by_url[s.cache_url]
         first_contact(s)
-        topic, events = await _patiently(lambda: self._backends(cache_node))
+        topic, events = await _retrying(lambda: self._backends(cache_node))
         self._cache = Cache(cache_node, s.log_topic, topic.id, fingerprint(self.contracts))
-        await self._tell_others()
+        await self._log_others()
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -95,36 +96,37 @@ class TransactionLog:
         by_name = {contract.name: contract for contract in self.contracts}
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         pinned = Pinned(s, by_name, self._reader, self._events)
-        count, self._unused = await _patiently(lambda: pinned.scopes(topic, events))
+        count, self._unused = await _retrying(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
             logger.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
-        await _patiently(lambda: placement.sample(self._reader, self._cache))
+        await _retrying(lambda: placement.sample(self._reader, self._cache))
         common = (s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)
         ids = fresh_ids()
         self.scopes = [Scope(partition, *common, ids, bounds) for partition in range(count)]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
-        in_flight: int = await _patiently(lambda: pinned.in_flight(count, topic.id, self._cache))
+        in_flight: int = await _retrying(lambda: pinned.in_flight(count, topic.id, self._cache))
         self._appender = Appender(s, s.log_topic, self.engine.append_failed, in_flight)
         self._appender.start()
         for scope in self.scopes:
-            await _patiently(lambda scope=scope: pinned.pin(scope.partition, self._appender))
+            await _retrying(lambda scope=scope: pinned.pin(scope.partition, self._appender))
         self._tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, instance, self._observer)
-            self._publishers.append(publisher)
-            publisher.start()
+            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, self._observer)
+            leader = Leader(scope, self._cache, instance, [publisher])
+            self._leaders.append(leader)
+            leader.start()
         self._marks = Marks(s)
         self._lag = PublisherLag(self.scopes, self._marks, self._events, s.written_topic)
         self._lag.start()
-        self._silence = Silence(s, self.scopes, self._publishers, self._renew)
+        self._silence = Silence(s, self.scopes, self._leaders, self._renew)
         self._silence.start()
         self._started = True
 
-    async def _tell_others(self) -> None:
+    async def _log_others(self) -> None:
         """A line about what other logs of this name have left in Redis, or another cluster uses."""
         try:
             others = await self._cache.others()
@@ -153,8 +155,8 @@ class TransactionLog:
         if self._started:
             await self.engine.drain(2 * share)
             await self._silence.stop()
-            for publisher in self._publishers:
-                await publisher.stop(share / len(self._publishers))
+            for leader in self._leaders:
+                await leader.stop(share / len(self._leaders))
             for scope in self.scopes:
                 await scope.stop()
             await self._appender.stop(share)
@@ -205,13 +207,13 @@ class TransactionLog:
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:
     """A topic that others have made is one on which events stay. Raises Unsafe."""
     wrong = topic.differs({**needed, "unclean.leader.election.enable": "false"})
-    if int(topic.config.get("max.message.bytes", LARGEST)) < LARGEST:
-        wrong["max.message.bytes"] = str(LARGEST)
+    if int(topic.config.get("max.message.bytes", MAX_RECORD_BYTES)) < MAX_RECORD_BYTES:
+        wrong["max.message.bytes"] = str(MAX_RECORD_BYTES)
     for name, value in wrong.items():
         raise Unsafe(topic.doubt(name, value))
 
 
-async def _patiently(step: Any) -> Any:
+async def _retrying(step: Any) -> Any:
     """Try until the backends are there, for START_S: containers are started in any order."""
     end = asyncio.get_running_loop().time() + START_S
     pause = 0.1

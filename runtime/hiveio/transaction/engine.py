@@ -27,7 +27,7 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache, CacheReply
-from hiveio.transaction.command import InFlight, Token
+from hiveio.transaction.command import InFlight, Token, shown
 from hiveio.transaction.lock import Redlock, Retries
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
@@ -88,16 +88,16 @@ class Engine:
         if reason := self._cache.away:
             raise backend_away(reason)
         if scope.journal.late:
-            raise Unavailable("the log is slow to answer: try again later")
+            raise Unavailable("The transaction log is slow to answer. Try again later.")
         self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
         if name in scope.quarantine.held and key is None:  # with a key it may be on record
             raise refusal(name)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
-            raise Unavailable(f"{QUEUE} commands wait for {name}: try again later")
+            raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
         id = CommandId(name, key or scope.journal.fresh())
         if key is not None and id.text in self._keys:
-            raise Conflict(f"a command with Idempotency-Key {key!r} is in work", headers={"Retry-After": "1"})
+            raise Conflict(f"A command with Idempotency-Key {key!r} is in work.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         command = InFlight(contract, envelope, scope, id, deadline, self._over)
         self.work.take(command)
@@ -147,7 +147,7 @@ class Engine:
         if (found := command.scope.view.id_record(pending.text)) is not None:
             self._recovery.repeat(command, found)
         elif command.attempts > self._retries.count:
-            text = f"{command.target} was changed by others {command.attempts} times"
+            text = f"{shown(command.target)} was changed by others {command.attempts} times. Try again later."
             self._recovery.give_up(command, Conflict(text))
         else:
             self.pipelines.of(command.scope, command.target).perform_again(command)
@@ -180,7 +180,7 @@ class Engine:
             asked = Token.parse(token)
             contract = self._actors.by_name[asked.actor]
         except (ValueError, KeyError):
-            raise NotFound(f"transaction {token[:80]!r} was not found") from None
+            raise NotFound(f"Transaction {token[:80]!r} was not found.") from None
         scope = self._ready(contract, asked.id)
         try:
             async with asyncio.timeout(self._timeout_s):

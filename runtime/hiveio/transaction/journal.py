@@ -18,7 +18,7 @@ from hiveio.transaction.view import View
 LEVELS = 250  # of a record as JSON: how many can be read depends on who reads, and nobody may pass a record over
 RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
 LATE_S = 3.0  # without a verdict for a command's record, after which no new work is taken
-STOPPED = "this part of the service has stopped and needs its operator: try again later"
+STOPPED = "This part of the service has stopped and needs its operator. Try again later."
 
 
 def fresh_ids() -> Iterator[str]:
@@ -56,10 +56,12 @@ class Journal:
         if self._ended:
             raise Unavailable(STOPPED)  # nobody would read it back
         if pending.size > SNAPSHOTS_BYTES:
-            raise TooLarge(f"what it changes would have {pending.size} bytes; at most {SNAPSHOTS_BYTES} are kept")
+            raise TooLarge(
+                f"What the command changes would have {pending.size} bytes; at most {SNAPSHOTS_BYTES} are kept."
+            )
         value = records.encode(pending.record)
         if len(value) > RECORD_LIMIT:
-            raise TooLarge(f"the transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken")
+            raise TooLarge(f"The transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken.")
         if len(value) > LEVELS and value.count(b"[") + value.count(b"{") > LEVELS and nesting(value) > LEVELS:
             raise TypeError(f"the transaction is nested deeper than {LEVELS}: no reader of the log would come past it")
         self._appender.append(self._partition, pending.tx, value, in_flight=len(self.pending))

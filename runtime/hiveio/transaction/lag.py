@@ -17,7 +17,7 @@ from hiveio.kafka.tail import log_record
 from hiveio.kafka.threads import blocking
 from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records
-from hiveio.transaction.backlog import Backlog, Bearing
+from hiveio.transaction.backlog import Backlog, RecordWithEvents
 from hiveio.transaction.record import Commit
 from hiveio.transaction.resume import last_event
 from hiveio.transaction.scope import Scope
@@ -34,7 +34,7 @@ class PublisherLag:
 
     def __init__(self, scopes: Sequence[Scope], marks: Marks, events: LogReader, topic: str) -> None:
         self._scopes, self._marks, self._events, self._topic = scopes, marks, events, topic
-        self._told: tuple[str, float] = ("", 0.0)  # why a look failed, and when that was told
+        self._logged: tuple[str, float] = ("", 0.0)  # why a look failed, and when that was logged
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class PublisherLag:
         while True:
             try:
                 await self._look()
-                self._told = ("", 0.0)
+                self._logged = ("", 0.0)
             except HiveError as error:
                 if self._is_news(error):
                     logger.warning("how far %s is behind its log cannot be seen: %s", self._topic, error)
@@ -59,12 +59,12 @@ class PublisherLag:
             await asyncio.sleep(LOOK_S)
 
     def _is_news(self, error: Exception) -> bool:
-        """Not told already within EVERY_S."""
+        """Not logged already within EVERY_S."""
         now, kind = asyncio.get_running_loop().time(), type(error).__name__
-        told, at = self._told
-        if kind == told and now - at < EVERY_S:
+        logged, at = self._logged
+        if kind == logged and now - at < EVERY_S:
             return False
-        self._told = (kind, now)
+        self._logged = (kind, now)
         return True
 
     async def _look(self) -> None:
@@ -80,7 +80,7 @@ class PublisherLag:
                     last = await last_event(self._events, scope.partition, lambda offset: None)
                     backlog.moved((last.offset, last.place) if last else (-1, -1))
                     backlog.events_end = end
-                if not backlog.stands:
+                if not backlog.first_is_current:
                     await self._seek(scope, backlog)
             except Unavailable as error:  # the other scopes go on
                 failure = error
@@ -94,39 +94,39 @@ class PublisherLag:
         time = 0
         while backlog.clean < stop:
             upto = min(stop, backlog.clean + chunk)
-            found, time = await blocking(self._bearing, scope, backlog, upto)
+            found, time = await blocking(self._with_events, scope, backlog, upto)
             if (first := await self._accepted(scope, found)) is not None:
                 backlog.first, backlog.clean = first, first.offset
                 return
             backlog.clean, chunk = upto, min(4 * chunk, CHUNKS[1])
         # The next look goes on; until then it is not known to be nothing.
-        backlog.first = Bearing(stop, time, 0) if stop < backlog.end else None
+        backlog.first = RecordWithEvents(stop, time, 0) if stop < backlog.end else None
 
-    def _bearing(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[Bearing], int]:
-        """The next records up to there that bear events which are not published, and the time of the last one read."""
-        read = scope.reader.read_each(scope.partition, backlog.clean, upto, _bearing)
+    def _with_events(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[RecordWithEvents], int]:
+        """The next records up to there that have events which are not published, and the time of the last one read."""
+        read = scope.reader.read_each(scope.partition, backlog.clean, upto, _with_events)
         found = [each for each in read if each.last >= 0 and (each.offset, each.last) > backlog.published]
         return found, read[-1].time if read else 0
 
-    async def _accepted(self, scope: Scope, found: Sequence[Bearing]) -> Bearing | None:
+    async def _accepted(self, scope: Scope, found: Sequence[RecordWithEvents]) -> RecordWithEvents | None:
         """The first of them that is accepted, or not judged yet."""
-        judged = [bearing.offset for bearing in found if bearing.offset < scope.view.next]
+        judged = [record.offset for record in found if record.offset < scope.view.next]
         verdicts = await scope.verdicts(judged[0], judged[-1] + 1) if judged else ""
-        for number, bearing in enumerate(found):
-            verdict = verdicts[bearing.offset - judged[0]] if number < len(judged) else "?"
+        for number, record in enumerate(found):
+            verdict = verdicts[record.offset - judged[0]] if number < len(judged) else "?"
             if verdict != "0":
-                return bearing._replace(sure=verdict == "1")
+                return record._replace(sure=verdict == "1")
         return None
 
 
-def _bearing(message: Message) -> Bearing:
+def _with_events(message: Message) -> RecordWithEvents:
     """Of any record; without events the index of its last one is -1."""
     offset, _, value, time = log_record(message)
-    return Bearing(offset, time, _events(value) - 1)
+    return RecordWithEvents(offset, time, _events(value) - 1)
 
 
 def _events(value: bytes) -> int:
-    """How many events a record of the log bears."""
+    """How many events a record of the log has."""
     try:
         record = records.decode(value)
     except HiveError:

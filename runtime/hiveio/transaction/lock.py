@@ -20,7 +20,7 @@ from hiveio.redis import Argument, Redis, Script
 _LOCK = Script("lock")
 _RELEASE = -1
 DRIFT_MS = 2
-LOCKED = "what this command needs is locked by another instance: try again later"
+LOCKED = "What this command needs is locked by another instance. Try again later."
 GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum any more
 
 
@@ -96,8 +96,8 @@ class Redlock:
     def acquire(
         self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
     ) -> None:
-        """Lock these aggregates (or extend what is held already), and tell ``done``: at once when a quorum has said
-        yes; no is told when every node has answered, or the others have had their time.
+        """Lock these aggregates (or extend what is held already), and call ``done``: at once when a quorum has said
+        yes; with no when every node has answered, or the others have had their time.
 
         Of several instances that ask again and again, the first to get it is the one that has waited longest, if that
         is a turn or more; before, a free lock is anybody's, for idle locks cost more than order is worth. Each says for

@@ -148,7 +148,7 @@ class Performer:
                         return
                 tx.close()
                 perform.tx = None
-            text = f"what {pipeline.aggregate} reads moved {STARTED_ANEW} times while it was performed"
+            text = f"What the command reads has moved {STARTED_ANEW} times while it was performed. Try again later."
             pipeline.give_up(command, Conflict(text))
         except LockBusy:
             command.retried()

@@ -97,8 +97,8 @@ class Pipeline:
         elif not locked.until:
             self._all.metrics.lock_waits += 1
             problem = backend_away(locked.reason) if locked.away else Conflict(LOCKED)
-        elif self._all.work.laden and not self._weight:
-            problem = Unavailable("too much is in work: try again later")
+        elif self._all.work.full and not self._weight:
+            problem = Unavailable("Too much is in work. Try again later.")
         elif self.scope.mirror.observe_watermark(reply.watermark, opening.asked) and self.scope.ready:
             entry = self.scope.reconcile(self.aggregate, reply)
         if entry is None:
@@ -208,7 +208,7 @@ class Pipeline:
         """Perform what is queued, as far as the chain, the lock and the turn allow."""
         now = time.monotonic()
         while self.queue and self.state is OPEN and not self.performing and len(self.in_flight) < CHAIN:
-            if self.must_yield(now) or (self.in_flight and self._all.work.laden):
+            if self.must_yield(now) or (self.in_flight and self._all.work.full):
                 break
             command = self.queue.popleft()
             if not command.over:

@@ -72,7 +72,7 @@ class Proofs:
         self._done(tx)
 
     def refused(self, tx: str, problem: Problem) -> None:
-        """The record will never be in the log, nor would another one now: those it carried are told."""
+        """The record will never be in the log, nor would another one now: those it carried get the problem."""
         waiting = self.under_way.pop(tx, None)
         if waiting is not None:
             waiting.set_exception(problem)

@@ -6,6 +6,7 @@ from typing import Any
 
 from hiveio.errors import NotFound, Unavailable
 from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.command import shown
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.scope import Scope
@@ -30,9 +31,9 @@ async def read(
                 if entry is None:
                     await asyncio.sleep(pause_s())
     except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
-        raise Unavailable(f"{name} could not be read within {timeout_s:.0f} s") from None
+        raise Unavailable(f"{shown(name)} could not be read within {timeout_s:.0f} s. Try again.") from None
     if entry.fault:
         raise refusal(name)
     if entry.state is None:
-        raise NotFound(f"there is no {name}")
+        raise NotFound(f"{shown(name)} was not found.")
     return entry.state, entry.version

@@ -18,7 +18,7 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.command import InFlight, answer_body
+from hiveio.transaction.command import InFlight, answer_body, shown
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.pipeline import Pipelines
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
@@ -29,8 +29,11 @@ from hiveio.transaction.tasks import Tasks
 logger = logging.getLogger("hiveio.engine")
 
 BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
-FORGOTTEN = "too many records or too much time ago: its id is remembered no more; `hiveio transaction` reads the log"
-NOT_KNOWN_YET = "the outcome is not known yet: ask again"
+FORGOTTEN = (
+    "Its id is no longer remembered: too many records have come since, or too much time has passed. "
+    "`hiveio transaction` reads the log itself."
+)
+NOT_KNOWN_YET = "The outcome is not known yet. Ask again."
 
 
 class Recovery:
@@ -78,15 +81,18 @@ class Recovery:
         """
         problem: Problem
         within = "before this instance ended" if drained else f"within {self._timeout_s:.0f} s"
+        name = shown(command.target)
         if command.maybe_recorded:
-            text = f"there was no verdict {within}: it may be executed; GET /transactions/<transaction>"
+            text = (
+                f"There was no verdict {within}, so the command may be executed. Ask GET /transactions/<transaction>."
+            )
             problem = Unknown(text, transaction=command.token)
         elif command.waits:
-            problem = Unavailable(f"{command.target} did not decide {within}; nothing was changed. Try again")
+            problem = Unavailable(f"The actor did not decide on {name} {within}; nothing was changed. Try again.")
         else:
             pipeline = self._pipelines.get(command.target)
             why = f" ({pipeline.trouble})" if pipeline is not None and pipeline.trouble else ""
-            problem = Unavailable(f"{command.target} could not be locked {within}{why}; nothing was changed. Try again")
+            problem = Unavailable(f"{name} could not be locked {within}{why}; nothing was changed. Try again.")
         command.fail(problem)
         command.cancel_perform()
         if command.maybe_recorded:
@@ -111,9 +117,9 @@ class Recovery:
         KeyReused, Conflict."""
         record = await self._record(command.scope, found.offset)
         if not isinstance(record, Commit):
-            raise Conflict("this Idempotency-Key is closed: its command was not executed and never will be")
+            raise Conflict("This Idempotency-Key is closed: its command was not executed and never will be.")
         if record.hash != command.hash:
-            raise KeyReused(f"Idempotency-Key {command.id.key!r} came first with another body")
+            raise KeyReused(f"Idempotency-Key {command.id.key!r} was used before with another body.")
         refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
         write = record.writes[0]
         has_events = any(each.events for each in record.writes)
@@ -139,7 +145,7 @@ class Recovery:
             return {"outcome": "unknown", "detail": FORGOTTEN}
         record = await self._record(scope, found.offset)
         if not isinstance(record, Commit):
-            return {"outcome": "closed", "detail": "it was not executed and never will be"}
+            return {"outcome": "closed", "detail": "The command was not executed and never will be."}
         position = f"{scope.where}/{found.offset}"
         if record.refusal is not None:
             return {"outcome": "refused", "position": position, "problem": record.refusal}
@@ -214,7 +220,7 @@ class Recovery:
         problem = backend_away(f"Kafka refuses records of {scope.where}: {reason}")
         if (now := asyncio.get_running_loop().time()) - self._refusals_logged_at > EVERY_S:
             self._refusals_logged_at = now
-            logger.error("%s; commands are answered 503, and nothing of them has happened", problem)
+            logger.error("%s; commands are answered 503, and change nothing", problem)
         scope.journal.proofs.refused(pending.tx, problem)
         if isinstance(pending.record, Barrier):
             self._leave(scope, pending, pending.record)

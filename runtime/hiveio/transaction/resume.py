@@ -53,10 +53,10 @@ def published(message: Message, partition: int) -> Published | None:
 
 
 async def last_event(
-    events: LogReader, partition: int, stranger: Callable[[int], None], within: tuple[int, int] | None = None
+    events: LogReader, partition: int, foreign: Callable[[int], None], within: tuple[int, int] | None = None
 ) -> Published | None:
-    """The last event of a partition, or ``within`` two of its offsets, searched from the end backwards; ``stranger`` is
-    told the offsets of records that are none. Raises Unavailable."""
+    """The last event of a partition, or ``within`` two of its offsets, searched from the end backwards; ``foreign`` is
+    given the offsets of records that are none. Raises Unavailable."""
     first, end = await blocking(events.bounds, partition) if within is None else within
     below = end
     while below > first:
@@ -67,7 +67,7 @@ async def last_event(
         for each in reversed(found):
             if isinstance(each, Published):
                 return each
-            stranger(each or 0)
+            foreign(each or 0)
         below = start
     return None
 
@@ -129,7 +129,7 @@ class Resume:
 
     async def landed(self, at: tuple[int, int] | None, position: str) -> None:
         """Events were written ``at`` these offsets, the first of them with this position. Raises Unavailable where
-        another session wrote it before, or where that cannot be told: then this one ends, and repeats no more."""
+        another session wrote it before, or where nobody can say: then this one ends, and repeats no more."""
         if at is None:
             raise Unavailable(f"Kafka does not tell where events stand in {self._where}")
         before, self._ends = self._ends, at[1] + 1

@@ -121,10 +121,10 @@ class Scope:
         return f"{self.where} is being folded: at offset {self.view.next} of {self._goal or '?'}"
 
     def unavailable(self) -> Unavailable:
-        """What clients are told while it is not ready. The reason is for those who operate the service."""
+        """What clients get while it is not ready. The reason is for those who operate the service."""
         if self.failed:
             return Unavailable(STOPPED)
-        return Unavailable("this part of the service is catching up with its log: try again in a moment")
+        return Unavailable("This part of the service is catching up with its log. Try again in a moment.")
 
     def show_lags(self) -> None:
         """Publish how far this instance is behind."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from hiveio.config import Settings
 from hiveio.kafka.leaders import Leaders
-from hiveio.transaction.publisher import Publisher
+from hiveio.transaction.leader import Leader
 from hiveio.transaction.scope import Scope
 
 logger = logging.getLogger("hiveio.transaction")
@@ -25,18 +25,18 @@ PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # for new clients to do their work; double
 
 
 class Silence:
-    """Watches an instance's scopes and publishers, and calls ``renew`` with the topics whose clients are to be new."""
+    """Watches the scopes of an instance and their leaders; ``renew`` gets the topics whose clients are to be new."""
 
     def __init__(
         self,
         settings: Settings,
         scopes: Sequence[Scope],
-        publishers: Sequence[Publisher],
+        leaders: Sequence[Leader],
         renew: Callable[[set[str]], Awaitable[None]],
     ) -> None:
         self._log, self._events = settings.log_topic, settings.written_topic
-        self._scopes, self._publishers, self._renew = scopes, publishers, renew
-        self._leaders = Leaders(settings, self._log)
+        self._scopes, self._leaders, self._renew = scopes, leaders, renew
+        self._brokers = Leaders(settings, self._log)
         self._learnt_s = float("-inf")
         self._look_s, self._pause_s = LOOK_S, PAUSE_S
 
@@ -62,10 +62,10 @@ class Silence:
         if not silent:
             self._look_s, self._pause_s = LOOK_S, PAUSE_S
             if time.monotonic() - self._learnt_s > LEARN_S:
-                await self._leaders.learn()
+                await self._brokers.learn()
                 self._learnt_s = time.monotonic()
             return LOOK_S
-        if await self._leaders.disagree(*random.choice(silent)):
+        if await self._brokers.disagree(*random.choice(silent)):
             await self._renew({topic for topic, _ in silent})
             pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)
         else:
@@ -76,10 +76,10 @@ class Silence:
         """The partitions of the log and of the event topic about which there is doubt."""
         now = time.monotonic()
         found = []
-        for scope, publisher in zip(self._scopes, self._publishers, strict=True):
+        for scope, leader in zip(self._scopes, self._leaders, strict=True):
             oldest = next(iter(scope.journal.pending.values()), None)
             if oldest is not None and now - oldest.started_at > LATE_S:
                 found.append((self._log, scope.partition))
-            if now - publisher.paused_s < 2 * LOOK_S:
+            if now - leader.paused_at < 2 * LOOK_S:
                 found.append((self._events, scope.partition))
         return found

@@ -20,7 +20,7 @@ class Work:
     def check(self) -> None:
         """Raises Unavailable where no further command is taken."""
         if len(self.open) >= COMMANDS or self._bodies >= BODIES_BYTES:
-            raise Unavailable(f"{len(self.open)} commands are in work: try again later")
+            raise Unavailable(f"{len(self.open)} commands are in work. Try again later.")
 
     def take(self, command: InFlight) -> None:
         self.open[command] = None
@@ -36,7 +36,7 @@ class Work:
         return command if command is not None and command.deadline <= now else None
 
     @property
-    def laden(self) -> bool:
+    def full(self) -> bool:
         """No further aggregate is opened, and chains grow no more."""
         return self.weight > IN_WORK_BYTES
 

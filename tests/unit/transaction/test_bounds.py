@@ -36,7 +36,7 @@ async def test_a_chain_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         engine, (scope,) = service.transactions.engine, service.transactions.scopes
         release = hold(service)
         commands = [asyncio.create_task(service.submit(AccountActor, "a", Deposit(1, MARKER))) for _ in range(30)]
-        await until(lambda: engine.work.laden)
+        await until(lambda: engine.work.full)
         for _ in range(50):
             await asyncio.sleep(0)
         assert len(scope.journal.pending) <= 6
@@ -54,10 +54,10 @@ async def test_where_too_much_is_in_work_other_aggregates_wait_and_are_refused(m
         engine, (scope,) = service.transactions.engine, service.transactions.scopes
         release = hold(service)
         first = [asyncio.create_task(service.submit(AccountActor, f"a{n}", Deposit(1, MARKER))) for n in range(5)]
-        await until(lambda: engine.work.laden)
+        await until(lambda: engine.work.full)
         later = [asyncio.create_task(service.submit(AccountActor, f"b{n}", Deposit(1, MARKER))) for n in range(20)]
         for command in later:
-            with pytest.raises(Unavailable, match="too much is in work"):
+            with pytest.raises(Unavailable, match="Too much is in work"):
                 await command
         assert len(scope.journal.pending) == 5
         release()

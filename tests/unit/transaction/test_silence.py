@@ -89,14 +89,14 @@ async def test_only_where_records_or_events_wait_for_long_and_brokers_disagree_c
     cluster = asking(monkeypatch, Cluster({1: 1, 2: 1, 3: 1}))
     journal = SimpleNamespace(pending={})
     scope = SimpleNamespace(partition=0, journal=journal)
-    publisher = SimpleNamespace(paused_s=time.monotonic() - HOUR_S)
+    leader = SimpleNamespace(paused_at=time.monotonic() - HOUR_S)
     renewed: list[set[str]] = []
 
     async def renew(topics: set[str]) -> None:
         renewed.append(topics)
 
     ours = settings()
-    silence = Silence(ours, [scope], [publisher], renew)  # type: ignore[list-item]
+    silence = Silence(ours, [scope], [leader], renew)  # type: ignore[list-item]
     assert await silence._look() == LOOK_S
     cluster.says = {1: 1, 2: 2, 3: 2}
     journal.pending["young"] = SimpleNamespace(started_at=time.monotonic())
@@ -108,7 +108,7 @@ async def test_only_where_records_or_events_wait_for_long_and_brokers_disagree_c
     assert await silence._look() == 2 * PAUSE_S, "not for ever at the same pace"
     journal.pending.clear()
     assert await silence._look() == LOOK_S
-    publisher.paused_s = time.monotonic()
+    leader.paused_at = time.monotonic()
     assert await silence._look() == PAUSE_S
     assert renewed == [{ours.log_topic}] * 2 + [{ours.written_topic}]
     cluster.says = {1: 2, 2: 2, 3: 2}
