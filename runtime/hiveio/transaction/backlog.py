@@ -15,7 +15,7 @@ class RecordWithEvents(NamedTuple):
 
 
 class Backlog:
-    """Kept by PublisherLag."""
+    """PublisherLag looks, and says here what it has found."""
 
     def __init__(self) -> None:
         self.end = 0  # of the log
@@ -24,11 +24,23 @@ class Backlog:
         self.clean = 0  # what stands between it and this offset has no events
         self.first: RecordWithEvents | None = None  # after it
 
-    def moved(self, position: tuple[int, int]) -> None:
-        """The last event on the topic has this position."""
+    def log_ends_at(self, end: int) -> None:
+        self.end = end
+
+    def moved(self, position: tuple[int, int], events_end: int) -> None:
+        """The last event on the topic, which ends there, has this position."""
         if position < self.published:  # a repeat, or a topic made anew
             self.clean = 0
         self.published, self.clean = position, max(self.clean, position[0], 0)
+        self.events_end = events_end
+
+    def passed(self, offset: int) -> None:
+        """The records below have no events that are not published."""
+        self.clean = offset
+
+    def waits_for(self, first: RecordWithEvents | None) -> None:
+        """This record is the first whose events are not published, as far as was looked; or there is none."""
+        self.first = first
 
     @property
     def first_is_current(self) -> bool:

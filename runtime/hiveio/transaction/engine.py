@@ -140,7 +140,7 @@ class Engine:
 
     def _void(self, command: InFlight, pending: Pending) -> None:
         """Another record was faster: perform it again on what is there now."""
-        self._metrics.voids += 1
+        self._metrics.void()
         command.retried()
         if command.over:
             return
@@ -155,8 +155,7 @@ class Engine:
     def _over(self, command: InFlight, outcome: str) -> None:
         self.work.over(command)
         self._keys.discard(command.id.text)
-        self._metrics.outcomes[outcome] += 1
-        self._metrics.retries += command.attempts
+        self._metrics.over(outcome, command.attempts)
 
     def expire(self, command: InFlight) -> Problem:
         """Answer a command now, as at its deadline."""

@@ -73,13 +73,12 @@ class PublisherLag:
         failure: Unavailable | None = None
         for scope in self._scopes:
             backlog = scope.backlog
-            backlog.end = ends[scope.topic, scope.partition]
+            backlog.log_ends_at(ends[scope.topic, scope.partition])
             try:
                 if (end := ends[self._topic, scope.partition]) != backlog.events_end:
                     # Records of others are counted where publishing goes on.
                     last = await last_event(self._events, scope.partition, lambda offset: None)
-                    backlog.moved((last.offset, last.place) if last else (-1, -1))
-                    backlog.events_end = end
+                    backlog.moved((last.offset, last.place) if last else (-1, -1), end)
                 if not backlog.first_is_current:
                     await self._seek(scope, backlog)
             except Unavailable as error:  # the other scopes go on
@@ -96,11 +95,13 @@ class PublisherLag:
             upto = min(stop, backlog.clean + chunk)
             found, time = await blocking(self._with_events, scope, backlog, upto)
             if (first := await self._accepted(scope, found)) is not None:
-                backlog.first, backlog.clean = first, first.offset
+                backlog.waits_for(first)
+                backlog.passed(first.offset)
                 return
-            backlog.clean, chunk = upto, min(4 * chunk, CHUNKS[1])
+            backlog.passed(upto)
+            chunk = min(4 * chunk, CHUNKS[1])
         # The next look goes on; until then it is not known to be nothing.
-        backlog.first = RecordWithEvents(stop, time, 0) if stop < backlog.end else None
+        backlog.waits_for(RecordWithEvents(stop, time, 0) if stop < backlog.end else None)
 
     def _with_events(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[RecordWithEvents], int]:
         """The next records up to there that have events which are not published, and the time of the last one read."""

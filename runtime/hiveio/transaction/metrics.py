@@ -75,23 +75,39 @@ class CommandMetrics:
     (append and read-back), ``apply`` (one group into the cache)."""
 
     def __init__(self) -> None:
-        self.outcomes: Counts[str] = Counts()
-        self.voids = self.retries = self.lock_waits = self.cancelled = 0
+        self._outcomes: Counts[str] = Counts()
+        self._voids = self._retries = self._lock_waits = self._cancelled = 0
         self.begin, self.perform, self.verdict = map(phase, ("begin", "perform", "verdict"))
 
+    def over(self, outcome: str, retries: int) -> None:
+        """A command is answered."""
+        self._outcomes[outcome] += 1
+        self._retries += retries
+
+    def void(self) -> None:
+        """A record of a command was read back void."""
+        self._voids += 1
+
+    def lock_busy(self) -> None:
+        """A lock was held by another instance."""
+        self._lock_waits += 1
+
+    def perform_cancelled(self) -> None:
+        self._cancelled += 1
+
     def flush(self, in_flight: int, abandoned: int) -> None:
-        for outcome, count in self.outcomes.items():
+        for outcome, count in self._outcomes.items():
             _commands.labels(outcome).inc(count)
-        self.outcomes.clear()
+        self._outcomes.clear()
         for counter, count in (
-            (_voids, self.voids),
-            (_retries, self.retries),
-            (_lock_waits, self.lock_waits),
-            (_cancelled, self.cancelled),
+            (_voids, self._voids),
+            (_retries, self._retries),
+            (_lock_waits, self._lock_waits),
+            (_cancelled, self._cancelled),
         ):
             if count:
                 counter.inc(count)
-        self.voids = self.retries = self.lock_waits = self.cancelled = 0
+        self._voids = self._retries = self._lock_waits = self._cancelled = 0
         _in_flight.set(in_flight)
         _abandoned.set(abandoned)
 

@@ -177,7 +177,7 @@ class Performer:
     def _abandon(self, perform: _Perform, command: InFlight) -> None:
         """The command is over: cancel its perform. What it held is free at once, whether it ends or not, and nothing
         that it decides from now on is appended."""
-        self._metrics.cancelled += 1
+        self._metrics.perform_cancelled()
         self._log("%s.perform took longer than its command may, and is cancelled", command)
         perform.task.cancel()
         self._abandoned.add(perform.task)

@@ -95,7 +95,7 @@ class Pipeline:
         if isinstance(reply, BaseException):
             problem = reply if isinstance(reply, Unavailable) else backend_away(str(reply))
         elif not locked.until:
-            self._all.metrics.lock_waits += 1
+            self._all.metrics.lock_busy()
             problem = backend_away(locked.reason) if locked.away else Conflict(LOCKED)
         elif self._all.work.full and not self._weight:
             problem = Unavailable("Too much is in work. Try again later.")
