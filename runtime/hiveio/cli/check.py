@@ -21,7 +21,7 @@ from hiveio.config import Settings
 from hiveio.errors import ConfigError, Invalid, LoadError
 from hiveio.loader import load
 from hiveio.transaction.placement import Placement
-from hiveio.transaction.record import Commit
+from hiveio.transaction.record import Commit, Write
 
 FORMAT = 1
 
@@ -155,8 +155,8 @@ def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
                 for at, why in refused(schema, today):
                     remedy = "give a new field a default, or let upcast make today's event of the old one"
                     yield Finding(RECORDS, f"{actor} {name}{at}: {why}", remedy)
-            told = {f".{field}": "it is gone, and they find its default" for field in missed(today, schema)}
-            for at, why in (told | dict(refused(today, schema))).items():
+            gone = {f".{field}": "it is gone, and they find its default" for field in missed(today, schema)}
+            for at, why in (gone | dict(refused(today, schema))).items():
                 remedy = "keep it until nobody reads it; add fields, and do not change them"
                 yield Finding(READERS if new.model is None else BOTH, f"{actor} {name}{at}: {why}", remedy)
         if name in old.given and name not in new.given:
@@ -210,48 +210,66 @@ def across(writers: dict[str, Said], readers: dict[str, Said]) -> Iterator[Findi
 # -- the log
 
 
+class _Failure(msgspec.Struct):
+    """Aggregates whose events cannot be folded for one reason: how many, and where the first of them is."""
+
+    first: str
+    aggregates: int = 0
+
+
+class _LogCheck:
+    """The events of a log, decoded and folded by their actors. An aggregate is left at its first event that fails."""
+
+    def __init__(self, contracts: list[Contract], placement: Placement) -> None:
+        self._contracts = {contract.name: contract for contract in contracts if contract.replay}
+        self._placement = placement
+        self._states: dict[str, Any] = {}
+        self._left: set[str] = set()
+        self.counts: Counter[str] = Counter()  # events by actor and type
+        self.failures: dict[tuple[str, str], _Failure] = {}  # by what fails, and the remedy
+        self.misplaced: dict[str, dict[str, str]] = {}  # of each actor the aggregates that scope(id) puts elsewhere
+
+    def take(self, write: Write, scope: int, place: str) -> None:
+        """The next accepted write, of the record at this place in the log."""
+        name, actor = write.aggregate, write.aggregate.partition("/")[0]
+        if self._placement.home(name) not in (None, scope):
+            self.misplaced.setdefault(actor, {}).setdefault(name, place)
+        for event in write.events:
+            type_ = _typed(event).type
+            self.counts[f"{actor} {type_}"] += 1
+            if name in self._left:
+                continue
+            try:
+                self._states[name] = _fold(self._contracts[actor], self._states.get(name), bytes(event))
+            except Exception as error:
+                self._left.add(name)
+                key = _failure(actor, type_, error, known=actor in self._contracts)
+                self.failures.setdefault(key, _Failure(place)).aggregates += 1
+
+    def findings(self) -> Iterator[Finding]:
+        for (what, remedy), failure in self.failures.items():
+            count = _counted(failure.aggregates, "aggregate")
+            yield Finding(RECORDS, f"{what} ({count}, first at {failure.first})", remedy)
+        for actor, places in self.misplaced.items():
+            count, first = _counted(len(places), "aggregate"), next(iter(places.values()))
+            what = f"scope(id) of {actor} gives another partition to {count}, first at {first}"
+            yield Finding(RECORDS, what, "keep the scope(id) that wrote them")
+
+
 def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
-    """Decodes and folds every event. An aggregate is left at its first event that fails; others go on."""
+    """What of the events in the log the actors cannot decode or fold."""
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
-    by_name = {contract.name: contract for contract in contracts if contract.replay}
-    failed: dict[tuple[str, str], tuple[str, int]] = {}  # (what, remedy) → the first place, and how often
-    states: dict[str, Any] = {}
-    counts: Counter[str] = Counter()
-    left: set[str] = set()
-    elsewhere: dict[str, dict[str, str]] = {}  # of each actor the aggregates that scope(id) gives another partition
     scopes = count_scopes(settings)
-    placement = Placement(by_name, settings.log_topic, scopes, settings.misplaced)
+    by_name = {contract.name: contract for contract in contracts if contract.replay}
+    log = _LogCheck(contracts, Placement(by_name, settings.log_topic, scopes, settings.misplaced))
     for scope in range(scopes):
         for found in judged(settings, scope):
-            for write in found.record.writes if isinstance(found.record, Commit) and found.accepted else ():
-                if placement.home(write.aggregate) not in (None, scope):
-                    actor = write.aggregate.partition("/")[0]
-                    elsewhere.setdefault(actor, {}).setdefault(write.aggregate, f"{scope}/{found.message.offset}")
-                for event in write.events:
-                    name, type_ = write.aggregate.partition("/")[0], _typed(event).type
-                    counts[f"{name} {type_}"] += 1
-                    if write.aggregate in left:
-                        continue
-                    try:
-                        states[write.aggregate] = _fold(by_name[name], states.get(write.aggregate), bytes(event))
-                    except Exception as error:
-                        left.add(write.aggregate)
-                        place = f"{settings.log_topic}/{scope}/{found.message.offset}"
-                        key = _failure(name, type_, error, known=name in by_name)
-                        failed[key] = failed.get(key, (place, 0))[0], failed.get(key, (place, 0))[1] + 1
-    print(f"{settings.log_topic}: " + shown(", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))))
-    return [
-        Finding(RECORDS, f"{what} ({_counted(count, 'aggregate')}, first at {place})", remedy)
-        for (what, remedy), (place, count) in failed.items()
-    ] + [
-        Finding(
-            RECORDS,
-            f"scope(id) of {actor} gives another partition to {_counted(len(names), 'aggregate')}, first at "
-            f"{settings.log_topic}/{next(iter(names.values()))}",
-            "keep the scope(id) that wrote them",
-        )
-        for actor, names in elsewhere.items()
-    ]
+            if isinstance(found.record, Commit) and found.accepted:
+                for write in found.record.writes:
+                    log.take(write, scope, f"{settings.log_topic}/{scope}/{found.message.offset}")
+    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(log.counts.items()))
+    print(f"{settings.log_topic}: " + shown(counts))
+    return list(log.findings())
 
 
 def _fold(contract: Contract, state: Any, event: bytes) -> Any:

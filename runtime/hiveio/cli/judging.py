@@ -1,4 +1,4 @@
-"""The transaction log with its verdicts, told by the rule alone: no cache and no service is asked."""
+"""The transaction log with its verdicts, by the rule alone: no cache and no service is asked."""
 
 import sys
 import time
@@ -119,5 +119,5 @@ def home_of(settings: Settings, aggregate: str, count: int) -> int | None:
 
 def searched(home: int | None, count: int) -> list[int]:
     """Every scope, with the one first where an aggregate belongs: a log may have been written with another
-    ``scope(id)``, and nobody should be told that it has nothing."""
+    ``scope(id)``, and an answer that it has nothing would be wrong."""
     return sorted(range(count), key=lambda scope: scope != home)

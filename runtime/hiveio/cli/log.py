@@ -40,31 +40,31 @@ def run(arguments: argparse.Namespace) -> int:
             if home is None:
                 raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
             scopes = [home]
-    told_of, actors = 0, set()
+    shown_records, actors = 0, set()
     kept: deque[str] = deque(maxlen=arguments.last)
     for scope in scopes:
         for found in judged(settings, scope, follow=arguments.follow):
             names = named(found.record)
             actors |= {name.partition("/")[0] for name in names}
             if arguments.aggregate is None or arguments.aggregate in names:
-                line = json.dumps(told(scope, found)) if arguments.json else text(scope, found)
-                told_of += 1
+                line = json.dumps(as_json(scope, found)) if arguments.json else as_text(scope, found)
+                shown_records += 1
                 if arguments.last is None or arguments.follow:
                     print(line, flush=arguments.follow)
                 else:
                     kept.append(line)
-        if told_of:  # an aggregate is in one scope
+        if shown_records:  # an aggregate is in one scope
             break
     for line in kept:
         print(line)
-    if not told_of and arguments.aggregate is not None:
+    if not shown_records and arguments.aggregate is not None:
         actor = arguments.aggregate.partition("/")[0]
         unknown = "" if actor in actors else f": it has no actor {actor}, but {', '.join(sorted(actors)) or 'none'}"
         raise NotFound(f"no record of {arguments.aggregate} is in {settings.log_topic}{unknown}")
-    return 0 if told_of else 1
+    return 0 if shown_records else 1
 
 
-def told(scope: int, found: Judged) -> dict[str, Any]:
+def as_json(scope: int, found: Judged) -> dict[str, Any]:
     message, record, accepted = found
     return {
         "position": f"{scope}:{message.offset}",
@@ -75,7 +75,7 @@ def told(scope: int, found: Judged) -> dict[str, Any]:
     }
 
 
-def text(scope: int, found: Judged) -> str:
+def as_text(scope: int, found: Judged) -> str:
     """One line for people, and one more for each aggregate that is written."""
     message, record, accepted = found
     verdict = "accepted" if accepted else "VOID    "

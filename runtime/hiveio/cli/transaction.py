@@ -3,7 +3,7 @@
 import argparse
 
 from hiveio.cli.judging import count_scopes, home_of, judged, searched
-from hiveio.cli.log import text
+from hiveio.cli.log import as_text
 from hiveio.config import Settings
 from hiveio.transaction.command import Token
 from hiveio.transaction.record import CommandId, Commit, Record, Transactional
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             mine = found.message.key == tx or (command is not None and command_of(found.record) == command)
             if not mine:
                 continue
-            print(text(scope, found))
+            print(as_text(scope, found))
             if found.accepted and not outcome:
                 where = f"{settings.log_topic}/{scope}/{found.message.offset}"
                 outcome = f"{meaning(found.record)} at {where}"

@@ -25,7 +25,7 @@ WATCH_S = 5.0  # an instance applies what is appended within this time
 LOOK_S = 0.5  # between two looks
 
 
-class Read(NamedTuple):
+class ScopeFormat(NamedTuple):
     """A scope that was read up to ``end``: its format there."""
 
     scope: int
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     found = [_read(settings, scope) for scope in range(count_scopes(settings))]
     for scope in found:
-        _tell(settings, scope)
+        _print(settings, scope)
     older = [scope for scope in found if scope.format < FORMAT]
     if not older:
         return 0
@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         asyncio.run(_refuse_older_versions(settings, marks))
         writer.write([(settings.log_topic, scope.scope, Outgoing(next(ids), upgrade, [])) for scope in older])
     for scope in older:
-        _tell(settings, _read(settings, scope.scope))
+        _print(settings, _read(settings, scope.scope))
     return 0
 
 
-def _read(settings: Settings, scope: int) -> Read:
+def _read(settings: Settings, scope: int) -> ScopeFormat:
     """Raises Corrupt for a partition that this version cannot read to its end, or that is no log."""
     with Partition(settings, settings.log_topic, scope) as log:
         end, state, progress = log.end(), LogState(IdWindow(0, 0)), Progress(log.where)
@@ -82,11 +82,11 @@ def _read(settings: Settings, scope: int) -> Read:
             progress.at(message.offset + 1, end)
         else:
             if end:
-                return Read(scope, state.format, end)
+                return ScopeFormat(scope, state.format, end)
         raise Corrupt(f"{log.where} does not begin with a format record: this is no transaction log")
 
 
-def _tell(settings: Settings, scope: Read) -> None:
+def _print(settings: Settings, scope: ScopeFormat) -> None:
     print(f"{settings.log_topic}/{scope.scope}: format {scope.format} at offset {scope.end}", flush=True)
 
 

@@ -61,7 +61,7 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         await check.strangers()
         events.rest(check.offset)
     finally:
-        for name, held in fold.quarantine.held.items():
+        for name, held in fold.quarantine.entries.items():
             print(f"{name} is quarantined: {fold.log.where}/{held.offset} cannot be folded: {held.reason}")
         for line in found.lines:
             print(shown(line))
@@ -70,11 +70,11 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         fold.log.close()
         events.close()
     aggregates = sum(1 for entry in fold.view.entries.values() if entry.head)
-    told = "no difference" if not found.count else f"{found.count} differences"
-    told += f", {len(fold.quarantine.held)} quarantined" if fold.quarantine.held else ""
+    result = "no difference" if not found.count else f"{found.count} differences"
+    result += f", {len(fold.quarantine.entries)} quarantined" if fold.quarantine.entries else ""
     print(
         f"{fold.log.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
-        f"{events.published:,} events published: {told}",
+        f"{events.published:,} events published: {result}",
         flush=True,
     )
     return found.count

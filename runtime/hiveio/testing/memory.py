@@ -51,7 +51,7 @@ class MemoryLog:
             tail.wake()
 
     def judged(self, partition: int, first: int = 0) -> list[tuple[int, Record, bool]]:
-        """Offset, record and verdict (by the rule, told without the engine) of the records from ``first`` on."""
+        """Offset, record and verdict (by the rule, without the engine) of the records from ``first`` on."""
         verdicts = self.folds[partition].verdicts
         return [(m.offset, records.decode(m.value), verdicts[m.offset]) for m in self.partitions[partition][first:]]
 

@@ -125,10 +125,10 @@ class Scenario:
         async with Service(*self._kinds.values(), log=self._log) as service:
             async with _opened(self._kinds.values()):
                 scope = service.transactions.scopes[0]
-                broken = [f"{name} cannot be folded: {held.reason}" for name, held in scope.quarantine.held.items()]
+                broken = [f"{name} cannot be folded: {held.reason}" for name, held in scope.quarantine.entries.items()]
                 if scope.failed or broken:
-                    told = [*self._faults, *(f"what was given: {text}" for text in (scope.failed, *broken) if text)]
-                    raise AssertionError(told[0])
+                    wrong = [*self._faults, *(f"what was given: {text}" for text in (scope.failed, *broken) if text)]
+                    raise AssertionError(wrong[0])
                 try:
                     answer = await service.submit(
                         contract.kind,
@@ -164,7 +164,7 @@ class Scenario:
         asked: Conditions | None,
         headers: HeaderView,
     ) -> None:
-        """An actor without a state: started anew, told what it has heard, and asked."""
+        """An actor without a state: started anew, given what it has heard, and asked."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values() if other.model is None}

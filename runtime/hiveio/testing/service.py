@@ -36,7 +36,7 @@ class Answer(Struct):
 
 
 class Logged(Struct):
-    """A record of the transaction log. ``verdict`` is the rule's own, told without the engine."""
+    """A record of the transaction log. ``verdict`` is the rule's own, reached without the engine."""
 
     offset: int
     record: Record

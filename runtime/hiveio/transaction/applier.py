@@ -108,7 +108,7 @@ class Applier:
         """There is something to apply: at once after a pause, else with what comes in the next moment."""
         if self._timer is None:
             pause = self._began + GATHER_S - self._loop.time()
-            if (quarantine := self._view.quarantine).held:
+            if (quarantine := self._view.quarantine).entries:
                 pause = GIVE_WAY_S
             if pause > 0 and not quarantine.healed:
                 self._timer = self._loop.call_later(pause, self._hurry)
@@ -189,8 +189,8 @@ class Applier:
         quarantine.healed.intersection_update(set(healed) - names.keys())
         found = [(name, view.entries[name]) for name in names]
         entries = [(name, entry.text) for name, entry in found]
-        unfolded = [name for name, entry in found if entry.tail]
-        unfolded += [f"{actor}/" for actor in quarantine.strangers]
+        unfolded = [name for name, entry in found if entry.unfolded]
+        unfolded += [f"{actor}/" for actor in quarantine.unknown_actors]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         known = view.state.writers
         moved = dict.fromkeys([name for judged in group for name in judged.writers])
@@ -215,7 +215,7 @@ class Applier:
         if not healed or not (self.judged or view.next == self._mirror.watermark.offset):
             return []
         found = [(name, view.entry(name)) for name in healed]
-        return [name for name, entry in found if entry is not None and not entry.tail and entry.at <= view.next]
+        return [name for name, entry in found if entry is not None and not entry.unfolded and entry.at <= view.next]
 
     def _fitting(self, names: list[str]) -> list[str]:
         """As many of them as one call takes, beside what is judged; the first one in any case."""

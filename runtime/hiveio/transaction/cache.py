@@ -100,8 +100,9 @@ class Entry(Struct):
     """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it. That of a record which
     is not read back has the ``at`` of the entry that it was performed on.
 
-    ``tail`` are events, as JSON with commas between, that could not be folded into the snapshot by whoever applied
-    them; the first one's record is at ``since``. ``fault`` says why this instance cannot: its ``state`` is None then.
+    ``unfolded`` are events, as JSON with commas between, that could not be folded into the snapshot by whoever applied
+    them; the first one's record is at ``unfolded_from``. ``fault`` says why this instance cannot fold them: its
+    ``state`` is None then.
 
     ``state`` is None for an aggregate that never was. An entry whose ``head`` is None says only that the aggregate
     was touched by a record that others applied: what it is now stands in the cache from ``at`` on.
@@ -112,21 +113,21 @@ class Entry(Struct):
     state: Any = None
     snapshot: bytes = b""
     at: int = 0
-    tail: bytes = b""
-    since: int = 0
+    unfolded: bytes = b""
+    unfolded_from: int = 0
     fault: str = ""
 
     @property
     def size(self) -> int:
         """About what it takes of memory, but for its state."""
-        return len(self.snapshot) + len(self.tail) + ENTRY_BYTES
+        return len(self.snapshot) + len(self.unfolded) + ENTRY_BYTES
 
     @property
     def text(self) -> bytes:
-        if not self.tail:
+        if not self.unfolded:
             return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
         head, size = (self.head or "").encode(), len(self.snapshot)
-        return b"%d %s ~%d %d %s%s" % (self.version, head, self.since, size, self.snapshot, self.tail)
+        return b"%d %s ~%d %d %s%s" % (self.version, head, self.unfolded_from, size, self.snapshot, self.unfolded)
 
     @classmethod
     def parse(cls, text: bytes, at: int) -> "Entry":
@@ -134,14 +135,14 @@ class Entry(Struct):
         version, head, snapshot = text.split(b" ", 2)
         if snapshot[:1] != b"~":  # no JSON begins like that
             return cls(int(version), head.decode(), None, snapshot, at)
-        since, bytes, rest = snapshot[1:].split(b" ", 2)
+        unfolded_from, bytes, rest = snapshot[1:].split(b" ", 2)
         size = int(bytes)
-        return cls(int(version), head.decode(), None, rest[:size], at, rest[size:], int(since))
+        return cls(int(version), head.decode(), None, rest[:size], at, rest[size:], int(unfolded_from))
 
     @property
     def events(self) -> list[msgspec.Raw]:
-        """Those of ``tail``."""
-        return _raws(b"[%s]" % self.tail)
+        """Those of ``unfolded``."""
+        return _raws(b"[%s]" % self.unfolded)
 
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -195,8 +195,8 @@ class TransactionLog:
 
     def details(self) -> dict[str, Any]:
         """What /readyz?verbose says of aggregates that are set aside, and of partitions that are."""
-        held = [each for scope in self.scopes for each in scope.quarantine.listed()]
-        strangers = sorted({actor for scope in self.scopes for actor in scope.quarantine.strangers})
+        held = [each for scope in self.scopes for each in scope.quarantine.summary()]
+        strangers = sorted({actor for scope in self.scopes for actor in scope.quarantine.unknown_actors})
         found = {"quarantined": held, "actors_not_here": strangers, "unused_partitions": self._unused}
         return {name: what for name, what in found.items() if what}
 

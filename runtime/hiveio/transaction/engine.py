@@ -91,7 +91,7 @@ class Engine:
             raise Unavailable("The transaction log is slow to answer. Try again later.")
         self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
-        if name in scope.quarantine.held and key is None:  # with a key it may be on record
+        if name in scope.quarantine.entries and key is None:  # with a key it may be on record
             raise refusal(name)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")

@@ -14,14 +14,14 @@ from hiveio.transaction.cache import Entry
 
 logger = logging.getLogger("hiveio.quarantine")
 
-AGGREGATES = 10_000  # in quarantine, and
-EVENTS_BYTES = 4_000_000  # of events beside their snapshots, beyond which the scope stops
-STRANGERS = 1_000  # names of actors that are not here, and are told
+MAX_AGGREGATES = 10_000  # in quarantine, and
+MAX_EVENT_BYTES = 4_000_000  # of events beside their snapshots, beyond which the scope stops
+MAX_UNKNOWN_ACTORS = 1_000  # names that are kept and reported
 REASON = 300  # most characters of a reason
 SHOWN = 20  # of them in /readyz?verbose
 
 
-class Held(NamedTuple):
+class QuarantinedAggregate(NamedTuple):
     """An aggregate in quarantine: the first record that could not be folded, and the bytes of events from there on."""
 
     offset: int
@@ -30,40 +30,45 @@ class Held(NamedTuple):
 
 
 class Quarantine:
-    """What of a scope this instance cannot fold. It holds what the view has met, and what the cache lists."""
+    """The aggregates of a scope that this instance cannot fold, and the actors that it does not have.
+
+    ``entries`` are those aggregates by name. ``healed`` are aggregates that were folded here, and perhaps not in the
+    cache yet. ``reported`` are those whose quarantine is in the log of this process.
+    """
 
     def __init__(self, topic: str, partition: int, stop: Callable[[str], None] = lambda reason: None) -> None:
-        """``stop`` is told when there is more of it than the bounds."""
+        """``stop`` is called with the reason when there is more in quarantine than the bounds allow."""
         self._topic, self._partition, self._stop = topic, partition, stop
-        self.held: dict[str, Held] = {}
-        self.healed: set[str] = set()  # folded here, and perhaps not so in the cache yet
-        self.strangers: set[str] = set()  # names of actors that the log has and this service has not
-        self.told: set[str] = set()  # in quarantine, as the log says
+        self.entries: dict[str, QuarantinedAggregate] = {}
+        self.healed: set[str] = set()
+        self.unknown_actors: set[str] = set()
+        self.reported: set[str] = set()
         self._size = 0
 
-    def forget(self) -> None:
-        """The scope is begun anew. What is found again in quarantine is not told again; what is not, has ended."""
-        self.held.clear()
+    def clear(self) -> None:
+        """The scope begins anew. What is found in quarantine again is not reported again; of what is not, it is
+        reported that its quarantine has ended."""
+        self.entries.clear()
         self.healed.clear()
         self._size = 0
 
-    def note(self, name: str, entry: Entry) -> None:
-        """The aggregate stands like this now."""
+    def update(self, name: str, entry: Entry) -> None:
+        """Take note of what an aggregate is now."""
         if entry.head is None:
             return  # others have written it: whether it can be folded is known when it is looked at
-        before = self.held.pop(name, None)
+        before = self.entries.pop(name, None)
         self._size -= before.size if before else 0
         if not entry.fault:
-            if name in self.told:
-                self.told.discard(name)
+            if name in self.reported:
+                self.reported.discard(name)
                 logger.warning("%s is folded again: its quarantine ends", name, extra=self._fields(name))
             return
-        self.held[name] = held = Held(entry.since, len(entry.tail), entry.fault)
+        self.entries[name] = held = QuarantinedAggregate(entry.unfolded_from, len(entry.unfolded), entry.fault)
         self._size += held.size
-        if name not in self.told:
-            if len(self.told) > 2 * AGGREGATES:
-                self.told.clear()
-            self.told.add(name)
+        if name not in self.reported:
+            if len(self.reported) > 2 * MAX_AGGREGATES:
+                self.reported.clear()
+            self.reported.add(name)
             logger.critical(
                 "%s is quarantined: this version cannot fold its event at %s/%s/%s (%s). It is answered 503 until a "
                 "version that can fold it runs; everything else goes on",
@@ -74,17 +79,18 @@ class Quarantine:
                 held.reason,
                 extra=self._fields(name) | {"offset": held.offset, "reason": held.reason},
             )
-        if len(self.held) > AGGREGATES or self._size > EVENTS_BYTES:
+        if len(self.entries) > MAX_AGGREGATES or self._size > MAX_EVENT_BYTES:
             self._stop(
-                f"{self._topic}/{self._partition}: this version cannot fold {len(self.held)} aggregates with "
+                f"{self._topic}/{self._partition}: this version cannot fold {len(self.entries)} aggregates with "
                 f"{self._size} bytes of events since then, the last one {name} at offset {held.offset}; at most "
-                f"{AGGREGATES} and {EVENTS_BYTES} are set aside. Nothing is lost: start a version that can fold them"
+                f"{MAX_AGGREGATES} and {MAX_EVENT_BYTES} are set aside. Nothing is lost: start a version that can fold "
+                "them"
             )
 
-    def meet(self, actor: str) -> None:
+    def add_unknown_actor(self, actor: str) -> None:
         """The log has an aggregate of an actor that is not here. Its heads are kept, and nobody needs its states."""
-        if actor not in self.strangers and len(self.strangers) < STRANGERS:
-            self.strangers.add(actor)
+        if actor not in self.unknown_actors and len(self.unknown_actors) < MAX_UNKNOWN_ACTORS:
+            self.unknown_actors.add(actor)
             logger.warning(
                 "the log has aggregates of %s and no actor of that name: they are left as they are. If the actor was "
                 'renamed, give it name = "%s"',
@@ -93,11 +99,11 @@ class Quarantine:
                 extra={"topic": self._topic, "partition": self._partition, "actor": actor},
             )
 
-    def listed(self) -> list[dict[str, Any]]:
+    def summary(self) -> list[dict[str, Any]]:
         """The first of them, for those who operate the service."""
         return [
             self._fields(name) | {"offset": held.offset, "reason": held.reason}
-            for name, held in list(self.held.items())[:SHOWN]
+            for name, held in list(self.entries.items())[:SHOWN]
         ]
 
     def _fields(self, name: str) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class Quarantine:
 
 
 def refusal(name: str) -> Quarantined:
-    """What the client of the aggregate itself is told."""
+    """The answer to a command or a read of such an aggregate."""
     id = name.partition("/")[2]
     return Quarantined(
         f"{id} cannot be used for now, because this version of the service cannot read its latest events. Nothing was "
@@ -114,7 +120,7 @@ def refusal(name: str) -> Quarantined:
 
 
 def refusal_of_another() -> Quarantined:
-    """What the client of a command is told that needs a further aggregate."""
+    """The answer to a command that needs such an aggregate beside its own."""
     return Quarantined("something that this command needs cannot be used for now. Nothing was changed; try again later")
 
 

@@ -51,7 +51,7 @@ class Read(Struct, frozen=True, array_like=True):
 class Format(Struct, frozen=True, tag_field="kind", tag="format"):
     """The first record of every partition pins what verdicts depend on.
 
-    ``actors`` are those of the service that made the log, by which it is told from other services; no verdict looks at
+    ``actors`` are those of the service that made the log, which tell it from other services; no verdict looks at
     them. An older log has none.
     """
 

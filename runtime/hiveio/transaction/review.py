@@ -40,7 +40,7 @@ class Review:
                 if self._ready():
                     await self.learn()
             except Unavailable:
-                pass  # it is told where the cache is needed
+                pass  # whoever needs the cache reports it
             except Exception:
                 logger.exception("a fault while looking at what %s has in quarantine", self._mirror.where)
 
@@ -49,10 +49,10 @@ class Review:
         written. Raises Unavailable."""
         view, mirror, quarantine = self._view, self._mirror, self._view.quarantine
         listed = await self._cache.unfolded(self._partition, mirror.watermark.generation)
-        doubtful = list(quarantine.held.keys() - listed - self._applier.touched())
+        doubtful = list(quarantine.entries.keys() - listed - self._applier.touched())
         for name in listed:
             if name.endswith("/"):
-                quarantine.meet(name[:-1])
+                quarantine.add_unknown_actor(name[:-1])
             elif (entry := view.entry(name)) is None:
                 doubtful.append(name)
             elif not entry.fault:

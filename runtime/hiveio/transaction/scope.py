@@ -130,7 +130,7 @@ class Scope:
         """Publish how far this instance is behind."""
         following, backlog = self.view.next, self.backlog
         behind, unapplied = (self._goal or 0) - following, following - self.mirror.watermark.offset
-        self._lags.set(behind, unapplied, backlog.records(following), backlog.age_s, len(self.quarantine.held))
+        self._lags.set(behind, unapplied, backlog.records(following), backlog.age_s, len(self.quarantine.entries))
 
     def fail(self, reason: str) -> None:
         """Stop here, loudly: nothing goes past what cannot be judged."""

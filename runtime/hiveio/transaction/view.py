@@ -59,7 +59,7 @@ class View:
         self.entries.clear()
         self._snapshots = 0
         self.recent.clear()
-        self.quarantine.forget()
+        self.quarantine.clear()
 
     @property
     def size(self) -> int:
@@ -86,8 +86,8 @@ class View:
         self._snapshots += len(entry.snapshot)
         self.entries[name] = entry
         self.entries.move_to_end(name)
-        if entry.fault or self.quarantine.told:
-            self.quarantine.note(name, entry)
+        if entry.fault or self.quarantine.reported:
+            self.quarantine.update(name, entry)
 
     def mark_touched(self, name: str, offset: int) -> None:
         """A record that others applied has written the aggregate: what it is now stands in the cache."""
@@ -116,19 +116,19 @@ class View:
         contract = self._contract(name)
         if contract is None:
             return entry
-        held = self.quarantine.held.get(name)
-        if held is not None and entry.tail and held.offset == entry.since:
+        held = self.quarantine.entries.get(name)
+        if held is not None and entry.unfolded and held.offset == entry.unfolded_from:
             entry.fault = held.reason  # the same snapshot, and the same event after it
             return entry
         try:
             entry.state = contract.model_decoder.decode(entry.snapshot) if entry.snapshot else None
-            if entry.tail:
+            if entry.unfolded:
                 entry.state, entry.snapshot = self.folded(name, entry, entry.events)
-                entry.tail = b""
+                entry.unfolded = b""
                 self.quarantine.healed.add(name)
         except BaseException as error:  # an actor may raise whatever it likes
             entry.state, entry.fault = None, reason(error)
-            entry.since = entry.since or at
+            entry.unfolded_from = entry.unfolded_from or at
         return entry
 
     def folded(self, name: str, entry: Entry, events: Sequence[msgspec.Raw]) -> tuple[Any, bytes]:
@@ -153,7 +153,7 @@ class View:
         actor = name.partition("/")[0]
         contract = self._contracts.get(actor)
         if contract is None:
-            self.quarantine.meet(actor)
+            self.quarantine.add_unknown_actor(actor)
         return contract
 
     def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Effects:
@@ -195,15 +195,24 @@ class View:
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
         """Fold what an accepted record did to one aggregate. What cannot be folded is kept beside its snapshot."""
         old = self.entries[name]
-        new = Entry(old.version + len(events), tx, old.state, old.snapshot, offset + 1, old.tail, old.since, old.fault)
+        new = Entry(
+            old.version + len(events),
+            tx,
+            old.state,
+            old.snapshot,
+            offset + 1,
+            old.unfolded,
+            old.unfolded_from,
+            old.fault,
+        )
         if events and self._contract(name) is not None:
             if not new.fault:
                 try:
                     new.state, new.snapshot = self.folded(name, old, events)
                 except BaseException as error:  # an actor may raise whatever it likes
-                    new.state, new.since, new.fault = None, offset, reason(error)
+                    new.state, new.unfolded_from, new.fault = None, offset, reason(error)
             if new.fault:
-                new.tail = b",".join([*([old.tail] if old.tail else []), *map(bytes, events)])
+                new.unfolded = b",".join([*([old.unfolded] if old.unfolded else []), *map(bytes, events)])
         self.keep(name, new)
 
     def verdicts(self, first: int, end: int) -> str | None:

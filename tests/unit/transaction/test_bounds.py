@@ -9,7 +9,7 @@ from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable
 from hiveio.transaction import journal, work
 from hiveio.transaction.bounds import LEAST_BYTES, Bounds
-from hiveio.transaction.quarantine import STRANGERS, Quarantine
+from hiveio.transaction.quarantine import MAX_UNKNOWN_ACTORS, Quarantine
 from tests.faults.actors import AccountActor, Deposit
 from tests.unit.transaction.test_engine import hold, until
 
@@ -25,9 +25,9 @@ def test_scopes_share_what_an_instance_may_hold() -> None:
 
 def test_the_names_of_actors_that_are_not_here_are_bounded() -> None:
     quarantine = Quarantine("log", 0)
-    for number in range(2 * STRANGERS):
-        quarantine.meet(f"Actor{number}")
-    assert len(quarantine.strangers) == STRANGERS
+    for number in range(2 * MAX_UNKNOWN_ACTORS):
+        quarantine.add_unknown_actor(f"Actor{number}")
+    assert len(quarantine.unknown_actors) == MAX_UNKNOWN_ACTORS
 
 
 async def test_a_chain_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

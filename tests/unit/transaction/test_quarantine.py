@@ -115,8 +115,8 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-def held(service: Service) -> dict[str, quarantine.Held]:
-    return service.transactions.scopes[0].quarantine.held
+def held(service: Service) -> dict[str, quarantine.QuarantinedAggregate]:
+    return service.transactions.scopes[0].quarantine.entries
 
 
 async def refused(service: Service, actor: type[Actor], id: str, command: Command | None = None) -> Problem:
@@ -180,7 +180,7 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
         scope = cache._scopes[0]
         await until(lambda: scope.unfolded == {"Counter/x"})
     entry = Entry.parse(scope.entries["Counter/x"], 0)
-    assert (entry.version, entry.snapshot, entry.since) == (3, b'{"sum":5}', 2)
+    assert (entry.version, entry.snapshot, entry.unfolded_from) == (3, b'{"sum":5}', 2)
     assert entry.text == scope.entries["Counter/x"]
     # The same version again has nothing of it in memory: the cache tells.
     caplog.clear()
@@ -207,11 +207,11 @@ async def test_what_is_no_exception_is_one_too(new: Service, caplog: pytest.LogC
         assert (await ill.submit(Ill, "y", Add(1))).version == 1
 
 
-@pytest.mark.parametrize("bound", ["AGGREGATES", "EVENTS_BYTES"])
+@pytest.mark.parametrize("bound", ["MAX_AGGREGATES", "MAX_EVENT_BYTES"])
 async def test_beyond_a_bound_the_scope_stops_loudly(
     new: Service, bound: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(quarantine, bound, 3 if bound == "AGGREGATES" else 200)
+    monkeypatch.setattr(quarantine, bound, 3 if bound == "MAX_AGGREGATES" else 200)
     for number in range(8):
         await new.submit(New, f"n{number}", Double())
     async with beside(new, Old, cache=other_cache()) as old:
@@ -280,7 +280,7 @@ async def test_what_is_folded_again_after_the_scope_was_begun_anew_is_told_and_s
     new: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = new.transactions.scopes[0].view
-    ill = Entry(1, "tx", fault="it cannot be folded", tail=b"{}", since=2)
+    ill = Entry(1, "tx", fault="it cannot be folded", unfolded=b"{}", unfolded_from=2)
     view.keep("Counter/x", ill)
     for _ in range(2):
         view.begin(0, view.state)
