@@ -54,7 +54,7 @@ class Collector:
                     body = gzip.decompress(body)
                 welcome = all(self.headers[name] == value for name, value in needed.items())
                 if welcome:
-                    collector._take(self.path, body)
+                    collector.take(self.path, body)
                 self.send_response(200 if welcome else 401)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -104,7 +104,7 @@ class Collector:
     def points_of(self, name: str) -> list[Point]:
         return [point for (metric, _, _), point in self.points.items() if metric == name]
 
-    def _take(self, path: str, body: bytes) -> None:
+    def take(self, path: str, body: bytes) -> None:
         if path == "/v1/traces":
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 about = _plain(resource.resource.attributes)

@@ -16,7 +16,7 @@ from hiveio.errors import ConfigError
 _UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
 _WRITTEN = ("content-type", "traceparent", "tracestate")  # stand on every record anyway
 # What Kubernetes and container links set for every service, whatever it is called: kafka, telemetry, event-store.
-_LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 # Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
 _PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLATE_)?FILE$")
 
@@ -309,7 +309,7 @@ class Settings:
         Raises ConfigError with the name, the value and what is allowed. What Kubernetes sets for its services is no
         setting.
         """
-        environ = {name: value for name, value in environ.items() if not _LINKED.fullmatch(name)}
+        environ = {name: value for name, value in environ.items() if not LINKED.fullmatch(name)}
         for name, value in environ.items():
             if _UNSUPPORTED.match(name) and value.lower() not in ("", "0", "false"):
                 raise ConfigError(f"{name}={value}: this setting is not supported yet; remove it")

@@ -32,7 +32,7 @@ def load(settings: Settings) -> list[Contract]:
     module = _import(name, settings.actor_path)
     _check_origin(name, settings.actor_path)
     try:
-        return contracts(_actors(module, name, attribute))
+        return contracts(actors_in(module, name, attribute))
     except LoadError:
         raise
     except BaseException as error:  # the __init__ of an actor
@@ -149,7 +149,8 @@ def _raised(name: str, folder: str, error: BaseException) -> ModuleRaises:
 # -- the actors in it
 
 
-def _actors(module: ModuleType, name: str, attribute: str) -> list[type[Actor]]:
+def actors_in(module: ModuleType, name: str, attribute: str) -> list[type[Actor]]:
+    """The actors of a module, or the one that ``attribute`` names. Raises NoActor."""
     if attribute:
         found = getattr(module, attribute, None)
         if found is None:

@@ -22,7 +22,7 @@ _NO_ANSWER = re.compile(
 )
 
 logger = logging.getLogger("hiveio.backends")
-_known: dict[str, "Outage"] = {}
+known: dict[str, "Outage"] = {}
 _lock = threading.Lock()
 
 
@@ -74,13 +74,13 @@ class Outage:
 def of(backend: str) -> Outage:
     """The outage of a backend, made at the first call."""
     with _lock:
-        return _known.setdefault(backend, Outage(backend))
+        return known.setdefault(backend, Outage(backend))
 
 
 def forget(backend: str, reason: str) -> None:
     """It will not be back: why."""
     with _lock:
-        outage = _known.pop(backend, None)
+        outage = known.pop(backend, None)
     if outage is not None and outage.since is not None:
         logger.info("%s is asked no more: %s", backend, reason)
 
@@ -93,7 +93,7 @@ def worth_a_line(record: logging.LogRecord) -> bool:
     if waits is None:
         return True
     ours = record.name.startswith("hiveio.") and record.name != _OF_ACTORS and _NO_ANSWER.search(waits)
-    for outage in list(_known.values()):
+    for outage in list(known.values()):
         if outage.is_felt() and (ours or waits.startswith(outage.backend)):
             outage.count += 1
             return False

@@ -14,7 +14,7 @@ from hiveio import logs
 from hiveio.config import Settings
 from hiveio.server.http1 import Http1Connection
 from hiveio.server.process import Application, Master
-from hiveio.server.worker import BACKLOG, Worker, _settle_memory
+from hiveio.server.worker import BACKLOG, Worker, settle_memory
 
 BODY = b'{"type":"Fee","payload":{"amount":10000,"fee":50}}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
@@ -36,7 +36,7 @@ class BareWorker(Worker):
             self.servers.append(
                 await self.loop.create_server(lambda: Http1Connection(self), sock=listener.sock, backlog=BACKLOG)
             )
-        _settle_memory()
+        settle_memory()
         await self._end.wait()
         beat.cancel()
         for connection in list(self.connections):

@@ -55,7 +55,7 @@ class World:
                 tail.wake()
 
     def cache_evidence(self) -> CacheDump:
-        scope = self.cache._scopes.get(0)
+        scope = self.cache.scopes.get(0)
         if scope is None:
             return CacheDump()
         bits = bytearray(len(self.log.partitions[0]) // 8 + 1)
@@ -93,7 +93,7 @@ class Link(MemoryCache):
     def __init__(self, instance: "Instance") -> None:
         cache = instance.world.cache
         self._topic, self._topic_id, self._meaning = cache._topic, cache._topic_id, cache._meaning
-        self._scopes, self.locks = cache._scopes, cache.locks
+        self.scopes, self.locks = cache.scopes, cache.locks
         self.instance = instance
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
@@ -334,14 +334,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def cache_saved(self) -> None:
-        self.world.backups.append(copy.deepcopy(self.world.cache._scopes))
+        self.world.backups.append(copy.deepcopy(self.world.cache.scopes))
 
     @precondition(lambda self: self.world.backups)
     @rule(index=st.integers(0, 3))
     def cache_older(self, index: int) -> None:
         older = copy.deepcopy(self.world.backups[index % len(self.world.backups)])
-        self.world.cache._scopes.clear()
-        self.world.cache._scopes.update(older)
+        self.world.cache.scopes.clear()
+        self.world.cache.scopes.update(older)
 
     @rule(count=st.integers(1, 3))
     def replies_lost(self, count: int) -> None:
@@ -382,7 +382,7 @@ class Machine(RuleBasedStateMachine):
                 self.world.now += 0.01
                 while self.world.wire:
                     self.world.land(0)
-                scope = self.world.cache._scopes.get(0)
+                scope = self.world.cache.scopes.get(0)
                 applied = scope is not None and scope.watermark.offset == len(self.world.log.partitions[0])
                 if last.ready and not last.calls and applied:
                     break

@@ -115,9 +115,9 @@ def test_what_a_policy_refuses_is_left_to_the_brokers_and_the_end_is_bounded(all
     client: Any = Strict(allows)
     if allows(-1, {}):
         with pytest.raises(KafkaException, match="no topics here"):
-            topics._create(client, "t", 1, 3, FOREVER)
+            topics.create(client, "t", 1, 3, FOREVER)
     else:
-        topics._create(client, "t", 1, 3, FOREVER)
+        topics.create(client, "t", 1, 3, FOREVER)
     assert client.asked == asked
 
 
@@ -128,19 +128,19 @@ CONFIGS = "kafka-configs.sh --bootstrap-server kafka:9092 --alter --entity-type 
 def test_each_doubt_about_a_topic_has_its_line() -> None:
     config = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1", "retention.ms": "1000"}
     topic = Topic("t", "id", config, ((1, 2, 3),), (1, 2, 3, 4, 5))
-    lines = topics._doubts(SETTINGS, topic, {"retention.ms": "-1"})
+    lines = topics.doubts(SETTINGS, topic, {"retention.ms": "-1"})
     assert [(line.partition(": ")[0], line.rpartition(": ")[2]) for line in lines] == [
         ("topic t has unclean.leader.election.enable=true", f"{CONFIGS} unclean.leader.election.enable=false"),
         ("topic t has min.insync.replicas=1", f"{CONFIGS} min.insync.replicas=2"),
         ("topic t has retention.ms=1000", f"{CONFIGS} retention.ms=-1"),
     ]
-    assert topics._doubts(SETTINGS, Topic("t", "id", {"min.insync.replicas": "1"}, ((1,),), (1,)), {}) == []
+    assert topics.doubts(SETTINGS, Topic("t", "id", {"min.insync.replicas": "1"}, ((1,),), (1,)), {}) == []
 
 
 def test_too_few_replicas_are_told_with_what_mends_them() -> None:
     def doubt(replication: int, brokers: int, *assigned: tuple[int, ...]) -> str:
         asking = dataclasses.replace(SETTINGS, replication=replication)
-        return "".join(topics._doubts(asking, Topic("t", "id", {}, assigned, tuple(range(1, brokers + 1))), {}))
+        return "".join(topics.doubts(asking, Topic("t", "id", {}, assigned, tuple(range(1, brokers + 1))), {}))
 
     line = doubt(0, 3, (1, 2), (3, 1, 2), (2,))
     assert line.startswith("topic t has 1 replicas, and 3 are wanted (there are 3 brokers): ")

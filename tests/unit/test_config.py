@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveio.config import _LINKED, Settings
+from hiveio.config import LINKED, Settings
 from hiveio.errors import ConfigError
 
 
@@ -137,7 +137,7 @@ def test_what_kubernetes_sets_for_a_service_is_no_setting(service: str) -> None:
 
 def test_no_setting_looks_like_what_kubernetes_sets() -> None:
     names = [f.metadata["name"] for f in fields(Settings) if f.metadata]
-    assert [name for name in names if _LINKED.fullmatch(name)] == []
+    assert [name for name in names if LINKED.fullmatch(name)] == []
 
 
 def test_properties_of_librdkafka_are_read_when_somebody_needs_them() -> None:

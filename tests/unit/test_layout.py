@@ -1,4 +1,7 @@
-"""Where tests are: those of a module are found by its name."""
+"""How tests are laid out: those of a module are found by its name, and none looks inside of what it tests."""
+
+import ast
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,3 +26,103 @@ def test_a_file_of_unit_tests_is_named_after_a_module_or_package(file: str) -> N
     words = name.split("_")
     beginnings = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
     assert beginnings & (modules | {folder.name}), f"tests/unit/{file}: hiveio has no module of that name there"
+
+
+# -- private state
+
+# Named tuples have public methods that begin with an underscore, and so have errors of librdkafka their names.
+PUBLIC = {"_replace", "_asdict", "_fields", "_make"}
+LIBRARIES = {"KafkaError", "httpx"}
+# Files that still look inside objects of ours, and why. No others may; whoever rewrites one takes it out.
+LOOK_INSIDE = {
+    **dict.fromkeys(
+        ["faults/entrypoint.py", "faults/test_machine.py"],
+        "they build the engine and the cache wrong on purpose, or put their state back",
+    ),
+    **dict.fromkeys(
+        ["integration/test_publisher.py", "unit/test_redis.py", "unit/transaction/test_engine.py"],
+        "they make interleavings happen between two private steps, and count these",
+    ),
+    **dict.fromkeys(
+        [
+            "faults/test_deliveries.py",
+            "integration/consumers.py",
+            "integration/test_cli_dead.py",
+            "integration/test_consumer.py",
+            "integration/test_dead_letters.py",
+            "integration/test_lanes.py",
+            "integration/test_odd_records.py",
+            "integration/test_projection.py",
+            "integration/test_stores_away.py",
+            "integration/test_topic_changes.py",
+        ],
+        "a consumer does not show its partitions yet",
+    ),
+    **dict.fromkeys(
+        [
+            "integration/test_large_snapshots.py",
+            "integration/test_tail.py",
+            "unit/kafka/test_leaders.py",
+            "unit/kafka/test_sender.py",
+            "unit/producer/test_publishing.py",
+            "unit/transaction/test_resume.py",
+            "unit/transaction/test_scope_failed.py",
+            "unit/transaction/test_silence.py",
+        ],
+        "what is held in memory, and who waits, is not shown by a property yet",
+    ),
+}
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC
+
+
+def rooted(node: ast.AST) -> str:
+    """The name with which an expression like ``a.b(c).d`` begins."""
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def looked_at(source: str) -> Iterator[str]:
+    """The private names of others that a test uses: neither its own object's, nor of a class in its own file."""
+    nodes = [*ast.walk(ast.parse(source))]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+            own.add(node.attr)
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in own:
+            if rooted(node) not in LIBRARIES | {"super"}:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("hiveio", "tests"):
+            yield from (alias.name for alias in node.names if private(alias.name))
+        elif isinstance(node, ast.Call) and rooted(node).endswith(("setattr", "monkeypatch")):
+            texts = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            yield from (text for text in texts if private(text.rpartition(".")[2]) and text not in own)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("engine._scopes[0]", ["engine._scopes"]),
+        ("from hiveio.config import _LINKED", ["_LINKED"]),
+        ("monkeypatch.setattr('hiveio.kafka.client._begin', {})", ["hiveio.kafka.client._begin"]),
+        ("setattr(tail, '_woken', False)", ["_woken"]),
+        ("place._replace(offset=1); KafkaError._TIMED_OUT; row.__class__; __version__", []),
+        ("class A:\n def f(self):\n  return self.engine._keys", ["self.engine._keys"]),
+        ("class A:\n def __init__(self):\n  self._mine = 1\ndef f(a: A):\n return a._mine", []),
+    ],
+)
+def test_what_counts_as_looking_inside(source: str, found: list[str]) -> None:
+    assert [*looked_at(source)] == found
+
+
+def test_tests_use_what_an_object_promises_and_not_what_it_keeps_for_itself() -> None:
+    inside: dict[str, list[str]] = {}
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+        name = path.relative_to(ROOT / "tests" if path.is_relative_to(ROOT / "tests") else ROOT).as_posix()
+        if name not in LOOK_INSIDE and (found := [*looked_at(path.read_text("utf-8"))]):
+            inside[name] = found
+    assert not inside, "give the object a public, documented property, or look at what it does"

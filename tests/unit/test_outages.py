@@ -78,7 +78,7 @@ def test_one_that_is_back_and_away_again_is_told_again_and_one_that_blinks_is_no
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> outages.Outage:
-    monkeypatch.setattr(outages, "_known", {})  # others may have left outages behind
+    monkeypatch.setattr(outages, "known", {})  # others may have left outages behind
     found = outages.of("Redis at nowhere:1")
     found.away("refused")
     return found
@@ -135,7 +135,7 @@ class Asked:
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses of a thread that asks for a broker, which are not waited for."""
-    monkeypatch.setattr(outages, "_known", {})
+    monkeypatch.setattr(outages, "known", {})
     found: list[float] = []
     monkeypatch.setattr("hiveio.kafka.away.time.sleep", found.append)
     return found
@@ -143,14 +143,14 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_thread_that_asks_for_a_broker_disturbs_no_one_who_has_seeded_the_process(slept: list[float]) -> None:
     before = random.getstate()
-    brokers._ask("nowhere:1", Asked([None, set()], [None]))
+    brokers.ask("nowhere:1", Asked([None, set()], [None]))
     assert len(slept) == 1
     assert random.getstate() == before
 
 
 def test_a_broker_is_asked_ever_less_often(slept: list[float], caplog: pytest.LogCaptureFixture) -> None:
     outages.of("Kafka at b:9092").away("refused")
-    brokers._ask("b:9092", Asked([None] * 20 + [{"b:9092"}], [None, {"b:9092"}] * 10))
+    brokers.ask("b:9092", Asked([None] * 20 + [{"b:9092"}], [None, {"b:9092"}] * 10))
     pauses = [0.5, 1, 2, 4, 8, 16] + [30.0] * 14
     assert all(most / 2 <= pause <= most for pause, most in zip(slept, pauses, strict=True))
     assert len(set(slept)) == 20, "with jitter"
@@ -162,9 +162,9 @@ def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
 ) -> None:
     outages.of("Kafka at [::1]:9092").away("refused")
     outages.of("Kafka at b:9092").away("refused")
-    brokers._ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
+    brokers.ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
     assert len(slept) == 2
     assert told(caplog)[-1] == "Kafka at b:9092 is asked no more: the other brokers do not name it"
-    brokers._ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
+    brokers.ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
     assert len(slept) == 3, "an address of IPv6 is named without brackets"
-    assert [*outages._known] == ["Kafka at [::1]:9092"]
+    assert [*outages.known] == ["Kafka at [::1]:9092"]

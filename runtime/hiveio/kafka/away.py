@@ -98,10 +98,10 @@ def _away(broker: str, reason: str) -> None:
             return
         _asking.add(broker)
         made = _client
-    start_thread("kafka away", lambda: _ask(broker, made))
+    start_thread("kafka away", lambda: ask(broker, made))
 
 
-def _ask(broker: str, made: Client) -> None:
+def ask(broker: str, made: Client) -> None:
     """Until it answers, or others do and do not name it, which is then told."""
     quiet = {"logger": _silent, "log_level": 0, "reconnect.backoff.max.ms": 500}
     client = made(quiet | {"bootstrap.servers": broker, "socket.connection.setup.timeout.ms": 2000})

@@ -160,18 +160,18 @@ def _made(settings: Settings, client: AdminClient, name: str, partitions: int, c
         brokers = client.list_topics(timeout=TIMEOUT_S).brokers
         replicas, safe = replication.of_new(settings, client, name, brokers)
         wanted = config | safe
-        _create(client, name, partitions, replicas, wanted)
+        create(client, name, partitions, replicas, wanted)
         end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
         while (found := _describe(client, name)) is None:
             if time.monotonic() > end:
                 raise backend_away(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-    for line in _doubts(settings, found, wanted):
+    for line in doubts(settings, found, wanted):
         log.warning("%s", line)
     return found
 
 
-def _create(client: AdminClient, name: str, partitions: int, replication: int, config: dict[str, str]) -> None:
+def create(client: AdminClient, name: str, partitions: int, replication: int, config: dict[str, str]) -> None:
     """Make the topic with as much of ``config`` as the brokers take, or find that another instance was faster."""
     left = dict(config)
     while True:
@@ -198,7 +198,7 @@ def _create(client: AdminClient, name: str, partitions: int, replication: int, c
             left = {key: value for key, value in left.items() if key not in refused}
 
 
-def _doubts(settings: Settings, topic: Topic, wanted: Mapping[str, str]) -> list[str]:
+def doubts(settings: Settings, topic: Topic, wanted: Mapping[str, str]) -> list[str]:
     """What is not as safe as it could be, and how to mend it; ``wanted`` of a topic that was just made."""
     few = replication.doubt(settings, topic.name, topic.assigned, topic.brokers)
     safe = {"unclean.leader.election.enable": "false"}

@@ -19,6 +19,8 @@ Item = bytes | Problem  # a Problem stands for a record that is too large
 class Splitter(Protocol):
     """Finds the records of a batch while it comes in; holds one record, of at most ``limit`` bytes, and one part."""
 
+    kept: bytes  # of a record that is not whole yet
+
     def __init__(self, limit: int) -> None: ...
 
     def feed(self, part: bytes) -> Iterator[Item]:
@@ -33,22 +35,22 @@ class Lines:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest = b""
+        self.kept = b""
         self._large = False  # the rest of this line is not kept
 
     def feed(self, part: bytes) -> Iterator[Item]:
-        *lines, self._rest = (self._rest + part).split(b"\n")
+        *lines, self.kept = (self.kept + part).split(b"\n")
         for line in lines:
             if self._large or len(line) > self._limit:
                 self._large = False
                 yield _too_large(self._limit)
             elif stripped := line.strip():
                 yield stripped
-        if len(self._rest) > self._limit:
-            self._rest, self._large = b"", True
+        if len(self.kept) > self._limit:
+            self.kept, self._large = b"", True
 
     def close(self) -> Iterator[Item]:
-        if self._large or self._rest:
+        if self._large or self.kept:
             yield from self.feed(b"\n")
 
 
@@ -57,14 +59,14 @@ class Items:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._data = b""
+        self.kept = b""
         self._at = 0  # where to look on
         self._depth = 0  # of brackets inside the item; 0: between items
         self._in_string = self._large = False
         self._expected = "["  # then "item or ]", ", or ]", "item", and in the end "nothing"
 
     def feed(self, part: bytes) -> Iterator[Item]:
-        data, at, begin = self._data + part, self._at, 0
+        data, at, begin = self.kept + part, self._at, 0
         while True:
             if self._depth == 0:
                 begin = at = _end(_BLANK, data, at)
@@ -109,7 +111,7 @@ class Items:
                     self._large, self._expected = False, ", or ]"
         if self._depth and (self._large or len(data) - begin > self._limit):
             self._large, begin = True, at
-        self._data, self._at = data[begin:], at - begin
+        self.kept, self._at = data[begin:], at - begin
 
     def close(self) -> Iterator[Item]:
         if self._expected != "nothing":

@@ -92,7 +92,7 @@ class _Request:
         return b"expect" in self.fields
 
 
-class _Body:
+class Body:
     """The body of a request, in the parts in which it comes. gunicorn knows it by the names that it has for it.
 
     Its own waits with ``asyncio.wait_for``, which forgets a cancellation where a part comes at the same moment: a
@@ -243,7 +243,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
         self._current_request = request = _Request(self._callback_parser, self._head)  # type: ignore[misc]
         self._head = b""
         self._answered = False
-        self._body_receiver = _Body(self)  # type: ignore[misc]
+        self._body_receiver = Body(self)  # type: ignore[misc]
         self._request_ready.set()
         if request.chunked:
             self._chunks = Chunks()

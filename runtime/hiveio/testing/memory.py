@@ -142,7 +142,7 @@ class MemoryCache(Cache):
 
     def __init__(self, settings: Settings, meaning: str) -> None:
         self._topic, self._topic_id, self._meaning = settings.log_topic, MEMORY, meaning
-        self._scopes: dict[int, _Generation] = {}
+        self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
 
     @property
@@ -151,7 +151,7 @@ class MemoryCache(Cache):
 
     def forget_all(self) -> None:
         """What FLUSHALL does."""
-        self._scopes.clear()
+        self.scopes.clear()
         self.locks.clear()
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
@@ -166,11 +166,11 @@ class MemoryCache(Cache):
         return future
 
     def _watermark(self, partition: int) -> Watermark | None:
-        scope = self._scopes.get(partition)
+        scope = self.scopes.get(partition)
         return scope.watermark if scope else None
 
     def _reply(self, partition: int, aggregate: str, command: str) -> CacheReply:
-        scope = self._scopes.get(partition)
+        scope = self.scopes.get(partition)
         if scope is None:
             return CacheReply(None)
         id = scope.ids.get(command)
@@ -184,7 +184,7 @@ class MemoryCache(Cache):
 
     async def watermark(self, partition: int) -> WatermarkReply:
         def script() -> WatermarkReply:
-            scope = self._scopes.get(partition)
+            scope = self.scopes.get(partition)
             if scope is None:
                 return WatermarkReply(b"", None, {})
             writers = {name: Writer.parse(text) for name, text in scope.writers.items()}
@@ -196,7 +196,7 @@ class MemoryCache(Cache):
         self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]
     ) -> tuple[Watermark | None, bool]:
         def script() -> tuple[Watermark | None, bool]:
-            scope = self._scopes.get(partition)
+            scope = self.scopes.get(partition)
             entries = scope.entries if scope else {}
             stays = all(entries.get(name, b"0 ").split(b" ")[1].decode() == head for name, head in heads)
             return self._watermark(partition), stays
@@ -217,7 +217,7 @@ class MemoryCache(Cache):
         writers: Sequence[tuple[str, str]],
     ) -> Watermark | None:
         def script() -> Watermark | None:
-            scope = self._scopes.get(partition)
+            scope = self.scopes.get(partition)
             if scope is None or scope.watermark != base:
                 return self._watermark(partition)
             scope.entries.update(entries)
@@ -237,7 +237,7 @@ class MemoryCache(Cache):
 
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
         def script() -> tuple[Watermark | None, str]:
-            scope = self._scopes.get(partition)
+            scope = self.scopes.get(partition)
             known = scope.verdicts if scope else {}
             return self._watermark(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
 
@@ -248,7 +248,7 @@ class MemoryCache(Cache):
             watermark = self._watermark(partition)
             unchanged = found == (watermark.text.encode() if watermark else b"")
             if unchanged:
-                self._scopes[partition] = _Generation(to)
+                self.scopes[partition] = _Generation(to)
             return unchanged
 
         return await self._call(script)
@@ -257,7 +257,7 @@ class MemoryCache(Cache):
         pass  # gone with its _Generation
 
     async def unfolded(self, partition: int, generation: str) -> set[str]:
-        scope = self._scopes.get(partition)
+        scope = self.scopes.get(partition)
         return set(scope.unfolded) if scope else set()
 
 

@@ -48,7 +48,7 @@ class PublisherLag:
     async def _run(self) -> None:
         while True:
             try:
-                await self._look()
+                await self.look()
                 self._logged = ("", 0.0)
             except HiveError as error:
                 if self._is_news(error):
@@ -67,7 +67,8 @@ class PublisherLag:
         self._logged = (kind, now)
         return True
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Find how far publishing is behind now."""
         places = [(topic, scope.partition) for scope in self._scopes for topic in (scope.topic, self._topic)]
         ends = await blocking(self._marks.ends, places)
         failure: Unavailable | None = None

@@ -50,13 +50,13 @@ class Silence:
     async def _run(self) -> None:
         while True:
             try:
-                pause_s = await self._look()
+                pause_s = await self.look()
             except Exception:  # whatever it was: the next look may find more
                 logger.exception("a fault while another leader was looked for")
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
 
-    async def _look(self) -> float:
+    async def look(self) -> float:
         """How long to wait before the next one."""
         silent = self._silent()
         if not silent:

@@ -14,21 +14,21 @@ class Work:
 
     def __init__(self) -> None:
         self.open: dict[InFlight, None] = {}  # in the order of their deadlines
-        self._bodies = 0  # bytes
+        self.body_bytes = 0  # bytes
         self.weight = 0  # bytes of aggregates that are open, and of records in flight and what they make of theirs
 
     def check(self) -> None:
         """Raises Unavailable where no further command is taken."""
-        if len(self.open) >= COMMANDS or self._bodies >= BODIES_BYTES:
+        if len(self.open) >= COMMANDS or self.body_bytes >= BODIES_BYTES:
             raise Unavailable(f"{len(self.open)} commands are in work. Try again later.")
 
     def take(self, command: InFlight) -> None:
         self.open[command] = None
-        self._bodies += len(command.envelope.body)
+        self.body_bytes += len(command.envelope.body)
 
     def over(self, command: InFlight) -> None:
         del self.open[command]
-        self._bodies -= len(command.envelope.body)
+        self.body_bytes -= len(command.envelope.body)
 
     def due(self, now: float) -> InFlight | None:
         """The next command that has come to its deadline."""

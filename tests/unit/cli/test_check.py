@@ -13,7 +13,7 @@ import pytest
 from hiveio.actor import contracts
 from hiveio.cli.check import across, changes
 from hiveio.cli.schemas import Said, said
-from hiveio.loader import _actors
+from hiveio.loader import actors_in
 
 SOURCE = """
 from datetime import datetime
@@ -73,7 +73,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         (tmp_path / f"{name}.py").write_text(source)
         importlib.invalidate_caches()
         module = importlib.import_module(name)
-        found = {contract.name: said(contract) for contract in contracts(_actors(module, name, ""))}
+        found = {contract.name: said(contract) for contract in contracts(actors_in(module, name, ""))}
         del sys.modules[name]
         return found
 

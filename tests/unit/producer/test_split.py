@@ -111,7 +111,6 @@ def test_a_record_too_large_spoils_no_other_and_is_not_kept(large: bytes, size: 
         found: list[Any] = []
         for at in range(0, len(body), size):
             found += splitter.feed(body[at : at + size])
-            kept = splitter._data if isinstance(splitter, Items) else splitter._rest
-            assert len(kept) <= 50 + size
+            assert len(splitter.kept) <= 50 + size
         found += splitter.close()
         assert [item if isinstance(item, bytes) else item.status for item in found] == [b"1", 413, b"2"]

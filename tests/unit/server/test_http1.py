@@ -10,7 +10,7 @@ import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 
 from hiveio.server.address import listening
-from hiveio.server.http1 import Http1Connection, _Body
+from hiveio.server.http1 import Body, Http1Connection
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
@@ -144,7 +144,7 @@ async def test_a_header_that_stands_once_and_comes_twice_is_refused(name: bytes)
 
 
 async def test_a_part_that_comes_as_its_request_is_cancelled_does_not_keep_it_alive() -> None:
-    body = _Body(SimpleNamespace(read_on=lambda: None))  # type: ignore[arg-type]
+    body = Body(SimpleNamespace(read_on=lambda: None))  # type: ignore[arg-type]
     waiting = asyncio.create_task(body.receive())
     await asyncio.sleep(0)
     body.feed(b"x")

@@ -77,7 +77,7 @@ async def test_the_bodies_of_commands_that_wait_are_bounded(monkeypatch: pytest.
             await service.submit(AccountActor, "b", Deposit(1, "m"))
         release()
         await asyncio.gather(*commands)
-        assert service.transactions.engine.work._bodies == 0
+        assert service.transactions.engine.work.body_bytes == 0
         await service.submit(AccountActor, "b", Deposit(1, "m"))
 
 

@@ -94,7 +94,7 @@ class Scene:
 
     async def looked(self) -> tuple[int, int]:
         """How many records behind, and when the first of them was stored (s)."""
-        await self._lag._look()
+        await self._lag.look()
         return self.backlog.records(self.next), self.backlog.first.time // 1000 if self.backlog.first else 0
 
 
@@ -168,7 +168,7 @@ async def test_what_goes_wrong_with_each_look_is_told_once(
         elif (error := left.pop(0)) is not None:
             raise error
 
-    monkeypatch.setattr(scene._lag, "_look", look)
+    monkeypatch.setattr(scene._lag, "look", look)
     scene._lag.start()
     async with asyncio.timeout(5):
         while not over:

@@ -177,7 +177,7 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
     cache = other_cache()
     async with beside(first, Old, cache=cache) as old:
         await refused(old, Old, "x")
-        scope = cache._scopes[0]
+        scope = cache.scopes[0]
         await until(lambda: scope.unfolded == {"Counter/x"})
     entry = Entry.parse(scope.entries["Counter/x"], 0)
     assert (entry.version, entry.snapshot, entry.unfolded_from) == (3, b'{"sum":5}', 2)
@@ -246,7 +246,7 @@ async def test_aggregates_of_actors_that_are_not_here_are_left_alone(caplog: pyt
 async def test_a_snapshot_that_is_none_concerns_its_aggregate(new: Service) -> None:
     for id in ("x", "y"):
         await new.submit(New, id, Add(5))
-    entries = new.cache._scopes[0].entries
+    entries = new.cache.scopes[0].entries
     await until(lambda: len(entries) == 2)
     entries["Counter/x"] = entries["Counter/x"].replace(b"5", b"{")
     async with beside(new, New) as other:
@@ -261,11 +261,11 @@ async def test_what_others_write_to_it_does_not_end_its_quarantine(
     async with beside(new, Old, cache=cache) as old, beside(new, Old, cache=cache):
         await new.submit(New, "x", Add(5))
         await new.submit(New, "x", Double())
-        await until(lambda: cache._scopes[0].watermark.offset == 3 and "Counter/x" in held(old))
+        await until(lambda: cache.scopes[0].watermark.offset == 3 and "Counter/x" in held(old))
         (scope,) = old.transactions.scopes
         release = hold(old)
         await new.submit(New, "x", Add(1))
-        await until(lambda: cache._scopes[0].watermark.offset == 4)  # the other one has applied it
+        await until(lambda: cache.scopes[0].watermark.offset == 4)  # the other one has applied it
         scope.mirror.observe_watermark((await cache.read(0)).watermark)
         caplog.clear()
         release()

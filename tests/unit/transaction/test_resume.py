@@ -119,7 +119,7 @@ async def test_an_instance_with_an_old_end_does_not_fold_the_cache_of_the_others
 
 
 def generation(cache: MemoryCache) -> str:
-    return cache._scopes[0].watermark.generation
+    return cache.scopes[0].watermark.generation
 
 
 async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never_found_an_event(

@@ -46,7 +46,7 @@ async def test_a_scope_that_fails_lets_go_of_all_that_waits_in_it() -> None:
             with pytest.raises(Unknown):
                 await command
         assert not engine.work.open
-        assert not engine.work._bodies
+        assert not engine.work.body_bytes
         await until(lambda: not engine.tasks)
 
 

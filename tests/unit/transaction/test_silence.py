@@ -97,20 +97,20 @@ async def test_only_where_records_or_events_wait_for_long_and_brokers_disagree_c
 
     ours = settings()
     silence = Silence(ours, [scope], [leader], renew)  # type: ignore[list-item]
-    assert await silence._look() == LOOK_S
+    assert await silence.look() == LOOK_S
     cluster.says = {1: 1, 2: 2, 3: 2}
     journal.pending["young"] = SimpleNamespace(started_at=time.monotonic())
-    assert await silence._look() == LOOK_S
+    assert await silence.look() == LOOK_S
     assert not renewed
     journal.pending = {"old": SimpleNamespace(started_at=time.monotonic() - LATE_S - 1)} | journal.pending
-    assert await silence._look() == PAUSE_S
+    assert await silence.look() == PAUSE_S
     assert renewed == [{ours.log_topic}]
-    assert await silence._look() == 2 * PAUSE_S, "not for ever at the same pace"
+    assert await silence.look() == 2 * PAUSE_S, "not for ever at the same pace"
     journal.pending.clear()
-    assert await silence._look() == LOOK_S
+    assert await silence.look() == LOOK_S
     leader.paused_at = time.monotonic()
-    assert await silence._look() == PAUSE_S
+    assert await silence.look() == PAUSE_S
     assert renewed == [{ours.log_topic}] * 2 + [{ours.written_topic}]
     cluster.says = {1: 2, 2: 2, 3: 2}
-    assert await silence._look() == LOOK_S, "Kafka is slow, and nobody would do better"
+    assert await silence.look() == LOOK_S, "Kafka is slow, and nobody would do better"
     assert len(renewed) == 3
