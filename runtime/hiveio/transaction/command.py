@@ -154,7 +154,7 @@ class InFlight:
 
 class Token(NamedTuple):
     """What the ``transaction`` of a 504 holds. It names the command, whose record may have had several attempts, and
-    where the log and its time stood before the first: a command id is not remembered for ever."""
+    where the log and its time stood before the first: a command id is not remembered forever."""
 
     actor: str
     id: str

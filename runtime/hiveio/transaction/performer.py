@@ -34,7 +34,7 @@ from hiveio.transaction.work import Work
 logger = logging.getLogger("hiveio.engine")
 
 STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
-UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off for ever
+UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off forever
 ENDED_S = 1.0  # in which a perform that is cancelled ends
 Settled = Callable[[InFlight, Pending, bool | None, int], None]
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
