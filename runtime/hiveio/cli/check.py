@@ -15,7 +15,7 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.cli.judging import count_scopes, judged
-from hiveio.cli.schemas import Said, missed, refused, said
+from hiveio.cli.schemas import Description, describe, incompatibilities, unwritten_fields
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Invalid, LoadError
@@ -46,7 +46,7 @@ class File(msgspec.Struct):
     """What a service says: its actors by name."""
 
     format: int
-    actors: dict[str, Said]
+    actors: dict[str, Description]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         contracts = load(settings)
     except LoadError as error:
         raise ConfigError(str(error)) from None
-    ours = {contract.name: said(contract) for contract in contracts}
+    ours = {contract.name: describe(contract) for contract in contracts}
     before, *others = [_read(path) for path in arguments.files] or [ours]
     found = [*changes(before, ours), *(f for other in others for f in (*across(ours, other), *across(other, ours)))]
     if arguments.log:
@@ -83,7 +83,7 @@ def _counted(number: int, thing: str) -> str:
     return f"{number or 'no'} {thing}{'' if number == 1 else 's'}"
 
 
-def _read(path: Path) -> dict[str, Said]:
+def _read(path: Path) -> dict[str, Description]:
     try:
         file = msgspec.json.decode(path.read_bytes(), type=File)
     except OSError as error:
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Said]:
     return file.actors
 
 
-def _write(path: Path, actors: dict[str, Said]) -> None:
+def _write(path: Path, actors: dict[str, Description]) -> None:
     text = msgspec.json.format(msgspec.json.encode(File(FORMAT, actors), order="deterministic"), indent=1)
     try:
         path.write_bytes(text + b"\n")
@@ -106,17 +106,17 @@ def _write(path: Path, actors: dict[str, Said]) -> None:
 # -- this service, before and now
 
 
-def changes(before: dict[str, Said], now: dict[str, Said]) -> Iterator[Finding]:
+def changes(before: dict[str, Description], now: dict[str, Description]) -> Iterator[Finding]:
     for name, old in before.items():
         if name in now:
-            yield from _asked(name, old, now[name])
-            yield from _events(name, old, now[name])
-            yield from _folded(name, old, now[name])
+            yield from _message_changes(name, old, now[name])
+            yield from _event_changes(name, old, now[name])
+            yield from _fold_changes(name, old, now[name])
         else:
-            yield from _gone(name, old, {n: new for n, new in now.items() if n not in before})
+            yield from _removed_actor(name, old, {n: new for n, new in now.items() if n not in before})
 
 
-def _gone(name: str, old: Said, new: dict[str, Said]) -> Iterator[Finding]:
+def _removed_actor(name: str, old: Description, new: dict[str, Description]) -> Iterator[Finding]:
     like = [n for n, other in new.items() if (old.events and other.events.keys() & old.events.keys())]
     if old.model is not None:
         remedy = f'write name = "{name}" in {like[0]}' if like else "keep the actor, if only to fold what it wrote"
@@ -125,14 +125,14 @@ def _gone(name: str, old: Said, new: dict[str, Said]) -> Iterator[Finding]:
         yield Finding(CLIENTS, f"{old.path or name} is gone", "keep it until nobody asks for it")
 
 
-def _asked(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+def _message_changes(actor: str, old: Description, new: Description) -> Iterator[Finding]:
     """Commands and queries: written by clients of before, read by today's service."""
     for title, was, now in (("command", old.commands, new.commands), ("query", old.queries, new.queries)):
         for name, schema in was.items():
             if name not in now:
                 yield Finding(CLIENTS, f"the {title} {actor} {name} is gone", "keep it until nobody sends it")
                 continue
-            for at, why in refused(schema, now[name]):
+            for at, why in incompatibilities(schema, now[name]):
                 remedy = "give a new field a default, and take what was taken; or make another message of it"
                 yield Finding(CLIENTS, f"{actor} {name}{at}: {why}", remedy)
     moved = [(name, old.paths[name], new.paths[name]) for name in old.paths if name in new.paths]
@@ -144,7 +144,7 @@ def _asked(actor: str, old: Said, new: Said) -> Iterator[Finding]:
             yield Finding(CLIENTS, text, "keep the path")
 
 
-def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+def _event_changes(actor: str, old: Description, new: Description) -> Iterator[Finding]:
     for name, schema in old.events.items():
         if (today := new.events.get(name)) is None:
             if not new.upcasts:
@@ -152,11 +152,11 @@ def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
                 yield Finding(RECORDS, f"no {actor} reads the event {name} any more", remedy)
         else:
             if not new.upcasts:
-                for at, why in refused(schema, today):
+                for at, why in incompatibilities(schema, today):
                     remedy = "give a new field a default, or let upcast make today's event of the old one"
                     yield Finding(RECORDS, f"{actor} {name}{at}: {why}", remedy)
-            gone = {f".{field}": "it is gone, and they find its default" for field in missed(today, schema)}
-            for at, why in (gone | dict(refused(today, schema))).items():
+            gone = {f".{field}": "it is gone, and they find its default" for field in unwritten_fields(today, schema)}
+            for at, why in (gone | dict(incompatibilities(today, schema))).items():
                 remedy = "keep it until nobody reads it; add fields, and do not change them"
                 yield Finding(READERS if new.model is None else BOTH, f"{actor} {name}{at}: {why}", remedy)
         if name in old.given and name not in new.given:
@@ -172,7 +172,7 @@ def _events(actor: str, old: Said, new: Said) -> Iterator[Finding]:
         yield Finding(READERS, text, "let them read both first")
 
 
-def _folded(actor: str, old: Said, new: Said) -> Iterator[Finding]:
+def _fold_changes(actor: str, old: Description, new: Description) -> Iterator[Finding]:
     """Another model is another cache; another ``replay`` on the same model is none, unless schema_version says so."""
     same = (old.model, old.schema_version) == (new.model, new.schema_version)
     # What is new in it may well be for an event that no snapshot has seen.
@@ -190,7 +190,7 @@ def _folded(actor: str, old: Said, new: Said) -> Iterator[Finding]:
 # -- two services
 
 
-def across(writers: dict[str, Said], readers: dict[str, Said]) -> Iterator[Finding]:
+def across(writers: dict[str, Description], readers: dict[str, Description]) -> Iterator[Finding]:
     """Whether a service takes the events of another from which it takes some."""
     heard = {name: schema for reader in readers.values() for name, schema in reader.heard.items()}
     skips = all(reader.skips for reader in readers.values() if reader.heard)
@@ -200,7 +200,7 @@ def across(writers: dict[str, Said], readers: dict[str, Said]) -> Iterator[Findi
             continue
         for name, schema in writer.events.items():
             if name in heard:
-                for at, why in refused(schema, heard[name]):
+                for at, why in incompatibilities(schema, heard[name]):
                     yield Finding(listeners, f"{actor} writes {name}{at}: {why}", "let it read what is written")
             elif not skips:
                 remedy = 'take it in perform, or write unknown = "skip"'

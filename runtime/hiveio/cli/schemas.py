@@ -1,7 +1,7 @@
 """JSON schemas of contracts: what a service says, and whether one side understands what another writes.
 
-``refused`` asks one question: which values of the writer's schema would the reader's not take? Both are what msgspec
-makes of a Struct. Who is writer and who is reader is the matter of ``hiveio.cli.check``.
+``incompatibilities`` asks one question: which values of the writer's schema would the reader's not take? Both are what
+msgspec makes of a Struct. ``hiveio.cli.check`` decides who is the writer and who is the reader.
 """
 
 import ast
@@ -32,7 +32,7 @@ _ANY_KEY = {"type": "string"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
-class Said(msgspec.Struct, omit_defaults=True):
+class Description(msgspec.Struct, omit_defaults=True):
     """What one actor says. ``given`` are the events that its ``perform`` returns, ``heard`` those that it takes from a
     topic, ``queries`` stand with their paths; ``code`` is that of ``replay`` and ``upcast``."""
 
@@ -52,14 +52,14 @@ class Said(msgspec.Struct, omit_defaults=True):
     scope: str = ""  # the code of a scope of its own
 
 
-def said(contract: Contract) -> Said:
+def describe(contract: Contract) -> Description:
     """What the contract of an actor says."""
 
     def schemas(kinds: dict[str, Any]) -> dict[str, Schema]:
         return {name: schema_of(kind) for name, kind in sorted(kinds.items())}
 
     kind, returned = contract.kind, {getattr(t, "__name__", "") for t in contract.returns}
-    return Said(
+    return Description(
         path=contract.path,
         topic=contract.topic,
         commands=schemas({n: t for n, t in contract.commands.items() if n not in contract.heard}),
@@ -138,12 +138,12 @@ def _code(functions: Iterable[Callable[..., Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
-def refused(writer: Schema, reader: Schema) -> Iterator[tuple[str, str]]:
+def incompatibilities(writer: Schema, reader: Schema) -> Iterator[tuple[str, str]]:
     """What the reader does not take of what the writer may write: the path of the field, and the reason in words."""
     yield from _Comparison(writer, reader).differences(writer, reader, "")
 
 
-def missed(writer: Schema, reader: Schema) -> Iterator[str]:
+def unwritten_fields(writer: Schema, reader: Schema) -> Iterator[str]:
     """Fields of the reader that the writer does not write: where they are not required it finds their defaults."""
     wrote, reads = (_resolved(schema, schema).get("properties", {}) for schema in (writer, reader))
     yield from (name for name in reads if name not in wrote)
@@ -171,13 +171,13 @@ class _Comparison:
             if all(tried):
                 # The alternative that comes nearest says why: of the same type, if there is one.
                 same = [t for t, each in zip(tried, reader["anyOf"], strict=True) if _type(each) == _type(writer)]
-                yield from same[0] if len(same) == 1 else [(at, f"{_called(writer)} is not taken any more")]
+                yield from same[0] if len(same) == 1 else [(at, f"{_name_of(writer)} is not taken any more")]
         elif "enum" in reader or "enum" in writer:
             yield from self._enum(writer, reader, at)
         elif (wanted := reader.get("type")) is None:
             return  # anything
         elif writer.get("type") != wanted and (writer.get("type"), wanted) != ("integer", "number"):
-            yield at, f"{_called(reader)} is taken, and not {_called(writer)}"
+            yield at, f"{_name_of(reader)} is taken, and not {_name_of(writer)}"
         else:
             for keyword, narrower in _BOUNDS.items():
                 if keyword in reader and (keyword not in writer or narrower(reader[keyword], writer[keyword])):
@@ -187,7 +187,7 @@ class _Comparison:
 
     def _enum(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
         if "enum" not in writer:
-            yield at, f"one of {reader['enum']} is taken, and not any {_called(writer)}"
+            yield at, f"one of {reader['enum']} is taken, and not any {_name_of(writer)}"
         elif "enum" in reader:
             if gone := [value for value in writer["enum"] if value not in reader["enum"]]:
                 yield at, f"{', '.join(map(repr, gone))} is not taken"
@@ -255,5 +255,5 @@ def _type(schema: Schema) -> str:
     return str(schema.get("type", ""))
 
 
-def _called(schema: Schema) -> str:
+def _name_of(schema: Schema) -> str:
     return str(schema.get("title") or schema.get("type") or "anything")

@@ -12,7 +12,7 @@ import pytest
 
 from hiveio.actor import contracts
 from hiveio.cli.check import across, changes
-from hiveio.cli.schemas import Said, said
+from hiveio.cli.schemas import Description, describe
 from hiveio.loader import actors_in
 
 SOURCE = """
@@ -68,12 +68,12 @@ NUMBERS = itertools.count()
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.syspath_prepend(tmp_path)
 
-    def told(source: str) -> dict[str, Said]:
+    def told(source: str) -> dict[str, Description]:
         name = f"checked_{next(NUMBERS)}"
         (tmp_path / f"{name}.py").write_text(source)
         importlib.invalidate_caches()
         module = importlib.import_module(name)
-        found = {contract.name: said(contract) for contract in contracts(actors_in(module, name, ""))}
+        found = {contract.name: describe(contract) for contract in contracts(actors_in(module, name, ""))}
         del sys.modules[name]
         return found
 
