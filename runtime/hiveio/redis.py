@@ -22,16 +22,16 @@ from hiveio import outages
 from hiveio.errors import AWAY as TOLD
 from hiveio.errors import Unavailable, Unsafe, backend_away
 
-log = logging.getLogger("hiveio.redis")
+logger = logging.getLogger("hiveio.redis")
 TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 AWAY_S = 1.0
 TELL_S = 30.0  # between two log lines that say the same about what Redis refuses
-MOST_TOLD = 64  # such lines that are remembered
-MOST_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
-MOST_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
-MOST_SCRIPTS = 64  # EVALSHAs in one write
+MAX_TOLD = 64  # such lines that are remembered
+MAX_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
+MAX_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
+MAX_SCRIPTS = 64  # EVALSHAs in one write
 SLOWEST = 5_000_000  # bytes a second: for what a large call gets more time
 
 Argument = str | bytes | int
@@ -132,8 +132,8 @@ class Redis:
         with what ``parse`` raises.
         """
         future = asyncio.get_running_loop().create_future()
-        if self._waiting >= MOST_WAITING:
-            future.set_exception(backend_away(f"Redis at {self.shown} is slow: {MOST_WAITING} calls wait for it"))
+        if self._waiting >= MAX_WAITING:
+            future.set_exception(backend_away(f"Redis at {self.shown} is slow: {MAX_WAITING} calls wait for it"))
             return future
         self._waiting += 1
         self._batches.setdefault((script, key, common), []).append((own, future, parse))
@@ -152,8 +152,8 @@ class Redis:
             while self._batches:
                 batches, self._batches, self._waiting = self._batches, {}, 0
                 cut = list(_cut(batches))
-                for start in range(0, len(cut), MOST_SCRIPTS):
-                    await self._send(cut[start : start + MOST_SCRIPTS])
+                for start in range(0, len(cut), MAX_SCRIPTS):
+                    await self._send(cut[start : start + MAX_SCRIPTS])
         finally:
             self._flushing = None
 
@@ -194,10 +194,10 @@ class Redis:
         now = time.monotonic()
         for text in {str(failure) for failure in failures if isinstance(failure, Refusal)}:
             if now - self._told.get(text, -TELL_S) >= TELL_S:
-                if len(self._told) >= MOST_TOLD:
+                if len(self._told) >= MAX_TOLD:
                     self._told.clear()
                 self._told[text] = now
-                log.error("%s", text)
+                logger.error("%s", text)
 
     def _unavailable(self, what: str, error: Exception) -> Unavailable:
         if isinstance(error, MovedError):
@@ -250,8 +250,8 @@ class Redis:
 
 def _cut(batches: dict[_Key, _Batch]) -> Any:
     for key, batch in batches.items():
-        for start in range(0, len(batch), MOST_CALLS):
-            yield key, batch[start : start + MOST_CALLS]
+        for start in range(0, len(batch), MAX_CALLS):
+            yield key, batch[start : start + MAX_CALLS]
 
 
 def _packed(script: Script, key: str, common: Sequence[Argument], batch: _Batch) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 # What ASGI calls an application with: https://asgi.readthedocs.io/en/latest/specs/www.html
 Scope = MutableMapping[str, Any]
@@ -12,6 +12,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Fields = list[tuple[bytes, bytes]]  # headers
 
-Stored = asyncio.Future[tuple[int, int]]  # partition and offset of a record on its way to Kafka
+
+class RecordMetadata(NamedTuple):
+    """Where Kafka has stored a record; ``offset`` is -1 where it does not say."""
+
+    partition: int
+    offset: int
+
+
+Stored = asyncio.Future[RecordMetadata]  # of a record on its way to Kafka
 # (topic, key, headers, its future) → the headers to send
 Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
-import psutil  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, KafkaException
-from confluent_kafka.admin import PartitionMetadata  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic, PartitionMetadata  # type: ignore[attr-defined]
 
 from tests.faults.proxy import Proxy, When, always
 from tests.faults.stage import Broker, Stage, until
@@ -34,7 +36,8 @@ class Cluster(Broker):
         }
         self.controllers = {node: Proxy(kafka.controller_port, port=voters[node]) for node, kafka in self.nodes.items()}
         self.kafka, self.proxy = self.nodes[1], self.proxies[1]
-        self._owners: dict[int, int] = {}
+        self._owners: dict[tuple[int, int], int] = {}
+        self._looking, self._looked_at = threading.Lock(), 0.0
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -56,6 +59,13 @@ class Cluster(Broker):
     def open(self) -> None:
         for proxy in (*self.proxies.values(), *self.controllers.values()):
             proxy.open()
+
+    def make(self, topic: str, replicas: Sequence[int]) -> None:
+        """A topic as the runtime makes them for its log, with one partition; the first of these brokers leads it."""
+        config = {"retention.ms": "-1", "retention.bytes": "-1", "message.timestamp.type": "LogAppendTime"}
+        new = NewTopic(topic, 1, replica_assignment=[list(replicas)], config={**config, "min.insync.replicas": "2"})
+        admin = AdminClient({"bootstrap.servers": self.brokers})  # named: its results end with it
+        admin.create_topics([new])[topic].result(30)
 
     def leader(self, topic: str) -> int:
         """Of its first partition, by the brokers that know best; -1 if there is none."""
@@ -102,23 +112,46 @@ class Cluster(Broker):
     def _hold(self, node: int, *, clients: bool) -> None:
         own = _pid(self.nodes[node])
         peers = {_pid(kafka) for kafka in self.nodes.values()} - {own}
-        to_it = always if clients else self._from(peers)
         for proxies in (self.proxies, self.controllers):
             for other, proxy in proxies.items():
-                when = to_it if other == node else self._from({own})
+                when = self._from({own}, proxy) if other != node else always if clients else self._from(peers, proxy)
                 proxy.up.hold(when)
                 proxy.down.hold(when)
 
-    def _from(self, pids: set[int]) -> When:
-        return lambda message: self._owner(message.port) in pids
+    def _from(self, pids: set[int], proxy: Proxy) -> When:
+        return lambda message: self._owner(message.port, proxy.port) in pids
 
-    def _owner(self, port: int) -> int:
-        """The broker that has opened the connection from this port; 0 if none has."""
-        if port not in self._owners:
-            pids = [_pid(kafka) for kafka in self.nodes.values() if kafka.running]
-            ports = {pid: {c.laddr.port for c in psutil.Process(pid).net_connections("tcp")} for pid in pids}
-            self._owners[port] = next((pid for pid, its in ports.items() if port in its), 0)
-        return self._owners[port]
+    def _owner(self, port: int, to: int) -> int:
+        """The broker that has opened the connection from this port to that one; 0 if none has.
+
+        All proxies ask at once when clients come anew: who has waited for another's look needs none of its own.
+        """
+        asked = time.monotonic()
+        with self._looking:
+            if (port, to) not in self._owners:
+                if self._looked_at < asked:
+                    self._looked_at = time.monotonic()
+                    self._owners |= _connections([_pid(kafka) for kafka in self.nodes.values() if kafka.running])
+                self._owners.setdefault((port, to), 0)
+            return self._owners[port, to]
+
+
+def _connections(pids: Iterable[int]) -> dict[tuple[int, int], int]:
+    """The ports of all connections of these processes, here and there. psutil takes a tenth of a second for it."""
+    inodes: dict[str, int] = {}
+    for pid in pids:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                if (link := os.readlink(entry.path)).startswith("socket:["):
+                    inodes[link[8:-1]] = pid
+    found: dict[tuple[int, int], int] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes:
+                here, there = (int(end.rpartition(":")[2], 16) for end in fields[1:3])
+                found[here, there] = inodes[fields[9]]
+    return found
 
 
 def _pid(kafka: Kafka) -> int:

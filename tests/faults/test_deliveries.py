@@ -11,7 +11,7 @@ from hiveio import Unavailable
 from hiveio.cli import main
 from hiveio.config import Settings
 from hiveio.consumer.letters import headers_of
-from hiveio.kafka.session import MOST, OVERLAPPING
+from hiveio.kafka.session import MAX_GROUP, OVERLAPPING
 from tests.faults.proxy import PRODUCE, Passing, Proxy
 from tests.faults.proxy import kafka as of_kafka
 from tests.faults.stage import Broker
@@ -59,7 +59,7 @@ async def test_70_a_store_ahead_of_the_commit_behind_as_many_repeats_as_there_ma
     kafka: Kafka, topic: str, settings: Made
 ) -> None:
     """All other sessions but one had their most events under way, and wrote what it had published long before."""
-    published, repeats = positioned(range(MOST + 2)), [*positioned(range(MOST))] * (OVERLAPPING - 1)
+    published, repeats = positioned(range(MAX_GROUP + 2)), [*positioned(range(MAX_GROUP))] * (OVERLAPPING - 1)
 
     class Ahead(Recorder):
         """Another instance has stored all that is there, and was killed before its commit."""
@@ -68,10 +68,10 @@ async def test_70_a_store_ahead_of_the_commit_behind_as_many_repeats_as_there_ma
             return len(published) + len(repeats)
 
     make_topic(kafka.brokers, topic)
-    write(kafka.brokers, topic, [*published, *repeats, *positioned([MOST + 2, MOST + 3])])
+    write(kafka.brokers, topic, [*published, *repeats, *positioned([MAX_GROUP + 2, MAX_GROUP + 3])])
     async with member(settings(), Ahead) as one:
         await one.until(lambda: len(one.actor.seen) == 2 or one.consumer.stopped())
-        assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MOST + 2, MOST + 3])
+        assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MAX_GROUP + 2, MAX_GROUP + 3])
 
 
 @pytest.mark.fault(71)

@@ -165,7 +165,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     monkeypatch.setattr("hiveio.transaction.leader.RENEW_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.leader.AWAY_S", 0.02)
     monkeypatch.setattr("hiveio.transaction.publisher.GROUP", 7)
-    monkeypatch.setattr("hiveio.transaction.publisher.MOST", 7)
+    monkeypatch.setattr("hiveio.transaction.publisher.MAX_GROUP", 7)
     monkeypatch.setattr("hiveio.transaction.publisher.LIVE", 2)  # so what the scope hands on is often given up
     original_send = Session.send
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import os
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import Message
 
 from hiveio.config import Settings
 from hiveio.kafka import tail as tails
 from hiveio.kafka import untaken
-from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.log_reader import READERS, LogReader
 from hiveio.kafka.tail import LogRecord, Tail
 from tests.integration.topics import Written, make_topic, write
 from tests.services import Kafka
@@ -145,3 +147,51 @@ async def test_looking_for_something_in_a_stretch_of_records_keeps_one_at_a_time
         tracemalloc.stop()
         reader.close()
     assert found == list(range(5, RECORDS))
+
+
+async def test_who_reads_one_partition_does_not_wait_for_who_reads_another(kafka: Kafka, topic: str) -> None:
+    reader = LogReader(Settings(brokers=kafka.brokers), topic)
+    goes_on, reached = threading.Event(), threading.Event()
+
+    def slowly(message: Message) -> int | None:
+        reached.set()
+        assert goes_on.wait(30)
+        return message.offset()
+
+    slow = asyncio.create_task(asyncio.to_thread(reader.read_each, 0, 0, 3, slowly))
+    try:
+        await until(reached.is_set)
+        async with asyncio.timeout(10):
+            records = await asyncio.gather(*[reader.read(1, offset) for offset in range(6)])
+        assert [record.offset for record in records if record is not None] == list(range(6))
+        assert len(reader._idle) < READERS, "one is in use"
+    finally:
+        goes_on.set()
+    assert await slow == [0, 1, 2]
+    reader.renew()
+    assert await reader.read(0, 3) is not None
+    reader.close()
+
+
+async def test_an_offset_that_a_broker_does_not_know_is_lost_only_if_it_stays_so(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that led until it was cut off names an old end."""
+    topic = f"tail-{os.urandom(4).hex()}"
+    make_topic(kafka.brokers, topic)
+    monkeypatch.setattr(tails, "REFUSED_S", 0.2)
+    tail, seen, lost = Tail(Settings(brokers=kafka.brokers), topic), list[int](), list[str]()
+    tail.start()
+    try:
+        tail.follow(0, 3, lambda records: seen.extend(record.offset for record in records), lost.append)
+        await until(lambda: bool(tail._refused))
+        write(kafka.brokers, topic, [(0, None, b"x", {}) for _ in range(5)])
+        await until(lambda: seen == [3, 4])
+        await until(lambda: not tail._refused)
+        assert not lost
+        monkeypatch.setattr(tails, "OLD_END_S", 0.5)
+        tail.follow(0, 9, lambda records: None, lost.append)
+        await until(lambda: bool(lost))
+        assert "Offset out of range" in lost[0]
+    finally:
+        await tail.stop()

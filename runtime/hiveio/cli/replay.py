@@ -27,8 +27,8 @@ from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.consumer.letters import dead_topic, forget
 from hiveio.errors import ConfigError, HiveError, Unsafe
-from hiveio.kafka.assigned import Owner
-from hiveio.kafka.reader import Place, Reader
+from hiveio.kafka.assigned import Owner, Partition
+from hiveio.kafka.reader import Reader
 from hiveio.kafka.threads import blocking
 from hiveio.loader import load
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         return asyncio.run(_shadow(settings, contracts, reader, begins, ends))
 
 
-def _begin(reader: Reader, place: Place, origin: str) -> int:
+def _begin(reader: Reader, place: Partition, origin: str) -> int:
     first, end = reader.bounds(*place)
     if origin == "start":
         return first
@@ -83,8 +83,8 @@ async def _reset(
     settings: Settings,
     contracts: list[Contract],
     reader: Reader,
-    begins: dict[Place, int],
-    ends: dict[Place, int],
+    begins: dict[Partition, int],
+    ends: dict[Partition, int],
     *,
     wait: bool,
 ) -> int:
@@ -101,7 +101,7 @@ async def _reset(
                 for place, offset in begins.items():
                     await _settled(begin_at(*place, offset))
         # What was kept of these records is met again.
-        owner, owners = secrets.token_hex(4), dict[Place, Owner]()
+        owner, owners = secrets.token_hex(4), dict[Partition, Owner]()
         for topic in {topic for topic, _ in begins}:
             letters = reader.partitions(dead_topic(topic, settings.group_id))
             reader.write([(*place, forget()) for place in letters])
@@ -117,7 +117,11 @@ async def _reset(
 
 
 async def _shadow(
-    settings: Settings, contracts: list[Contract], reader: Reader, begins: dict[Place, int], ends: dict[Place, int]
+    settings: Settings,
+    contracts: list[Contract],
+    reader: Reader,
+    begins: dict[Partition, int],
+    ends: dict[Partition, int],
 ) -> int:
     for contract in contracts:
         if not hasattr(contract.actor, "begin_shadow"):
@@ -161,8 +165,8 @@ async def _read(
     settings: Settings,
     contracts: Sequence[Contract],
     reader: Reader | None,
-    begins: dict[Place, int],
-    ends: dict[Place, int],
+    begins: dict[Partition, int],
+    ends: dict[Partition, int],
 ) -> Consumer:
     """Handle everything up to the ends. It goes on reading then, and the caller stops it.
 

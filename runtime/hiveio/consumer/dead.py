@@ -12,7 +12,7 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
-from hiveio.kafka.topics import FOREVER, ensure_beside
+from hiveio.kafka.topics import FOREVER, ensure_companion
 
 LARGEST = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
 
@@ -48,7 +48,7 @@ class DeadLetters:
             session = self._sessions.pop(name, None)
             if session is None:
                 # A compacted or expiring topic would lose letters that are open.
-                await ensure_beside(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(LARGEST)})
+                await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(LARGEST)})
                 session = Session(self._settings, name, -1)
             await session.send(group, partition)
             self._sessions[name] = session  # only one that did not fail is used again
@@ -67,6 +67,13 @@ class DeadLetters:
             self._tails[name] = Tail(self._settings, name, make=lambda message: message, gap=None)
             self._tails[name].start()
         return self._tails[name]
+
+    def renew(self) -> None:
+        """Go on with clients that learn anew who leads."""
+        for tail in self._tails.values():
+            tail.renew()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
 
     async def stop(self) -> None:
         for session in self._sessions.values():

@@ -216,6 +216,9 @@ class Consumer:
         if isinstance(lane, WorkLane):
             lane.fail(reason)
 
+    def renew(self) -> None:
+        self._letters.renew()
+
     async def _open(self, start: Start) -> WorkLane:
         """Where to begin: at the actors' positions, else where the group stands, or begins."""
         usual = start.first if start.committed is None else start.committed
@@ -227,7 +230,7 @@ class Consumer:
         if gone and self._settings.from_start:
             logger.error("%s/%d: %s; it goes on at %d", start.topic, start.partition, gone, start.low)
             first = start.low
-        progress = _progress(start.note.seen) if first == start.committed else None
+        progress = _progress(start.metadata.seen) if first == start.committed else None
         begin = first
         if progress is None or progress.last is None:
             # Where no commit tells what was seen, it looks back over all that may be repeats.
@@ -257,7 +260,7 @@ class Consumer:
             finished=self._poller.progress,
             claim=lambda lane: self._poller.claim(lane, start.owner),
         )
-        if first == start.committed and start.note.topic_id == start.topic_id:
+        if first == start.committed and start.metadata.topic_id == start.topic_id:
             lane.committed = lane.done
         if gone and not self._settings.from_start:
             lane.fail(

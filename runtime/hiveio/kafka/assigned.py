@@ -1,12 +1,12 @@
 """What the consumer and its poll thread tell each other of a partition: where it begins, how far it is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message
 
-Key = tuple[str, int]  # topic, partition
+Partition = tuple[str, int]  # the name of its topic, and its number
 UNKNOWN, NOTHING = "?", "-"
 _NOTE = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
 
@@ -14,14 +14,14 @@ _NOTE = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
 class Owner(NamedTuple):
     """Who has a partition: ``id`` is another one at each assignment.
 
-    ``since`` is the end offset of the partition of the topic beside it (see Poller) at that moment.
+    ``since`` is the end offset of the same partition of its companion topic (see Poller) at that moment.
     """
 
     id: str
     since: int
 
 
-class Note(NamedTuple):
+class CommitMetadata(NamedTuple):
     """The text that is committed with an offset.
 
     ``seen`` is the last position of a publisher, NOTHING where there was none, UNKNOWN where that is not known.
@@ -40,7 +40,7 @@ class Note(NamedTuple):
         return f"{text} {self.owner.id}@{self.owner.since}" if self.owner else text
 
     @classmethod
-    def of(cls, text: str) -> "Note":
+    def of(cls, text: str) -> "CommitMetadata":
         """Also of an older version's, which had no owner, or the position alone; of others', nothing is known."""
         found = _NOTE.fullmatch(text)
         if found is None:
@@ -49,28 +49,28 @@ class Note(NamedTuple):
         return cls(seen or NOTHING, topic_id, subscription, Owner(id, int(since)) if id else None)
 
 
-Offsets = dict[Key, tuple[int, Note]]
+Offsets = dict[Partition, tuple[int, CommitMetadata]]
 
 
 class Start(NamedTuple):
     """What Kafka knows of a partition when it is assigned.
 
     ``committed`` is the group's offset in this very topic, None where it has none; then it begins at ``first``.
-    ``low`` and ``high`` are first offset and end offset, ``beside`` those of the partition of the topic beside it (see
-    Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone. ``owner`` is this
-    member at this assignment; that of ``note`` is the one before it.
+    ``low`` and ``high`` are first offset and end offset, ``companion`` those of the same partition of the companion
+    topic (see Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone. ``owner``
+    is this member at this assignment; that of ``metadata`` is the one before it.
     """
 
     topic: str
     partition: int
     topic_id: str
     committed: int | None
-    note: Note
+    metadata: CommitMetadata
     first: int
     low: int
     high: int
     owner: Owner
-    beside: tuple[int, int] = (0, 0)
+    companion: tuple[int, int] = (0, 0)
     anew: bool = False
 
 
@@ -83,8 +83,8 @@ class Lane:
 
     def __init__(self, start: Start, begin: int, done: tuple[int, str | bytes | None]) -> None:
         self.topic, self.partition, self.topic_id = start.topic, start.partition, start.topic_id
-        self.subscription = start.note.subscription  # the present one where it is empty
-        self.owner = start.note.owner  # to be committed: the one before, until this one has claimed the partition
+        self.subscription = start.metadata.subscription  # the present one where it is empty
+        self.owner = start.metadata.owner  # to be committed: the one before, until this one has claimed the partition
         self.begin, self.done = begin, done
         self.committed: tuple[int, str | bytes | None] | None = None
         self.failure: str | None = None
@@ -113,6 +113,28 @@ class Lane:
         return done
 
 
+def by_partition(
+    messages: Iterable[Message], failed: Callable[[Message, KafkaError], None]
+) -> tuple[dict[Partition, list[Message]], dict[Partition, int]]:
+    """The records of each partition, and the offset of its end where the client has come to it."""
+    groups: dict[Partition, list[Message]] = {}
+    ends: dict[Partition, int] = {}
+    for message in messages:
+        key = (message.topic(), message.partition())
+        if (error := message.error()) is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                ends[key] = message.offset()  # type: ignore[index, assignment]
+            else:
+                failed(message, error)
+            continue
+        group = groups.get(key)  # type: ignore[arg-type]
+        if group is None:
+            groups[key] = [message]  # type: ignore[index]
+        else:
+            group.append(message)
+    return groups, ends
+
+
 class Lanes(Protocol):
     """What the consumer does with an assignment. Everything here is called on the loop."""
 
@@ -120,3 +142,4 @@ class Lanes(Protocol):
     async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None: ...
     def take(self, groups: Sequence[tuple[Lane, list[Message]]]) -> None: ...
     def broken(self, lane: Lane, reason: str) -> None: ...
+    def renew(self) -> None: ...

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from hiveio.config import Settings
 from hiveio.errors import HiveError, Unavailable
-from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Lanes, Note, Offsets, Owner, Start
+from hiveio.kafka.assigned import NOTHING, UNKNOWN, CommitMetadata, Lane, Lanes, Offsets, Owner, Partition, Start
 from hiveio.kafka.guard import Pauses, text
 from hiveio.kafka.lookup import Expression, Known, Lookup
 from hiveio.kafka.threads import blocking
@@ -27,8 +27,8 @@ class Membership(Protocol):
 
     def subscribe(self, names: Sequence[str]) -> None: ...
     def assign(self, lane: Lane) -> None: ...
-    def reopen(self, keys: Sequence[Key]) -> None: ...
-    async def commit(self, owned: Key, offsets: Offsets) -> str | None: ...
+    def reopen(self, keys: Sequence[Partition]) -> None: ...
+    async def commit(self, owned: Partition, offsets: Offsets) -> str | None: ...
 
 
 class Assignment:
@@ -44,21 +44,21 @@ class Assignment:
         owner: Lanes,
         membership: Membership,
         lookup: Lookup,
-        beside: Callable[[str], str],
+        companion: Callable[[str], str],
         look_s: float,
     ) -> None:
         """``look_s`` is the time between two looks at the topics. Raises ConfigError."""
         self._settings, self._owner, self._member, self._lookup = settings, owner, membership, lookup
-        self._beside, self._look_s = beside, look_s
+        self._companion, self._look_s = companion, look_s
         self._topics = Expression(settings.read_topics)
         self.subscription = hashlib.sha256("\n".join(sorted(self._topics.names)).encode()).hexdigest()[:8]
-        self.lanes: dict[Key, Lane] = {}
-        self.waiting: dict[Key, str] = {}
+        self.lanes: dict[Partition, Lane] = {}
+        self.waiting: dict[Partition, str] = {}
         self.missing: str | None = None
         self.joining: str | None = f"the group {settings.group_id} is not joined yet"
-        self._turns: dict[Key, str] = {}  # the owner of each partition: another one each time that it is taken
+        self._turns: dict[Partition, str] = {}  # the owner of each partition: another one each time that it is taken
         self._news = asyncio.Event()
-        self._opening: tuple[Key, asyncio.Task[Lane]] | None = None
+        self._opening: tuple[Partition, asyncio.Task[Lane]] | None = None
         self._left = False  # the group was known, and had no members, before this one joined
         self._before: dict[str, Known] = {}  # the topics as they were then
 
@@ -72,13 +72,13 @@ class Assignment:
         for task in self._tasks:
             task.cancel()
 
-    def take(self, keys: Iterable[Key]) -> None:
+    def take(self, keys: Iterable[Partition]) -> None:
         """Open these."""
         for key in keys:
             self.waiting[key], self._turns[key] = "its start is looked up", secrets.token_hex(4)
         self._news.set()
 
-    async def give(self, keys: Iterable[Key], *, lost: bool) -> None:
+    async def give(self, keys: Iterable[Partition], *, lost: bool) -> None:
         """Close these; when this returns nobody here touches them."""
         gone = set(keys)
         for key in gone:
@@ -170,7 +170,7 @@ class Assignment:
             self.lanes[key] = task.result()
             self._member.assign(task.result())
 
-    def _tell(self, keys: Iterable[Key], error: BaseException) -> None:
+    def _tell(self, keys: Iterable[Partition], error: BaseException) -> None:
         """Once for each reason; readiness says it for as long as it lasts."""
         reason = str(error) if isinstance(error, HiveError) else text(error)
         told = [key for key in keys if self.waiting.get(key, reason) != reason]
@@ -183,17 +183,17 @@ class Assignment:
 
     # -- where they begin
 
-    async def _starts(self, turns: dict[Key, str]) -> list[Start]:
+    async def _starts(self, turns: dict[Partition, str]) -> list[Start]:
         """Of those of which it is known. Raises Unavailable."""
         keys = list(turns)
         names = {topic for topic, _ in keys}
-        topics, missing = await blocking(self._lookup.describe, names | {self._beside(name) for name in names})
+        topics, missing = await blocking(self._lookup.describe, names | {self._companion(name) for name in names})
         for name in names & missing.keys():
             self._tell([key for key in keys if key[0] == name], Unavailable(missing[name]))
         keys = [key for key in keys if key[0] in topics]
         committed = await blocking(self._lookup.committed, keys)
         new = [key for key in keys if key not in committed]
-        begins: dict[Key, int | None] = {}
+        begins: dict[Partition, int | None] = {}
         try:
             begins = await self._first(new)
         except Unavailable as error:
@@ -205,53 +205,62 @@ class Assignment:
         ]
 
     def _start(
-        self, key: Key, turn: str, topics: dict[str, Known], committed: tuple[int, Note] | None, begin: int | None
+        self,
+        key: Partition,
+        turn: str,
+        topics: dict[str, Known],
+        committed: tuple[int, CommitMetadata] | None,
+        begin: int | None,
     ) -> Start:
         """Blocking."""
         topic, partition = key
-        this, beside = topics[topic], self._beside(topic)
+        this, companion = topics[topic], self._companion(topic)
         low, high = self._lookup.bounds(topic, partition)
-        letters = beside in topics and partition < topics[beside].partitions
+        letters = companion in topics and partition < topics[companion].partitions
         anew = _is_anew(committed[1].topic_id, this) if committed else _is_anew(self._before_id(topic), this)
         if anew:
             logger.warning(
                 "%s/%d: the topic was made anew under its name; it is read from its first event, %d", *key, low
             )
-        offset, note = (
-            committed if committed and not anew else (None, Note(owner=committed[1].owner if committed else None))
+        offset, metadata = (
+            committed
+            if committed and not anew
+            else (None, CommitMetadata(owner=committed[1].owner if committed else None))
         )
-        letters_at = self._lookup.bounds(beside, partition) if letters else (0, 0)
+        letters_at = self._lookup.bounds(companion, partition) if letters else (0, 0)
         return Start(
             topic=topic,
             partition=partition,
             topic_id=this.id,
             committed=offset,
-            note=note,
+            metadata=metadata,
             first=low if begin is None else begin,
             low=low,
             high=high,
             owner=Owner(turn, letters_at[1]),
-            beside=letters_at,
+            companion=letters_at,
             anew=anew,
         )
 
     def _before_id(self, topic: str) -> str:
         return self._before[topic].id if topic in self._before else ""
 
-    async def _first(self, keys: list[Key]) -> dict[Key, int | None]:
+    async def _first(self, keys: list[Partition]) -> dict[Partition, int | None]:
         """Where partitions without an offset begin: at the first event (None), or, where the group is new, at the end.
 
         A group that is new to topics notes a start for every partition of them, in one commit, which the owner of one
         partition makes; the others wait for it. What has no offset later on is new, and is read from its first event.
         """
-        begins: dict[Key, int | None] = dict.fromkeys(keys)
+        begins: dict[Partition, int | None] = dict.fromkeys(keys)
         if self._settings.from_start or not keys:
             return begins
         group = self._settings.group_id
-        notes = await blocking(self._lookup.group_notes)
+        notes = await blocking(self._lookup.group_metadata)
         there, _ = await blocking(self._lookup.topics, self._topics)
-        letters, _ = await blocking(self._lookup.describe, [self._beside(name) for name in there])
-        new = [name for name in sorted(there) if self._beside(name) not in letters and self._is_new(there, name, notes)]
+        letters, _ = await blocking(self._lookup.describe, [self._companion(name) for name in there])
+        new = [
+            name for name in sorted(there) if self._companion(name) not in letters and self._is_new(there, name, notes)
+        ]
         if not any(topic in new for topic, _ in keys):
             return begins
         leader = new[0], 0
@@ -264,7 +273,7 @@ class Assignment:
                 low, high = await blocking(self._lookup.bounds, name, partition)
                 unread += high - low
                 seen = NOTHING if low == high else UNKNOWN
-                offsets[name, partition] = high, Note(seen, there[name].id, self.subscription)
+                offsets[name, partition] = high, CommitMetadata(seen, there[name].id, self.subscription)
         if (reason := await self._member.commit(leader, offsets)) is not None:
             raise Unavailable(f"the group {group} is new, and where it begins could not be committed: {reason}")
         if unread:
@@ -276,7 +285,7 @@ class Assignment:
             )  # fmt: skip
         return {key: offsets[key][0] if key in offsets else None for key in keys}
 
-    def _is_new(self, there: dict[str, Known], topic: str, notes: dict[Key, Note]) -> bool:
+    def _is_new(self, there: dict[str, Known], topic: str, notes: dict[Partition, CommitMetadata]) -> bool:
         """Whether the group has never read it. Any sign of the contrary counts, so that nothing is skipped."""
         return not (
             any(name == topic for name, _ in notes)

@@ -67,10 +67,9 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
         _check_security(tuning)
     connection = {"bootstrap.servers": settings.brokers, "client.id": settings.client_id, "logger": logger}
     away.ask_with(lambda more: make(Producer, {**connection, **tuning, **more}))
-    brokers, until = _begin.get(settings.brokers, ("", 0.0))
     return {
         **connection,
-        **({"bootstrap.servers": brokers} if time.monotonic() < until else {}),
+        "bootstrap.servers": first_brokers(settings),
         **_SILENT_BROKER,
         **{name if name.endswith("_cb") else _property(name.replace("_", ".")): value for name, value in own.items()},
         **tuning,
@@ -80,6 +79,12 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
 def begin_with(settings: Settings, brokers: str) -> None:
     """For the next BEGIN_S, clients that are made know these brokers at first, instead of those configured."""
     _begin[settings.brokers] = brokers, time.monotonic() + BEGIN_S
+
+
+def first_brokers(settings: Settings) -> str:
+    """The brokers that a client which is made now begins with."""
+    brokers, until = _begin.get(settings.brokers, ("", 0.0))
+    return brokers if time.monotonic() < until else settings.brokers
 
 
 def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) -> Client:

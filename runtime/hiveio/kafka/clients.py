@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hiveio.errors import Problem
-from hiveio.kafka.delivery import Client, Owner, Record
+from hiveio.kafka.delivery import Client, Delivery, Owner
 
 CALM_S = 30.0  # after which a client that fails is replaced at once
 STUCK_S = 30.0
@@ -25,6 +25,7 @@ class Clients:
         self._current: list[Client] = []
         self._alone: Client | None = None
         self._former: list[Client] = []  # that hold records still, and take no more
+        self._stale: set[Client] = set()  # those of them that may have stayed with a broker that leads no more
         self._failed: dict[Client, Problem] = {}  # what each that is not replaced yet answers
         self._renewed: dict[Client, float] = {}  # those that stand for one that failed, and since when
         self._ending: set[asyncio.Future[None]] = set()
@@ -39,6 +40,20 @@ class Clients:
         if batch_bytes < int(self._config.get("batch.size", self._config.get("message.max.bytes", 1_000_000))):
             self._config["batch.size"] = batch_bytes
             self.make()
+
+    def renew(self, brokers: str) -> None:
+        """Go on with clients that begin with these brokers, to learn anew who leads. The old ones keep what they have:
+        it may still be stored."""
+        self._config["bootstrap.servers"] = brokers
+        if self._alone is not None:
+            self._former.append(self._alone)
+            self._alone = None
+        self.make()
+        self._stale.update(self._former)
+
+    def stuck(self, held: Iterable[Delivery]) -> list[Delivery]:
+        """Those of these records that clients hold which were renewed."""
+        return [record for record in held if record.client in self._stale] if self._stale else []
 
     @property
     def eager(self) -> Client:
@@ -59,13 +74,14 @@ class Clients:
         """Whether the poll threads turn."""
         return all(time.monotonic() - client.turned < STUCK_S for client in self._current if not client.ended)
 
-    def leave(self, held: Iterable[Record]) -> None:
+    def leave(self, held: Iterable[Delivery]) -> None:
         """End the former clients that hold none of these records."""
         if not self._former:
             return
         in_use = {record.client for record in held}
         for client in [former for former in self._former if former not in in_use]:
             self._former.remove(client)
+            self._stale.discard(client)
             self._end(client)
 
     def refusal(self, client: Client) -> Problem | None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from hiveio.kafka.assigned import NOTHING, UNKNOWN, Key, Lane, Note, Offsets
+from hiveio.kafka.assigned import NOTHING, UNKNOWN, CommitMetadata, Lane, Offsets, Partition
 from hiveio.kafka.client import denied
 from hiveio.kafka.guard import Pauses
 
@@ -19,17 +19,17 @@ class Commits:
 
     def __init__(self, subscription: str) -> None:
         self._subscription = subscription
-        self._lanes: dict[Key, Lane] = {}  # whose commits are on their way
+        self._lanes: dict[Partition, Lane] = {}  # whose commits are on their way
         self._pauses = Pauses()
         self._again_at = 0.0  # after a commit that failed
         self._told = ""
-        self._noting: list[tuple[dict[Key, int], Future[str | None]]] = []
+        self._noting: list[tuple[dict[Partition, int], Future[str | None]]] = []
 
-    def of(self, lane: Lane) -> tuple[int, Note]:
+    def of(self, lane: Lane) -> tuple[int, CommitMetadata]:
         """What of a lane is to be committed now."""
         offset, last = lane.at
         seen = last.decode() if isinstance(last, bytes) else NOTHING if last is None else last or UNKNOWN
-        return offset, Note(seen, lane.topic_id, lane.subscription or self._subscription, lane.owner)
+        return offset, CommitMetadata(seen, lane.topic_id, lane.subscription or self._subscription, lane.owner)
 
     def commit(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
         """What is done and not committed yet."""

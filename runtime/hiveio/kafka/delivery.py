@@ -7,28 +7,27 @@ from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from hiveio.errors import Unknown
+from hiveio.errors import Problem, Unknown
 from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import make, start_thread
 from hiveio.kafka.guard import text, tried
-from hiveio.kafka.refusals import Attempts
+from hiveio.kafka.refusals import Attempts, refusal
 from hiveio.kafka.threads import blocking
+from hiveio.types import RecordMetadata, Stored
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
 
-Place = tuple[int, int]  # partition; offset, or -1 where Kafka does not tell it
-Stored = asyncio.Future[Place]
 Headers = list[tuple[str, str | bytes | None]]
 
 
 class Late(Unknown):
-    """Not confirmed by its deadline. ``fate`` gives its place if it is confirmed later, or None when it never will; it
-    fails as the record's own future would have where Kafka refuses the record later."""
+    """Not confirmed by its deadline. ``fate`` gives where it stands if it is confirmed later, or None when it never
+    will be; it fails as the record's own future would have where Kafka refuses the record later."""
 
     urn = "urn:hiveio:problem:unknown"
 
-    def __init__(self, detail: str, fate: "asyncio.Future[Place | None]") -> None:
+    def __init__(self, detail: str, fate: "asyncio.Future[RecordMetadata | None]") -> None:
         super().__init__(detail)
         self.fate = fate
 
@@ -39,11 +38,11 @@ class Owner(Protocol):
     name: str
     loop: asyncio.AbstractEventLoop
 
-    def settle(self, reported: list["Record"]) -> None: ...
+    def settle(self, reported: list["Delivery"]) -> None: ...
     def replace(self, client: "Client", reason: str) -> None: ...
 
 
-class Record:
+class Delivery:
     """A record on its way. It is its own delivery callback: nothing else is made for it."""
 
     __slots__ = (
@@ -54,7 +53,7 @@ class Record:
         "fate",
         "future",
         "headers",
-        "place",
+        "metadata",
         "sent",
         "size",
         "written",
@@ -66,18 +65,25 @@ class Record:
         self.error: KafkaError | None = None
         self.headers: Headers = []  # a report brings all but these back
         self.written: tuple[str, bytes, bytes | None] = ("", b"", None)  # topic, value, key of one that failed
-        self.place: Place = (-1, -1)
-        self.fate: asyncio.Future[Place | None] | None = None  # once it is late
+        self.metadata = RecordMetadata(-1, -1)
+        self.fate: asyncio.Future[RecordMetadata | None] | None = None  # once it is late
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         # On the poll thread.
         if error is None:
             offset = message.offset()  # None: Kafka had it already from an earlier attempt, and does not say where
-            self.place = (message.partition() or 0, -1 if offset is None else offset)
+            self.metadata = RecordMetadata(message.partition() or 0, -1 if offset is None else offset)
         else:
             self.error = error
             self.written = message.topic() or "", message.value() or b"", message.key()
         self.client.reported.append(self)
+
+    def meaning(self) -> Problem:
+        """Of its error. An earlier attempt without an answer may be stored, whatever is said now."""
+        assert self.error is not None
+        if self.client.attempts.once(self.sent) and (problem := refusal(self.error, self.written[0])):
+            return problem
+        return Unknown(f"Kafka did not confirm the record: {self.error.str()}; it may be stored all the same")
 
 
 class Client:
@@ -86,7 +92,7 @@ class Client:
     def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self.owner, self.config = owner, config
-        self.reported: list[Record] = []
+        self.reported: list[Delivery] = []
         self.ended = False
         self.turned = time.monotonic()
         self.attempts = Attempts(config["logger"].log)

@@ -1,77 +1,254 @@
-"""Who leads a partition, asked of each of its brokers.
+"""Who leads the partitions of our topics, by more than one broker.
 
-A leader that was cut off from the other brokers and from the controllers, and not from us, does not learn that another
-one was elected. It answers a fetch with nothing, a produce request with a time-out, and who asks it names itself. None
-of that makes a client look elsewhere: librdkafka asks the broker that it spoke to last.
+A leader that was cut off from the other brokers, and not from us, does not learn that another one was elected. It
+answers a fetch with nothing, a produce request with a time-out, and who asks it names itself. Nothing of that makes a
+client look elsewhere: librdkafka asks the broker that it spoke to last. So two clients of our own, the witnesses, ask
+two brokers all the time. Where these differ, or a leader has changed, each broker is asked, and the epochs of the
+leaders that they name decide.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections import Counter
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import ClusterMetadata, PartitionMetadata  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
+from hiveio.kafka.assigned import Partition
 from hiveio.kafka.away import address
-from hiveio.kafka.client import begin_with, client_config, make
+from hiveio.kafka.client import answered, begin_with, client_config, make
 from hiveio.kafka.threads import blocking
 
 ASK_S = 2.0
+LOOK_S = 2.0  # between two looks
+LEFT_S = 5.0  # the same while brokers go on to disagree, and the clients have left the one that leads no more
+CONFIRM_S = 1.0  # between two looks while brokers differ: after each election they do, for a moment
+ALERT_S = 10.0  # for which each broker is asked after a leader or a broker has changed
+PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # for new clients to do their work; doubled while they do not
+MAX_BROKERS, MAX_TOPICS = 12, 20  # asked in one look
+ATTEMPTS = 3  # to get the answer of one broker, where others answer for it
 logger = logging.getLogger("hiveio.kafka")
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
 
 
-class Leaders:
-    """Finds out whether the brokers of a partition disagree."""
+class Answer(NamedTuple):
+    """What the broker at this address says of a topic: who leads each partition, and where all brokers are."""
 
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self._settings, self._topic = settings, topic
+    broker: str
+    topic: str
+    leaders: dict[int, int]
+    brokers: dict[int, str]
+
+
+class LeaderWatch:
+    """Calls ``renew``, with the topics concerned, where clients may have stayed with a broker that leads no more.
+    Clients that are made then begin with brokers that know the new leader (see ``begin_with``).
+
+    ``doubt`` is for readiness. ``late`` says whether records have waited for long, to be delivered or to be read back:
+    then each broker is asked too, and while they go on to disagree the clients are made anew again.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Callable[[], Collection[str]],
+        renew: Callable[[set[str]], Awaitable[None]],
+        late: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings, self._topics, self._renew, self._late = settings, topics, renew, late
+        self.doubt: str | None = "the brokers are being asked who leads"
+        self._witnesses: list[Producer | None] = [None, None]
+        self._seen: dict[str, tuple[dict[int, int], set[int]]] = {}  # by topic, what a witness said last
         self._addresses: dict[int, str] = {}  # also of brokers that the others no longer name
+        self._named: set[int] = set()  # the brokers that the last answer named
+        self._turn = 0
+        self._asked: set[str] = set()  # the topics that each broker was asked about
+        self._alert_until = 0.0  # until then each broker is asked about all of them
+        self._differed = False  # in the last look
+        self._left: set[tuple[str, int]] = set()  # of a topic, the brokers that clients were made anew to leave
+        self._again_at, self._pause_s = 0.0, PAUSE_S
+        self._settled = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def learn(self) -> None:
-        """Remember where the brokers are."""
-        await blocking(self._ask, self._settings.brokers, self._topic)
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
 
-    async def disagree(self, topic: str, partition: int) -> bool:
-        """Whether the brokers that have this partition name different leaders. Then new clients begin with those that
-        most of them agree with (see ``begin_with``)."""
-        found = await blocking(self._ask, self._settings.brokers, topic)
-        known = _partition(found, topic, partition)
-        if known is None:
-            return False
-        asked = [self._addresses[broker] for broker in known.replicas if broker in self._addresses]
-        answers = await asyncio.gather(*[blocking(self._ask, each, topic) for each in asked])
-        named = {
-            each: told.leader
-            for each, answer in zip(asked, answers, strict=True)
-            if (told := _partition(answer, topic, partition)) is not None and told.leader >= 0
-        }
-        votes = Counter(named.values())
-        if len(votes) < 2:
-            return False
-        # Of three replicas the two that suffice for writing know the new leader; of two, the next try may be the other.
-        leader = max(votes, key=lambda each: (votes[each], random.random()))
-        knowing = ",".join(each for each, named_leader in named.items() if named_leader == leader)
-        logger.warning(
-            "the brokers of %s/%d disagree about its leader (%s): clients are made anew, and ask %s first",
-            *(topic, partition, ", ".join(f"{each} names {who}" for each, who in named.items()), knowing),
-        )
-        begin_with(self._settings, knowing)
-        return True
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    def _ask(self, brokers: str, topic: str) -> ClusterMetadata | None:
-        """What one of these brokers says, if it answers."""
-        config = client_config(self._settings, bootstrap_servers=brokers, logger=_silent, log_level=0)
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until the brokers were asked: clients that are made afterwards begin with brokers that know who leads.
+        Not for longer than this, because brokers may be away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause_s = await self._look()
+            except Exception:  # whatever it was: the next look may find more
+                logger.exception("a fault while the brokers were asked who leads")
+                pause_s = LOOK_S
+            if self.doubt is None:
+                self._settled.set()
+            await asyncio.sleep(pause_s * random.uniform(0.75, 1.0))
+
+    async def _look(self) -> float:
+        """How long to wait before the next one."""
+        topics = sorted(self._topics())
+        if not topics:
+            self.doubt = None
+            return LOOK_S
+        self._turn += 1
+        changed = await self._changed(topics[self._turn % len(topics)])
+        now, late = time.monotonic(), self._late()
+        if changed:
+            self._alert_until = now + ALERT_S
+        if now > self._alert_until and not (self._differed or late) and self._asked.issuperset(topics):
+            return LOOK_S
+        # New ones come first, else one after the other.
+        asked = sorted(topics, key=lambda each: (each in self._asked, random.random()))[:MAX_TOPICS]
+        answers = await self._ask_each(asked)
+        differing = _differing(answers)
+        confirmed, self._differed = self._differed, bool(differing)
+        if differing:
+            return await self._act(differing, late=late) if confirmed else CONFIRM_S
+        if answers:
+            self._asked = self._asked.intersection(topics) | {answer.topic for answer in answers}
+            self._left.clear()
+            self.doubt = None
+        return LOOK_S
+
+    # -- the witnesses
+
+    async def _changed(self, topic: str) -> bool:
+        """Whether one of them says other than the other, or than was said before."""
+        answers = [
+            answer
+            for answer in await asyncio.gather(*[blocking(self._witness, number, topic) for number in range(2)])
+            if answer is not None
+        ]
+        if len(answers) == 2 and answers[0].broker == answers[1].broker and len(answers[0].brokers) > 1:
+            self._witnesses[1] = None  # one that is made anew may come to another broker
+        views = [(answer.leaders, set(answer.brokers)) for answer in answers]
+        before = self._seen.get(topic)
+        if views:
+            self._seen[topic] = views[-1]
+        return any(view != (before or views[0]) for view in views)
+
+    def _witness(self, number: int, topic: str) -> Answer | None:
+        client = self._witnesses[number] or self._client(self._settings.brokers)
+        answer = self._answer(client, topic)
+        self._witnesses[number] = None if answer is None else client
+        return answer
+
+    # -- each broker
+
+    async def _ask_each(self, topics: Sequence[str]) -> list[Answer]:
+        """What each broker says of these topics. Another one than was asked may answer: a client chooses for itself."""
+        if not self._addresses:
+            await blocking(self._ask, self._settings.brokers, topics[:1])
+        # Those that are named no more come first: one of them may have led, and not know that it does no more.
+        known = sorted(self._addresses, key=lambda each: (each in self._named, random.random()))
+        missing = {self._addresses[each] for each in known[:MAX_BROKERS]}
+        answers: dict[tuple[str, str], Answer] = {}
+        for _ in range(ATTEMPTS):
+            found = await asyncio.gather(*[blocking(self._ask, each, topics) for each in missing])
+            answers |= {(answer.broker, answer.topic): answer for each in found for answer in each}
+            silent = {broker for broker, each in zip(missing, found, strict=True) if not each}
+            missing -= silent | {broker for broker, _ in answers}
+        return list(answers.values())
+
+    def _ask(self, brokers: str, topics: Iterable[str]) -> list[Answer]:
+        client, answers = self._client(brokers), []
+        for topic in topics:
+            if (answer := self._answer(client, topic)) is None:
+                break
+            answers.append(answer)
+        return answers
+
+    def _answer(self, client: Producer, topic: str) -> Answer | None:
         try:
-            found: ClusterMetadata = make(Producer, config).list_topics(topic, timeout=ASK_S)
+            found = client.list_topics(topic, timeout=ASK_S)
         except KafkaException:
             return None
-        for broker in found.brokers.values():
-            self._addresses[broker.id] = address(broker)
-        return found
+        brokers = {broker.id: address(broker) for broker in found.brokers.values()}
+        self._addresses |= brokers
+        self._named = set(brokers)
+        leaders = {each.id: each.leader for each in found.topics[topic].partitions.values()}
+        return Answer(str(found.orig_broker_name).partition("/")[0], topic, leaders, brokers)
+
+    def _client(self, brokers: str) -> Producer:
+        return make(Producer, self._config(brokers))
+
+    def _config(self, brokers: str) -> dict[str, Any]:
+        return client_config(self._settings, bootstrap_servers=brokers, logger=_silent, log_level=0)
+
+    # -- where they disagree
+
+    async def _act(self, differing: dict[Partition, dict[int, list[str]]], *, late: bool) -> float:
+        """Clients leave each leader whose epoch is not the highest."""
+        key = min(differing)
+        named = differing[key]
+        found = await asyncio.gather(*[blocking(self._epoch, key, leader) for leader in named])
+        epochs = {leader: epoch for leader, epoch in zip(named, found, strict=True) if epoch is not None}
+        # One that does not answer is no leader with whom clients stay. One with the epoch of another is none: it has
+        # named that one itself.
+        newest = max(epochs, key=lambda leader: epochs[leader], default=-1)
+        deposed = {leader for leader, epoch in epochs.items() if epoch < epochs[newest]}
+        now = time.monotonic()
+        if not deposed:
+            self.doubt = None
+            return LOOK_S
+        begin_with(self._settings, ",".join(named[newest]))
+        self._settled.set()
+        concerned = {(topic, leader) for (topic, _), found in differing.items() for leader in deposed & found.keys()}
+        again = concerned <= self._left
+        if again and not (late and now > self._again_at):
+            self.doubt = None
+            return LEFT_S
+        where = f"{key[0]}/{key[1]}"
+        self.doubt = f"the brokers disagree about who leads {where}: the clients are made anew"
+        logger.warning(
+            "%s leads %s no more, and does not know it: broker %d does, with epoch %d. The clients are made anew, and "
+            "begin with %s",
+            " and ".join(f"broker {leader} (epoch {epochs[leader]})" for leader in sorted(deposed)),
+            *(where, newest, epochs[newest], ", ".join(named[newest])),
+        )
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else PAUSE_S
+        self._again_at = now + self._pause_s
+        await self._renew({topic for topic, _ in concerned})
+        self._left |= concerned
+        self.doubt = None
+        return LEFT_S
+
+    def _epoch(self, key: Partition, leader: int) -> int | None:
+        """Of this broker as the leader, as it says itself; that of another where it names that one."""
+        if leader not in self._addresses:
+            return None
+        client = make(AdminClient, self._config(self._addresses[leader]))  # named: its results end with it
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        try:
+            (asked,) = client.list_offsets({TopicPartition(*key): latest}, request_timeout=ASK_S).values()
+            epoch: int | None = answered(asked, ASK_S).leader_epoch
+        except KafkaException:
+            return None
+        return epoch
 
 
-def _partition(found: ClusterMetadata | None, topic: str, partition: int) -> PartitionMetadata | None:
-    return None if found is None else found.topics[topic].partitions.get(partition)
+def _differing(answers: Iterable[Answer]) -> dict[Partition, dict[int, list[str]]]:
+    """The partitions of which brokers name different leaders: for each leader those that name it."""
+    named: dict[Partition, dict[int, list[str]]] = {}
+    for answer in answers:
+        for partition, leader in answer.leaders.items():
+            if leader >= 0:
+                named.setdefault((answer.topic, partition), {}).setdefault(leader, []).append(answer.broker)
+    return {key: found for key, found in named.items() if len(found) > 1}

@@ -4,16 +4,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
-from confluent_kafka import OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka.tail import LogRecord, log_record, reading_client
 from hiveio.kafka.threads import blocking
 
+READERS = 4  # clients that read records at once, each of another partition or of the same
 RENEW_S = 2.0  # so old is a client at least that is given up
 Made = TypeVar("Made")
 
@@ -28,25 +29,23 @@ _ONE_RECORD = {
 
 
 class LogReader:
-    """Ends and single records of a topic, read on a thread of its own."""
+    """Ends and single records of a topic. Few of those who read records wait for each other (READERS)."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings, self._topic = settings, topic
         self._ends = reading_client(settings)
         self._made = time.monotonic()
-        self._records = reading_client(settings, **_ONE_RECORD)
-        self._reading = threading.Lock()
+        self._idle: list[Consumer] = []  # that read records, and are not in use
+        self._places = threading.BoundedSemaphore(READERS)
+        self._renewed = 0
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
 
     def renew(self) -> None:
-        """Go on with clients that learn anew who leads. Blocking: what is being read is read to its end before.
-
-        An old client ends when nobody uses it any more.
-        """
+        """Go on with clients that learn anew who leads. An old one ends when nobody uses it any more."""
         self._ends, self._made = reading_client(self._settings), time.monotonic()
-        with self._reading:
-            self._records = reading_client(self._settings, **_ONE_RECORD)
+        self._renewed += 1
+        self._idle = []
 
     async def end(self, partition: int) -> int:
         """The end offset, fetched after this call came: every record acknowledged before stands below it.
@@ -99,7 +98,7 @@ class LogReader:
         if offset >= end:
             return []
         found: list[Made] = []
-        with self._reading, closing(self._from(partition, offset, timeout_s)) as messages:
+        with self._client() as client, closing(self._from(client, partition, offset, timeout_s)) as messages:
             for message in messages:
                 if (at := message.offset() or 0) < end:
                     found.append(made(message))
@@ -109,21 +108,34 @@ class LogReader:
 
     def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
-        with self._reading:
+        with self._client() as client:
             first, end = self.bounds(partition)
             if offset == OFFSET_END:
-                return self._last(partition, first, end, timeout_s)
+                return self._last(client, partition, first, end, timeout_s)
             if not first <= offset < end:
                 return None
-            message = next(self._from(partition, offset, timeout_s), None)
+            message = next(self._from(client, partition, offset, timeout_s), None)
             return message if message is not None and message.offset() == offset else None  # a mark of a transaction
 
-    def _last(self, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
+    @contextmanager
+    def _client(self) -> Generator[Consumer]:
+        """A client that nobody else uses meanwhile."""
+        with self._places:
+            renewed, idle = self._renewed, self._idle
+            try:
+                client = idle.pop()
+            except IndexError:
+                client = reading_client(self._settings, **_ONE_RECORD)
+            yield client  # one that has failed is not used again
+            if renewed == self._renewed:
+                idle.append(client)
+
+    def _last(self, client: Consumer, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
         """What stands at the end may be no record (a mark of a transaction): then it looks further back."""
         back = 1
         while first < end:
             begin, last = max(first, end - back), None
-            for message in self._from(partition, begin, timeout_s):
+            for message in self._from(client, partition, begin, timeout_s):
                 last = message
                 if message.offset() == end - 1:
                     break
@@ -132,13 +144,13 @@ class LogReader:
             back *= 4
         return None
 
-    def _from(self, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
+    def _from(self, client: Consumer, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
         """The records from this offset to the end of now."""
         where = f"{self._topic}/{partition}/{offset}"
         try:
-            self._records.assign([TopicPartition(self._topic, partition, offset)])
+            client.assign([TopicPartition(self._topic, partition, offset)])
             while True:
-                message = self._records.poll(timeout_s)
+                message = client.poll(timeout_s)
                 if message is None:
                     raise backend_away(f"{where} cannot be read: no answer")
                 if (failure := message.error()) is not None:
@@ -151,8 +163,9 @@ class LogReader:
         except KafkaException as error:
             raise backend_away(f"{where}: {error.args[0].str()}") from None
         finally:
-            self._records.unassign()
+            client.unassign()
 
     def close(self) -> None:
         self._ends.close()
-        self._records.close()
+        for client in self._idle:
+            client.close()

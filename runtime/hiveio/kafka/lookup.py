@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Unavailable, backend_away
-from hiveio.kafka.assigned import Key, Note
+from hiveio.kafka.assigned import CommitMetadata, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
 
@@ -107,7 +107,7 @@ class Lookup:
                 return False
             raise self._failed(error, f"the group {group}") from None
 
-    def group_notes(self) -> dict[Key, Note]:
+    def group_metadata(self) -> dict[Partition, CommitMetadata]:
         """The note of each offset of the group, of whatever topic."""
         group = self._settings.group_id
         results = self._call(
@@ -118,9 +118,9 @@ class Lookup:
             found = answered(results[group], CALL_S).topic_partitions
         except KafkaException as error:
             raise self._failed(error, f"the offsets of the group {group}") from None
-        return {(p.topic, p.partition): Note.of(p.metadata or "") for p in found if p.offset >= 0}
+        return {(p.topic, p.partition): CommitMetadata.of(p.metadata or "") for p in found if p.offset >= 0}
 
-    def committed(self, keys: Iterable[Key]) -> dict[Key, tuple[int, Note]]:
+    def committed(self, keys: Iterable[Partition]) -> dict[Partition, tuple[int, CommitMetadata]]:
         """The group's offsets, where it has some."""
 
         def ask(consumer: Consumer, _: AdminClient) -> list[TopicPartition]:
@@ -131,7 +131,7 @@ class Lookup:
             return found
 
         found = self._call(ask, f"the offsets of the group {self._settings.group_id}")
-        return {(p.topic, p.partition): (p.offset, Note.of(p.metadata or "")) for p in found if p.offset >= 0}
+        return {(p.topic, p.partition): (p.offset, CommitMetadata.of(p.metadata or "")) for p in found if p.offset >= 0}
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
@@ -153,7 +153,9 @@ class Lookup:
         found: list[T] = []
         made = self._made
         if made is None:
-            made = self._made = make(Consumer, self._config), make(AdminClient, client_config(self._settings))
+            config = client_config(self._settings)
+            brokers = {"bootstrap.servers": config["bootstrap.servers"]}
+            made = self._made = make(Consumer, self._config | brokers), make(AdminClient, config)
         failure = tried(lambda: found.append(ask(*made)))
         if failure is not None:
             raise self._failed(failure, what)

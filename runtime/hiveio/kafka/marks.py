@@ -8,11 +8,10 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
+from hiveio.kafka.assigned import Partition
 from hiveio.kafka.topics import admin
 
 TIMEOUT_S = 5.0
-
-Place = tuple[str, int]  # topic, partition
 
 
 class Marks:
@@ -26,7 +25,7 @@ class Marks:
         """Ask with a client that learns anew who leads. The old one ends when nobody uses it any more."""
         self._admin = admin(self._settings)
 
-    def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+    def ends(self, places: Iterable[Partition]) -> dict[Partition, int]:
         """The end offsets of these partitions. Blocking; raises Unavailable."""
         try:
             latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]

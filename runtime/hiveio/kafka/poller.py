@@ -19,12 +19,14 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.assigned import Key, Lane, Lanes, Offsets, Owner
+from hiveio.kafka.assigned import Lane, Lanes, Offsets, Owner, Partition, by_partition
 from hiveio.kafka.assignment import Assignment
 from hiveio.kafka.away import is_connection
-from hiveio.kafka.client import client_config, denied, first_contact, is_fatal, make, start_thread
+from hiveio.kafka.client import denied, first_brokers, first_contact, is_fatal, make, start_thread
 from hiveio.kafka.commits import Commits
+from hiveio.kafka.group import member_config
 from hiveio.kafka.guard import Pauses, text, tried
+from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.lookup import Lookup
 from hiveio.kafka.room import make_room, places
 from hiveio.kafka.threads import blocking
@@ -34,6 +36,7 @@ COMMIT_S = 0.25
 TURN_S = 0.1  # the longest a poll waits
 SHORT_S = 0.01  # the same while something is about to be done here
 STUCK_S = 60.0
+OFFSETS_TOPIC = "__consumer_offsets"
 NOTED_S = 20.0  # for the commit of a group's beginning
 logger = logging.getLogger("hiveio.consumer")
 T = TypeVar("T")
@@ -42,30 +45,13 @@ T = TypeVar("T")
 class Poller:
     """Joins the group and hands records over until it is stopped. Makes a new client after a fatal error.
 
-    ``beside`` names, for a topic, another one, of which the same partition is looked up on assign.
+    ``companion`` names, for a topic, another one, of which the same partition is looked up on assign.
     """
 
-    def __init__(self, settings: Settings, owner: Lanes, beside: Callable[[str], str]) -> None:
+    def __init__(self, settings: Settings, owner: Lanes, companion: Callable[[str], str]) -> None:
         """Raises ConfigError for properties and topics that are wrong."""
         self._settings, self._owner, self._batch = settings, owner, settings.buffer
-        protocol = settings.kafka.get("group.protocol", "consumer").lower()
-        own = {"partition_assignment_strategy": "cooperative-sticky"} if protocol == "classic" else {}
-        config = client_config(
-            settings,
-            group_protocol=protocol,
-            topic_metadata_refresh_interval_ms=10_000,
-            # As much as is handled in a tenth of a second; by default librdkafka keeps 100,000 records of a partition,
-            # and then asks for no more for a whole second, in which a fast consumer runs dry.
-            queued_min_messages=10_000,
-            fetch_queue_backoff_ms=10,
-            **own,
-        )
-        config |= {
-            "group.id": settings.group_id,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",  # where to begin is decided on assign; later, a lost offset is a failure
-        }
+        config = member_config(settings)
         # The end of a partition may be behind its last record: see Lane.at.
         self._config = config | {
             "enable.partition.eof": True,
@@ -74,7 +60,7 @@ class Poller:
         }
         self._lookup = Lookup(settings, config)
         look_s = int(config["topic.metadata.refresh.interval.ms"]) / 1000
-        self.assignment = Assignment(settings, owner, self, self._lookup, beside, look_s)
+        self.assignment = Assignment(settings, owner, self, self._lookup, companion, look_s)
         # After it Kafka takes the partitions away; so long a callback may take.
         self._longest_s = int(config.get("max.poll.interval.ms", 300_000)) / 1000
         self.patience_s = self._longest_s * 0.8
@@ -85,11 +71,13 @@ class Poller:
         self._wanted: list[str] = []
         self._asked: asyncio.Task[str | None] | None = None
         self._stopping = False
+        self._stale = False  # another client is wanted
+        self._leaders = LeaderWatch(settings, self._topics, self._renew)
         self._turned = time.monotonic()
         # Of the poll thread, and of one client.
-        self._owned: set[Key] = set()
-        self._lanes: dict[Key, Lane] = {}
-        self._assigned: set[Key] = set()  # of the owned, those that the client reads
+        self._owned: set[Partition] = set()
+        self._lanes: dict[Partition, Lane] = {}
+        self._assigned: set[Partition] = set()  # of the owned, those that the client reads
         self._commits = Commits(self.assignment.subscription)
         self._subscribed: list[str] = []
         self._fatal: str | None = None
@@ -107,12 +95,14 @@ class Poller:
         self.assignment.start()
         self._thread = start_thread("consumer poll", self._run)
         first_contact(self._settings)
+        self._leaders.start()
 
     async def stop(self, timeout_s: float) -> None:
         """Close the lanes, commit, leave the group; within the bound."""
         self._stopping = True
         self._progress.set()
         if self._thread is not None:
+            await self._leaders.stop()
             await blocking(self._thread.join, timeout_s)
             if self._thread.is_alive():
                 logger.warning("the consumer did not leave its group within %g s", timeout_s)
@@ -130,8 +120,8 @@ class Poller:
     async def ready(self) -> str | None:
         """None when it is a member, everything that it was assigned is read, and Kafka answers; else the reason."""
         found = self.assignment
-        if self.trouble or found.missing:
-            return self.trouble or found.missing
+        if unready := self.trouble or found.missing or self._leaders.doubt:
+            return unready
         # One that joins a group with no partition left is not told so (KIP-848).
         if not self.joined and (member := self._member):
             members, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
@@ -145,6 +135,17 @@ class Poller:
             self._asked = asyncio.ensure_future(blocking(self._lookup.answer))
         return await asyncio.shield(self._asked)
 
+    def _topics(self) -> set[str]:
+        """Those that are read, and the one by which the group has its coordinator."""
+        return {OFFSETS_TOPIC, *(topic for topic, _ in self.assignment.lanes)}
+
+    async def _renew(self, topics: set[str]) -> None:
+        """Join the group anew, with a client that learns anew who leads."""
+        self.joined, self._member, self._stale = False, None, True
+        self._progress.set()
+        await blocking(self._lookup.close)
+        self._owner.renew()
+
     # -- what the assignment asks for, on the loop
 
     def subscribe(self, names: Sequence[str]) -> None:
@@ -154,10 +155,10 @@ class Poller:
         self._calls.put(partial(self._assign, lane))
         self._progress.set()
 
-    def reopen(self, keys: Sequence[Key]) -> None:
+    def reopen(self, keys: Sequence[Partition]) -> None:
         self._calls.put(partial(self._reopen, keys))
 
-    async def commit(self, owned: Key, offsets: Offsets) -> str | None:
+    async def commit(self, owned: Partition, offsets: Offsets) -> str | None:
         """Commit these for the group, unless ``owned`` is another member's by now. None, or why they do not stand."""
         noted: Future[str | None] = Future()
         self._calls.put(partial(self._note, owned, offsets, noted))
@@ -197,8 +198,9 @@ class Poller:
 
     def _session(self) -> None:
         """The life of one client. Raises what made it useless."""
-        self._fatal, self._subscribed, self.joined = None, [], False
-        consumer, self._made = self._made or make(Consumer, self._config), None
+        self._fatal, self._subscribed, self.joined, self._stale = None, [], False, False
+        config = self._config | {"bootstrap.servers": first_brokers(self._settings)}
+        consumer, self._made = self._made or make(Consumer, config), None
         failure = tried(lambda: self._turns(consumer))
         reason = self._fatal or (text(failure) if failure is not None else None)
         # Not in a `finally`: what failed may be no exception, and nothing may be chained to it.
@@ -208,14 +210,12 @@ class Poller:
         self._assigned.clear()
         self._lanes.clear()
         self._commits.forget()
-        for failed in (ending, closing):
-            if failed is not None:
-                reason = reason or text(failed)
+        reason = reason or next((text(failed) for failed in (ending, closing) if failed is not None), None)
         if reason is not None:
             raise RuntimeError(reason)
 
     def _turns(self, consumer: Consumer) -> None:
-        while not self._stopping and self._fatal is None:
+        while not (self._stopping or self._stale) and self._fatal is None:
             self._turn(consumer)
 
     def _turn(self, consumer: Consumer) -> None:
@@ -243,24 +243,11 @@ class Poller:
             messages = rest  # its partition was revoked in consume
         else:
             messages = [first, *rest]
-        groups: dict[Key, list[Message]] = {}
-        ends: dict[Key, int] = {}
-        for message in messages:
-            key = (message.topic(), message.partition())
-            if (error := message.error()) is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    ends[key] = message.offset()  # type: ignore[index, assignment]
-                else:
-                    self._on_message_error(message, error)
-                continue
-            group = groups.get(key)  # type: ignore[arg-type]
-            if group is None:
-                groups[key] = [message]  # type: ignore[index]
-            else:
-                group.append(message)
-        self._hand_over(consumer, groups, ends)
+        self._hand_over(consumer, *by_partition(messages, self._on_message_error))
 
-    def _hand_over(self, consumer: Consumer, groups: dict[Key, list[Message]], ends: dict[Key, int]) -> None:
+    def _hand_over(
+        self, consumer: Consumer, groups: dict[Partition, list[Message]], ends: dict[Partition, int]
+    ) -> None:
         taken = []
         for key, group in groups.items():
             if (found := self._lanes.get(key)) is not None and found.failure is None:
@@ -355,7 +342,7 @@ class Poller:
             self._lanes.pop(key, None)
         self._guarded(lambda: consumer.incremental_unassign(read))
 
-    def _release(self, consumer: Consumer, keys: Iterable[Key], *, lost: bool) -> None:
+    def _release(self, consumer: Consumer, keys: Iterable[Partition], *, lost: bool) -> None:
         """Close and join the lanes, then commit what they have done; after that nobody here touches them.
 
         The commit is on its way when this returns. What is not committed is delivered again.
@@ -383,7 +370,7 @@ class Poller:
 
     # -- what the loop asked for, on the poll thread
 
-    def _note(self, owned: Key, offsets: Offsets, noted: Future[str | None], consumer: Consumer) -> None:
+    def _note(self, owned: Partition, offsets: Offsets, noted: Future[str | None], consumer: Consumer) -> None:
         if owned in self._owned:
             self._commits.note(consumer, offsets, noted)
         else:  # another member's, which may have begun already
@@ -396,7 +383,7 @@ class Poller:
             self._assigned.add(key)
             self._lanes[key] = lane
 
-    def _reopen(self, keys: Sequence[Key], consumer: Consumer) -> None:
+    def _reopen(self, keys: Sequence[Partition], consumer: Consumer) -> None:
         """The topic was made anew: begin anew with these."""
         lanes = [lane for key in keys if (lane := self._lanes.pop(key, None)) is not None]
         if lanes:
@@ -404,6 +391,6 @@ class Poller:
             self._assigned.difference_update(keys)
             asyncio.run_coroutine_threadsafe(self._again(keys), self._loop)
 
-    async def _again(self, keys: Sequence[Key]) -> None:
+    async def _again(self, keys: Sequence[Partition]) -> None:
         await self.assignment.give(keys, lost=True)
         self.assignment.take([key for key in keys if key in self._owned])

@@ -7,12 +7,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
-from hiveio.kafka.assigned import UNKNOWN, Note, Owner
+from hiveio.kafka.assigned import UNKNOWN, CommitMetadata, Owner, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
-
-Place = tuple[str, int]  # topic, partition
 
 
 class Reader:
@@ -37,7 +35,7 @@ class Reader:
     def topics(self) -> list[str]:
         return sorted(self._call(self._consumer.list_topics, timeout=TIMEOUT_S).topics)
 
-    def partitions(self, topic: str) -> list[Place]:
+    def partitions(self, topic: str) -> list[Partition]:
         """None if there is no such topic."""
         found = self._call(self._consumer.list_topics, topic, timeout=TIMEOUT_S).topics[topic]
         return [] if found.error is not None else [(topic, partition) for partition in sorted(found.partitions)]
@@ -115,13 +113,13 @@ class Reader:
         except KafkaException:
             pass
 
-    def committed(self, places: Sequence[Place]) -> dict[Place, int]:
+    def committed(self, places: Sequence[Partition]) -> dict[Partition, int]:
         """The group's offsets, where it has some."""
         asked = [TopicPartition(*place) for place in places]
         found = self._call(self._consumer.committed, asked, timeout=TIMEOUT_S)
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
-    def owners(self, places: Sequence[Place]) -> dict[Place, Owner]:
+    def owners(self, places: Sequence[Partition]) -> dict[Partition, Owner]:
         """Who of the group has these partitions, or had them last; where that is known."""
         if not places:
             return {}
@@ -129,15 +127,15 @@ class Reader:
         for one in found:
             if one.error is not None and (right := denied(one.error, f"topic {one.topic}", "Describe")) is not None:
                 raise backend_away(right)
-        noted = {(one.topic, one.partition): Note.of(one.metadata or "").owner for one in found}
+        noted = {(one.topic, one.partition): CommitMetadata.of(one.metadata or "").owner for one in found}
         return {place: owner for place, owner in noted.items() if owner is not None}
 
-    def commit(self, offsets: dict[Place, int], owners: dict[Place, Owner]) -> None:
+    def commit(self, offsets: dict[Partition, int], owners: dict[Partition, Owner]) -> None:
         """Set the offsets of a group without members, each with the id of its topic and who set it."""
         client = admin(self._settings)  # named: its results end with it
         described = client.describe_topics(TopicCollection(sorted({topic for topic, _ in offsets})))
         ids = {topic: str(self._call(found.result).topic_id) for topic, found in described.items()}
-        notes = {at: str(Note(UNKNOWN, ids[at[0]], owner=owners[at])) for at in offsets}
+        notes = {at: str(CommitMetadata(UNKNOWN, ids[at[0]], owner=owners[at])) for at in offsets}
         noted = [TopicPartition(*at, offset, notes[at]) for at, offset in offsets.items()]
         self._call(self._consumer.commit, offsets=noted, asynchronous=False)
 

@@ -10,29 +10,29 @@ from confluent_kafka import KafkaException, Producer
 
 from hiveio import metrics
 from hiveio.config import Settings
-from hiveio.errors import Problem, Unavailable, Unknown, backend_away
-from hiveio.kafka.client import client_config, first_contact, is_fatal
+from hiveio.errors import Unavailable, Unknown, backend_away
+from hiveio.kafka.client import client_config, first_brokers, first_contact, is_fatal
 from hiveio.kafka.clients import Clients
-from hiveio.kafka.delivery import Client, Headers, Late, Record, Stored
+from hiveio.kafka.delivery import Client, Delivery, Headers, Late
 from hiveio.kafka.flow import Flow
+from hiveio.kafka.leaders import LeaderWatch
+from hiveio.kafka.losses import Losses
 from hiveio.kafka.refusals import concerns_batch, failed, refusal
 from hiveio.kafka.rules import Rules, size_of
 from hiveio.kafka.threads import blocking
-from hiveio.types import Observer
+from hiveio.types import Observer, Stored
 
 EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
 LOADED_S = 0.02  # and so long after that too
-MOST_RECORDS, MOST_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
+MAX_RECORDS, MAX_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
 SWEEP_S = 0.05  # how late a deadline may be noticed
-TELL_S = 10.0  # between two log lines about records that Kafka refuses
+LATE_S = 3.0  # without a record being stored
 LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT; it may be stored all the same"
 CLOSED = "events are not taken now: try again in a moment"
 OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
 logger = logging.getLogger("hiveio.sender")
 
 _waiting = metrics.Gauge("hiveio_records_waiting", "Records that Kafka has not confirmed", multiprocess_mode="livesum")
-_unconfirmed = metrics.Counter("hiveio_records_unconfirmed_total", "Records taken that Kafka will not confirm any more")
-_refused = metrics.Counter("hiveio_records_refused_total", "Records taken that Kafka refused: they are not stored")
 
 
 class Sender:
@@ -69,8 +69,8 @@ class Sender:
             linger_ms=0,
             batch_num_messages=settings.buffer,
             delivery_timeout_ms=300_000,  # a time-out here makes an outcome unknown; it is not REQUEST_TIMEOUT
-            queue_buffering_max_messages=MOST_RECORDS,
-            queue_buffering_max_kbytes=MOST_BYTES >> 10,
+            queue_buffering_max_messages=MAX_RECORDS,
+            queue_buffering_max_kbytes=MAX_BYTES >> 10,
             max_in_flight_requests_per_connection=1,  # with several a record may stand twice when a leader changes
             socket_nagle_disable=True,
         ) | {"acks": "all", "enable.idempotence": True}
@@ -92,11 +92,13 @@ class Sender:
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._flow, self._shed = Flow(self._timeout_s), shed
         self._shedding: str | None = None  # why nothing is taken now, though there is room
-        self._told_at, self._untold = 0.0, 0
+        self._losses = Losses(self.name)
         self._loaded_until = 0.0
-        self._pending: dict[Record, None] = {}  # in the order of their deadlines
-        self._late: set[Record] = set()  # past their deadline, and still in librdkafka's hands
+        self._pending: dict[Delivery, None] = {}  # in the order of their deadlines
+        self._late: set[Delivery] = set()  # past their deadline, and still in librdkafka's hands
         self._sweeper: asyncio.TimerHandle | None = None
+        self._leaders = LeaderWatch(settings, lambda: self._topics, self._renew, self._waits_long)
+        self._stuck = 0  # records that clients hold which were renewed
         self._opening: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[str | None] | None = None
         self._bytes = 0
@@ -134,11 +136,13 @@ class Sender:
                 await asyncio.sleep(0.5)
         self._clients.adapt(self.rules.limit)
         self._closed = None
+        self._leaders.start()
 
     async def stop(self) -> None:
         """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
         self._closed = "it is stopping"
         bound_s = self._settings.drain_timeout_ms / 1000 * 0.8
+        await self._leaders.stop()
         if self._opening is not None:
             self._opening.cancel()
         try:
@@ -151,7 +155,7 @@ class Sender:
                 self._fail(
                     record, Unknown("the service stopped before Kafka answered; the record may be stored all the same")
                 )
-            self._unconfirmed(len(left), "the service stopped before Kafka answered")
+            self._losses.unconfirmed(len(left), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._clients.stop()
@@ -166,6 +170,8 @@ class Sender:
             return f"{self.name}: {self._flow.refusal}"
         if self._opening is not None and self._opening.done() and (error := self._opening.exception()):
             return f"{self.name}: {error}"
+        if self._topics and self._leaders.doubt:
+            return f"{self.name}: {self._leaders.doubt}"
         if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
             self._asking = asyncio.create_task(blocking(self._ask, self._clients.eager.producer))
         return await asyncio.shield(self._asking)
@@ -248,7 +254,7 @@ class Sender:
     ) -> Stored:
         future: Stored = self.loop.create_future()
         now = self.loop.time()
-        record = Record(client, size, now, now + self._timeout_s, future)
+        record = Delivery(client, size, now, now + self._timeout_s, future)
         self._pending[record] = None
         self._bytes += size
         if self._observer is not None:
@@ -256,7 +262,7 @@ class Sender:
         self._produce(record, topic, value, key, headers)
         return future
 
-    def _produce(self, record: Record, topic: str, value: bytes, key: str | bytes | None, headers: Headers) -> None:
+    def _produce(self, record: Delivery, topic: str, value: bytes, key: str | bytes | None, headers: Headers) -> None:
         client, record.headers = record.client, headers
         try:
             client.producer.produce(topic, value, key, headers=headers, on_delivery=record)
@@ -274,54 +280,39 @@ class Sender:
 
     # -- reports, on the loop
 
-    def settle(self, reported: list[Record]) -> None:
+    def settle(self, reported: list[Delivery]) -> None:
         confirmed, failed, reason = 0, 0, ""
         for record in reported:
             if record.error is None:
                 confirmed += 1
                 self._release(record)
                 if not record.future.done():
-                    record.future.set_result(record.place)
+                    record.future.set_result(record.metadata)
                 elif record.fate is not None and not record.fate.done():
-                    record.fate.set_result(record.place)
-            elif isinstance(problem := _meaning(record), Unknown):
+                    record.fate.set_result(record.metadata)
+            elif isinstance(problem := record.meaning(), Unknown):
                 failed, reason = failed + 1, record.error.str()
                 self._fail(record, problem)
             elif not record.alone and concerns_batch(record.error):
                 self._send_alone(record)
             else:
-                self._tell_refused(problem)
+                self._losses.refused(problem, self.loop.time())
                 self._fail(record, problem)
         if confirmed:
             now = self.loop.time()
             self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
             if self._shedding is not None:
                 self._look(now)  # whoever was just answered may come again at once
-        self._unconfirmed(failed, reason)
+        self._losses.unconfirmed(failed, reason)
 
-    def _send_alone(self, record: Record) -> None:
+    def _send_alone(self, record: Delivery) -> None:
         """Once more, in a batch of its own: it may be a neighbour for which Kafka refused the whole batch."""
         topic, value, key = record.written
         self.rules.look_again(topic)
         record.client, record.alone, record.error, record.sent = self._clients.alone, True, None, self.loop.time()
         self._produce(record, topic, value, key, record.headers)
 
-    def _tell_refused(self, problem: Problem) -> None:
-        _refused.inc()
-        self._untold += 1
-        if self.loop.time() - self._told_at > TELL_S:
-            logger.error("%s: %d records were refused by Kafka: %s", self.name, self._untold, problem.detail)
-            self._told_at, self._untold = self.loop.time(), 0
-
-    def _unconfirmed(self, count: int, reason: str) -> None:
-        """Where nobody waits for an answer this line is the only trace."""
-        if count:
-            _unconfirmed.inc(count)
-            logger.error(
-                "%s: %d records were taken and not confirmed; they may be stored or lost: %s", self.name, count, reason
-            )
-
-    def _release(self, record: Record) -> None:
+    def _release(self, record: Delivery) -> None:
         if record in self._pending:
             del self._pending[record]
         elif record in self._late:
@@ -332,7 +323,7 @@ class Sender:
         if self._drained is not None and not (self._pending or self._late or self._drained.done()):
             self._drained.set_result(None)
 
-    def _fail(self, record: Record, error: Exception) -> None:
+    def _fail(self, record: Delivery, error: Exception) -> None:
         self._release(record)
         if record.fate is not None and not record.fate.done():
             if isinstance(error, Unknown):
@@ -352,6 +343,7 @@ class Sender:
         if self._late:
             for record in self._late & self._pending.keys():
                 del self._pending[record]
+        self._give_up()
         self._look(now)
         self._clients.leave(chain(self._pending, self._late))
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
@@ -359,11 +351,28 @@ class Sender:
     def _look(self, now: float) -> None:
         held = len(self._pending) + len(self._late)
         _waiting.set(held)
-        self._flow.look(held, now)
+        self._flow.look(held - self._stuck, now)
         if self._shed:
             self._shedding = self._flow.refusal
 
     # -- clients
+
+    def _waits_long(self) -> bool:
+        oldest = next(iter(self._pending), None)
+        return oldest is not None and self.loop.time() - oldest.sent > LATE_S
+
+    async def _renew(self, topics: set[str]) -> None:
+        self._clients.renew(first_brokers(self._settings))
+
+    def _give_up(self) -> None:
+        """What clients hold that were renewed may be stored yet; it is given up where it takes the room of others."""
+        stuck = self._clients.stuck(chain(self._pending, self._late))
+        if stuck and self.crowded:
+            for record in stuck:
+                self._fail(record, Unknown("another broker leads by now; the record may be stored all the same"))
+            self._losses.unconfirmed(len(stuck), "another broker leads by now")
+            stuck = []
+        self._stuck = len(stuck)
 
     def replace(self, client: Client, reason: str) -> None:
         """After a fatal error: a new producer; the outcome of all that the old one held is unknown.
@@ -378,19 +387,11 @@ class Sender:
             fate = answer
         else:
             fate = Unknown("the Kafka producer failed; the record may be stored all the same")
-            self._unconfirmed(len(lost), reason)
+            self._losses.unconfirmed(len(lost), reason)
         for record in lost:
             self._fail(record, fate)
         logger.error("%s: the producer failed and is replaced: %s", self.name, reason)
         self._clients.replace(client, answer)
-
-
-def _meaning(record: Record) -> Problem:
-    """Of the error of a record's report. An earlier attempt without an answer may be stored, whatever is said now."""
-    assert record.error is not None
-    if record.client.attempts.once(record.sent) and (problem := refusal(record.error, record.written[0])):
-        return problem
-    return Unknown(f"Kafka did not confirm the record: {record.error.str()}; it may be stored all the same")
 
 
 def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:

@@ -11,14 +11,14 @@ from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
 from hiveio.kafka.threads import blocking
-from hiveio.types import Observer, Stored
+from hiveio.types import Observer, RecordMetadata, Stored
 
 WAIT_S = 10.0
-MOST = 500  # events that a publisher sends at once
+MAX_GROUP = 500  # events that a publisher sends at once
 OVERLAPPING = 8  # sessions of which something is under way at once, at most
 # So many records in a row of an event topic hold one that is no repeat (ShortRepeats in Publisher.tla): a session ends
 # as soon as it finds that it has repeated something.
-REPEATED = MOST * OVERLAPPING
+REPEATED = MAX_GROUP * OVERLAPPING
 
 
 class Oversized(Unavailable):
@@ -78,7 +78,7 @@ class Session:
         observed = [out._replace(headers=self._observer(self._topic, out.key, out.headers, stored)) for out in group]
         try:
             landed = await self._deliver(observed, partition)
-            stored.set_result((partition, -1))
+            stored.set_result(RecordMetadata(partition, -1))
             return landed
         except Unavailable as error:
             stored.set_exception(error)

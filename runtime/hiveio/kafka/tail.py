@@ -16,8 +16,10 @@ from hiveio.kafka.threads import blocking
 from hiveio.kafka.untaken import Untaken
 
 BATCH = 2_000  # most records handed over at once
-MOST_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
+MAX_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
 POLL_S = 0.1
+OLD_END_S = 12.0  # for which a broker may not know that another one leads
+REFUSED_S = 2.0  # between two clients that ask for an offset which a broker does not know
 AGAIN_S = 0.01  # between two looks at whether a partition that was let go of has room again
 logger = logging.getLogger("hiveio.kafka")
 
@@ -41,6 +43,10 @@ def log_record(message: Message) -> LogRecord:
 def no_record(offset: int) -> LogRecord:
     """What stands for an offset at which Kafka keeps a mark of somebody's transaction, and no record."""
     return LogRecord(offset, "", b"", 0)
+
+
+def at_end(error: KafkaError) -> bool:
+    return bool(error.code() == KafkaError._PARTITION_EOF)
 
 
 OnRecords = Callable[[list[Any]], None]  # of LogRecord, or what the tail makes of a message
@@ -98,6 +104,8 @@ class Tail:
         self._lock = threading.Lock()
         self._untaken = Untaken()
         self._left: set[int] = set()  # let go of, because too much is not taken
+        self._refused: dict[int, float] = {}  # since when a broker does not know the next offset of a partition
+        self._again_at = 0.0  # when another client asks for it
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
 
@@ -145,7 +153,7 @@ class Tail:
 
     def _read(self) -> None:
         while not self._ended:
-            if self._stale:
+            if self._stale or (self._refused and time.monotonic() > self._again_at):
                 self._renew()
             self._move()
             if not self._following:
@@ -159,9 +167,20 @@ class Tail:
             self._hand_over([first, *self._consumer.consume(BATCH, 0)])
             self._let_go()
 
+    def _is_lost(self, partition: int) -> bool:
+        """Whether an offset that a broker does not know is believed to be gone: one that led until it was cut off names
+        an old end. So it has to be said for OLD_END_S, and new clients ask meanwhile."""
+        now = time.monotonic()
+        self._again_at = now + REFUSED_S
+        return now - self._refused.setdefault(partition, now) > OLD_END_S
+
     def _renew(self) -> None:
         """Go on behind what was handed over: what the old client had taken and not given is read again."""
         self._stale = False
+        now = time.monotonic()
+        self._again_at = now + REFUSED_S
+        # Where nothing was said any more there is just no new record.
+        self._refused = {p: since for p, since in self._refused.items() if now - since < OLD_END_S + 2 * REFUSED_S}
         tried(self._consumer.close)
         self._consumer = self._reading_client()
         self._assign(self._following.keys() - self._left)
@@ -174,6 +193,7 @@ class Tail:
         if not moves:
             return
         self._left -= moves.keys()
+        self._refused = {partition: since for partition, since in self._refused.items() if partition not in moves}
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
@@ -216,13 +236,12 @@ class Tail:
         for message in messages:
             partition, offset, error = message.partition(), message.offset(), message.error()
             assert partition is not None
-            at_end = error is not None and error.code() == KafkaError._PARTITION_EOF
-            if error is None or at_end:
+            if error is None or at_end(error):
                 assert offset is not None
                 expected = ends.get(partition)
                 if expected is None:
                     expected = self._next.get(partition, offset)
-                if self._gap is not None and expected < offset <= expected + MOST_MARKS:
+                if self._gap is not None and expected < offset <= expected + MAX_MARKS:
                     groups.setdefault(partition, []).extend(map(self._gap, range(expected, offset)))
                     ends[partition] = offset
             if error is None:
@@ -233,7 +252,8 @@ class Tail:
                 sizes[partition] = sizes.get(partition, 0) + len(message)
                 ends[partition] = offset + 1  # type: ignore[operator]
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                failures[partition] = error.str()
+                if self._is_lost(partition):
+                    failures[partition] = error.str()
             elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and not self._denied:
                 self._denied = True
                 logger.error("%s", denied(error, f"topic {self._topic}", "Read"))
@@ -248,6 +268,9 @@ class Tail:
             self._ended = True
             return
         self._next |= ends
+        if self._refused:
+            well = {message.partition() for message in messages if (error := message.error()) is None or at_end(error)}
+            self._refused = {p: since for p, since in self._refused.items() if p not in well and p not in failures}
 
     def _deliver(
         self,

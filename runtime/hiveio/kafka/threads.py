@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-MOST = 64  # threads for the calls of one kind; they are started as they are needed
+MAX_THREADS = 64  # threads for the calls of one kind; they are started as they are needed
 
 T = TypeVar("T")
 Kind = Literal["ask", "publish"]
@@ -25,7 +25,7 @@ async def blocking(call: Callable[..., T], *arguments: Any, kind: Kind = "ask") 
     """
     pool = _pools.get(kind)
     if pool is None:
-        pool = _pools[kind] = ThreadPoolExecutor(MOST, f"kafka {kind}")
+        pool = _pools[kind] = ThreadPoolExecutor(MAX_THREADS, f"kafka {kind}")
     run = contextvars.copy_context().run
     return await asyncio.get_running_loop().run_in_executor(pool, lambda: run(call, *arguments))
 

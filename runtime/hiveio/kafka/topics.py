@@ -30,7 +30,7 @@ REASONS = {
     "message.timestamp.type": "the clock of one instance would decide how long Idempotency-Keys are remembered",
     "max.message.bytes": "larger records would be refused",
 }
-log = logging.getLogger("hiveio.kafka")
+logger = logging.getLogger("hiveio.kafka")
 
 
 class Topic(NamedTuple):
@@ -101,7 +101,7 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
         raise backend_away(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
 
 
-async def ensure_beside(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
+async def ensure_companion(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
     """The topic, with at least as many partitions as ``source``: made, or grown, if it is not so.
 
     Raises Unavailable when Kafka does not answer or refuses.
@@ -149,7 +149,7 @@ def _config(client: AdminClient, name: str) -> dict[str, str]:
     except KafkaException as error:
         if error.args[0].code() not in _NO_RIGHT:
             raise
-        log.warning("topic %s cannot be checked: the user has no right DescribeConfigs on it", name)
+        logger.warning("topic %s cannot be checked: the user has no right DescribeConfigs on it", name)
         return {}
     return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
@@ -167,7 +167,7 @@ def _made(settings: Settings, client: AdminClient, name: str, partitions: int, c
                 raise backend_away(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
             time.sleep(0.05)
     for line in doubts(settings, found, wanted):
-        log.warning("%s", line)
+        logger.warning("%s", line)
     return found
 
 
@@ -192,7 +192,7 @@ def create(client: AdminClient, name: str, partitions: int, replication: int, co
             if code not in (KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG) or (not left and replication < 0):
                 raise
             refused = [key for key in left if key in text] or [*left]
-            log.info("topic %s: the brokers refuse %s: %s", name, ", ".join(refused) or "its replication", text)
+            logger.info("topic %s: the brokers refuse %s: %s", name, ", ".join(refused) or "its replication", text)
             if not refused:
                 replication = -1  # the default of the brokers
             left = {key: value for key, value in left.items() if key not in refused}

@@ -17,7 +17,7 @@ from hiveio.redis import Redis, Script
 _CLAIM, _KEEP = Script("claim", "hiveio.producer"), Script("keep", "hiveio.producer")
 ATTEMPTS, FIRST_S = 8, 0.1  # to tell Redis what became of a key; the wait doubles, with jitter: half a minute
 
-log = logging.getLogger("hiveio.producer")
+logger = logging.getLogger("hiveio.producer")
 
 
 class Claim(NamedTuple):
@@ -138,4 +138,4 @@ class Keys:
                 return
             except Unavailable:
                 continue
-        log.error("the Idempotency-Key %s stays claimed: Redis does not answer", claim.name.decode())
+        logger.error("the Idempotency-Key %s stays claimed: Redis does not answer", claim.name.decode())

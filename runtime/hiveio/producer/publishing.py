@@ -16,9 +16,10 @@ from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message
 from hiveio.errors import ConfigError, Invalid, Problem, Unknown
 from hiveio.headers import trace_context
 from hiveio.kafka import Sender
-from hiveio.kafka.delivery import Headers, Late, Place, Stored
+from hiveio.kafka.delivery import Headers, Late
 from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim, Keys
+from hiveio.types import RecordMetadata, Stored
 
 CONTENT_TYPE = ("content-type", b"application/json")
 
@@ -142,8 +143,8 @@ class Publishing:
             await self._keep(submission)
         return outcome
 
-    def _position(self, place: Place) -> dict[str, str]:
-        return {"Hive-Position": f"{self._topic}/{place[0]}/{place[1]}"} if place[1] >= 0 else {}
+    def _position(self, place: RecordMetadata) -> dict[str, str]:
+        return {"Hive-Position": f"{self._topic}/{place.partition}/{place.offset}"} if place.offset >= 0 else {}
 
     async def pace(self, submission: Submission) -> None:
         """Hold back one that sends many and waits for none, while the queue is crowded."""
@@ -201,9 +202,9 @@ class Publishing:
         return shared
 
 
-async def _ends(stored: list[Stored], *, late: bool = False) -> list[Place | Problem]:
+async def _ends(stored: list[Stored], *, late: bool = False) -> list[RecordMetadata | Problem]:
     """What became of each; with ``late``, also of those that are not confirmed in time."""
-    ends: list[Place | Problem] = []
+    ends: list[RecordMetadata | Problem] = []
     for each in stored:
         try:
             try:
@@ -217,7 +218,7 @@ async def _ends(stored: list[Stored], *, late: bool = False) -> list[Place | Pro
     return ends
 
 
-def _together(ends: list[Place | Problem]) -> Place:
+def _together(ends: list[RecordMetadata | Problem]) -> RecordMetadata:
     """The place of the last of a request's events. Raises a refusal where all are refused, and Unknown for less."""
     places = [end for end in ends if not isinstance(end, Problem)]
     problems = [end for end in ends if isinstance(end, Problem)]

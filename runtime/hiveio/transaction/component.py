@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from hiveio.http.routes import RESERVED, RESERVED_BELOW, About, Route, messages,
 from hiveio.http.schemas import union
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
+from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import Tail
@@ -33,13 +35,14 @@ from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.scope import Scope
-from hiveio.transaction.silence import Silence
 from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.transaction")
 
 MAX_RECORD_BYTES = 1_000_000  # bytes; what a record of the log may have, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
+LATE_S = 3.0  # without a record being read back, or events being published
+LEADERS_S = 5.0  # until the brokers were asked who leads; then the start goes on
 START_S = 20.0  # until the backends are there; then the start fails
 
 
@@ -71,8 +74,12 @@ class TransactionLog:
         self.engine: Engine
         self.scopes: list[Scope] = []
         self._leaders: list[Leader] = []
+        self._publishers: list[Publisher] = []
         self._nodes: list[Redis] = []
         self._started = False
+        topics = (settings.log_topic, settings.written_topic)
+        self._brokers = LeaderWatch(settings, lambda: topics, self._renew, self._late)
+        self._making, self._made = False, asyncio.Event()  # the clients
         self._unused: dict[str, int] = {}
         self._looked_at = 0  # the partition whose leader readiness asked last
 
@@ -86,6 +93,9 @@ class TransactionLog:
         topic, events = await _retrying(lambda: self._backends(cache_node))
         self._cache = Cache(cache_node, s.log_topic, topic.id, fingerprint(self.contracts))
         await self._log_others()
+        self._brokers.start()
+        await self._brokers.settled(LEADERS_S)
+        self._making = True
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
         self._tail = Tail(s, s.log_topic)
@@ -116,15 +126,15 @@ class TransactionLog:
         for scope in self.scopes:
             scope.start()
             publisher = Publisher(s, scope, self._cache, self._publishing, self._events, self._observer)
+            self._publishers.append(publisher)
             leader = Leader(scope, self._cache, instance, [publisher])
             self._leaders.append(leader)
             leader.start()
         self._marks = Marks(s)
         self._lag = PublisherLag(self.scopes, self._marks, self._events, s.written_topic)
         self._lag.start()
-        self._silence = Silence(s, self.scopes, self._leaders, self._renew)
-        self._silence.start()
         self._started = True
+        self._made.set()
 
     async def _log_others(self) -> None:
         """A line about what other logs of this name have left in Redis, or another cluster uses."""
@@ -154,7 +164,8 @@ class TransactionLog:
         share = self.settings.drain_timeout_ms / 1000 / 5
         if self._started:
             await self.engine.drain(2 * share)
-            await self._silence.stop()
+        await self._brokers.stop()
+        if self._started:
             for leader in self._leaders:
                 await leader.stop(share / len(self._leaders))
             for scope in self.scopes:
@@ -172,8 +183,8 @@ class TransactionLog:
         for scope in self.scopes:
             if scope.state or scope.journal.late:
                 return scope.state or f"verdicts of {scope.where} are late"
-        if away := self._cache.away:
-            return away
+        if unready := self._cache.away or self._brokers.doubt:
+            return unready
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
             await self._cache.probe()
@@ -184,14 +195,28 @@ class TransactionLog:
         return None
 
     async def _renew(self, topics: set[str]) -> None:
-        """Give what works on these topics new clients. Publishers have one for each session anyway."""
+        """Give what works on these topics new clients."""
+        if not self._making:
+            return
+        await self._made.wait()
         renewals = [self._events.renew, self._marks.renew]
+        if self.settings.written_topic in topics:
+            for publisher in self._publishers:
+                publisher.renew()
         if self.settings.log_topic in topics:
             self._tail.renew()
             self._publishing.renew()
             self._appender.renew()
             renewals.append(self._reader.renew)
         await asyncio.gather(*[blocking(renew) for renew in renewals])
+
+    def _late(self) -> bool:
+        """Whether a record has not been read back, or events could not be published, for seconds."""
+        now = time.monotonic()
+        oldest = [next(iter(scope.journal.pending.values())) for scope in self.scopes if scope.journal.pending]
+        return any(now - pending.started_at > LATE_S for pending in oldest) or any(
+            now - leader.paused_at < LATE_S for leader in self._leaders
+        )
 
     def details(self) -> dict[str, Any]:
         """What /readyz?verbose says of aggregates that are set aside, and of partitions that are."""

@@ -20,6 +20,7 @@ logger = logging.getLogger("hiveio.publisher")
 
 LEASE_MS = 2_000  # a dead holder is succeeded after it
 RENEW_S = 0.6
+LOG_S = 60.0  # between two lines about duties that pause for the same reason
 AWAY_S = 2.0  # after a duty that failed; the others ask every RENEW_S
 Held = Callable[[], Awaitable[bool]]
 
@@ -46,6 +47,7 @@ class Leader:
         self._scope, self._cache, self._holder, self._duties = scope, cache, holder, duties
         self._renewed_at = 0.0  # 0: it does not lead
         self._task: asyncio.Task[None] | None = None
+        self._reason, self._logged_at = "", 0.0  # why the duties paused, and when that was logged
         self.paused_at = float("-inf")  # when it last paused, because Kafka did not take or give what it has to
 
     def start(self) -> None:
@@ -74,8 +76,7 @@ class Leader:
                     await self._lead()
                     pause = RENEW_S  # another instance has the lease
             except Unavailable as error:
-                self.paused_at = time.monotonic()
-                logger.warning("%s pauses: %s", names, error)
+                self._log_pause(names, str(error))
             except Corrupt as error:
                 self._scope.fail(str(error))
             except HiveError as error:
@@ -85,6 +86,14 @@ class Leader:
             if pause == AWAY_S:
                 await self._give_back()
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
+
+    def _log_pause(self, names: str, reason: str) -> None:
+        """One line when the duties pause for another reason, and one a minute for as long as they do."""
+        before, self.paused_at = self.paused_at, time.monotonic()
+        goes_on = reason == self._reason and self.paused_at - before < LOG_S
+        if not goes_on or self.paused_at - self._logged_at > LOG_S:
+            logger.warning("%s pauses: %s", names, reason)
+            self._reason, self._logged_at = reason, self.paused_at
 
     async def _lead(self) -> None:
         """Until the first duty ends, which sees that the lease is another's; or fails."""

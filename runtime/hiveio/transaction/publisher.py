@@ -15,7 +15,7 @@ from itertools import islice
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session import MOST, Outgoing, Session
+from hiveio.kafka.session import MAX_GROUP, Outgoing, Session
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
@@ -79,6 +79,7 @@ class Publisher:
         self._trouble = ""  # why the log cannot be read
         self._previous = ""
         self._after = (-1, -1)  # offset and index of the last event published
+        self._session: Session | None = None
         self._read = 0  # the log is published, or holds nothing to publish, below this offset
 
     @property
@@ -89,12 +90,12 @@ class Publisher:
     async def run(self, held: Held) -> None:
         """One session, while ``held`` says that this instance leads. Raises Unavailable, Corrupt."""
         await self._resume()
-        session = Session(self._settings, self._topic, self._scope.partition, self._observer)
+        session = self._session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         logger.info("publishing %s after %s", self._where, self._previous or "the start")
         loop = asyncio.get_running_loop()
         self._checked_at = self._moved_at = loop.time()
         try:
-            while await held():
+            while self._session is session and await held():
                 group = await self._gather()
                 began = loop.time()
                 if group:
@@ -110,10 +111,16 @@ class Publisher:
             self._end_live()
             self._unfollow()
 
+    def renew(self) -> None:
+        """End the session; the next one begins with a client that learns anew who leads the topic."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
     async def _send(self, session: Session, group: list[Outgoing]) -> None:
         """Raises Unavailable when that fails, or when another session has published some of them before."""
-        for start in range(0, len(group), MOST):
-            events = group[start : start + MOST]
+        for start in range(0, len(group), MAX_GROUP):
+            events = group[start : start + MAX_GROUP]
             await self._resuming.landed(await session.send(events), str(events[0].headers[POSITION][1]))
 
     async def _check(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from hiveio.consumer.letters import OWNER, Parking, letter, mark
-from hiveio.kafka.assigned import Note, Owner
+from hiveio.kafka.assigned import CommitMetadata, Owner
 from hiveio.kafka.session import Outgoing
 
 
@@ -84,10 +84,14 @@ def test_a_letter_that_is_written_twice_counts_once() -> None:
     assert opened(partition.fold()) == 2
 
 
-def test_the_note_of_a_commit() -> None:
-    for note in (Note(), Note("0:1:0", "id", "sub"), Note("-", "", "sub", Owner("0a1b", 17))):
-        assert Note.of(str(note)) == note
-    assert Note.of("0:1:0") == Note("0:1:0")
-    assert Note.of("0:1:0 id -") == Note("0:1:0", "id")
-    assert Note.of("whatever another program writes") == Note("whatever another program writes")
-    assert Note.of("") == Note()
+def test_the_metadata_of_a_commit() -> None:
+    for note in (
+        CommitMetadata(),
+        CommitMetadata("0:1:0", "id", "sub"),
+        CommitMetadata("-", "", "sub", Owner("0a1b", 17)),
+    ):
+        assert CommitMetadata.of(str(note)) == note
+    assert CommitMetadata.of("0:1:0") == CommitMetadata("0:1:0")
+    assert CommitMetadata.of("0:1:0 id -") == CommitMetadata("0:1:0", "id")
+    assert CommitMetadata.of("whatever another program writes") == CommitMetadata("whatever another program writes")
+    assert CommitMetadata.of("") == CommitMetadata()

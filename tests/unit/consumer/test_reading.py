@@ -25,7 +25,7 @@ from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Routing
 from hiveio.consumer.shelf import Shelf
 from hiveio.errors import Problem
-from hiveio.kafka import Message, Note, Start
+from hiveio.kafka import CommitMetadata, Message, Start
 from hiveio.kafka.assigned import Owner
 from hiveio.kafka.headers import Pairs
 from hiveio.kafka.session import Outgoing
@@ -105,7 +105,7 @@ async def through(records: list[Record], kind: type[Actor], make: Any) -> tuple[
     (contract,) = contracts([kind])
     configured = Settings(brokers="none:1", topic="t", group_id="g", consumer_attempts=1)
     routing, memory = Routing([(contract, performing(contract))]), Memory()
-    start = Start("t", 0, "", 0, Note(), 0, 0, len(records), Owner("me", 0))
+    start = Start("t", 0, "", 0, CommitMetadata(), 0, 0, len(records), Owner("me", 0))
     letters = cast("DeadLetters", memory)
     lane = make(
         Opening(start, 0, 0, Progress(), None, {}),

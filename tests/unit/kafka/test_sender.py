@@ -13,6 +13,7 @@ from hiveio.errors import Forbidden, Invalid, TooLarge, Unavailable, Unknown
 from hiveio.kafka import delivery as module
 from hiveio.kafka import rules
 from hiveio.kafka.sender import Sender
+from hiveio.types import Stored
 
 
 class Report:
@@ -88,7 +89,7 @@ async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
     await made.stop()
 
 
-def send(sender: Sender, size: int = 1) -> "asyncio.Future[tuple[int, int]]":
+def send(sender: Sender, size: int = 1) -> "Stored":
     return sender.send("t", b"x" * size, None, [])
 
 
@@ -167,8 +168,8 @@ async def test_what_is_not_confirmed_leaves_a_line(sender: Sender, caplog: pytes
     send(sender)
     await sender.stop()
     assert [record.getMessage().partition(": ")[2][:47] for record in caplog.records] == [
-        "1 records were taken and not confirmed; they ma",
-        "1 records were taken and not confirmed; they ma",
+        "Kafka did not confirm 1 records; they may be st",
+        "Kafka did not confirm 1 records; they may be st",
     ]
 
 
@@ -311,6 +312,7 @@ async def test_a_refusal_is_definite_where_nothing_was_sent_before(
 async def test_what_may_be_its_neighbours_fault_is_sent_again_alone_and_once(
     sender: Sender, code: int, kind: type[Exception]
 ) -> None:
+    sender._timeout_s = 30.0  # on a machine that is busy
     good, bad = send(sender), send(sender)
     heard(sender, *NUMBERED)
     first = FakeProducer.made[0]
@@ -346,3 +348,34 @@ async def test_what_is_no_refusal_is_unknown(sender: Sender, code: int) -> None:
     FakeProducer.made[0].report(KafkaError(code))
     with pytest.raises(Unknown):
         await future
+
+
+async def test_clients_that_may_have_stayed_with_a_deposed_leader_are_left_and_keep_what_they_have(
+    sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender._shed = True
+    first = send(sender)
+    with pytest.raises(Unknown, match="within REQUEST_TIMEOUT"):
+        await first
+    assert sender._shedding, "Kafka has confirmed nothing for long"
+    await sender._renew({"t"})
+    async with asyncio.timeout(5):
+        while sender._shedding:
+            await asyncio.sleep(0.001)
+    assert sender._late, "it may still be stored"
+    second = send(sender)
+    FakeProducer.made[-1].report()
+    assert await second == (2, 7)
+    FakeProducer.made[0].report()
+    async with asyncio.timeout(5):
+        while sender._late or sender._clients._stale:
+            await asyncio.sleep(0.001)
+    held = [send(sender) for _ in range(3)]  # of four
+    await sender._renew({"t"})
+    for future in held:
+        with pytest.raises(Unknown, match="another broker leads"):
+            await future
+    assert "Kafka did not confirm 3 records" in caplog.text, "they would have taken the room of others"
+    third = send(sender)
+    FakeProducer.made[-1].report()
+    assert await third == (2, 7)

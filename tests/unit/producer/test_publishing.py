@@ -13,6 +13,7 @@ from hiveio.envelope import Envelope
 from hiveio.errors import Unavailable
 from hiveio.producer.keys import Claim, Keys
 from hiveio.producer.publishing import Publishing
+from hiveio.types import RecordMetadata
 
 CLAIM = Claim("hive:keys:{t/id}:", b"name", "token", "hash")
 
@@ -103,7 +104,7 @@ async def test_while_its_records_are_on_their_way_it_is_answered_by_what_becomes
     await over(asyncio.create_task(publishing.settled(submission)))
     assert not keys.told
     for offset, stored in enumerate(sender.stored):
-        stored.set_result((0, offset))
+        stored.set_result(RecordMetadata(0, offset))
     name, entry = await keys.until_told()
     assert (name, entry[:2]) == (b"name", b"D\n")
     assert b'"Hive-Position":"t/0/1"' in entry
