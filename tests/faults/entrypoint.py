@@ -25,6 +25,7 @@ from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.server.process import serve
 from hiveio.transaction import cache, rule, view
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.performer import Performer
 from hiveio.transaction.proof import Consistency
@@ -115,7 +116,12 @@ def keeps_the_lease() -> None:
     async def check(self: Publisher) -> None:
         """All is well."""
 
+    async def leads(self: Leader) -> bool:
+        return await self._held()
+
     setattr(Publisher, "_check", check)  # noqa: B010
+    assert hasattr(Leader, "_leads")
+    setattr(Leader, "_leads", leads)  # noqa: B010
 
 
 def applies_blindly() -> None:

@@ -1,4 +1,4 @@
-"""Faults 72 and 79, which are time: an instance that has worked for long is no larger than one that is warm.
+"""Faults 72, 79 and 80, which are time: an instance that has worked for long is no larger than one that is warm.
 
 Each request may leave something behind. The instances know few aggregates and command ids by themselves: what they keep
 of these has a bound, and would hide what has none. That the checker finds an engine that leaks: test_broken.py.
@@ -6,6 +6,7 @@ of these has a bound, and would hide what has none. That the checker finds an en
 
 import asyncio
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.faults.bounds import FEW_GROWTH, WARM_UP, growth
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, fun
 RUN_S = 150.0
 REQUESTS = int(2.5 * WARM_UP)
 KEYS = 100  # more than an idle service has in Redis
+SESSIONS, TAKEN_MS = 8, 700  # longer than a publisher waits until it asks again
 
 
 async def bounded(stage: Stage) -> None:
@@ -50,3 +52,29 @@ async def test_79_nothing_stays_of_refused_commands(broker: Broker) -> None:
             await asyncio.gather(*[refused() for _ in range(32)])
         await bounded(stage)
         assert len(stage.redis_client().keys("*")) < KEYS
+
+
+@pytest.mark.fault(80)
+async def test_80_a_publisher_that_begins_again_and_again_keeps_no_threads(broker: Broker) -> None:
+    """Another one takes its lease for a moment, as where instances come and go."""
+    with Stage(broker, 1) as stage:
+        client = stage.redis_client()
+
+        def threads() -> int:
+            assert stage.victim.process is not None
+            (worker,) = psutil.Process(stage.victim.process.pid).children()
+            return int(worker.num_threads())
+
+        async def begun(sessions: int) -> None:
+            while len(stage.victim.lines('"publishing ')) < sessions:
+                (lease,) = client.keys("hive:*:publisher") or (None,)
+                if lease is not None and client.get(lease) != b"another":
+                    client.set(lease, "another", px=TAKEN_MS)
+                await asyncio.sleep(0.1)
+            await stage.accepted("Deposit", "Account/a", amount=1)
+
+        await begun(2)
+        before = threads()
+        await begun(2 + SESSIONS)
+        await until(lambda: threads() < before + SESSIONS, f"about {before} threads", 10)  # a client has three
+        await stage.well("Account/a")

@@ -1,6 +1,7 @@
 """Writing one partition without a gap: a record can land only after all that were sent before it."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from hiveio.config import Settings
 from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
-from hiveio.kafka.threads import blocking
+from hiveio.kafka.threads import blocking, start_thread
 from hiveio.types import Observer, RecordMetadata, Stored
 
 WAIT_S = 10.0
@@ -42,6 +43,8 @@ class Session:
     def __init__(self, settings: Settings, topic: str, partition: int, observer: Observer | None = None) -> None:
         self._topic, self._partition, self._observer = topic, partition, observer
         self._failure: KafkaError | None = None
+        self._closed = False
+        self._flushing = threading.Lock()  # a client must not end while it is used
         self._landed: list[int | None] = []  # offsets; None: Kafka had it already from an earlier attempt
         self._producer = make(
             Producer,
@@ -64,6 +67,10 @@ class Session:
             self._failure = error
         else:
             self._landed.append(message.offset())
+
+    def _flush(self) -> int:
+        with self._flushing:
+            return self._producer.flush(WAIT_S)
 
     async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> tuple[int, int] | None:
         """All of the group are delivered: the offsets of the first and the last one, where Kafka tells them.
@@ -98,7 +105,7 @@ class Session:
         if failure is None:
             try:
                 # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
-                failure = await blocking(tried, lambda: left.append(self._producer.flush(WAIT_S)), kind="publish")
+                failure = await blocking(tried, lambda: left.append(self._flush()), kind="publish")
             except asyncio.CancelledError:  # whoever has the partition now shall meet as little of it as may be
                 self.close()
                 raise
@@ -110,9 +117,16 @@ class Session:
         return None if first is None or last is None else (first, last)
 
     def close(self) -> None:
-        """Give up what is not sent."""
-        tried(lambda: self._producer.purge(in_queue=True, in_flight=True, blocking=False))
-        tried(lambda: self._producer.poll(0))
+        """Give up what is not sent. The client and its threads end a moment later."""
+        if not self._closed:
+            self._closed = True
+            tried(lambda: self._producer.purge(in_queue=True, in_flight=True, blocking=False))
+            start_thread(f"{self._topic} end", self._end)
+
+    def _end(self) -> None:
+        # Left alone it would stay: its callback refers to this session, and the collector of cycles runs rarely.
+        with self._flushing:
+            tried(self._producer.close)
 
     def _refusal(self, failure: object | None, partition: int) -> Unavailable:
         """``failure`` is None when there was no answer in time."""
