@@ -105,9 +105,9 @@ def test_verify_finds_what_was_changed_by_hand(
         client.hset(prefix + b":writers", writer, number)
     assert hiveio("verify").returncode == 0
     write(kafka.brokers, topic, [(0, "ada", b'{"type":"Deposited","payload":{"amount":9}}', {})])
-    assert f"{topic}/0/4: has no position; who wrote it?" in difference()
+    assert f"{topic}/0/4: this record has no hive-position, so hiveio did not write it" in difference()
     write(kafka.brokers, topic, [(0, "ada", b"{}", {"hive-position": "0:4:7"})])
-    assert f"{topic}/0/5: no accepted event has its position" in hiveio("verify").stdout
+    assert f"{topic}/0/5: no accepted event has the position of this record" in hiveio("verify").stdout
 
 
 def test_verify_finds_events_that_are_gone(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:

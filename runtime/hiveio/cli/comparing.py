@@ -85,7 +85,7 @@ class Events:
             place, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
             if self.missing or not self._arrives():
                 if not self.missing:
-                    self._differences.add(f"{self._topic.where}: ends before the event {position}")
+                    self._differences.add(f"{self._topic.where}: it ends before the event {position}")
                 self.missing += 1
                 continue
             held = self._pass(place)
@@ -98,7 +98,9 @@ class Events:
             headers = _headers(got)
             same = (got.key(), got.value()) == (str(expected.key).encode(), expected.value)
             if not same or any(headers.get(name) != str(value).encode() for name, value in expected.headers):
-                self._differences.add(f"{self._topic.where}/{got.offset()}: is not the event {position} of the log")
+                self._differences.add(
+                    f"{self._topic.where}/{got.offset()}: this record is not the event {position} of the log"
+                )
 
     def _arrives(self) -> bool:
         """Whether there is one more, after a while if need be."""
@@ -120,7 +122,8 @@ class Events:
                 _, offset, index = _headers(message).get("hive-position", b"").split(b":")
                 place = int(offset), int(index)
             except ValueError:
-                self._differences.add(f"{self._topic.where}/{message.offset()}: has no position; who wrote it?")
+                where = f"{self._topic.where}/{message.offset()}"
+                self._differences.add(f"{where}: this record has no hive-position, so hiveio did not write it")
                 continue
             if place > self._last:  # else it is a repeat
                 self._held = (place, message)
@@ -129,7 +132,8 @@ class Events:
     def _pass(self, place: tuple[int, int]) -> tuple[tuple[int, int], Message] | None:
         """Go on to the first event at this place or after it: those before it are none of the log's."""
         while (held := self._peek()) is not None and held[0] < place:
-            self._differences.add(f"{self._topic.where}/{held[1].offset()}: no accepted event has its position")
+            where = f"{self._topic.where}/{held[1].offset()}"
+            self._differences.add(f"{where}: no accepted event has the position of this record")
             self._take()
         return held
 
