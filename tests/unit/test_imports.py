@@ -14,7 +14,7 @@ RANKS = [
     {"errors", "types", "peers"},
     {"config", "headers", "conditions", "outages", "metrics"},
     {"envelope", "annotations", "immutable", "logs"},
-    {"actor"},
+    {"actor", "cloudevents"},
     {"fault", "loader"},
     {"service"},
     {"http", "kafka", "redis"},

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from hiveio.actor import Tombstone
+from hiveio.cloudevents import MARK as CLOUD_EVENT
+from hiveio.cloudevents import is_structured
 from hiveio.consumer.careful import CarefulLane, Failure, as_batch, enveloped, offset_of, settled
-from hiveio.consumer.cloudevents import MARK as CLOUD_EVENT
-from hiveio.consumer.cloudevents import is_structured
 from hiveio.consumer.reading import JSON, LONGEST_VERSION, Reading, read, undecoded
 from hiveio.consumer.retry import Hand
 from hiveio.consumer.routing import Target

@@ -5,8 +5,8 @@ from typing import Any
 
 from msgspec import Raw
 
+from hiveio import cloudevents
 from hiveio.actor import Tombstone
-from hiveio.consumer import cloudevents
 from hiveio.envelope import Codec
 from hiveio.errors import Invalid, Malformed, Problem, text_of
 from hiveio.headers import Headers
@@ -38,9 +38,9 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
         version_of(found)
         content_types = found.get_all("content-type")
         if content_types and cloudevents.is_structured(content_types[-1]):
-            action = cloudevents.from_structured(content_types[-1], value or b"", codec.types)
+            action = cloudevents.from_structured_record(content_types[-1], value or b"", codec.types)
         elif cloudevents.MARK in found:
-            action = cloudevents.from_binary(found, value, codec.types)
+            action = cloudevents.from_binary_record(found, value, codec.types)
         elif value is None:
             return _NO_MESSAGE, None
         else:

@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
+from hiveio import cloudevents
 from hiveio.envelope import Codec, Envelope, Outcome
 from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
 from hiveio.fault import log_fault
@@ -16,7 +17,6 @@ from hiveio.http.intake import ClientDisconnected, Form
 from hiveio.http.problem import encode_problem
 from hiveio.http.request_headers import check_media_type
 from hiveio.http.response import JSON, Response
-from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim
 from hiveio.producer.publishing import Publishing, Submission
 from hiveio.producer.split import Item, Items, Lines, Splitter
@@ -59,8 +59,8 @@ class Intake:
         self._limit, self._batch_limit = settings.body_limit, settings.batch_limit
         self._timeout_s = settings.request_timeout_ms / 1000
         self._done = b'{"status":%d' % (202 if settings.producer_ack == "queued" else 200)
-        structured = partial(cloudevents.from_structured, names=codec.types.keys())
-        self._binary = Form(partial(cloudevents.from_binary, names=codec.types.keys()))
+        structured = partial(cloudevents.from_structured_request, names=codec.types.keys())
+        self._binary = Form(partial(cloudevents.from_binary_request, names=codec.types.keys()))
         self._array = self._batch(Layout(Items))
         self._forms = {
             NDJSON: self._batch(Layout(Lines, media_type=NDJSON)),

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from msgspec import Raw
 
+from hiveio import cloudevents
 from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
@@ -17,7 +18,6 @@ from hiveio.errors import ConfigError, Invalid, Problem, Unknown
 from hiveio.headers import trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Headers, Late
-from hiveio.producer import cloudevents
 from hiveio.producer.keys import Claim, Keys
 from hiveio.types import RecordMetadata, Stored
 
