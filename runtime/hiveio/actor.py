@@ -204,7 +204,8 @@ class Contract:
             if member in _MESSAGES:
                 raise BadAnnotation(f"{name}: {ours[-1]} takes any {called(member)}; name the classes that it takes")
             if not (isinstance(member, type) and issubclass(member, _MESSAGES)):
-                raise BadAnnotation(f"{name}: {ours[-1]} takes {called(member)}, which is no Command, Event or Query")
+                text = f"{ours[-1]} takes {called(member)}, which is not a Command, an Event or a Query"
+                raise BadAnnotation(f"{name}: {text}")
         self.commands: dict[str, type[Struct]] = by_name(t for t in taken if not issubclass(t, Query | Tombstone))
         heard = batch or events
         self.tombstones = Tombstone in heard
@@ -238,12 +239,12 @@ class Contract:
             raise BadAnnotation(f"{name}: the parameter {event} has no annotation; name the events that it folds")
         for member in (folded := members_of(hints[event])):
             if not (isinstance(member, type) and issubclass(member, Event)) or member is Event:
-                raise BadAnnotation(f"{name}: {event} takes {called(member)}, which is no Event")
+                raise BadAnnotation(f"{name}: {event} takes {called(member)}, which is not an Event")
         if "return" not in hints:
             raise BadAnnotation(f"{name} has no return annotation; name the Model that it folds")
         models = [t for t in members_of(hints["return"]) if t is not types.NoneType]
         if len(models) != 1 or not (isinstance(models[0], type) and issubclass(models[0], Model)):
-            raise BadAnnotation(f"{name} returns {called(hints['return'])}, which is no Model")
+            raise BadAnnotation(f"{name} returns {called(hints['return'])}, which is not a Model")
         self.model = models[0]
         parameter, annotation = self._state or ("", None)
         for state in members_of(annotation):
@@ -310,7 +311,7 @@ class Contract:
     def check_event(self, event: Any) -> None:
         if self.events.get(type(event).__name__) is not type(event):
             known = ", ".join(self.events) or "none"
-            raise TypeError(f"{self.name} gave {event!r}, which is none of its events: {known}")
+            raise TypeError(f"{self.name} gave {event!r}, which is not one of its events: {known}")
 
 
 def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:

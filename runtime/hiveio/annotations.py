@@ -66,15 +66,15 @@ def check_fields(kind: type[Struct]) -> None:
             msgspec.json.schema(field.type)
             for node in _nodes(msgspec.inspect.type_info(field.type), set()):
                 if isinstance(node, inspected.DictType) and isinstance(node.key_type, _NO_KEYS):
-                    raise TypeError("a key of an object in JSON is a text")
+                    raise TypeError("the keys of a JSON object are texts")
         except NameError as error:
             raise BadAnnotation(f"{wrong} cannot be resolved: {error}; {_UNRESOLVED}") from None
         except Exception as error:
             # It can write what it can describe, and nothing else; only the last line of its text is about that.
             reason = str(error).splitlines()[-1]
             raise BadAnnotation(
-                f"{wrong} has no form in JSON ({reason}): take a type that msgspec knows (str, int, Decimal, datetime, "
-                "list, dict with texts as keys, a Struct, …)"
+                f"{wrong} cannot be written as JSON ({reason}): take a type that msgspec knows (str, int, Decimal, "
+                "datetime, list, dict with texts as keys, a Struct, …)"
             ) from None
 
 
@@ -130,9 +130,7 @@ def check_class(kind: type) -> None:
                 f"{kind.__name__}.{method} is static; it must be a method whose first parameter is self"
             )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise BadAnnotation(
-                f"{kind.__name__}.{method} yields; it must return what it gives, several events as a list"
-            )
+            raise BadAnnotation(f"{kind.__name__}.{method} yields; it must return its result, several events as a list")
 
 
 def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_wait: bool = True) -> None:

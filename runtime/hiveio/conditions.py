@@ -64,5 +64,5 @@ def _tags(name: str, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, ...] | 
     if value.strip() == b"*":
         return _ANY
     if not _TAGS.fullmatch(value):
-        raise Refused(f'{name} is * or a list of entity tags, as in {name}: "5", "6"')
+        raise Refused(f'{name} must be * or a list of entity tags, such as {name}: "5", "6"')
     return tuple(_EACH.findall(value))

@@ -293,7 +293,7 @@ def _envelope_type(name: str, kind: type[Struct], strict: bool) -> type[Struct]:
 def _checked(meta: Raw) -> Raw | None:
     """Raw passes what is not UTF-8 and never looks inside: look before it goes on to a topic."""
     if len(meta) > META_LIMIT:
-        raise TooLarge(f"meta has {len(meta)} bytes; at most {META_LIMIT} are taken", pointer="/meta")
+        raise TooLarge(f"meta has {len(meta)} bytes; the limit is {META_LIMIT}", pointer="/meta")
     if bytes(meta) == b"null":
         return None
     try:

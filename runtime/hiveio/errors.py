@@ -162,9 +162,8 @@ def _check_headers(name: str, headers: dict[str, str]) -> None:
     for header, value in headers.items():
         texts = isinstance(header, str) and isinstance(value, str)
         if not (texts and _TOKEN.fullmatch(header) and _FIELD.fullmatch(value)):
-            raise TypeError(
-                f"{name}(headers={{{header!r}: {value!r}}}) is no header of HTTP: printable ASCII, one line"
-            )
+            text = "is not a valid HTTP header: name and value are printable ASCII on one line"
+            raise TypeError(f"{name}(headers={{{header!r}: {value!r}}}) {text}")
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

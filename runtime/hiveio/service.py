@@ -213,7 +213,7 @@ async def _start(contract: Contract) -> None:
     except (HiveError, asyncio.CancelledError) as error:
         if isinstance(error, HiveError) or is_cancelled(error):
             raise
-        raise StartRaises(f"{name} awaited what was cancelled") from None
+        raise StartRaises(f"{name} awaited a task that was cancelled") from None
     except BaseException as error:
         log_fault(logger, error, contract, what=name)
         if bound.expired():

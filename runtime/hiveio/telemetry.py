@@ -127,7 +127,9 @@ class Telemetry(Untraced):
             async with asyncio.timeout(FLUSH_S):
                 await flushed.wait()
         except TimeoutError:
-            logging.getLogger("hiveio").warning("the collector did not take the last spans within %g s", FLUSH_S)
+            logging.getLogger("hiveio").warning(
+                "the last spans could not be sent to the collector within %g s", FLUSH_S
+            )
 
     async def ready(self) -> str | None:
         return None

@@ -116,7 +116,7 @@ FAILURES: list[tuple[int, str | tuple[str, str], str]] = [
     (14, "x = 1", "ACTOR_MODULE=m14: no class derived from hiveio.Actor is defined in that module"),
     (15, ("/a/{id}", ""), "A.perform: the parameter message has no annotation"),
     (16, ("/b/{id}", ": M"), "B and A both take "),
-    (17, ("/livez", ": M"), "A: the path /livez belongs to the service; take another"),
+    (17, ("/livez", ": M"), "A: the path /livez is reserved for the service itself; choose another path"),
     (18, ('/a/{id}"\n    name = "B', ": M"), "two actors are named B"),
 ]
 

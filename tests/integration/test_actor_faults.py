@@ -272,7 +272,7 @@ class Unready(Actor):
         assert role.ended(20) == StartRaises.exit_code
     (line,) = role.errors
     assert line.startswith(
-        "Unready.start raised " if how != "cancelled" else "Unready.start awaited what was cancelled"
+        "Unready.start raised " if how != "cancelled" else "Unready.start awaited a task that was cancelled"
     )
 
 

@@ -113,8 +113,8 @@ def test_it_listens_on_an_ipv6_address_with_tls_and_http2(tmp_path: Path) -> Non
     ("bind", "line"),
     [
         ("localhost", "BIND='localhost' is wrong: it takes an IPv4 or IPv6 address"),
-        ("192.0.2.1", "BIND=192.0.2.1 cannot be listened on: Cannot assign requested address"),
-        ("::1", "PORT={port} cannot be listened on: Address already in use"),
+        ("192.0.2.1", "BIND=192.0.2.1 cannot be bound: Cannot assign requested address"),
+        ("::1", "PORT={port} cannot be bound: Address already in use"),
     ],
 )
 def test_where_it_cannot_listen_it_ends_with_one_line(everywhere: Role, bind: str, line: str) -> None:

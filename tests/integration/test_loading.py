@@ -93,7 +93,7 @@ CASES = {
         changed("    " + PERFORM, "    @staticmethod\n    def perform(state: Sum | None, command: Add) -> Added: ..."),
     ),
     "yields": one(
-        "Adder.perform yields; it must return what it gives, several events as a list",
+        "Adder.perform yields; it must return its result, several events as a list",
         changed("return Added(command.amount)", "yield Added(1)"),
     ),
     "start-raises": Case(
@@ -122,20 +122,22 @@ CASES = {
         changed("command: Add)", "command: Command)"),
     ),
     "model": one(
-        f"Sum.total is of type complex, which has no form in JSON (type <class 'complex'> is not supported): {NO_JSON}",
+        f"Sum.total is of type complex, which cannot be written as JSON "
+        f"(type <class 'complex'> is not supported): {NO_JSON}",
         changed("total: int = 0", "total: complex"),
     ),
     "keys": one(
-        f"Sum.total is of type dict[tuple[int, int], str], which has no form in JSON (a key of an object in JSON is a text): {NO_JSON}",  # noqa: E501
+        f"Sum.total is of type dict[tuple[int, int], str], which cannot be written as JSON (the keys of a JSON object are texts): {NO_JSON}",  # noqa: E501
         changed("total: int = 0", "total: dict[tuple[int, int], str]"),
     ),
     "command": one(
-        f"Add.amount is of type object, which has no form in JSON (type <class 'object'> is not supported): {NO_JSON}",
+        f"Add.amount is of type object, which cannot be written as JSON "
+        f"(type <class 'object'> is not supported): {NO_JSON}",
         changed("Command):\n    amount: int", "Command):\n    amount: object"),
     ),
     "event": one(
-        "Added.amount is of type int | complex | object, which has no form in JSON (Type unions may not contain more "
-        f"than one custom type - type `int | complex | object` is not supported): {NO_JSON}",
+        "Added.amount is of type int | complex | object, which cannot be written as JSON (Type unions may not contain "
+        f"more than one custom type - type `int | complex | object` is not supported): {NO_JSON}",
         changed("Event):\n    amount: int", "Event):\n    amount: int | complex | object"),
     ),
     # the role
@@ -145,7 +147,7 @@ CASES = {
         role="stream-processor",
     ),
     "reserved": one(
-        "Adder: the path /livez belongs to the service; take another",
+        "Adder: the path /livez is reserved for the service itself; choose another path",
         changed("/sums/{id}", "/livez"),
         errors.PathReserved,
         role="stream-processor",

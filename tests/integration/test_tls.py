@@ -154,7 +154,10 @@ def encrypted(key: Path, to: Path) -> Path:
     [
         ({"SSL_CERT": ""}, "SSL_CERT is not set: SECURE=true serves HTTPS"),
         ({"SSL_KEY": ""}, "SSL_KEY is not set: SECURE=true serves HTTPS"),
-        ({"SECURE": "false"}, "SSL_CERT={chain} is set and SECURE is not: say SECURE=true, or remove it"),
+        (
+            {"SECURE": "false"},
+            "SSL_CERT={chain} is set, but SECURE is not: set SECURE=true to serve HTTPS, or remove SSL_CERT",
+        ),
         ({"SSL_CERT": "/nowhere"}, "SSL_CERT='/nowhere' cannot be read: No such file or directory"),
         ({"SSL_KEY": "/nowhere"}, "SSL_KEY='/nowhere' cannot be read: No such file or directory"),
         ({"SSL_KEY": "{other}"}, "SSL_KEY='{other}' does not fit SSL_CERT='{chain}'"),

@@ -73,7 +73,7 @@ async def test_an_event_that_is_not_its_own_is_a_fault_of_the_actor() -> None:
         def perform(self, command: Add) -> Added:
             return Other()  # type: ignore[return-value]
 
-    with pytest.raises(TypeError, match="none of its events: Added"):
+    with pytest.raises(TypeError, match="not one of its events: Added"):
         await performing(Contract(Liar))(Envelope(message=Add(1)))
 
 
@@ -227,7 +227,7 @@ UNRESOLVED = "import or define the name when the module is loaded, not only unde
     [
         (no_perform, "A has no method perform(self, state, message)"),
         (no_annotation, "A.perform: the parameter command has no annotation; name the messages that it takes"),
-        (no_message, "A.perform: command takes int, which is no Command, Event or Query"),
+        (no_message, "A.perform: command takes int, which is not a Command, an Event or a Query"),
         (base_class, "A.perform: command takes any Command; name the classes that it takes"),
         (too_many, "A.perform takes 3 parameters; it takes (self, state, message) or (self, message)"),
         (stars, "A.perform takes *commands; it takes state, message and, by name, context and tx"),
@@ -239,9 +239,9 @@ UNRESOLVED = "import or define the name when the module is loaded, not only unde
         (upcast_short, "A.upcast is a plain function (self, type, payload) of a stored event"),
         (async_replay, "A.replay is async; it must be a plain function of state and event"),
         (replay_short, "A.replay takes 1 parameters; it takes (self, state, event)"),
-        (replay_of_no_event, "A.replay: event takes Add, which is no Event"),
+        (replay_of_no_event, "A.replay: event takes Add, which is not an Event"),
         (replay_without_return, "A.replay has no return annotation; name the Model that it folds"),
-        (wrong_return_of_replay, "A.replay returns int, which is no Model"),
+        (wrong_return_of_replay, "A.replay returns int, which is not a Model"),
         (event_not_folded, "A.perform returns Other, which A.replay does not take"),
     ],
 )

@@ -30,9 +30,9 @@ def test_a_member_that_is_ours_is_a_type_error(kind: type[Any], name: str) -> No
         ),
         (lambda: Rejected("x", by=object()), "Rejected.by=<object .* cannot be written as JSON: Encoding objects of"),
         (lambda: Rejected("x", on={(1, 2): 3}), "Rejected.on=.* cannot be written as JSON"),
-        (lambda: Rejected("x", headers={"A": "b\r\nSet-Cookie: c"}), "Rejected.headers=.* is no header of HTTP"),
-        (lambda: Rejected("x", headers={"A b": "c"}), "Rejected.headers=.* is no header of HTTP"),
-        (lambda: Unauthorized("x", challenge=""), "Unauthorized.headers=.* is no header of HTTP"),
+        (lambda: Rejected("x", headers={"A": "b\r\nSet-Cookie: c"}), "Rejected.headers=.* is not a valid HTTP header"),
+        (lambda: Rejected("x", headers={"A b": "c"}), "Rejected.headers=.* is not a valid HTTP header"),
+        (lambda: Unauthorized("x", challenge=""), "Unauthorized.headers=.* is not a valid HTTP header"),
         (lambda: make(status=200), "Gone.status is 200; a refusal is the client's fault: 400 to 499"),
         (lambda: make(status="410"), "Gone.status is '410'; a refusal is the client's fault: 400 to 499"),
         (lambda: make(title=None), "Gone.title is None; it must be a text"),
@@ -70,8 +70,8 @@ def test_a_class_of_ones_own_need_not_call_the_init_of_its_base() -> None:
 @pytest.mark.parametrize(
     ("attribute", "value", "line"),
     [
-        ("headers", {"Retry-After": 60}, r"Rejected.headers=.*60.* is no header of HTTP"),
-        ("headers", {"A": "b\r\nSet-Cookie: c"}, "Rejected.headers=.* is no header of HTTP"),
+        ("headers", {"Retry-After": 60}, r"Rejected.headers=.*60.* is not a valid HTTP header"),
+        ("headers", {"A": "b\r\nSet-Cookie: c"}, "Rejected.headers=.* is not a valid HTTP header"),
         ("headers", None, "Rejected.headers is None; it must be a dict"),
         ("members", {"by": object()}, "Rejected.by=<object .* cannot be written as JSON"),
         ("members", {"status": 200}, "Rejected.status=…"),

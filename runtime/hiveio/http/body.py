@@ -112,7 +112,7 @@ class Chunks:
         if not match:
             raise NotHttp(400, "a trailer must be a header field (name: value)")
         if match[1].lower() in ONLY_IN_HEAD:
-            raise NotHttp(400, f"{match[1].decode()} may not stand in a trailer")
+            raise NotHttp(400, f"{match[1].decode()} is not allowed in a trailer: send it in the head of the request")
 
     def _keep(self, data: bytes) -> None:
         self.truncated |= len(self.rest) + len(data) > MAX_PIPELINED

@@ -16,7 +16,6 @@ from hiveio import metrics
 from hiveio.conditions import conditions
 from hiveio.envelope import Envelope, Outcome, encode_value
 from hiveio.errors import (
-    MethodNotAllowed,
     Problem,
     RequestTimeout,
     TooLarge,
@@ -29,7 +28,7 @@ from hiveio.fault import log_fault
 from hiveio.headers import HeaderView, encoded
 from hiveio.http.in_flight import AlreadyAnswered, InFlight, Request
 from hiveio.http.intake import ClientDisconnected, TakeBatch, read_body
-from hiveio.http.probes import probes
+from hiveio.http.probes import method_not_allowed, probes
 from hiveio.http.request_headers import (
     HeadCheck,
     check_content_coding,
@@ -155,7 +154,7 @@ class Edge:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            logger.exception("%s %s: the actor awaited what was cancelled", method, resource.path)
+            logger.exception("%s %s: the actor awaited a task that was cancelled", method, resource.path)
             response = Response.of_fault()
         except Exception as error:
             log_fault(logger, error, None, what=f"{method} {resource.path}")
@@ -319,7 +318,7 @@ class Edge:
 def _without_route(resource: Resource, method: str) -> Response:
     """A method that the path does not take. OPTIONS is answered for every path."""
     if method != "OPTIONS":
-        raise MethodNotAllowed(f"{method} is not taken here", headers={"Allow": resource.allow})
+        raise method_not_allowed(method, resource.allow)
     return Response(204, [(b"allow", resource.allow.encode())])
 
 

@@ -56,7 +56,7 @@ class InFlight:
     def begin(self, request: Request) -> None:
         """The task that runs carries out this request. Raises Unavailable where there are too many."""
         if len(self) >= MAX_REQUESTS:
-            raise Unavailable("too many requests at once")
+            raise Unavailable("this instance has too many requests: try again in a moment")
         task = asyncio.current_task()
         assert task is not None
         request.task = task

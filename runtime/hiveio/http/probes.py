@@ -61,11 +61,11 @@ def probes(service: Service, router: Router) -> Starlette:
             allow = (error.headers or {}).get("Allow", "GET, HEAD")
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"Allow": allow})
-            found = MethodNotAllowed(f"{request.method} is not taken here", headers={"Allow": allow})
+            found = method_not_allowed(request.method, allow)
         elif request.method == "OPTIONS" and request.scope["path"] == "*":
             return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})  # the service as a whole
         else:
-            found = NotFound("nothing stands here")
+            found = NotFound("there is no resource at this path")
         return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)
 
     endpoints = {
@@ -82,3 +82,8 @@ def probes(service: Service, router: Router) -> Starlette:
     )
     application.router.redirect_slashes = False  # to wherever the Host header says, or into a 500
     return application
+
+
+def method_not_allowed(method: str, allow: str) -> MethodNotAllowed:
+    text = f"{method} is not allowed on this path; the Allow header lists the methods that are"
+    return MethodNotAllowed(text, headers={"Allow": allow})

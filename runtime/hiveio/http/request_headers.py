@@ -25,7 +25,7 @@ def idempotency_key(raw: bytes) -> str:
         quoted = _QUOTED.fullmatch(key)
         key = re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else b""
     if not _KEY.fullmatch(key):
-        raise Refused("Idempotency-Key has 1 to 255 printable ASCII characters")
+        raise Refused("Idempotency-Key must be 1 to 255 printable ASCII characters")
     return key.decode()
 
 
@@ -40,7 +40,7 @@ class HeadCheck:
         neither Host nor Expect. Raises Refused and ExpectationFailed."""
         host = headers.get(b"host")
         if host is None and not older:
-            raise Refused("the request has no Host")
+            raise Refused("the request has no Host header")
         if host is not None and not (len(host) <= MAX_HOST_BYTES and _HOST.fullmatch(host)):
             raise Refused("the Host header must be a name or an address, with a port or without")
         if host is not None and len(self.hosts) < MAX_KNOWN_HOSTS:
@@ -52,25 +52,27 @@ class HeadCheck:
 
 
 def check_repeated(pairs: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises Refused (400) for a header that means one thing and stands there twice: a proxy may read the other."""
+    """Raises Refused (400) for a header that means one thing and occurs twice: a proxy may read the other."""
     seen = set()
     for name, _ in pairs:
         if name in seen and name in _ONCE:
-            raise Refused(f"the header {name.decode()} stands there twice")
+            raise Refused(f"the header {name.decode()} occurs twice")
         seen.add(name)
 
 
 def check_media_type(value: bytes) -> None:
     """Raises UnsupportedMediaType (415) for what is not JSON in UTF-8."""
     if not _MEDIA_TYPE.fullmatch(value.partition(b";")[0].strip()) or _CHARSET.search(value):
-        raise UnsupportedMediaType("the body is JSON in UTF-8: send it as application/json")
+        raise UnsupportedMediaType(
+            "the media type of the body is not supported: send JSON in UTF-8 as application/json"
+        )
 
 
 def check_content_coding(value: bytes) -> None:
     """Raises UnsupportedMediaType (415) for a body that is compressed: RFC 9110, 8.4 and 12.5.3."""
     if any(coding.strip().lower() not in (b"identity", b"") for coding in value.split(b",")):
         raise UnsupportedMediaType(
-            "the body is compressed; send it as it is, without Content-Encoding",
+            "the body is compressed, which is not supported: send it without Content-Encoding",
             headers={"Accept-Encoding": "identity"},
         )
 

@@ -128,7 +128,9 @@ def messages(
     )
     for name in route.names:
         if name != "id":
-            raise BadAnnotation(f"{route.owner}: the path {route.path} has the parameter {name}; a message only has id")
+            raise BadAnnotation(
+                f"{route.owner}: the path {route.path} has the parameter {name}; that of a message may only have {{id}}"
+            )
     return [route]
 
 
@@ -169,7 +171,7 @@ def check_reached(service: Service, routes: Iterable[Route]) -> None:
         idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
         text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
         if idle and len(idle) == len(taken):
-            raise BadAnnotation(f"{text}: take the image of another role, or other messages")
+            raise BadAnnotation(f"{text}: use the image of another role, or take other messages")
         if idle:
             logger.warning("%s", text)
 
@@ -195,13 +197,20 @@ def _query(path: str, kinds: list[type[Query]]) -> Decode:
             name = given[-1]
         if name not in decoders:
             known = ", ".join(sorted(decoders))
-            text = f"unknown type {name!r}" if name is not None else "several queries stand here: name one as ?type="
+            text = (
+                f"unknown type {name!r}"
+                if name is not None
+                else "this path has several queries: choose one with ?type="
+            )
             raise Invalid(f"{text}; this path takes: {known}", pointer="/type")
         known_fields = fields[name]
         path_values = {"id": id, **parameters} if id and "id" in known_fields else parameters
         for parameter in path_values:
             if parameter in values:
-                raise Invalid(f"{parameter} stands in the path already", pointer=f"/{parameter}")
+                raise Invalid(
+                    f"{parameter} is given by the path already: leave it out of the query string",
+                    pointer=f"/{parameter}",
+                )
         return decoders[name]({**values, **path_values}), None
 
     return decode
@@ -210,7 +219,7 @@ def _query(path: str, kinds: list[type[Query]]) -> Decode:
 def query_parameters(query: bytes) -> dict[str, list[str]]:
     """The values of each name, in order. Raises Refused (400) for a bad escape or what is not UTF-8."""
     if _BAD_ESCAPE.search(query):
-        raise Refused("the query string has a % that is no escape")
+        raise Refused("the query string has a % that begins no percent-encoded byte: write it as %25")
     try:
         pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
     except UnicodeDecodeError:
@@ -227,7 +236,7 @@ def path_text(raw: bytes) -> str:
     """A segment of a path, percent-decoded: 1 to 255 bytes of UTF-8. Raises Refused (400)."""
     if b"%" in raw:
         if _BAD_ESCAPE.search(raw):
-            raise Refused("the path has a % that is no escape")
+            raise Refused("the path has a % that begins no percent-encoded byte: write it as %25")
         raw = unquote_to_bytes(raw)
     if not 1 <= len(raw) <= ID_LIMIT:
         raise Refused(f"an id has 1 to {ID_LIMIT} bytes; this one has {len(raw)}")
@@ -287,7 +296,9 @@ class Router:
             return
         below = route.path == RESERVED_BELOW or route.path.startswith(RESERVED_BELOW + "/")
         if route.path in RESERVED or route.path == ping_url or below:
-            raise PathReserved(f"{route.owner}: the path {route.path} belongs to the service; take another")
+            raise PathReserved(
+                f"{route.owner}: the path {route.path} is reserved for the service itself; choose another path"
+            )
 
     def find(self, raw_path: bytes) -> tuple[Resource, list[bytes]] | None:
         """The slower way, for every template and for escaped literals: the resource and its raw parameters."""

@@ -157,7 +157,7 @@ class Intake:
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
         except TimeoutError:  # the chunk is empty: it is given on before more is awaited
-            raise RequestTimeout("the rest did not arrive in time") from None
+            raise RequestTimeout("the rest of the batch did not arrive in time") from None
         except Problem:
             if chunk:
                 yield chunk

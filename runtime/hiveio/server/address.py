@@ -23,9 +23,9 @@ def listening(host: str, port: int) -> socket.socket:
         if host == ANY and error.errno != errno.EADDRINUSE:
             return listening(ANY_IPV4, port)
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise ConfigError(f"PORT={port} cannot be listened on: {error.strerror}") from None
+            raise ConfigError(f"PORT={port} cannot be bound: {error.strerror}") from None
         remedy = f"It takes an address of this machine, or {ANY} for all"
-        raise ConfigError(f"BIND={host} cannot be listened on: {error.strerror}. {remedy}") from None
+        raise ConfigError(f"BIND={host} cannot be bound: {error.strerror}. {remedy}") from None
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -53,14 +53,16 @@ class _Request:
             self.keep_alive = self.keep_alive and not self._says_close()
         # Two spaces, and two recipients may disagree about the target: the parser takes any number.
         if head.find(b"  ", 0, len(method) + len(target) + 5) >= 0:
-            raise NotHttp(400, "the parts of a request line are separated by one space")
+            raise NotHttp(400, "the parts of the request line must be separated by exactly one space")
         # The parser takes gzip and identity, also without chunked: then it takes the body for the next request.
         if b"transfer-encoding" in self.fields and not self._only_chunked():
-            raise NotHttp(501, "the one Transfer-Encoding that is taken is chunked")
+            raise NotHttp(
+                501, "this Transfer-Encoding is not implemented: send the body as chunked, or with a Content-Length"
+            )
         if target[:1] != b"/":
             target = self._other_form(target)
         if 0x23 in target:  # three times as fast as with b"#"
-            raise NotHttp(400, "a fragment (#) is for the client, and no part of a request")
+            raise NotHttp(400, "the target of a request must not have a fragment (#)")
         self.path, _, self.query = target.partition(b"?")
 
     def _says_close(self) -> bool:
@@ -73,12 +75,12 @@ class _Request:
     def _other_form(self, target: bytes) -> bytes:
         """The path of a target that is none: RFC 9112, section 3.2."""
         if self.method == "CONNECT":
-            raise NotHttp(501, "CONNECT is not implemented: this is no proxy")
+            raise NotHttp(501, "CONNECT is not implemented: this service is not a proxy")
         if target == b"*":
             return target
         match = _ABSOLUTE.fullmatch(target)
         if not match:
-            raise NotHttp(400, "the target of a request is a path, or a URL of http or https")
+            raise NotHttp(400, "the target of the request must be a path, or an http or https URL")
         # It goes before the Host of the request, which there has to be all the same.
         self.headers = [(name, match[1] if name == b"host" else value) for name, value in self.headers]
         self.fields = dict(self.headers)
@@ -161,7 +163,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
         self._server = host_and_port(transport.get_extra_info("sockname"))
         super().connection_made(transport)
         if not self.worker.admit(self):
-            self._send_error_response(503, "too many connections at once")
+            self._send_error_response(503, "this instance has too many connections: try again in a moment")
             self._close_transport()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -265,7 +267,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
         elif str(error) == "Unsupported Transfer-Encoding":
             status = 501
         elif _OTHER_VERSION.match(self._head):
-            status, error = 505, ValueError("HTTP/1.0 and HTTP/1.1 are taken here")
+            status, error = 505, ValueError("this service speaks HTTP/1.0 and HTTP/1.1")
         if not self._answered:
             self._send_error_response(status, str(error))
         self._close_transport()

@@ -62,9 +62,9 @@ def split(headers: Fields) -> tuple[bytes, bytes, Fields]:
         fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
     method = special[b":method"]
     if method == b"CONNECT":
-        raise NotHttp(501, "CONNECT is not implemented: this is no proxy")
+        raise NotHttp(501, "CONNECT is not implemented: this service is not a proxy")
     if not _TOKEN.fullmatch(method):
-        raise NotHttp(400, "the method of a request is a word")
+        raise NotHttp(400, "the method of the request is not a valid token")
     target = special[b":path"]
     if not _PATH.fullmatch(target) and (method, target) != (b"OPTIONS", b"*"):
         raise NotHttp(400, "the target of a request is a path: it begins with /, without spaces or a fragment (#)")

@@ -80,7 +80,9 @@ def certificate(settings: Settings) -> Certificate | None:
         if settings.secure and not path:
             raise ConfigError(f"{name} is not set: SECURE=true serves HTTPS with the PEM files of SSL_CERT and SSL_KEY")
         if path and not settings.secure:
-            raise ConfigError(f"{name}={path} is set and SECURE is not: say SECURE=true, or remove it")
+            raise ConfigError(
+                f"{name}={path} is set, but SECURE is not: set SECURE=true to serve HTTPS, or remove {name}"
+            )
     if not settings.secure:
         return None
     return Certificate(
@@ -99,4 +101,4 @@ def _stat(name: str, path: str) -> tuple[int, int, int]:
 
 def _locked() -> str:
     # Without this, OpenSSL would ask for it on the terminal and wait.
-    raise ConfigError("SSL_KEY has a passphrase, and nobody is here to type it: store the key without one")
+    raise ConfigError("SSL_KEY is protected by a passphrase, which a service cannot ask for: store the key without one")

@@ -283,7 +283,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             server.close()
         await self._answered(budget_s * REQUEST_SHARE - (self.loop.time() - began))
         if cut := sum(connection.busy for connection in self.connections):
-            logger.error("requests outlived their share of DRAIN_TIMEOUT", extra={"requests": cut})
+            logger.error("requests were still running when their share of DRAIN_TIMEOUT ended", extra={"requests": cut})
         left = budget_s * (1 - RESERVE) - (self.loop.time() - began)
         await self._stopped(service, left)
         # What a component answered while it stopped goes out still.
@@ -303,7 +303,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             async with asyncio.timeout(within_s):
                 await service.stop()
         except TimeoutError:
-            logger.error("not stopped within DRAIN_TIMEOUT", extra={"components": service.unfinished})
+            logger.error("components did not stop within DRAIN_TIMEOUT", extra={"components": service.unfinished})
 
 
 def settle_memory() -> None:

@@ -268,7 +268,9 @@ def test_structured_cloudevents() -> None:
     assert "attribute type" in structured({"type": 5})
     assert "is not an attribute" in structured({"Tenant": "t"})
     assert "meta has" in structured({"tenant": "t" * 5_000})
-    assert "the content type is application/cloudevents+avro" in structured({}, [("content-type", b"application/cloudevents+avro")])
+    assert "the content type is application/cloudevents+avro" in structured(
+        {}, [("content-type", b"application/cloudevents+avro")]
+    )
 
 
 def test_binary_cloudevents() -> None:

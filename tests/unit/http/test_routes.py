@@ -27,7 +27,7 @@ def actor(path_: str, kind: type[Command | Query] = Deposit) -> Contract:
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json", "/ping", "/transactions", "/transactions/{id}"])  # fmt: skip
 async def test_a_path_of_ours_is_refused(path: str) -> None:
-    with pytest.raises(PathReserved, match="belongs to the service; take another"):
+    with pytest.raises(PathReserved, match="is reserved for the service itself; choose another path"):
         Edge(service(), routes(actor(path)))
 
 
@@ -51,7 +51,11 @@ def _named(path: str) -> Route:
         ("accounts", Deposit, "Some: the path 'accounts' is wrong; it looks like /accounts/{id}"),
         ("/a//b", Deposit, "Some: the path '/a//b' is wrong; it looks like /accounts/{id}"),
         ("/{id}/{id}", Deposit, "Some: the path '/{id}/{id}' names a parameter twice"),
-        ("/{bank}/{id}", Deposit, "Some: the path /{bank}/{id} has the parameter bank; a message only has id"),
+        (
+            "/{bank}/{id}",
+            Deposit,
+            "Some: the path /{bank}/{id} has the parameter bank; that of a message may only have {id}",
+        ),
         ("/{bank}/{id}", Balance, "Balance stands on /{bank}/{id} and has no field bank"),
     ],
 )

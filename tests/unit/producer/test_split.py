@@ -87,7 +87,7 @@ def test_a_broken_array_gives_what_stands_before(body: bytes, before: int) -> No
         found.extend(items.feed(body))
         found.extend(items.close())
 
-    with pytest.raises(Malformed, match="the array is broken"):
+    with pytest.raises(Malformed, match="the JSON array is malformed"):
         read()
     assert len(found) == before
 

@@ -52,7 +52,7 @@ def test_without_ipv6_all_addresses_are_those_of_ipv4() -> None:
         listener.listen()
         assert listener.getsockname()[0] == "0.0.0.0"
         connected("::", listener.getsockname()[1], 10).close()
-    with pytest.raises(ConfigError, match=r"^BIND=::1 cannot be listened on: Address family not supported"):
+    with pytest.raises(ConfigError, match=r"^BIND=::1 cannot be bound: Address family not supported"):
         listening("::1", 0)
 
 
@@ -60,15 +60,15 @@ def test_an_address_of_another_machine_is_one_sentence_with_the_remedy() -> None
     with pytest.raises(ConfigError) as caught:
         listening("192.0.2.1", 0)
     assert str(caught.value) == (
-        "BIND=192.0.2.1 cannot be listened on: Cannot assign requested address. "
+        "BIND=192.0.2.1 cannot be bound: Cannot assign requested address. "
         "It takes an address of this machine, or :: for all"
     )
-    with pytest.raises(ConfigError, match=r"^BIND=fe80::1%nowhere cannot be listened on: "):
+    with pytest.raises(ConfigError, match=r"^BIND=fe80::1%nowhere cannot be bound: "):
         listening("fe80::1%nowhere", 0)
 
 
 def test_a_port_that_is_taken_under_ipv6_is_not_listened_on_under_ipv4_alone(taken: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^PORT={taken} cannot be listened on: Address already in use$"):
+    with pytest.raises(ConfigError, match=rf"^PORT={taken} cannot be bound: Address already in use$"):
         listening("::", taken)
 
 

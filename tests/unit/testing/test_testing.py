@@ -315,7 +315,7 @@ def test_an_event_that_is_not_the_actors_cannot_be_given() -> None:
     class Other(Event):
         pass
 
-    with pytest.raises(TypeError, match="none of its events"):
+    with pytest.raises(TypeError, match="not one of its events"):
         given(Counter, Other())
 
 
