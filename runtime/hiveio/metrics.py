@@ -43,7 +43,7 @@ __all__ = [
     "Counter",
     "Gauge",
     "Histogram",
-    "Tally",
+    "RequestMetrics",
     "Timings",
     "exposition",
     "flush",
@@ -90,7 +90,7 @@ class Timings:
         self._sum = 0.0
 
 
-class Tally(Timings):
+class RequestMetrics(Timings):
     """Counts and times the requests of one method and route."""
 
     __slots__ = ("_counters", "_labels", "_statuses")

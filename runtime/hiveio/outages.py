@@ -1,4 +1,4 @@
-"""Backends that are away, told in few lines: one when it goes, one each EVERY_S with a count, one when it is back.
+"""Backends that are away, in few lines of the log: one at the start, one each EVERY_S with a count, one at the end.
 
 A client that cannot reach its server says so many times a second, and so does what waits for it. Whoever learns that a
 backend does not answer tells its ``Outage``; lines that only say that something waits for it are counted, not written.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hiveio.errors import Unavailable
 
 EVERY_S = 30.0  # between two lines of one outage
-BLINK_S = 2.0  # so long is an outage at least that follows another one within EVERY_S, and is told
+BLINK_S = 2.0  # so long is an outage at least that follows another one within EVERY_S, and has a line
 _OF_ACTORS = "hiveio.consumer"  # its lines say what actors raise, and these may wait for a backend of their own
 # What librdkafka and we say where nobody answers; that too few replicas are in sync, say, is another matter.
 _NO_ANSWER = re.compile(
@@ -27,48 +27,48 @@ _lock = threading.Lock()
 
 
 class Outage:
-    """What is told of one backend. Its methods may be called on any thread."""
+    """What the log says of one backend. Its methods may be called on any thread."""
 
     def __init__(self, backend: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.backend, self._clock = backend, clock
-        self.since: float | None = None  # it is away
+        self.away_since: float | None = None  # it is away
         self.count = 0  # complaints since the last line
         self._complained_at = 0.0
-        self._told_at: float | None = None
-        self._told_away = False  # of this outage there was a line
+        self._logged_at: float | None = None
+        self._away_logged = False  # of this outage there was a line
         self._lock = threading.Lock()
 
     def away(self, reason: str) -> None:
         """It does not answer: why."""
         with self._lock:
             now = self._complained_at = self._clock()
-            if self.since is None:
-                self.since, self.count, self._told_away = now, 0, False
-            lately = self._told_at is not None and now - self._told_at < EVERY_S
-            if lately and (self._told_away or now - self.since < BLINK_S):
+            if self.away_since is None:
+                self.away_since, self.count, self._away_logged = now, 0, False
+            lately = self._logged_at is not None and now - self._logged_at < EVERY_S
+            if lately and (self._away_logged or now - self.away_since < BLINK_S):
                 self.count += 1
                 return
-            if self._told_away:
+            if self._away_logged:
                 text = "%s is still away, after %.0f s (%d more complaints): %s"
-                logger.warning(text, self.backend, now - self.since, self.count, reason)
+                logger.warning(text, self.backend, now - self.away_since, self.count, reason)
             else:
                 logger.warning("%s is away: %s", self.backend, reason)
-            self._told_at, self._told_away, self.count = now, True, 0
+            self._logged_at, self._away_logged, self.count = now, True, 0
 
     def is_felt(self) -> bool:
         """It is away, and somebody said so lately: one that is gone for good excuses nobody for ever."""
-        return self.since is not None and self._clock() - self._complained_at < EVERY_S
+        return self.away_since is not None and self._clock() - self._complained_at < EVERY_S
 
     def back(self) -> None:
         """It answers."""
-        if self.since is None:
+        if self.away_since is None:
             return
         with self._lock:
-            if self.since is not None and self._told_away:
-                self._told_at = self._clock()
+            if self.away_since is not None and self._away_logged:
+                self._logged_at = self._clock()
                 text = "%s is back, after %.1f s (%d more complaints)"
-                logger.info(text, self.backend, self._told_at - self.since, self.count)
-            self.since = None
+                logger.info(text, self.backend, self._logged_at - self.away_since, self.count)
+            self.away_since = None
 
 
 def of(backend: str) -> Outage:
@@ -81,8 +81,8 @@ def forget(backend: str, reason: str) -> None:
     """It will not be back: why."""
     with _lock:
         outage = known.pop(backend, None)
-    if outage is not None and outage.since is not None:
-        logger.info("%s is asked no more: %s", backend, reason)
+    if outage is not None and outage.away_since is not None:
+        logger.info("%s is no longer used: %s", backend, reason)
 
 
 def worth_a_line(record: logging.LogRecord) -> bool:

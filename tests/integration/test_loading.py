@@ -157,8 +157,8 @@ CASES = {
         changed("command: Add) -> Added", "command: Add, tx) -> Added"),
     ),
     "nothing-comes": one(
-        "Adder.perform takes Find, which this image passes to no actor: take the image of another role, or "
-        "other messages",
+        "Adder.perform takes Find, which this image passes to no actor: use the image of another role, or "
+        "take other messages",
         HEAD + 'class Adder(Actor):\n    path = "/sums/{id}"\n    def perform(self, query: Find) -> Any: ...',
         role="producer",
     ),

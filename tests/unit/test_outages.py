@@ -164,7 +164,7 @@ def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
     outages.of("Kafka at b:9092").away("refused")
     brokers.ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
     assert len(slept) == 2
-    assert told(caplog)[-1] == "Kafka at b:9092 is asked no more: the other brokers do not name it"
+    assert told(caplog)[-1] == "Kafka at b:9092 is no longer used: the other brokers do not name it"
     brokers.ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
     assert len(slept) == 3, "an address of IPv6 is named without brackets"
     assert [*outages.known] == ["Kafka at [::1]:9092"]

@@ -68,8 +68,8 @@ class Edge:
         self.requests = 0  # that came in, ever
         self._exact, self._trailing = self.router.exact, self.router.trailing
         self._in_flight = InFlight(self.timeout, self._give_up)
-        self._tallies: dict[tuple[str, str], metrics.Tally] = {}
-        self._route_tallies = {id(route): self._tally(route.method, route.path) for route in self.router.routes}
+        self._metrics: dict[tuple[str, str], metrics.RequestMetrics] = {}
+        self._route_metrics = {id(route): self._metrics_of(route.method, route.path) for route in self.router.routes}
         self._heads = HeadCheck()
         self._hosts = self._heads.hosts
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
@@ -89,7 +89,7 @@ class Edge:
         response = Response.of_problem(_outcome_unknown())
         if not self.service.draining:
             response.headers.append(_CLOSE)  # another request on this connection would wait for the end of this one
-        self._route_tallies[id(request.route)].add(response.status, monotonic() - request.started)
+        self._route_metrics[id(request.route)].add(response.status, monotonic() - request.started)
         await self._send(response, request.method, request.reference, request.send)
 
     @property
@@ -122,7 +122,7 @@ class Edge:
             try:
                 self._heads.check(headers, scope["headers"], older=scope["http_version"] == "1.0")
             except Problem as problem:
-                self._tally(scope["method"], "(none)").add(problem.status, monotonic() - started)
+                self._metrics_of(scope["method"], "(none)").add(problem.status, monotonic() - started)
                 await self._send(Response.of_problem(problem), scope["method"], reference, send)
                 return
         resource = self._exact.get(raw_path)
@@ -159,8 +159,8 @@ class Edge:
         except Exception as error:
             log_fault(logger, error, None, what=f"{method} {resource.path}")
             response = Response.of_fault()
-        tally = self._route_tallies.get(id(route)) or self._tally(method, resource.path)
-        tally.add(response.status, monotonic() - started)
+        counted = self._route_metrics.get(id(route)) or self._metrics_of(method, resource.path)
+        counted.add(response.status, monotonic() - started)
         await self._send(response, method, reference, send)
 
     async def _send(self, response: Response, method: str, reference: str, send: Send) -> None:
@@ -284,12 +284,12 @@ class Edge:
         )
         return await take_batch(first, receive, headers, common, partial(self._in_flight.progressed, request))
 
-    def _tally(self, method: str, path: str) -> metrics.Tally:
+    def _metrics_of(self, method: str, path: str) -> metrics.RequestMetrics:
         # The client chooses the method: only known ones become labels.
         label = method if method in METHODS else "other"
-        if (tally := self._tallies.get((label, path))) is None:
-            tally = self._tallies[label, path] = metrics.Tally(label, path)
-        return tally
+        if (counted := self._metrics.get((label, path))) is None:
+            counted = self._metrics[label, path] = metrics.RequestMetrics(label, path)
+        return counted
 
     async def _serve_ours(self, scope: Scope, receive: Receive, send: Send, reference: str, started: float) -> None:
         """Probes, and 404 for what matches nothing."""
@@ -308,7 +308,7 @@ class Edge:
 
         await self._probes(scope, receive, send_with_id)
         path = scope["path"] if scope["path"] in self._ours else "(none)"
-        self._tally(scope["method"], path).add(status, monotonic() - started)
+        self._metrics_of(scope["method"], path).add(status, monotonic() - started)
 
     @property
     def _ours(self) -> set[str]:

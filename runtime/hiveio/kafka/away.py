@@ -78,7 +78,7 @@ def _contact(brokers: str, client: Producer) -> None:
             client.poll(0)  # error_cb
     hint = "look at EVENT_STORE_BROKERS, and whether KAFKA_SECURITY_PROTOCOL is what it speaks there"
     for broker in brokers.split(","):
-        if outages.of(f"Kafka at {broker.strip()}").since is None:
+        if outages.of(f"Kafka at {broker.strip()}").away_since is None:
             _away(broker.strip(), f"no answer within {FIRST_S:g} s; {hint}")
 
 

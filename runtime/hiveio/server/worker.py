@@ -82,7 +82,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.connections: set[Connection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most_connections = min(MAX_CONNECTIONS, max(files - RESERVED_FILES, files // 2))
-        # What a connection looked like, and since when.
+        # What a connection looked like, and from when on.
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
@@ -251,15 +251,15 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         for connection in list(self.connections):
             unsent = connection.transport.get_write_buffer_size()
             state = (connection.progress, connection.busy, unsent)
-            seen, since = before.get(connection, (state, now))
-            self._still[connection] = (state, since if seen == state else now)
+            seen, unchanged_from = before.get(connection, (state, now))
+            self._still[connection] = (state, unchanged_from if seen == state else now)
             if unsent:
                 allowed_s: float = FETCH_S
             elif connection.busy:
                 continue
             else:
                 allowed_s = KEEPALIVE_S if connection.progress else self.app.settings.request_timeout_ms / 1000
-            if seen == state and now - since > allowed_s:
+            if seen == state and now - unchanged_from > allowed_s:
                 connection.transport.abort()
 
     async def _drain(self, service: Service, edge: Edge, budget_s: float) -> None:
@@ -274,11 +274,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             connection.drain()
         linger = min(LINGER_S, budget_s * 0.2)
         quiet = min(QUIET_S, linger)
-        seen, since = edge.requests, began
-        while (now := self.loop.time()) - began < linger and now - since < quiet:
+        seen, quiet_from = edge.requests, began
+        while (now := self.loop.time()) - began < linger and now - quiet_from < quiet:
             await asyncio.sleep(quiet / 10)
             if edge.requests != seen:
-                seen, since = edge.requests, self.loop.time()
+                seen, quiet_from = edge.requests, self.loop.time()
         for server in self.servers:
             server.close()
         await self._answered(budget_s * REQUEST_SHARE - (self.loop.time() - began))
