@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveio.consumer.letters import headers_of
+from hiveio.consumer.dead_letters.format import headers_of
 from tests.integration.consumers import wire
 from tests.integration.topics import Written, committed, make_topic, read_all, write
 from tests.process import Role, wait_until

@@ -10,8 +10,8 @@ import pytest
 from hiveio import Unavailable
 from hiveio.cli import main
 from hiveio.config import Settings
-from hiveio.consumer.letters import headers_of
-from hiveio.kafka.session import MAX_GROUP, OVERLAPPING
+from hiveio.consumer.dead_letters.format import headers_of
+from hiveio.kafka.session import MOST, OVERLAPPING
 from tests.faults.proxy import PRODUCE, Passing, Proxy
 from tests.faults.proxy import kafka as of_kafka
 from tests.faults.stage import Broker
@@ -90,7 +90,7 @@ async def test_71_a_letter_is_written_twice(kafka: Kafka, topic: str, settings: 
         await one.until(lambda: one.consumer.counts.parked == 1)
         choosy.bad = set()
         ask(kafka, made, "retry", "a")
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.busy)
         assert one.actor.amounts() == [1, 0, 2]
         assert one.consumer.counts.redriven == 2
 
@@ -132,8 +132,8 @@ async def test_73_a_letter_of_an_earlier_owner_comes_late(
                 await old.until(lambda: not old.consumer.positions())
                 late = len(read_all(broker.brokers, dead))
                 text = await listed()
-                assert text.startswith("0 letters of 0 keys\n")
-                assert f"{late} more came late" in text
+                assert text.startswith("0 dead letters of 0 keys\n")
+                assert f"{late} dead letter" in text
                 send(2)
                 await new.until(lambda: new.actor.amounts() == [0, 1, 2])
         finally:
@@ -146,4 +146,4 @@ async def test_73_a_letter_of_an_earlier_owner_comes_late(
             await next_one.until(lambda: next_one.actor.amounts() or next_one.consumer.counts.parked)
             assert next_one.actor.amounts() == [amount]
         assert any(f"the dead letter of {topic}/0/0 came late" in line for line in caplog.messages) == (amount == 3)
-        assert await listed() == "0 letters of 0 keys\n"
+        assert await listed() == "0 dead letters of 0 keys\n"

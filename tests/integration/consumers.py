@@ -73,7 +73,7 @@ class Member:
                 await asyncio.sleep(0.02)
 
     def partitions(self) -> set[int]:
-        return {partition for _, partition in self.consumer._lanes}
+        return {partition for _, partition in self.consumer.workers}
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
     made = settings(**QUICK)
     group = ("--group", made.group_id)
     make_topic(kafka.brokers, topic)
-    assert await asyncio.to_thread(call, "list", *group) == (0, "0 letters of 0 keys\n")
+    assert await asyncio.to_thread(call, "list", *group) == (0, "0 dead letters of 0 keys\n")
     async with member(made) as one:
         failing = Choosy(one, 0, 9)
         write(kafka.brokers, topic, keyed(("a", 0), ("a", 1), ("b", 9), ("c", 3)))
@@ -45,7 +45,7 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
         assert code == 0
         assert f"{topic}/0/0  key a  failed ValueError: never  and 1 behind it" in text
         assert f"{topic}/0/2  key b" in text
-        assert text.endswith("3 letters of 2 keys\n")
+        assert text.endswith("3 dead letters of 2 keys\n")
         write(kafka.brokers, topic, [(0, "\x1b[2J", b'{"type":"\\u001b]0;x","payload":{}}', {"odd": "\x1b[1m\x9b"})])
         await one.until(lambda: one.consumer.counts.dead == 3)
         for words in (("list",), ("show", "--key", "\x1b[2J")):
@@ -54,7 +54,7 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
             assert all(character.isprintable() for line in text.splitlines() for character in line), text
             assert "\\x1b[2J" in text
         assert "  odd: \\x1b[1m\\x9b\n" in text
-        assert (await asyncio.to_thread(call, "drop", "--key", "\x1b[2J", *group))[1] == "1 dropped\n"
+        assert (await asyncio.to_thread(call, "drop", "--key", "\x1b[2J", *group))[1] == "dropped 1 dead letter\n"
         code, text = await asyncio.to_thread(call, "show", f"{topic}/0/0", *group)
         assert code == 0
         assert '"amount": 0' in text
@@ -64,11 +64,11 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
         assert f"failed again: {topic}/0/0: ValueError: never" in text
         failing.bad = {9}
         code, text = await asyncio.to_thread(call, "retry", "--key", "a", *group)
-        assert (code, text.splitlines()[-1]) == (0, "2 of 2 handled, 0 keys stay parked")
+        assert (code, text.splitlines()[-1]) == (0, "handled 2 of 2 dead letters; still parked: 0 keys")
         assert one.actor.amounts() == [3, 0, 1]
         code, text = await asyncio.to_thread(call, "drop", f"{topic}/0/2", *group)
-        assert (code, text) == (0, "1 dropped\n")
-        assert await asyncio.to_thread(call, "list", *group) == (0, "0 letters of 0 keys\n")
+        assert (code, text) == (0, "dropped 1 dead letter\n")
+        assert await asyncio.to_thread(call, "list", *group) == (0, "0 dead letters of 0 keys\n")
         write(kafka.brokers, topic, keyed(("b", 4)))
         await one.until(lambda: one.actor.amounts() == [3, 0, 1, 4])
 
@@ -103,7 +103,7 @@ async def test_retry_under_load_frees_the_key(kafka: Kafka, topic: str, settings
         code, text = await retry
         assert code == 0, text
         assert count < 10_000, "it did not come to an end under load"
-        await one.until(lambda: len(seen) + one.consumer._lanes[topic, 0].shelf.parking.count == count)
+        await one.until(lambda: len(seen) + one.consumer.workers[topic, 0].store.fold.count == count)
         if len(seen) < count:
             code, text = await asyncio.to_thread(call, "retry", "--all", "--group", made.group_id)
             assert code == 0, text
@@ -114,7 +114,7 @@ async def test_retry_under_load_frees_the_key(kafka: Kafka, topic: str, settings
 def test_what_is_not_there(kafka: Kafka, topic: str, call: Call) -> None:
     assert call("list") == (2, "hiveio dead: EVENT_STORE_GROUP_ID is not set: or name the group with --group\n")
     code, text = call("drop", "--key", "a", "--group", topic)
-    assert (code, text) == (1, "hiveio dead: no letter is open of the key a\n")
+    assert (code, text) == (1, "hiveio dead: the key a has no open dead letter\n")
     code, text = call("retry", "--group", topic)
     assert code == 1
     assert "--all" in text

@@ -280,14 +280,14 @@ async def test_new_topics_of_an_expression_and_never_the_dead_letters(
     )
     async with member(made) as one:
         await one.ready()
-        await one.until(lambda: (f"{topic}-a", 0) in one.consumer._lanes)
+        await one.until(lambda: (f"{topic}-a", 0) in one.consumer.workers)
         write(kafka.brokers, f"{topic}-a", [*plain([1]), (0, "a", b"{", {})])
         await one.until(lambda: one.consumer.counts.dead == 1)
         make_topic(kafka.brokers, f"{topic}-b")
         write(kafka.brokers, f"{topic}-b", plain([2]))  # before the group knows of it
-        await one.until(lambda: (f"{topic}-b", 0) in one.consumer._lanes)
+        await one.until(lambda: (f"{topic}-b", 0) in one.consumer.workers)
         await one.until(lambda: one.actor.amounts() == [1, 2])
-        assert {name for name, _ in one.consumer._lanes} == {f"{topic}-a", f"{topic}-b"}
+        assert {name for name, _ in one.consumer.workers} == {f"{topic}-a", f"{topic}-b"}
         assert one.consumer.counts.dead == 1
 
 

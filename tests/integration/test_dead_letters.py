@@ -8,7 +8,7 @@ import pytest
 
 from hiveio import Actor, Context, Rejected, Unavailable
 from hiveio.config import Settings
-from hiveio.consumer.letters import forget, headers_of, mark
+from hiveio.consumer.dead_letters.format import forget, headers_of, mark
 from tests.integration.consumers import Deposited, Member, Recorder, Withdrawn, member, plain, settings, wire
 from tests.integration.topics import Written, committed, make_topic, read_all, write
 from tests.services import Kafka
@@ -226,7 +226,7 @@ async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
     async with member(made, Some) as three:  # and it does not want them
         ask(kafka, made, "retry")
         await three.until(lambda: three.consumer.counts.redriven == 3)
-        await three.until(lambda: not three.consumer._lanes[topic, 0].shelf.parking.entries)
+        await three.until(lambda: not three.consumer.workers[topic, 0].store.fold.entries)
         assert not three.actor.seen
 
 
@@ -310,9 +310,9 @@ async def test_a_handler_that_hangs_is_ended(kafka: Kafka, topic: str, settings:
 async def test_a_handler_that_does_not_let_itself_be_ended_is_stuck(
     kafka: Kafka, topic: str, settings: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hiveio.consumer import loop
+    from hiveio.consumer import component
 
-    monkeypatch.setattr(loop, "STUCK_S", 0.2)
+    monkeypatch.setattr(component, "STUCK_S", 0.2)
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(("a", 0)))
     released = asyncio.Event()
@@ -388,7 +388,7 @@ async def test_retry_goes_in_order_and_the_key_is_free_again(kafka: Kafka, topic
         failing.bad = set()
         ask(kafka, made, "retry")  # the one without a key too
         await one.until(lambda: one.actor.amounts()[-1] == 4)
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.parking.entries)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.fold.entries)
     async with member(made) as two:  # all is closed for whoever comes next
         write(kafka.brokers, topic, keyed(("a", 7)))
         await two.until(lambda: two.actor.amounts() == [7])
@@ -451,7 +451,7 @@ async def test_what_is_dropped_is_never_handled(kafka: Kafka, topic: str, settin
         Choosy(one, 0)
         await one.until(lambda: one.consumer.counts.parked == 1)
         ask(kafka, made, "dropped")
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.busy)
         write(kafka.brokers, topic, keyed(("a", 2)))
         await one.until(lambda: one.actor.amounts() == [2])
 
@@ -464,7 +464,7 @@ async def test_beyond_the_limit_the_partition_stands_still_until_there_is_room(
     write(kafka.brokers, topic, keyed(*[(f"k{i}", i) for i in range(5)]))
     async with member(made) as one:
         failing = Choosy(one, 0, 1, 2)
-        await one.until(lambda: one.consumer._lanes and one.consumer._lanes[topic, 0].held)
+        await one.until(lambda: one.consumer.workers and one.consumer.workers[topic, 0].blocked_reason)
         reason = await one.consumer.ready()
         assert reason is not None
         assert f"{topic}/0/2: failed: ValueError: never" in reason
@@ -508,7 +508,7 @@ async def test_forgotten_letters_are_handled_anew(kafka: Kafka, topic: str, sett
         await one.until(lambda: one.consumer.counts.parked == 1)
         name = f"{topic}.{made.group_id}.dead"
         write(kafka.brokers, name, [(0, None, None, {n: str(t) for n, t in forget().headers})])
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.busy)
 
 
 async def test_the_topic_grows_with_its_source(kafka: Kafka, topic: str, settings: Made) -> None:

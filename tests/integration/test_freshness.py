@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from hiveio.consumer.letters import mark
+from hiveio.consumer.dead_letters.format import mark
 from tests.integration.consumers import plain, positioned, wire
 from tests.integration.topics import make_topic, read_all, write
 from tests.process import Role, wait_until
@@ -70,7 +70,7 @@ def test_a_query_waits_for_the_position_it_carries(kafka: Kafka, topic: str, rol
     began = time.monotonic()
     late = ask(role, f"{topic}/0/0, {topic}/0/99", "wait=1")
     assert (late.status_code, late.headers["retry-after"]) == (503, "1")
-    assert f"has not come to {topic}/0/99 within 1 s" in late.json()["detail"]
+    assert f"has not come to the position {topic}/0/99 within 1 s" in late.json()["detail"]
     assert 0.9 < time.monotonic() - began < 6
     for wrong in ("nonsense", f"{topic}/0/{10**30}", f"{topic}/{10**10}/0", f"{topic}/-1/0", f"{topic}/0/1_0"):
         assert ask(role, wrong, "wait=0").status_code == 400, wrong

@@ -87,7 +87,7 @@ async def test_the_offset_stands_at_the_oldest_that_is_not_done(kafka: Kafka, to
         await one.until(lambda: len(one.actor.seen) == 19)
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 1)
         await one.until(lambda: one.consumer.age_s > 0)
-        assert one.consumer._lanes[topic, 0].lag[0] == 19
+        assert one.consumer.workers[topic, 0].lag[0] == 19
         released.set()
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 20)
 

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from hiveio import Actor, Context, Event, Tombstone
 from hiveio.config import Settings
-from hiveio.consumer.letters import headers_of
+from hiveio.consumer.dead_letters.format import headers_of
 from hiveio.kafka.headers import UNREADABLE
 from hiveio.kafka.headers import headers_of as all_headers
 from tests.integration.conftest import Make
@@ -140,7 +140,7 @@ async def test_keys_are_parked_by_their_bytes(kafka: Kafka, topic: str, settings
         ask(kafka, made, "retry")
         await one.until(lambda: sorted(one.actor.amounts()) == [*range(8)])
         assert [amount for amount in one.actor.amounts() if amount in (2, 6)] == [2, 6]
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.busy)
 
 
 async def test_a_letter_that_its_topic_does_not_take_leaves_the_record_at_its_origin(

@@ -152,7 +152,7 @@ async def test_what_is_stored_is_not_taken_again(store: Sqlite | Postgresql) -> 
     await store.take(at(5), 1)
     assert not await store.take(at(5), 2)
     assert not await store.take([at(3), at(4)], 3)
-    with pytest.raises(Unavailable, match="beyond"):
+    with pytest.raises(Unavailable, match="another instance has stored"):
         await store.take([at(5), at(6)], 4)
     assert await store.take(at(3, redriven=True), 5), "a letter is older than the position"
     assert not await store.take(at(3, redriven=True), 6), "and is taken once too"
@@ -219,7 +219,7 @@ async def test_letters_are_projected_once(
         assert await store.amounts() == [1]
         kind.bad = set()
         ask(kafka, made, "retry")
-        await one.until(lambda: not one.consumer._lanes[topic, 0].shelf.busy)
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.busy)
         assert await store.amounts() == [1, 0, 2]
 
 
@@ -235,6 +235,6 @@ async def test_a_database_that_is_away_is_waited_for(
             write(kafka.brokers, topic, plain([1, 2]))
             await one.until(lambda: one.consumer.counts.retried > 3, 60)
             await asyncio.to_thread(own.start)
-            await one.until(lambda: one.consumer._lanes[topic, 0].done[0] == 2, 60)
+            await one.until(lambda: one.consumer.workers[topic, 0].done[0] == 2, 60)
             assert one.consumer.counts.dead == 0
             assert await one.actor.amounts() == [1, 2]

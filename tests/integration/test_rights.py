@@ -208,7 +208,7 @@ def test_every_command_of_the_consumer(
 
     with rights(guarded, security.user, "consumer", topic), role("consumer", environ, "Lines") as service:
         handled(service, [1, 3])
-    assert "1 letters of 1 keys" in command("`hiveio dead`", "dead", "list")
+    assert "1 dead letter of 1 key\n" in command("`hiveio dead`", "dead", "list")
     command("`hiveio dead`", "dead", "retry", "--all", "--no-wait")
     Path(environ["DATABASE"] + ".good").touch()
     assert "3 events replayed" in command("`hiveio replay`", "replay")

@@ -131,7 +131,7 @@ async def test_a_new_group_notes_where_it_begins_for_every_partition_and_is_then
         await asyncio.gather(one.ready(), two.ready(), three.ready())
         assert ends(kafka.brokers, made.group_id, topic, 4) == [1, 2, 3, 4]
         assert ends(kafka.brokers, made.group_id, other, 1) == [1]
-        await one.until(lambda: sum(len(each.consumer._lanes) for each in (one, two, three)) == 5)
+        await one.until(lambda: sum(len(each.consumer.workers) for each in (one, two, three)) == 5)
     write(kafka.brokers, topic, [record for at in range(4) for record in plain([10 + at], at)])
     write(kafka.brokers, other, plain([14]))
     async with member(made) as later:
@@ -269,11 +269,11 @@ async def test_letters_of_a_topic_that_is_gone_are_not_those_of_the_new_one(
         write(kafka.brokers, topic, [*plain([2, 3]), bad])
         await one.until(lambda: reads(one) == [1, 2, 3])
         await one.until(lambda: one.consumer.counts.dead + one.consumer.counts.parked == 3)
-        await one.until(lambda: one.consumer._lanes[topic, 0].shelf.parking.count == 3)
+        await one.until(lambda: one.consumer.workers[topic, 0].store.fold.count == 3)
     write(kafka.brokers, topic, plain([4]))
     async with member(made) as two:
         await two.until(lambda: reads(two) == [4])
-        assert two.consumer._lanes[topic, 0].shelf.parking.count == 3
+        assert two.consumer.workers[topic, 0].store.fold.count == 3
 
 
 # -- what is no record
@@ -296,7 +296,7 @@ async def test_a_topic_that_ends_with_control_records_is_read_to_its_end(
         assert [at["lag_records"] for at in one.consumer.details()["partitions"]] == [0, 0]
         await one.until(lambda: ends(kafka.brokers, settings().group_id, topic, 2) == [4, 0])
         (contract,) = contracts([Recorder])
-        await one.until(lambda: one.consumer._lanes[topic, 0].at[0] > 3)
+        await one.until(lambda: one.consumer.workers[topic, 0].at[0] > 3)
         assert await one.consumer.reached(contract, topic, 0, 3)
         write(kafka.brokers, topic, plain([3]))
         await one.until(lambda: reads(one) == [1, 3])
@@ -337,7 +337,7 @@ async def test_what_is_not_there_is_named_until_it_is(kafka: Kafka, topic: str, 
         write(kafka.brokers, topic, plain([1]))
         await asyncio.gather(named.ready(), matching.ready())
         await named.until(lambda: reads(named) == reads(matching) == [1])
-        assert {name for name, _ in matching.consumer._lanes} == {topic}
+        assert {name for name, _ in matching.consumer.workers} == {topic}
 
 
 def test_an_expression_that_cannot_be_is_named_with_its_setting(settings: Made) -> None:

@@ -25,7 +25,7 @@ from hiveio import logs
 from hiveio.actor import Contract, performing
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
-from hiveio.consumer.letters import dead_topic, forget
+from hiveio.consumer.dead_letters.format import dead_topic, forget
 from hiveio.errors import ConfigError, HiveError, Unsafe
 from hiveio.kafka.assigned import Owner, Partition
 from hiveio.kafka.reader import Reader

@@ -1,6 +1,6 @@
-"""The consumer role: events from topics to actors, one lane a partition, the offset last."""
+"""The consumer role: events from topics to actors, one worker a partition, the offset last."""
 
+from hiveio.consumer.component import Consumer
 from hiveio.consumer.freshness import FRESH, fresh
-from hiveio.consumer.loop import Consumer
 
 __all__ = ["FRESH", "Consumer", "fresh"]

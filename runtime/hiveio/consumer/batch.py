@@ -1,96 +1,98 @@
 """A partition whose actors take lists: what has come at once, in order, is handled together."""
 
-import asyncio
 from functools import partial
 from typing import Any
 
-from hiveio.consumer.careful import Failure, as_batch, settled
-from hiveio.consumer.lane import New, WorkLane
-from hiveio.consumer.reading import undecoded
+from hiveio.consumer.dead_letters.format import NOBODY
+from hiveio.consumer.dispatch import Delivery, Dispatcher
+from hiveio.consumer.envelopes import NewRecord
+from hiveio.consumer.failures import Failure, HandlerSlot
+from hiveio.consumer.intake import Intake
 from hiveio.consumer.routing import Target
-from hiveio.consumer.shelf import NOBODY
 from hiveio.envelope import Envelope
 from hiveio.kafka import Message
 
-Taken = tuple[New, Any, Any]  # record, event, meta
-Failures = dict[int, tuple[Message, dict[str, Failure]]]  # by offset
+Decoded = tuple[NewRecord, Any, Any]  # with its event and its meta
+Failed = dict[int, tuple[Message, dict[str, Failure]]]  # by offset
 
 
-class BatchLane(WorkLane):
+class Batches:
     """At most EVENT_STORE_BUFFER records at once. A list that fails is handled again as lists of one event."""
 
-    async def _work(self, chunk: list[Message]) -> None:
-        shelf, decode, by_type = self.shelf, self.routing.codec.decode, self.routing.by_type
-        lists: dict[Target, list[Taken]] = {target: [] for target in self.routing.targets}
+    def __init__(self, slot: HandlerSlot, intake: Intake, dispatcher: Dispatcher) -> None:
+        self._slot, self._intake, self._dispatcher = slot, intake, dispatcher
+
+    async def handle(self, chunk: list[Message]) -> None:
+        """All records of the chunk; the dead letters of some may have to be flushed still."""
+        dispatcher = self._dispatcher
+        lists: dict[Target, list[Decoded]] = {}
         count = 0
-        for record in self._new(chunk):
-            blocked: frozenset[str] | None = NOBODY
-            if shelf.busy and (blocked := await self._blocked(record[0])) is None:
+        for record in self._intake.new(chunk):
+            delivery = dispatcher.decide(record)
+            if not isinstance(delivery, Delivery):
+                if delivery is not None:
+                    await self._lists(lists, count)  # what stands before it is done before it is kept
+                    lists, count = {}, 0
+                await dispatcher.put_away(self._slot, record, delivery)
                 continue
-            try:
-                event, meta = decode(value, record[3] or ()) if type(value := record[2]) is bytes else settled(value)
-            except BaseException as error:
-                await self._lists(lists, count)  # what stands before it is done before it is kept
-                lists, count = {target: [] for target in self.routing.targets}, 0
-                await self._undecodable(self.hand, record[0], undecoded(error))
-                continue
+            event, meta, targets, blocked = delivery
             given = False
-            for target in by_type[type(event)]:
-                if (blocked and target.name in blocked) or (
-                    record[1] < self._settled and record[1] < self._resumes.get(target, 0)
-                ):
-                    continue
-                if given and (meta is not None or type(event) in self.routing.mutable):
-                    event, meta = self._reread(record)  # another actor may change it
+            for target in targets:
+                if given and dispatcher.changes(event, meta):
+                    event, meta = dispatcher.envelopes.decode_again(record)
                 given = True
-                lists[target].append((record, event, meta))
+                lists.setdefault(target, []).append((record, event, meta))
             if blocked:
-                await self._bury(self.hand, record[0], {}, blocked)
+                await dispatcher.dead_letter(self._slot, record.message, {}, blocked)
             else:
                 count += 1
         await self._lists(lists, count)
-        await self._all_done(chunk)
-        await asyncio.sleep(0)
+        await self._slot.give_way()
 
-    async def _lists(self, lists: dict[Target, list[Taken]], count: int) -> None:
+    async def _lists(self, lists: dict[Target, list[Decoded]], count: int) -> None:
         """What is in hand of ``count`` records."""
-        failures: Failures = {}
-        for target, taken in lists.items():
+        failed: Failed = {}
+        for target in self._dispatcher.routing.targets:
+            taken = lists.get(target)
             if taken and not (target.batch and await self._together(target, taken)):
-                await self._apart(target, taken, failures, again=target.batch)
-        self.routing.counts.handled += count - len(failures)
-        for _, (message, of) in sorted(failures.items()):
-            await self._bury(self.hand, message, of, NOBODY)
+                await self._apart(target, taken, failed)
+        self._dispatcher.routing.counts.handled += count - len(failed)
+        for _, (message, failures) in sorted(failed.items()):
+            await self._dispatcher.dead_letter(self._slot, message, failures, NOBODY)
 
-    async def _together(self, target: Target, taken: list[Taken]) -> bool:
+    async def _together(self, target: Target, taken: list[Decoded]) -> bool:
         """Whether the list was handled."""
-        fresh = iter([taken])  # as they were decoded; then anew, for what an attempt has changed
+        attempts, envelopes = self._dispatcher.attempts, self._dispatcher.envelopes
 
-        def make() -> Envelope:
-            now = next(fresh, None) or [(record, *self._reread(record)) for record, _, _ in taken]
-            records = [self._envelope(*one, target).record for one in now] if target.with_record else None
-            return Envelope(message=[event for _, event, _ in now], record=records)
+        def make(events: list[Decoded]) -> Envelope:
+            records = [envelopes.make(*one, target).record for one in events] if target.with_record else None
+            return Envelope(message=[event for _, event, _ in events], record=records)
 
-        return await self._attempt(self.hand, taken[0][0][0], target, make, once=True) is None
+        def again() -> Envelope:
+            return make([(record, *envelopes.decode_again(record)) for record, _, _ in taken])
 
-    async def _apart(self, target: Target, taken: list[Taken], failures: Failures, *, again: bool) -> None:
+        envelope = make(taken)
+        error = await attempts.first(self._slot, target, envelope)
+        if error is None:
+            return True
+        offset = taken[0][0].offset
+        return await attempts.more(self._slot, target, offset, envelope, error, again, once=True) is None
+
+    async def _apart(self, target: Target, taken: list[Decoded], failed: Failed) -> None:
         """One after the other; behind one that fails, those of its key are not handled any more."""
+        attempts, envelopes = self._dispatcher.attempts, self._dispatcher.envelopes
         broken: dict[Any, Failure] = {}
         for record, event, meta in taken:
-            message = record[0]
-            key: Any = message.key()
-            failed = (broken[key][0], 0) if key in broken else None
-            if failed is None:
-                fresh = [] if again else [self._envelope(record, event, meta, target)]
-                make = partial(self._first, fresh, record, target)
-                failed = await self._attempt(self.hand, message, target, make)
-            if failed is not None:
-                failures.setdefault(record[1], (message, {}))[1][target.name] = failed
+            key: Any = record.message.key()
+            failure: Failure | None = (broken[key][0], 0) if key in broken else None
+            if failure is None:
+                again = partial(envelopes.again, record, target)
+                # A list that failed may have changed its events.
+                envelope = again() if target.batch else envelopes.make(record, event, meta, target)
+                error = await attempts.first(self._slot, target, envelope)
+                if error is not None:
+                    failure = await attempts.more(self._slot, target, record.offset, envelope, error, again)
+            if failure is not None:
+                failed.setdefault(record.offset, (record.message, {}))[1][target.name] = failure
                 if key is not None:
-                    broken.setdefault(key, failed)
-
-    def _first(self, fresh: list[Envelope], record: New, target: Target) -> Envelope:
-        """What is there already, and then what is decoded anew."""
-        if not fresh:
-            return self._anew(record, target)
-        return as_batch(fresh.pop()) if target.batch else fresh.pop()
+                    broken.setdefault(key, failure)

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from hiveio.actor import Contract, Query
-from hiveio.consumer.loop import Consumer
+from hiveio.consumer.component import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
 from hiveio.http.routes import About
@@ -14,7 +14,7 @@ WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005
 PARKED = "Hive-Parked"
 FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age", PARKED))
-_PLACE = re.compile(r"(.+)/([0-9]{1,10})/([0-9]{1,18})")
+_POSITION = re.compile(r"(.+)/([0-9]{1,10})/([0-9]{1,18})")
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 
@@ -44,7 +44,7 @@ def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
         key = envelope.id or _text(envelope.message, key_fields.get(type(envelope.message)))
         parked = bool(key) and consumer.has_parked(contract, key)
         if parked and refuses:
-            away = Unavailable(f"events of {key} wait as dead letters, so what is known of it is not complete")
+            away = Unavailable(f"events of {key} wait as dead letters, so the answer would not be complete")
             away.headers[PARKED] = "1"
             raise away
         outcome = await handler(envelope)
@@ -71,12 +71,12 @@ def _text(query: Any, field: str | None) -> str:
 
 
 async def _until(consumer: Consumer, contract: Contract, text: str, until: float, wait_s: float) -> None:
-    found = _PLACE.fullmatch(text)
+    found = _POSITION.fullmatch(text)
     if found is None:
         raise Refused(f"Hive-Position is {text[:100]!r}; it must look like orders/0/17")
-    place = found[1], int(found[2]), int(found[3])
+    position = found[1], int(found[2]), int(found[3])
     clock = asyncio.get_running_loop().time
-    while not await consumer.reached(contract, *place):
+    while not await consumer.reached(contract, *position):
         if clock() >= until:
-            raise Unavailable(f"the projection has not come to {text} within {wait_s:g} s")
+            raise Unavailable(f"the projection has not come to the position {text} within {wait_s:g} s; ask again")
         await asyncio.sleep(LOOK_S)

@@ -54,7 +54,7 @@ class Progress:
             self.last = position
 
 
-class Window:
+class RecentKeys:
     """The last ``size`` events that a producer wrote under an Idempotency-Key (its header ``hive-key``).
 
     A client that sends again, because no answer came, may have its events written twice: with the same aggregate,

@@ -13,7 +13,7 @@ from hiveio.headers import Headers
 from hiveio.kafka.headers import UNREADABLE, Pairs
 
 JSON = b"application/json"
-LONGEST_VERSION = 18  # digits: less than 2**63
+MAX_VERSION_DIGITS = 18  # digits: less than 2**63
 _POSITION = re.compile(rb"(\d{1,10}):(\d{1,18}):(\d{1,10})")
 
 is_position = re.compile(rb"\d{1,10}:\d{1,18}:\d{1,10}").fullmatch
@@ -61,6 +61,11 @@ def undecoded(error: BaseException) -> Problem:
     return Invalid(f"it cannot be decoded: {type(error).__name__}: {text_of(error)}")
 
 
+def unknown_type(error: Problem) -> str | None:
+    """The type that nobody here takes, where that is why a record could not be decoded."""
+    return error.unknown_type if isinstance(error, Invalid) else None
+
+
 def parse_position(text: bytes) -> Position:
     """``<partition>:<offset>:<index>``. Raises Invalid."""
     match = _POSITION.fullmatch(text)
@@ -75,6 +80,6 @@ def version_of(headers: Headers) -> int | None:
     found = headers.get_all("hive-version")
     if not found:
         return None
-    if not (found[-1].isdigit() and len(found[-1]) <= LONGEST_VERSION):
+    if not (found[-1].isdigit() and len(found[-1]) <= MAX_VERSION_DIGITS):
         raise Invalid(f"hive-version is {found[-1][:64]!r}; it must be a whole number")
     return int(found[-1])

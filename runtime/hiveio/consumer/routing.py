@@ -1,16 +1,16 @@
 """Which actors take which event, and what they say of one that nobody takes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from hiveio.actor import Contract, Tombstone, performing
+from hiveio.actor import Contract, Tombstone
 from hiveio.envelope import Codec, Handler
 
-TOLD_TYPES = 100  # types that nobody takes and that are told of, each once
-LONGEST_TYPE = 100  # characters of one in a log line
+MAX_LOGGED_TYPES = 100  # types that nobody takes and that are logged, each once
+MAX_TYPE_LENGTH = 100  # characters of one in a log line
 logger = logging.getLogger("hiveio.consumer")
 
 
@@ -25,33 +25,21 @@ class Counts:
 
 
 class Target(msgspec.Struct, eq=False):
-    """An actor's handler; ``with_record`` when it is given the context of each record.
-
-    ``plain`` is the actor's own method, where nothing stands between and it needs no more than the event: calling it
-    without an envelope and a coroutine costs a fifth less for the whole way of an event.
-    """
+    """An actor's handler; ``with_record`` when it is given the context of each record."""
 
     contract: Contract
     handle: Handler
     with_record: bool
     name: str
     batch: bool
-    plain: Callable[[Any], Any] | None
 
 
 class Routing:
-    """Which handlers take which event; one for all lanes."""
+    """Which handlers take which event; one for all partitions."""
 
     def __init__(self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False) -> None:
         self.targets = [
-            Target(
-                contract,
-                handle,
-                with_record or contract.wants_context,
-                contract.name,
-                contract.batch,
-                contract.plain if handle is performing(contract) and not with_record else None,
-            )
+            Target(contract, handle, with_record or contract.wants_context, contract.name, contract.batch)
             for contract, handle in handlers
         ]
         self.names = frozenset(target.name for target in self.targets)
@@ -67,17 +55,22 @@ class Routing:
         kinds = [(target.name, target.contract.kind) for target in self.targets]
         self._keep_undecodable = frozenset(name for name, kind in kinds if kind.undecodable == "dead")
         self._keep_unknown = frozenset(name for name, kind in kinds if kind.unknown == "dead")
-        self._told: set[str] = set()
+        self._logged_types: set[str] = set()
+
+    def takers(self, event: Any, without: frozenset[str] = frozenset()) -> Sequence[Target]:
+        """Who takes an event, or a tombstone, of the actors that are not among these."""
+        targets = self.by_type.get(type(event), ())
+        return [target for target in targets if target.name not in without] if without else targets
 
     def keepers(self, kind: str | None) -> frozenset[str]:
         """Who wants a record kept that is undecodable, or of this unknown type. Where that is nobody, it is skipped."""
         return self._keep_undecodable if kind is None else self._keep_unknown
 
-    def tell_unknown(self, where: str, kind: str) -> None:
+    def log_unknown(self, where: str, kind: str) -> None:
         """Say once for each type what becomes of its records, and what to do about it."""
-        kind = kind[:LONGEST_TYPE]
-        if kind not in self._told and len(self._told) < TOLD_TYPES:
-            self._told.add(kind)
+        kind = kind[:MAX_TYPE_LENGTH]
+        if kind not in self._logged_types and len(self._logged_types) < MAX_LOGGED_TYPES:
+            self._logged_types.add(kind)
             logger.error(
                 '%s: no actor here takes the type %r (taken are: %s): it is a dead letter for %s, as are all of its '
                 'type, and their keys are parked. Take it in perform, or say unknown = "skip" on the actor; then '

@@ -20,7 +20,7 @@ from hiveio.errors import backend_away
 WAIT_S = 5.0  # for a connection; and for an answer, before the server is asked whether it is there
 WATCH_S = 0.5
 LOST_S = 30  # so long packets may get lost before the system breaks a connection
-MOST = 8  # connections of a process
+MAX_CONNECTIONS = 8  # connections of a process
 # Of the database and not of what is done with it: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AWAY_CLASSES = {
     "08",  # connection exceptions, a pooler's among them
@@ -33,7 +33,7 @@ _AWAY = {
     "25P03",  # the transaction was idle for too long
     "40001",  # serialization failure
     "40P01",  # deadlock
-    "55P03",  # a lock that was not to be had
+    "55P03",  # a lock that could not be taken
 }
 
 _outage = outages.of("PostgreSQL")
@@ -45,12 +45,12 @@ def _worth_a_line(record: logging.LogRecord) -> bool:
     if text.startswith(("error connecting", "reconnection attempt")):
         _outage.away(text)
         return False
-    return not text.startswith("discarding")  # whoever had the connection tells why
+    return not text.startswith("discarding")  # whoever had the connection logs why
 
 
-_pool_log = logging.getLogger("psycopg.pool")
-_pool_log.setLevel(logging.WARNING)  # at level info it has several lines for each event
-_pool_log.addFilter(_worth_a_line)
+_pool_logger = logging.getLogger("psycopg.pool")
+_pool_logger.setLevel(logging.WARNING)  # at level info it has several lines for each event
+_pool_logger.addFilter(_worth_a_line)
 
 
 def connecting() -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
             kwargs={"autocommit": True, "prepare_threshold": None, **connecting()},
             connection_class=self._watched(),
             min_size=1,
-            max_size=MOST,
+            max_size=MAX_CONNECTIONS,
             timeout=WAIT_S,
             reconnect_timeout=WAIT_S,  # then whoever needs a connection asks anew; the pool's pauses grow to minutes
             open=False,
@@ -140,7 +140,8 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
                 await db.execute(self._begin)
                 yield db  # then it commits, or rolls back what raises
         except PoolTimeout:
-            reason = self.reason or f"no connection was free within {timeout or WAIT_S:g} s; a process has {MOST}"
+            busy = f"none of the {MAX_CONNECTIONS} connections of this process was free within {timeout or WAIT_S:g} s"
+            reason = self.reason or busy
             if self.reason:
                 _outage.away(reason)
             raise backend_away(f"PostgreSQL: {reason}") from None

@@ -11,8 +11,8 @@ from psycopg import AsyncConnection, sql
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable, backend_away
-from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
 from hiveio.projection.pool import Pool, connecting
+from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
 READY_S = 1.0  # so long readiness waits for a connection
 logger = logging.getLogger("hiveio.projection")
@@ -103,11 +103,11 @@ class PostgresProjection(Actor):
         stored; Unavailable when the database is away, silent, full, locked or read-only, and when the time of the
         handler ends while the database is waited for outside of ``effect``.
         """
-        place, in_effect = Place.of(context), False
+        offsets, in_effect = OffsetRange.of(context), False
 
         async def work(db: AsyncConnection[Any]) -> bool:
             nonlocal in_effect
-            if not await _advance(db, place):
+            if not await _advance(db, offsets):
                 return False
             in_effect = True
             await effect(db)
@@ -204,18 +204,20 @@ async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> tup
     return await (await db.execute(query, (topic, partition))).fetchone() or (0, "")
 
 
-async def _advance(db: AsyncConnection[Any], place: Place) -> bool:
-    if place.redriven:
+async def _advance(db: AsyncConnection[Any], offsets: OffsetRange) -> bool:
+    if offsets.redriven:
         query = "INSERT INTO hive_redriven VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
-        return (await db.execute(query, place.letter)).rowcount > 0
+        return (await db.execute(query, offsets.redriven_row)).rowcount > 0
     # One statement: of two instances that are here at once, the second waits for the first and finds its position.
     query = (
         "INSERT INTO hive_position AS p (topic, partition, next, topic_id) VALUES (%s, %s, %s, %s) "
         "ON CONFLICT (topic, partition) DO UPDATE SET next = EXCLUDED.next, topic_id = EXCLUDED.topic_id "
         "WHERE p.next <= %s OR (p.topic_id <> EXCLUDED.topic_id AND '' NOT IN (p.topic_id, EXCLUDED.topic_id))"
     )
-    moved = await db.execute(query, (place.topic, place.partition, place.last + 1, place.topic_id, place.first))
+    moved = await db.execute(
+        query, (offsets.topic, offsets.partition, offsets.last + 1, offsets.topic_id, offsets.first)
+    )
     if moved.rowcount:
         return True
-    place.stored(*await _position(db, place.topic, place.partition))
+    offsets.is_stored(*await _position(db, offsets.topic, offsets.partition))
     return False

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import backend_away
-from hiveio.projection.place import ADD_TOPIC_ID, BEHIND, TABLES, Place, check_owner
+from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
 # Of the file and not of what is done with it: it is full, locked, read-only, damaged, or cannot be reached. The next
 # event would find the same, so no event is to blame. https://www.sqlite.org/rescode.html
@@ -88,19 +88,19 @@ class SqliteProjection(Actor):
         False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
         stored; Unavailable when the file is full, locked, read-only or away.
         """
-        place = Place.of(context)
+        offsets = OffsetRange.of(context)
         with self._transaction() as db:
-            if not self._advance(db, place):
+            if not self._advance(db, offsets):
                 return False
             effect(db)
             return True
 
-    def _advance(self, db: sqlite3.Connection, place: Place) -> bool:
-        if place.redriven:
-            return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", place.letter).rowcount > 0
-        if place.stored(*self.position(place.topic, place.partition)):
+    def _advance(self, db: sqlite3.Connection, offsets: OffsetRange) -> bool:
+        if offsets.redriven:
+            return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", offsets.redriven_row).rowcount > 0
+        if offsets.is_stored(*self.position(offsets.topic, offsets.partition)):
             return False
-        row = (place.topic, place.partition, place.last + 1, place.topic_id)
+        row = (offsets.topic, offsets.partition, offsets.last + 1, offsets.topic_id)
         db.execute("INSERT OR REPLACE INTO hive_position (topic, partition, next, topic_id) VALUES (?, ?, ?, ?)", row)
         return True
 

@@ -1,10 +1,9 @@
-"""What stands in a record never stops its partition: arbitrary bytes through the lanes, with dead letters in memory."""
+"""What stands in a record never stops its partition: arbitrary bytes through a consumer in memory."""
 
 import asyncio
 import base64
 import json
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,23 +11,12 @@ from hypothesis import strategies as st
 
 from hiveio import Actor, Context, Event, Tombstone
 from hiveio.actor import contracts, performing
-from hiveio.config import Settings
-from hiveio.consumer.batch import BatchLane
-from hiveio.consumer.careful import Opening
-from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.lane import WorkLane
-from hiveio.consumer.letters import OURS
-from hiveio.consumer.parallel import ParallelLane
-from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.dead_letters.format import PREFIX
 from hiveio.consumer.reading import read
-from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Routing
-from hiveio.consumer.shelf import Shelf
 from hiveio.errors import Problem
-from hiveio.kafka import CommitMetadata, Message, Start
-from hiveio.kafka.assigned import Owner
 from hiveio.kafka.headers import Pairs
-from hiveio.kafka.session import Outgoing
+from tests.unit.consumer.memory import Member, Partition, Record
 
 
 class Deposited(Event, frozen=True):
@@ -55,78 +43,13 @@ class Lists(Actor):
         self.seen += [(one.offset, event) for one, event in zip(context, events, strict=True)]
 
 
-class Memory:
-    """The dead-letter topic, and its tail."""
-
-    def __init__(self) -> None:
-        self.written: list[Outgoing] = []
-        self._deliver: Callable[[list[Message]], None] | None = None
-
-    async def write(self, topic: str, partition: int, group: list[Outgoing]) -> None:
-        first = len(self.written)
-        self.written += group
-        if self._deliver is not None:
-            self._deliver([self._message(offset) for offset in range(first, len(self.written))])
-
-    def _message(self, offset: int) -> Message:
-        key, value, headers = self.written[offset]
-        pairs: Any = [(name, text.encode() if isinstance(text, str) else text) for name, text in headers]
-        make: Any = Message
-        # As the client does, an empty key is written as none.
-        message: Message = make(
-            topic="t.g.dead", partition=0, offset=offset, key=key or None, value=value, headers=pairs, timestamp=(1, 0)
-        )
-        return message
-
-    def tail(self, topic: str) -> "Memory":
-        return self
-
-    def follow(self, partition: int, offset: int, on_records: Any, on_error: Any) -> None:
-        self._deliver = on_records
-        if offset < len(self.written):
-            on_records([self._message(at) for at in range(offset, len(self.written))])
-
-    def unfollow(self, partition: int) -> None:
-        self._deliver = None
-
-    def taken(self, partition: int, count: int) -> None:
-        """Nothing waits."""
-
-
-Record = tuple[bytes | None, bytes | None, Pairs]  # key, value, headers
-
-
-async def claimed(lane: object) -> None:
-    """Nobody else wants the partition."""
-
-
-async def through(records: list[Record], kind: type[Actor], make: Any) -> tuple[list[tuple[int, Event]], Memory, Any]:
-    """What the actor has seen, the dead letters, and the lane when all is done."""
-    (contract,) = contracts([kind])
-    configured = Settings(brokers="none:1", topic="t", group_id="g", consumer_attempts=1)
-    routing, memory = Routing([(contract, performing(contract))]), Memory()
-    start = Start("t", 0, "", 0, CommitMetadata(), 0, 0, len(records), Owner("me", 0))
-    letters = cast("DeadLetters", memory)
-    lane = make(
-        Opening(start, 0, 0, Progress(), None, {}),
-        routing=routing,
-        retry=Retry(configured),
-        window=Window(100),
-        shelf=lambda news: Shelf(letters, start, start=0, limit=1000, everybody=routing.names, news=news),
-        finished=lambda: None,
-        claim=claimed,
-    )
-    message: Any = Message
-    chunk = [
-        message(topic="t", partition=0, offset=at, key=key, value=value, headers=headers or None, timestamp=(1, 7))
-        for at, (key, value, headers) in enumerate(records)
-    ]
-    lane.take(chunk)
-    async with asyncio.timeout(10):
-        while lane.failure is None and lane.done[0] < len(records):
-            await asyncio.sleep(0)
-    await lane.close(1.0)
-    return contract.actor.seen, memory, lane  # type: ignore[attr-defined]
+async def through(records: list[Record], kind: type[Actor], concurrency: int) -> tuple[Partition, Member, Any]:
+    """The partition, its consumer, and the worker when all is done."""
+    partition = Partition(records)
+    async with partition.member(kind, consumer_attempts=1, consumer_concurrency=concurrency) as one:
+        (worker,) = one.consumer.workers.values()
+        await one.until(lambda: worker.failure or worker.done[0] == len(records))
+    return partition, one, worker
 
 
 HUGE = b"9" * 5_000
@@ -190,24 +113,20 @@ odd_records = st.lists(
 )
 
 
-@pytest.mark.parametrize("lane", ["in order", "lists", "parallel"])
+@pytest.mark.parametrize("mode", ["in order", "lists", "parallel"])
 @given(records=odd_records)
 @settings(deadline=None)
-def test_nothing_in_a_record_stops_its_partition(lane: str, records: list[Record]) -> None:
-    makes: dict[str, Any] = {
-        "in order": WorkLane,
-        "lists": BatchLane,
-        "parallel": lambda *a, **n: ParallelLane(*a, concurrency=2, **n),
-    }
-    seen, memory, done = asyncio.run(through(records, Lists if lane == "lists" else Taker, makes[lane]))
-    assert done.failure is None
-    counts = done.routing.counts
-    kept = {dict(one.headers)["hive-dead-origin"]: one for one in memory.written}
-    assert len(seen) + len(kept) + counts.repeated == len(records), "each is handled, kept, or a repeat"
+def test_nothing_in_a_record_stops_its_partition(mode: str, records: list[Record]) -> None:
+    kind = Lists if mode == "lists" else Taker
+    partition, one, worker = asyncio.run(through(records, kind, 2 if mode == "parallel" else 1))
+    assert worker.failure is None
+    kept = {dict(made.headers)["hive-dead-origin"]: made for made in partition.letters.written}
+    handled = len(one.actor.seen) + len(kept) + one.consumer.counts.repeated
+    assert handled == len(records), "each is handled, kept, or a repeat"
     for at, (key, value, headers) in enumerate(records):
         if found := kept.get(f"t/0/{at}".encode()):
-            own = [pair for pair in found.headers if not pair[0].startswith(OURS)]
-            theirs = [pair for pair in headers if not pair[0].startswith(OURS)]
+            own = [pair for pair in found.headers if not pair[0].startswith(PREFIX)]
+            theirs = [pair for pair in headers if not pair[0].startswith(PREFIX)]
             assert (found.key, found.value, own) == (key, value, theirs)
 
 

@@ -1,4 +1,4 @@
-"""The component: the assignment becomes lanes, and their life is watched.
+"""The component: each assigned partition has a worker, whose life is watched.
 
 A record is handled at least once; exactly once by an actor that stores what it makes of it together with the offset
 and has a method ``position(self, topic, partition)`` (plain or async): the next offset to consume, alone or with the
@@ -9,31 +9,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.consumer.batch import BatchLane
-from hiveio.consumer.careful import Opening
-from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.lane import WorkLane
-from hiveio.consumer.metrics import Tally
-from hiveio.consumer.parallel import ParallelLane
+from hiveio.consumer.dead_letters.store import DeadLetterStore
+from hiveio.consumer.dead_letters.topic import DeadLetterTopics
+from hiveio.consumer.failures import RetryPolicy
+from hiveio.consumer.metrics import ConsumerMetrics
 from hiveio.consumer.position import position_of, resume
-from hiveio.consumer.progress import Progress, Window
+from hiveio.consumer.progress import Progress, RecentKeys
 from hiveio.consumer.reading import parse_position
-from hiveio.consumer.retry import Retry
 from hiveio.consumer.routing import Counts, Routing, Target
-from hiveio.consumer.shelf import Shelf
+from hiveio.consumer.worker import Opening, PartitionWorker
 from hiveio.envelope import Handler
 from hiveio.errors import ConfigError, Invalid, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
-from hiveio.kafka.assigned import NOTHING, UNKNOWN
+from hiveio.kafka.assigned import NOTHING, UNKNOWN, Lanes
 from hiveio.kafka.session import REPEATED
 
 CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
-STUCK_S = 30.0  # a handler that runs for so long after it was told to end is stuck
+STUCK_S = 30.0  # a handler that runs for so long after it was cancelled is stuck
 WATCH_S = 0.25
 LOOK_BACK = 1_000  # records read to know which keys of producers were seen
 logger = logging.getLogger("hiveio.consumer")
@@ -54,22 +50,27 @@ class Consumer:
     name = "consumer"
 
     def __init__(
-        self, settings: Settings, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False
+        self,
+        settings: Settings,
+        handlers: Sequence[tuple[Contract, Handler]],
+        *,
+        with_record: bool = False,
+        poller: Callable[[Settings, Lanes, Callable[[str], str]], Poller] = Poller,
+        dead_letters: Callable[[Settings], DeadLetterTopics] = DeadLetterTopics,
     ) -> None:
         settings.need(
             brokers="the consumer reads from Kafka",
             read_topics="the consumer reads its events from it",
             group_id="the consumer commits its offsets under it",
         )
-        heard = [(contract, handler) for contract, handler in handlers if contract.heard or contract.tombstones]
-        if not heard:
+        takers = [(contract, handler) for contract, handler in handlers if contract.heard or contract.tombstones]
+        if not takers:
             raise ConfigError(f"ACTOR_MODULE={settings.actor_module}: no actor's perform takes an Event")
         self._settings = settings
-        self._routing = Routing(heard, with_record=with_record)
-        self._retry = Retry(settings)
-        self._lane: Callable[..., WorkLane] = WorkLane
+        self._routing = Routing(takers, with_record=with_record)
+        self._policy = RetryPolicy(settings)
         if settings.consumer_concurrency > 1:
-            for contract, _ in heard:
+            for contract, _ in takers:
                 alone = "takes lists of events" if contract.batch else "stores its position"
                 if contract.batch or hasattr(contract.actor, "position"):
                     raise ConfigError(
@@ -77,14 +78,11 @@ class Consumer:
                         "so its events are handled in the order of the partition; it takes 1. More partitions, and a "
                         "perform that takes a list of events, make it faster"
                     )
-            self._lane = partial(ParallelLane, concurrency=settings.consumer_concurrency)
-        elif any(contract.batch for contract, _ in heard):
-            self._lane = BatchLane
-        self._letters = DeadLetters(settings)
-        self._poller = Poller(settings, self, self._letters.topic_of)
-        self._lanes: dict[tuple[str, int], WorkLane] = {}
+        self._dead_letters = dead_letters(settings)
+        self._poller = poller(settings, self, self._dead_letters.topic_of)
+        self.workers: dict[tuple[str, int], PartitionWorker] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._tally = Tally(self._routing.counts)
+        self._metrics = ConsumerMetrics(self._routing.counts)
         self.longest_wait_s = settings.request_timeout_ms / 1000 * 0.9
         self._drain_s = settings.drain_timeout_ms / 1000 * 0.8
         self._stopping = False
@@ -97,7 +95,7 @@ class Consumer:
     @property
     def age_s(self) -> float:
         """Of the oldest event that is not handled, over all partitions of this process."""
-        return max((lane.lag[1] for lane in self._lanes.values()), default=0.0)
+        return max((worker.lag[1] for worker in self.workers.values()), default=0.0)
 
     # -- component
 
@@ -112,59 +110,61 @@ class Consumer:
         await self._poller.stop(self._drain_s)
         if self._watching is not None:
             self._watching.cancel()
-        await self._letters.stop()
-        self._tally.flush()
+        await self._dead_letters.stop()
+        self._metrics.flush()
 
     async def ready(self) -> str | None:
-        failures = [reason for lane in self._lanes.values() if (reason := lane.failure or lane.held) is not None]
-        if failures:
+        if failures := self._stopped():
             return "; ".join(failures)
         return await self._poller.ready()
 
     def alive(self) -> bool:
-        """Whether the poll thread turns, and every handler that was told to end has ended within STUCK_S."""
-        latest = time.monotonic() - self._retry.timeout_s - STUCK_S
-        hands = (hand for lane in self._lanes.values() for hand in lane.hands)
-        return self._poller.alive() and all(hand.since is None or hand.since > latest for hand in hands)
+        """Whether the poll thread turns, and every handler that was cancelled has ended within STUCK_S."""
+        latest = time.monotonic() - self._policy.timeout_s - STUCK_S
+        slots = (slot for worker in self.workers.values() for slot in worker.slots)
+        return self._poller.alive() and all(slot.started_at is None or slot.started_at > latest for slot in slots)
 
     async def _watch(self) -> None:
         """One watchdog for all: a timer for each record would cost more than the record."""
         while True:
-            await asyncio.sleep(min(WATCH_S, self._retry.timeout_s / 4))
-            for lane in self._lanes.values():
-                for hand in lane.hands:
-                    hand.watch(self._retry.timeout_s)
-                self._tally.set(lane.topic, lane.partition, *lane.lag, lane.parked)
-            self._tally.flush()
+            await asyncio.sleep(min(WATCH_S, self._policy.timeout_s / 4))
+            for worker in self.workers.values():
+                for slot in worker.slots:
+                    slot.watch()
+                self._metrics.set(worker.topic, worker.partition, *worker.lag, worker.parked)
+            self._metrics.flush()
 
     def details(self) -> dict[str, Any]:
         """For /readyz?verbose: how far each partition of this process is."""
         partitions = [
             {
-                "topic": lane.topic,
-                "partition": lane.partition,
-                "next": lane.at[0],
-                "lag_records": lane.lag[0],
-                "lag_seconds": round(lane.lag[1], 3),
-                "parked_keys": lane.parked,
-                "stopped": lane.failure or lane.held,
+                "topic": worker.topic,
+                "partition": worker.partition,
+                "next": worker.at[0],
+                "lag_records": worker.lag[0],
+                "lag_seconds": round(worker.lag[1], 3),
+                "parked_keys": worker.parked,
+                "stopped": worker.failure or worker.blocked_reason,
             }
-            for lane in self._lanes.values()
+            for worker in self.workers.values()
         ]
         return {"partitions": partitions}
 
     def has_parked(self, contract: Contract, key: str) -> bool:
         """Whether events of the key wait as dead letters of the actor, in a partition of this process."""
         raw = key.encode("utf-8", "surrogateescape")
-        return any(contract.name in lane.shelf.parked(raw) for lane in self._lanes.values() if lane.shelf.busy)
+        return any(contract.name in worker.store.parked(raw) for worker in self.workers.values() if worker.store.busy)
 
     def positions(self) -> dict[tuple[str, int], int]:
         """For each partition of this process the next offset to handle."""
-        return {place: lane.at[0] for place, lane in self._lanes.items()}
+        return {partition: worker.at[0] for partition, worker in self.workers.items()}
 
     def stopped(self) -> str | None:
         """Why a partition stands still, if one does."""
-        return next((reason for lane in self._lanes.values() if (reason := lane.failure or lane.held)), None)
+        return next(iter(self._stopped()), None)
+
+    def _stopped(self) -> list[str]:
+        return [reason for worker in self.workers.values() if (reason := worker.failure or worker.blocked_reason)]
 
     async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool:
         """Whether the actor has handled the event at this place, or all events of the transaction at it.
@@ -175,14 +175,14 @@ class Consumer:
         source = topic.removesuffix(".transactions") if of_log else topic
         if not self._by_expression and source not in self._settings.read_topics:
             raise Refused(f"Hive-Position: {topic} is not consumed here")
-        lane = self._lanes.get((source, partition))
-        if lane is not None:
-            end, note = lane.at
+        worker = self.workers.get((source, partition))
+        if worker is not None:
+            end, note = worker.at
             if not of_log:
                 return end > offset
             at = parse_position(note)[1] if isinstance(note, bytes) else -1
             # How many events the transaction has is not known; they come to the topic together.
-            return at > offset or (at == offset and end >= lane.high)
+            return at > offset or (at == offset and end >= worker.high)
         if not of_log and hasattr(contract.actor, "position"):  # its store may be shared
             return (await position_of(contract, source, partition) or (0, ""))[0] > offset
         raise Unavailable(f"{source}/{partition} is not consumed by this instance now")
@@ -190,36 +190,33 @@ class Consumer:
     # -- the assignment, called by the poller
 
     async def open(self, start: Start) -> Lane:
-        lane = await self._open(start)
-        self._lanes[lane.topic, lane.partition] = lane
-        return lane
+        worker = await self._open(start)
+        self.workers[worker.topic, worker.partition] = worker
+        return worker
 
     async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None:
         # A lost partition may be another's by now: its handler is not waited for.
         # A revoke that outlasted the poll interval would be too late: another member works at the partition by then.
         bound_s = self._drain_s * 0.8 if self._stopping else self._poller.patience_s / 2
         timeout_s = 0.0 if lost else min(CLOSE_S, bound_s)
-        mine = [lane for lane in lanes if isinstance(lane, WorkLane)]
+        mine = [lane for lane in lanes if isinstance(lane, PartitionWorker)]
         if mine:
-            await asyncio.gather(*(lane.close(timeout_s) for lane in mine))
-        for lane in mine:
-            if self._lanes.get((lane.topic, lane.partition)) is lane:
-                del self._lanes[lane.topic, lane.partition]
-                self._tally.set(lane.topic, lane.partition)
+            await asyncio.gather(*(worker.close(timeout_s) for worker in mine))
+        for worker in mine:
+            if self.workers.get((worker.topic, worker.partition)) is worker:
+                del self.workers[worker.topic, worker.partition]
+                self._metrics.set(worker.topic, worker.partition)
 
     def take(self, groups: Sequence[tuple[Lane, list[Message]]]) -> None:
         for lane, chunk in groups:
-            if isinstance(lane, WorkLane):
+            if isinstance(lane, PartitionWorker):
                 lane.take(chunk)
 
     def broken(self, lane: Lane, reason: str) -> None:
-        if isinstance(lane, WorkLane):
+        if isinstance(lane, PartitionWorker):
             lane.fail(reason)
 
-    def renew(self) -> None:
-        self._letters.renew()
-
-    async def _open(self, start: Start) -> WorkLane:
+    async def _open(self, start: Start) -> PartitionWorker:
         """Where to begin: at the actors' positions, else where the group stands, or begins."""
         usual = start.first if start.committed is None else start.committed
         resumes: dict[Target, int] = {}
@@ -244,13 +241,14 @@ class Consumer:
             note=progress.last if begin == first else "",  # empty: what was seen is not known yet
             resumes=resumes,
         )
-        lane = self._lane(
+        worker = PartitionWorker(
             opening,
             routing=self._routing,
-            retry=self._retry,
-            window=Window(self._settings.idempotency_count),
-            shelf=lambda news: Shelf(
-                self._letters,
+            policy=self._policy,
+            keys=RecentKeys(self._settings.idempotency_count),
+            concurrency=self._settings.consumer_concurrency,
+            store=lambda news: DeadLetterStore(
+                self._dead_letters,
                 start,
                 start=first,
                 limit=self._settings.consumer_parked,
@@ -260,19 +258,19 @@ class Consumer:
             finished=self._poller.progress,
             claim=lambda lane: self._poller.claim(lane, start.owner),
         )
-        if first == start.committed and start.metadata.topic_id == start.topic_id:
-            lane.committed = lane.done
+        if first == start.committed and start.note.topic_id == start.topic_id:
+            worker.committed = worker.done
         if gone and not self._settings.from_start:
-            lane.fail(
+            worker.fail(
                 f"{gone}, by its retention: with EVENT_STORE_FROM_START=true the consumer goes on at {start.low}, "
                 "without them; a projection is made whole by `hiveio replay`"
             )
         if max(resumes.values()) > start.high:
-            lane.fail(
+            worker.fail(
                 f"the partition ends at {start.high}: has the topic been made anew? "
                 "`hiveio replay --reset` begins anew with it"
             )
-        return lane
+        return worker
 
 
 def _progress(seen: str) -> Progress | None:

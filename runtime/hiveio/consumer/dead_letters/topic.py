@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from hiveio.config import Settings
-from hiveio.consumer.letters import dead_topic
+from hiveio.consumer.dead_letters.format import dead_topic
 from hiveio.errors import ConfigError
 from hiveio.kafka import Message
 from hiveio.kafka.log_reader import LogReader
@@ -14,16 +14,16 @@ from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, ensure_companion
 
-LARGEST = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
+MAX_BYTES = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
 
 
-class DeadLetters:
+class DeadLetterTopics:
     """The dead-letter topics of one consumer: made when the first letter is written, read while letters are open."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError for a group whose name cannot be part of a topic's."""
         self._settings = dataclasses.replace(
-            settings, kafka={**settings.kafka, "message.max.bytes": str(LARGEST + 65536)}
+            settings, kafka={**settings.kafka, "message.max.bytes": str(MAX_BYTES + 65536)}
         )
         self._group = settings.group_id
         longest = max(map(len, settings.read_topics), default=0)
@@ -48,7 +48,7 @@ class DeadLetters:
             session = self._sessions.pop(name, None)
             if session is None:
                 # A compacted or expiring topic would lose letters that are open.
-                await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(LARGEST)})
+                await ensure_beside(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
                 session = Session(self._settings, name, -1)
             await session.send(group, partition)
             self._sessions[name] = session  # only one that did not fail is used again

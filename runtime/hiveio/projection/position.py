@@ -1,4 +1,4 @@
-"""Where a batch of events stands, and whether a store has it already."""
+"""The position that is stored with a projection: which events a store holds already."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,8 +34,8 @@ def check_owner(where: str, owner: str, name: str) -> None:
         )
 
 
-class Place(NamedTuple):
-    """``first`` and ``last`` are offsets. ``redriven``: a single event from the dead-letter topic.
+class OffsetRange(NamedTuple):
+    """Events that are handled together, from the offset ``first`` to ``last``, or a single one that is ``redriven``.
 
     ``topic_id`` tells a topic from the one that was there before under its name; empty where that is not known.
     """
@@ -48,23 +48,26 @@ class Place(NamedTuple):
     topic_id: str
 
     @property
-    def letter(self) -> tuple[str, int, int]:
+    def redriven_row(self) -> tuple[str, int, int]:
         """The row of a redriven event: its offset is one of its own topic."""
         return f"{self.topic}/{self.topic_id}" if self.topic_id else self.topic, self.partition, self.first
 
     @classmethod
-    def of(cls, context: Context | Sequence[Context]) -> "Place":
-        """Raises ValueError for what is not an event of a consumer: only those have a place."""
+    def of(cls, context: Context | Sequence[Context]) -> "OffsetRange":
+        """Raises ValueError for what is not an event of a consumer: only those have offsets."""
         contexts = [context] if isinstance(context, Context) else list(context)
         first, last = contexts[0], contexts[-1]
         if first.topic is None or first.partition is None or first.offset is None or last.offset is None:
-            raise ValueError("once() takes the context of an event that a consumer read")
+            raise ValueError("once() takes the context of an event that a consumer has read")
         return cls(first.topic, first.partition, first.offset, last.offset, first.redriven, first.topic_id or "")
 
-    def stored(self, next: int, topic_id: str) -> bool:
-        """Whether a store that continues at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
+    def is_stored(self, next: int, topic_id: str) -> bool:
+        """Whether a store that goes on at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
         if next <= self.first or (topic_id and self.topic_id and topic_id != self.topic_id):
             return False
         if next <= self.last:  # another instance is at work in the partition, and this one will be told soon
-            raise Unavailable(f"{self.topic}/{self.partition} is at {next}, beyond {self.first}")
+            raise Unavailable(
+                f"another instance has stored {self.topic}/{self.partition} up to the offset {next - 1}, and this one "
+                f"has handled the events from {self.first} to {self.last}: they are tried again"
+            )
         return True

@@ -1,13 +1,12 @@
-"""The form of a dead letter, and the fold of a dead-letter partition: what is open, which keys are parked.
+"""The form of a dead letter, and of a mark on one.
 
 A dead letter is the record as it was (key, value, headers) with headers that say why. What is done about it is a
 *mark*, a record of the same key without a value: the topic alone tells what is open, to all, after every restart.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from hiveio.kafka import Message
-from hiveio.kafka.assigned import Owner
 from hiveio.kafka.headers import headers_of as all_headers
 from hiveio.kafka.session import Outgoing
 
@@ -26,10 +25,11 @@ OMITTED = "hive-dead-omitted"  # the letter was too large with the record's valu
 # done, dropped, void: a letter is closed; retry, failed: its key is to be tried, is not to be; forget: all are closed
 MARK = "hive-dead-mark"
 AT = "hive-dead-at"  # the letter's offset in the dead-letter partition
-OURS = "hive-dead-"
-TEXT_LIMIT = 2_000  # of an exception
-LONGEST_KEY = 65_536  # bytes, of a letter that was too large
+PREFIX = "hive-dead-"
+MAX_EXCEPTION_LENGTH = 2_000  # of an exception
+MAX_KEY_BYTES = 65_536  # bytes, of a letter that was too large
 
+NOBODY: frozenset[str] = frozenset()  # of the actors
 Key = bytes | int  # of a record; one without a key stands for itself, by its offset
 
 
@@ -47,11 +47,11 @@ def letter(
     owner: str,
     topic_id: str = "",
 ) -> Outgoing:
-    headers = [pair for pair in all_headers(message) if not pair[0].startswith(OURS)]
+    headers = [pair for pair in all_headers(message) if not pair[0].startswith(PREFIX)]
     origin = f"{message.topic()}/{message.partition()}/{message.offset()}"
     why = {ORIGIN: origin, REASON: reason, ATTEMPTS: str(attempts), ACTORS: ",".join(sorted(actors))}
     why |= {OWNER: owner, TIME: str(message.timestamp()[1])} | (
-        {EXCEPTION: exception[:TEXT_LIMIT]} if exception else {}
+        {EXCEPTION: exception[:MAX_EXCEPTION_LENGTH]} if exception else {}
     )
     if topic_id:
         why[TOPIC_ID] = topic_id
@@ -63,8 +63,8 @@ def letter(
 
 def slim(large: Outgoing) -> Outgoing:
     """A letter without what the record holds, which its origin has still; its key stays, or is too large itself."""
-    own = [pair for pair in large.headers if pair[0].startswith(OURS)]
-    key = large.key if len(large.key or b"") <= LONGEST_KEY else None
+    own = [pair for pair in large.headers if pair[0].startswith(PREFIX)]
+    key = large.key if len(large.key or b"") <= MAX_KEY_BYTES else None
     size = str(len(large.value or b"")).encode()
     return Outgoing(key, None, [*own, (OMITTED, size)])
 
@@ -79,7 +79,7 @@ def mark(kind: str, message: Message, exception: str = "") -> Outgoing:
     headers: list[tuple[str, str | bytes | None]] = [(MARK, kind), (AT, str(message.offset()))]
     headers += [(name, found[name]) for name in (ORIGIN, EMPTY_KEY) if name in found]
     if exception:
-        headers += _encoded({EXCEPTION: exception[:TEXT_LIMIT]})
+        headers += _encoded({EXCEPTION: exception[:MAX_EXCEPTION_LENGTH]})
     return Outgoing(key_of(message), None, headers)
 
 
@@ -134,102 +134,3 @@ def key_of(message: Message) -> bytes | None:
     """The key as it stands in Kafka."""
     key = message.key()
     return key.encode() if isinstance(key, str) else key
-
-
-class Parked:
-    """A key with open letters. ``first`` and ``last`` are offsets of the dead-letter partition."""
-
-    __slots__ = ("actors", "asked", "count", "first", "gone", "last", "origin")
-
-    def __init__(self, first: int) -> None:
-        self.first = self.last = first
-        self.count = 0
-        # Of the last letter: who wrote it, the topic of its record by its id, and the record's offset there.
-        self.origin = (b"", b"", -1)
-        self.actors: frozenset[str] = frozenset()
-        self.asked = False  # somebody wants it tried again
-        self.gone: set[int] = set()  # letters closed out of order
-
-    def open(self, at: int) -> bool:
-        return self.first <= at <= self.last and at not in self.gone
-
-
-class Parking:
-    """The fold. ``next`` is the offset to fold next; memory is one entry a parked key.
-
-    ``owners`` are those that are known to have had the partition, in order. A letter that stands where one of them had
-    begun, and is not its own, came late: its writer had lost the partition, and the owner has decided about the record
-    by itself. Such a letter is void; ``void`` has them by their offsets, until a mark closes them for everybody.
-    """
-
-    def __init__(self, next: int = 0, owners: Iterable[Owner | None] = ()) -> None:
-        self.next = next
-        self.owners: list[Owner] = []
-        for owner in owners:
-            self.owned(owner)
-        self.void: dict[int, Message] = {}
-        self.entries: dict[Key, Parked] = {}
-        self.count = 0  # letters that are open
-
-    def owned(self, owner: Owner | None) -> None:
-        """Somebody is known to have had the partition after the owners that are known already."""
-        if owner is not None and owner not in self.owners:
-            self.owners.append(owner)
-
-    def fold(self, message: Message) -> Key | None:
-        """Take the next message. Gives the key that it was about."""
-        at = message.offset()
-        assert at is not None
-        self.next = at + 1
-        headers = headers_of(message)
-        kind = headers.get(MARK)
-        if kind == b"forget":
-            self.entries.clear()
-            self.void.clear()
-            self.count = 0
-            return None
-        key = parking_key(message, headers)
-        if key is None:
-            return None
-        if kind is None:
-            if self._is_void(at, headers):
-                self.void[at] = message
-            else:
-                self._park(key, at, headers)
-        elif kind in (b"done", b"dropped", b"void") and (closed := marked(headers)) in self.void:
-            del self.void[closed]
-        elif (entry := self.entries.get(key)) is not None:
-            if kind in (b"done", b"dropped", b"void"):
-                self._close(key, entry, marked(headers))
-            elif kind in (b"retry", b"failed"):
-                entry.asked = kind == b"retry"
-        return key
-
-    def _is_void(self, at: int, headers: Mapping[str, bytes]) -> bool:
-        begun = next((n for n in reversed(range(len(self.owners))) if self.owners[n].since <= at), None)
-        return begun is not None and headers.get(OWNER, b"") not in {owner.id.encode() for owner in self.owners[begun:]}
-
-    def _park(self, key: Key, at: int, headers: Mapping[str, bytes]) -> None:
-        origin = origin_of(headers)
-        if origin is None:
-            return  # nobody's letter
-        writer = headers.get(OWNER, b""), headers.get(TOPIC_ID, b"")
-        entry = self.entries.get(key)
-        if entry is None:
-            entry = self.entries[key] = Parked(at)
-        elif writer == entry.origin[:2] and origin[2] <= entry.origin[2]:
-            entry.gone.add(at)  # written twice
-            return
-        entry.last, entry.origin = at, (*writer, origin[2])
-        entry.actors |= frozenset(headers.get(ACTORS, b"").decode("utf-8", "replace").split(","))
-        entry.count += 1
-        self.count += 1
-
-    def _close(self, key: Key, entry: Parked, at: int | None) -> None:
-        if at is None or not entry.open(at):
-            return
-        entry.gone.add(at)
-        entry.count -= 1
-        self.count -= 1
-        if not entry.count:
-            del self.entries[key]

@@ -4,8 +4,9 @@ from typing import Any
 
 from confluent_kafka import Message
 
-from hiveio.consumer.letters import OWNER, Parking, letter, mark
-from hiveio.kafka.assigned import CommitMetadata, Owner
+from hiveio.consumer.dead_letters.fold import Fold
+from hiveio.consumer.dead_letters.format import OWNER, letter, mark
+from hiveio.kafka.assigned import Note, Owner
 from hiveio.kafka.session import Outgoing
 
 
@@ -30,16 +31,16 @@ class Partition:
             made = made._replace(headers=[pair for pair in made.headers if pair[0] != OWNER])
         return self.write(made)
 
-    def fold(self, *owners: Owner | None) -> Parking:
-        parking = Parking(0, owners)
+    def fold(self, *owners: Owner | None) -> Fold:
+        folded = Fold(0, owners)
         for message in self.messages:
-            parking.fold(message)
-        return parking
+            folded.add(message)
+        return folded
 
 
-def opened(parking: Parking) -> int:
-    assert parking.count == sum(entry.count for entry in parking.entries.values())
-    return parking.count
+def opened(folded: Fold) -> int:
+    assert folded.count == sum(entry.count for entry in folded.entries.values())
+    return folded.count
 
 
 def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() -> None:
@@ -49,12 +50,12 @@ def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() ->
     late = partition.letter("first", 5, b"b")
     own = partition.letter("second", 4, b"b")
     for owners in ([second], [first, second], [second, Owner("third", 3)]):
-        parking = partition.fold(*owners)
-        assert (opened(parking), list(parking.void)) == (2, [1])
+        folded = partition.fold(*owners)
+        assert (opened(folded), list(folded.void)) == (2, [1])
     partition.write(mark("void", late))
     for owners in ([second], [second, Owner("third", 3)], [Owner("third", 3), Owner("fourth", 4)]):
-        parking = partition.fold(*owners)
-        assert (opened(parking), list(parking.void)) == (2, [])
+        folded = partition.fold(*owners)
+        assert (opened(folded), list(folded.void)) == (2, [])
     # Also where nothing is known of who had the partition then: the letter behind it is no copy of it.
     entry = partition.fold().entries[b"b"]
     assert entry.count == 1
@@ -67,8 +68,8 @@ def test_letters_count_where_it_is_not_known_who_had_the_partition() -> None:
     partition.letter("one", 2)
     assert opened(partition.fold()) == opened(partition.fold(None, Owner("two", 2))) == 2
     partition.letter("", 3)  # an older version beside it, which had lost the partition
-    parking = partition.fold(Owner("two", 2))
-    assert (opened(parking), list(parking.void)) == (2, [2])
+    folded = partition.fold(Owner("two", 2))
+    assert (opened(folded), list(folded.void)) == (2, [2])
 
 
 def test_a_dead_letter_topic_that_was_made_anew_is_written_by_its_owner() -> None:

@@ -1,8 +1,8 @@
 """The dead letters of one partition: put there, found parked, tried again.
 
 The dead-letter topic has the partitions of its source, and the owner of a partition writes its letters to the same
-partition there. What is parked is what the fold of that partition says (``letters``): nothing is taken for written, or
-for closed, before it was read back, so a crash at any moment leaves the same state to the next owner.
+partition there. What is parked is what the fold of that partition says: nothing is taken for written, or for closed,
+before it was read back, so a crash at any moment leaves the same state to the next owner.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
-from hiveio.consumer.dead import DeadLetters
-from hiveio.consumer.letters import (
+from hiveio.consumer.dead_letters.fold import Fold
+from hiveio.consumer.dead_letters.format import (
     MARK,
+    NOBODY,
     ORIGIN,
     TOPIC_ID,
     Key,
-    Parking,
     headers_of,
     is_slim,
     letter,
@@ -28,6 +28,7 @@ from hiveio.consumer.letters import (
     parking_key,
     slim,
 )
+from hiveio.consumer.dead_letters.topic import DeadLetterTopics
 from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
 from hiveio.kafka.session import Outgoing, Oversized
@@ -36,12 +37,11 @@ READ_S = 30.0  # for what was written to be read back
 PAUSE_S = 2.0  # before a write that failed is tried again
 GROUP = 200  # letters written together, or tried again before it is noted
 WRITTEN = "hive-dead-write"  # a header by which a writer knows its own group again
-NOBODY: frozenset[str] = frozenset()
-logger = logging.getLogger("hiveio.shelf")
+logger = logging.getLogger("hiveio.consumer")
 
 
-class Shelf:
-    """The dead letters of one partition, for its lane, from assign to revoke.
+class DeadLetterStore:
+    """The dead letters of one partition, for its worker, from assign to revoke.
 
     ``busy`` is false as long as nothing is parked: then a record costs one look at it. ``news`` is called when there
     are letters to try again in ``queue``, or when the parked keys have changed.
@@ -49,7 +49,7 @@ class Shelf:
 
     def __init__(
         self,
-        letters: DeadLetters,
+        topics: DeadLetterTopics,
         assigned: Start,
         *,
         start: int,
@@ -57,13 +57,13 @@ class Shelf:
         everybody: frozenset[str],
         news: Callable[[], None],
     ) -> None:
-        self._letters, self._topic, self._partition = letters, assigned.topic, assigned.partition
-        bounds, self._committed = assigned.companion, assigned.committed
+        self._topics, self._topic, self._partition = topics, assigned.topic, assigned.partition
+        bounds, self._committed = assigned.beside, assigned.committed
         self._topic_id, self._anew = assigned.topic_id, assigned.anew
         self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._news = limit, everybody, news
         self._owner = assigned.owner
-        self.parking = Parking(bounds[0], (assigned.metadata.owner, assigned.owner))
+        self.fold = Fold(bounds[0], (assigned.note.owner, assigned.owner))
         self.queue: deque[Message] = deque()
         self.busy = bounds[0] < bounds[1]
         self._kept: set[int] = set()  # records from the start on that are letters already
@@ -84,18 +84,18 @@ class Shelf:
 
     async def load(self) -> None:
         """Fold what stands in the partition. Raises Unavailable."""
-        if self.parking.next < self._end:
-            self._follow(self.parking.next)
-            await self._until(lambda: self.parking.next >= self._end)
+        if self.fold.next < self._end:
+            self._follow(self.fold.next)
+            await self._until(lambda: self.fold.next >= self._end)
         for at, (origin, key) in self._found.items():
             # A letter that is closed was handled; but a store from which an actor begins before the committed offset
             # may be one of before that.
             if self._opens(key, at) or not (self._committed is None or origin < self._committed):
                 self._kept.add(origin)
         self._found.clear()
-        if late := [message for at, message in self.parking.void.items() if at < self._end]:
+        if late := [message for at, message in self.fold.void.items() if at < self._end]:
             for message in late:
-                self._tell_void(message)
+                self._warn_of_void(message)
             await self._write([mark("void", message) for message in late])
         self._settle()
         if not self.busy:
@@ -103,7 +103,7 @@ class Shelf:
 
     def close(self) -> None:
         if self._following:
-            self._letters.tail(self._topic).unfollow(self._partition)
+            self._topics.tail(self._topic).unfollow(self._partition)
             self._following = False
         self._clear()
 
@@ -121,12 +121,12 @@ class Shelf:
 
     def parked(self, key: bytes) -> frozenset[str]:
         """The actors for whom the key is parked."""
-        entry = self.parking.entries.get(key)
+        entry = self.fold.entries.get(key)
         return entry.actors if entry else self._everybody if key in self._unread else NOBODY
 
     @property
     def room(self) -> bool:
-        return len(self.parking.entries) < self.limit
+        return len(self.fold.entries) < self.limit
 
     async def changed(self) -> None:
         """Return when something was read from the dead-letter topic."""
@@ -135,13 +135,17 @@ class Shelf:
 
     # -- writing
 
-    def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> bool:
-        """Prepare a letter, which ``flush`` writes; the key is parked from now on. Whether it is time to flush."""
+    @property
+    def full(self) -> bool:
+        """Whether it is time to flush."""
+        return len(self.pending) >= GROUP
+
+    def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> None:
+        """Prepare a letter, which ``flush`` writes; the key is parked from now on."""
         made = letter(message, reason, exception, attempts, actors, owner=self._owner.id, topic_id=self._topic_id)
         self.pending.append(made)
         self._unread[_key(made)] += 1
         self.busy = True
-        return len(self.pending) >= GROUP
 
     async def flush(self) -> None:
         """Return when all letters that were put stand in the topic and are read back; it tries until that is so."""
@@ -164,8 +168,8 @@ class Shelf:
         self._awaited = name.encode()
         while self._awaited:
             try:
-                await self._letters.write(self._topic, self._partition, group)
-                self._follow(self.parking.next)
+                await self._topics.write(self._topic, self._partition, group)
+                self._follow(self.fold.next)
                 await self._until(lambda: not self._awaited)
             except Unavailable as error:
                 if isinstance(error, Oversized) and len(group) > 1:  # all together, or one of them
@@ -174,10 +178,10 @@ class Shelf:
                     await self._write(group[half:])
                     return
                 if isinstance(error, Oversized) and not is_slim(group[0]):
-                    logger.error("%s: a dead letter leaves its record at its origin: %s", self, error)
+                    logger.error("%s: a dead letter is too large and leaves its record at its origin: %s", self, error)
                     group = [slim(group[0])]
                     continue
-                self.waits = f"{self}: dead letters wait: {error}"
+                self.waits = f"{self}: the dead letters cannot be written, and are tried again: {error}"
                 logger.warning("%s", self.waits)
                 await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.0))
         self.waits = None
@@ -188,14 +192,14 @@ class Shelf:
         """The next letter to try again, in order."""
         while self.queue:
             message = self.queue.popleft()
-            self._letters.tail(self._topic).taken(self._partition, 1)
+            self._topics.tail(self._topic).taken(self._partition, 1)
             if self._wanted(message):
                 return message
         return None
 
     async def original(self, offset: int, time_ms: int) -> Message:
         """The record of a letter that leaves it at its origin. Raises Unavailable, also where it is gone."""
-        found = await self._letters.original(self._topic, self._partition, offset)
+        found = await self._topics.original(self._topic, self._partition, offset)
         if found is None or found.timestamp()[1] != time_ms:
             raise Unavailable(f"the record {self}/{offset} is no longer in its topic")
         return found
@@ -203,7 +207,7 @@ class Shelf:
     def _wanted(self, message: Message) -> bool:
         at, headers = message.offset(), headers_of(message)
         key = parking_key(message, headers)
-        entry = self.parking.entries.get(key) if key is not None and MARK not in headers else None
+        entry = self.fold.entries.get(key) if key is not None and MARK not in headers else None
         return entry is not None and entry.asked and at is not None and entry.open(at)
 
     # -- reading
@@ -211,21 +215,21 @@ class Shelf:
     def _follow(self, offset: int) -> None:
         if not self._following:
             self._following, self._broken = True, ""
-            self._letters.tail(self._topic).follow(self._partition, offset, self._arrived, self._failed)
+            self._topics.tail(self._topic).follow(self._partition, offset, self._arrived, self._failed)
 
     def _arrived(self, messages: list[Message]) -> None:
         for message in messages:
             at = message.offset()
             assert at is not None
-            if at >= self.parking.next:
-                self._asked |= self._fold(message)
+            if at >= self.fold.next:
+                self._asked |= self._add(message)
             if self._wanted(message):
                 self.queue.append(message)
             else:
-                self._letters.tail(self._topic).taken(self._partition, 1)
-        if self._asked and self.parking.next >= self._end:  # what is to be tried stands before: read from there again
+                self._topics.tail(self._topic).taken(self._partition, 1)
+        if self._asked and self.fold.next >= self._end:  # what is to be tried stands before: read from there again
             self._asked = False
-            if first := [entry.first for entry in self.parking.entries.values() if entry.asked]:
+            if first := [entry.first for entry in self.fold.entries.values() if entry.asked]:
                 self._clear()
                 self._following = False
                 self._follow(min(first))
@@ -233,11 +237,11 @@ class Shelf:
         self._changed.set()
         self._news()
 
-    def _fold(self, message: Message) -> bool:
+    def _add(self, message: Message) -> bool:
         """Whether it asks for a key to be tried."""
         at, headers = message.offset(), headers_of(message)
         assert at is not None
-        key = self.parking.fold(message)
+        key = self.fold.add(message)
         if headers.get(WRITTEN) == self._awaited:
             self._awaited = b""
         if key is None:
@@ -247,16 +251,16 @@ class Shelf:
             return False
         if headers.get(MARK) == b"void" and (closed := marked(headers)) is not None:
             self._found.pop(closed, None)  # its record is to be handled
-        if at in self.parking.void:
+        if at in self.fold.void:
             if at >= self._end:
-                self._tell_void(message)
+                self._warn_of_void(message)
             return False
         origin = origin_of(headers) if at < self._end and MARK not in headers and self._is_of_this(headers) else None
         if origin is not None and origin[2] >= self._start:
             self._found[at] = origin[2], key
-        return headers.get(MARK) == b"retry" and key in self.parking.entries
+        return headers.get(MARK) == b"retry" and key in self.fold.entries
 
-    def _tell_void(self, message: Message) -> None:
+    def _warn_of_void(self, message: Message) -> None:
         logger.warning(
             "%s: the dead letter of %s came late, from an instance that had lost the partition, and is void: the next "
             "owner of the partition decides about the record itself. Nothing needs to be done",
@@ -265,7 +269,7 @@ class Shelf:
 
     def _opens(self, key: Key, at: int) -> bool:
         """Whether there is an open letter at this offset."""
-        entry = self.parking.entries.get(key)
+        entry = self.fold.entries.get(key)
         return entry is not None and entry.open(at)
 
     def _is_of_this(self, headers: Mapping[str, bytes]) -> bool:
@@ -291,11 +295,11 @@ class Shelf:
 
     def _clear(self) -> None:
         if self.queue:
-            self._letters.tail(self._topic).taken(self._partition, len(self.queue))
+            self._topics.tail(self._topic).taken(self._partition, len(self.queue))
             self.queue.clear()
 
     def _settle(self) -> None:
-        self.busy = bool(self.parking.entries or self._kept or self._unread)
+        self.busy = bool(self.fold.entries or self._kept or self._unread)
 
 
 def _key(made: Outgoing) -> Key:

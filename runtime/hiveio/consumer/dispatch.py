@@ -1,0 +1,168 @@
+"""Who takes a record, and what becomes of one that fails: the one place that decides either."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from hiveio.consumer.dead_letters.format import NOBODY
+from hiveio.consumer.dead_letters.store import DeadLetterStore
+from hiveio.consumer.envelopes import Envelopes, NewRecord
+from hiveio.consumer.failures import Attempts, Failure, HandlerSlot
+from hiveio.consumer.reading import undecoded, unknown_type
+from hiveio.consumer.redrive import Redrive
+from hiveio.consumer.routing import Routing, Target
+from hiveio.errors import Invalid, Problem, Refused
+from hiveio.kafka import Message
+
+logger = logging.getLogger("hiveio.consumer")
+
+
+class Delivery(NamedTuple):
+    """An event and who takes it. For the ``blocked`` actors its key is parked."""
+
+    event: Any
+    meta: Any
+    targets: Sequence[Target]
+    blocked: frozenset[str]
+
+
+class Dispatcher:
+    """Gives the records of one partition to the actors that take them.
+
+    ``resumes`` says from which offset on a target takes records, where it is not the same for all; ``where`` is the
+    partition, for the log.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        routing: Routing,
+        resumes: Mapping[Target, int],
+        envelopes: Envelopes,
+        attempts: Attempts,
+        store: DeadLetterStore,
+        redrive: Redrive,
+    ) -> None:
+        self.routing, self.envelopes, self.attempts, self.store = routing, envelopes, attempts, store
+        self._where, self._redrive = where, redrive
+        self._resumes, self._resumed = resumes, max(resumes.values(), default=0)
+
+    def decide(self, record: NewRecord) -> Delivery | Problem | None:
+        """Who takes the record; the Problem for which nobody can; None where it is a letter already, or parked now."""
+        blocked = NOBODY
+        if self.store.busy:
+            found = self.store.blocked(record.message.key(), record.offset)
+            if found is None:
+                return None
+            if found >= self.routing.names:
+                self._park(record.message, found)
+                return None
+            blocked = found
+        try:
+            event, meta = self.envelopes.decode(record)
+        except BaseException as error:
+            return undecoded(error)
+        targets = self.routing.takers(event, blocked)
+        if record.offset < self._resumed:  # some have it in their stores already
+            targets = [one for one in targets if record.offset >= self._resumes.get(one, 0)]
+        return Delivery(event, meta, targets, blocked)
+
+    async def deliver(self, slot: HandlerSlot, record: NewRecord) -> None:
+        """Give the record to all who take it, one after the other.
+
+        What they cannot handle is a dead letter, which may have to be flushed still.
+        """
+        delivery = self.decide(record)
+        if not isinstance(delivery, Delivery):
+            await self.put_away(slot, record, delivery)
+            return
+        event, meta, targets, blocked = delivery
+        failures: dict[str, Failure] | None = None
+        given = False
+        for target in targets:
+            if given and self.changes(event, meta):
+                event, meta = self.envelopes.decode_again(record)
+            given = True
+            envelope = self.envelopes.make(record, event, meta, target)
+            error = await self.attempts.first(slot, target, envelope)
+            if error is not None:
+                make = partial(self.envelopes.again, record, target)
+                failed = await self.attempts.more(slot, target, record.offset, envelope, error, make)
+                if failed is not None:
+                    failures = {**(failures or {}), target.name: failed}
+        if failures or blocked:
+            await self.dead_letter(slot, record.message, failures or {}, blocked)
+        else:
+            self.routing.counts.handled += 1
+
+    def changes(self, event: Any, meta: Any) -> bool:
+        """Whether an actor can change what it is given, so that the next one needs its own."""
+        return meta is not None or type(event) in self.routing.mutable
+
+    async def put_away(self, slot: HandlerSlot, record: NewRecord, problem: Problem | None) -> None:
+        """A record that nobody takes."""
+        if problem is not None:
+            await self._undecodable(slot, record.message, problem)
+        elif self.store.full:
+            await self.store.flush()
+
+    async def dead_letter(
+        self, slot: HandlerSlot, message: Message, failures: dict[str, Failure], blocked: frozenset[str]
+    ) -> None:
+        """A record that some actors have failed on, or for which its key is parked."""
+        actors = blocked | failures.keys()
+        error, attempts = next(iter(failures.values()), (None, 0))
+        if error is None or attempts == 0:  # it stands behind another of its key
+            self._park(message, actors)
+            if self.store.full:
+                await self.store.flush()
+            return
+        reason = "refused" if isinstance(error, Refused) else "failed"
+        await self._keep(slot, message, reason, error, attempts, actors)
+
+    def _park(self, message: Message, actors: frozenset[str]) -> None:
+        self.routing.counts.parked += 1
+        self.store.put(message, "parked", "", 0, actors)
+
+    async def _undecodable(self, slot: HandlerSlot, message: Message, error: Problem) -> None:
+        kind = unknown_type(error)
+        keepers = self.routing.keepers(kind)
+        if not keepers:
+            self.routing.counts.skipped += 1
+        elif kind is None:
+            await self._keep(slot, message, "undecodable", error, 1, keepers)
+        else:
+            self.routing.log_unknown(f"{self._where}/{message.offset()}", kind)
+            await self._keep(slot, message, "unknown", Invalid(f"no actor takes the type {kind!r}"), 1, keepers)
+
+    async def _keep(
+        self, slot: HandlerSlot, message: Message, reason: str, error: Exception, attempts: int, actors: frozenset[str]
+    ) -> None:
+        """Write the record to the dead-letter topic, and park its key."""
+        where, text = f"{self._where}/{message.offset()}", f"{type(error).__name__}: {error}"
+        if reason != "unknown":  # of which there may be many: it is logged once a type
+            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text)
+        await self._wait_for_room(slot, f"{where}: {reason}: {text}")
+        self.store.put(message, reason, text, attempts, actors)
+        await self.store.flush()
+        self.routing.counts.dead += 1
+
+    async def _wait_for_room(self, slot: HandlerSlot, what: str) -> None:
+        """Stand still while more keys are parked than CONSUMER_PARKED allows."""
+        while not self.store.room:
+            if slot.blocked_reason is None:
+                reason = f"{what}; CONSUMER_PARKED=0 allows no dead letters, so this partition stops"
+                if self.store.limit:
+                    reason = (
+                        f"{what}; as many keys as CONSUMER_PARKED={self.store.limit} allows are parked, so this "
+                        "partition stops: `hiveio dead list` shows them, `hiveio dead retry` and `hiveio dead drop` "
+                        "free them"
+                    )
+                slot.block(reason)
+                logger.error("%s", reason)
+            if self.store.queue and slot is self._redrive.slot:
+                await self._redrive.run()
+            else:
+                await slot.wait(self.store.changed())
+        slot.block(None)

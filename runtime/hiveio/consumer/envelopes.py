@@ -1,0 +1,123 @@
+"""What handlers are given of the records of one partition."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from hiveio.consumer.dead_letters.format import PREFIX as OF_LETTERS
+from hiveio.consumer.dead_letters.format import TOPIC_ID, key_of, origin_of, time_of
+from hiveio.consumer.dead_letters.format import headers_of as letter_headers
+from hiveio.consumer.reading import Reading, parse_position, read, version_of
+from hiveio.consumer.routing import Target
+from hiveio.envelope import Codec, Context, Envelope
+from hiveio.errors import Problem
+from hiveio.headers import Headers
+from hiveio.kafka import Message, Start
+from hiveio.kafka.headers import Pairs
+from hiveio.kafka.headers import headers_of as all_headers
+
+
+class NewRecord(NamedTuple):
+    """A record that is to be handled, and is no repeat. In the place of the value stands what was read already, where
+    that is more than an action."""
+
+    message: Message
+    offset: int
+    value: bytes | Reading
+    headers: Pairs | None
+    position: bytes | None
+
+
+class Envelopes:
+    """Makes envelopes of the records of one partition, and of the dead letters that hold some of them."""
+
+    def __init__(self, start: Start, codec: Codec) -> None:
+        self._topic, self._partition, self._topic_id = start.topic, start.partition, start.topic_id
+        self._codec = codec
+
+    def decode(self, record: NewRecord) -> tuple[Any, Any]:
+        """Event and meta. Raises the Problem that stands in their place, and whatever an actor's type raises."""
+        value = record.value
+        return self._codec.decode(value, record.headers or ()) if type(value) is bytes else _event(value)
+
+    def decode_again(self, record: NewRecord) -> tuple[Any, Any]:
+        """Event and meta of a record that was decoded before, unchanged by whoever was given them."""
+        if type(record.value) is bytes:
+            return self._codec.decode(record.value, record.headers or ())
+        return _event(read(record.headers or [], record.message.value(), self._codec))
+
+    def make(self, record: NewRecord, event: Any, meta: Any, target: Target) -> Envelope:
+        message, offset, _, headers, position = record
+        envelope = Envelope(message=event, id=id_of(message.key()), meta=meta)
+        if target.with_record:
+            self._set_record(envelope, message, headers, position, offset, message.timestamp()[1], self._topic_id)
+        return envelope
+
+    def again(self, record: NewRecord, target: Target) -> Envelope:
+        """What a record gives to an actor, once more: an attempt before this one may have changed what it was given."""
+        envelope = self.make(record, *self.decode_again(record), target)
+        return as_batch(envelope) if target.batch else envelope
+
+    def of_letter(self, letter: Message, original: Message) -> Envelope:
+        """What the record of a letter gives; ``original`` holds it. Raises the Problem for which it cannot be read."""
+        found = letter_headers(letter)
+        origin = origin_of(found)
+        assert origin is not None
+        headers = [pair for pair in all_headers(original) if not pair[0].startswith(OF_LETTERS)]
+        event, meta = _event(read(headers, original.value(), self._codec))
+        envelope = Envelope(message=event, id=id_of(key_of(original)), meta=meta)
+        positions = Headers.wrapping(headers).get_all("hive-position")
+        topic_id = found.get(TOPIC_ID, b"").decode("utf-8", "replace")
+        position = positions[-1] if positions else None
+        self._set_record(envelope, original, headers, position, origin[2], time_of(found), topic_id, redriven=True)
+        return envelope
+
+    def _set_record(
+        self,
+        envelope: Envelope,
+        message: Message,
+        headers: Pairs | None,
+        position: bytes | None,
+        offset: int,
+        time_ms: int,
+        topic_id: str,
+        *,
+        redriven: bool = False,
+    ) -> None:
+        """``topic_id`` is empty where it is not known."""
+        found = Headers.wrapping(headers or ())
+        envelope.headers = found
+        envelope.key = found.get("hive-key")
+        envelope.record = Context(
+            id=envelope.id or None,
+            topic=self._topic,
+            topic_id=topic_id or None,
+            key=key_of(message),
+            idempotency_key=envelope.key,
+            partition=self._partition,
+            offset=offset,
+            position=parse_position(position) if position is not None else None,
+            version=version_of(found),
+            time=time_ms / 1000,
+            headers=found,
+            meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,
+            redriven=redriven,
+        )
+
+
+def as_batch(envelope: Envelope) -> Envelope:
+    """One event as a batch."""
+    return Envelope(message=[envelope.message], id=envelope.id, record=[envelope.record] if envelope.record else None)
+
+
+def id_of(key: str | bytes | None) -> str:
+    """A key as text. No two keys have the same: see ``Context.id``."""
+    return key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key or ""
+
+
+def _event(reading: bytes | Reading) -> tuple[Any, Any]:
+    """The event and its meta. Raises the Problem that stands in their place."""
+    if isinstance(reading, Problem):
+        raise reading
+    assert not isinstance(reading, bytes)
+    return reading

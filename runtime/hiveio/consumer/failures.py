@@ -1,0 +1,195 @@
+"""What happens when a handler raises or hangs: it is tried again, until it works or has failed for good."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from hiveio.config import Settings
+from hiveio.consumer.routing import Counts, Target
+from hiveio.envelope import Envelope
+from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
+from hiveio.fault import about, log_fault
+
+SLICE_S = 0.005  # so long a task works before others get their turn
+logger = logging.getLogger("hiveio.consumer")
+
+Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it stands behind another of its key
+
+
+class RetryPolicy:
+    """Exponential backoff with jitter, and a maximum of attempts.
+
+    A refusal is not tried again: the same record is refused again. ``Unavailable`` says that a backend is away: it is
+    tried until it works, because a dead letter would only be one of many.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.attempts = settings.consumer_attempts
+        self.timeout_s = settings.consumer_timeout_ms / 1000
+        self._first_s = settings.consumer_backoff_ms / 1000
+        self._longest_s = max(self._first_s, settings.consumer_backoff_limit_ms / 1000)
+
+    def wait_s(self, error: Exception, attempt: int) -> float | None:
+        """The time before the next attempt, after this many; None: there is none."""
+        if isinstance(error, Refused) or (attempt >= self.attempts and not isinstance(error, Unavailable)):
+            return None
+        return float(min(self._longest_s, self._first_s * 2 ** min(attempt - 1, 60)) * random.uniform(0.5, 1.0))
+
+
+class HandlerSlot:
+    """A task that runs handlers, one at a time, and since when the present one runs.
+
+    ``blocked_reason`` says why it stands still, for as long as it does. ``closing``: it begins nothing any more.
+    """
+
+    __slots__ = ("_overdue", "_slice_end", "blocked_reason", "closing", "idle", "started_at", "task", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s  # of a handler
+        self.task: asyncio.Task[None] | None = None
+        self.started_at: float | None = None  # None: no handler runs
+        self.idle = False  # nothing is in hand that must be finished
+        self.closing = False
+        self.blocked_reason: str | None = None
+        self._overdue = False
+        self._slice_end = 0.0  # until then it works before others get their turn
+
+    def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self.task = asyncio.create_task(work, name=name)
+
+    async def wait(self, what: Awaitable[Any]) -> None:
+        """Wait with nothing in hand: a revoke does not wait for it."""
+        self.idle, self.started_at = True, None
+        try:
+            await what
+        finally:
+            self.idle = False
+
+    def begin(self) -> None:
+        """A handler is called now."""
+        self.started_at = time.monotonic()
+
+    def end(self) -> None:
+        """No handler runs."""
+        self.started_at = None
+
+    def block(self, reason: str | None) -> None:
+        self.blocked_reason = reason
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self.closing = True
+
+    def cancel(self, *, idle_only: bool) -> None:
+        if self.task is not None and (self.idle or not idle_only):
+            self.task.cancel()
+
+    def slice_is_over(self) -> bool:
+        return time.monotonic() > self._slice_end
+
+    async def give_way(self) -> None:
+        """Let others have their turn."""
+        await asyncio.sleep(0)
+        self._slice_end = time.monotonic() + SLICE_S
+
+    def watch(self) -> None:
+        """Cancel a handler that hangs. One that does not let itself be cancelled is cancelled again each time."""
+        started_at = self.started_at
+        if started_at is not None and self.task is not None and time.monotonic() - started_at > self.timeout_s:
+            self._overdue = True
+            self.task.cancel()
+        elif self._overdue:  # it has ended as if nothing had happened
+            self._uncancel()
+
+    def failure(self, error: BaseException) -> Exception:
+        """What a handler raised, as an error of it. Raises what is none: the slot, which is closing, was cancelled."""
+        self.started_at = None
+        cancelled, overdue = isinstance(error, asyncio.CancelledError), self._overdue
+        if self.closing and not overdue and is_cancelled(error):
+            raise error
+        if cancelled or overdue:
+            self._uncancel()
+        if cancelled and overdue:
+            return TimeoutError(f"the handler took longer than CONSUMER_TIMEOUT, {self.timeout_s:g} s")
+        return contained(error)
+
+    def _uncancel(self) -> None:
+        """What was cancelled was the handler, and not this task; an actor may have cancelled it, too."""
+        self._overdue = False
+        while self.task is not None and self.task.cancelling():
+            self.task.uncancel()
+
+
+class Attempts:
+    """Handlers that raise are tried again, as the policy says. ``where`` is the partition, for the log."""
+
+    def __init__(self, policy: RetryPolicy, counts: Counts, where: str) -> None:
+        self._policy, self._counts, self._where = policy, counts, where
+
+    async def first(self, slot: HandlerSlot, target: Target, envelope: Envelope) -> Exception | None:
+        """One attempt: None where it worked."""
+        slot.begin()
+        try:
+            await target.handle(envelope)
+        except BaseException as error:
+            return slot.failure(error)
+        slot.end()
+        return None
+
+    async def more(
+        self,
+        slot: HandlerSlot,
+        target: Target,
+        offset: int,
+        envelope: Envelope,
+        failure: Exception,
+        make: Callable[[], Envelope],
+        *,
+        once: bool = False,
+    ) -> Failure | None:
+        """Go on after ``failure``, in growing intervals: None when it worked, else how it failed at last.
+
+        Each attempt is given what ``make`` gives: what one has changed is not there for the next. With ``once`` it is
+        tried again only for a backend that is away. Attempts that found a backend away are none of those after which it
+        ends, and their intervals grow by themselves.
+        """
+        attempt = failed = waited = 0  # of the attempts, those that failed; those since then that found a backend away
+        where = f"{self._where}/{offset}"
+        while True:
+            if isinstance(failure, Stop):
+                raise failure
+            if slot.closing:
+                raise asyncio.CancelledError  # it is not done: another owner tries it
+            attempt += 1
+            if away := isinstance(failure, Unavailable):
+                waited += 1
+            else:
+                failed, waited = failed + 1, 0
+                slot.block(None)
+            wait_s = self._policy.wait_s(failure, waited if away else failed)
+            if wait_s is None or (once and not away):
+                slot.block(None)
+                if not once and not isinstance(failure, Refused):
+                    log_fault(logger, failure, target.contract, envelope, record=where, attempts=failed)
+                return failure, failed
+            text = f"{where}: attempt {attempt} failed"
+            if waited >= self._policy.attempts:
+                slot.block(f"{text}, and it waits for its backend: {failure}")
+            if not away or waited.bit_count() == 1:  # what has no end is logged at growing distances
+                line = f"{text}, the next is in {wait_s:.2f} s: {type(failure).__name__}: {failure}"
+                logger.warning("%s", line, extra=about(target.contract, envelope))
+            self._counts.retried += 1
+            await slot.wait(asyncio.sleep(wait_s))
+            try:
+                envelope = make()
+            except BaseException as error:  # an actor's type may raise what it likes
+                failure = slot.failure(error)
+                continue
+            found = await self.first(slot, target, envelope)
+            if found is None:
+                slot.block(None)
+                return None
+            failure = found

@@ -1,0 +1,86 @@
+"""Which records of a partition are to be handled: no repeats, and nothing that says nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hiveio.actor import Tombstone
+from hiveio.cloudevents import MARK as CLOUD_EVENT
+from hiveio.cloudevents import is_structured
+from hiveio.consumer.envelopes import NewRecord
+from hiveio.consumer.progress import Progress, RecentKeys
+from hiveio.consumer.reading import JSON, MAX_VERSION_DIGITS, read
+from hiveio.consumer.routing import Routing
+from hiveio.errors import Invalid
+from hiveio.kafka import Message
+from hiveio.kafka.headers import UNREADABLE, mended
+
+# Headers by which a repeat is known, and what is more than an action.
+_MARKS = frozenset(
+    ("hive-position", "hive-previous", "hive-version", "hive-key", "content-type", CLOUD_EVENT, UNREADABLE)
+)
+
+
+class Intake:
+    """Tells new records from repeats, of one partition. Records before ``start`` only tell what was seen."""
+
+    def __init__(self, start: int, progress: Progress, keys: RecentKeys, routing: Routing) -> None:
+        self._start, self._progress, self._is_new_key = start, progress, keys.take
+        self._counts, self._codec, self._tombstones = routing.counts, routing.codec, Tombstone in routing.by_type
+
+    @property
+    def last(self) -> bytes | None:
+        """The last position of a publisher that was seen; while ``new`` iterates, up to the record that it gave."""
+        return self._progress.last
+
+    def new(self, chunk: list[Message]) -> Iterator[NewRecord]:
+        """The records to be handled. What was seen before, or says nothing, is counted."""
+        start, counts, progress, is_new_key = self._start, self._counts, self._progress, self._is_new_key
+        codec, tombstones = self._codec, self._tombstones
+        all_headers = map(Message.headers, chunk)  # a map takes no short cut: see hiveio.kafka.headers
+        for message in chunk:
+            try:
+                headers: Any = next(all_headers)
+            except SystemError:
+                headers = mended(message)
+            position = previous = key = wrong = None
+            new, odd = True, False
+            if headers is not None:
+                for name, text in headers:
+                    if name in _MARKS:
+                        if name == "content-type":
+                            if text != JSON and text is not None and is_structured(text):
+                                odd = True
+                        elif name == "hive-position":
+                            position = text
+                        elif name == "hive-previous":
+                            previous = text
+                        elif name == "hive-version":
+                            if text is not None and not (text.isdigit() and len(text) <= MAX_VERSION_DIGITS):
+                                odd = True
+                        elif name == "hive-key":
+                            key = text
+                        else:
+                            odd = True
+                if key is not None:
+                    new = is_new_key(message.key(), key, headers)
+            offset: Any = message.offset()
+            if offset < start:
+                if position is not None:
+                    progress.look(position, previous)
+                continue
+            if position is not None:
+                try:
+                    new = progress.take(position, previous)
+                except Invalid as error:
+                    wrong = error
+            value: Any = message.value()
+            if not new:
+                counts.repeated += 1
+            elif wrong is not None:
+                yield NewRecord(message, offset, wrong, headers, None)
+            elif odd or (value is None and tombstones):
+                yield NewRecord(message, offset, read(headers or [], value, codec), headers, position)
+            elif value is None:
+                counts.skipped += 1
+            else:
+                yield NewRecord(message, offset, value, headers, position)
