@@ -271,12 +271,6 @@ class Contract:
         assert self.actor.upcast is not None
         return UpcastingCodec(self.events.values(), self.actor.upcast)
 
-    @property
-    def plain(self) -> Callable[[Any], Any] | None:
-        """``perform`` itself, where it is no coroutine, is given a message and nothing else, and gives no events."""
-        more = self.is_async or self.batch or self.stateful or self.wants_context or self.wants_tx or self.events
-        return None if more else self.actor.perform
-
     def _invoker(self, actor: Actor) -> Invoke:
         perform, stateful = actor.perform, self.stateful
         wants_context, wants_tx = self.wants_context, self.wants_tx

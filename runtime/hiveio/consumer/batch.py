@@ -35,15 +35,14 @@ class Batches:
                     lists, count = {}, 0
                 await dispatcher.put_away(self._slot, record, delivery)
                 continue
-            event, meta, targets, blocked = delivery
-            given = False
-            for target in targets:
+            event, meta, given = delivery.event, delivery.meta, False
+            for target in delivery.targets:
                 if given and dispatcher.changes(event, meta):
                     event, meta = dispatcher.envelopes.decode_again(record)
                 given = True
                 lists.setdefault(target, []).append((record, event, meta))
-            if blocked:
-                await dispatcher.dead_letter(self._slot, record.message, {}, blocked)
+            if delivery.blocked:
+                await dispatcher.dead_letter(self._slot, record.message, {}, delivery.blocked)
             else:
                 count += 1
         await self._lists(lists, count)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from hiveio.consumer.dead_letters.format import NOBODY
 from hiveio.consumer.dead_letters.store import DeadLetterStore
-from hiveio.consumer.envelopes import Envelopes, NewRecord
+from hiveio.consumer.envelopes import Envelopes, NewRecord, event_of
 from hiveio.consumer.failures import Attempts, Failure, HandlerSlot
 from hiveio.consumer.reading import undecoded, unknown_type
 from hiveio.consumer.redrive import Redrive
@@ -18,7 +20,7 @@ from hiveio.kafka import Message
 logger = logging.getLogger("hiveio.consumer")
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """An event and who takes it. For the ``blocked`` actors its key is parked."""
 
     event: Any
@@ -45,7 +47,7 @@ class Dispatcher:
         redrive: Redrive,
     ) -> None:
         self.routing, self.envelopes, self.attempts, self.store = routing, envelopes, attempts, store
-        self._where, self._redrive = where, redrive
+        self._where, self._redrive, self._decode = where, redrive, routing.codec.decode
         self._resumes, self._resumed = resumes, max(resumes.values(), default=0)
 
     def decide(self, record: NewRecord) -> Delivery | Problem | None:
@@ -60,7 +62,8 @@ class Dispatcher:
                 return None
             blocked = found
         try:
-            event, meta = self.envelopes.decode(record)
+            value = record.value
+            event, meta = self._decode(value, record.headers or ()) if type(value) is bytes else event_of(value)
         except BaseException as error:
             return undecoded(error)
         targets = self.routing.takers(event, blocked)
@@ -77,22 +80,26 @@ class Dispatcher:
         if not isinstance(delivery, Delivery):
             await self.put_away(slot, record, delivery)
             return
-        event, meta, targets, blocked = delivery
-        failures: dict[str, Failure] | None = None
+        event, meta, failures = delivery.event, delivery.meta, None
         given = False
-        for target in targets:
+        for target in delivery.targets:
             if given and self.changes(event, meta):
                 event, meta = self.envelopes.decode_again(record)
             given = True
             envelope = self.envelopes.make(record, event, meta, target)
-            error = await self.attempts.first(slot, target, envelope)
-            if error is not None:
-                make = partial(self.envelopes.again, record, target)
-                failed = await self.attempts.more(slot, target, record.offset, envelope, error, make)
-                if failed is not None:
-                    failures = {**(failures or {}), target.name: failed}
-        if failures or blocked:
-            await self.dead_letter(slot, record.message, failures or {}, blocked)
+            slot.begin()
+            try:
+                await target.handle(envelope)
+                continue
+            except BaseException as raised:
+                error = slot.failure(raised)
+            make = partial(self.envelopes.again, record, target)
+            failure = await self.attempts.more(slot, target, record.offset, envelope, error, make)
+            if failure is not None:
+                failures = {**(failures or {}), target.name: failure}
+        slot.end()
+        if failures or delivery.blocked:
+            await self.dead_letter(slot, record.message, failures or {}, delivery.blocked)
         else:
             self.routing.counts.handled += 1
 

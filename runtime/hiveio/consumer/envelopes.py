@@ -1,6 +1,6 @@
 """What handlers are given of the records of one partition."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -17,7 +17,7 @@ from hiveio.kafka.headers import Pairs
 from hiveio.kafka.headers import headers_of as all_headers
 
 
-class NewRecord(NamedTuple):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that is to be handled, and is no repeat. In the place of the value stands what was read already, where
     that is more than an action."""
 
@@ -35,22 +35,18 @@ class Envelopes:
         self._topic, self._partition, self._topic_id = start.topic, start.partition, start.topic_id
         self._codec = codec
 
-    def decode(self, record: NewRecord) -> tuple[Any, Any]:
-        """Event and meta. Raises the Problem that stands in their place, and whatever an actor's type raises."""
-        value = record.value
-        return self._codec.decode(value, record.headers or ()) if type(value) is bytes else _event(value)
-
     def decode_again(self, record: NewRecord) -> tuple[Any, Any]:
         """Event and meta of a record that was decoded before, unchanged by whoever was given them."""
         if type(record.value) is bytes:
             return self._codec.decode(record.value, record.headers or ())
-        return _event(read(record.headers or [], record.message.value(), self._codec))
+        return event_of(read(record.headers or [], record.message.value(), self._codec))
 
     def make(self, record: NewRecord, event: Any, meta: Any, target: Target) -> Envelope:
-        message, offset, _, headers, position = record
+        message = record.message
         envelope = Envelope(message=event, id=id_of(message.key()), meta=meta)
         if target.with_record:
-            self._set_record(envelope, message, headers, position, offset, message.timestamp()[1], self._topic_id)
+            time_ms = message.timestamp()[1]
+            self._set_record(envelope, message, record.headers, record.position, record.offset, time_ms, self._topic_id)
         return envelope
 
     def again(self, record: NewRecord, target: Target) -> Envelope:
@@ -64,7 +60,7 @@ class Envelopes:
         origin = origin_of(found)
         assert origin is not None
         headers = [pair for pair in all_headers(original) if not pair[0].startswith(OF_LETTERS)]
-        event, meta = _event(read(headers, original.value(), self._codec))
+        event, meta = event_of(read(headers, original.value(), self._codec))
         envelope = Envelope(message=event, id=id_of(key_of(original)), meta=meta)
         positions = Headers.wrapping(headers).get_all("hive-position")
         topic_id = found.get(TOPIC_ID, b"").decode("utf-8", "replace")
@@ -115,7 +111,7 @@ def id_of(key: str | bytes | None) -> str:
     return key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key or ""
 
 
-def _event(reading: bytes | Reading) -> tuple[Any, Any]:
+def event_of(reading: bytes | Reading) -> tuple[Any, Any]:
     """The event and its meta. Raises the Problem that stands in their place."""
     if isinstance(reading, Problem):
         raise reading

@@ -45,7 +45,17 @@ class HandlerSlot:
     ``blocked_reason`` says why it stands still, for as long as it does. ``closing``: it begins nothing any more.
     """
 
-    __slots__ = ("_overdue", "_slice_end", "blocked_reason", "closing", "idle", "started_at", "task", "timeout_s")
+    __slots__ = (
+        "_begun_at",
+        "_overdue",
+        "_slice_end",
+        "blocked_reason",
+        "closing",
+        "idle",
+        "started_at",
+        "task",
+        "timeout_s",
+    )
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s  # of a handler
@@ -55,7 +65,7 @@ class HandlerSlot:
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._slice_end = 0.0  # until then it works before others get their turn
+        self._begun_at = self._slice_end = 0.0  # until the latter it works before others get their turn
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.task = asyncio.create_task(work, name=name)
@@ -70,7 +80,7 @@ class HandlerSlot:
 
     def begin(self) -> None:
         """A handler is called now."""
-        self.started_at = time.monotonic()
+        self.started_at = self._begun_at = time.monotonic()
 
     def end(self) -> None:
         """No handler runs."""
@@ -88,7 +98,7 @@ class HandlerSlot:
             self.task.cancel()
 
     def slice_is_over(self) -> bool:
-        return time.monotonic() > self._slice_end
+        return self._begun_at > self._slice_end
 
     async def give_way(self) -> None:
         """Let others have their turn."""

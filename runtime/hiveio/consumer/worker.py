@@ -63,6 +63,7 @@ class PartitionWorker(Lane):
     ) -> None:
         start = opening.assigned
         super().__init__(start, opening.begin, (opening.start, opening.note))
+        self._progress = opening.progress
         self._start, self._routing, self._finished, self._claim = opening.start, routing, finished, claim
         self._arrived = asyncio.Event()  # records, letters, or the end
         self._chunks: deque[list[Message]] = deque()
@@ -221,17 +222,17 @@ class PartitionWorker(Lane):
         if self.store.pending:
             await self.store.flush()
         if end > self._start:
-            self._advance(end, self._intake.last)
+            self._advance(end, self._progress.last)
 
     async def _one_by_one(self, chunk: list[Message]) -> None:
         """Each record counts as done by itself; when the partition closes the one in hand is the last."""
-        slot, store, intake, deliver = self._slot, self.store, self._intake, self._dispatcher.deliver
-        for record in intake.new(chunk):
+        slot, store, progress, deliver = self._slot, self.store, self._progress, self._dispatcher.deliver
+        for record in self._intake.new(chunk):
             await deliver(slot, record)
             if store.pending and slot.closing:
                 await store.flush()
             if not store.pending:  # a record counts as done when its letter is written
-                self.done = (record.offset + 1, intake.last)
+                self.done = (record.offset + 1, progress.last)
             if slot.closing:
                 return
             if slot.slice_is_over():

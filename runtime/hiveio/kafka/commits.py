@@ -32,10 +32,13 @@ class Commits:
         return offset, CommitMetadata(seen, lane.topic_id, lane.subscription or self._subscription, lane.owner)
 
     def commit(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
-        """What is done and not committed yet."""
+        """What is done and not committed yet; not for a while after a commit has failed."""
+        if time.monotonic() >= self._again_at:
+            self.commit_now(consumer, lanes)
+
+    def commit_now(self, consumer: Consumer, lanes: Iterable[Lane]) -> None:
+        """What is done and not committed yet: there is no later, where a partition is let go."""
         offsets = []
-        if time.monotonic() < self._again_at:
-            return
         for lane in lanes:
             at = lane.at
             if at != lane.committed:

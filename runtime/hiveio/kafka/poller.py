@@ -354,7 +354,7 @@ class Poller:
         lanes = [lane for key in keys if (lane := self._lanes.get(key)) is not None]
         failure = tried(lambda: self._call(self.assignment.give(keys, lost=lost)))
         if failure is None and not lost:
-            self._commits.commit(consumer, lanes)
+            self._commits.commit_now(consumer, lanes)
         for key in keys:
             self._lanes.pop(key, None)
         if failure is not None:

@@ -16,7 +16,7 @@ from hiveio.consumer.reading import read
 from hiveio.consumer.routing import Routing
 from hiveio.errors import Problem
 from hiveio.kafka.headers import Pairs
-from tests.unit.consumer.memory import Member, Partition, Record
+from tests.unit.consumer.consumer_memory import Member, Partition, Record
 
 
 class Deposited(Event, frozen=True):

@@ -11,7 +11,7 @@ import pytest
 from hiveio import Actor, Context, Event, Rejected, Unavailable
 from hiveio.consumer.dead_letters.format import headers_of, letter
 from tests.integration.consumers import wire
-from tests.unit.consumer.memory import Member, Partition, Record
+from tests.unit.consumer.consumer_memory import Member, Partition, Record
 
 MODES = ["in order", "lists", "parallel"]
 
