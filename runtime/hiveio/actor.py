@@ -146,9 +146,9 @@ class Contract:
     """An actor with what its annotations say. Made once a process; raises BadAnnotation.
 
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
-    ``commands`` holds whatever ``perform`` takes over POST; ``heard`` the events that it takes from a log, with
+    ``commands`` holds whatever ``perform`` takes over POST; ``subscribes`` the events that it takes from a log, with
     ``batch`` as a list, and ``tombstones`` says whether it takes records without a value too. ``mutable`` are those of
-    ``commands`` and ``heard`` whose messages can be changed by whom they are given to.
+    ``commands`` and ``subscribes`` whose messages can be changed by whom they are given to.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -160,7 +160,8 @@ class Contract:
         self._read_perform(kind)
         self._read_replay(kind)
         self._check_output(kind)
-        for found in {*self.commands.values(), *self.queries.values(), *self.events.values(), *self.heard.values()}:
+        messages = self.commands, self.queries, self.events, self.subscribes
+        for found in {kind for kinds in messages for kind in kinds.values()}:
             check_fields(found)
         if self.model is not None:
             check_fields(self.model)
@@ -170,10 +171,10 @@ class Contract:
         self.replay: Callable[[Any, Any], Any] | None = self.actor.replay
         self.command_codec = Codec(self.commands.values())
         self.event_codec = self._event_codec(kind)
-        self.heard_codec = Codec(self.heard.values(), strict=False)
+        self.subscribed_codec = Codec(self.subscribes.values(), strict=False)
         self.model_decoder = msgspec.json.Decoder(self.model | None if self.model else Any)
         self._shares_state = self.model is None or is_immutable(self.model)
-        taken = {*self.commands.values(), *self.heard.values()}
+        taken = {*self.commands.values(), *self.subscribes.values()}
         self.mutable = frozenset(kind for kind in taken if not is_immutable(kind))
 
     def _read_perform(self, kind: type[Actor]) -> None:
@@ -207,9 +208,10 @@ class Contract:
                 text = f"{ours[-1]} takes {called(member)}, which is not a Command, an Event or a Query"
                 raise BadAnnotation(f"{name}: {text}")
         self.commands: dict[str, type[Struct]] = by_name(t for t in taken if not issubclass(t, Query | Tombstone))
-        heard = batch or events
-        self.tombstones = Tombstone in heard
-        self.heard: dict[str, type[Struct]] = by_name(t for t in heard if t is not Tombstone)  # nameless on a wire
+        subscribed = batch or events
+        self.tombstones = Tombstone in subscribed
+        named = (t for t in subscribed if t is not Tombstone)  # which has no name on a wire
+        self.subscribes: dict[str, type[Struct]] = by_name(named)
         self.batch = bool(batch)
         self.queries: dict[str, type[Query]] = by_name(t for t in taken if issubclass(t, Query))
         if "return" not in hints:

@@ -113,8 +113,8 @@ class Service:
 
     def receives(self, topics: Iterable[str], contract: Contract) -> None:
         """Say that this actor takes events from topics."""
-        if contract.heard:
-            kinds = tuple(contract.heard.values())
+        if contract.subscribes:
+            kinds = tuple(contract.subscribes.values())
             self.channels += [Channel("receive", topic, contract.name, kinds) for topic in topics]
 
     def about(self) -> dict[str, str]:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise HiveError("--from goes with --reset: a shadow is built from the start")
     if any(topic.startswith("^") for topic in settings.read_topics):
         raise HiveError("EVENT_STORE_CONSUMER_TOPIC is an expression; name the topics to replay")
-    contracts = [contract for contract in load(settings) if contract.heard or contract.tombstones]
+    contracts = [contract for contract in load(settings) if contract.subscribes or contract.tombstones]
     logs.configure()
     logging.getLogger().setLevel(logging.ERROR)
     with Reader(settings, settings.group_id) as reader:

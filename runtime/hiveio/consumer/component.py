@@ -63,7 +63,7 @@ class Consumer:
             read_topics="the consumer reads its events from it",
             group_id="the consumer commits its offsets under it",
         )
-        takers = [(contract, handler) for contract, handler in handlers if contract.heard or contract.tombstones]
+        takers = [(contract, handler) for contract, handler in handlers if contract.subscribes or contract.tombstones]
         if not takers:
             raise ConfigError(f"ACTOR_MODULE={settings.actor_module}: no actor's perform takes an Event")
         self._settings = settings

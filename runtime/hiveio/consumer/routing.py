@@ -45,7 +45,7 @@ class Routing:
         self.names = frozenset(target.name for target in self.targets)
         self.by_type: dict[type, list[Target]] = {}
         for target in self.targets:
-            for kind in target.contract.heard.values():
+            for kind in target.contract.subscribes.values():
                 self.by_type.setdefault(kind, []).append(target)
         self.codec = Codec(self.by_type, strict=False)
         if takers := [target for target in self.targets if target.contract.tombstones]:

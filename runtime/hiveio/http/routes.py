@@ -167,7 +167,7 @@ def check_reached(service: Service, routes: Iterable[Route]) -> None:
     reached = {(route.contract.name, kind) for route in routes if route.contract for kind in route.takes}
     reached |= {(c.actor, kind) for c in service.channels if c.action == "receive" for kind in c.messages}
     for contract in service.contracts:
-        taken = {*contract.commands.values(), *contract.queries.values(), *contract.heard.values()}
+        taken = {*contract.commands.values(), *contract.queries.values(), *contract.subscribes.values()}
         idle = sorted(kind.__name__ for kind in taken if (contract.name, kind) not in reached)
         text = f"{contract.kind.__name__}.perform takes {', '.join(idle)}, which this image passes to no actor"
         if idle and len(idle) == len(taken):

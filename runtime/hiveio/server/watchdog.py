@@ -122,7 +122,7 @@ def _message(frame: FrameType, contract: Contract) -> dict[str, Any]:
         *contract.commands.values(),
         *contract.queries.values(),
         *contract.events.values(),
-        *contract.heard.values(),
+        *contract.subscribes.values(),
     }
     for name in code.co_varnames[: code.co_argcount]:
         value = values.get(name)

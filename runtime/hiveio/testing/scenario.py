@@ -68,7 +68,7 @@ class Scenario:
         name = aggregate(contract.name, id)
         for event in events:
             if contract.model is None:
-                self._heard.append((actor, id, _through(contract.heard_codec, event), HeaderView.of({})))
+                self._heard.append((actor, id, _through(contract.subscribed_codec, event), HeaderView.of({})))
                 continue
             contract.check_event(event)
             _through(contract.event_codec, event)
@@ -193,8 +193,8 @@ class Scenario:
             if isinstance(message, Query):
                 envelope = _query(contract, handler, id, message)
                 envelope.headers = headers
-            elif isinstance(message, Event) and type(message).__name__ in contract.heard:
-                event = _through(contract.heard_codec, message)
+            elif isinstance(message, Event) and type(message).__name__ in contract.subscribes:
+                event = _through(contract.subscribed_codec, message)
                 self._heard.append((contract.kind, id, event, headers))
                 envelope = self._event(len(self._heard) - 1, id, event, headers)
             else:
