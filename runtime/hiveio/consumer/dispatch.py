@@ -80,6 +80,7 @@ class Dispatcher:
         if not isinstance(delivery, Delivery):
             await self.put_away(slot, record, delivery)
             return
+        message = record.message  # the watchdog looks for it here, to say which record blocks the loop
         event, meta, failures = delivery.event, delivery.meta, None
         given = False
         for target in delivery.targets:
@@ -99,7 +100,7 @@ class Dispatcher:
                 failures = {**(failures or {}), target.name: failure}
         slot.end()
         if failures or delivery.blocked:
-            await self.dead_letter(slot, record.message, failures or {}, delivery.blocked)
+            await self.dead_letter(slot, message, failures or {}, delivery.blocked)
         else:
             self.routing.counts.handled += 1
 
