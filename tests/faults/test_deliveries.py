@@ -11,7 +11,7 @@ from hiveio import Unavailable
 from hiveio.cli import main
 from hiveio.config import Settings
 from hiveio.consumer.dead_letters.format import headers_of
-from hiveio.kafka.session import MOST, OVERLAPPING
+from hiveio.kafka.session import MAX_GROUP, OVERLAPPING
 from tests.faults.proxy import PRODUCE, Passing, Proxy
 from tests.faults.proxy import kafka as of_kafka
 from tests.faults.stage import Broker

@@ -216,6 +216,9 @@ class Consumer:
         if isinstance(lane, PartitionWorker):
             lane.fail(reason)
 
+    def renew(self) -> None:
+        self._dead_letters.renew()
+
     async def _open(self, start: Start) -> PartitionWorker:
         """Where to begin: at the actors' positions, else where the group stands, or begins."""
         usual = start.first if start.committed is None else start.committed
@@ -258,7 +261,7 @@ class Consumer:
             finished=self._poller.progress,
             claim=lambda lane: self._poller.claim(lane, start.owner),
         )
-        if first == start.committed and start.note.topic_id == start.topic_id:
+        if first == start.committed and start.metadata.topic_id == start.topic_id:
             worker.committed = worker.done
         if gone and not self._settings.from_start:
             worker.fail(

@@ -12,7 +12,7 @@ from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.consumer.dead_letters.format import headers_of, mark
 from hiveio.consumer.dead_letters.topic import DeadLetterTopics
-from hiveio.kafka import Lane, Message, Note, Poller, Start
+from hiveio.kafka import CommitMetadata, Lane, Message, Poller, Start
 from hiveio.kafka.assigned import Lanes, Owner
 from hiveio.kafka.headers import Pairs
 from hiveio.kafka.session import Outgoing
@@ -104,7 +104,7 @@ class MemoryPoller:
         if lane is not None and lane.failure is None:
             offset, last = lane.at
             seen = last.decode() if isinstance(last, bytes) else "-"
-            self._partition.committed = offset, Note(seen, lane.topic_id, "", lane.owner)
+            self._partition.committed = offset, CommitMetadata(seen, lane.topic_id, "", lane.owner)
 
     async def claim(self, lane: Lane, owner: Owner) -> None:
         lane.owner = owner
@@ -154,7 +154,7 @@ class Partition:
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self.messages: list[Message] = []
         self.letters = Letters(self.messages)
-        self.committed: tuple[int, Note] | None = None
+        self.committed: tuple[int, CommitMetadata] | None = None
         self._members: list[Member] = []
         self.write(*records)
 
@@ -166,7 +166,7 @@ class Partition:
                 member.poller.hand_over()
 
     def start(self) -> Start:
-        offset, note = self.committed or (None, Note())
+        offset, note = self.committed or (None, CommitMetadata())
         ends = 0, len(self.letters.messages)
         owner = Owner(f"owner{next(_owners)}", ends[1])
         return Start("t", 0, "id", offset, note, 0, 0, len(self.messages), owner, ends)

@@ -58,12 +58,12 @@ class DeadLetterStore:
         news: Callable[[], None],
     ) -> None:
         self._topics, self._topic, self._partition = topics, assigned.topic, assigned.partition
-        bounds, self._committed = assigned.beside, assigned.committed
+        bounds, self._committed = assigned.companion, assigned.committed
         self._topic_id, self._anew = assigned.topic_id, assigned.anew
         self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._news = limit, everybody, news
         self._owner = assigned.owner
-        self.fold = Fold(bounds[0], (assigned.note.owner, assigned.owner))
+        self.fold = Fold(bounds[0], (assigned.metadata.owner, assigned.owner))
         self.queue: deque[Message] = deque()
         self.busy = bounds[0] < bounds[1]
         self._kept: set[int] = set()  # records from the start on that are letters already

@@ -48,7 +48,7 @@ class DeadLetterTopics:
             session = self._sessions.pop(name, None)
             if session is None:
                 # A compacted or expiring topic would lose letters that are open.
-                await ensure_beside(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
+                await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
                 session = Session(self._settings, name, -1)
             await session.send(group, partition)
             self._sessions[name] = session  # only one that did not fail is used again

@@ -6,7 +6,7 @@ from confluent_kafka import Message
 
 from hiveio.consumer.dead_letters.fold import Fold
 from hiveio.consumer.dead_letters.format import OWNER, letter, mark
-from hiveio.kafka.assigned import Note, Owner
+from hiveio.kafka.assigned import CommitMetadata, Owner
 from hiveio.kafka.session import Outgoing
 
 
