@@ -32,7 +32,7 @@ GROUPS = {
         "EVENT_STORE_MISPLACED",
     ),
 }  # fmt: skip
-KAFKA = "| `KAFKA_<NAME>` | | any property of librdkafka: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism` |\n"
+KAFKA = "| `KAFKA_<NAME>` | | Any property of librdkafka: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism`. |\n"
 
 
 def page() -> str:

@@ -39,7 +39,7 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True):
 class Query(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks an actor for an answer that changes nothing: decoded from path and query string of a ``GET``.
 
-    A query may name a ``path`` of its own; otherwise it stands on its actor's.
+    A query may name a ``path`` of its own; otherwise it has that of its actor.
     """
 
     path: ClassVar[str] = ""
@@ -51,9 +51,9 @@ class Event(Struct, frozen=True):
 
 
 class Tombstone(Event, frozen=True):
-    """A record without a value, which on a compacted topic says that its key is no more: ``context`` says which.
+    """A record without a value. On a compacted topic it deletes its key, which is in ``context``.
 
-    A consumer's ``perform`` that takes it is given them; else they are skipped.
+    A consumer passes tombstones to a ``perform`` that takes this class, and skips them otherwise.
     """
 
 
@@ -69,7 +69,7 @@ class Transaction(Protocol):
     """The ``tx`` of a ``perform`` that works on several aggregates as one transaction."""
 
     async def get(self, actor: type["Actor"], id: str) -> Any:
-        """The state of another aggregate, at the snapshot of everything read before; None if it never was."""
+        """The state of another aggregate, at the snapshot of everything read before; None if it does not exist."""
 
     def emit(self, actor: type["Actor"], id: str, event: Event) -> None:
         """Write an event to another aggregate, in the same transaction."""
@@ -90,7 +90,7 @@ class Actor:
       ``replay`` it is given type and payload (a dict) of each event in the log, and returns both. Today's events come
       back unchanged. So an event may be renamed or reshaped while the log stays as it was written.
     - ``start``, ``stop`` and ``ready`` may be plain or ``async``.
-    - Consumer: ``perform`` takes one event, or, annotated with a list of events, what has come at once, in order
+    - Consumer: ``perform`` takes one event, or, annotated with a list of events, those that came at once, in order
       (``context`` is then a list too). ``position`` and ``reset`` are described in docs/consumer.md.
     """
 
@@ -98,8 +98,8 @@ class Actor:
     name: ClassVar[str] = ""  # in the log; default: the name of the class
     topic: ClassVar[str] = ""
     key: ClassVar[str] = ""
-    # Its state is in memory, or in a file of one process. Then CLUSTER_SIZE is 1, and no other is taken: each worker
-    # would answer from the part of the events that it was given.
+    # Its state is in memory, or in a file of one process. Then CLUSTER_SIZE must be 1, because each worker would answer
+    # from the part of the events that it was given.
     single_process: ClassVar[bool] = False
     isolation: ClassVar[Literal["snapshot", "serializable"]] = "snapshot"
     # What its reads, and its refusals without an Idempotency-Key, rest on: docs/transactions.md, Reads.
@@ -148,7 +148,7 @@ class Contract:
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
     ``commands`` holds whatever ``perform`` takes over POST; ``subscribes`` the events that it takes from a log, with
     ``batch`` as a list, and ``tombstones`` says whether it takes records without a value too. ``mutable`` are those of
-    ``commands`` and ``subscribes`` whose messages can be changed by whom they are given to.
+    ``commands`` and ``subscribes`` whose messages an actor could change.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -219,7 +219,7 @@ class Contract:
                 f"{name} has no return annotation; name the events that it gives (-> Opened | Deposited), or else what "
                 "it answers with; -> None where that is nothing"
             )
-        self.returned = hints["return"]  # the annotation as it stands
+        self.returned = hints["return"]  # the annotation as it is written
         self.returns = members_of(self.returned, into_lists=True)
         self.is_async = inspect.iscoroutinefunction(kind.perform)
 

@@ -1,4 +1,4 @@
-"""What the annotations of a user's class say, or the line of error that says what is wrong with them."""
+"""Reads the annotations of a user's class. What is wrong with them is an error of one line."""
 
 import inspect
 import types
@@ -17,7 +17,7 @@ _UNRESOLVED = "import or define the name when the module is loaded, not only und
 
 
 def hints_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """The annotations of a function, by parameter and "return". Raises BadAnnotation for one that says nothing."""
+    """The annotations of a function, by parameter and "return". Raises BadAnnotation if one cannot be resolved."""
     try:
         return typing.get_type_hints(function, include_extras=True)
     except NameError as error:
@@ -54,7 +54,7 @@ def by_name(kinds: Iterable[Any]) -> dict[str, Any]:
 
 
 def check_fields(kind: type[Struct]) -> None:
-    """Whether each field of a message or a model can be written as JSON and read again. Raises BadAnnotation."""
+    """Check that each field of a message or a model can be written as JSON and read again. Raises BadAnnotation."""
     try:
         fields = msgspec.structs.fields(kind)
     except NameError as error:
@@ -73,7 +73,7 @@ def check_fields(kind: type[Struct]) -> None:
             # It can write what it can describe, and nothing else; only the last line of its text is about that.
             reason = str(error).splitlines()[-1]
             raise BadAnnotation(
-                f"{wrong} cannot be written as JSON ({reason}): take a type that msgspec knows (str, int, Decimal, "
+                f"{wrong} cannot be written as JSON ({reason}): use a type that msgspec knows (str, int, Decimal, "
                 "datetime, list, dict with texts as keys, a Struct, …)"
             ) from None
 
@@ -110,7 +110,7 @@ _CHOICES = {
 
 
 def check_class(kind: type) -> None:
-    """Whether what a class declares is of the right type, and its methods are methods. Raises BadAnnotation."""
+    """Check the types of the attributes of a class, and that its methods are methods. Raises BadAnnotation."""
     for attribute, wanted in _ATTRIBUTES.items():
         if not isinstance(found := getattr(kind, attribute), wanted):
             raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it must be of type {wanted.__name__}")
@@ -134,7 +134,7 @@ def check_class(kind: type) -> None:
 
 
 def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_wait: bool = True) -> None:
-    """Whether a method can be called as it is going to be. Raises BadAnnotation."""
+    """Check that a method can be called as the runtime calls it. Raises BadAnnotation."""
     name, function = f"{kind.__name__}.{method}", getattr(kind, method)
     wanted = f"{method}({', '.join(['self', *parameters])})"
     if not callable(function):
@@ -149,7 +149,7 @@ def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_
 
 
 def check_takes_nothing(kind: type) -> None:
-    """Whether an object of the class can be made without arguments. Raises BadAnnotation."""
+    """Check that an object of the class can be made without arguments. Raises BadAnnotation."""
     if missing := sorted(getattr(kind, "__abstractmethods__", ())):
         raise BadAnnotation(
             f"{kind.__name__} is abstract, {', '.join(missing)} is missing; write it, or begin its name with _ if it "

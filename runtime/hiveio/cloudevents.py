@@ -46,11 +46,11 @@ def from_structured_request(body: bytes, headers: Mapping[bytes, bytes], names: 
             _one_value(data)
         attributes = {name: with_integers(msgspec.json.decode(value)) for name, value in members.items()}
     except msgspec.ValidationError:
-        raise Invalid("a CloudEvent is a JSON object, and its data_base64 is a text") from None
+        raise Invalid("A CloudEvent must be a JSON object, and its data_base64 must be a text.") from None
     except binascii.Error:
-        raise Invalid("data_base64 is not base64", pointer="/data_base64") from None
+        raise Invalid("The data_base64 of the CloudEvent is not base64.", pointer="/data_base64") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(f"the CloudEvent is not JSON: {error}") from None
+        raise Malformed(f"The CloudEvent is not JSON: {error}.") from None
     return _from_request(attributes, data, names)
 
 
@@ -67,16 +67,16 @@ def from_binary_request(body: bytes, headers: Mapping[bytes, bytes], names: Coll
         if body:
             _one_value(body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Malformed(f"the data of the CloudEvent is not JSON: {error}") from None
+        raise Malformed(f"The data of the CloudEvent is not JSON: {error}.") from None
     return _from_request(attributes, body or None, names)
 
 
 def _from_request(attributes: dict[str, Any], data: bytes | None, names: Collection[str]) -> bytes:
     for name in REQUIRED:
         if not isinstance(value := attributes.get(name), str) or not value:
-            raise Invalid(f"the CloudEvent lacks the attribute {name}, a text that is not empty", pointer=f"/{name}")
+            raise Invalid(f"The CloudEvent lacks the attribute {name}, a text that is not empty.", pointer=f"/{name}")
     if attributes["specversion"] != "1.0":
-        text = f"the CloudEvent has specversion {attributes['specversion']!r}; only 1.0 is supported"
+        text = f"The CloudEvent has specversion {attributes['specversion']!r}; only 1.0 is supported."
         raise Invalid(text, pointer="/specversion")
     _check_attributes(attributes, _MAX_NAME)
     return _envelope(attributes, data, names)
@@ -98,18 +98,20 @@ def from_structured_record(content_type: bytes, value: bytes, names: Collection[
     """The envelope of an event in structured mode, or in a batch of one. Raises Problem, and msgspec's errors."""
     kind = media_type(content_type)
     if kind not in (STRUCTURED, BATCH):
-        text = f"the content type is {kind.decode('ascii', 'replace')}; CloudEvents are read as {STRUCTURED.decode()}"
+        text = f"The content type is {kind.decode('ascii', 'replace')}; CloudEvents are read as {STRUCTURED.decode()}."
         raise Invalid(text)
     if kind == BATCH:
         events = _batch(value)
         if len(events) != 1:
-            raise Invalid(f"the batch has {len(events)} CloudEvents: a record, which has one offset, is one event")
+            raise Invalid(
+                f"The batch has {len(events)} CloudEvents; a record may have only one, because it has one offset."
+            )
         value = bytes(events[0])
     members = _members(value)
     data = members.pop("data", None)
     if (encoded := members.pop("data_base64", None)) is not None:
         if data is not None:
-            raise Invalid("the CloudEvent has both data and data_base64; it may have only one of them")
+            raise Invalid("The CloudEvent has both data and data_base64; it may have only one of them.")
         data = Raw(base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True))
     attributes = {name: msgspec.json.decode(text) for name, text in members.items()}
     return _from_record(
@@ -135,16 +137,16 @@ def from_binary_record(headers: Headers, value: bytes | None, names: Collection[
 def _from_record(attributes: dict[str, Any], data: bytes, names: Collection[str], meta: bytes | None = None) -> bytes:
     kind, version = attributes.get("type"), attributes.get("specversion")
     if not isinstance(kind, str) or not kind:
-        raise Invalid("the CloudEvent lacks the attribute type, a text that is not empty")
+        raise Invalid("The CloudEvent lacks the attribute type, a text that is not empty.")
     if not isinstance(version, str) or not version.startswith("1."):
-        raise Invalid(f"the CloudEvent has specversion {version!r}; only 1.0 is supported")
+        raise Invalid(f"The CloudEvent has specversion {version!r}; only 1.0 is supported.")
     _check_attributes(attributes)
     for part, text in (("data", data), ("header hive-meta", meta)):  # both stand in the envelope as they are
         try:
             if text:
                 _one_value(text)
         except msgspec.DecodeError as error:
-            raise Malformed(f"the {part} is not JSON: {error}") from None
+            raise Malformed(f"The {part} is not JSON: {error}.") from None
     return _envelope(attributes, data, names, meta)
 
 
@@ -186,8 +188,8 @@ def _check_attributes(attributes: dict[str, Any], max_name: int | None = None) -
         well_named = _NAME.fullmatch(name) and (max_name is None or len(name) <= max_name)
         if not well_named or not isinstance(value, str | int | bool):
             raise Invalid(
-                f"{name!r} is not an attribute of a CloudEvent: its name consists of a-z and 0-9, and its value is a "
-                "text, a whole number, true or false"
+                f"{name!r} is not an attribute of a CloudEvent: its name must consist of a-z and 0-9, and its "
+                "value must be a text, a whole number, true or false."
             )
 
 

@@ -14,20 +14,20 @@ _NOTHING = b'"0"'
 
 
 class Conditions(NamedTuple):
-    """What a request asks of the entity that it meets: entity tags as they are written, or ``*``; None asks nothing."""
+    """The conditions of a request: entity tags as they are written, or ``*``; None is no condition."""
 
     match: tuple[bytes, ...] | None = None
     none_match: tuple[bytes, ...] | None = None
 
     def met(self, tag: str | None, *, exists: bool) -> bool:
-        """Whether what has this entity tag, None for no tag, is asked for. ``*`` asks for whatever exists, with a tag
-        or without one; a weak tag matches none."""
+        """Whether If-Match allows an entity with this tag (None: without a tag). ``*`` allows every entity that
+        exists, with a tag or without one; a weak tag matches none."""
         if self.match is None:
             return True
         return exists if self.match == _ANY else tag is not None and tag.encode() in self.match
 
     def absent(self, tag: str | None, *, exists: bool) -> bool:
-        """Whether it is none of those that must not exist. Here a weak tag is as good as a strong one."""
+        """Whether If-None-Match allows it. Here a weak tag is as good as a strong one."""
         if self.none_match is None:
             return True
         if self.none_match == _ANY:
@@ -37,12 +37,12 @@ class Conditions(NamedTuple):
     def check(self, version: int, name: str) -> None:
         """Raises VersionMismatch (412) where a command may not be executed on this version.
 
-        An aggregate that is not there yet has version 0, which may be asked for as ``"0"``, and no entity tag.
+        An aggregate that does not exist yet has version 0, which may be asked for as ``"0"``, and no entity tag.
         """
         tag, exists = etag(version) if version else None, version > 0
         met = self.met(tag, exists=exists) or (not exists and self.match is not None and _NOTHING in self.match)
         if not met or not self.absent(tag, exists=exists):
-            raise VersionMismatch(f"{name} is at version {version}", version=version)
+            raise VersionMismatch(f"{name} is at version {version}, which the request does not allow.", version=version)
 
 
 def etag(version: int) -> str:
@@ -51,7 +51,7 @@ def etag(version: int) -> str:
 
 
 def conditions(headers: Iterable[tuple[bytes, bytes]]) -> Conditions:
-    """Those among the headers of a request; a list may stand in several of them. Raises Refused (400)."""
+    """The conditions among the headers of a request; a list may be in several headers. Raises Refused (400)."""
     headers = list(headers)
     return Conditions(_tags("If-Match", headers), _tags("If-None-Match", headers))
 
@@ -64,5 +64,5 @@ def _tags(name: str, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, ...] | 
     if value.strip() == b"*":
         return _ANY
     if not _TAGS.fullmatch(value):
-        raise Refused(f'{name} must be * or a list of entity tags, such as {name}: "5", "6"')
+        raise Refused(f'{name} must be * or a list of entity tags, such as {name}: "5", "6".')
     return tuple(_EACH.findall(value))

@@ -1,140 +1,21 @@
 """The environment, read once into one frozen object. ``docs/settings.md`` is generated from it."""
 
 import functools
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from hiveio import parsers
 from hiveio.errors import ConfigError
 
-# Given and not yet supported: the start stops with that sentence, so nobody believes in a setting that does nothing.
+# Variables that may be given and are not supported yet. The start stops at one, so that nobody relies on it in vain.
 _UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
-_WRITTEN = ("content-type", "traceparent", "tracestate")  # stand on every record anyway
 # What Kubernetes and container links set for every service, whatever it is called: kafka, telemetry, event-store.
 LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 # Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
 _PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLATE_)?FILE$")
-
-
-def _cpu_quota() -> int:
-    """Whole CPUs that the cgroup and the affinity mask allow, at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup 2, cgroup 1
-        try:
-            quota, period = (int(w) for name in names for w in Path("/sys/fs/cgroup", name).read_text().split())
-        except (OSError, ValueError):  # not this version, or "max"
-            continue
-        if quota > 0:
-            allowed = min(allowed, quota // period)
-    return max(1, allowed)
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    parse.__doc__ = f"a whole number from {low} to {high}"
-    return parse
-
-
-def _fraction(text: str) -> float:
-    """a number from 0 to 1"""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    parse.__doc__ = " or ".join(words)
-    return parse
-
-
-def _flag(text: str) -> bool:
-    """true or false"""
-    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-
-
-def _text(text: str) -> str:
-    """any text"""
-    return text
-
-
-def _topic(text: str) -> str:
-    """a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"""
-    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", text):
-        raise ValueError
-    return text
-
-
-def _topics(text: str) -> tuple[str, ...]:
-    """a topic name, a comma-separated list of them, or ^regex"""
-    if text.startswith("^"):
-        re.compile(text)
-        return (text,)
-    return tuple(_topic(name.strip()) for name in text.split(","))
-
-
-def _http_url(text: str) -> str:
-    """a URL http://host:port/path or https://"""
-    if not re.match(r"https?://[^/]", text) or urlsplit(text).port == 0:
-        raise ValueError
-    return text
-
-
-def _headers(text: str) -> tuple[str, ...]:
-    """a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"""
-    names = tuple(name.strip().lower() for name in text.split(","))
-    for name in names:
-        if not re.fullmatch(r"[a-z0-9!#$%&'+.^_`|~-]+\*?", name) or name.startswith("hive-") or name in _WRITTEN:
-            raise ValueError
-    return names
-
-
-def _path(text: str) -> str:
-    """a path that starts with /"""
-    if not text.startswith("/"):
-        raise ValueError
-    return text
-
-
-def _redis_url(text: str) -> str:
-    """a URL redis://host:port/db, rediss:// or unix://"""
-    # The port is a ValueError where a password with / # or ? is not percent-encoded.
-    if not re.match(r"(rediss?|unix)://", text) or urlsplit(text).port == 0:
-        raise ValueError
-    return text
-
-
-def _redis_urls(text: str) -> tuple[str, ...]:
-    """one or more comma-separated URLs redis://host:port/db"""
-    return tuple(_redis_url(url.strip()) for url in text.split(","))
-
-
-def _address(text: str) -> str:
-    """an IPv4 or IPv6 address without a port, such as 127.0.0.1 or ::1; or :: for all of both"""
-    address = ipaddress.ip_address(text)
-    if address.is_multicast:
-        raise ValueError
-    return str(getattr(address, "ipv4_mapped", None) or address)
-
-
-def _http_version(text: str) -> int:
-    """1 or 2"""
-    return {"1": 1, "1.1": 1, "2": 2}[text]
 
 
 def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
@@ -149,124 +30,239 @@ def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, sho
 class Settings:
     """Every setting, with its default. ``Settings.read()`` takes them from an environment."""
 
-    actor_module: str = setting("ACTOR_MODULE", "", _text, "the actor: `module` or `module:Class`")
-    actor_path: str = setting("ACTOR_PATH", "/actor", _text, "the folder from which the actor is loaded")
-    bind: str = setting(
-        "BIND", "::", _address, "address on which it listens; `::` is all of IPv6 and IPv4, `0.0.0.0` all of IPv4"
+    actor_module: str = setting(
+        "ACTOR_MODULE", "", parsers.any_text, "The actor to load, as `module` or `module:Class`."
     )
-    port: int = setting("PORT", 3000, _whole(0, 65535), "port of the HTTP server")
-    cluster_size: int = setting("CLUSTER_SIZE", _cpu_quota, _whole(1, 256), "worker processes", "the CPU quota")
-    http_version: int = setting("HTTP_VERSION", 1, _http_version, "1; or 2 for HTTP/2, which takes HTTP/1.1 as well")
-    secure: bool = setting("SECURE", False, _flag, "HTTPS, with SSL_CERT and SSL_KEY")
-    ssl_cert: str = setting("SSL_CERT", "", _text, "PEM file of the certificate and its chain; a renewed one is taken")
-    ssl_key: str = setting("SSL_KEY", "", _text, "PEM file of its private key, without a passphrase")
-    ping_url: str = setting("PING_URL", "/ping", _path, "path of the ping")
-    body_limit: int = setting("BODY_LIMIT", 1 << 20, _whole(1, 1 << 30), "largest request body, bytes; beyond it 413")
+    actor_path: str = setting("ACTOR_PATH", "/actor", parsers.any_text, "The folder from which the actor is loaded.")
+    bind: str = setting(
+        "BIND",
+        "::",
+        parsers.ip_address,
+        "The address on which the service listens. `::` is all of IPv6 and IPv4, `0.0.0.0` all of IPv4.",
+    )
+    port: int = setting("PORT", 3000, parsers.whole_number(0, 65535), "The port on which the service listens.")
+    cluster_size: int = setting(
+        "CLUSTER_SIZE",
+        parsers.cpu_quota,
+        parsers.whole_number(1, 256),
+        "The number of worker processes.",
+        "the CPU quota",
+    )
+    http_version: int = setting(
+        "HTTP_VERSION", 1, parsers.http_version, "The version of HTTP: 1, or 2 for HTTP/2 and HTTP/1.1 on one port."
+    )
+    secure: bool = setting(
+        "SECURE", False, parsers.flag, "Whether the service speaks HTTPS, with SSL_CERT and SSL_KEY."
+    )
+    ssl_cert: str = setting(
+        "SSL_CERT",
+        "",
+        parsers.any_text,
+        "The PEM file of the certificate and its chain. It may be renewed while the service runs.",
+    )
+    ssl_key: str = setting("SSL_KEY", "", parsers.any_text, "The PEM file of the private key, without a passphrase.")
+    ping_url: str = setting("PING_URL", "/ping", parsers.url_path, "The path that answers `pong`.")
+    body_limit: int = setting(
+        "BODY_LIMIT",
+        1 << 20,
+        parsers.whole_number(1, 1 << 30),
+        "The largest size of a request body, in bytes. A larger one is answered 413.",
+    )
     batch_limit: int = setting(
-        "BATCH_LIMIT", 64 << 20, _whole(1, 1 << 30), "largest batch (producer), bytes; each record within BODY_LIMIT"
+        "BATCH_LIMIT",
+        64 << 20,
+        parsers.whole_number(1, 1 << 30),
+        "The largest size of a batch, in bytes. BODY_LIMIT bounds each record in it.",
     )
     request_timeout_ms: int = setting(
-        "REQUEST_TIMEOUT", 10_000, _whole(1, 600_000), "longest time to an answer, ms; then 504 or 503"
+        "REQUEST_TIMEOUT",
+        10_000,
+        parsers.whole_number(1, 600_000),
+        "The longest time to an answer, in milliseconds. After it the answer is 504 or 503.",
     )
     drain_timeout_ms: int = setting(
-        "DRAIN_TIMEOUT", 20_000, _whole(1, 600_000), "longest time from SIGTERM to the end, ms"
+        "DRAIN_TIMEOUT",
+        20_000,
+        parsers.whole_number(1, 600_000),
+        "The longest time from SIGTERM to the end of the process, in milliseconds.",
     )
-    brokers: str = setting("EVENT_STORE_BROKERS", "", _text, "Kafka brokers, `host:port,…`")
-    topic: str = setting("EVENT_STORE_TOPIC", "", _topic, "topic of events")
+    brokers: str = setting("EVENT_STORE_BROKERS", "", parsers.any_text, "The Kafka brokers, as `host:port,…`.")
+    topic: str = setting("EVENT_STORE_TOPIC", "", parsers.topic_name, "The topic of the events.")
     producer_topic: str = setting(
-        "EVENT_STORE_PRODUCER_TOPIC", "", _topic, "topic that events are written to", "EVENT_STORE_TOPIC"
+        "EVENT_STORE_PRODUCER_TOPIC",
+        "",
+        parsers.topic_name,
+        "The topic to which events are written.",
+        "EVENT_STORE_TOPIC",
     )
     consumer_topic: tuple[str, ...] = setting(
         "EVENT_STORE_CONSUMER_TOPIC",
         (),
-        _topics,
-        "topics that events are read from: name, list or `^regex`",
+        parsers.topic_names,
+        "The topics from which events are read: a name, a list of names or a `^regex`.",
         "EVENT_STORE_TOPIC",
     )
-    client_id: str = setting("EVENT_STORE_ID", "hiveio", _text, "client id towards Kafka")
-    group_id: str = setting("EVENT_STORE_GROUP_ID", "", _text, "consumer group")
+    client_id: str = setting("EVENT_STORE_ID", "hiveio", parsers.any_text, "The client id of the service in Kafka.")
+    group_id: str = setting("EVENT_STORE_GROUP_ID", "", parsers.any_text, "The consumer group.")
     from_start: bool = setting(
-        "EVENT_STORE_FROM_START", False, _flag, "a group without offsets begins at the first event, not at the next"
+        "EVENT_STORE_FROM_START",
+        False,
+        parsers.flag,
+        "Whether a group without offsets begins at the first event in the topics. Otherwise it begins at the next one.",
     )
     partitions: int = setting(
-        "EVENT_STORE_PARTITIONS", 1, _whole(1, 10_000), "partitions with which topics are created; fixed from then on"
+        "EVENT_STORE_PARTITIONS",
+        1,
+        parsers.whole_number(1, 10_000),
+        "The number of partitions of the topics that the service creates. It cannot be changed later.",
     )
     replication: int = setting(
         "EVENT_STORE_REPLICATION",
         0,
-        _whole(1, 99),
-        "replicas with which topics are made; each start compares",
+        parsers.whole_number(1, 99),
+        "The number of replicas of the topics that the service creates. Each start compares it with those that exist.",
         "the brokers' default, at least 3 where there are 3",
     )
-    buffer: int = setting("EVENT_STORE_BUFFER", 500, _whole(1, 100_000), "most records in a batch")
+    buffer: int = setting(
+        "EVENT_STORE_BUFFER",
+        500,
+        parsers.whole_number(1, 100_000),
+        "The largest number of records in a batch to or from Kafka.",
+    )
     buffer_timeout_ms: int = setting(
-        "EVENT_STORE_TIMEOUT", 1, _whole(0, 60_000), "longest time a record waits for its batch under load, ms"
+        "EVENT_STORE_TIMEOUT",
+        1,
+        parsers.whole_number(0, 60_000),
+        "The longest time for which a record waits for its batch under load, in milliseconds.",
     )
     producer_ack: str = setting(
         "PRODUCER_ACK",
         "stored",
-        _one_of("stored", "queued"),
-        "when the producer answers: `stored` (200 once Kafka has it) or `queued` (202 at once)",
+        parsers.one_of("stored", "queued"),
+        "When the producer answers: `stored` (200 once Kafka has stored the event) or `queued` (202 at once).",
     )
     event_format: str = setting(
         "EVENT_FORMAT",
         "action",
-        _one_of("action", "cloudevents"),
-        "how the producer writes events: `action` (Flux Standard Action) or `cloudevents` (Kafka binding, binary mode)",
+        parsers.one_of("action", "cloudevents"),
+        "How the producer writes events: `action` (Flux Standard Action), or `cloudevents` (Kafka's binary mode).",
     )
     event_headers: tuple[str, ...] = setting(
-        "EVENT_HEADERS", (), _headers, "request headers that the producer writes to its records: names, or `x-tenant-*`"
+        "EVENT_HEADERS",
+        (),
+        parsers.header_names,
+        "The request headers that the producer copies to its records: names, or `x-tenant-*` for a prefix.",
     )
     consumer_concurrency: int = setting(
-        "CONSUMER_CONCURRENCY", 1, _whole(1, 1_000), "keys that the consumer handles in parallel, in each partition"
+        "CONSUMER_CONCURRENCY",
+        1,
+        parsers.whole_number(1, 1_000),
+        "The number of keys that the consumer handles in parallel, in each partition.",
     )
     consumer_attempts: int = setting(
-        "CONSUMER_ATTEMPTS", 8, _whole(1, 1_000), "attempts to handle an event; then it goes to the dead-letter topic"
+        "CONSUMER_ATTEMPTS",
+        8,
+        parsers.whole_number(1, 1_000),
+        "The number of attempts to handle an event. After the last one it goes to the dead-letter topic.",
     )
     consumer_backoff_ms: int = setting(
-        "CONSUMER_BACKOFF", 100, _whole(1, 600_000), "time to the second attempt, ms; doubled each time, with jitter"
+        "CONSUMER_BACKOFF",
+        100,
+        parsers.whole_number(1, 600_000),
+        "The time to the second attempt, in milliseconds. It is doubled for each further attempt, with jitter.",
     )
     consumer_backoff_limit_ms: int = setting(
-        "CONSUMER_BACKOFF_LIMIT", 5_000, _whole(1, 3_600_000), "longest time between two attempts, ms"
+        "CONSUMER_BACKOFF_LIMIT",
+        5_000,
+        parsers.whole_number(1, 3_600_000),
+        "The longest time between two attempts, in milliseconds.",
     )
     consumer_timeout_ms: int = setting(
-        "CONSUMER_TIMEOUT", 60_000, _whole(1, 86_400_000), "longest time of one attempt, ms; then it counts as failed"
+        "CONSUMER_TIMEOUT",
+        60_000,
+        parsers.whole_number(1, 86_400_000),
+        "The longest time of one attempt, in milliseconds. After it the attempt has failed.",
     )
     consumer_parked: int = setting(
-        "CONSUMER_PARKED", 1_000, _whole(0, 1_000_000), "most keys parked in a partition; beyond it the partition stops"
+        "CONSUMER_PARKED",
+        1_000,
+        parsers.whole_number(0, 1_000_000),
+        "The largest number of keys that are parked in a partition. Beyond it the partition stops.",
     )
-    cache_url: str = setting("CACHE_URL", "", _redis_url, "Redis: the transaction cache; keys of the producer")
-    lock_urls: tuple[str, ...] = setting("LOCK_URLS", (), _redis_urls, "Redlock nodes", "CACHE_URL")
-    lock_ttl_ms: int = setting("LOCK_TTL", 2_000, _whole(50, 600_000), "time to live of a lock, ms")
+    cache_url: str = setting(
+        "CACHE_URL",
+        "",
+        parsers.redis_url,
+        "The URL of the Redis that holds the transaction cache, or the idempotency keys of the producer.",
+    )
+    lock_urls: tuple[str, ...] = setting(
+        "LOCK_URLS", (), parsers.redis_urls, "The URLs of the Redis nodes for Redlock.", "CACHE_URL"
+    )
+    lock_ttl_ms: int = setting(
+        "LOCK_TTL", 2_000, parsers.whole_number(50, 600_000), "The time to live of a lock, in milliseconds."
+    )
     lock_drift_factor: float = setting(
-        "LOCK_DRIFT_FACTOR", 0.01, _fraction, "share of LOCK_TTL allowed for clock drift"
+        "LOCK_DRIFT_FACTOR", 0.01, parsers.fraction, "The share of LOCK_TTL that is allowed for clock drift."
     )
     lock_retry_count: int = setting(
-        "LOCK_RETRY_COUNT", 50, _whole(0, 100_000), "retries of a command or a lock; then 409"
+        "LOCK_RETRY_COUNT",
+        50,
+        parsers.whole_number(0, 100_000),
+        "The number of retries of a command or a lock. After the last one the answer is 409.",
     )
-    lock_retry_delay_ms: int = setting("LOCK_RETRY_DELAY", 20, _whole(0, 60_000), "time between retries, ms")
-    lock_retry_jitter_ms: int = setting("LOCK_RETRY_JITTER", 20, _whole(0, 60_000), "most random time added to it, ms")
+    lock_retry_delay_ms: int = setting(
+        "LOCK_RETRY_DELAY", 20, parsers.whole_number(0, 60_000), "The time between two retries, in milliseconds."
+    )
+    lock_retry_jitter_ms: int = setting(
+        "LOCK_RETRY_JITTER",
+        20,
+        parsers.whole_number(0, 60_000),
+        "The largest random time that is added to LOCK_RETRY_DELAY, in milliseconds.",
+    )
     misplaced: str = setting(
-        "EVENT_STORE_MISPLACED", "", _text, "aggregates (`ACTOR/ID,…`) that are known to be in a wrong partition"
+        "EVENT_STORE_MISPLACED",
+        "",
+        parsers.any_text,
+        "The aggregates (`ACTOR/ID,…`) that are known to be in a wrong partition.",
     )
     idempotency_count: int = setting(
-        "IDEMPOTENCY_COUNT", 10_000, _whole(1, 10_000_000), "records for which command ids are kept; fixed with the log"
+        "IDEMPOTENCY_COUNT",
+        10_000,
+        parsers.whole_number(1, 10_000_000),
+        "The number of records for which command ids are remembered. It is fixed when the log is created.",
     )
     idempotency_time_s: int = setting(
         "IDEMPOTENCY_TIME",
         3_600,
-        _whole(0, 31_536_000),
-        "seconds for which an Idempotency-Key is remembered; fixed when the log is made",
+        parsers.whole_number(0, 31_536_000),
+        "The time for which an Idempotency-Key is remembered, in seconds. It is fixed when the log is created.",
     )
-    telemetry: bool = setting("TELEMETRY", False, _flag, "OpenTelemetry: spans and metrics, as the `OTEL_*` say")
+    telemetry: bool = setting(
+        "TELEMETRY",
+        False,
+        parsers.flag,
+        "Whether the service sends spans and metrics with OpenTelemetry, as the `OTEL_*` variables say.",
+    )
     telemetry_service_name: str = setting(
-        "TELEMETRY_SERVICE_NAME", "", _text, "`service.name` of spans and metrics", "OTEL_SERVICE_NAME, EVENT_STORE_ID"
+        "TELEMETRY_SERVICE_NAME",
+        "",
+        parsers.any_text,
+        "The `service.name` of spans and metrics.",
+        "OTEL_SERVICE_NAME, EVENT_STORE_ID",
     )
     telemetry_url_traces: str = setting(
-        "TELEMETRY_URL_TRACES", "", _http_url, "where spans go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        "TELEMETRY_URL_TRACES",
+        "",
+        parsers.http_url,
+        "The URL to which spans are sent, by OTLP/HTTP.",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     telemetry_url_metrics: str = setting(
-        "TELEMETRY_URL_METRICS", "", _http_url, "where metrics go, by OTLP/HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        "TELEMETRY_URL_METRICS",
+        "",
+        parsers.http_url,
+        "The URL to which metrics are sent, by OTLP/HTTP.",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     given: frozenset[str] = frozenset()  # the attributes that the environment sets; the others have their defaults
     kafka: Mapping[str, str] = field(default_factory=dict)  # librdkafka properties, from KAFKA_<NAME>; see Properties
@@ -329,7 +325,7 @@ class Settings:
 
 
 def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
-    """Name and value for an error line, without secrets: what came from a file, a URL that names a user or more."""
+    """Name and value for an error line, without secrets: values of files, and URLs with a user or a query."""
     if not environ.get(name):
         return f"the value of {name}, read from {name}_FILE,"
     if "@" in text or ("://" in text and "?" in text):
@@ -339,7 +335,7 @@ def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
 
 def _lookup(environ: Mapping[str, str], name: str) -> str | None:
     path = environ.get(f"{name}_FILE")
-    # These two are paths already, and SSL_CERT_FILE is OpenSSL's: the authorities that clients trust.
+    # These two are paths already, and SSL_CERT_FILE is a variable of OpenSSL: it names the authorities to trust.
     if not path or name in ("SSL_CERT", "SSL_KEY"):
         return environ.get(name)
     if environ.get(name):
@@ -354,7 +350,7 @@ def _lookup(environ: Mapping[str, str], name: str) -> str | None:
 class Properties(Mapping[str, str]):
     """The properties of librdkafka: ``KAFKA_SASL_MECHANISM=PLAIN`` → ``{"sasl.mechanism": "PLAIN"}``.
 
-    They are read, their files too, when somebody looks: a role without Kafka has no use for them. That raises
+    They and their files are read at the first look, because a role without Kafka has no use for them. That look raises
     ConfigError for a file that cannot be read.
     """
 

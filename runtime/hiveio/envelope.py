@@ -1,6 +1,6 @@
 """The envelope: a Flux Standard Action on the wire, one decoded message inside.
 
-On the wire the type stands in the envelope, not in the payload (a domain may have a field named ``type``)::
+On the wire the type is in the envelope, not in the payload (a domain may have a field named ``type``)::
 
     {"type": "Deposit", "payload": {"amount": 5}, "meta": {"source": "web"}}
 
@@ -40,14 +40,14 @@ class Context(Struct, frozen=True, kw_only=True):
     """What surrounds a message. ``None`` where a role has no such thing.
 
     - ``id`` is the aggregate's: from the path of a request, or the key of a record as text. Bytes of a key that are not
-      UTF-8 stand in it as surrogate escapes (PEP 383), so that no two keys become one id; it cannot be stored as text.
-    - ``key`` is the key of a record as it stands in Kafka.
+      UTF-8 are in it as surrogate escapes (PEP 383), so that no two keys become one id; it cannot be stored as text.
+    - ``key`` is the key of a record as Kafka has it.
     - ``headers`` gives text by name, and the bytes of every value by ``headers.get_all(name)``.
     - ``idempotency_key`` is that of the request, or of the request that a producer made the record of.
     - ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version (stream
       processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
     - ``redriven`` marks an event from the dead-letter topic: later ones of its partition were handled before it.
-    - ``topic_id`` is another one when a topic was made anew under its name: its offsets begin again.
+    - ``topic_id`` is another one when a topic was recreated under its name: its offsets begin again.
     """
 
     id: str | None = None
@@ -126,7 +126,7 @@ _split = msgspec.json.Decoder(_Split).decode
 
 
 def untouched(name: str, body: bytes, meta: Raw | None = None) -> bytes:
-    """The envelope of a message whose payload stands as it came in ``body``. Raises Malformed."""
+    """The envelope of a message, with its payload as it came in ``body``. Raises Malformed."""
     tail = b"}" if meta is None else b',"meta":%b}' % bytes(meta)
     return b'{"type":"%b","payload":%b%b' % (name.encode(), untouched_payload(body), tail)
 
@@ -143,7 +143,7 @@ def untouched_payload(body: bytes) -> bytes:
         try:
             payload.decode()
         except UnicodeDecodeError as error:
-            raise Malformed(f"the payload is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise Malformed(f"The payload is not UTF-8: {error.reason} at byte {error.start}.") from None
     return payload
 
 
@@ -195,7 +195,7 @@ class Codec:
         try:
             # What is short, or opens little, cannot be deep.
             if len(body) > self._deep and body.count(b"{") + body.count(b"[") > NESTING and nesting(body) > NESTING:
-                raise Malformed(f"the body is nested deeper than {NESTING}")
+                raise Malformed(f"The body is nested deeper than {NESTING} levels.")
             try:
                 envelope = self._decode(body)
             except msgspec.ValidationError as error:
@@ -207,7 +207,7 @@ class Codec:
             payload = envelope.payload
             if payload is UNSET:
                 if headers is not None and not any(name in OWN for name, _ in headers):
-                    raise Invalid("the message has no payload", pointer="/payload")
+                    raise Invalid("The message has no payload.", pointer="/payload")
                 name = type(envelope).__struct_config__.tag
                 try:
                     payload = self._payloads[name].decode(b"{}")
@@ -222,21 +222,21 @@ class Codec:
                 return self.decode(again, headers)
             raise invalid(error) from None
         except msgspec.DecodeError as error:
-            raise Malformed(f"the body is not JSON: {error}") from None
+            raise Malformed(f"The body is not JSON: {error}.") from None
         except UnicodeDecodeError as error:
-            raise Malformed(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise Malformed(f"The body is not UTF-8: {error.reason} at byte {error.start}.") from None
         except RecursionError:
-            raise Malformed("the body is nested too deeply") from None
+            raise Malformed("The body is nested too deeply.") from None
 
     def _invalid(self, error: msgspec.ValidationError) -> Invalid:
         known = ", ".join(sorted(self.types))
         text = str(error)
         if text == "Object missing required field `type`":
-            return Invalid(f"the message has no type; this path takes: {known}", pointer="/type")
+            return Invalid(f"The message has no type. This path takes: {known}.", pointer="/type")
         if text.startswith("Invalid value") and text.endswith("at `$.type`"):
             value = re.match(r"Invalid value '(.*)'", text, re.DOTALL)
             kind = value[1] if value else ""
-            unknown = Invalid(f"unknown type {kind!r}; this path takes: {known}", pointer="/type")
+            unknown = Invalid(f"The type {kind!r} is unknown. This path takes: {known}.", pointer="/type")
             unknown.unknown_type = kind
             return unknown
         return invalid(error)
@@ -265,7 +265,8 @@ class UpcastingCodec(Codec):
             old = self._decode_old(body)
             name, payload = self._upcast(old.type, old.payload)
             if name not in self._payloads:
-                raise Invalid(f"unknown type {name!r}; known are: {', '.join(sorted(self.types))}", pointer="/type")
+                known = ", ".join(sorted(self.types))
+                raise Invalid(f"The type {name!r} is unknown. Known types: {known}.", pointer="/type")
             decode = self._payloads[name].decode
             # By way of JSON: only its decoder takes the texts that keys are there for numbers, and any value as Raw.
             try:
@@ -280,7 +281,7 @@ class UpcastingCodec(Codec):
 
 
 def _envelope_type(name: str, kind: type[Struct], strict: bool) -> type[Struct]:
-    # A name of its own (DepositMessage): the schema of the envelope and of the payload stand side by side.
+    # A name of its own (DepositMessage): the description has the schema of the envelope and that of the payload.
     fields: list[tuple[str, type | UnionType, Any]] = [
         ("payload", kind | UnsetType, UNSET),
         ("meta", Raw | UnsetType, UNSET),
@@ -293,13 +294,13 @@ def _envelope_type(name: str, kind: type[Struct], strict: bool) -> type[Struct]:
 def _checked(meta: Raw) -> Raw | None:
     """Raw passes what is not UTF-8 and never looks inside: look before it goes on to a topic."""
     if len(meta) > META_LIMIT:
-        raise TooLarge(f"meta has {len(meta)} bytes; the limit is {META_LIMIT}", pointer="/meta")
+        raise TooLarge(f"The meta has {len(meta)} bytes; the limit is {META_LIMIT} bytes.", pointer="/meta")
     if bytes(meta) == b"null":
         return None
     try:
         _decode_object(meta)
     except msgspec.ValidationError:
-        raise Invalid("meta is not an object", pointer="/meta") from None
+        raise Invalid("The meta is not a JSON object.", pointer="/meta") from None
     return meta.copy()  # a view of the whole body would keep it in memory
 
 
@@ -319,7 +320,7 @@ def _with_integers(body: bytes, error: msgspec.ValidationError) -> bytes | None:
     try:
         value = msgspec.json.decode(body)
         changed = encode_json(with_integers(value))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # beyond what the decoder had come to
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # beyond the place at which the decoder stopped
         return None
     return changed if changed != encode_json(value) else None
 

@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 
 # The members of a problem document (RFC 9457) that come from the class, the text and the request.
-AWAY = "a backend of this service is away for now: try again in a moment"
+AWAY = "A backend of this service is not available at the moment. Try again."
 OUR_MEMBERS = frozenset(("type", "title", "status", "detail", "instance"))
 
 
 class HiveError(Exception):
-    """What this package raises on purpose."""
+    """The base of all errors that this package raises on purpose."""
 
 
 # -- the process stops
@@ -49,7 +49,7 @@ class ModuleUnset(LoadError):
 
 
 class ModuleMissing(LoadError):
-    """It is not there, cannot be read, or another module of its name comes first."""
+    """The module does not exist, cannot be read, or another module of its name comes first."""
 
     exit_code = 12
 
@@ -104,13 +104,13 @@ class Corrupt(Stop):
 class Problem(HiveError):
     """An answer other than success: RFC 9457. ``members`` are extension members, ``headers`` go out with the answer.
 
-    Raises TypeError for what cannot be answered: a detail that is no text, a member that is one of OUR_MEMBERS or has
-    no JSON, a header that is no header.
+    Raises TypeError for what cannot be answered: a detail that is not a text, a member that is one of OUR_MEMBERS or
+    cannot be written as JSON, a header that is not valid.
     """
 
     status = 500
     title = "Internal Server Error"
-    urn = ""  # its type, where that is not told by the class: an answer that is repeated from a record
+    urn = ""  # its type, where the class does not give it: an answer that is repeated from a record
     # An actor's own class may have an __init__ that does not call this one.
     detail: str = ""
     headers: dict[str, str] = {}  # noqa: RUF012
@@ -190,7 +190,7 @@ class Malformed(Refused):
 
 
 class Unauthorized(Refused):
-    """Nobody is named by the request, or the credentials are not good. An actor may raise it: 401.
+    """The request has no credentials, or they are not valid. An actor may raise it: 401.
 
     ``challenge`` is the WWW-Authenticate of the answer, which RFC 9110 (15.5.2) demands:
     ``Unauthorized("the token has expired", challenge='Bearer error="invalid_token"')``.
@@ -206,14 +206,14 @@ class Unauthorized(Refused):
 
 
 class Forbidden(Refused):
-    """Whoever it is that asks may not do that. An actor may raise it: 403."""
+    """The client is not allowed to do that. An actor may raise it: 403."""
 
     status = 403
     title = "Forbidden"
 
 
 class NotFound(Refused):
-    """There is no such thing. An actor may raise it: 404."""
+    """What the request names does not exist. An actor may raise it: 404."""
 
     status = 404
     title = "Not Found"
@@ -256,7 +256,7 @@ class Invalid(Refused):
 
     status = 422
     title = "Invalid Message"
-    unknown_type: str | None = None  # the message's, where nobody takes it
+    unknown_type: str | None = None  # the type of the message, where no actor takes it
 
 
 class Rejected(Refused):
@@ -282,7 +282,7 @@ class SeveralScopes(Refused):
 
 
 class Conflict(Problem):
-    """Nothing happened, and nothing will happen under this command: others were faster until all retries were used."""
+    """Nothing happened, and nothing will happen under this command: others were faster in all of its retries."""
 
     status = 409
     title = "Conflict"
@@ -292,7 +292,7 @@ class Unavailable(Problem):
     """Nothing happened: overload, draining, a backend away. ``retry_after`` in seconds.
 
     ``inside`` says why to those who operate the service: it is the text of the error, in log lines and readiness.
-    Clients are told the ``detail``.
+    Clients get the ``detail``.
     """
 
     status = 503
@@ -305,7 +305,7 @@ class Unavailable(Problem):
 
 
 def backend_away(inside: str) -> Unavailable:
-    """A backend is away or refuses: clients are not told where it is, nor what it said."""
+    """A backend does not answer, or refuses. Clients do not learn where it is, nor what it said: that is ``inside``."""
     return Unavailable(AWAY, inside=inside)
 
 
@@ -319,7 +319,7 @@ class Quarantined(Unavailable):
 
 
 class Unknown(Problem):
-    """The deadline passed and the outcome is not known: it may have happened, or may happen still. Ask with the id."""
+    """The deadline passed and the outcome is not known: the request may have been carried out, or may still be."""
 
     status = 504
     title = "Outcome Unknown"
@@ -329,11 +329,12 @@ class Unknown(Problem):
 
 
 def contained(error: BaseException) -> Exception:
-    """What an actor raised, as a fault at its message and nothing more.
+    """What an actor raised, as a fault that concerns its message and nothing else.
 
     ``SystemExit`` and the like would end the worker, and with it the work of everybody else; a cancellation that nobody
-    asked for would end whoever awaits it without a word; no future takes a ``StopIteration``; whoever tells of an error
-    that has no text would fail itself; a problem that is none would be an answer, or a record, that nobody can read.
+    asked for would silently end the task that awaits it; no future takes a ``StopIteration``; code that logs an error
+    whose text raises would fail itself; a problem that is not valid would be an answer, or a record, that nobody can
+    read.
     """
     if isinstance(error, Problem):
         try:
@@ -350,12 +351,12 @@ def contained(error: BaseException) -> Exception:
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, whoever wrote its class."""
+    """The text of an error, also where its class is an actor's."""
     return _text(error)[0]
 
 
 def _text(error: BaseException) -> tuple[str, bool]:
-    """And whether it says that itself: ``__str__`` may be an actor's, and raise whatever it likes."""
+    """The text, and whether it is the error's own: ``__str__`` may be an actor's, and may raise."""
     try:
         return str(error), True
     except BaseException as failure:

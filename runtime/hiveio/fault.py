@@ -24,8 +24,8 @@ def log_fault(
 ) -> None:
     """``AccountActor failed at Deposit: KeyError: 'ada'``, with the fields of ``about`` and a traceback.
 
-    ``what`` says it where no message is at work. Where a frame is the actor's, those of this package are left out;
-    where none is, it may be a fault of ours.
+    ``what`` names what failed where there is no message. If a frame is the actor's, those of this package are left
+    out; if none is, it may be a fault of ours.
     """
     found = about(contract, envelope)
     if error.__cause__ is not None and not isinstance(error.__cause__, Exception):

@@ -17,7 +17,7 @@ class Headers(Mapping[str, str]):
 
     As a mapping it gives text: ``headers["name"]`` and ``get`` give the last value of a name, read as UTF-8 or else as
     Latin-1. ``get_all`` gives the bytes of every value of a name, and ``pairs`` all there is. A null value, which Kafka
-    knows, stands in ``pairs`` only.
+    allows, is in ``pairs`` only.
     """
 
     __slots__ = ("_pairs",)
@@ -29,7 +29,7 @@ class Headers(Mapping[str, str]):
 
     @classmethod
     def wrapping(cls, pairs: Sequence[tuple[str, bytes | None]]) -> Self:
-        """Of what has the right form already, and is not changed any more: nothing is copied."""
+        """Headers of pairs that have the right form and do not change any more. Nothing is copied."""
         made = cls.__new__(cls)
         made._pairs = pairs
         return made
@@ -69,7 +69,7 @@ class Headers(Mapping[str, str]):
 
 
 class HeaderView(Headers):
-    """A request's headers by their names in any case, decoded only when somebody looks.
+    """The headers of a request, by their names in any case. They are decoded when they are read.
 
     The text of a repeated header is its values with a comma between them (RFC 9110 section 5.3), or a semicolon where
     they are cookies, which clients of HTTP/2 send one by one (RFC 9113 section 8.2.3).
@@ -83,7 +83,7 @@ class HeaderView(Headers):
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "HeaderView":
-        """Headers given as texts, as they would look if a client had sent them."""
+        """Headers given as texts, in the form of headers that a client sent."""
         pairs = encoded(headers)
         return cls(dict(pairs), pairs)
 
@@ -120,7 +120,7 @@ def _text(value: bytes) -> str:
 
 
 def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """As ASGI wants them. Raises ValueError for a line break in a value."""
+    """The headers as ASGI takes them. Raises ValueError for a line break in a value."""
     pairs = []
     for name, value in headers.items():
         if "\n" in value or "\r" in value:
@@ -132,7 +132,8 @@ def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 def trace_context(headers: Headers) -> dict[str, str]:
     """``traceparent`` and ``tracestate`` of a message, as W3C writes them; empty where it carries no valid context.
 
-    Of several ``traceparent`` none counts, because nobody can tell which is right; several ``tracestate`` are one list.
+    If there are several ``traceparent``, none counts, because nobody can tell which is right. Several ``tracestate``
+    are one list.
     """
     parents = headers.get_all("traceparent")
     if len(parents) != 1 or not _TRACEPARENT.fullmatch(parents[0]):

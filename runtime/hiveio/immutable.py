@@ -20,7 +20,7 @@ _MUTABLE = (
 def is_immutable(kind: type[Struct]) -> bool:
     """Whether neither a value of this type nor anything in it can be changed, as its annotations say.
 
-    ``object.__setattr__`` and the like are not looked at: who writes them means it.
+    ``object.__setattr__`` and the like are not considered, because nobody writes them by mistake.
     """
     return _frozen(inspect.type_info(kind), set())
 

@@ -1,4 +1,4 @@
-"""ACTOR_MODULE → actors. Each way to fail is an error of its own with one clear line."""
+"""Loads the actors that ACTOR_MODULE names. Each way to fail is an error of its own, with one clear line."""
 
 import importlib
 import inspect
@@ -171,7 +171,7 @@ def actors_in(module: ModuleType, name: str, attribute: str) -> list[type[Actor]
 
 
 def _instead(module: ModuleType, name: str, kinds: list[type[Actor]]) -> str:
-    """What may be meant, where a module defines no actor."""
+    """A hint at what may be meant, where a module defines no actor."""
     for kind in kinds:
         if kind.__module__ == module.__name__:
             return f"; {kind.__name__} begins with _, which leaves it to other classes to derive from it"

@@ -17,7 +17,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What a call gave as ``extra=``."""
+    """The fields that a call gave as ``extra=``."""
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 

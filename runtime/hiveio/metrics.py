@@ -27,7 +27,7 @@ _owner = os.getpid()
 
 
 def remove() -> None:
-    """Remove the shared values; what is counted later is lost."""
+    """Remove the shared values. What is counted later is lost."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -53,8 +53,10 @@ __all__ = [
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-_requests = Counter("hiveio_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
-_seconds = Histogram("hiveio_http_request_seconds", "Time to an answer", ["method", "route"], buckets=SECONDS)
+_requests = Counter("hiveio_http_requests_total", "HTTP requests that were answered", ["method", "route", "status"])
+_seconds = Histogram(
+    "hiveio_http_request_seconds", "Time from a request to its answer, in seconds", ["method", "route"], buckets=SECONDS
+)
 _timings: list["Timings"] = []
 
 
@@ -117,7 +119,7 @@ class RequestMetrics(Timings):
 
 
 def flush() -> None:
-    """Write what was observed to the shared values."""
+    """Write all observations to the shared values."""
     for timings in _timings:
         timings.flush()
 

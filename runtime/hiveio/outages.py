@@ -1,7 +1,7 @@
 """Backends that are away, in few lines of the log: one at the start, one each EVERY_S with a count, one at the end.
 
 A client that cannot reach its server says so many times a second, and so does what waits for it. Whoever learns that a
-backend does not answer tells its ``Outage``; lines that only say that something waits for it are counted, not written.
+backend does not answer calls its ``Outage``; lines that only say that something waits for it are counted, not written.
 """
 
 import logging
@@ -27,19 +27,19 @@ _lock = threading.Lock()
 
 
 class Outage:
-    """What the log says of one backend. Its methods may be called on any thread."""
+    """Writes to the log about one backend. Its methods may be called on any thread."""
 
     def __init__(self, backend: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.backend, self._clock = backend, clock
-        self.away_since: float | None = None  # it is away
+        self.away_since: float | None = None  # None: it answers
         self.count = 0  # complaints since the last line
         self._complained_at = 0.0
         self._logged_at: float | None = None
-        self._away_logged = False  # of this outage there was a line
+        self._away_logged = False  # this outage has a line
         self._lock = threading.Lock()
 
     def away(self, reason: str) -> None:
-        """It does not answer: why."""
+        """Note that it does not answer, and why."""
         with self._lock:
             now = self._complained_at = self._clock()
             if self.away_since is None:
@@ -56,11 +56,11 @@ class Outage:
             self._logged_at, self._away_logged, self.count = now, True, 0
 
     def is_felt(self) -> bool:
-        """It is away, and somebody said so lately: one that is gone for good excuses nobody for ever."""
+        """Whether it is away, and somebody said so lately. One that nobody asks for any more hides no lines."""
         return self.away_since is not None and self._clock() - self._complained_at < EVERY_S
 
     def back(self) -> None:
-        """It answers."""
+        """Note that it answers."""
         if self.away_since is None:
             return
         with self._lock:
@@ -78,7 +78,7 @@ def of(backend: str) -> Outage:
 
 
 def forget(backend: str, reason: str) -> None:
-    """It will not be back: why."""
+    """Note that a backend is no longer used, and why."""
     with _lock:
         outage = known.pop(backend, None)
     if outage is not None and outage.away_since is not None:
@@ -86,7 +86,7 @@ def forget(backend: str, reason: str) -> None:
 
 
 def worth_a_line(record: logging.LogRecord) -> bool:
-    """A filter for all lines: what only says that something waits for a backend that is away is counted there."""
+    """A filter for all lines. A line that only says that something waits for a backend that is away is counted."""
     if record.levelno > logging.ERROR or not isinstance(record.args, tuple):
         return True
     waits = next((str(each) for each in record.args if isinstance(each, Unavailable)), None)

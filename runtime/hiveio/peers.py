@@ -1,7 +1,7 @@
 """What the workers of one process know of each other.
 
 A client asks the process, and whichever worker takes the connection answers. So each answers for all of them: a load
-balancer that was told "ready" by one would send requests to another that is folding its log still.
+balancer that gets "ready" from one would send requests to another one that still folds its log.
 """
 
 import mmap
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Health(IntEnum):
-    """Of one worker. NOT_READY too is one that is not there yet, or not any more."""
+    """The health of one worker. One that has not started yet, or has ended, is NOT_READY too."""
 
     NOT_READY = 0
     READY = 1

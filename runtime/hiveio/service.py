@@ -26,24 +26,24 @@ logger = logging.getLogger("hiveio")
 
 
 class Component(Protocol):
-    """Something with a life of its own: a producer, a consumer loop, a cache."""
+    """A part of a service with a start and an end of its own: a producer, a consumer loop, a cache."""
 
     name: str
 
     async def start(self) -> None:
-        """Begin. May raise Stop, which ends the process. What takes long belongs to ``ready``."""
+        """Begin. May raise Stop, which ends the process. Waiting for a backend belongs in ``ready``."""
 
     async def stop(self) -> None:
-        """End: flush what is accepted. Called when no request is in flight any more, or the time for them is over.
+        """End, and flush what was accepted. Called when no request is in flight any more, or their time is over.
 
-        Called too when ``start`` failed or was cut short.
+        Also called when ``start`` failed or was cancelled.
         """
 
     async def ready(self) -> str | None:
-        """None, or the reason why not. It is given ``READY_TIMEOUT``."""
+        """None if it is ready, or else the reason why not. It has ``READY_TIMEOUT`` to answer."""
 
     def alive(self) -> bool:
-        """Whether its own loops turn. No dependency may enter here: a restart would not bring it back."""
+        """Whether its own loops turn. No backend may count here, because a restart would not bring it back."""
 
 
 C = TypeVar("C", bound=Component)
@@ -52,7 +52,7 @@ C = TypeVar("C", bound=Component)
 class Channel(NamedTuple):
     """What an actor sends to, or receives from, a topic or the topics of a ``^regex``: see /asyncapi.json.
 
-    With ``cloudevents`` the value of a record is the payload alone, and what surrounds it stands in ``ce_`` headers.
+    With ``cloudevents`` the value of a record is the payload alone, and what surrounds it is in ``ce_`` headers.
     """
 
     action: Literal["send", "receive"]
@@ -63,9 +63,9 @@ class Channel(NamedTuple):
 
 
 class Untraced:
-    """What telemetry wraps around the edge and the handlers of a role: nothing, where TELEMETRY is off.
+    """What wraps the edge and the handlers of a role where TELEMETRY is off: nothing.
 
-    ``hiveio.telemetry`` has the one that does, and says what each of them adds.
+    ``hiveio.telemetry.Telemetry`` adds spans and metrics.
     """
 
     active = False
@@ -80,7 +80,7 @@ class Untraced:
         return handler
 
     def observer(self) -> Observer | None:
-        """What a Sender shows its records to."""
+        """Is called with each record that a Sender takes."""
         return None
 
 
@@ -101,7 +101,7 @@ class Service:
         self._running: list[tuple[str, Callable[[], Any]]] = []
 
     def use(self, component: C) -> C:
-        """Register a component, and give it back. Its life is the worker's from now on."""
+        """Register a component, and return it. The worker starts and stops it."""
         self.components.append(component)
         return component
 
@@ -127,14 +127,14 @@ class Service:
         return {"title": self.settings.service_name, "version": version, "description": text or ""}
 
     def fail(self, error: BaseException) -> None:
-        """End the process in good order, with this error: a component found at run time that it cannot go on.
+        """Drain and end the process with this error, which a component met at run time.
 
         To be called on the loop.
         """
         self.failed(error)
 
     async def start(self) -> None:
-        """Start actors, then components. Raises what they raise; ``stop`` then ends those that had begun."""
+        """Start actors, then components. Raises what they raise; ``stop`` then ends those that began."""
         for contract in self.contracts:
             self._running.append((contract.name, contract.actor.stop))
             await _start(contract)
@@ -161,7 +161,7 @@ class Service:
         return [name for name, _ in reversed(self._running)]
 
     def details(self) -> dict[str, dict[str, Any]]:
-        """What components say of themselves in /readyz?verbose, by their names."""
+        """What components add to /readyz?verbose, by their names."""
         return {component.name: getattr(component, "details", dict)() for component in self.components}
 
     def dead(self) -> list[str]:
@@ -180,11 +180,13 @@ class Service:
         checks = await self._checks()
         if others := self.peers.others(self.place):
             waiting = len(others) - others.count(Health.READY)
-            checks["workers"] = f"{waiting} of the other {len(others)} not ready; the log says why" if waiting else None
+            checks["workers"] = (
+                f"{waiting} of the other {len(others)} are not ready; the log says why" if waiting else None
+            )
         return checks
 
     async def health(self) -> Health:
-        """Of this worker, for the others."""
+        """The health of this worker, for the others."""
         if self._dead():
             return Health.STUCK
         return Health.NOT_READY if any((await self._checks()).values()) else Health.READY
@@ -199,7 +201,7 @@ class Service:
 
 
 async def settled(result: Any) -> Any:
-    """Actors write plain or async methods."""
+    """The result of an actor's method, which may be plain or async."""
     return await result if inspect.isawaitable(result) else result
 
 
@@ -231,7 +233,7 @@ async def _asked(ready: Callable[[], Any]) -> Any:
 
 
 async def _answer(ready: Callable[[], Any]) -> str | None:
-    """A component answers None or a reason, an actor true or false."""
+    """The reason why something is not ready, or None. A component answers None or a reason, an actor true or false."""
     try:
         answer = await asyncio.wait_for(_asked(ready), READY_TIMEOUT)
     except TimeoutError:

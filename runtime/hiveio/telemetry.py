@@ -2,7 +2,7 @@
 
 The only user of the OpenTelemetry SDK, imported where TELEMETRY is on and nowhere else. Names are those of the semantic
 conventions for HTTP and messaging. What the ``OTEL_*`` variables say (sampler, exporter, batches, resource) is the
-SDK's affair; see docs/telemetry.md.
+for the SDK to read; see docs/telemetry.md.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ Attributes = dict[str, Any]
 
 
 def check() -> None:
-    """Raises ConfigError for ``OTEL_*`` variables that the SDK would pass over; reads the secret ones from files."""
+    """Raises ConfigError for ``OTEL_*`` variables that the SDK would ignore; reads the secret ones from files."""
     for name in ("", "TRACES_", "METRICS_"):
         name = f"OTEL_EXPORTER_OTLP_{name}HEADERS"
         if path := os.environ.get(f"{name}_FILE"):
@@ -107,7 +107,7 @@ class Telemetry(Untraced):
     # -- component
 
     async def start(self) -> None:
-        """Everything is made already: handlers are wrapped before any component starts."""
+        """Nothing is left to do: handlers are wrapped before any component starts."""
 
     async def stop(self) -> None:
         """Send what is left, within FLUSH_S. On a thread that nobody joins: the SDK would wait for up to a minute."""
@@ -211,7 +211,7 @@ class Telemetry(Untraced):
             record, count = envelope.record, 1
             if record is None:
                 return await handler(envelope)
-            if isinstance(record, list):  # a batch has the place of its first event, and no one parent
+            if isinstance(record, list):  # a batch has the offset of its first event, and no single parent
                 record, count = record[0], len(record)
             labels = _messaging("process", record.topic) | {"messaging.consumer.group.name": group}
             attributes = labels | {
@@ -240,7 +240,7 @@ class Telemetry(Untraced):
         return self._sending
 
     def _sending(self, topic: str, key: str | bytes | None, headers: list[Any], stored: Stored) -> list[Any]:
-        """A span from the taking of a record to its delivery report. Returns its headers with the span's context."""
+        """A span from a record's acceptance to its delivery report. Returns its headers with the span's context."""
         labels = _messaging("send", topic)
         attributes = labels | {"messaging.client.id": self._settings.client_id}
         if key:
@@ -318,7 +318,7 @@ def _messaging(operation: str, topic: str | None) -> Attributes:
 
 
 def _carrying(envelope: Envelope, span: Span) -> Envelope:
-    """The envelope with this span's context as its own: what is made of it names the span as its parent."""
+    """The envelope with this span's context as its own: what it leads to names the span as its parent."""
     if not (own := _own_context(span)):
         return envelope
     return msgspec.structs.replace(envelope, headers=envelope.headers.replacing(own))
@@ -334,7 +334,7 @@ def _own_context(span: Span) -> dict[str, str]:
 
 
 def _failed(span: Span, error: BaseException) -> None:
-    """A refusal is an answer like others; what is nobody's answer is an error of the span."""
+    """Mark a span as failed. A refusal is an answer like others, and no error of the span."""
     span.set_attribute("error.type", type(error).__name__)
     if not isinstance(error, Problem) or error.status >= 500:
         span.set_status(Status(StatusCode.ERROR, text_of(error)))

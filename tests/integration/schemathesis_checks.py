@@ -7,7 +7,7 @@ import schemathesis
 from schemathesis import CheckContext, GenerationMode, Response
 
 # What no schema can say: which topics there are, and how many bytes a text has.
-BEYOND_SCHEMAS = ("is not consumed here", "an id has 1 to 255 bytes")
+BEYOND_SCHEMAS = ("is not consumed here", "An id must have 1 to 255 bytes")
 REFUSED_BY_WHAT_STANDS = ("rejected", "version-mismatch", "key-reused", "not-found", "conflict")
 
 

@@ -304,6 +304,51 @@ def _slow(url: str, seconds: float) -> httpx.Response:
     return httpx.post(f"{url}/accounts/1", json={"type": "Slow", "payload": {"seconds": seconds}}, timeout=30)
 
 
+def test_what_came_while_a_draining_service_had_no_cpu_is_answered() -> None:
+    """On an open connection, and on a new one: timers that are due then must not close them under the requests."""
+    with Role("base", actor=ACTOR) as role:
+        request = b"GET /accounts/1 HTTP/1.1\r\nHost: a\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", role.port)) as known:  # type: ignore[arg-type]
+            known.settimeout(10)
+            known.sendall(request)
+            assert known.recv(4096).startswith(b"HTTP/1.1 200 ")
+            role.terminate()
+            wait_until(lambda: role.logs("draining"))
+            role.pause()
+            known.sendall(request)
+            with socket.create_connection(("127.0.0.1", role.port)) as new:  # type: ignore[arg-type]
+                new.settimeout(10)
+                new.sendall(request)
+                time.sleep(1.6)  # longer than it waits for clients that pause, or never do
+                role.resume()
+                for connection in (known, new):
+                    answer = connection.recv(4096)
+                    assert answer.startswith(b"HTTP/1.1 503 "), answer
+                    assert b"connection: close" in answer
+        assert role.ended() == 0
+        assert not role.complaints()
+
+
+def test_a_start_that_catches_its_cancellation_does_not_keep_a_process_from_ending() -> None:
+    actor = ACTOR + (
+        "    async def start(self):\n"
+        "        logging.getLogger('bank').info('start begins')\n"
+        "        while True:\n"
+        "            try:\n"
+        "                await asyncio.sleep(5)\n"
+        "            except asyncio.CancelledError:\n"
+        "                pass\n"
+    )
+    with Role("base", {"DRAIN_TIMEOUT": "2000"}, actor=actor, wait=False) as role:
+        wait_until(lambda: role.logs("start begins"))
+        assert role.stop() == 0
+        assert role.logs("actor stopped")
+        assert [line["message"] for line in role.complaints()] == [
+            "the start did not end within 1.2 s after its cancellation"
+        ]
+        assert not role.errors
+
+
 async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_stopping() -> None:
     with Role("base", {"DRAIN_TIMEOUT": "1500"}, actor=ACTOR) as role:
         request = asyncio.create_task(asyncio.to_thread(_slow, role.url, 8.0))
@@ -395,7 +440,9 @@ def test_it_is_ready_when_all_its_workers_are(tmp_path: Path) -> None:
         answers = [httpx.get(f"{role.url}/readyz?verbose") for _ in range(30)]
         assert {answer.status_code for answer in answers} == {503}
         reasons = [check["reason"] for answer in answers for check in answer.json()["checks"] if check["reason"]]
-        assert set(reasons) == {"not ready", "1 of the other 1 not ready; the log says why"}, "of the one, of the other"
+        assert set(reasons) == {"not ready", "1 of the other 1 are not ready; the log says why"}, (
+            "of the one, of the other"
+        )
         assert httpx.get(f"{role.url}/livez").status_code == 200
         (tmp_path / "go").touch()
         role.ready()

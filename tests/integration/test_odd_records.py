@@ -41,10 +41,10 @@ UNREADABLES: list[tuple[Odd, str]] = [
     ((b"h", b'{"amount":9}', []), "has no type"),
     ((b"i", b'{"x":' * 100_000, []), "nested too deeply"),
     ((b"j", b'{"type":"Deposited","payload":{"amount":%b}}' % HUGE, []), "out of range"),
-    ((b"k", b'{"type":"Deposited","payload":{"amount":9},"meta":{"x":"%b"}}' % HUGE, []), "meta has 5008 bytes"),
+    ((b"k", b'{"type":"Deposited","payload":{"amount":9},"meta":{"x":"%b"}}' % HUGE, []), "The meta has 5008 bytes"),
     ((b"l", b'{"amount":9}', [(b"ce_specversion", b"1.0"), (b"ce_type", b"Deposited"), (b"ce_x", HUGE)]), "meta has"),
     ((b"m", b'{"amount":9}', [(b"ce_specversion", b"1.0"), (b"ce_type", b"\xff")]), "not UTF-8"),
-    ((b"n", b'{"type":"\\u0000"}', []), "unknown type"),
+    ((b"n", b'{"type":"\\u0000"}', []), "is unknown"),
     ((b"o", b"\xff\xfe", []), ""),
     ((b"p", b"", []), ""),
 ]

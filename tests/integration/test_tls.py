@@ -160,7 +160,7 @@ def encrypted(key: Path, to: Path) -> Path:
         ),
         ({"SSL_CERT": "/nowhere"}, "SSL_CERT='/nowhere' cannot be read: No such file or directory"),
         ({"SSL_KEY": "/nowhere"}, "SSL_KEY='/nowhere' cannot be read: No such file or directory"),
-        ({"SSL_KEY": "{other}"}, "SSL_KEY='{other}' does not fit SSL_CERT='{chain}'"),
+        ({"SSL_KEY": "{other}"}, "SSL_KEY='{other}' does not belong to SSL_CERT='{chain}'"),
         ({"SSL_KEY": "{locked}"}, "SSL_KEY is protected by a passphrase"),
         ({"SSL_CERT": "{key}"}, "SSL_CERT='{key}' with SSL_KEY='{key}' cannot be used: "),
         ({"SSL_KEY": "{chain}"}, "SSL_CERT='{chain}' with SSL_KEY='{chain}' cannot be used: "),

@@ -214,7 +214,7 @@ def check_of_older(older: Role, topic: str) -> None:
     for found in (shown, criticals):
         places = {(each["topic"], each["partition"], each["aggregate"]) for each in found}
         assert places == {(f"{topic}.transactions", 0, f"Counter/{id}") for id in ("x", "z")}
-        assert all("unknown type 'Increased'" in each["reason"] for each in found)
+        assert all("The type 'Increased' is unknown" in each["reason"] for each in found)
         assert sorted(each["offset"] for each in found) == [4, 5]
     gauge = 'hiveio_quarantined_aggregates{scope="0"} 2.0'
     wait_until(lambda: gauge in httpx.get(f"{older.url}/metrics").text, what="the gauge")

@@ -79,7 +79,7 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     other = peers.enter([service.place])
     assert service.place != other
     assert await service.health() is Health.READY
-    assert (await service.readiness())["workers"] == "1 of the other 1 not ready; the log says why"
+    assert (await service.readiness())["workers"] == "1 of the other 1 are not ready; the log says why"
     peers.report(other, Health.READY)
     assert await service.readiness() == {"Listener": None, "workers": None}
     peers.report(other, Health.STUCK)

@@ -32,7 +32,7 @@ def document(
     version: str = "0.0.0",
     description: str = "",
 ) -> dict[str, Any]:
-    """The description of these channels. A type that has no JSON schema stands as "anything"."""
+    """The description of these channels. A type that has no JSON schema is described as "anything"."""
     schemas = Schemas([kind for channel in channels for kind in channel.messages], {})
     described: dict[str, Any] = {}
     operations: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The bodies of requests: the framing of chunks (RFC 9112, section 7.1), and the rest of a body that nobody takes.
 
-gunicorn's parser skips trailers without a look at them, and moves all that it holds for each chunk: a body of small
-chunks stopped the loop for seconds.
+gunicorn's parser skips trailers without a check, and moves its whole buffer for each chunk: a body of small chunks
+would stop the loop for seconds.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ MAX_PIPELINED = 65_536  # bytes of the next requests that are kept while one run
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
-# What says how a message is framed, routed or judged stands in its head (RFC 9110, section 6.5.1).
+# What says how a message is framed, routed or judged belongs in its head (RFC 9110, section 6.5.1).
 ONLY_IN_HEAD = {
     b"authorization", b"connection", b"content-encoding", b"content-length", b"content-type", b"expect", b"host", b"te",
     b"trailer", b"transfer-encoding",
@@ -26,7 +26,7 @@ ONLY_IN_HEAD = {
 
 
 class NotHttp(ValueError):
-    """A request that is no HTTP, or none that is taken; its connection ends with this status."""
+    """A request that is not valid HTTP, or is not accepted; its connection ends with this status."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -39,7 +39,7 @@ class Chunks:
     def __init__(self) -> None:
         self.complete = False
         self.rest = b""  # after the body: the next requests
-        self.truncated = False  # some of them were not kept
+        self.truncated = False  # a part of them was not kept
         self._data = b""  # half a line
         self._left = 0  # bytes of the chunk that is read
         self._ended = False  # a chunk's data is here in full, its CRLF is not
@@ -47,7 +47,7 @@ class Chunks:
         self._extensions = self._trailers = 0
 
     def feed(self, data: bytes) -> bytes:
-        """What of the body is in ``data``. Raises NotHttp."""
+        """The part of the body that is in ``data``. Raises NotHttp."""
         if self.complete:
             self._keep(data)
             return b""
@@ -75,19 +75,19 @@ class Chunks:
 
     def _half_line(self, line: bytes) -> bytes:
         if len(line) >= MAX_LINE:
-            raise NotHttp(431 if self._last else 400, f"a line between chunks has more than {MAX_LINE} bytes")
+            raise NotHttp(431 if self._last else 400, f"A line between chunks has more than {MAX_LINE} bytes.")
         if self._ended and line not in (b"", b"\r"):
-            raise NotHttp(400, "a chunk is longer than its size says")
+            raise NotHttp(400, "A chunk is longer than its size says.")
         return line
 
     def _take(self, line: bytes) -> None:
         """One line between chunks, without its line feed."""
         if not line.endswith(b"\r"):
-            raise NotHttp(400, "a line between chunks ends without CRLF")
+            raise NotHttp(400, "A line between chunks does not end with CRLF.")
         line = line[:-1]
         if self._ended:
             if line:
-                raise NotHttp(400, "a chunk is longer than its size says")
+                raise NotHttp(400, "A chunk is longer than its size says.")
             self._ended = False
         elif self._last:
             self._take_trailer(line)
@@ -96,23 +96,23 @@ class Chunks:
             self._last = not self._left
             self._extensions += len(match[2] or b"")
             if self._extensions > MAX_EXTENSIONS:
-                raise NotHttp(400, f"the chunk extensions of a body have more than {MAX_EXTENSIONS} bytes")
+                raise NotHttp(400, f"The chunk extensions of the body have more than {MAX_EXTENSIONS} bytes.")
         else:
-            raise NotHttp(400, "the size of a chunk must be 1 to 16 hexadecimal digits")
+            raise NotHttp(400, "The size of a chunk must be 1 to 16 hexadecimal digits.")
 
     def _take_trailer(self, line: bytes) -> None:
-        # Checked and left out: nothing here means anything to an actor.
+        # Checked and left out: an actor has no use for it.
         if not line:
             self.complete = True
             return
         self._trailers += 1
         if self._trailers > MAX_TRAILERS:
-            raise NotHttp(431, f"more than {MAX_TRAILERS} trailers")
+            raise NotHttp(431, f"The body has more than {MAX_TRAILERS} trailers.")
         match = _TRAILER.fullmatch(line)
         if not match:
-            raise NotHttp(400, "a trailer must be a header field (name: value)")
+            raise NotHttp(400, "A trailer must be a header field (name: value).")
         if match[1].lower() in ONLY_IN_HEAD:
-            raise NotHttp(400, f"{match[1].decode()} is not allowed in a trailer: send it in the head of the request")
+            raise NotHttp(400, f"{match[1].decode()} is not allowed in a trailer. Send it in the head of the request.")
 
     def _keep(self, data: bytes) -> None:
         self.truncated |= len(self.rest) + len(data) > MAX_PIPELINED
@@ -120,7 +120,7 @@ class Chunks:
 
 
 async def discard(receive: Receive) -> None:
-    """Read on what a client sends still: closing on it would take the answer from its hands."""
+    """Read what a client still sends: if the connection were closed under it, it might not get its answer."""
     size = 0
     try:
         async with asyncio.timeout(DISCARD_S):

@@ -65,7 +65,7 @@ class Edge:
         self.router = Router(routes, settings.ping_url)
         self.body_limit = settings.body_limit
         self.timeout = settings.request_timeout_ms / 1000
-        self.requests = 0  # that came in, ever
+        self.requests = 0  # that have come in
         self._exact, self._trailing = self.router.exact, self.router.trailing
         self._in_flight = InFlight(self.timeout, self._give_up)
         self._metrics: dict[tuple[str, str], metrics.RequestMetrics] = {}
@@ -183,7 +183,7 @@ class Edge:
     ) -> Response:
         """Carry out one request of an actor. Raises Problem, AlreadyAnswered, ClientDisconnected."""
         if self.service.draining:
-            raise Unavailable("this instance is shutting down")
+            raise Unavailable("This instance is shutting down. Try again.")
         self._in_flight.begin(request)
         route = request.route
         arrived = False
@@ -228,7 +228,7 @@ class Edge:
                 asked = conditions(scope["headers"])
                 if route.reads_body and "If-Match" not in route.about.accepts:
                     raise VersionMismatch(
-                        "this service keeps no versions: send the request without If-Match and If-None-Match"
+                        "This service keeps no versions. Send the request without If-Match and If-None-Match."
                     )
             envelope = Envelope(
                 message=payload,
@@ -244,7 +244,7 @@ class Edge:
             if not request.cancels:
                 raise
             if not arrived:
-                raise RequestTimeout("the request did not arrive in full in time") from None
+                raise RequestTimeout("The request did not arrive in full in time.") from None
             logger.warning("%s %s took longer than REQUEST_TIMEOUT", route.method, route.path)
             raise _outcome_unknown() from None
         except BaseException as error:
@@ -262,7 +262,7 @@ class Edge:
     def _check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
-            raise TooLarge(f"the body has more than {self.body_limit} bytes")
+            raise TooLarge(f"The body has more than {self.body_limit} bytes.")
 
     async def _take_batch(
         self,
@@ -316,19 +316,19 @@ class Edge:
 
 
 def _without_route(resource: Resource, method: str) -> Response:
-    """A method that the path does not take. OPTIONS is answered for every path."""
+    """Answer a method that the path does not take. OPTIONS is answered for every path. Raises MethodNotAllowed."""
     if method != "OPTIONS":
         raise method_not_allowed(method, resource.allow)
     return Response(204, [(b"allow", resource.allow.encode())])
 
 
 def _response(route: Route, envelope: Envelope, outcome: Outcome) -> Response:
-    """What is answered with an outcome, under the conditions of a GET. Raises Problem."""
+    """The response for an outcome, under the conditions of a GET. Raises Problem."""
     asked = envelope.conditions
     if asked is not None and not route.reads_body:
         tag = outcome.headers.get("ETag")
         if not asked.met(tag, exists=True):
-            raise VersionMismatch("the resource is not at the version that If-Match names")
+            raise VersionMismatch("The resource is not at a version that If-Match names.")
         if not asked.absent(tag, exists=True):
             return Response(304, encoded(outcome.headers))
     headers = [_JSON, *encoded(outcome.headers)] if outcome.headers else [_JSON]
@@ -339,16 +339,17 @@ def _response(route: Route, envelope: Envelope, outcome: Outcome) -> Response:
         return Response(status, headers, outcome.encoded)
     try:
         return Response(status, headers, encode_value(outcome.value, envelope.meta))
-    except Exception as error:  # the actor's reply is nothing that JSON has
+    except Exception as error:  # the actor's reply cannot be written as JSON
         raise _fault(error, route, envelope) from None
 
 
 def _outcome_unknown() -> Unknown:
-    return Unknown("no answer within REQUEST_TIMEOUT; the request may have been carried out, or may still be")
+    text = "There was no answer within REQUEST_TIMEOUT. The request may have been carried out, or may still be."
+    return Unknown(text)
 
 
 def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Exception:
-    """The error, where it is an answer; else the 500 of a fault of the actor, or of ours, which is in the log now."""
+    """The error, where it is an answer; else a 500 for a fault of the actor or of ours, which it writes to the log."""
     fault = contained(error) if isinstance(error, Problem) else error
     if fault is error and isinstance(error, Problem | ClientDisconnected):
         return error

@@ -37,11 +37,11 @@ class Request:
         self.task: asyncio.Task[Any]
         self.cancels = 0  # by us; each is taken back in the end
         self.cancelled_at = 0.0
-        self.answering: asyncio.Future[None] | None = None  # that it is given up
+        self.answering: asyncio.Future[None] | None = None  # in place of the actor
 
 
 class InFlight:
-    """All of them. ``give_up`` answers the client of a request whose actor catches its cancellation."""
+    """All requests that are carried out. ``give_up`` answers the client of one whose actor catches its cancellation."""
 
     def __init__(self, timeout_s: float, give_up: Callable[[Request], Awaitable[None]]) -> None:
         self._timeout_s = timeout_s
@@ -56,14 +56,14 @@ class InFlight:
     def begin(self, request: Request) -> None:
         """The task that runs carries out this request. Raises Unavailable where there are too many."""
         if len(self) >= MAX_REQUESTS:
-            raise Unavailable("this instance has too many requests: try again in a moment")
+            raise Unavailable("This instance has too many requests. Try again in a moment.")
         task = asyncio.current_task()
         assert task is not None
         request.task = task
         self._running[request] = None
 
     def progressed(self, request: Request) -> None:
-        """What has moved on has its whole time again, unless it is overdue already."""
+        """Give a request that moved on its whole time again, unless it is overdue already."""
         if request in self._running:
             del self._running[request]
             request.started = monotonic()
@@ -81,7 +81,7 @@ class InFlight:
             raise AlreadyAnswered(request.answering)
 
     def check(self) -> None:
-        """Cancel what has taken too long, and again what goes on; to be called now and then, on the loop."""
+        """Cancel requests that take too long, and again those that go on. To be called now and then, on the loop."""
         now = monotonic()
         for request in self._overdue:
             if now - request.cancelled_at > AGAIN_S:

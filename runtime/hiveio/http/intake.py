@@ -10,7 +10,7 @@ from hiveio.types import Message, Receive
 
 
 class ClientDisconnected(Exception):
-    """The client hung up before its request had arrived; nobody waits for an answer."""
+    """The client hung up before its request arrived in full; nobody waits for an answer."""
 
 
 class TakeBatch(Protocol):
@@ -55,7 +55,7 @@ async def read_body(first: Message, receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise TooLarge(f"the body has more than {limit} bytes")
+            raise TooLarge(f"The body has more than {limit} bytes.")
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()

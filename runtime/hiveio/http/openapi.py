@@ -11,23 +11,29 @@ from hiveio.http.schemas import REF, Schemas, any_of, union
 # status → name of the component, description
 _PROBLEMS = {
     400: ("Malformed", "The request is malformed"),
-    401: ("Unauthorized", "The request names nobody, or its credentials are not good; WWW-Authenticate asks for some"),
-    403: ("Forbidden", "Whoever asks may not do that"),
-    404: ("NotFound", "There is no such thing"),
+    401: (
+        "Unauthorized",
+        "The request has no credentials, or they are not valid; WWW-Authenticate says which are needed",
+    ),
+    403: ("Forbidden", "The client is not allowed to do that"),
+    404: ("NotFound", "What the request names does not exist"),
     405: ("MethodNotAllowed", "The path does not take this method; Allow names those that it takes"),
     408: ("RequestTimeout", "The request did not arrive in full in time; nothing happened"),
-    409: ("Conflict", "Nothing happened, and nothing will under this command"),
+    409: ("Conflict", "Nothing happened, and nothing will happen under this command"),
     412: ("PreconditionFailed", "The aggregate is at another version than the request asks for; nothing happened"),
     413: ("ContentTooLarge", "The body, a record of it, or its meta is too large"),
     414: ("UriTooLong", "The request line is too long"),
     415: ("UnsupportedMediaType", "The body is not JSON"),
-    422: ("Unprocessable", "The message does not fit its schema, the domain refuses it, or its key came with another"),
+    422: (
+        "Unprocessable",
+        "The message does not fit its schema, the actor refuses it, or its key was used with another message",
+    ),
     431: ("HeadersTooLarge", "The headers are too many or too large"),
-    500: ("Fault", "A fault of the service; its log has it under the X-Request-Id"),
+    500: ("Fault", "The service has a fault; its log describes it under the X-Request-Id"),
     503: ("Unavailable", "Nothing happened; try again after Retry-After"),
-    504: ("OutcomeUnknown", "The outcome is unknown: it may have happened, or may happen still"),
+    504: ("OutcomeUnknown", "The outcome is unknown: the request may have been carried out, or may still be"),
 }
-_DEFAULT = ("Refused", "Any other refusal: of the actor with a status of its own, or of a request that is not HTTP")
+_DEFAULT = ("Refused", "Any other refusal: by an actor with a status of its own, or of a request that is not HTTP")
 _EVERY_ROUTE = (400, 405, 408, 414, 422, 431, 500, 503, 504)
 _WITH_BODY = (413, 415)
 _OF_ACTORS = (401, 403, 404)
@@ -37,49 +43,61 @@ _KEY = {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"}
 _TAG = '"[!#-~]*"'
 _TAGS = {"type": "string", "pattern": f"^(\\*|{_TAG}(, ?{_TAG})*)$", "examples": ['"5"', '"5", "6"', "*"]}
 _WEAK_TAGS = _TAGS | {"pattern": f"^(\\*|(W/)?{_TAG}(, ?(W/)?{_TAG})*)$"}
-_PLACE = "[a-zA-Z0-9._-]+/[0-9]{1,9}/[0-9]{1,18}"
-_POSITION = {"type": "string", "pattern": f"^{_PLACE}$"}
-_POSITIONS = {"type": "string", "pattern": f"^{_PLACE}(, ?{_PLACE})*$"}
+_RECORD = "[a-zA-Z0-9._-]+/[0-9]{1,9}/[0-9]{1,18}"
+_POSITION = {"type": "string", "pattern": f"^{_RECORD}$"}
+_POSITIONS = {"type": "string", "pattern": f"^{_RECORD}(, ?{_RECORD})*$"}
 _REQUEST_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
-    "Hive-Position": (_POSITIONS, "Answer once this has been seen: <topic>/<partition>/<offset>, or several of them"),
-    "Idempotency-Key": (_KEY, "Sent again with the same key, the request has its effect once and the same answer"),
-    "If-Match": (_TAGS, "Versions, one of which the aggregate has to be at, or *: it has to exist"),
-    "If-None-Match": (_WEAK_TAGS, "Versions at which the aggregate must not be, or *: it must not exist"),
-    "Prefer": ({"type": "string"}, "wait=<seconds>: the longest wait for Hive-Position; other wishes are passed over"),
+    "Hive-Position": (
+        _POSITIONS,
+        "The answer waits until this record has been handled: <topic>/<partition>/<offset>, or several of them",
+    ),
+    "Idempotency-Key": (
+        _KEY,
+        "A request that is sent again with the same key has its effect once, and gets the same answer",
+    ),
+    "If-Match": (_TAGS, "The versions of which the aggregate must have one; * if it must exist"),
+    "If-None-Match": (_WEAK_TAGS, "The versions of which the aggregate must have none; * if it must not exist"),
+    "Prefer": (
+        {"type": "string"},
+        "wait=<seconds> is the longest wait for Hive-Position; other preferences are ignored",
+    ),
 }
 _RESPONSE_HEADERS: dict[str, tuple[Mapping[str, Any], str]] = {
-    "Age": ({"type": "integer", "minimum": 1}, "Seconds by which the projection is behind, where it is"),
-    "Hive-Parked": ({"type": "integer", "enum": [1]}, "Where events of this key wait as dead letters"),
+    "Age": (
+        {"type": "integer", "minimum": 1},
+        "The seconds by which the projection is behind; not present if it is not",
+    ),
+    "Hive-Parked": ({"type": "integer", "enum": [1]}, "Present if events of this key wait as dead letters"),
     "Allow": ({"type": "string"}, "The methods that the path takes"),
     "ETag": ({"type": "string", "pattern": '^"[0-9]+"$'}, "The version of the aggregate"),
     "Hive-Consistency": ({"type": "string", "enum": ["cached"]}, "The answer may be older than the last write"),
-    "Hive-Position": (_POSITION, "The place in Kafka: <topic>/<partition>/<offset>"),
-    "Retry-After": ({"type": "integer", "minimum": 0}, "Seconds after which to try again"),
-    "WWW-Authenticate": ({"type": "string"}, "The credentials that are asked for"),
+    "Hive-Position": (_POSITION, "The position of the record in Kafka: <topic>/<partition>/<offset>"),
+    "Retry-After": ({"type": "integer", "minimum": 0}, "The seconds after which to try again"),
+    "WWW-Authenticate": ({"type": "string"}, "The credentials that are needed"),
     "X-Request-Id": (
         {"type": "string", "maxLength": 128},
-        "The id in the log lines of the request; none where it could not be read",
+        "The id in the log lines of the request; not present if the request could not be read",
     ),
 }
-_ALWAYS = ("Allow", "Retry-After", "WWW-Authenticate")  # where they are described at all
+_ALWAYS = ("Allow", "Retry-After", "WWW-Authenticate")  # in each answer whose description names them
 
 _PROBLEM = {
     "title": "Problem",
-    "description": "RFC 9457. Members beyond these say more: those that the actor gives its refusal, for example.",
+    "description": "A problem document of RFC 9457. It may have further members, such as those of an actor's refusal.",
     "type": "object",
     "properties": {
-        "type": {"type": "string", "description": "a URN, or about:blank where the status says it all"},
+        "type": {"type": "string", "description": "a URN, or about:blank if the status says it all"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "pointer": {"type": "string", "description": "RFC 6901: the field that does not fit"},
+        "pointer": {"type": "string", "description": "the field that does not fit (RFC 6901)"},
     },
     "required": ["type", "title", "status"],
     "additionalProperties": True,
 }
 _STORED = {
     "title": "Stored",
-    "description": "A record of a batch that was taken",
+    "description": "A record of a batch that was accepted",
     "type": "object",
     "properties": {"status": {"type": "integer", "enum": [200, 202]}, "position": _POSITION},
     "required": ["status"],
@@ -87,11 +105,11 @@ _STORED = {
 }
 _BATCH = {
     "title": "BatchAnswer",
-    "description": "The answer to each record of a batch, in its place",
+    "description": "The answers to the records of a batch, in the order of the records",
     "type": "array",
     "items": {"anyOf": [{"$ref": REF.format(name="Stored")}, {"$ref": REF.format(name="Problem")}]},
 }
-# In words: a generator that finds several forms of JSON here makes clients that can send none of them.
+# Only in words: generators that find several forms of JSON here make clients that can send none of them.
 _CLOUD_EVENTS = (
     "CloudEvents 1.0 are taken too: in binary mode, in structured mode (application/cloudevents+json) and in batches "
     "(application/cloudevents-batch+json). The last part of their type names the message, their data is its payload."
@@ -102,7 +120,7 @@ _ID = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT}
 def document(
     routes: Iterable[Route], title: str = "hiveio", version: str = "0.0.0", description: str = ""
 ) -> dict[str, Any]:
-    """The description of these routes. A type that has no JSON schema stands as "anything"."""
+    """The description of these routes. A type that has no JSON schema is described as "anything"."""
     listed = list(routes)
     envelopes: dict[type, type] = {}
     contracts = [route.contract for route in listed if route.contract]
@@ -161,7 +179,7 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
 
 
 def _path_parameter(name: str, route: Route, schemas: Schemas) -> dict[str, Any]:
-    """As a query declares it, and in any case a text that may be an id."""
+    """The schema that a query declares for it; otherwise that of an id."""
     declared = [schemas.fields(kind).get("properties", {}).get(name) for kind in route.takes if issubclass(kind, Query)]
     if len(declared) == 1 and declared[0] and declared[0] != {"type": "string"}:
         return {key: value for key, value in declared[0].items() if key != "default"}
@@ -169,7 +187,7 @@ def _path_parameter(name: str, route: Route, schemas: Schemas) -> dict[str, Any]
 
 
 def _query_parameters(route: Route, schemas: Schemas) -> list[dict[str, Any]]:
-    """Those of the queries that stand on the path; one that several of them have is what any of them says."""
+    """The parameters of the queries of the path. One that several of them have may be what any of them says."""
     found: list[dict[str, Any]] = [
         {"name": name, "in": "query", "schema": schema} for name, schema in route.about.query.items()
     ]
@@ -208,8 +226,8 @@ def _taken(route: Route, schemas: Schemas) -> dict[str, Any]:
             message = any_of([message, {**schemas.of(kind), "not": {"required": ["type"]}}])
     if route.intake is None:
         return _content("application/json", message)
-    batch = {"type": "array", "items": message, "description": "A batch: each record is answered in its place"}
-    lines = {"type": "string", "description": "A batch: a message on each line"}
+    batch = {"type": "array", "items": message, "description": "A batch; the answers come in the order of the records"}
+    lines = {"type": "string", "description": "A batch, with a message on each line"}
     return {
         **_content("application/json", any_of([message, batch])),
         **_content("application/x-ndjson", lines),
@@ -221,13 +239,13 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     success = {"description": "Success", "headers": _headers(route.about.tells)}
     responses: dict[str, Any] = {str(route.success): {**success, "content": _content("application/json", answer)}}
     if route.intake is not None:
-        batch = _content("application/x-ndjson", {"type": "string", "description": "An answer on each line"})
+        batch = _content("application/x-ndjson", {"type": "string", "description": "The answers, one on each line"})
         if route.success == 200:
             answer = any_of([answer, {"$ref": REF.format(name="BatchAnswer")}])
             responses["200"]["content"] = _content("application/json", answer) | batch
         else:
-            responses["200"] = _batch_answer("A batch of which all records are taken", batch)
-        responses["207"] = _batch_answer("A batch of which some records are not stored", batch)
+            responses["200"] = _batch_answer("All records of the batch are accepted", batch)
+        responses["207"] = _batch_answer("Some records of the batch are not stored", batch)
     statuses = {*_EVERY_ROUTE, *route.about.problems}
     if route.reads_body:
         statuses |= set(_WITH_BODY)
@@ -236,7 +254,7 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     for status in sorted(statuses):
         responses[str(status)] = {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
     if not route.reads_body and "If-None-Match" in route.about.accepts:
-        seen = "It is at one of the versions in If-None-Match: what the client has is still right"
+        seen = "The aggregate is at one of the versions in If-None-Match, so the copy of the client is valid"
         responses["304"] = {"description": seen, "headers": _headers(route.about.tells)}
     responses["default"] = {"$ref": f"#/components/responses/{_DEFAULT[0]}"}
     return responses

@@ -65,7 +65,7 @@ def probes(service: Service, router: Router) -> Starlette:
         elif request.method == "OPTIONS" and request.scope["path"] == "*":
             return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})  # the service as a whole
         else:
-            found = NotFound("there is no resource at this path")
+            found = NotFound("There is no resource at this path.")
         return Response(encode_problem(found), found.status, headers=found.headers, media_type=CONTENT_TYPE)
 
     endpoints = {
@@ -85,5 +85,5 @@ def probes(service: Service, router: Router) -> Starlette:
 
 
 def method_not_allowed(method: str, allow: str) -> MethodNotAllowed:
-    text = f"{method} is not allowed on this path; the Allow header lists the methods that are"
+    text = f"{method} is not allowed on this path. The Allow header lists the methods that are."
     return MethodNotAllowed(text, headers={"Allow": allow})

@@ -45,4 +45,4 @@ def _shown(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-FAULT = encode_problem(Problem())  # of the actor or of ours: without a word about what is inside
+FAULT = encode_problem(Problem())  # of the actor or of ours: it says nothing about what is inside

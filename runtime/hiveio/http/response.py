@@ -1,4 +1,4 @@
-"""What the edge answers to one request, before it is sent."""
+"""The response of the edge to one request, before it is sent."""
 
 from typing import Self
 

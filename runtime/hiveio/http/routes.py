@@ -1,6 +1,6 @@
-"""Routes: what is served where, and the matching of request paths.
+"""Routes: which path serves what, and the matching of request paths.
 
-Roles make theirs with ``messages`` and ``queries``; anything else is a ``Route`` of its own.
+Roles make routes with ``messages`` and ``queries``; anything else is a ``Route`` of its own.
 """
 
 import logging
@@ -154,13 +154,14 @@ def queries(contract: Contract, handler: Handler, about: About = NOTHING_MORE) -
         for kind in kinds:
             missing = set(route.names) - {"id"} - {f.name for f in msgspec.structs.fields(kind)}
             if missing and kind.__struct_config__.forbid_unknown_fields:
-                raise BadAnnotation(f"{kind.__name__} stands on {path} and has no field {', '.join(sorted(missing))}")
+                fields = ", ".join(sorted(missing))
+                raise BadAnnotation(f"{kind.__name__} is a query of {path} and has no field {fields}")
         routes.append(route)
     return routes
 
 
 def check_reached(service: Service, routes: Iterable[Route]) -> None:
-    """Whether what actors take comes to them in this role: a warning for what does not.
+    """Check that what actors take comes to them in this role, and log a warning for what does not.
 
     Raises BadAnnotation for an actor to which nothing comes.
     """
@@ -184,7 +185,7 @@ def _path(contract: Contract, path: str, taken: Iterable[str]) -> str:
 
 
 def _query(path: str, kinds: list[type[Query]]) -> Decode:
-    """Decodes the query types of one path; several are told apart by ``?type=``."""
+    """Decodes the query types of one path; ``?type=`` chooses among several."""
     decoders = {kind.__name__: query_decoder(kind) for kind in kinds}
     fields = {kind.__name__: {f.name for f in msgspec.structs.fields(kind)} for kind in kinds}
     only = kinds[0].__name__ if len(kinds) == 1 else None
@@ -198,17 +199,17 @@ def _query(path: str, kinds: list[type[Query]]) -> Decode:
         if name not in decoders:
             known = ", ".join(sorted(decoders))
             text = (
-                f"unknown type {name!r}"
+                f"The type {name!r} is unknown."
                 if name is not None
-                else "this path has several queries: choose one with ?type="
+                else "This path has several queries. Choose one with ?type=."
             )
-            raise Invalid(f"{text}; this path takes: {known}", pointer="/type")
+            raise Invalid(f"{text} This path takes: {known}.", pointer="/type")
         known_fields = fields[name]
         path_values = {"id": id, **parameters} if id and "id" in known_fields else parameters
         for parameter in path_values:
             if parameter in values:
                 raise Invalid(
-                    f"{parameter} is given by the path already: leave it out of the query string",
+                    f"The path gives {parameter} already. Leave it out of the query string.",
                     pointer=f"/{parameter}",
                 )
         return decoders[name]({**values, **path_values}), None
@@ -219,13 +220,13 @@ def _query(path: str, kinds: list[type[Query]]) -> Decode:
 def query_parameters(query: bytes) -> dict[str, list[str]]:
     """The values of each name, in order. Raises Refused (400) for a bad escape or what is not UTF-8."""
     if _BAD_ESCAPE.search(query):
-        raise Refused("the query string has a % that begins no percent-encoded byte: write it as %25")
+        raise Refused("The query string has a % that begins no percent-encoded byte. Write it as %25.")
     try:
         pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
     except UnicodeDecodeError:
-        raise Refused("the query string is not UTF-8") from None
+        raise Refused("The query string is not UTF-8.") from None
     except ValueError:
-        raise Refused(f"the query string has more than {MAX_PARAMETERS} parameters") from None
+        raise Refused(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
@@ -236,18 +237,18 @@ def path_text(raw: bytes) -> str:
     """A segment of a path, percent-decoded: 1 to 255 bytes of UTF-8. Raises Refused (400)."""
     if b"%" in raw:
         if _BAD_ESCAPE.search(raw):
-            raise Refused("the path has a % that begins no percent-encoded byte: write it as %25")
+            raise Refused("The path has a % that begins no percent-encoded byte. Write it as %25.")
         raw = unquote_to_bytes(raw)
     if not 1 <= len(raw) <= ID_LIMIT:
-        raise Refused(f"an id has 1 to {ID_LIMIT} bytes; this one has {len(raw)}")
+        raise Refused(f"An id must have 1 to {ID_LIMIT} bytes; this one has {len(raw)}.")
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise Refused("the path is not UTF-8") from None
+        raise Refused("The path is not UTF-8.") from None
 
 
 class Resource:
-    """What stands on one path, by method. Without routes it is a path of the runtime."""
+    """What one path serves, by method. Without routes it is a path of the runtime."""
 
     __slots__ = ("allow", "path", "routes")
 
@@ -279,7 +280,7 @@ class Router:
             self._refuse_reserved(route, ping_url)
             self._resources.setdefault(route.segments, Resource(route.path)).add(route)
         own = Resource("")
-        # Templates without a parameter, and those whose only parameter stands last, are one look into a dict.
+        # Templates without a parameter, and those whose only parameter is the last segment, are one look into a dict.
         self.exact: dict[bytes, Resource] = {path.encode(): own for path in (*RESERVED, ping_url)}
         self.trailing: dict[bytes, Resource] = {}
         for segments, resource in self._resources.items():
@@ -301,7 +302,7 @@ class Router:
             )
 
     def find(self, raw_path: bytes) -> tuple[Resource, list[bytes]] | None:
-        """The slower way, for every template and for escaped literals: the resource and its raw parameters."""
+        """The resource and its raw parameters. This is the slower way, for every template and for escaped literals."""
         parts = raw_path.removeprefix(b"/").split(b"/") if raw_path != b"/" else []
         texts = [unquote_to_bytes(part) for part in parts]
         for segments, resource in self._general:

@@ -31,8 +31,8 @@ _JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", 
 class Schemas:
     """The schema of each type, and the components that they refer to.
 
-    ``kinds`` may stand on the wire; ``inner`` never do by themselves (queries). ``envelopes`` are those in which
-    messages of the routes stand; others are made here. A type that has no JSON schema stands as "anything".
+    ``kinds`` may be on the wire; ``inner`` are never there by themselves (queries). ``envelopes`` are those of the
+    messages of the routes; others are made here. A type that has no JSON schema is described as "anything".
     """
 
     def __init__(self, kinds: Iterable[Any], envelopes: dict[type, type], inner: Iterable[type] = ()) -> None:
@@ -41,7 +41,7 @@ class Schemas:
         named = dict.fromkeys(each for group in (*sent, inner) for each in group if _has_schema(each))
         structs = list(dict.fromkeys(struct for kind in named for struct in structs_in(kind)))
         known = list(dict.fromkeys([*named, *structs]))
-        # All at once: only then types of one name in two modules are told apart.
+        # All at once: only then types of one name in two modules get two names.
         found, self.components = msgspec.json.schema_components(known, ref_template=REF)
         self._found: dict[Any, dict[str, Any]] = dict(zip(known, map(_exact, found), strict=True))
         self.components = {name: _exact(component) for name, component in self.components.items()}
@@ -53,7 +53,7 @@ class Schemas:
                     described["required"] = [*described["required"], "payload"]
 
     def sent(self, kind: Any) -> Any:
-        """What stands on the wire for a type: a message in its envelope, a list of messages as a list of those."""
+        """What is on the wire for a type: a message in its envelope, a list of messages as a list of envelopes."""
         origin, arguments = get_origin(kind), get_args(kind)
         if origin is Annotated:
             return self.sent(arguments[0])
@@ -77,7 +77,7 @@ class Schemas:
             return {}
 
     def of_sent(self, kind: Any) -> dict[str, Any]:
-        """Of what stands on the wire for a type, or for a union of types that no one decoder could tell apart."""
+        """The schema of what is on the wire for a type, or for a union of types that no single decoder takes."""
         return self._of_parts(self.sent(kind))
 
     def _of_parts(self, kind: Any) -> dict[str, Any]:
@@ -128,14 +128,14 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _alternatives(kind: Any) -> list[Any]:
-    """The members of a union, its messages as one: their types tell them apart."""
+    """The members of a union, its messages as one, because their types distinguish them."""
     messages = [member for member in _members(kind) if _is_struct(member)]
     others = [member for member in _members(kind) if not _is_struct(member)]
     return [union(messages), *others] if messages else others
 
 
 def _parts(kind: Any) -> Iterator[Any]:
-    """What a schema is made of for each alone: see Schemas.of_sent."""
+    """The types of which each has a schema of its own: see Schemas.of_sent."""
     for member in _alternatives(kind):
         if get_origin(member) is list:
             yield from _parts(get_args(member)[0])
@@ -164,7 +164,7 @@ def _has_schema(kind: Any) -> bool:
     try:
         hash(kind)
         msgspec.json.schema_components([kind], ref_template=REF)
-    except Exception:  # it raises what it likes for a type that it cannot describe
+    except Exception:  # it raises any error for a type that it cannot describe
         return False
     return True
 
@@ -182,7 +182,7 @@ def _dated(annotation: Any) -> Any:
 
 
 def _exact(schema: Any) -> Any:
-    """The schema with what makes it say what the decoder does."""
+    """The schema, corrected so that it says what the decoder does."""
     if isinstance(schema, list):
         return [_exact(item) for item in schema]
     if not isinstance(schema, dict):

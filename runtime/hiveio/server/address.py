@@ -1,4 +1,4 @@
-"""Addresses: where the service listens, where it is reached from its own machine, and who calls."""
+"""Addresses: where the service listens, how its own machine reaches it, and who calls."""
 
 import errno
 import socket
@@ -19,7 +19,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return _bound(host, port)
     except OSError as error:
-        # A port that somebody else has under IPv6 is no reason to be content with IPv4.
+        # A port that another process has under IPv6 is no reason to listen on IPv4 only.
         if host == ANY and error.errno != errno.EADDRINUSE:
             return listening(ANY_IPV4, port)
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
@@ -57,7 +57,7 @@ def connected(host: str, port: int, within_s: float) -> socket.socket:
 
 
 def host_and_port(name: Any) -> tuple[str, int] | None:
-    """What ASGI takes, of a socket's name. An IPv4 client of a socket for both families has its IPv4 address."""
+    """Host and port of a socket's name, for ASGI. An IPv4 client of a socket for both families has its IPv4 address."""
     if not isinstance(name, tuple):
         return None
     host, port = name[:2]

@@ -1,7 +1,7 @@
-"""HTTP/1.1: gunicorn's protocol, with what it leaves undone, and its hot path at half of its cost.
+"""HTTP/1.1: gunicorn's protocol, with what it lacks, and with its hot path at half of the cost.
 
-gunicorn serves any application, and for each request it makes every header twice, a table of all reason phrases, and a
-dozen look-ups of settings and hooks that are not used here.
+gunicorn serves any application. For each request it makes every header two times and a table of all reason phrases, and
+looks up a dozen settings and hooks that are not used here.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from hiveio.server.address import host_and_port
 MAX_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
 MAX_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it
 
-# Once for all, on the class itself: gunicorn keeps the result on whichever class asks and reads it from this one.
+# Asked once, on the class itself: gunicorn keeps the result on the class that asks, and reads it from this one.
 FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
 
 
@@ -35,7 +35,7 @@ _OTHER_VERSION = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/(?!1\.)\d\.\d\r\n")
 
 
 class _Request:
-    """What the parser has found in the head of a request. Raises NotHttp for what it should not have let through."""
+    """What the parser found in the head of a request. Raises NotHttp for what the parser should have refused."""
 
     __slots__ = ("chunked", "content_length", "fields", "headers", "keep_alive", "method", "older", "path", "query")
 
@@ -53,16 +53,16 @@ class _Request:
             self.keep_alive = self.keep_alive and not self._says_close()
         # Two spaces, and two recipients may disagree about the target: the parser takes any number.
         if head.find(b"  ", 0, len(method) + len(target) + 5) >= 0:
-            raise NotHttp(400, "the parts of the request line must be separated by exactly one space")
+            raise NotHttp(400, "The parts of the request line must be separated by exactly one space.")
         # The parser takes gzip and identity, also without chunked: then it takes the body for the next request.
         if b"transfer-encoding" in self.fields and not self._only_chunked():
             raise NotHttp(
-                501, "this Transfer-Encoding is not implemented: send the body as chunked, or with a Content-Length"
+                501, "This Transfer-Encoding is not implemented. Send the body as chunked, or with a Content-Length."
             )
         if target[:1] != b"/":
             target = self._other_form(target)
         if 0x23 in target:  # three times as fast as with b"#"
-            raise NotHttp(400, "the target of a request must not have a fragment (#)")
+            raise NotHttp(400, "The target of a request must not have a fragment (#).")
         self.path, _, self.query = target.partition(b"?")
 
     def _says_close(self) -> bool:
@@ -73,15 +73,15 @@ class _Request:
         return [value.lower() for name, value in self.headers if name == b"transfer-encoding"] == [b"chunked"]
 
     def _other_form(self, target: bytes) -> bytes:
-        """The path of a target that is none: RFC 9112, section 3.2."""
+        """The path of a target that is not a path: RFC 9112, section 3.2."""
         if self.method == "CONNECT":
-            raise NotHttp(501, "CONNECT is not implemented: this service is not a proxy")
+            raise NotHttp(501, "CONNECT is not implemented, because this service is not a proxy.")
         if target == b"*":
             return target
         match = _ABSOLUTE.fullmatch(target)
         if not match:
-            raise NotHttp(400, "the target of the request must be a path, or an http or https URL")
-        # It goes before the Host of the request, which there has to be all the same.
+            raise NotHttp(400, "The target of the request must be a path, or an http or https URL.")
+        # It replaces the Host of the request, which must be present all the same.
         self.headers = [(name, match[1] if name == b"host" else value) for name, value in self.headers]
         self.fields = dict(self.headers)
         if not match[2]:
@@ -90,15 +90,15 @@ class _Request:
 
     @property
     def expects(self) -> bool:
-        """Whether the client waits to be told to go on with its body."""
+        """Whether the client waits for 100 Continue before it sends its body."""
         return b"expect" in self.fields
 
 
 class Body:
-    """The body of a request, in the parts in which it comes. gunicorn knows it by the names that it has for it.
+    """The body of a request, in the parts in which it comes. gunicorn calls its methods by these names.
 
-    Its own waits with ``asyncio.wait_for``, which forgets a cancellation where a part comes at the same moment: a
-    request that arrives byte by byte then had no bound.
+    gunicorn's own body waits with ``asyncio.wait_for``, which forgets a cancellation where a part comes at the same
+    moment: a request that arrives byte by byte would then have no bound.
     """
 
     __slots__ = ("_complete", "_connection", "_end_delivered", "_gone", "_parts", "_waiter")
@@ -106,9 +106,9 @@ class Body:
     def __init__(self, connection: "Http1Connection") -> None:
         self._connection = connection
         self._parts: deque[bytes] = deque()
-        self._complete = False  # it is here in full
+        self._complete = False  # it has arrived in full
         self._end_delivered = False  # and the application has been given its end
-        self._gone = False  # the client is
+        self._gone = False  # the client has hung up
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -153,17 +153,17 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
-        self._head = b""  # the beginning of a request whose head is not here in full
+        self._head = b""  # the beginning of a request whose head has not arrived in full
         self._chunks: Chunks | None = None  # of the body that is read
-        self._early = b""  # what the client sent before it had its answer: the next request, or a part of it
-        self._answered = False  # the head of the answer is out
+        self._early = b""  # what the client sent before its answer: the next request, or a part of it
+        self._answered = False  # the head of the answer was sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = host_and_port(transport.get_extra_info("peername"))
         self._server = host_and_port(transport.get_extra_info("sockname"))
         super().connection_made(transport)
         if not self.worker.admit(self):
-            self._send_error_response(503, "this instance has too many connections: try again in a moment")
+            self._send_error_response(503, "This instance has too many connections. Try again in a moment.")
             self._close_transport()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -172,7 +172,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
 
     @property
     def busy(self) -> bool:
-        """Whether a request came in whose answer is not out."""
+        """Whether a request came in that is not answered yet."""
         return self._current_request is not None and not self._conn_lost_handled
 
     @property
@@ -186,7 +186,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
     def close(self) -> None:
         self._close_transport()
 
-    # gunicorn lets its parser drop what came early: the client waits for ever, or the rest of a request is taken for
+    # gunicorn lets its parser drop what came early: the client gets no answer, or the rest of a request is taken for
     # the head of another. These two are called around the parser's reset; its own timer there never runs out.
 
     def _resume_reading(self) -> None:
@@ -199,7 +199,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
         self.read_on()
 
     def read_on(self) -> None:
-        """What had to wait, because a body came faster than it was taken, is read."""
+        """Read what waited because a body came faster than the application took it."""
         super()._resume_reading()
 
     def _arm_keepalive_timer(self) -> None:
@@ -256,7 +256,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
             self._body_receiver.set_complete()
 
     def _refuse(self, error: ValueError) -> None:
-        """Say what is wrong, unless the answer is out already, and hang up."""
+        """Answer what is wrong, unless an answer was sent already, and hang up."""
         status = 400
         if isinstance(error, NotHttp):
             status = error.status
@@ -267,7 +267,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
         elif str(error) == "Unsupported Transfer-Encoding":
             status = 501
         elif _OTHER_VERSION.match(self._head):
-            status, error = 505, ValueError("this service speaks HTTP/1.0 and HTTP/1.1")
+            status, error = 505, ValueError("This service speaks HTTP/1.0 and HTTP/1.1.")
         if not self._answered:
             self._send_error_response(status, str(error))
         self._close_transport()
@@ -307,7 +307,7 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
                 if not silent and not any(name == b"content-length" for name, _ in headers):
                     chunked = not request.older
                     keep = keep and chunked  # to an older client the end of the connection says the end of the body
-                if keep and not receiver._complete:  # what nobody takes is read on, if it may be expected to come
+                if keep and not receiver._complete:  # the rest is read and dropped, if it is expected to come
                     keep = request.content_length <= MAX_DISCARDED and (informed or not request.expects)
                 parts = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
                 for name, value in headers:

@@ -24,9 +24,9 @@ from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
 from hiveio.server.http2_state import Fields, State, is_trailer, length, split
 
-MAX_STREAMS = 100  # requests of one connection at once; also those that the client gave up and that run still
-MAX_ABUSE = 1_000  # frames a second that bring nothing, or take it back; then the client is told to calm down
-WINDOW = 1 << 20  # bytes of bodies on their way to us in one connection; 64 KiB of them in each stream
+MAX_STREAMS = 100  # requests of one connection at once, with those that the client gave up and that still run
+MAX_ABUSE = 1_000  # useless frames a second; beyond it the connection ends with ENHANCE_YOUR_CALM
+WINDOW = 1 << 20  # bytes of bodies on their way to us in one connection; each stream has 64 KiB
 SLICE = 16_384  # bytes that are parsed before a flood can be noticed
 SEND_S = 30  # for a client that opens no window for its answer
 
@@ -69,7 +69,7 @@ class Http2Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request came in whose answer is not out."""
+        """Whether a request came in that is not answered yet."""
         return bool(self.streams)
 
     # -- what the transport calls
@@ -101,7 +101,7 @@ class Http2Connection(asyncio.Protocol):
         return self.flush()
 
     def pause_writing(self) -> None:
-        # Who does not read answers is not asked for more; what we owe stays bounded.
+        # A client that does not read answers may send no more, so that what waits for it is bounded.
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
@@ -117,12 +117,12 @@ class Http2Connection(asyncio.Protocol):
     # -- what the worker calls
 
     def drain(self) -> None:
-        """Ask the client for no more requests here. Those on their way are answered still."""
-        # h2 knows only the end of a connection, which takes no answers any more.
+        """Ask the client for no more requests here. Those on their way are still answered."""
+        # h2 can only end a connection, and sends no answers after that.
         self._write(GoAwayFrame(0, last_stream_id=_LAST, error_code=ErrorCodes.NO_ERROR).serialize())
 
     def close(self, reason: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
-        """Say which request was the last one that was taken, and hang up."""
+        """Say which request was the last one that was accepted, and hang up."""
         if not self.transport.is_closing():
             self.state.close_connection(reason)
             self.flush()
@@ -174,7 +174,7 @@ class Http2Connection(asyncio.Protocol):
             stream.task = self.worker.loop.create_task(stream.run(event.headers))
 
     def _break_off(self, number: int) -> None:
-        """A message that is malformed: nobody should act on it."""
+        """Reset the stream of a malformed message, which nobody may act on."""
         self._reset(number, ErrorCodes.PROTOCOL_ERROR)
         self._count_abuse(2)
         if stream := self.streams.get(number):
@@ -217,15 +217,15 @@ class Stream:
     def __init__(self, connection: Http2Connection, number: int, declared: int | None) -> None:
         self.connection = connection
         self.number = number
-        self._to_come = declared  # bytes of the body, where its length was said
+        self._to_come = declared  # bytes of the body, where its length was declared
         self.task: asyncio.Task[None] | None = None
         self._state = connection.state
         self._body: list[bytes] = []
         self._unread = 0  # bytes of the window that the client does not have back
-        self._ended = False  # the request is here in full
+        self._ended = False  # the request has arrived in full
         self._end_delivered = False  # and the application has been given its end
         self._answered = False
-        self._gone = False  # the client does not wait any more
+        self._gone = False  # the client has given up
         self._head: list[tuple[bytes, bytes]] | None = None
         self._changed: asyncio.Future[None] | None = None  # somebody waits
 
@@ -239,7 +239,7 @@ class Stream:
         self.wake()
 
     def end(self) -> bool:
-        """Whether the body is as long as was said: h2 looks at this only where it ends with data."""
+        """Whether the body is as long as was declared: h2 checks this only where it ends with data."""
         if self._to_come:
             return False
         self._ended = True
@@ -273,7 +273,7 @@ class Stream:
             if not connection.transport.is_closing():
                 self._give_back()
                 if not self._gone and not (self._ended and self._answered):
-                    # The client need not send the rest; or it waits for what does not come.
+                    # The client need not send the rest; or it waits for an answer that does not come.
                     code = ErrorCodes.NO_ERROR if self._answered else ErrorCodes.INTERNAL_ERROR
                     self._quietly(state.reset_stream, self.number, code)
                 connection.flush()
@@ -340,7 +340,7 @@ class Stream:
             view = view[size:]
 
     def _quietly(self, call: Any, *arguments: Any, **named: Any) -> None:
-        """A step on a stream, or a connection, that the client has just ended is no fault of anybody."""
+        """Take a step on a stream or a connection that the client may have just ended, which is no fault."""
         try:
             call(*arguments, **named)
         except ProtocolError:

@@ -1,4 +1,4 @@
-"""The state of an HTTP/2 connection on h2, and what of its messages is malformed: RFC 9113, section 8.1.1."""
+"""The state of an HTTP/2 connection on h2, and which of its messages are malformed: RFC 9113, section 8.1.1."""
 
 import re
 
@@ -17,13 +17,13 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class State(H2Connection):
-    """h2's, where what concerns one stream does not end the connection with the requests of everybody else on it."""
+    """h2's, in which an error of one stream does not end the connection with the requests of everybody else."""
 
     MAX_CLOSED_STREAMS = 4_096
 
     @property
     def open_inbound_streams(self) -> int:
-        # A stream too many is refused by us, and may be sent again. h2 would end the connection with all its requests.
+        # We refuse a stream too many, and the client may repeat it. h2 would end the connection with all its requests.
         super().open_inbound_streams  # noqa: B018 - it forgets streams that are closed
         return 0
 
@@ -43,7 +43,7 @@ class State(H2Connection):
         return [events.StreamReset(stream_id=frame.stream_id, error_code=ErrorCodes.PROTOCOL_ERROR, remote_reset=False)]
 
     def _malformed(self, frame: Frame, error: ProtocolError) -> bool:
-        """Whether the frame has its place, and it is the message in it that is wrong: a matter of its stream."""
+        """Whether the frame is allowed and only its message is wrong, which is an error of its stream."""
         stream = self.streams.get(frame.stream_id)
         return (
             isinstance(frame, HeadersFrame | DataFrame)
@@ -55,19 +55,20 @@ class State(H2Connection):
 
 
 def split(headers: Fields) -> tuple[bytes, bytes, Fields]:
-    """The method, the target and the fields of a request, with the Host that its authority is. Raises NotHttp."""
+    """The method, the target and the fields of a request, with its authority as Host. Raises NotHttp."""
     special = {name: value for name, value in headers if name[:1] == b":"}
     fields = [(bytes(name), bytes(value)) for name, value in headers if name[:1] != b":"]
     if (authority := special.get(b":authority")) is not None:
         fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
     method = special[b":method"]
     if method == b"CONNECT":
-        raise NotHttp(501, "CONNECT is not implemented: this service is not a proxy")
+        raise NotHttp(501, "CONNECT is not implemented, because this service is not a proxy.")
     if not _TOKEN.fullmatch(method):
-        raise NotHttp(400, "the method of the request is not a valid token")
+        raise NotHttp(400, "The method of the request is not a valid token.")
     target = special[b":path"]
     if not _PATH.fullmatch(target) and (method, target) != (b"OPTIONS", b"*"):
-        raise NotHttp(400, "the target of a request is a path: it begins with /, without spaces or a fragment (#)")
+        text = "The target of a request must be a path that begins with /, without spaces or a fragment (#)."
+        raise NotHttp(400, text)
     return method, target, fields
 
 

@@ -1,4 +1,4 @@
-"""Which HTTP a new connection speaks, where a service takes both."""
+"""Finds out which HTTP a new connection speaks, where a service takes both."""
 
 import asyncio
 from typing import Any, cast
@@ -26,7 +26,7 @@ class ProtocolNegotiator(asyncio.Protocol):
             return
         if not self.worker.admit(self):
             self.worker.connections.remove(self)
-            self._become(self._http1)  # which says so
+            self._become(self._http1)  # which answers so
 
     def data_received(self, data: bytes) -> None:
         self._read += data
@@ -49,7 +49,7 @@ class ProtocolNegotiator(asyncio.Protocol):
             protocol.data_received(self._read)
 
     def drain(self) -> None:
-        """It learns more about us with its first answer."""
+        """Nothing: the client learns of the end from its first answer."""
 
     def close(self) -> None:
         self.transport.close()

@@ -66,7 +66,7 @@ def serve(build: Build) -> NoReturn:
 
 
 def _with_workers(settings: Settings, contracts: list[Contract]) -> Settings:
-    """One worker, where an actor's state is one process'. Raises ConfigError where more are asked for."""
+    """The settings, with one worker if an actor keeps its state in one process. Raises ConfigError for several."""
     single = [contract.name for contract in contracts if contract.kind.single_process]
     if not single or settings.cluster_size == 1:
         return settings
@@ -87,7 +87,7 @@ def _end(code: int, line: str) -> NoReturn:
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
-    """gunicorn's warnings and errors go where all logs go; of its chatter we keep nothing, there is no access log."""
+    """gunicorn's warnings and errors go where all logs go. Its other lines are dropped, and there is no access log."""
 
     access_log_enabled = False
 
@@ -98,7 +98,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
 
 
 class Application(BaseApplication):  # type: ignore[misc]
-    """gunicorn's view of the service, and what master and workers share."""
+    """The service as gunicorn sees it, and what master and workers share."""
 
     def __init__(self, settings: Settings, contracts: list[Contract], build: Build) -> None:
         self.settings = settings
@@ -143,7 +143,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         """Workers make their own application."""
 
     def report(self, error: BaseException) -> None:
-        """In a worker: tell the master why the process has to end."""
+        """In a worker: report to the master why the process has to end."""
         code, line = exit_report(error)
         record = msgspec.json.encode((code, line.encode("utf-8", "replace")[:REPORT_LIMIT].decode("utf-8", "ignore")))
         os.write(self._reporter, record + b"\n")
@@ -157,13 +157,13 @@ class Application(BaseApplication):  # type: ignore[misc]
         return msgspec.json.decode(records.splitlines()[0], type=tuple[int, str])
 
     def stopping_before(self, worker: Worker) -> bool:
-        """In a new worker: whether the signal to end came before it had handlers of its own."""
+        """In a new worker: whether the signal to end came before the worker had handlers of its own."""
         assert self.master is not None
         early = self.master.SIG_QUEUE
         return any(early.get_nowait() == signal.SIGTERM for _ in range(early.qsize()))
 
     def clean(self) -> None:
-        """In a worker without a master: what the master would have removed."""
+        """In a worker without a master: remove what the master would have removed."""
         metrics.remove()
 
 

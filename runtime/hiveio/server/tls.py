@@ -34,11 +34,11 @@ class Certificate:
         connection.context = self._newest
 
     def renew(self) -> None:
-        """Take the pair again if a file changed. One that cannot be used is logged once, and the one before stays."""
+        """Load the pair again if a file changed. One that cannot be used is logged once, and the previous one stays."""
         try:
             if (found := self._signature()) == self._seen:
                 return
-            # First this: a pair half written is looked at again when the other half changes.
+            # First this: a pair that is half written is loaded again when the other half changes.
             self._seen = found
             self._newest = self._load()
             self._complaint = ""
@@ -62,11 +62,11 @@ class Certificate:
             context.load_cert_chain(self._chain, self._key, password=_locked)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigError(f"SSL_KEY={self._key!r} does not fit SSL_CERT={self._chain!r}") from None
+                raise ConfigError(f"SSL_KEY={self._key!r} does not belong to SSL_CERT={self._chain!r}") from None
             detail = (error.reason or "no PEM in it").replace("_", " ").lower()
             raise ConfigError(
                 f"SSL_CERT={self._chain!r} with SSL_KEY={self._key!r} cannot be used: {detail}; "
-                "they are PEM files, the certificate first in its chain"
+                "they must be PEM files, with the certificate first in its chain"
             ) from None
         except OSError as error:
             raise ConfigError(f"SSL_CERT={self._chain!r}, SSL_KEY={self._key!r}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Names the actor that blocks the event loop: which method, at which message, for how long, and where in its code.
+"""Names the actor that blocks the event loop: its method, its message, for how long, and where in its code.
 
 While an actor blocks (``time.sleep``, a client that is not asynchronous, a long computation) its worker answers nobody,
 and nobody on the loop can tell. A thread looks at a heartbeat of the loop. Where that stays away, the frames of the
@@ -23,21 +23,21 @@ from hiveio.fault import about_message, is_ours
 from hiveio.logs import request_id
 
 BEAT_S = 0.2  # between two beats, and two looks at them
-BLOCKED_S = 1.0  # without a beat, from which on the log says so; then again at twice the time, and at the end
+BLOCKED_S = 1.0  # without a beat; then a line is logged, again at each doubling of the time, and at the end
 
 logger = logging.getLogger("hiveio.watchdog")
 _blocked = metrics.Counter("hiveio_loop_blocked_seconds_total", "Time for which an actor blocked the event loop")
 
 
 class Blame(NamedTuple):
-    """What was seen: ``AccountActor.perform``, and the fields of its log line."""
+    """The method that blocks, such as ``AccountActor.perform``, and the fields of its log line."""
 
     method: str
     fields: dict[str, Any]
 
 
 class Watchdog:
-    """Of one event loop, from ``start`` to ``stop``."""
+    """Watches one event loop, from ``start`` to ``stop``."""
 
     def __init__(self, contracts: Iterable[Contract]) -> None:
         self._methods: dict[CodeType, tuple[Contract, str]] = {}
@@ -116,7 +116,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _message(frame: FrameType, contract: Contract) -> dict[str, Any]:
-    """Of a method's parameters the one that is a message."""
+    """The fields for the parameter of a method that is a message."""
     code, values = frame.f_code, frame.f_locals
     known = {
         *contract.commands.values(),

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import resource
+import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -28,8 +29,10 @@ from hiveio.service import Service
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
-QUIET_S = 0.5  # without a new request: listeners may close without cutting a client off
-LINGER_S = 1.5  # at most, for clients that never pause
+LOOK_S = 0.05  # between two looks for new requests, when it drains
+QUIET_LOOKS = 10  # in a row without a new request: listeners may close without cutting a client off
+LINGER_LOOKS = 30  # at most, for clients that never pause
+TURNS = 5  # of the loop, in which it accepts connections and reads the requests that came on them
 BEAT_S = 1.0
 EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
@@ -48,7 +51,7 @@ class Connection(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request came in whose answer is not out."""
+        """Whether a request came in that is not answered yet."""
 
     @property
     def progress(self) -> int:
@@ -82,13 +85,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.connections: set[Connection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most_connections = min(MAX_CONNECTIONS, max(files - RESERVED_FILES, files // 2))
-        # What a connection looked like, and from when on.
+        # The state of each connection, and from when on it has been in it.
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
         self.place = 0  # among the workers of this process
+        self._uncancellable: set[asyncio.Task[Any]] = set()  # they catch their cancellation
         self._end = asyncio.Event()
-        self._starting: asyncio.Task[None] | None = None
 
     # -- what gunicorn calls
 
@@ -99,8 +102,6 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         """SIGTERM. A second one changes nothing."""
         # Not alive = False: gunicorn would close connections whose answers do not say so yet, under the next request.
         self._end.set()
-        if self._starting:
-            self._starting.cancel()
 
     def handle_quit_signal(self) -> None:
         """SIGINT (Ctrl-C reaches every process of a terminal) and SIGQUIT drain too."""
@@ -135,6 +136,23 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 self.app.clean()
         if self.failure is not None:
             self.app.report(self.failure)
+        if self._uncancellable:
+            sys.stdout.flush()
+            os._exit(0)  # the interpreter would end these tasks with an exception in each, and log it
+
+    def _cleanup(self) -> None:
+        """Cancel the tasks that are left. gunicorn waits without a bound for those that catch their cancellation."""
+        if left := asyncio.all_tasks(self.loop):
+            for task in left:
+                task.cancel()
+            within_s = self.app.settings.drain_timeout_ms / 1000 * RESERVE / 2
+            ended, self._uncancellable = self.loop.run_until_complete(asyncio.wait(left, timeout=within_s))
+            for task in ended:
+                if not task.cancelled():
+                    task.exception()  # looked at, so that asyncio does not log it
+        self.loop.close()
+        for listener in self.sockets:
+            listener.close()
 
     # -- its life
 
@@ -191,7 +209,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
             greet = partial(ProtocolNegotiator, self, Http1Connection)
         for listener in self.sockets:
-            # The loop listens anew, with 100 if it is not told.
+            # The loop listens again, with 100 unless a number is given.
             server = await self.loop.create_server(greet, sock=listener.sock, backlog=BACKLOG, **secure)
             self.servers.append(server)
 
@@ -201,18 +219,23 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.handle_exit_signal()
 
     async def _started(self, service: Service) -> bool:
-        """Start the components; False if the process is to end before that is done."""
-        self._starting = asyncio.create_task(service.start())
-        if self._end.is_set():
-            self._starting.cancel()
-        try:
-            await self._starting
-        except asyncio.CancelledError:
-            return False
-        return True
+        """Start the components; False if the process is to end before that is done. Raises what the start raises."""
+        starting, ending = asyncio.create_task(service.start()), asyncio.create_task(self._end.wait())
+        await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not starting.done():
+            starting.cancel()
+            within_s = self.app.settings.drain_timeout_ms / 1000 * REQUEST_SHARE
+            await asyncio.wait((starting,), timeout=within_s)  # an actor may catch its cancellation
+            if not starting.done():
+                logger.error("the start did not end within %g s after its cancellation", within_s)
+                return False
+        if not starting.cancelled():
+            starting.result()
+        return not self._end.is_set()
 
     async def _beat(self) -> None:
-        """Tells the master that the loop turns, ends a worker whose master is gone, looks for a new certificate."""
+        """Show the master that the loop turns, end a worker whose master is gone, and look for a new certificate."""
         while True:
             self.notify()
             if self.app.certificate:
@@ -225,16 +248,16 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             await asyncio.sleep(BEAT_S)
 
     async def _report_health(self, service: Service) -> None:
-        """Tells the other workers how this one is."""
+        """Share the health of this worker with the others."""
         while True:
             health = await service.health()
             self.app.peers.report(self.place, health)
             await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)
 
     def admit(self, connection: Connection) -> bool:
-        """Note a connection, and say whether there is room for it; one that is known has its place already.
+        """Note a connection, and say whether there is room for it. One that is noted already has room.
 
-        One that is refused is noted too, until it is lost: its file is open still, and it may have to be cut off.
+        One that is refused is noted too, until it is lost: its file is still open, and it may have to be cut off.
         """
         known = connection in self.connections
         self.connections.add(connection)
@@ -272,13 +295,15 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         # connection, or waiting to be accepted, gets a 503 instead of a reset.
         for connection in self.connections:
             connection.drain()
-        linger = min(LINGER_S, budget_s * 0.2)
-        quiet = min(QUIET_S, linger)
-        seen, quiet_from = edge.requests, began
-        while (now := self.loop.time()) - began < linger and now - quiet_from < quiet:
-            await asyncio.sleep(quiet / 10)
-            if edge.requests != seen:
-                seen, quiet_from = edge.requests, self.loop.time()
+        # Looks are counted, and not the time: while this process has no CPU, clients send what it cannot see yet.
+        look_s, quiet = min(LOOK_S, budget_s * 0.2 / QUIET_LOOKS), 0
+        for _ in range(LINGER_LOOKS):
+            seen = edge.requests
+            await asyncio.sleep(look_s)
+            quiet = quiet + 1 if edge.requests == seen else 0
+            if quiet == QUIET_LOOKS or self.loop.time() - began > budget_s * REQUEST_SHARE / 2:
+                break
+        await self._turned()
         for server in self.servers:
             server.close()
         await self._answered(budget_s * REQUEST_SHARE - (self.loop.time() - began))
@@ -286,17 +311,26 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             logger.error("requests were still running when their share of DRAIN_TIMEOUT ended", extra={"requests": cut})
         left = budget_s * (1 - RESERVE) - (self.loop.time() - began)
         await self._stopped(service, left)
-        # What a component answered while it stopped goes out still.
+        # What a component answered while it stopped is still sent, and so does a 503 to what has just come in.
+        await self._turned()
         await self._answered(min(0.2, budget_s * RESERVE / 2))
         for connection in list(self.connections):
             connection.close()
         await asyncio.sleep(0)
+
+    @staticmethod
+    async def _turned() -> None:
+        """Accept and read what has come in. The loop runs its timers before it looks at its sockets, so after a time
+        without CPU a connection would be closed under a request that waits in it: its client would get a reset."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     async def _answered(self, within_s: float) -> None:
         until = self.loop.time() + within_s
         # Looked at again and again: an event would cost every request something.
         while self.loop.time() < until and any(c.busy for c in self.connections):
             await asyncio.sleep(0.01)
+            await self._turned()
 
     async def _stopped(self, service: Service, within_s: float) -> None:
         try:
@@ -318,4 +352,4 @@ def exit_report(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Stop):
         return error.exit_code, str(error)
     logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
-    return Stop.exit_code, f"the service could not go on: {type(error).__name__}: {error}"
+    return Stop.exit_code, f"the service had to end: {type(error).__name__}: {error}"

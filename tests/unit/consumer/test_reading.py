@@ -143,8 +143,8 @@ def reading(value: bytes | None, headers: Pairs | None = None) -> Any:
 def test_what_is_no_message_of_ours_is_no_event_with_default_values() -> None:
     bare = b'{"type":"Deposited"}'
     for value in (bare, b'{"type":"Deposited","amount":5}', b'{"type":"Deposited","meta":{}}'):
-        assert reading(value) == "the message has no payload"
-        assert reading(value, [("content-type", b"application/json"), ("other", b"x")]) == "the message has no payload"
+        assert reading(value) == "The message has no payload."
+        assert reading(value, [("content-type", b"application/json"), ("other", b"x")]) == "The message has no payload."
     for name in ("hive-id", "hive-actor"):
         assert reading(bare, [(name, b"x")]) == (Deposited(0), None)
     assert reading(b'{"type":"Deposited","payload":{"amount":"x"}}', [("hive-id", b"x")]).startswith("Expected `int`")
@@ -179,7 +179,7 @@ def test_structured_cloudevents() -> None:
     assert structured({"data_base64": base64.b64encode(b'{"amount":5}').decode()}) == (Deposited(5), EVENT)
     assert structured({}) == structured({"data": None, "subject": None}) == (Deposited(0), EVENT)
     assert reading(json.dumps([EVENT | {"data": {"amount": 5}}]).encode(), BATCHED) == (Deposited(5), EVENT)
-    assert "the batch has 2" in reading(json.dumps([EVENT, EVENT]).encode(), BATCHED)
+    assert "The batch has 2" in reading(json.dumps([EVENT, EVENT]).encode(), BATCHED)
     assert "only one of them" in structured({"data": {}, "data_base64": ""})
     assert "cannot be read" in structured({"data_base64": "%%"})
     assert "data is not JSON" in structured({"data_base64": base64.b64encode(b"{}, {}").decode()})
@@ -187,7 +187,7 @@ def test_structured_cloudevents() -> None:
     assert "attribute type" in structured({"type": 5})
     assert "is not an attribute" in structured({"Tenant": "t"})
     assert "meta has" in structured({"tenant": "t" * 5_000})
-    assert "the content type is application/cloudevents+avro" in structured(
+    assert "The content type is application/cloudevents+avro" in structured(
         {}, [("content-type", b"application/cloudevents+avro")]
     )
 

@@ -56,7 +56,7 @@ def _named(path: str) -> Route:
             Deposit,
             "Some: the path /{bank}/{id} has the parameter bank; that of a message may only have {id}",
         ),
-        ("/{bank}/{id}", Balance, "Balance stands on /{bank}/{id} and has no field bank"),
+        ("/{bank}/{id}", Balance, "Balance is a query of /{bank}/{id} and has no field bank"),
     ],
 )
 def test_a_wrong_path_has_its_line(path: str, kind: type[Command | Query], line: str) -> None:

@@ -123,7 +123,7 @@ async def refused(service: Service, actor: type[Actor], id: str, command: Comman
     with pytest.raises(Quarantined) as told:
         await (service.submit(actor, id, command) if command else service.read(actor, id))
     assert (told.value.status, told.value.headers["Retry-After"]) == (503, "10")
-    for internal in ("Counter/", "offset", "transactions", "Doubled", "unknown type"):
+    for internal in ("Counter/", "offset", "transactions", "Doubled", "is unknown"):
         assert internal not in told.value.detail
     return told.value
 
@@ -156,7 +156,7 @@ async def test_one_aggregate_is_refused_and_all_else_goes_on(
             assert (line.aggregate, line.topic, line.partition, line.offset) == (
                 "Counter/x", "memory.transactions", 0, 3,
             )  # fmt: skip
-            assert "unknown type 'Doubled'" in line.reason
+            assert "The type 'Doubled' is unknown" in line.reason
             assert held(old)["Counter/x"].offset == 3
             (shown,) = old.transactions.details()["quarantined"]
             assert (shown["aggregate"], shown["offset"]) == ("Counter/x", 3)

@@ -1,0 +1,126 @@
+"""Parsers of settings: each makes a value of a text, or raises. The docstring of a parser says what it takes."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_WRITTEN = ("content-type", "traceparent", "tracestate")  # every record has these in any case
+
+
+def cpu_quota() -> int:
+    """Whole CPUs that the cgroup and the affinity mask allow, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup 2, cgroup 1
+        try:
+            quota, period = (int(w) for name in names for w in Path("/sys/fs/cgroup", name).read_text().split())
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+        if quota > 0:
+            allowed = min(allowed, quota // period)
+    return max(1, allowed)
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    parse.__doc__ = f"a whole number from {low} to {high}"
+    return parse
+
+
+def fraction(text: str) -> float:
+    """a number from 0 to 1"""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    parse.__doc__ = " or ".join(words)
+    return parse
+
+
+def flag(text: str) -> bool:
+    """true or false"""
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def any_text(text: str) -> str:
+    """any text"""
+    return text
+
+
+def topic_name(text: str) -> str:
+    """a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"""
+    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", text):
+        raise ValueError
+    return text
+
+
+def topic_names(text: str) -> tuple[str, ...]:
+    """a topic name, a comma-separated list of them, or ^regex"""
+    if text.startswith("^"):
+        re.compile(text)
+        return (text,)
+    return tuple(topic_name(name.strip()) for name in text.split(","))
+
+
+def http_url(text: str) -> str:
+    """a URL http://host:port/path or https://"""
+    if not re.match(r"https?://[^/]", text) or urlsplit(text).port == 0:
+        raise ValueError
+    return text
+
+
+def header_names(text: str) -> tuple[str, ...]:
+    """a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"""
+    names = tuple(name.strip().lower() for name in text.split(","))
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9!#$%&'+.^_`|~-]+\*?", name) or name.startswith("hive-") or name in _WRITTEN:
+            raise ValueError
+    return names
+
+
+def url_path(text: str) -> str:
+    """a path that starts with /"""
+    if not text.startswith("/"):
+        raise ValueError
+    return text
+
+
+def redis_url(text: str) -> str:
+    """a URL redis://host:port/db, rediss:// or unix://"""
+    # The port is a ValueError where a password with / # or ? is not percent-encoded.
+    if not re.match(r"(rediss?|unix)://", text) or urlsplit(text).port == 0:
+        raise ValueError
+    return text
+
+
+def redis_urls(text: str) -> tuple[str, ...]:
+    """one or more comma-separated URLs redis://host:port/db"""
+    return tuple(redis_url(url.strip()) for url in text.split(","))
+
+
+def ip_address(text: str) -> str:
+    """an IPv4 or IPv6 address without a port, such as 127.0.0.1 or ::1; or :: for all of both"""
+    address = ipaddress.ip_address(text)
+    if address.is_multicast:
+        raise ValueError
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def http_version(text: str) -> int:
+    """1 or 2"""
+    return {"1": 1, "1.1": 1, "2": 2}[text]
