@@ -388,5 +388,5 @@ for name, clock, invariant, found in (
     ("w1-steps", "steps", "", None),
 ):
     parts = {"MaxLen": 5, "Stamps": set(range(7)), "Steps": 2, "Step": 1, "Clock": clock}
-    held = (invariant,) if invariant else ("KeptLong", "LetGo", "InOrder")
-    SCENARIOS.append(Scenario(name, "Window", parts, held, expect=found, short=True))
+    invariants = (invariant,) if invariant else ("KeptLong", "LetGo", "InOrder")
+    SCENARIOS.append(Scenario(name, "Window", parts, invariants, expect=found, short=True))

@@ -27,7 +27,7 @@ class Transfer(Command):
 
 
 class Account(Model):
-    """The snapshot: what the decisions below need, and no more. The history is the log's."""
+    """The snapshot has what the decisions below need, and no more. The log has the history."""
 
     owner: str
     balance: int = 0
@@ -37,7 +37,7 @@ class AccountActor(Actor):
     path = "/accounts/{id}"
 
     def scope(self, id: str) -> str:
-        # A transaction stays inside one scope, and any account may send to any other: so all are in one, whatever the
+        # A transaction stays inside one scope, and any account may send to any other. So all are in one scope, for any
         # number of partitions. A bank that keeps transfers inside a branch would return the branch of the account.
         return "bank"
 
@@ -48,8 +48,8 @@ class AccountActor(Actor):
         context: Context,
         tx: Transaction,
     ) -> Opened | Deposited | Withdrawn | TransferSent:
-        # What is true of the message alone (an amount above zero) is said by its type, and refused before it gets here.
-        # Here stands what depends on the state.
+        # The type of a message checks what concerns the message alone (an amount above zero), before it comes here. The
+        # checks below need the state.
         if isinstance(command, Open):
             if account:
                 raise Rejected("this account is open already", owner=account.owner)

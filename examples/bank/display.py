@@ -1,4 +1,4 @@
-"""What the story looks like: in a terminal with colours and a little patience, elsewhere as plain text."""
+"""Shows the story: in a terminal with colours and short pauses, elsewhere as plain text."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 PAUSE_S = 0.2  # between two lines of the story, for the eye of a person
-PLAIN_WIDTH = 120  # where nobody says how wide it is
+PLAIN_WIDTH = 120  # of an output that has no width
 LABEL = 9
 COLOURS = {"stream-processor": "magenta", "consumer": "blue", "producer": "yellow", "base": "cyan"}
 
@@ -94,7 +94,7 @@ class Display:
 
 
 class Progress:
-    """A line for each thing that takes its time: turning while it does, with its seconds when it is done."""
+    """A line for each thing that takes time, with a spinner while it runs and with its seconds when it is done."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -114,7 +114,7 @@ class Progress:
             self._live.stop()
 
     def began(self, name: str, label: str) -> None:
-        """Said again with another label it is the same thing, further on."""
+        """Begin a thing. Called again with another label it is the same thing in its next phase."""
         self._began.setdefault(name, time.monotonic())
         self._labels[name] = label
 

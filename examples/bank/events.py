@@ -7,7 +7,7 @@ from msgspec import Meta
 from hiveio import Event
 
 # Whole cents: a float cannot hold 0.10. The bound is for the readers of the log, some of which (SQLite here) have
-# 64-bit numbers: what the door lets in must be good for everyone behind it.
+# 64-bit numbers: the service accepts only what all of them can read.
 Cents = Annotated[int, Meta(gt=0, le=1_000_000_000_000)]
 
 

@@ -38,6 +38,6 @@ class QuotesActor(Actor):
 
 
 def fee(amount: int, express: bool) -> int:
-    """Cents, rounded up; an express transfer costs twice as much."""
+    """Cents, rounded up; an express transfer costs two times as much."""
     once = min(max(-(-amount // RATE), LEAST), MOST)
     return 2 * once if express else once

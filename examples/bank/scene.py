@@ -32,7 +32,7 @@ class Scene:
         self.wrong: list[str] = []
 
     def send(self, role: str, method: str, path: str, message: Any = None, **headers: str) -> Answer:
-        """Send a request. A 503 says that nothing happened, and when to try again: so do we, for a while."""
+        """Send a request. A 503 says that nothing happened and when to try again, which we do for a while."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self._display.request(role, method, path, named, message)
         url = self._world.roles[role].url + path
@@ -60,8 +60,8 @@ class Scene:
             lines = [Text.assemble(f"{LOG}/{self._world.scope}/{offset}  ", verdict)]
             for write in record.writes:
                 for version, event in enumerate(write.events, write.version + 1):
-                    told = as_json(msgspec.json.decode(event))
-                    lines.append(Text.assemble((write.aggregate, "bold"), f" v{version}  ") + told)
+                    shown = as_json(msgspec.json.decode(event))
+                    lines.append(Text.assemble((write.aggregate, "bold"), f" v{version}  ") + shown)
             self._display.line("Kafka", *lines)
         if not records:
             self._display.line("Kafka", Text("nothing was written to the log", "dim"))
@@ -112,7 +112,7 @@ class Scene:
         self._world.empty_redis()
 
     def expect(self, text: str, expected: Any, found: Any) -> None:
-        """One thing that has to be so for the step to be right."""
+        """Check one thing that must be so for the step to be right."""
         right = expected == found
         self._display.checked(text, right=right, found=repr(found))
         if not right:

@@ -29,7 +29,7 @@ class AccountStatement(Model):
 
 
 class StatementsActor(SqliteProjection):
-    # In memory the projection is read anew from the first event at each start; a file on a volume stays.
+    # In memory the projection is read again from the first event at each start; a file on a volume stays.
     database = os.environ.get("STATEMENTS_DATABASE", ":memory:")
     tables = """
         CREATE TABLE IF NOT EXISTS line
@@ -57,7 +57,7 @@ class StatementsActor(SqliteProjection):
         return None
 
     def _book(self, context: Context, text: str, amount: int) -> None:
-        # `version` is the account's after the event: 1, 2, 3 without a gap, so it numbers the lines.
+        # `version` is that of the account after the event: 1, 2, 3 without a gap, so it numbers the lines.
         line = (context.id, context.version, text, amount)
         # The position moves in the same transaction, so every event is booked exactly once.
         self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?, ?, ?, ?)", line))

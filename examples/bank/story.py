@@ -1,9 +1,10 @@
 """``make run``: a bank on hiveio, played as a story in which every step is checked.
 
-Each step sends a request as any client would and then looks where it led: at the record in Kafka, the snapshot in
+Each step sends a request as any client would, and then looks at what it led to: the record in Kafka, the snapshot in
 Redis, the event topic, the projection. With ``--once`` it ends after the story, with exit code 0 only if every step
-came out right; without, everything keeps running until Ctrl-C. With ``--composed`` it is told to what ``docker compose
-up --wait`` has started, on fresh volumes; with ``--partitions=12`` the topics are made as in ``deploy/``.
+came out right. Without it, everything keeps running until Ctrl-C. With ``--composed`` it is played with the services
+that ``docker compose up --wait`` has started, on fresh volumes. With ``--partitions=12`` the topics are those of
+``deploy/``.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def transfer(scene: Scene) -> None:
 
 
 def overdraft(scene: Scene) -> None:
-    """A refusal is a problem document (RFC 9457) with the words of the actor. The client is told why."""
+    """A refusal is a problem document (RFC 9457) with the words of the actor, so the client knows why."""
     answer = scene.send("stream-processor", "POST", "/accounts/bob", flux("Withdraw", amount=500_00))
     expected = {"title": "Rejected", "status": 422, "detail": "overdrawn", "balance": 30_00, "amount": 500_00}
     found = {name: answer.body.get(name) for name in expected}
@@ -89,7 +90,7 @@ def overdraft(scene: Scene) -> None:
 
 
 def visits(scene: Scene) -> None:
-    """Unordered messages, checked at the door; each is answered when Kafka has stored it."""
+    """Unordered messages. Each is checked, and answered when Kafka has stored it."""
     pages = ["/", "/prices", "/transfer"]
     for page in pages:
         answer = scene.send("producer", "POST", "/visits", {"page": page, "visitor": "ada"})
@@ -121,21 +122,21 @@ def statement(scene: Scene) -> None:
 
 
 def sent_twice(scene: Scene) -> None:
-    """A client that got no answer sends again, with the same Idempotency-Key: booked once, answered alike."""
+    """A client that got no answer sends again, with the same Idempotency-Key. It is booked once and answered alike."""
     message = flux("Deposit", amount=5_00)
     first, second = (
         scene.send("stream-processor", "POST", "/accounts/bob", message, Idempotency_Key="salary-of-may")
         for _ in range(2)
     )
     scene.expect("the same answer twice", (200, first.body), (second.status, second.body))
-    places = [answer.headers.get("hive-position") for answer in (first, second)]
-    scene.expect("from the same place in the log", places[0], places[1])
+    positions = [answer.headers.get("hive-position") for answer in (first, second)]
+    scene.expect("from the same position in the log", positions[0], positions[1])
     scene.expect("one record, accepted", [1], accepted(scene.log()))
     scene.expect(f"booked once: {money(35_00)}", {"bob": 35_00}, _each(scene.snapshots(("bob", 3)), "balance"))
 
 
 def lost_cache(scene: Scene) -> None:
-    """Redis is a view of the log. It may be lost at any time: the service folds it anew, and nobody is told a lie."""
+    """Redis is a view of the log. It may be lost at any time: the service folds it again, and no answer is wrong."""
     scene.empty_redis()
     answer = scene.send("stream-processor", "POST", "/accounts/ada", flux("Deposit", amount=1_00))
     scene.expect("the next command", (200, flux("Deposited", amount=1_00)), answer[:2])
@@ -165,8 +166,8 @@ STEPS = (
 )
 
 
-def tell(world: World, display: Display, steps: Sequence[Step]) -> list[str]:
-    """Play the steps. What did not come out right, by step."""
+def play(world: World, display: Display, steps: Sequence[Step]) -> list[str]:
+    """Play the steps, and return what did not come out right, by step."""
     wrong = []
     with httpx.Client(timeout=15) as client:
         scene = Scene(world, display, client)
@@ -225,7 +226,7 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
                 lambda service: progress.began(service.name, NAMES.get(service.name, f"hiveio/{service.name}")),
                 lambda service: progress.done(service.name),
             )
-        wrong = tell(world, display, steps)
+        wrong = play(world, display, steps)
         if wrong:
             display.heading("Not everything came out right", "bold red")
             for text in wrong:
@@ -243,11 +244,15 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
 
 
 def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
-    """The exit code: 0 if every step came out right, 1 if one did not, 2 for what cannot be had here."""
+    """The exit code: 0 if every step came out right, 1 if one did not, 2 if a service is missing here."""
     parser = argparse.ArgumentParser(prog="story", description="A bank on hiveio, played as a story.")
     parser.add_argument("--once", action="store_true", help="end after the story")
-    parser.add_argument("--composed", action="store_true", help="tell it to what `docker compose up` has started")
-    parser.add_argument("--partitions", type=int, default=1, metavar="N", help="with which the topics are made (1)")
+    parser.add_argument(
+        "--composed", action="store_true", help="play it with the services that `docker compose up` has started"
+    )
+    parser.add_argument(
+        "--partitions", type=int, default=1, metavar="N", help="the number of partitions of the topics (1)"
+    )
     options = parser.parse_args(arguments)
     for number in ENDINGS:
         signal.signal(number, _end)

@@ -1,4 +1,4 @@
-"""Page visits (hiveio/producer): many, unordered, each worth little. Checked at the door and written to a topic."""
+"""Page visits (hiveio/producer): many, unordered, each worth little. They are checked and written to a topic."""
 
 from typing import Annotated
 

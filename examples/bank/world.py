@@ -1,7 +1,7 @@
-"""Everything the story needs, on this machine: Kafka, Valkey and the four services, and eyes on what they hold.
+"""Everything that the story needs on this machine: Kafka, Valkey and the four services, and what they hold.
 
 Each service is the entrypoint of its image as a plain process, with the environment that the container would get. Or
-all of it runs in containers, and is looked at from outside: ``Composed``.
+all of it runs in containers, and the story looks at them from outside: ``Composed``.
 """
 
 import os
@@ -43,7 +43,7 @@ class Role(Service):
         self.name, self.module = role, module
         super().__init__(None, folder / module)
         self.environ = {
-            "BIND": HOST,  # a story for the one at this machine
+            "BIND": HOST,  # only for clients on this machine
             "PORT": str(self.port),
             "CLUSTER_SIZE": "1",
             "ACTOR_PATH": str(ROOT / "examples"),
@@ -57,7 +57,7 @@ class Role(Service):
         return f"http://{HOST}:{self.port}"
 
     def _command(self) -> list[str]:
-        # Nothing of our own environment gets in: what a container would not have, they do not have.
+        # They get nothing of our own environment, as in a container.
         settings = [f"{name}={value}" for name, value in self.environ.items()]
         return ["/usr/bin/env", "-i", *settings, sys.executable, str(ROOT / "images" / self.name / "entrypoint.py")]
 
@@ -119,13 +119,13 @@ class Published(NamedTuple):
 
 
 class World:
-    """``with World() as world`` and then ``start``; at the end nothing of it is left."""
+    """``with World() as world`` and then ``start``. Nothing of it is left at the end."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.scope = scope_of(AccountActor().scope("ada"), partitions)  # of every account: a partition of the log
         self._stack = ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hiveio-bank-")))
-        # One folder for all: whenever Ctrl-C comes, it goes.
+        # One folder for all, which is removed whenever Ctrl-C comes.
         self.kafka: Kafka | Container = self._closed(Kafka(folder=folder / "kafka"))
         self.redis: Redis | Container = self._closed(Redis(folder=folder / "redis"))
         log = {
@@ -185,7 +185,7 @@ class World:
     # -- what they hold
 
     def log(self) -> list[Logged]:
-        """The whole transaction log, judged by the rule: by nothing but the order of its records."""
+        """The whole transaction log with the verdicts of the rule, which depend on the order of its records alone."""
         fold = ReferenceFold()
         found = []
         for message in self._read(LOG, self.scope):
@@ -218,8 +218,8 @@ class World:
                 headers = {name: (text or b"").decode() for name, text in given}
                 headers["time"] = str(message.timestamp()[1])
                 key = message.key()
-                place, text = (message.partition() or 0, message.offset() or 0), key.decode() if key else None
-                found.append(Published(*place, text, message.value() or b"", headers))
+                at, text = (message.partition() or 0, message.offset() or 0), key.decode() if key else None
+                found.append(Published(*at, text, message.value() or b"", headers))
             return sorted(found, key=lambda message: int(message.headers["time"]))
         except KafkaException as error:
             raise TimeoutError(f"{topic} could not be read: {error.args[0].str()}") from None
@@ -227,7 +227,7 @@ class World:
             consumer.close()
 
     def snapshots(self) -> dict[str, tuple[int, object]]:
-        """What Redis holds now: version and state by aggregate; nothing, while it is empty."""
+        """The snapshots in Redis now: version and state by aggregate."""
         found: dict[str, tuple[int, object]] = {}
         with redis.Redis(host=HOST, port=self.redis.port, socket_timeout=5) as client:
             for mark in client.scan_iter(f"hive:{{{LOG}/{self.scope}/*}}:????????", count=1000):
@@ -245,7 +245,7 @@ class World:
 
 
 class Composed(World):
-    """What ``docker compose up`` runs, seen from outside as any client sees it."""
+    """The services that ``docker compose up`` runs, as any client sees them."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self.scope = 0  # compose.yaml leaves the topics with one partition

@@ -55,7 +55,7 @@ class Outage:
                 logger.warning("%s is away: %s", self.backend, reason)
             self._logged_at, self._away_logged, self.count = now, True, 0
 
-    def is_felt(self) -> bool:
+    def is_current(self) -> bool:
         """Whether it is away, and somebody said so lately. One that nobody asks for any more hides no lines."""
         return self.away_since is not None and self._clock() - self._complained_at < EVERY_S
 
@@ -94,7 +94,7 @@ def worth_a_line(record: logging.LogRecord) -> bool:
         return True
     ours = record.name.startswith("hiveio.") and record.name != _OF_ACTORS and _NO_ANSWER.search(waits)
     for outage in list(known.values()):
-        if outage.is_felt() and (ours or waits.startswith(outage.backend)):
+        if outage.is_current() and (ours or waits.startswith(outage.backend)):
             outage.count += 1
             return False
     return True

@@ -24,16 +24,16 @@ class Peers:
         self._healths = mmap.mmap(-1, size)
 
     def enter(self, taken: Iterable[int]) -> int:
-        """In the master: the place of a new worker, beside those of the others."""
+        """In the master: a slot for a new worker, next to those that are taken."""
         return min(set(range(len(self._healths))).difference(taken))
 
-    def leave(self, place: int) -> None:
+    def leave(self, slot: int) -> None:
         """In the master: this worker has ended."""
-        self.report(place, Health.NOT_READY)
+        self.report(slot, Health.NOT_READY)
 
-    def report(self, place: int, health: Health) -> None:
-        self._healths[place] = health
+    def report(self, slot: int, health: Health) -> None:
+        self._healths[slot] = health
 
-    def others(self, place: int) -> list[Health]:
+    def others(self, slot: int) -> list[Health]:
         """How the other workers are."""
-        return [Health(byte) for at, byte in enumerate(self._healths[:]) if at != place]
+        return [Health(byte) for at, byte in enumerate(self._healths[:]) if at != slot]

@@ -94,7 +94,7 @@ class Service:
         self.channels: list[Channel] = []
         self.telemetry = Untraced()
         self.peers = Peers()
-        self.place = 0  # of this worker among them
+        self.slot = 0  # of this worker among them
         self.draining = False
         self.started = False
         self.failed: Callable[[BaseException], None] = lambda error: None
@@ -166,7 +166,7 @@ class Service:
 
     def dead(self) -> list[str]:
         """The names of components whose loops do not turn, in any worker of this process."""
-        stuck = ["another worker"] if Health.STUCK in self.peers.others(self.place) else []
+        stuck = ["another worker"] if Health.STUCK in self.peers.others(self.slot) else []
         return self._dead() + stuck
 
     def _dead(self) -> list[str]:
@@ -178,7 +178,7 @@ class Service:
         The workers of a process are ready together.
         """
         checks = await self._checks()
-        if others := self.peers.others(self.place):
+        if others := self.peers.others(self.slot):
             waiting = len(others) - others.count(Health.READY)
             checks["workers"] = (
                 f"{waiting} of the other {len(others)} are not ready; the log says why" if waiting else None

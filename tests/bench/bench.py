@@ -1,4 +1,4 @@
-"""What every benchmark uses: the services, the load, and the table that its results go to."""
+"""What every benchmark uses: the services, the load, and the table of its results."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ LOG = EVENTS | {"message.timestamp.type": "LogAppendTime"}
 
 
 class Lost(Exception):
-    """Something acknowledged is not there."""
+    """Something that was acknowledged is missing."""
 
 
 class Served(Role):
@@ -141,7 +141,7 @@ class Bench:
         *,
         sums: Mapping[str, Sequence[str]] | None = None,
     ) -> list[Row]:
-        """Measure in alternating rounds; every row is told as a ratio to ``raw``, which may be one of ``sums``."""
+        """Measure in alternating rounds; every row is compared with ``raw``, which may be one of ``sums``."""
         with self.console.status(bench) as status:
             taken = alternate(measures, self.rounds, lambda text: status.update(f"{bench}, {clients} clients: {text}"))
         for name, parts in (sums or {}).items():

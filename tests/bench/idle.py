@@ -1,4 +1,4 @@
-"""What a role costs that does nothing: its memory, and the time from its start to its first answer."""
+"""The cost of an idle role: its memory, and the time from its start to its first answer."""
 
 import socket
 import statistics
@@ -34,13 +34,13 @@ def idle(bench: Bench) -> None:
                 time.sleep(1.0)  # what the start left behind is gone
                 worker.append(memory_mb(role.workers()[0].pid))
                 master.append(memory_mb(role.process.pid))
-        told = {
+        figures = {
             "first answer s": statistics.median(answered),
             "ready s": statistics.median(ready),
             **{f"worker {key}": statistics.median(memory[key] for memory in worker) for key in worker[0]},
             **{f"master {key}": statistics.median(memory[key] for memory in master) for key in master[0]},
         }
-        bench.add([Row("idle", f"hiveio/{name}", 0, (Sample(0, 0, 0, 0, parts=told),))])
+        bench.add([Row("idle", f"hiveio/{name}", 0, (Sample(0, 0, 0, 0, parts=figures),))])
     bench.show("idle")
 
 

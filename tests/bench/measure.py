@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped]
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement. CPU is that of the measured process and its workers, a request; 0 where it is not told."""
+    """One measurement. CPU is that of the measured process and its workers, a request; 0 where it is not known."""
 
     rate: float
     p50_ms: float
@@ -68,19 +68,19 @@ class Row:
 Measure = Callable[[], Sample]
 
 
-def alternate(measures: Mapping[str, Measure], rounds: int, told: Callable[[str], None]) -> dict[str, list[Sample]]:
+def alternate(measures: Mapping[str, Measure], rounds: int, report: Callable[[str], None]) -> dict[str, list[Sample]]:
     """Each measure once a round; the order turns around every round."""
     taken: dict[str, list[Sample]] = {name: [] for name in measures}
     names: Sequence[str] = list(measures)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            told(f"{name}, round {number + 1} of {rounds}")
+            report(f"{name}, round {number + 1} of {rounds}")
             taken[name].append(measures[name]())
     return taken
 
 
 def total(*sides: Sequence[Sample]) -> list[Sample]:
-    """What one after the other would give: times and CPU added, round by round. The p99 of a sum is not the sum."""
+    """The sum of measures that run one after the other: times and CPU added, round by round. It has no p99."""
     return [
         Sample(
             1 / sum(1 / sample.rate for sample in samples),

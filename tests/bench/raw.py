@@ -154,7 +154,7 @@ class Call(Exception):
 
 
 class Calls:
-    """Stands where the cache has its Redis, and tells what would be sent."""
+    """Takes the place of the Redis of a cache, and returns what would be sent."""
 
     def call(self, *call: Any) -> Any:
         raise Call(*call)
@@ -178,8 +178,8 @@ class Parts:
         self.cache = Cache(cast("Any", Calls()), o["topic"], "id", "raw")
         self.scope, self.mark = self.cache.scope(0), self.cache.mark(0)
         end = self.tail.get_watermark_offsets(TopicPartition(o["topic"], 0), 10)[1]
-        self.stands = Watermark(end, 0, "topic", "g")
-        self.redis.set(self.mark, self.stands.text)
+        self.watermark = Watermark(end, 0, "topic", "g")
+        self.redis.set(self.mark, self.watermark.text)
         self.tail.assign([TopicPartition(o["topic"], 0, end)])
         self.numbers = count(1)
         self.begun: list[float] = []
@@ -232,12 +232,12 @@ class Parts:
                     waiting.discard(message.key())
 
         def apply() -> None:
-            offset = self.stands.offset
-            to = self.stands._replace(offset=offset + n, transaction="x")
+            offset = self.watermark.offset
+            to = self.watermark._replace(offset=offset + n, transaction="x")
             entries = [(name, b'1 0123456789abcdef-1 {"sum":5,"count":1}') for name in distinct]
             ids = [(f"7:{name}/{number}", f"{offset}:0:0") for number, name in zip(numbers, names, strict=True)]
             applying = self.cache.apply(
-                0, self.stands, to, "1" * n, entries, ids, IdWindow(10_000, 3_600_000), 0, (), ()
+                0, self.watermark, to, "1" * n, entries, ids, IdWindow(10_000, 3_600_000), 0, (), ()
             )
             try:
                 applying.send(None)
@@ -245,7 +245,7 @@ class Parts:
                 _, key, _, arguments = call.args
             moved, _ = self.scripts(("apply", key, arguments), ("lock", self.scope, unlocks))
             assert moved[0] == 1, moved
-            self.stands = to
+            self.watermark = to
 
         self.timed(self.begun, begin)
         self.timed(self.appended, append)

@@ -48,8 +48,8 @@ def stream(bench: Bench) -> None:
             }  # fmt: skip
             sums = {"raw parts + bare ASGI": (PARTS, "bare ASGI")}
             rows = bench.compare("stream processor", clients, measures, PARTS, sums=sums)
-            told = ", ".join(f"{text} {rows[0].part(name) or 0:.2f} ms" for name, text in STEPS.items())
-            bench.note(f"raw parts, {clients} at once: {told} (p50 of a round)")
+            parts = ", ".join(f"{text} {rows[0].part(name) or 0:.2f} ms" for name, text in STEPS.items())
+            bench.note(f"raw parts, {clients} at once: {parts} (p50 of a round)")
         bench.note(f"a repeat of an executed command is answered in {repeat_ms(role):.1f} ms (p50 of {REPEATS})")
     bench.show("stream processor")
     bench.check("stream processor: events", bench.stored(topic), role.acknowledged)

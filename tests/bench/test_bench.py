@@ -74,6 +74,6 @@ def test_rounds_alternate() -> None:
     assert order == ["a", "b", "b", "a"]
 
 
-def test_an_unknown_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steam"]) == 2
     assert "no benchmark is named steam" in capsys.readouterr().out

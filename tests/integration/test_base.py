@@ -308,7 +308,7 @@ def test_what_came_while_a_draining_service_had_no_cpu_is_answered() -> None:
     """On an open connection, and on a new one: timers that are due then must not close them under the requests."""
     with Role("base", actor=ACTOR) as role:
         request = b"GET /accounts/1 HTTP/1.1\r\nHost: a\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", role.port)) as known:  # type: ignore[arg-type]
+        with socket.create_connection(("127.0.0.1", role.port)) as known:
             known.settimeout(10)
             known.sendall(request)
             assert known.recv(4096).startswith(b"HTTP/1.1 200 ")
@@ -316,7 +316,7 @@ def test_what_came_while_a_draining_service_had_no_cpu_is_answered() -> None:
             wait_until(lambda: role.logs("draining"))
             role.pause()
             known.sendall(request)
-            with socket.create_connection(("127.0.0.1", role.port)) as new:  # type: ignore[arg-type]
+            with socket.create_connection(("127.0.0.1", role.port)) as new:
                 new.settimeout(10)
                 new.sendall(request)
                 time.sleep(1.6)  # longer than it waits for clients that pause, or never do

@@ -102,14 +102,14 @@ def test_it_comes_out_right_with_the_partitions_of_the_deployment(leftovers: Pat
 def test_a_step_that_comes_out_wrong_is_named(leftovers: Path) -> None:
     code, text = ended(story(["-c", WRONG], leftovers))
     assert code == 1, text
-    told = text.partition("Not everything came out right")[2]
-    assert "✗ 2 A wish: it is free of charge" in told
-    assert "✗ 3 A mistake: KeyError: 'nothing'" in told
-    assert "✗ 4" not in told
+    shown = text.partition("Not everything came out right")[2]
+    assert "✗ 2 A wish: it is free of charge" in shown
+    assert "✗ 3 A mistake: KeyError: 'nothing'" in shown
+    assert "✗ 4" not in shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_keeps_running_until_it_is_told_to_end(leftovers: Path, number: signal.Signals) -> None:
+def test_it_keeps_running_until_a_signal_ends_it(leftovers: Path, number: signal.Signals) -> None:
     process = story(["-c", "import sys; from examples.bank.story import *; sys.exit(main([], STEPS[:1]))"], leftovers)
     try:
         lines: list[str] = []

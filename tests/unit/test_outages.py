@@ -109,9 +109,9 @@ def test_only_what_waits_is_counted_instead_of_told(away: Outage) -> None:
 
 def test_one_that_is_gone_for_good_excuses_nobody_for_ever(outage: Outage, clock: Clock) -> None:
     outage.away("refused")
-    assert outage.is_felt()
+    assert outage.is_current()
     clock.now += EVERY_S
-    assert not outage.is_felt()
+    assert not outage.is_current()
 
 
 class Asked:

@@ -75,9 +75,9 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     peers = Peers(2)
     service = Service(Settings(), contracts([Listener]))
     await service.start()
-    service.peers, service.place = peers, peers.enter([])
-    other = peers.enter([service.place])
-    assert service.place != other
+    service.peers, service.slot = peers, peers.enter([])
+    other = peers.enter([service.slot])
+    assert service.slot != other
     assert await service.health() is Health.READY
     assert (await service.readiness())["workers"] == "1 of the other 1 are not ready; the log says why"
     peers.report(other, Health.READY)
@@ -87,7 +87,7 @@ async def test_each_worker_answers_for_all_of_them() -> None:
     peers.leave(other)
     assert not service.dead()
     assert (await service.readiness())["workers"], "until another has taken its place"
-    assert peers.enter([service.place]) == other
+    assert peers.enter([service.slot]) == other
 
 
 class Ask(Query):

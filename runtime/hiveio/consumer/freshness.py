@@ -13,7 +13,7 @@ from hiveio.http.routes import About
 WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005
 PARKED = "Hive-Parked"
-FRESH = About(accepts=("Hive-Position", "Prefer"), tells=("Age", PARKED))
+FRESH = About(accepts=("Hive-Position", "Prefer"), answers_with=("Age", PARKED))
 _POSITION = re.compile(r"(.+)/([0-9]{1,10})/([0-9]{1,18})")
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 

@@ -236,7 +236,7 @@ def _taken(route: Route, schemas: Schemas) -> dict[str, Any]:
 
 def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     answer = schemas.of_sent(route.gives) if route.answer is None else dict(route.answer)
-    success = {"description": "Success", "headers": _headers(route.about.tells)}
+    success = {"description": "Success", "headers": _headers(route.about.answers_with)}
     responses: dict[str, Any] = {str(route.success): {**success, "content": _content("application/json", answer)}}
     if route.intake is not None:
         batch = _content("application/x-ndjson", {"type": "string", "description": "The answers, one on each line"})
@@ -255,7 +255,7 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
         responses[str(status)] = {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
     if not route.reads_body and "If-None-Match" in route.about.accepts:
         seen = "The aggregate is at one of the versions in If-None-Match, so the copy of the client is valid"
-        responses["304"] = {"description": seen, "headers": _headers(route.about.tells)}
+        responses["304"] = {"description": seen, "headers": _headers(route.about.answers_with)}
     responses["default"] = {"$ref": f"#/components/responses/{_DEFAULT[0]}"}
     return responses
 

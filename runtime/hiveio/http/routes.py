@@ -37,12 +37,12 @@ class About:
     """What the handler of a route does besides answering a message, for /openapi.json.
 
     ``accepts``: the request headers that it reads; ``query``: schemas of query parameters that are no field of a
-    message; ``tells``: headers of a successful answer; ``problems``: statuses beyond those of every route.
+    message; ``answers_with``: headers of a successful answer; ``problems``: statuses beyond those of every route.
     """
 
     accepts: tuple[str, ...] = ()
     query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tells: tuple[str, ...] = ()
+    answers_with: tuple[str, ...] = ()
     problems: tuple[int, ...] = ()
 
 

@@ -11,7 +11,7 @@ from hiveio.producer.keys import Keys
 from hiveio.producer.publishing import Publishing, topic_of
 from hiveio.service import Service
 
-ABOUT = About(accepts=("Idempotency-Key",), tells=("Hive-Position",), problems=(409,))
+ABOUT = About(accepts=("Idempotency-Key",), answers_with=("Hive-Position",), problems=(409,))
 
 
 def published(service: Service, handler: Callable[[Contract], Handler]) -> list[Route]:

@@ -210,10 +210,10 @@ def _ready(master: Master) -> None:
 
 
 def _before_fork(master: Master, worker: Worker) -> None:
-    worker.place = master.app.peers.enter(other.place for other in master.WORKERS.values())
+    worker.slot = master.app.peers.enter(other.slot for other in master.WORKERS.values())
 
 
 def _child_exit(master: Master, worker: Worker) -> None:
-    master.app.peers.leave(worker.place)
+    master.app.peers.leave(worker.slot)
     metrics.worker_gone(worker.pid)
     master.check_report()

@@ -89,7 +89,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self._still: dict[Connection, tuple[tuple[int, bool, int], float]] = {}
         self.failure: BaseException | None = None
         self.orphan = False
-        self.place = 0  # among the workers of this process
+        self.slot = 0  # among the workers of this process
         self._uncancellable: set[asyncio.Task[Any]] = set()  # they catch their cancellation
         self._end = asyncio.Event()
 
@@ -160,7 +160,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         settings = self.app.settings
         service = Service(settings, self.app.contracts)
         service.failed = self._fail
-        service.peers, service.place = self.app.peers, self.place
+        service.peers, service.slot = self.app.peers, self.slot
         watchdog = Watchdog(service.contracts)
         watchdog.start()
         tasks = [asyncio.create_task(self._beat())]
@@ -251,7 +251,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         """Share the health of this worker with the others."""
         while True:
             health = await service.health()
-            self.app.peers.report(self.place, health)
+            self.app.peers.report(self.slot, health)
             await asyncio.sleep(BEAT_S if health is Health.READY else EAGER_S)
 
     def admit(self, connection: Connection) -> bool:

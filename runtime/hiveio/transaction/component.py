@@ -272,7 +272,7 @@ def commands(contract: Contract, handler: Handler) -> list[Route]:
     """POST on the actor's path: a command to one of its aggregates, answered by the events that it gave."""
     about = About(
         accepts=("Idempotency-Key", "If-Match", "If-None-Match"),
-        tells=("ETag", "Hive-Position"),
+        answers_with=("ETag", "Hive-Position"),
         problems=(404, 409, 412),
     )
     returned = [kind for kind in contract.returns if kind in contract.events.values()]
@@ -309,7 +309,7 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
         about=About(
             accepts=("If-Match", "If-None-Match"),
             query={"consistency": {"type": "string", "enum": list(CONSISTENCIES), "default": contract.reads}},
-            tells=("ETag", "Hive-Consistency"),
+            answers_with=("ETag", "Hive-Consistency"),
             problems=(404, 412),
         ),
         summary="The state of an aggregate",
