@@ -148,7 +148,7 @@ class Service:
         while self._running:
             name, stop = self._running[-1]
             try:
-                await settled(stop())
+                await awaited(stop())
             except BaseException as error:
                 if is_cancelled(error):
                     raise
@@ -200,7 +200,7 @@ class Service:
         return dict(zip(checks, answers, strict=True))
 
 
-async def settled(result: Any) -> Any:
+async def awaited(result: Any) -> Any:
     """The result of an actor's method, which may be plain or async."""
     return await result if inspect.isawaitable(result) else result
 
@@ -211,7 +211,7 @@ async def _start(contract: Contract) -> None:
     bound = asyncio.timeout(START_TIMEOUT_S)
     try:
         async with bound:
-            await settled(contract.actor.start())
+            await awaited(contract.actor.start())
     except (HiveError, asyncio.CancelledError) as error:
         if isinstance(error, HiveError) or is_cancelled(error):
             raise
@@ -225,7 +225,7 @@ async def _start(contract: Contract) -> None:
 
 async def _asked(ready: Callable[[], Any]) -> Any:
     try:
-        return await settled(ready())
+        return await awaited(ready())
     except BaseException as error:  # in a task of its own, where SystemExit would end the loop
         if is_cancelled(error):
             raise

@@ -1,4 +1,4 @@
-"""Checks of schemathesis beside its own, which do not know what a problem document says (SCHEMATHESIS_HOOKS)."""
+"""Checks of schemathesis besides its own, which do not know what a problem document says (SCHEMATHESIS_HOOKS)."""
 
 import re
 from typing import Any

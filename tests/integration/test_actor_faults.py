@@ -140,12 +140,12 @@ def test_a_refused_command_changes_no_state_and_nothing_in_redis(kafka: Kafka, r
 
 
 def faults(role: Role) -> list[dict[str, Any]]:
-    """What is told of actors."""
+    """The log lines about actors."""
     return [line for line in role.complaints() if "traceback" in line]
 
 
 def blocked(role: Role, method: str) -> dict[str, Any]:
-    """What is told of an actor that has blocked the loop, at the end of it."""
+    """The log lines about an actor that blocked the loop, at the end of it."""
     text = f"{method} blocked the event loop for "
     line: dict[str, Any]
     (line,) = wait_until(lambda: [line for line in role.complaints() if line["message"].startswith(text)], 5, text)
@@ -223,9 +223,9 @@ def test_what_an_actor_raises_ends_nothing_but_its_request() -> None:
         assert client.get("/readyz").status_code == 200
         lives(role, pid)
         first = faults(role)[0]
-        told = {line["message"] for line in faults(role)}
+        logged = {line["message"] for line in faults(role)}
         for fault in ("RuntimeError: the actor raised Mute: its text", "MuteToo: its text cannot be shown (TypeError)"):
-            assert any(line.startswith(f"Faulty failed at Plain: {fault}") for line in told)
+            assert any(line.startswith(f"Faulty failed at Plain: {fault}") for line in logged)
         assert not [line for line in role.complaints() if line["message"] == "POST /faults/a failed"], (
             "and named nobody"
         )
@@ -314,12 +314,12 @@ def test_a_producer_refuses_one_record_and_stores_the_others(kafka: Kafka, topic
             answers = client.post("/faults/a", json=batch).json()
             assert [answer["status"] for answer in answers] == [500, 200] * len(hows)
         lives(role, pid)
-        told = faults(role)
-        assert {(line["actor"], line["message_type"], line["id"]) for line in told} == {
+        logged = faults(role)
+        assert {(line["actor"], line["message_type"], line["id"]) for line in logged} == {
             ("Faulty", "Plain", "a"),
             ("Faulty", "Later", "a"),
         }
-        assert [line["record"] for line in told if "record" in line][:3] == [0, 2, 4]
+        assert [line["record"] for line in logged if "record" in line][:3] == [0, 2, 4]
     assert len(read_all(kafka.brokers, topic)) == len(HOW) + len(HOW[:-1])
 
 
@@ -406,8 +406,8 @@ def test_a_command_that_raises_anything_is_one_500_and_others_go_on(kafka: Kafka
         assert send("later", "", at="a") == 200
         assert client.get("/plain/a").json()["payload"] == {"done": 4}
         lives(role, pid)
-        told = faults(role)
-        first = told[0]
+        logged = faults(role)
+        first = logged[0]
         assert send("plain", "block", id="b") == send("later", "block", id="b") == 200
         for method, kind in (("Plain.perform", "Do"), ("Later.perform", "Doing")):
             line = blocked(role, method)
@@ -507,10 +507,10 @@ def test_an_event_that_raises_anything_is_a_dead_letter(
             assert (how, client.get("/asks", params={"how": how}).status_code) == (how, 500)
         assert client.get("/readyz").status_code == 200
         lives(role, pid)
-        told = [line for line in faults(role) if "attempts" in line]
-        assert len(told) == len(bad)
-        assert {line["actor"] for line in told} == {"Listener"}
-        first = next(line for line in told if line["id"] == "bad-0")
+        logged = [line for line in faults(role) if "attempts" in line]
+        assert len(logged) == len(bad)
+        assert {line["actor"] for line in logged} == {"Listener"}
+        first = next(line for line in logged if line["id"] == "bad-0")
         assert first["record"] == f"{topic}/0/0"
         assert first["message_type"] == "Happened"
         frames = [line for line in first["traceback"].splitlines() if line.startswith("  File")]

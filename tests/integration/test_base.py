@@ -250,7 +250,7 @@ def test_a_port_in_use_is_one_line(base: Role) -> None:
 
 
 async def _load(url: str, clients: int, answers: list[tuple[int, int]], unanswered: list[str]) -> None:
-    """Clients that post until they are told to go away; every request that was sent wants an answer.
+    """Clients that post until an answer says that the service ends; every request that was sent wants an answer.
 
     ``answers`` gets the number of the client and the status.
     """
@@ -281,7 +281,7 @@ async def test_a_signal_under_load_drains(sent: signal.Signals) -> None:
         unanswered: list[str] = []
         load = asyncio.create_task(_load(f"{role.url}/accounts/1", 32, answers, unanswered))
         long = asyncio.create_task(asyncio.to_thread(_slow, role.url, 1.0))
-        # A client that is not served yet cannot be told to go.
+        # A client that is not served yet cannot learn that it should go.
         busy = lambda: len(answers) >= 200 and len({number for number, _ in answers}) == 32  # noqa: E731
         await asyncio.to_thread(wait_until, busy, 60)
         role.terminate(sent)

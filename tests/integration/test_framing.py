@@ -1,7 +1,7 @@
-"""RFC 9110 and 9112 on the raw socket: where a request ends, what stands in it, which is the next on its connection.
+"""RFC 9110 and 9112 on the raw socket: where a request ends, what is in it, which is the next on its connection.
 
 Each case is followed by a GET on the same connection: it is answered, or the connection is closed. Never is anything
-that stood inside a request answered as if it were one.
+that was inside a request answered as if it were one.
 """
 
 import contextlib
@@ -237,7 +237,7 @@ def test_who_asked_whether_to_go_on_is_refused_without_its_body(base: Role, stat
         assert statuses(received) == [status]
 
 
-def test_an_older_client_is_not_told_to_go_on(base: Role) -> None:
+def test_an_older_client_gets_no_100_continue(base: Role) -> None:
     sent = HEAD.replace(b"1.1", b"1.0") + b"Expect: 100-continue\r\n" + LENGTH % len(BODY) + b"\r\n" + BODY
     assert exchange(base, sent)[0] == [200]
 
@@ -253,7 +253,7 @@ def test_an_older_client_is_not_told_to_go_on(base: Role) -> None:
         b"Connection: keep-alive\r\nX: y\r\nConnection: close",
     ],
 )
-def test_who_says_close_is_told_so_and_has_no_second_answer(base: Role, fields: bytes) -> None:
+def test_who_says_close_gets_one_answer_that_says_close(base: Role, fields: bytes) -> None:
     found, received = exchange(base, GET + fields + b"\r\n\r\n")
     assert found == [200]
     assert b"\r\nconnection: close\r\n" in received

@@ -222,15 +222,15 @@ def test_who_does_not_fetch_answers_is_cut_off(base: Role) -> None:
         port = connection.getsockname()[1]  # not the address: the worker may have it as ::ffff:127.0.0.1
         (worker,) = base.workers()
 
-        def held() -> bool:
+        def is_open() -> bool:
             return any(c.raddr and c.raddr.port == port and c.status == "ESTABLISHED" for c in worker.net_connections())
 
         # Paced, so that the answers pile up and not the requests, of which a connection keeps 64 KiB only.
         for _ in range(100):
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 15)
             time.sleep(0.01)
-        assert held()
-        wait_until(lambda: not held(), 60, "the end of the connection")
+        assert is_open()
+        wait_until(lambda: not is_open(), 60, "the end of the connection")
 
 
 @contextlib.contextmanager
@@ -246,7 +246,7 @@ def few_files(most: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_too_many_connections(version: str, base: Role) -> None:
-    """Those beyond the limit are told so, those that are open work, and when they are gone there is room again."""
+    """Those beyond the limit get an answer that says so, open ones work, and when they are gone there is room again."""
     with contextlib.ExitStack() as stack:
         with few_files(256):
             role = stack.enter_context(Role("base", {"HTTP_VERSION": version}, actor=ACTOR))

@@ -395,7 +395,7 @@ def test_frames_that_break_the_protocol(base: Role, frames: bytes) -> None:
 
 
 def head(*changes: tuple[str, str], method: str = "GET", without: str = "") -> list[tuple[str, str]]:
-    """The headers of a request; what changes stands in the place of what it replaces, what is new at the end."""
+    """The headers of a request; a changed header comes where the one that it replaces was, a new one at the end."""
     fields = {":method": method, ":scheme": "http", ":authority": "a", ":path": "/accounts/1"}
     fields.pop(without, None)
     replaced = {name: value for name, value in changes if name in fields}

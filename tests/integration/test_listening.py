@@ -101,10 +101,10 @@ def test_it_listens_on_an_ipv6_address_with_tls_and_http2(tmp_path: Path) -> Non
     secure = Authority(tmp_path).renew().environ
     with Role("base", {"BIND": "::1", "HTTP_VERSION": "2", **secure}, actor=ACTOR, wait=False) as role:
         wait_until(lambda: role.port and health(role).returncode == 0, 30, "hiveio health")
-        for version, told in ((1, "HTTP/1.1"), (2, "HTTP/2")):
+        for version, name in ((1, "HTTP/1.1"), (2, "HTTP/2")):
             with httpx.Client(http1=version == 1, http2=version == 2, verify=False, timeout=20) as client:
                 answer = client.post(f"https://[::1]:{role.port}/accounts/1", json=deposit(1))
-            assert (answer.status_code, answer.http_version) == (200, told)
+            assert (answer.status_code, answer.http_version) == (200, name)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", role.port or 0), 10)
 
@@ -120,8 +120,8 @@ def test_it_listens_on_an_ipv6_address_with_tls_and_http2(tmp_path: Path) -> Non
 def test_where_it_cannot_listen_it_ends_with_one_line(everywhere: Role, bind: str, line: str) -> None:
     with Role("base", {"BIND": bind, "PORT": str(everywhere.port)}, actor=ACTOR, wait=False) as role:
         assert role.ended() == 2
-    (told,) = role.errors
-    assert told.startswith(line.format(port=everywhere.port))
+    (error,) = role.errors
+    assert error.startswith(line.format(port=everywhere.port))
 
 
 @pytest.mark.usefixtures("networks")

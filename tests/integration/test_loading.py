@@ -304,7 +304,7 @@ def obey_permissions() -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, str, str, Path]]]:
+def endings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, str, str, Path]]]:
     """Exit code, output, errors and folder of each."""
     found: dict[str, tuple[int, str, str, Path]] = {}
     top = tmp_path_factory.mktemp("actors")
@@ -328,9 +328,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[i
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_actor_that_cannot_be_loaded_has_its_line(told: dict[str, tuple[int, str, str, Path]], name: str) -> None:
+def test_an_actor_that_cannot_be_loaded_has_its_line(endings: dict[str, tuple[int, str, str, Path]], name: str) -> None:
     case = CASES[name]
-    code, output, errors, folder = told[name]
+    code, output, errors, folder = endings[name]
     line = (
         case.line.replace("$", str(folder)).replace("{uid}", str(os.geteuid())).replace("{msgspec}", msgspec.__file__)
     )

@@ -30,7 +30,7 @@ from tests.services import Kafka, Redis
 BIN = Path(sys.executable).parent
 CLIENTS = ROOT / "tests" / "clients"
 CHECKS = ROOT / "tests" / "integration" / "schemathesis_checks.py"
-EXAMPLES = 15  # of each operation, beside those that schemathesis always tries
+EXAMPLES = 15  # of each operation, besides those that schemathesis always tries
 
 
 class Shop:

@@ -87,7 +87,7 @@ def store(kafka: Kafka, topic: str) -> dict[str, str]:
 
 
 def post(service: Role, owner: str, id: str = "1", **headers: str | tuple[str, ...]) -> httpx.Response:
-    """With a tuple the header stands there several times."""
+    """With a tuple the header occurs several times."""
     sent = [(name, each) for name, value in headers.items() for each in ((value,) if isinstance(value, str) else value)]
     return httpx.post(f"{service.url}/accounts/{id}", json={"owner": owner}, headers=sent, timeout=30)
 

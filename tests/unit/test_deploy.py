@@ -87,7 +87,7 @@ def test_a_pod(workload: dict[str, Any]) -> None:
         assert container[probe]["httpGet"] == {"path": path, "port": "http"}
     assert container["readinessProbe"]["timeoutSeconds"] > 1.5  # service.READY_TIMEOUT
 
-    # It runs as the images are made: the uid stands in the Dockerfile.
+    # It runs as the images are made: the uid is in the Dockerfile.
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "images/base/Dockerfile").read_text(), re.MULTILINE)
     assert user
     security = pod["securityContext"]

@@ -92,7 +92,7 @@ def test_what_was_made_of_a_refusal_afterwards_is_a_fault(attribute: str, value:
     assert fault.__cause__ is refusal
 
 
-def test_an_error_without_a_text_is_told_all_the_same() -> None:
+def test_an_error_without_a_text_is_logged_all_the_same() -> None:
     class Mute(Problem):
         def __str__(self) -> str:
             raise ValueError

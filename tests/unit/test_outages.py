@@ -1,4 +1,4 @@
-"""What is told of a backend that is away: a line when it goes, one each EVERY_S with a count, one when it is back."""
+"""The log lines about a backend that is away: one when it goes, one each EVERY_S with a count, one when it is back."""
 
 import logging
 import random
@@ -32,7 +32,7 @@ def outage(clock: Clock) -> Outage:
     return Outage("Kafka at b:9092", clock)
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     texts = [record.getMessage() for record in caplog.records if record.name == "hiveio.backends"]
     caplog.clear()
     return texts
@@ -48,32 +48,32 @@ def test_a_line_when_it_goes_one_each_interval_with_a_count_and_one_when_it_is_b
 ) -> None:
     for _ in range(1000):
         outage.away("refused")
-    assert told(caplog) == ["Kafka at b:9092 is away: refused"]
+    assert logged(caplog) == ["Kafka at b:9092 is away: refused"]
     clock.now += EVERY_S
     for _ in range(11):
         outage.away("no route")
-    assert told(caplog) == ["Kafka at b:9092 is still away, after 30 s (999 more complaints): no route"]
+    assert logged(caplog) == ["Kafka at b:9092 is still away, after 30 s (999 more complaints): no route"]
     clock.now += 5
     outage.back()
     outage.back()
-    assert told(caplog) == ["Kafka at b:9092 is back, after 35.0 s (10 more complaints)"]
+    assert logged(caplog) == ["Kafka at b:9092 is back, after 35.0 s (10 more complaints)"]
 
 
-def test_one_that_is_back_and_away_again_is_told_again_and_one_that_blinks_is_not(
+def test_one_that_is_back_and_away_again_is_logged_again_and_one_that_blinks_is_not(
     outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     outage.away("refused")
     outage.back()
-    assert len(told(caplog)) == 2
+    assert len(logged(caplog)) == 2
     for _ in range(100):
         outage.away("slow")
         clock.now += 0.1
         outage.back()
-    assert not told(caplog)
+    assert not logged(caplog)
     outage.away("refused")
     clock.now += BLINK_S
     outage.away("refused")
-    assert told(caplog) == ["Kafka at b:9092 is away: refused"]
+    assert logged(caplog) == ["Kafka at b:9092 is away: refused"]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def line(name: str, level: int, text: str, *arguments: object) -> logging.LogRec
     return logging.LogRecord(name, level, "", 0, text, arguments, None)
 
 
-def test_only_what_waits_is_counted_instead_of_told(away: Outage) -> None:
+def test_only_what_waits_is_counted_instead_of_logged(away: Outage) -> None:
     waits = Unavailable("Redis at nowhere:1 does not answer")
     try:
         assert not outages.worth_a_line(line("hiveio.scope", logging.WARNING, "%s waits: %s", "orders/0", waits))
@@ -154,7 +154,7 @@ def test_a_broker_is_asked_ever_less_often(slept: list[float], caplog: pytest.Lo
     pauses = [0.5, 1, 2, 4, 8, 16] + [30.0] * 14
     assert all(most / 2 <= pause <= most for pause, most in zip(slept, pauses, strict=True))
     assert len(set(slept)) == 20, "with jitter"
-    assert " is back, after " in told(caplog)[-1]
+    assert " is back, after " in logged(caplog)[-1]
 
 
 def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
@@ -164,7 +164,7 @@ def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
     outages.of("Kafka at b:9092").away("refused")
     brokers.ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
     assert len(slept) == 2
-    assert told(caplog)[-1] == "Kafka at b:9092 is no longer used: the other brokers do not name it"
+    assert logged(caplog)[-1] == "Kafka at b:9092 is no longer used: the other brokers do not name it"
     brokers.ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
     assert len(slept) == 3, "an address of IPv6 is named without brackets"
     assert [*outages.known] == ["Kafka at [::1]:9092"]

@@ -98,7 +98,7 @@ class Do(Command):
     pass
 
 
-def test_what_a_role_does_not_bring_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_role_does_not_bring_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Both(Actor):
         path = "/both"
 

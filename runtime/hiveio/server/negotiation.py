@@ -40,7 +40,7 @@ class ProtocolNegotiator(asyncio.Protocol):
 
     def _become(self, kind: Any) -> None:
         protocol = kind(self.worker)
-        if self in self.worker.connections:  # its place is the protocol's, however many have come since
+        if self in self.worker.connections:  # its room is the protocol's, however many connections there are now
             self.worker.connections.remove(self)
             self.worker.connections.add(protocol)
         self.transport.set_protocol(protocol)

@@ -21,7 +21,7 @@ from hiveio.errors import Invalid, Problem, Rejected, VersionMismatch
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.http.routes import queries
-from hiveio.service import settled
+from hiveio.service import awaited
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog
 from hiveio.testing.service import Service, Version, asking, memory_settings
@@ -302,12 +302,12 @@ class Scenario:
 @asynccontextmanager
 async def _opened(contracts: Iterable[Contract]) -> AsyncIterator[None]:
     for contract in contracts:
-        await settled(contract.actor.start())
+        await awaited(contract.actor.start())
     try:
         yield
     finally:
         for contract in contracts:
-            await settled(contract.actor.stop())
+            await awaited(contract.actor.stop())
 
 
 def _through(codec: Codec, message: Any) -> Any:

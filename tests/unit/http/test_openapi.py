@@ -245,7 +245,7 @@ def test_an_answer_is_as_described(path: str, value: Any, expected: bool) -> Non
 
 def test_the_document_is_valid_and_refers_to_what_it_has() -> None:
     openapi_spec_validator.validate(msgspec.json.decode(encode_json(DESCRIBED)))
-    assert "FindMessage" not in DESCRIBED["components"]["schemas"], "a query stands in no envelope"
+    assert "FindMessage" not in DESCRIBED["components"]["schemas"], "a query has no envelope"
     text = encode_json(DESCRIBED).decode()
     references = {part.partition('"')[0] for part in text.split('"$ref":"#/components/')[1:]}
     assert references
@@ -254,7 +254,7 @@ def test_the_document_is_valid_and_refers_to_what_it_has() -> None:
         assert name in DESCRIBED["components"][section]
 
 
-def test_several_messages_are_told_apart_by_their_type() -> None:
+def test_several_messages_are_distinguished_by_their_type() -> None:
     described = content(operation("/several/{id}")["requestBody"])
     assert described["discriminator"]["propertyName"] == "type"
     assert set(described["discriminator"]["mapping"]) == {"Everything", "Nothing"}

@@ -1,4 +1,4 @@
-"""Where the service listens, on machines that have one family of addresses only, and who it is told has called."""
+"""Where a service listens, on machines with one family of addresses only, and which address a client has there."""
 
 import asyncio
 import errno
@@ -112,7 +112,7 @@ def test_a_name_is_a_host_and_a_port(name: Any, shown: Any) -> None:
 def test_http2_tells_who_has_called(host: str) -> None:
     """As ASGI has it: two items, and IPv4 as IPv4. test_http1.py has the same for HTTP/1."""
 
-    async def told() -> Http2Connection:
+    async def connection() -> Http2Connection:
         loop = asyncio.get_running_loop()
         worker: Any = SimpleNamespace(connections=set(), admit=lambda connection: True)
         connections: list[Http2Connection] = []
@@ -133,6 +133,6 @@ def test_http2_tells_who_has_called(host: str) -> None:
         return connections[0]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        client = runner.run(told()).client
+        client = runner.run(connection()).client
     assert client is not None
     assert (len(client), client[0]) == (2, host)

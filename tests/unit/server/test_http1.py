@@ -104,36 +104,36 @@ async def test_an_application_that_fails_is_a_500_before_its_head_and_a_cut_afte
     assert [record.getMessage() for record in caplog.records] == ["GET / failed", "GET /a failed"]
 
 
-async def test_what_the_application_is_told_of_a_request() -> None:
-    told: dict[str, Any] = {}
+async def test_what_the_application_learns_of_a_request() -> None:
+    given: dict[str, Any] = {}
 
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        told.update(scope, body=(await receive())["body"])
+        given.update(scope, body=(await receive())["body"])
         await answering(b"hello", headers=LENGTH)(scope, receive, send)
 
     head = b"POST /a%2Fb%C3%A9%FF?q=1&r=%20 HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nX-Two: 2\r\nContent-Length: 3\r\n"
     await talk(application, head + b"Connection: close\r\n\r\nabc")
-    assert told["method"] == "POST"
-    assert told["http_version"] == "1.1"
-    assert told["raw_path"] == b"/a%2Fb%C3%A9%FF"
-    assert told["path"] == "/a/bé\ufffd"
-    assert told["query_string"] == b"q=1&r=%20"
-    assert told["body"] == b"abc"
-    assert told["headers"][:3] == [(b"host", b"x"), (b"x-two", b"1"), (b"x-two", b"2")]
+    assert given["method"] == "POST"
+    assert given["http_version"] == "1.1"
+    assert given["raw_path"] == b"/a%2Fb%C3%A9%FF"
+    assert given["path"] == "/a/bé\ufffd"
+    assert given["query_string"] == b"q=1&r=%20"
+    assert given["body"] == b"abc"
+    assert given["headers"][:3] == [(b"host", b"x"), (b"x-two", b"1"), (b"x-two", b"2")]
 
 
 @pytest.mark.usefixtures("ipv6")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_who_has_called_is_a_host_and_a_port_and_ipv4_is_shown_as_such(host: str) -> None:
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
 
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        told.update(scope)
+        given.update(scope)
         await answering(b"hello", headers=LENGTH)(scope, receive, send)
 
     await talk(application, ONCE, host)
-    assert (told["client"][0], len(told["client"])) == (host, 2)
-    assert (told["server"][0], len(told["server"])) == (host, 2)
+    assert (given["client"][0], len(given["client"])) == (host, 2)
+    assert (given["server"][0], len(given["server"])) == (host, 2)
 
 
 @pytest.mark.parametrize("name", [b"Host", b"Content-Type", b"Content-Length"])

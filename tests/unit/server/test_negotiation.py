@@ -1,4 +1,4 @@
-"""A place among the connections of a worker is given once, when a client comes, and not asked for again."""
+"""Room among the connections of a worker is given once, when a client comes, and not asked for again."""
 
 import asyncio
 import logging

@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     return lambda: [record for record in caplog.records if record.name == "hiveio.watchdog"]
 
 
-async def told(quick: Callable[[], list[Any]], text: str, block: Callable[[], Awaitable[Any]]) -> list[Any]:
+async def logged(quick: Callable[[], list[Any]], text: str, block: Callable[[], Awaitable[Any]]) -> list[Any]:
     """The lines up to one that begins so. A machine under load may give the watchdog no time to look while the loop is
     blocked: then it is blocked again."""
     for _ in range(5):
@@ -63,7 +63,7 @@ async def told(quick: Callable[[], list[Any]], text: str, block: Callable[[], Aw
                 while not any(line.getMessage().startswith(text) for line in quick()):
                     await asyncio.sleep(0.01)
             return quick()
-    raise AssertionError(f"nothing was told that begins with {text!r}: {[line.getMessage() for line in quick()]}")
+    raise AssertionError(f"nothing was logged that begins with {text!r}: {[line.getMessage() for line in quick()]}")
 
 
 @pytest.mark.parametrize(("how", "method"), [("at once", "helper"), ("later", "later"), ("lock held", "helper")])
@@ -72,7 +72,7 @@ async def test_an_actor_that_blocks_is_named(quick: Callable[[], list[Any]], how
     watch = Watchdog([contract])
     watch.start()
     perform, envelope = performing(contract), Envelope(message=Block(how), id="a")
-    first, *_, last = await told(quick, f"Blocker.{method} blocked", lambda: perform(envelope))
+    first, *_, last = await logged(quick, f"Blocker.{method} blocked", lambda: perform(envelope))
     watch.stop()
     text = rf"Blocker.{method} has blocked the event loop for \d+\.\d s: its worker answers nobody"
     assert re.fullmatch(text, first.getMessage())
@@ -95,14 +95,14 @@ async def test_one_that_does_not_is_not(quick: Callable[[], list[Any]]) -> None:
     assert not quick()
 
 
-async def test_what_blocks_and_is_no_actor_is_told_as_what_it_is(quick: Callable[[], list[Any]]) -> None:
+async def test_what_blocks_and_is_no_actor_is_logged_as_what_it_is(quick: Callable[[], list[Any]]) -> None:
     watch = Watchdog([Contract(Blocker)])
     watch.start()
 
     async def block() -> None:
         time.sleep(0.5)  # noqa: ASYNC251
 
-    lines = await told(quick, "the event loop has not turned", block)
+    lines = await logged(quick, "the event loop has not turned", block)
     watch.stop()
     assert {line.levelname for line in lines} == {"INFO"}
     assert "time.sleep(0.5)" in lines[0].traceback
@@ -128,9 +128,9 @@ async def test_a_stream_processors_actor_is_named_too(quick: Callable[[], list[A
         watch.start()
         request_id.set("r-1")
         add, deposit = AddTally(1, "slow"), Deposit(1, "slow")
-        fold, *_ = await told(quick, "SlowFold.replay blocked", lambda: service.submit(SlowFold, "t", add))
+        fold, *_ = await logged(quick, "SlowFold.replay blocked", lambda: service.submit(SlowFold, "t", add))
         assert fold.getMessage().startswith("SlowFold.replay has blocked")
         assert (fold.actor, fold.message_type, fold.id, fold.request_id) == ("Tally", "Added", "t", "r-1")
-        *_, last = await told(quick, "SlowAccount.perform blocked", lambda: service.submit(SlowAccount, "a", deposit))
+        *_, last = await logged(quick, "SlowAccount.perform blocked", lambda: service.submit(SlowAccount, "a", deposit))
         watch.stop()
         assert (last.actor, last.message_type, last.id, last.request_id) == ("Account", "Deposit", "a", "r-1")
