@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-# The members of a problem document (RFC 9457) that come from the class, the text and the request.
 AWAY = "A backend of this service is not available at the moment. Try again."
+# The members of a problem document (RFC 9457) that come from the class, the text and the request.
 OUR_MEMBERS = frozenset(("type", "title", "status", "detail", "instance"))
 
 

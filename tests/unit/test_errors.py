@@ -1,11 +1,13 @@
 """What an actor may say with a refusal. What could not be answered is a TypeError at once, and not a 500 later."""
 
+import ast
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hiveio import Forbidden, NotFound, Rejected, Unauthorized
+from hiveio import Forbidden, NotFound, Rejected, Unauthorized, errors
 from hiveio.errors import OUR_MEMBERS, Problem, contained
 from hiveio.http.problem import problem_document
 
@@ -98,3 +100,18 @@ def test_an_error_without_a_text_is_logged_all_the_same() -> None:
             raise ValueError
 
     assert str(contained(Mute())) == "the actor raised Mute: its text cannot be shown (ValueError)"
+
+
+PACKAGE = Path(errors.__file__).parent
+PROBLEMS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Problem)}
+
+
+@pytest.mark.parametrize("path", [*PACKAGE.glob("*.py"), *PACKAGE.glob("http/*.py"), *PACKAGE.glob("server/*.py")])
+def test_a_detail_that_a_client_reads_is_a_sentence(path: Path) -> None:
+    details = []
+    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            texts = call.args[:1] if call.func.id in PROBLEMS else call.args[1:2] if call.func.id == "NotHttp" else []
+            details += [ast.unparse(text) for text in texts if isinstance(text, ast.Constant | ast.JoinedStr)]
+    wrong = [text for text in details if not re.fullmatch(r"""f?(['"])[A-Z{].*\.\1""", text, re.DOTALL)]
+    assert wrong == []

@@ -311,7 +311,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             logger.error("requests were still running when their share of DRAIN_TIMEOUT ended", extra={"requests": cut})
         left = budget_s * (1 - RESERVE) - (self.loop.time() - began)
         await self._stopped(service, left)
-        # What a component answered while it stopped is still sent, and so does a 503 to what has just come in.
+        # What a component answered while it stopped is still sent, and so is a 503 to what has just come in.
         await self._turned()
         await self._answered(min(0.2, budget_s * RESERVE / 2))
         for connection in list(self.connections):
