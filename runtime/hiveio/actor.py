@@ -343,7 +343,7 @@ def performing(contract: Contract) -> Handler:
         try:
             result = invoke(None, envelope.message, envelope.context() if wants_context else None, None)
             # inspect.isawaitable asks for more, and costs as much as the rest
-            if is_async or hasattr(result, "__await__"):
+            if is_async or (result is not None and hasattr(result, "__await__")):
                 result = await result
         except BaseException as error:
             if is_cancelled(error) or (fault := contained(error)) is error:

@@ -35,7 +35,7 @@ class Batches:
                     lists, count = {}, 0
                 await dispatcher.put_away(self._slot, record, delivery)
                 continue
-            event, meta, given = delivery.event, delivery.meta, False
+            event, meta, given = record.event, record.meta, False
             for target in delivery.targets:
                 if given and dispatcher.changes(event, meta):
                     event, meta = dispatcher.envelopes.decode_again(record)

@@ -9,9 +9,9 @@ import msgspec
 
 from hiveio.consumer.dead_letters.format import NOBODY
 from hiveio.consumer.dead_letters.store import DeadLetterStore
-from hiveio.consumer.envelopes import Envelopes, NewRecord, event_of
+from hiveio.consumer.envelopes import Envelopes, NewRecord
 from hiveio.consumer.failures import Attempts, Failure, HandlerSlot
-from hiveio.consumer.reading import undecoded, unknown_type
+from hiveio.consumer.reading import unknown_type
 from hiveio.consumer.redrive import Redrive
 from hiveio.consumer.routing import Routing, Target
 from hiveio.errors import Invalid, Problem, Refused
@@ -21,10 +21,8 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """An event and who takes it. For the ``blocked`` actors its key is parked."""
+    """Who takes an event. For the ``blocked`` actors its key is parked."""
 
-    event: Any
-    meta: Any
     targets: Sequence[Target]
     blocked: frozenset[str]
 
@@ -47,7 +45,8 @@ class Dispatcher:
         redrive: Redrive,
     ) -> None:
         self.routing, self.envelopes, self.attempts, self.store = routing, envelopes, attempts, store
-        self._where, self._redrive, self._decode = where, redrive, routing.codec.decode
+        self._where, self._redrive = where, redrive
+        self._deliveries = {kind: Delivery(targets, NOBODY) for kind, targets in routing.by_type.items()}
         self._resumes, self._resumed = resumes, max(resumes.values(), default=0)
 
     def decide(self, record: NewRecord) -> Delivery | Problem | None:
@@ -61,15 +60,15 @@ class Dispatcher:
                 self._park(record.message, found)
                 return None
             blocked = found
-        try:
-            value = record.value
-            event, meta = self._decode(value, record.headers or ()) if type(value) is bytes else event_of(value)
-        except BaseException as error:
-            return undecoded(error)
+        event = record.event
+        if isinstance(event, Problem):
+            return event
+        if not blocked and record.offset >= self._resumed:
+            return self._deliveries[type(event)]
         targets = self.routing.takers(event, blocked)
         if record.offset < self._resumed:  # some have it in their stores already
             targets = [one for one in targets if record.offset >= self._resumes.get(one, 0)]
-        return Delivery(event, meta, targets, blocked)
+        return Delivery(targets, blocked)
 
     async def deliver(self, slot: HandlerSlot, record: NewRecord) -> None:
         """Give the record to all who take it, one after the other.
@@ -81,8 +80,7 @@ class Dispatcher:
             await self.put_away(slot, record, delivery)
             return
         message = record.message  # the watchdog looks for it here, to say which record blocks the loop
-        event, meta, failures = delivery.event, delivery.meta, None
-        given = False
+        event, meta, failures, given = record.event, record.meta, None, False
         for target in delivery.targets:
             if given and self.changes(event, meta):
                 event, meta = self.envelopes.decode_again(record)

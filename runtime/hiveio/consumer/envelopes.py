@@ -7,10 +7,9 @@ import msgspec
 from hiveio.consumer.dead_letters.format import PREFIX as OF_LETTERS
 from hiveio.consumer.dead_letters.format import TOPIC_ID, key_of, origin_of, time_of
 from hiveio.consumer.dead_letters.format import headers_of as letter_headers
-from hiveio.consumer.reading import Reading, parse_position, read, version_of
+from hiveio.consumer.reading import event_of, parse_position, read, version_of
 from hiveio.consumer.routing import Target
 from hiveio.envelope import Codec, Context, Envelope
-from hiveio.errors import Problem
 from hiveio.headers import Headers
 from hiveio.kafka import Message, Start
 from hiveio.kafka.headers import Pairs
@@ -18,12 +17,12 @@ from hiveio.kafka.headers import headers_of as all_headers
 
 
 class NewRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record that is to be handled, and is no repeat. In the place of the value stands what was read already, where
-    that is more than an action."""
+    """A record that is to be handled, and is no repeat. Where it cannot be read, ``event`` is the Problem."""
 
     message: Message
     offset: int
-    value: bytes | Reading
+    event: Any
+    meta: Any
     headers: Pairs | None
     position: bytes | None
 
@@ -37,13 +36,13 @@ class Envelopes:
 
     def decode_again(self, record: NewRecord) -> tuple[Any, Any]:
         """Event and meta of a record that was decoded before, unchanged by whoever was given them."""
-        if type(record.value) is bytes:
-            return self._codec.decode(record.value, record.headers or ())
         return event_of(read(record.headers or [], record.message.value(), self._codec))
 
     def make(self, record: NewRecord, event: Any, meta: Any, target: Target) -> Envelope:
         message = record.message
-        envelope = Envelope(message=event, id=id_of(message.key()), meta=meta)
+        key: Any = message.key()
+        # As ``id_of``, which would cost another call for each record.
+        envelope = Envelope(message=event, id=key.decode("utf-8", "surrogateescape") if key else "", meta=meta)
         if target.with_record:
             time_ms = message.timestamp()[1]
             self._set_record(envelope, message, record.headers, record.position, record.offset, time_ms, self._topic_id)
@@ -109,11 +108,3 @@ def as_batch(envelope: Envelope) -> Envelope:
 def id_of(key: str | bytes | None) -> str:
     """A key as text. No two keys have the same: see ``Context.id``."""
     return key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key or ""
-
-
-def event_of(reading: bytes | Reading) -> tuple[Any, Any]:
-    """The event and its meta. Raises the Problem that stands in their place."""
-    if isinstance(reading, Problem):
-        raise reading
-    assert not isinstance(reading, bytes)
-    return reading

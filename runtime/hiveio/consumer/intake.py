@@ -8,7 +8,7 @@ from hiveio.cloudevents import MARK as CLOUD_EVENT
 from hiveio.cloudevents import is_structured
 from hiveio.consumer.envelopes import NewRecord
 from hiveio.consumer.progress import Progress, RecentKeys
-from hiveio.consumer.reading import JSON, MAX_VERSION_DIGITS, read
+from hiveio.consumer.reading import JSON, MAX_VERSION_DIGITS, event_of, read, undecoded
 from hiveio.consumer.routing import Routing
 from hiveio.errors import Invalid
 from hiveio.kafka import Message
@@ -35,7 +35,7 @@ class Intake:
     def new(self, chunk: list[Message]) -> Iterator[NewRecord]:
         """The records to be handled. What was seen before, or says nothing, is counted."""
         start, counts, progress, is_new_key = self._start, self._counts, self._progress, self._is_new_key
-        codec, tombstones = self._codec, self._tombstones
+        codec, decode, tombstones = self._codec, self._codec.decode, self._tombstones
         all_headers = map(Message.headers, chunk)  # a map takes no short cut: see hiveio.kafka.headers
         for message in chunk:
             try:
@@ -76,11 +76,18 @@ class Intake:
             value: Any = message.value()
             if not new:
                 counts.repeated += 1
-            elif wrong is not None:
-                yield NewRecord(message, offset, wrong, headers, None)
-            elif odd or (value is None and tombstones):
-                yield NewRecord(message, offset, read(headers or [], value, codec), headers, position)
-            elif value is None:
-                counts.skipped += 1
-            else:
-                yield NewRecord(message, offset, value, headers, position)
+                continue
+            event: Any
+            try:
+                if wrong is not None:
+                    raise wrong
+                if odd or (value is None and tombstones):
+                    event, meta = event_of(read(headers or [], value, codec))
+                elif value is None:
+                    counts.skipped += 1
+                    continue
+                else:
+                    event, meta = decode(value, headers or ())
+            except BaseException as error:
+                event, meta = undecoded(error), None
+            yield NewRecord(message, offset, event, meta, headers, position)

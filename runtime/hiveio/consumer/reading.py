@@ -54,6 +54,13 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
         return Malformed(f"it cannot be read: {type(error).__name__}: {text_of(error)}")
 
 
+def event_of(reading: Reading) -> tuple[Any, Raw | None]:
+    """The event and its meta. Raises the Problem for which there are none."""
+    if isinstance(reading, Problem):
+        raise reading
+    return reading
+
+
 def undecoded(error: BaseException) -> Problem:
     """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises what it likes."""
     if isinstance(error, Problem):
