@@ -220,10 +220,10 @@ def test_43_poison_and_a_handler_that_always_raises(kafka: Kafka, topic: str, ef
         wait_until(lambda: {int(line[1]) for line in lines(effects)} == healthy, 60, "the others")
         wait_until(lambda: committed(kafka.brokers, topic, topic)[0] == 302, 20, "the offset")
         role.kill()
-    letters = [headers_of(message) for message in read_all(kafka.brokers, f"{topic}.{topic}.dead")]
-    kept = [int(letter["hive-dead-origin"].decode().rpartition("/")[2]) for letter in letters]
+    dead_letters = [headers_of(message) for message in read_all(kafka.brokers, f"{topic}.{topic}.dead")]
+    kept = [int(dead_letter["hive-dead-origin"].decode().rpartition("/")[2]) for dead_letter in dead_letters]
     assert kept == [*range(3, 300, 10), 300, 301], "the poison and those behind it, in order, each once"
-    reasons = [letter["hive-dead-reason"] for letter in letters]
+    reasons = [dead_letter["hive-dead-reason"] for dead_letter in dead_letters]
     assert [reason for reason in reasons if reason != b"parked"] == [b"failed", b"undecodable"]
     with Role("consumer", settings | {"MODE": ""}, actor_path=effects.parent, module="effects"):
         write(kafka.brokers, topic, [(0, "k0-3", wire(303), {}), (0, "k0-4", wire(304), {})])

@@ -100,7 +100,7 @@ async def test_73_a_letter_of_an_earlier_owner_comes_late(
     broker: Broker, topic: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """It was cut off while it wrote the letter; the next owner has handled the record. The letter is void for all."""
+    """It was cut off while it wrote the dead letter, and the next owner has handled the record: it is void for all."""
     monkeypatch.setenv("EVENT_STORE_BROKERS", broker.brokers)
     group = uuid.uuid4().hex
     quick: dict[str, Any] = QUICK
@@ -118,9 +118,9 @@ async def test_73_a_letter_of_an_earlier_owner_comes_late(
     send(0)
     async with member(replace(made, brokers=broker.proxied)) as old:
         Choosy(old, 0)
-        letter = broker.proxy.up.hold(of_kafka(PRODUCE, dead))
+        dead_letter = broker.proxy.up.hold(of_kafka(PRODUCE, dead))
         try:
-            await old.until(letter.struck.is_set)
+            await old.until(dead_letter.struck.is_set)
             broker.proxy.up.hold()  # and its heartbeats
             async with member(made) as new:
                 send(1)

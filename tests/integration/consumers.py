@@ -58,6 +58,7 @@ class Member:
 
     def __init__(self, settings: Settings, *kinds: type[Actor]) -> None:
         made = contracts(kinds or [Recorder])
+        self.topic = settings.read_topics[0]
         self.actor: Any = made[0].actor
         self.actors: list[Any] = [contract.actor for contract in made]
         self.consumer = Consumer(settings, [(contract, performing(contract)) for contract in made])
@@ -70,6 +71,12 @@ class Member:
     async def ready(self) -> None:
         async with asyncio.timeout(30):
             while await self.consumer.ready() is not None:
+                await asyncio.sleep(0.02)
+
+    async def unready(self, reason: str) -> None:
+        """Wait until readiness names the reason."""
+        async with asyncio.timeout(30):
+            while reason not in (await self.consumer.ready() or ""):
                 await asyncio.sleep(0.02)
 
     def partitions(self) -> set[int]:

@@ -9,7 +9,7 @@ from hiveio import Context
 from hiveio.config import Settings
 from tests.integration.conftest import Make
 from tests.integration.consumers import Recorder, member, plain, settings
-from tests.integration.test_dead_letters import QUICK, Choosy, ask, letters
+from tests.integration.test_dead_letters import QUICK, Choosy, ask, dead_letters
 from tests.integration.test_producer_cloudevents import ACTOR
 from tests.integration.topics import Written, make_topic, write
 from tests.services import Kafka
@@ -68,7 +68,7 @@ async def test_beside_our_own_format_and_as_dead_letters(kafka: Kafka, topic: st
     async with member(made, Some) as one:
         failing = Choosy(one, 3)
         await one.until(lambda: one.actor.amounts() == [1, 2] and one.consumer.counts.skipped == 1)
-        kept = [(r["hive-dead-reason"], r["value"]) for r in letters(kafka, made)]
+        kept = [(r["hive-dead-reason"], r["value"]) for r in dead_letters(kafka, made)]
         assert kept == [
             ("failed", str(b'{"amount":3}')),
             ("parked", str(b'{"amount":4}')),

@@ -1,4 +1,4 @@
-"""What an attempt does to the event that it is given is seen by no other attempt, no other actor, and in no letter."""
+"""What an attempt changes in its event is seen by no other attempt, by no other actor, and in no dead letter."""
 
 import json
 from collections.abc import Callable
@@ -81,5 +81,5 @@ async def test_each_attempt_of_each_actor_is_given_the_event_as_it_came(
             assert len(given) >= 6
             assert all(items in ITEMS for items in given), given
             assert all(meta == {"by": "a client"} for meta in metas), metas
-    (letter,) = read_all(kafka.brokers, f"{topic}.{made.group_id}.dead")
-    assert letter.value() == values[1].encode()
+    (dead_letter,) = read_all(kafka.brokers, f"{topic}.{made.group_id}.dead")
+    assert dead_letter.value() == values[1].encode()

@@ -23,7 +23,7 @@ def keyed(*pairs: tuple[str | None, int], partition: int = 0) -> list[Written]:
     return [(partition, key, wire(amount), {}) for key, amount in pairs]
 
 
-def letters(kafka: Kafka, made: Settings) -> list[dict[str, str]]:
+def dead_letters(kafka: Kafka, made: Settings) -> list[dict[str, str]]:
     """The headers of the dead letters and marks, with key and value."""
     found = []
     for message in read_all(kafka.brokers, f"{made.topic}.{made.group_id}.dead"):
@@ -36,7 +36,7 @@ def letters(kafka: Kafka, made: Settings) -> list[dict[str, str]]:
 
 
 def ask(kafka: Kafka, made: Settings, kind: str, key: str | None = None) -> None:
-    """Mark all letters that stand there, or those of one key."""
+    """Mark all dead letters, or those of one key."""
     name = f"{made.topic}.{made.group_id}.dead"
     marks: list[Written] = []
     for message in read_all(kafka.brokers, name):
@@ -80,7 +80,9 @@ async def test_a_plain_method_is_tried_again_awaited_and_given_up_on(kafka: Kafk
         assert one.actor.seen == [0, 1, 2, 3, 5]
         assert one.actor.attempts == {0: 1, 1: 1, 2: 2, 3: 1, 4: 3, 5: 1}
         assert one.actors[1].amounts() == [*range(6)], "each actor has its own failures"
-    assert [(letter["key"], letter["hive-dead-actors"]) for letter in letters(kafka, made)] == [("b'k4'", "Plain")]
+    assert [(dead_letter["key"], dead_letter["hive-dead-actors"]) for dead_letter in dead_letters(kafka, made)] == [
+        ("b'k4'", "Plain")
+    ]
 
 
 class Choosy:
@@ -133,7 +135,7 @@ async def test_the_record_and_those_behind_it_are_kept_and_others_go_on(
         assert sorted(one.actor.amounts()) == [1, 1, 7]
         assert await one.consumer.ready() is None, "a dead letter is no reason to take the service away"
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 7)
-    first, *rest = letters(kafka, made)
+    first, *rest = dead_letters(kafka, made)
     assert first["value"] == str(value)
     assert first["key"] == "b'a'"
     assert first["at"] == "0/0"
@@ -167,7 +169,7 @@ async def test_what_cannot_be_decoded_is_a_dead_letter(kafka: Kafka, topic: str,
     async with member(made) as one:
         await one.until(lambda: one.actor.amounts() == [0, 2])
         await one.until(lambda: one.consumer.counts.parked == 1)
-    first, second = letters(kafka, made)
+    first, second = dead_letters(kafka, made)
     assert (first["hive-dead-reason"], first["value"]) == ("undecodable", str(poison))
     assert (second["hive-dead-reason"], second["key"]) == ("parked", "b'a'")
 
@@ -187,7 +189,7 @@ async def test_an_actor_may_say_what_is_skipped(kafka: Kafka, topic: str, settin
     async with member(strict) as one:
         await one.until(lambda: one.actor.amounts() == [2])
         assert one.consumer.counts.dead == 2
-    assert [r["hive-dead-reason"] for r in letters(kafka, strict)] == ["undecodable", "unknown"]
+    assert [r["hive-dead-reason"] for r in dead_letters(kafka, strict)] == ["undecodable", "unknown"]
 
 
 async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
@@ -207,7 +209,7 @@ async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
         await one.until(lambda: one.actor.amounts() == [5] and one.consumer.counts.dead == 4)
         assert one.consumer.counts.parked == 1
         assert await one.consumer.ready() is None
-    first, *rest = letters(kafka, made)
+    first, *rest = dead_letters(kafka, made)
     assert (first["hive-dead-reason"], first["hive-dead-actors"]) == ("unknown", "Recorder")
     assert first["hive-dead-exception"] == "Invalid: no actor takes the type 'Withdrawn'"
     assert [r["hive-dead-reason"] for r in rest] == ["unknown", "unknown", "parked", "unknown"]
@@ -253,7 +255,9 @@ async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
         one.actor.on_event = fail
         await one.until(lambda: one.actor.seen and one.consumer.counts.dead == 2)
     assert attempts == {0: 1, 1: 30, 2: 1 + 28 + 3}
-    told = {letter["hive-dead-reason"]: letter["hive-dead-attempts"] for letter in letters(kafka, made)}
+    told = {
+        dead_letter["hive-dead-reason"]: dead_letter["hive-dead-attempts"] for dead_letter in dead_letters(kafka, made)
+    }
     assert told == {"refused": "1", "failed": "4"}
 
 
@@ -304,7 +308,7 @@ async def test_a_handler_that_hangs_is_ended(kafka: Kafka, topic: str, settings:
         one.actor.on_event = hang
         await one.until(lambda: one.actor.amounts() == [1] and one.consumer.counts.parked)
         assert one.consumer.counts.retried == 2
-    assert "CONSUMER_TIMEOUT, 0.1 s" in letters(kafka, made)[0]["hive-dead-exception"]
+    assert "CONSUMER_TIMEOUT, 0.1 s" in dead_letters(kafka, made)[0]["hive-dead-exception"]
 
 
 async def test_a_handler_that_does_not_let_itself_be_ended_is_stuck(
@@ -342,13 +346,13 @@ async def test_parked_keys_are_known_after_a_restart(kafka: Kafka, topic: str, s
     write(kafka.brokers, topic, keyed(("a", 2), ("b", 3)))
     async with member(made) as two:
         await two.until(lambda: two.consumer.counts.parked == 1 and two.actor.amounts() == [3])
-    assert [r["hive-dead-origin"].split("/")[-1] for r in letters(kafka, made)] == ["0", "1", "2"]
+    assert [r["hive-dead-origin"].split("/")[-1] for r in dead_letters(kafka, made)] == ["0", "1", "2"]
 
 
 async def test_a_letter_whose_offset_was_not_committed_is_not_handled_again(
     kafka: Kafka, topic: str, settings: Made
 ) -> None:
-    """What a crash after the letter and before the commit leaves."""
+    """What a crash after the dead letter and before the commit leaves."""
     made = settings(**QUICK)
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(("a", 0), ("b", 1), ("a", 2)))
@@ -358,7 +362,7 @@ async def test_a_letter_whose_offset_was_not_committed_is_not_handled_again(
     again = settings(group_id=made.group_id + "x")
     moved = [
         (0, "a", wire(int(r["hive-dead-origin"][-1])), {n: t for n, t in r.items() if n.startswith("hive-")})
-        for r in letters(kafka, made)
+        for r in dead_letters(kafka, made)
     ]
     make_topic(kafka.brokers, f"{topic}.{again.group_id}.dead")
     write(kafka.brokers, f"{topic}.{again.group_id}.dead", moved)
@@ -377,8 +381,8 @@ async def test_retry_goes_in_order_and_the_key_is_free_again(kafka: Kafka, topic
         await one.until(lambda: one.consumer.counts.dead == 2 and one.consumer.counts.parked == 2)
         await one.until(lambda: one.actor.amounts() == [2, 5])
         ask(kafka, made, "retry", "a")
-        await one.until(lambda: letters(kafka, made)[-1].get("hive-dead-mark") == "failed")
-        assert one.actor.amounts() == [2, 5], "a key whose first letter fails again stays as it is"
+        await one.until(lambda: dead_letters(kafka, made)[-1].get("hive-dead-mark") == "failed")
+        assert one.actor.amounts() == [2, 5], "a key whose first dead letter fails again stays as it is"
         failing.bad = {4}
         ask(kafka, made, "retry", "a")
         await one.until(lambda: one.actor.amounts() == [2, 5, 0, 1, 3])
@@ -419,7 +423,7 @@ async def test_retry_is_asked_for_while_nobody_is_there(kafka: Kafka, topic: str
     assert not [name for name in first.headers if name.startswith("hive-dead")]
 
 
-async def test_a_stop_while_letters_are_tried_again_waits_for_the_one_in_hand_only(
+async def test_a_stop_while_dead_letters_are_tried_again_waits_only_for_the_handler_that_runs(
     kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = settings(**QUICK)
@@ -439,7 +443,7 @@ async def test_a_stop_while_letters_are_tried_again_waits_for_the_one_in_hand_on
         await begun.wait()
     assert one.actor.amounts() == [0], "the one in hand is finished, and no other is begun"
     async with member(made) as two:
-        await two.until(lambda: two.actor.amounts() == [1])  # the last one: nothing is left to wake the lane
+        await two.until(lambda: two.actor.amounts() == [1])  # the last one: nothing is left to wake the worker
     assert not [record for record in caplog.records if "did not finish" in record.getMessage()]
 
 
@@ -475,7 +479,7 @@ async def test_beyond_the_limit_the_partition_stands_still_until_there_is_room(
         await one.until(lambda: sorted(one.actor.amounts()) == [0, 1, 3, 4])
         assert one.actor.amounts()[:2] == [0, 1]
         assert await one.consumer.ready() is None
-    assert [r["key"] for r in letters(kafka, made) if r.get("hive-dead-reason")] == ["b'k0'", "b'k1'", "b'k2'"]
+    assert [r["key"] for r in dead_letters(kafka, made) if r.get("hive-dead-reason")] == ["b'k0'", "b'k1'", "b'k2'"]
 
 
 async def test_only_the_actor_that_failed_misses_out(kafka: Kafka, topic: str, settings: Made) -> None:
@@ -527,7 +531,7 @@ async def test_the_topic_grows_with_its_source(kafka: Kafka, topic: str, setting
         await one.until(lambda: one.partitions() == {0, 1, 2})
         write(kafka.brokers, topic, [*keyed(("a", 1), partition=2), *keyed(("b", 5), partition=1)])
         await one.until(lambda: one.actor.amounts() == [5] and one.consumer.counts.dead == 2)
-    assert sorted(r["at"] for r in letters(kafka, made)) == ["0/0", "2/0"]
+    assert sorted(r["at"] for r in dead_letters(kafka, made)) == ["0/0", "2/0"]
 
 
 def test_a_group_that_cannot_be_part_of_a_topic(settings: Made) -> None:

@@ -70,7 +70,7 @@ def test_a_query_waits_for_the_position_it_carries(kafka: Kafka, topic: str, rol
     began = time.monotonic()
     late = ask(role, f"{topic}/0/0, {topic}/0/99", "wait=1")
     assert (late.status_code, late.headers["retry-after"]) == (503, "1")
-    assert f"has not come to the position {topic}/0/99 within 1 s" in late.json()["detail"]
+    assert f"has not reached the position {topic}/0/99 within 1 s" in late.json()["detail"]
     assert 0.9 < time.monotonic() - began < 6
     for wrong in ("nonsense", f"{topic}/0/{10**30}", f"{topic}/{10**10}/0", f"{topic}/-1/0", f"{topic}/0/1_0"):
         assert ask(role, wrong, "wait=0").status_code == 400, wrong
@@ -185,12 +185,12 @@ def test_a_query_about_a_key_that_is_parked_says_so(kafka: Kafka, topic: str) ->
             assert (answer.status_code, answer.headers.get("hive-parked")) == (200, None), path
         described = httpx.get(role.url + "/openapi.json").json()["paths"]["/totals/{id}"]["get"]["responses"]["200"]
         assert "Hive-Parked" in described["headers"]
-        letters = f"{topic}.{topic}.dead"
-        dropped = [mark("dropped", letter) for letter in read_all(kafka.brokers, letters)]
+        dead_letters = f"{topic}.{topic}.dead"
+        dropped = [mark("dropped", dead_letter) for dead_letter in read_all(kafka.brokers, dead_letters)]
         marks = [
             (0, made.key, None, {n: t.decode() if isinstance(t, bytes) else str(t) for n, t in made.headers})
             for made in dropped
         ]
-        write(kafka.brokers, letters, marks)
+        write(kafka.brokers, dead_letters, marks)
         wait_until(lambda: "hive-parked" not in httpx.get(role.url + "/totals/adä").headers, 20, "it is free")
         assert httpx.get(role.url + "/balances/adä").status_code == 200

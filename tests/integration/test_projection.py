@@ -1,4 +1,4 @@
-"""Effects once: the helpers for SQLite and PostgreSQL, over crashes, letters tried again and overlapping instances."""
+"""Effects exactly once, in SQLite and PostgreSQL, over crashes, retried dead letters and overlapping instances."""
 
 import asyncio
 import sqlite3
@@ -154,7 +154,7 @@ async def test_what_is_stored_is_not_taken_again(store: Sqlite | Postgresql) -> 
     assert not await store.take([at(3), at(4)], 3)
     with pytest.raises(Unavailable, match="another instance has stored"):
         await store.take([at(5), at(6)], 4)
-    assert await store.take(at(3, redriven=True), 5), "a letter is older than the position"
+    assert await store.take(at(3, redriven=True), 5), "a dead letter is older than the position"
     assert not await store.take(at(3, redriven=True), 6), "and is taken once too"
     assert (await store.amounts(), await store.at("t", 0)) == ([1, 5], 6)
 

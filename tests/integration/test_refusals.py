@@ -146,6 +146,6 @@ def test_a_consumer_refuses_queries_and_keeps_events_at_once(kafka: Kafka, topic
     with Role("consumer", environ, actor=ACTOR + HEARS) as role:
         for what in REFUSED:
             check(what, httpx.get(f"{role.url}/look/{what}"))
-        letters = wait_until(lambda: read_all(kafka.brokers, f"{topic}.{topic}.dead"), 20)
-        headers = dict(letters[0].headers() or [])
+        dead_letters = wait_until(lambda: read_all(kafka.brokers, f"{topic}.{topic}.dead"), 20)
+        headers = dict(dead_letters[0].headers() or [])
         assert (headers["hive-dead-reason"], headers["hive-dead-attempts"]) == (b"refused", b"1")

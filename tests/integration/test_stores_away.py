@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from hiveio import Context, Unavailable
+from hiveio import Context, Unavailable, outages
 from hiveio.config import Settings
 from hiveio.errors import AWAY, ConfigError
 from hiveio.projection import SqliteProjection, pool
@@ -39,14 +39,13 @@ Made = Callable[..., Settings]
 
 async def waits(one: Member, kafka: Kafka, amount: int, reason: str) -> None:
     """Write an event, and see that it waits for its backend."""
-    topic = one.consumer._settings.read_topics[0]
     before = one.consumer.counts.retried
-    write(kafka.brokers, topic, plain([amount]))
+    write(kafka.brokers, one.topic, plain([amount]))
     await one.until(lambda: one.consumer.counts.retried > before + QUICK["consumer_attempts"])
-    told = await one.consumer.ready()
-    assert told is not None
-    assert "waits for its backend" in told
-    assert reason in told
+    unready = await one.consumer.ready()
+    assert unready is not None
+    assert "waits for its backend" in unready
+    assert reason in unready
     assert one.consumer.counts.dead == 0
 
 
@@ -182,7 +181,7 @@ async def test_a_database_that_is_silent(
 ) -> None:
     """It stands still, and no connection breaks. A statement that only takes long is another matter."""
     monkeypatch.setattr(pool, "WAIT_S", 2.0)
-    monkeypatch.setattr(pool._outage, "_told_at", None)  # that of another test
+    monkeypatch.setattr(pool, "outage", outages.Outage("PostgreSQL"))  # other tests may have left one behind
     caplog.set_level("INFO")
     seconds = 0.0
     at_work = asyncio.Event()
@@ -200,7 +199,7 @@ async def test_a_database_that_is_silent(
         ended = psycopg.pq.ConnStatus.OK, psycopg.pq.ConnStatus.BAD
         return [o for o in gc.get_objects() if isinstance(o, psycopg.pq.PGconn) and o.status not in ended]
 
-    def told() -> list[str]:
+    def logged() -> list[str]:
         ours = [each for each in caplog.records if each.name.startswith(("psycopg", "hiveio.backends"))]
         return [each.getMessage() for each in ours if each.levelname != "DEBUG"]
 
@@ -215,7 +214,7 @@ async def test_a_database_that_is_silent(
             await one.until(at_work.is_set)
             assert await asyncio.gather(*(one.actor.amounts() for _ in range(2))) == [[]] * 2, "connections beside it"
             await one.until(lambda: one.consumer.counts.handled == 1)
-            assert (one.consumer.counts.retried, told()) == (0, [])
+            assert (one.consumer.counts.retried, logged()) == (0, [])
             at_work.clear()
             write(kafka.brokers, topic, plain([2]))
             await one.until(at_work.is_set)
@@ -232,8 +231,8 @@ async def test_a_database_that_is_silent(
                 assert [type(each) for each in away] == [Unavailable] * 3 + [type(None)], "it starts without it"
                 await one.until(lambda: one.consumer.counts.retried > 2)
                 assert "waits for its backend: PostgreSQL: " in (await one.consumer.ready() or "")
-                assert len(told()) == 1
-                assert told()[0].startswith("PostgreSQL is away: it answers neither")
+                assert len(logged()) == 1
+                assert logged()[0].startswith("PostgreSQL is away: it answers neither")
             finally:
                 own.resume()
             seconds = 0.0
@@ -242,7 +241,7 @@ async def test_a_database_that_is_silent(
             assert await one.actor.amounts() == [1, 2]
             await one.until(lambda: not connecting())
             await other.stop()
-    assert [text.split()[2] for text in told()] == ["away:", "back,"]
+    assert [text.split()[2] for text in logged()] == ["away:", "back,"]
 
 
 async def test_a_user_who_may_make_nothing_needs_a_schema_with_its_tables_and_no_more(postgres: Postgres) -> None:
@@ -356,15 +355,17 @@ def test_the_reason_of_a_failed_first_connection_is_told(kafka: Kafka, topic: st
         "POSTGRES_URL": f"postgresql://hiveio@127.0.0.1:{port}/postgres",
     }
     with Role("consumer", environ, actor=PROJECTED, wait=False) as role:
-        wait_until(lambda: any("Connection refused" in line["message"] for line in role.logs()), 20, "the log tells")
+        wait_until(
+            lambda: any("Connection refused" in line["message"] for line in role.logs()), 20, "the log has the reason"
+        )
 
-        def told() -> bool:
+        def named() -> bool:
             try:
                 return "Connection refused" in httpx.get(role.url + "/readyz?verbose").text
             except httpx.TransportError:
                 return False
 
-        wait_until(told, 20, "readiness tells")
+        wait_until(named, 20, "readiness names the reason")
         refused = httpx.get(role.url + "/lines", timeout=30)
         assert refused.status_code == 503
         assert refused.json()["detail"] == AWAY, "a client is not told where the database is"

@@ -1,4 +1,4 @@
-"""A partition whose actors take lists: what has come at once, in order, is handled together."""
+"""Lists of events: the records of a chunk are handled together, in order, by actors that take lists."""
 
 from functools import partial
 from typing import Any
@@ -17,13 +17,13 @@ Failed = dict[int, tuple[Message, dict[str, Failure]]]  # by offset
 
 
 class Batches:
-    """At most EVENT_STORE_BUFFER records at once. A list that fails is handled again as lists of one event."""
+    """Handles at most EVENT_STORE_BUFFER records at once. A list that fails is handled again as lists of one event."""
 
     def __init__(self, slot: HandlerSlot, intake: Intake, dispatcher: Dispatcher) -> None:
         self._slot, self._intake, self._dispatcher = slot, intake, dispatcher
 
     async def handle(self, chunk: list[Message]) -> None:
-        """All records of the chunk; the dead letters of some may have to be flushed still."""
+        """Handle all records of the chunk. The dead letters of some may have to be flushed yet."""
         dispatcher = self._dispatcher
         lists: dict[Target, list[Decoded]] = {}
         count = 0
@@ -31,7 +31,7 @@ class Batches:
             delivery = dispatcher.decide(record)
             if not isinstance(delivery, Delivery):
                 if delivery is not None:
-                    await self._lists(lists, count)  # what stands before it is done before it is kept
+                    await self._lists(lists, count)  # the records before it are handled before it is kept
                     lists, count = {}, 0
                 await dispatcher.put_away(self._slot, record, delivery)
                 continue
@@ -49,7 +49,7 @@ class Batches:
         await self._slot.give_way()
 
     async def _lists(self, lists: dict[Target, list[Decoded]], count: int) -> None:
-        """What is in hand of ``count`` records."""
+        """Handle the lists, which hold ``count`` records."""
         failed: Failed = {}
         for target in self._dispatcher.routing.targets:
             taken = lists.get(target)
@@ -60,7 +60,7 @@ class Batches:
             await self._dispatcher.dead_letter(self._slot, message, failures, NOBODY)
 
     async def _together(self, target: Target, taken: list[Decoded]) -> bool:
-        """Whether the list was handled."""
+        """Handle a list. Returns whether it was handled."""
         attempts, envelopes = self._dispatcher.attempts, self._dispatcher.envelopes
 
         def make(events: list[Decoded]) -> Envelope:
@@ -78,7 +78,7 @@ class Batches:
         return await attempts.more(self._slot, target, offset, envelope, error, again, once=True) is None
 
     async def _apart(self, target: Target, taken: list[Decoded], failed: Failed) -> None:
-        """One after the other; behind one that fails, those of its key are not handled any more."""
+        """Handle the events one after the other. After one that fails, no others of its key are handled."""
         attempts, envelopes = self._dispatcher.attempts, self._dispatcher.envelopes
         broken: dict[Any, Failure] = {}
         for record, event, meta in taken:

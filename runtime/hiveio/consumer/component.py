@@ -1,8 +1,8 @@
-"""The component: each assigned partition has a worker, whose life is watched.
+"""The component: it gives each assigned partition a worker, and a watchdog watches the handlers.
 
-A record is handled at least once; exactly once by an actor that stores what it makes of it together with the offset
-and has a method ``position(self, topic, partition)`` (plain or async): the next offset to consume, alone or with the
-topic's id as the context has it, or None.
+A record is handled at least once. It is handled exactly once by an actor that stores its result together with the
+offset, and has a method ``position(self, topic, partition)`` (plain or async). That returns the next offset to consume,
+alone or with the topic's id as the context has it, or None.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ from hiveio.kafka import Lane, Message, Poller, Start
 from hiveio.kafka.assigned import NOTHING, UNKNOWN, Lanes
 from hiveio.kafka.session import REPEATED
 
-CLOSE_S = 30.0  # so long a revoke waits, at most, for the record in hand; then its handler is cancelled
-STUCK_S = 30.0  # a handler that runs for so long after it was cancelled is stuck
+CLOSE_S = 30.0  # the longest that a revoke waits for a handler before it is cancelled
+STUCK_S = 30.0  # a handler that runs for longer after it was cancelled is stuck
 WATCH_S = 0.25
-LOOK_BACK = 1_000  # records read to know which keys of producers were seen
+LOOK_BACK = 1_000  # records that are read to know which keys of producers were seen
 logger = logging.getLogger("hiveio.consumer")
 
 
 class Consumer:
-    """Reads the topics of ``settings.read_topics`` as a member of the group and gives each event to those who take it.
+    """Reads the topics of ``settings.read_topics`` as a member of the group, and gives each event to its actors.
 
-    - In order within a partition; partitions are handled side by side.
-    - A handler that raises or hangs is tried again; at last the record goes to the dead-letter topic, those of the
-      same key that come later are parked behind it, and all others go on. So does, at once, what no actor takes,
-      unless the actors skip it.
+    - Events are handled in order within a partition, and partitions independently of each other.
+    - A handler that raises or hangs is tried again. When its attempts are used up, the record goes to the dead-letter
+      topic, later records of the same key are parked behind it, and all others go on. A record that no actor takes
+      goes there at once, unless the actors skip it.
     - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it.
 
     Raises ConfigError when brokers, topic or group are not set, or when no actor takes events.
@@ -100,12 +100,12 @@ class Consumer:
     # -- component
 
     async def start(self) -> None:
-        """Joins the group in the background; readiness tells when that is done. Raises ConfigError."""
+        """Join the group in the background; readiness says when that is done. Raises ConfigError."""
         self._poller.start()
         self._watching = asyncio.create_task(self._watch(), name="consumer watch")
 
     async def stop(self) -> None:
-        """Finish the records in hand, commit, leave the group; within the time for draining."""
+        """Finish the records that are being handled, commit and leave the group, within the time for draining."""
         self._stopping = True
         await self._poller.stop(self._drain_s)
         if self._watching is not None:
@@ -119,13 +119,13 @@ class Consumer:
         return await self._poller.ready()
 
     def alive(self) -> bool:
-        """Whether the poll thread turns, and every handler that was cancelled has ended within STUCK_S."""
+        """Whether the poll thread works, and every handler that was cancelled has ended within STUCK_S."""
         latest = time.monotonic() - self._policy.timeout_s - STUCK_S
         slots = (slot for worker in self.workers.values() for slot in worker.slots)
         return self._poller.alive() and all(slot.started_at is None or slot.started_at > latest for slot in slots)
 
     async def _watch(self) -> None:
-        """One watchdog for all: a timer for each record would cost more than the record."""
+        """One watchdog for all handlers: a timer for each record would cost more than the record."""
         while True:
             await asyncio.sleep(min(WATCH_S, self._policy.timeout_s / 4))
             for worker in self.workers.values():
@@ -160,14 +160,14 @@ class Consumer:
         return {partition: worker.at[0] for partition, worker in self.workers.items()}
 
     def stopped(self) -> str | None:
-        """Why a partition stands still, if one does."""
+        """Why a partition has stopped, if one has."""
         return next(iter(self._stopped()), None)
 
     def _stopped(self) -> list[str]:
         return [reason for worker in self.workers.values() if (reason := worker.failure or worker.blocked_reason)]
 
     async def reached(self, contract: Contract, topic: str, partition: int, offset: int) -> bool:
-        """Whether the actor has handled the event at this place, or all events of the transaction at it.
+        """Whether the actor has handled the event at this offset, or all events of the transaction at it.
 
         Raises Refused for a topic that is not consumed here, Unavailable where another instance has the partition.
         """
@@ -177,11 +177,11 @@ class Consumer:
             raise Refused(f"Hive-Position: {topic} is not consumed here")
         worker = self.workers.get((source, partition))
         if worker is not None:
-            end, note = worker.at
+            end, seen = worker.at
             if not of_log:
                 return end > offset
-            at = parse_position(note)[1] if isinstance(note, bytes) else -1
-            # How many events the transaction has is not known; they come to the topic together.
+            at = parse_position(seen)[1] if isinstance(seen, bytes) else -1
+            # Nobody knows here how many events the transaction has, but they are published together.
             return at > offset or (at == offset and end >= worker.high)
         if not of_log and hasattr(contract.actor, "position"):  # its store may be shared
             return (await position_of(contract, source, partition) or (0, ""))[0] > offset
@@ -194,12 +194,12 @@ class Consumer:
         self.workers[worker.topic, worker.partition] = worker
         return worker
 
-    async def close(self, lanes: Sequence[Lane], *, lost: bool) -> None:
-        # A lost partition may be another's by now: its handler is not waited for.
-        # A revoke that outlasted the poll interval would be too late: another member works at the partition by then.
+    async def close(self, workers: Sequence[Lane], *, lost: bool) -> None:
+        # Another member may own a lost partition by now: its handler is not waited for.
+        # After the poll interval a revoke is too late: another member works on the partition by then.
         bound_s = self._drain_s * 0.8 if self._stopping else self._poller.patience_s / 2
         timeout_s = 0.0 if lost else min(CLOSE_S, bound_s)
-        mine = [lane for lane in lanes if isinstance(lane, PartitionWorker)]
+        mine = [worker for worker in workers if isinstance(worker, PartitionWorker)]
         if mine:
             await asyncio.gather(*(worker.close(timeout_s) for worker in mine))
         for worker in mine:
@@ -208,32 +208,32 @@ class Consumer:
                 self._metrics.set(worker.topic, worker.partition)
 
     def take(self, groups: Sequence[tuple[Lane, list[Message]]]) -> None:
-        for lane, chunk in groups:
-            if isinstance(lane, PartitionWorker):
-                lane.take(chunk)
+        for worker, chunk in groups:
+            if isinstance(worker, PartitionWorker):
+                worker.take(chunk)
 
-    def broken(self, lane: Lane, reason: str) -> None:
-        if isinstance(lane, PartitionWorker):
-            lane.fail(reason)
+    def broken(self, worker: Lane, reason: str) -> None:
+        if isinstance(worker, PartitionWorker):
+            worker.fail(reason)
 
     def renew(self) -> None:
         self._dead_letters.renew()
 
     async def _open(self, start: Start) -> PartitionWorker:
-        """Where to begin: at the actors' positions, else where the group stands, or begins."""
+        """A worker that begins at the actors' positions, else at the committed offset, else where the group begins."""
         usual = start.first if start.committed is None else start.committed
         resumes: dict[Target, int] = {}
         for target in self._routing.targets:
             resumes[target] = await resume(target.contract, start, usual)
-        first = min(resumes.values())  # an actor with a position of its own may stand behind the others, or before them
-        gone = f"the events from {first} to {start.low - 1} are gone from the topic" if first < start.low else ""
+        first = min(resumes.values())  # an actor with its own position may be behind the others, or ahead
+        gone = f"the topic no longer has the events from {first} to {start.low - 1}" if first < start.low else ""
         if gone and self._settings.from_start:
-            logger.error("%s/%d: %s; it goes on at %d", start.topic, start.partition, gone, start.low)
+            logger.error("%s/%d: %s; the consumer goes on at %d", start.topic, start.partition, gone, start.low)
             first = start.low
         progress = _progress(start.metadata.seen) if first == start.committed else None
         begin = first
         if progress is None or progress.last is None:
-            # Where no commit tells what was seen, it looks back over all that may be repeats.
+            # Where no commit says what was seen, it reads all records again that may have repeats.
             back = REPEATED if progress is None else LOOK_BACK
             progress, begin = Progress(), max(start.low, first - back)
         opening = Opening(
@@ -241,7 +241,7 @@ class Consumer:
             begin=min(begin, start.high),
             start=first,
             progress=progress,
-            note=progress.last if begin == first else "",  # empty: what was seen is not known yet
+            seen=progress.last if begin == first else "",  # empty: the last position is not known yet
             resumes=resumes,
         )
         worker = PartitionWorker(
@@ -250,37 +250,37 @@ class Consumer:
             policy=self._policy,
             keys=RecentKeys(self._settings.idempotency_count),
             concurrency=self._settings.consumer_concurrency,
-            store=lambda news: DeadLetterStore(
+            store=lambda notify: DeadLetterStore(
                 self._dead_letters,
                 start,
                 start=first,
                 limit=self._settings.consumer_parked,
                 everybody=self._routing.names,
-                news=news,
+                notify=notify,
             ),
             finished=self._poller.progress,
-            claim=lambda lane: self._poller.claim(lane, start.owner),
+            claim=lambda worker: self._poller.claim(worker, start.owner),
         )
         if first == start.committed and start.metadata.topic_id == start.topic_id:
             worker.committed = worker.done
         if gone and not self._settings.from_start:
             worker.fail(
-                f"{gone}, by its retention: with EVENT_STORE_FROM_START=true the consumer goes on at {start.low}, "
-                "without them; a projection is made whole by `hiveio replay`"
+                f"{gone}: its retention has deleted them. With EVENT_STORE_FROM_START=true the consumer goes on at "
+                f"{start.low}, without them; `hiveio replay` rebuilds a projection"
             )
         if max(resumes.values()) > start.high:
             worker.fail(
-                f"the partition ends at {start.high}: has the topic been made anew? "
-                "`hiveio replay --reset` begins anew with it"
+                f"the partition ends at {start.high}, before the position of an actor. Was the topic deleted and "
+                "created again? `hiveio replay --reset` begins again with it"
             )
         return worker
 
 
 def _progress(seen: str) -> Progress | None:
-    """What a commit's note says was seen; None when it says nothing."""
+    """The last position according to the metadata of a commit; None when that says nothing."""
     if seen == NOTHING:
         return Progress()
     try:
         return None if seen == UNKNOWN else Progress(seen.encode())
     except Invalid:
-        return None  # another program's note
+        return None  # another program has committed it

@@ -1,4 +1,4 @@
-"""Who takes a record, and what becomes of one that fails: the one place that decides either."""
+"""The one place that decides which actors handle a record, and what happens with a record that fails."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """Who takes an event. For the ``blocked`` actors its key is parked."""
+    """The ``targets`` that handle an event. For the ``blocked`` actors its key is parked."""
 
     targets: Sequence[Target]
     blocked: frozenset[str]
 
 
 class Dispatcher:
-    """Gives the records of one partition to the actors that take them.
+    """Gives the records of one partition to the actors that handle them.
 
-    ``resumes`` says from which offset on a target takes records, where it is not the same for all; ``where`` is the
+    ``resumes`` says from which offset on a target handles records, where it is not the same for all; ``where`` is the
     partition, for the log.
     """
 
@@ -50,7 +50,10 @@ class Dispatcher:
         self._resumes, self._resumed = resumes, max(resumes.values(), default=0)
 
     def decide(self, record: NewRecord) -> Delivery | Problem | None:
-        """Who takes the record; the Problem for which nobody can; None where it is a letter already, or parked now."""
+        """Who handles the record, or the Problem for which nobody can.
+
+        None where the record is a dead letter already, or was parked here.
+        """
         blocked = NOBODY
         if self.store.busy:
             found = self.store.blocked(record.message.key(), record.offset)
@@ -66,14 +69,14 @@ class Dispatcher:
         if not blocked and record.offset >= self._resumed:
             return self._deliveries[type(event)]
         targets = self.routing.takers(event, blocked)
-        if record.offset < self._resumed:  # some have it in their stores already
+        if record.offset < self._resumed:  # some actors have it in their stores already
             targets = [one for one in targets if record.offset >= self._resumes.get(one, 0)]
         return Delivery(targets, blocked)
 
     async def deliver(self, slot: HandlerSlot, record: NewRecord) -> None:
-        """Give the record to all who take it, one after the other.
+        """Give the record to all actors that handle it, one after the other.
 
-        What they cannot handle is a dead letter, which may have to be flushed still.
+        If one fails, the record becomes a dead letter, which may have to be flushed yet.
         """
         delivery = self.decide(record)
         if not isinstance(delivery, Delivery):
@@ -103,11 +106,11 @@ class Dispatcher:
             self.routing.counts.handled += 1
 
     def changes(self, event: Any, meta: Any) -> bool:
-        """Whether an actor can change what it is given, so that the next one needs its own."""
+        """Whether an actor can change the event or its meta, so that the next actor needs its own copy."""
         return meta is not None or type(event) in self.routing.mutable
 
     async def put_away(self, slot: HandlerSlot, record: NewRecord, problem: Problem | None) -> None:
-        """A record that nobody takes."""
+        """Keep or skip a record that no actor handles."""
         if problem is not None:
             await self._undecodable(slot, record.message, problem)
         elif self.store.full:
@@ -116,10 +119,10 @@ class Dispatcher:
     async def dead_letter(
         self, slot: HandlerSlot, message: Message, failures: dict[str, Failure], blocked: frozenset[str]
     ) -> None:
-        """A record that some actors have failed on, or for which its key is parked."""
+        """Keep a record on which some actors have failed, or whose key is parked for some."""
         actors = blocked | failures.keys()
         error, attempts = next(iter(failures.values()), (None, 0))
-        if error is None or attempts == 0:  # it stands behind another of its key
+        if error is None or attempts == 0:  # it waits behind another record of its key
             self._park(message, actors)
             if self.store.full:
                 await self.store.flush()
@@ -147,15 +150,15 @@ class Dispatcher:
     ) -> None:
         """Write the record to the dead-letter topic, and park its key."""
         where, text = f"{self._where}/{message.offset()}", f"{type(error).__name__}: {error}"
-        if reason != "unknown":  # of which there may be many: it is logged once a type
-            logger.error("%s: %s after %d attempts, a dead letter: %s", where, reason, attempts, text)
+        if reason != "unknown":  # there may be many of these: they are logged once for each type
+            logger.error("%s: %s after %d attempts, so it is a dead letter: %s", where, reason, attempts, text)
         await self._wait_for_room(slot, f"{where}: {reason}: {text}")
         self.store.put(message, reason, text, attempts, actors)
         await self.store.flush()
         self.routing.counts.dead += 1
 
     async def _wait_for_room(self, slot: HandlerSlot, what: str) -> None:
-        """Stand still while more keys are parked than CONSUMER_PARKED allows."""
+        """Stop while as many keys are parked as CONSUMER_PARKED allows."""
         while not self.store.room:
             if slot.blocked_reason is None:
                 reason = f"{what}; CONSUMER_PARKED=0 allows no dead letters, so this partition stops"

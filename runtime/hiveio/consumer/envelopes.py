@@ -1,12 +1,12 @@
-"""What handlers are given of the records of one partition."""
+"""The envelopes that handlers get of the records of one partition."""
 
 from typing import Any
 
 import msgspec
 
-from hiveio.consumer.dead_letters.format import PREFIX as OF_LETTERS
+from hiveio.consumer.dead_letters.format import PREFIX as DEAD_LETTER_PREFIX
 from hiveio.consumer.dead_letters.format import TOPIC_ID, key_of, origin_of, time_of
-from hiveio.consumer.dead_letters.format import headers_of as letter_headers
+from hiveio.consumer.dead_letters.format import headers_of as dead_letter_headers
 from hiveio.consumer.reading import event_of, parse_position, read, version_of
 from hiveio.consumer.routing import Target
 from hiveio.envelope import Codec, Context, Envelope
@@ -17,7 +17,7 @@ from hiveio.kafka.headers import headers_of as all_headers
 
 
 class NewRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record that is to be handled, and is no repeat. Where it cannot be read, ``event`` is the Problem."""
+    """A record to be handled, which is no repeat. Where it cannot be read, ``event`` is the Problem."""
 
     message: Message
     offset: int
@@ -28,20 +28,20 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Envelopes:
-    """Makes envelopes of the records of one partition, and of the dead letters that hold some of them."""
+    """Makes the envelopes of the records of one partition, and of its dead letters."""
 
     def __init__(self, start: Start, codec: Codec) -> None:
         self._topic, self._partition, self._topic_id = start.topic, start.partition, start.topic_id
         self._codec = codec
 
     def decode_again(self, record: NewRecord) -> tuple[Any, Any]:
-        """Event and meta of a record that was decoded before, unchanged by whoever was given them."""
+        """Event and meta of a record, decoded once more: an actor may have changed the ones before."""
         return event_of(read(record.headers or [], record.message.value(), self._codec))
 
     def make(self, record: NewRecord, event: Any, meta: Any, target: Target) -> Envelope:
         message = record.message
         key: Any = message.key()
-        # As ``id_of``, which would cost another call for each record.
+        # The same as ``id_of``, without the cost of another call for each record.
         envelope = Envelope(message=event, id=key.decode("utf-8", "surrogateescape") if key else "", meta=meta)
         if target.with_record:
             time_ms = message.timestamp()[1]
@@ -49,16 +49,19 @@ class Envelopes:
         return envelope
 
     def again(self, record: NewRecord, target: Target) -> Envelope:
-        """What a record gives to an actor, once more: an attempt before this one may have changed what it was given."""
+        """The envelope for another attempt: the attempt before may have changed the event that it was given."""
         envelope = self.make(record, *self.decode_again(record), target)
         return as_batch(envelope) if target.batch else envelope
 
-    def of_letter(self, letter: Message, original: Message) -> Envelope:
-        """What the record of a letter gives; ``original`` holds it. Raises the Problem for which it cannot be read."""
-        found = letter_headers(letter)
+    def of_dead_letter(self, dead_letter: Message, original: Message) -> Envelope:
+        """The envelope of the record of a dead letter, which ``original`` holds.
+
+        Raises the Problem for which it cannot be read.
+        """
+        found = dead_letter_headers(dead_letter)
         origin = origin_of(found)
         assert origin is not None
-        headers = [pair for pair in all_headers(original) if not pair[0].startswith(OF_LETTERS)]
+        headers = [pair for pair in all_headers(original) if not pair[0].startswith(DEAD_LETTER_PREFIX)]
         event, meta = event_of(read(headers, original.value(), self._codec))
         envelope = Envelope(message=event, id=id_of(key_of(original)), meta=meta)
         positions = Headers.wrapping(headers).get_all("hive-position")
@@ -106,5 +109,5 @@ def as_batch(envelope: Envelope) -> Envelope:
 
 
 def id_of(key: str | bytes | None) -> str:
-    """A key as text. No two keys have the same: see ``Context.id``."""
+    """A key as text. No two keys have the same text: see ``Context.id``."""
     return key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key or ""

@@ -1,4 +1,4 @@
-"""What happens when a handler raises or hangs: it is tried again, until it works or has failed for good."""
+"""What happens when a handler raises or hangs: it is tried again, until it works or its attempts are used up."""
 
 import asyncio
 import logging
@@ -13,17 +13,17 @@ from hiveio.envelope import Envelope
 from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
 from hiveio.fault import about, log_fault
 
-SLICE_S = 0.005  # so long a task works before others get their turn
+SLICE_S = 0.005  # the time that a task works before it lets others work
 logger = logging.getLogger("hiveio.consumer")
 
-Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it stands behind another of its key
+Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it waits behind another of its key
 
 
 class RetryPolicy:
     """Exponential backoff with jitter, and a maximum of attempts.
 
-    A refusal is not tried again: the same record is refused again. ``Unavailable`` says that a backend is away: it is
-    tried until it works, because a dead letter would only be one of many.
+    A refusal is not tried again: the same record would be refused again. ``Unavailable`` says that a backend cannot be
+    reached: it is tried until it works, because all other records would become dead letters too.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class RetryPolicy:
 class HandlerSlot:
     """A task that runs handlers, one at a time, and since when the present one runs.
 
-    ``blocked_reason`` says why it stands still, for as long as it does. ``closing``: it begins nothing any more.
+    ``blocked_reason`` says why it does not go on, and is None while it does. A ``closing`` slot begins nothing more.
     """
 
     __slots__ = (
@@ -61,17 +61,17 @@ class HandlerSlot:
         self.timeout_s = timeout_s  # of a handler
         self.task: asyncio.Task[None] | None = None
         self.started_at: float | None = None  # None: no handler runs
-        self.idle = False  # nothing is in hand that must be finished
+        self.idle = False  # no handler runs that must be finished
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._begun_at = self._slice_end = 0.0  # until the latter it works before others get their turn
+        self._begun_at = self._slice_end = 0.0  # it works until the latter, before it lets others work
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.task = asyncio.create_task(work, name=name)
 
     async def wait(self, what: Awaitable[Any]) -> None:
-        """Wait with nothing in hand: a revoke does not wait for it."""
+        """Wait while no handler runs: a revoke does not wait for this."""
         self.idle, self.started_at = True, None
         try:
             await what
@@ -90,7 +90,7 @@ class HandlerSlot:
         self.blocked_reason = reason
 
     def stop(self) -> None:
-        """Begin nothing any more."""
+        """Begin nothing more."""
         self.closing = True
 
     def cancel(self, *, idle_only: bool) -> None:
@@ -101,7 +101,7 @@ class HandlerSlot:
         return self._begun_at > self._slice_end
 
     async def give_way(self) -> None:
-        """Let others have their turn."""
+        """Let other tasks work."""
         await asyncio.sleep(0)
         self._slice_end = time.monotonic() + SLICE_S
 
@@ -111,11 +111,11 @@ class HandlerSlot:
         if started_at is not None and self.task is not None and time.monotonic() - started_at > self.timeout_s:
             self._overdue = True
             self.task.cancel()
-        elif self._overdue:  # it has ended as if nothing had happened
+        elif self._overdue:  # the handler has ended without an error, in spite of it
             self._uncancel()
 
     def failure(self, error: BaseException) -> Exception:
-        """What a handler raised, as an error of it. Raises what is none: the slot, which is closing, was cancelled."""
+        """What a handler raised, as an error. Raises CancelledError where the closing slot itself was cancelled."""
         self.started_at = None
         cancelled, overdue = isinstance(error, asyncio.CancelledError), self._overdue
         if self.closing and not overdue and is_cancelled(error):
@@ -127,20 +127,20 @@ class HandlerSlot:
         return contained(error)
 
     def _uncancel(self) -> None:
-        """What was cancelled was the handler, and not this task; an actor may have cancelled it, too."""
+        """The handler was cancelled, and not this task. An actor may have cancelled it too."""
         self._overdue = False
         while self.task is not None and self.task.cancelling():
             self.task.uncancel()
 
 
 class Attempts:
-    """Handlers that raise are tried again, as the policy says. ``where`` is the partition, for the log."""
+    """Tries handlers that raise again, as the policy says. ``where`` is the partition, for the log."""
 
     def __init__(self, policy: RetryPolicy, counts: Counts, where: str) -> None:
         self._policy, self._counts, self._where = policy, counts, where
 
     async def first(self, slot: HandlerSlot, target: Target, envelope: Envelope) -> Exception | None:
-        """One attempt: None where it worked."""
+        """Try once. Returns None where it worked."""
         slot.begin()
         try:
             await target.handle(envelope)
@@ -160,19 +160,19 @@ class Attempts:
         *,
         once: bool = False,
     ) -> Failure | None:
-        """Go on after ``failure``, in growing intervals: None when it worked, else how it failed at last.
+        """Try again after ``failure``, in growing intervals. Returns None when it worked, else the last failure.
 
-        Each attempt is given what ``make`` gives: what one has changed is not there for the next. With ``once`` it is
-        tried again only for a backend that is away. Attempts that found a backend away are none of those after which it
-        ends, and their intervals grow by themselves.
+        Each attempt gets a new envelope from ``make``, so that no attempt sees what another has changed. With ``once``
+        it is tried again only while a backend is unavailable. Attempts that found a backend unavailable do not count as
+        failed attempts, and their intervals grow separately.
         """
-        attempt = failed = waited = 0  # of the attempts, those that failed; those since then that found a backend away
+        attempt = failed = waited = 0  # attempts; those that failed; those since then that found a backend unavailable
         where = f"{self._where}/{offset}"
         while True:
             if isinstance(failure, Stop):
                 raise failure
             if slot.closing:
-                raise asyncio.CancelledError  # it is not done: another owner tries it
+                raise asyncio.CancelledError  # it is not done: the next owner tries it
             attempt += 1
             if away := isinstance(failure, Unavailable):
                 waited += 1
@@ -188,14 +188,14 @@ class Attempts:
             text = f"{where}: attempt {attempt} failed"
             if waited >= self._policy.attempts:
                 slot.block(f"{text}, and it waits for its backend: {failure}")
-            if not away or waited.bit_count() == 1:  # what has no end is logged at growing distances
+            if not away or waited.bit_count() == 1:  # what may not end is logged less and less often
                 line = f"{text}, the next is in {wait_s:.2f} s: {type(failure).__name__}: {failure}"
                 logger.warning("%s", line, extra=about(target.contract, envelope))
             self._counts.retried += 1
             await slot.wait(asyncio.sleep(wait_s))
             try:
                 envelope = make()
-            except BaseException as error:  # an actor's type may raise what it likes
+            except BaseException as error:  # an actor's type may raise any error
                 failure = slot.failure(error)
                 continue
             found = await self.first(slot, target, envelope)

@@ -11,7 +11,7 @@ from hiveio.errors import Refused, Unavailable
 from hiveio.http.routes import About
 
 WAIT_S = 5.0  # where the client does not say how long
-LOOK_S = 0.005
+LOOK_S = 0.005  # between two looks at the position
 PARKED = "Hive-Parked"
 FRESH = About(accepts=("Hive-Position", "Prefer"), answers_with=("Age", PARKED))
 _POSITION = re.compile(r"(.+)/([0-9]{1,10})/([0-9]{1,18})")
@@ -19,7 +19,7 @@ _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?', re.IGNORECASE)
 
 
 def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
-    """Answers a query that carries ``Hive-Position`` once the projection has come to it: read your own writes.
+    """Answers a query that carries ``Hive-Position`` once the projection has reached it: read your own writes.
 
     It waits as long as ``Prefer: wait=<seconds>`` (RFC 7240) says, else ``WAIT_S``, and less than REQUEST_TIMEOUT;
     then, or where another instance has the partition, 503. Several positions are separated by commas. Where the
@@ -78,5 +78,5 @@ async def _until(consumer: Consumer, contract: Contract, text: str, until: float
     clock = asyncio.get_running_loop().time
     while not await consumer.reached(contract, *position):
         if clock() >= until:
-            raise Unavailable(f"the projection has not come to the position {text} within {wait_s:g} s; ask again")
+            raise Unavailable(f"the projection has not reached the position {text} within {wait_s:g} s; ask again")
         await asyncio.sleep(LOOK_S)

@@ -1,4 +1,4 @@
-"""Which records of a partition are to be handled: no repeats, and nothing that says nothing."""
+"""The intake of a partition: which of its records are to be handled, and which are repeats or empty."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +14,14 @@ from hiveio.errors import Invalid
 from hiveio.kafka import Message
 from hiveio.kafka.headers import UNREADABLE, mended
 
-# Headers by which a repeat is known, and what is more than an action.
+# Headers that show a repeat, or a form other than an action.
 _MARKS = frozenset(
     ("hive-position", "hive-previous", "hive-version", "hive-key", "content-type", CLOUD_EVENT, UNREADABLE)
 )
 
 
 class Intake:
-    """Tells new records from repeats, of one partition. Records before ``start`` only tell what was seen."""
+    """Separates new records of one partition from repeats. Records before ``start`` only show what was seen."""
 
     def __init__(self, start: int, progress: Progress, keys: RecentKeys, routing: Routing) -> None:
         self._start, self._progress, self._is_new_key = start, progress, keys.take
@@ -33,7 +33,7 @@ class Intake:
         return self._progress.last
 
     def new(self, chunk: list[Message]) -> Iterator[NewRecord]:
-        """The records to be handled. What was seen before, or says nothing, is counted."""
+        """The records to be handled. Repeats and empty records are counted."""
         start, counts, progress, is_new_key = self._start, self._counts, self._progress, self._is_new_key
         codec, decode, tombstones = self._codec, self._codec.decode, self._tombstones
         all_headers = map(Message.headers, chunk)  # a map takes no short cut: see hiveio.kafka.headers
@@ -66,7 +66,7 @@ class Intake:
             offset: Any = message.offset()
             if offset < start:
                 if position is not None:
-                    progress.look(position, previous)
+                    progress.observe(position, previous)
                 continue
             if position is not None:
                 try:

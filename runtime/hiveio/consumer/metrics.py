@@ -1,11 +1,11 @@
-"""What can be seen of a consumer from outside. Counted in plain integers, written to the shared values now and then."""
+"""The metrics of a consumer. They are counted in plain integers, and written to the shared values now and then."""
 
 from hiveio.consumer.routing import Counts
 from hiveio.metrics import Counter, Gauge
 
 _EVERY = ["topic", "partition"]
 _events = Counter("hiveio_consumer_events_total", "Records that were read, by what became of them", ["outcome"])
-# A partition is one worker's at a time, so the sum over the workers is its owner's value.
+# One worker owns a partition at a time, so the sum over the workers is its owner's value.
 _records = Gauge("hiveio_consumer_lag_records", "Records that are not handled yet", _EVERY, multiprocess_mode="livesum")
 _seconds = Gauge(
     "hiveio_consumer_lag_seconds", "Age of the oldest record not handled yet", _EVERY, multiprocess_mode="livesum"

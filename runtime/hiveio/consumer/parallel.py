@@ -1,4 +1,4 @@
-"""Several keys of one partition at work at once, each in order; the offset follows the oldest that is not done."""
+"""Several keys of one partition are handled at once, each in order. The offset follows the oldest record in work."""
 
 import asyncio
 from collections import deque
@@ -14,11 +14,11 @@ from hiveio.consumer.failures import HandlerSlot
 from hiveio.consumer.intake import Intake
 from hiveio.kafka import Message
 
-AHEAD = 32  # records taken on and not done, for each slot: beyond it a slow key holds up the others
+MAX_UNFINISHED = 32  # records for each slot; with more, a slow key would hold up the others
 
 
 class Item(msgspec.Struct):
-    """A record at work. ``then`` is the offset and the position to commit once it and all before it are done."""
+    """An unfinished record. ``then`` is the offset and the position to commit once it and all before it are done."""
 
     record: NewRecord
     key: Any  # bytes, or its offset where it has none
@@ -28,10 +28,10 @@ class Item(msgspec.Struct):
 
 
 class ParallelKeys:
-    """As many keys at once as there are ``slots``. Records without a key have no order among each other.
+    """Handles as many keys at once as there are ``slots``. Records without a key have no order among each other.
 
-    ``advance`` is called with the next offset, and the position, of what is done; ``rest`` waits for something to do;
-    ``guard`` stands around each task: it ends with the partition, or with a fault.
+    ``advance`` is called with the next offset, and the position, of what is done. ``guard`` is the frame of each task:
+    a fault in the task stops the partition.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class ParallelKeys:
     ) -> None:
         self.slots, self._intake, self._dispatcher = slots, intake, dispatcher
         self._advance, self._guard = advance, guard
-        self._most = AHEAD * len(slots)
+        self._most = MAX_UNFINISHED * len(slots)
         self._open: deque[Item] = deque()  # in the order of their offsets
         self._last: dict[Any, Item] = {}  # of keys that have records to handle
-        self._ready: deque[Item] = deque()  # the first of each key at which nobody works
-        self._idle: list[asyncio.Future[None]] = []  # of slots that wait for one
+        self._ready: deque[Item] = deque()  # the first record of each key that no slot handles
+        self._idle: list[asyncio.Future[None]] = []  # of slots that wait for a record
         for slot in slots:
             slot.run(self._serve(slot), name)
 
     @property
     def oldest(self) -> Message | None:
-        """Of those that are not handled."""
+        """The oldest record that is not done."""
         return self._open[0].record.message if self._open else None
 
     @property
@@ -79,7 +79,7 @@ class ParallelKeys:
             self._wake()
 
     def up_to(self, offset: int) -> None:
-        """The chunk has ended before this offset: repeats at its end are done with the last record that is none."""
+        """The chunk ends before this offset. Repeats at its end are done together with the last new record."""
         self._open[-1].then = (offset, self._intake.last)
 
     def _wake(self) -> None:
@@ -98,7 +98,7 @@ class ParallelKeys:
             self._advance(*self._open.popleft().then)
 
     async def _serve(self, slot: HandlerSlot) -> None:
-        """One slot: the first record of a key, then that key stands behind the others."""
+        """Serve one slot: it handles the first record of a key, which then waits behind the other keys."""
         store = self._dispatcher.store
         with self._guard(slot):
             while not slot.closing:
@@ -109,7 +109,7 @@ class ParallelKeys:
                 item = self._ready.popleft()
                 await self._dispatcher.deliver(slot, item.record)
                 if store.busy:
-                    await store.flush()  # a record counts as done when its letter is written
+                    await store.flush()  # a record counts as done when its dead letter is written
                 self._finish(item)
                 if slot.slice_is_over():
                     await slot.give_way()

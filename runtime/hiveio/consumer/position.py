@@ -1,4 +1,4 @@
-"""Where an actor that stores its position goes on."""
+"""The position of an actor that stores it: where the actor goes on."""
 
 import inspect
 import logging
@@ -11,19 +11,19 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 async def resume(contract: Contract, start: Start, usual: int) -> int:
-    """Where an actor goes on: at its own position, unless that is one in a topic which is gone."""
+    """The offset at which an actor goes on: its own position, unless that is of a topic that was deleted."""
     found = await position_of(contract, start.topic, start.partition)
     if found is None:
         return usual
     own, topic_id = found
     if topic_id and start.topic_id and topic_id != start.topic_id:
         logger.warning(
-            "%s/%d: %s has a position in a topic of this name that is gone; it begins at the first event of the new "
-            "one, %d",
+            "%s/%d: %s has a position in a topic of this name that was deleted; it begins at the first event of the "
+            "new topic, %d",
             start.topic, start.partition, contract.name, start.low,
         )  # fmt: skip
         return start.low
-    # A position without an id says nothing of which topic it is in; then the group's note does.
+    # A position without an id does not say in which topic it is; then the metadata of the group's commit does.
     return start.low if start.anew and not topic_id else own
 
 
@@ -45,7 +45,7 @@ async def position_of(contract: Contract, topic: str, partition: int) -> tuple[i
     offset, topic_id = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
     if not (isinstance(offset, int) and offset >= 0 and isinstance(topic_id, str)):
         raise TypeError(
-            f"{contract.name}.position gave {found!r}; it gives the next offset to consume, with the topic's id if it "
-            "keeps that, or None"
+            f"{contract.name}.position returned {found!r}; it must return the next offset to consume, with the topic's "
+            "id if it stores that, or None"
         )
     return offset, topic_id

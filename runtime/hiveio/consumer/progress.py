@@ -1,4 +1,4 @@
-"""What of a partition was seen before: events of a publisher by their positions, those of a producer by their keys."""
+"""What was seen of a partition: events of a publisher by their positions, events of a producer by their keys."""
 
 from collections.abc import Iterable
 
@@ -44,8 +44,8 @@ class Progress:
         self.last = position
         return True
 
-    def look(self, position: bytes, previous: bytes | None) -> None:
-        """Note an event that is not to be handled: whatever is wrong with it, it stops nothing any more."""
+    def observe(self, position: bytes, previous: bytes | None) -> None:
+        """Observe an event that is not to be handled: whatever is wrong with it, it stops nothing."""
         try:
             self.take(position, previous)
         except Invalid:
@@ -58,7 +58,7 @@ class RecentKeys:
     """The last ``size`` events that a producer wrote under an Idempotency-Key (its header ``hive-key``).
 
     A client that sends again, because no answer came, may have its events written twice: with the same aggregate,
-    the same key and the same place in the request, which ``hive-id`` ends with.
+    the same key and the same index in the request, with which ``hive-id`` ends.
     """
 
     __slots__ = ("_seen", "_size")

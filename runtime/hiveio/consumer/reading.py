@@ -1,4 +1,4 @@
-"""What a record says, whoever wrote it: an event and its meta, or the problem for which it is a dead letter."""
+"""Reads a record, whoever wrote it: as an event and its meta, or as the problem for which it is a dead letter."""
 
 import re
 from typing import Any
@@ -62,14 +62,14 @@ def event_of(reading: Reading) -> tuple[Any, Raw | None]:
 
 
 def undecoded(error: BaseException) -> Problem:
-    """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises what it likes."""
+    """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises any error."""
     if isinstance(error, Problem):
         return error
     return Invalid(f"it cannot be decoded: {type(error).__name__}: {text_of(error)}")
 
 
 def unknown_type(error: Problem) -> str | None:
-    """The type that nobody here takes, where that is why a record could not be decoded."""
+    """The type that no actor here takes, where a record could not be decoded because of it."""
     return error.unknown_type if isinstance(error, Invalid) else None
 
 
@@ -83,7 +83,7 @@ def parse_position(text: bytes) -> Position:
 
 
 def version_of(headers: Headers) -> int | None:
-    """The aggregate's version, where the record says it. Raises Invalid."""
+    """The aggregate's version, where the record has it. Raises Invalid."""
     found = headers.get_all("hive-version")
     if not found:
         return None

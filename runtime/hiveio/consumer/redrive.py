@@ -1,4 +1,4 @@
-"""Dead letters that are tried again, because somebody asked for it."""
+"""The redrive of dead letters: they are tried again because somebody has asked for it."""
 
 import asyncio
 import logging
@@ -17,57 +17,57 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 class Redrive:
-    """Tries the letters of one partition again, in ``slot``: while it does, nothing else of the partition is begun."""
+    """Tries the dead letters of one partition again, in ``slot``. Meanwhile nothing else of the partition begins."""
 
     def __init__(self, slot: HandlerSlot, store: DeadLetterStore, routing: Routing, envelopes: Envelopes) -> None:
         self.slot, self._store, self._routing, self._envelopes = slot, store, routing, envelopes
 
     async def run(self) -> None:
-        """Try some letters again, in order. What still fails stays where it is, and its key with it."""
+        """Try some dead letters again, in order. One that fails again stays, and its key stays parked."""
         done: list[Message] = []
-        while len(done) < GROUP and not self.slot.closing and (letter := self._store.next()) is not None:
-            reason = await self._try(letter)
+        while len(done) < GROUP and not self.slot.closing and (dead_letter := self._store.next()) is not None:
+            reason = await self._try(dead_letter)
             if reason is None:
-                done.append(letter)
+                done.append(dead_letter)
                 continue
             await self._close(done)
             done = []
-            await self._store.note(mark("failed", letter, reason))
+            await self._store.write_marks(mark("failed", dead_letter, reason))
         await self._close(done)
 
     async def _close(self, done: list[Message]) -> None:
         if done:
-            await self._store.note(*(mark("done", letter) for letter in done))
+            await self._store.write_marks(*(mark("done", dead_letter) for dead_letter in done))
             self._routing.counts.redriven += len(done)
 
-    async def _try(self, letter: Message) -> str | None:
-        """One attempt of one letter: None, or why it failed."""
-        routing, found = self._routing, headers_of(letter)
+    async def _try(self, dead_letter: Message) -> str | None:
+        """Try one dead letter once. Returns None, or why it failed."""
+        routing, found = self._routing, headers_of(dead_letter)
         actors = frozenset(found.get(ACTORS, b"").decode("utf-8", "replace").split(","))
-        if strange := actors - routing.names:
-            return f"there is no actor {', '.join(sorted(strange))} here"
+        if unknown := actors - routing.names:
+            return f"there is no actor {', '.join(sorted(unknown))} here"
         origin = origin_of(found)
         assert origin is not None
-        original = letter
+        original = dead_letter
         if OMITTED in found:
             try:
                 original = await self._store.original(origin[2], time_of(found))
             except Unavailable as error:
                 return f"{type(error).__name__}: {error}"
         try:
-            envelope = self._envelopes.of_letter(letter, original)
+            envelope = self._envelopes.of_dead_letter(dead_letter, original)
         except Problem as error:
             keepers = routing.keepers(unknown_type(error))
             return f"{type(error).__name__}: {error}" if keepers & actors else None
         for target in routing.takers(envelope.message, routing.names - actors):
-            envelope = self._envelopes.of_letter(letter, original)  # another actor may have changed its own
+            envelope = self._envelopes.of_dead_letter(dead_letter, original)  # another actor may have changed the event
             self.slot.begin()
             try:
                 await target.handle(as_batch(envelope) if target.batch else envelope)
             except BaseException as error:
                 failure = self.slot.failure(error)
                 if self.slot.closing and isinstance(failure, Unavailable):
-                    raise asyncio.CancelledError from None  # another owner tries it
+                    raise asyncio.CancelledError from None  # the next owner tries it
                 text = f"{type(failure).__name__}: {failure}"
                 where = "/".join(map(str, origin))
                 logger.warning("%s: failed again: %s", where, text, extra=about(target.contract, envelope))

@@ -1,4 +1,4 @@
-"""Which actors take which event, and what they say of one that nobody takes."""
+"""The routing of events: which actors handle which event, and what they want of one that no actor handles."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger("hiveio.consumer")
 
 
 class Counts:
-    """What became of the records of this process."""
+    """The records of this process, counted by what was done with them."""
 
     __slots__ = ("dead", "failed", "handled", "parked", "redriven", "repeated", "retried", "skipped")
 
@@ -25,7 +25,7 @@ class Counts:
 
 
 class Target(msgspec.Struct, eq=False):
-    """An actor's handler; ``with_record`` when it is given the context of each record."""
+    """An actor's handler. ``with_record``: it gets the context of each record."""
 
     contract: Contract
     handle: Handler
@@ -35,7 +35,7 @@ class Target(msgspec.Struct, eq=False):
 
 
 class Routing:
-    """Which handlers take which event; one for all partitions."""
+    """The handlers of each type of event. There is one for all partitions."""
 
     def __init__(self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False) -> None:
         self.targets = [
@@ -58,22 +58,22 @@ class Routing:
         self._logged_types: set[str] = set()
 
     def takers(self, event: Any, without: frozenset[str] = frozenset()) -> Sequence[Target]:
-        """Who takes an event, or a tombstone, of the actors that are not among these."""
+        """The targets of an event, or of a tombstone, but for the actors ``without``."""
         targets = self.by_type.get(type(event), ())
         return [target for target in targets if target.name not in without] if without else targets
 
     def keepers(self, kind: str | None) -> frozenset[str]:
-        """Who wants a record kept that is undecodable, or of this unknown type. Where that is nobody, it is skipped."""
+        """The actors that keep an undecodable record, or one of this unknown type. Without any, it is skipped."""
         return self._keep_undecodable if kind is None else self._keep_unknown
 
     def log_unknown(self, where: str, kind: str) -> None:
-        """Say once for each type what becomes of its records, and what to do about it."""
+        """Log once for each type what is done with its records, and what can be done about it."""
         kind = kind[:MAX_TYPE_LENGTH]
         if kind not in self._logged_types and len(self._logged_types) < MAX_LOGGED_TYPES:
             self._logged_types.add(kind)
             logger.error(
-                '%s: no actor here takes the type %r (taken are: %s): it is a dead letter for %s, as are all of its '
-                'type, and their keys are parked. Take it in perform, or say unknown = "skip" on the actor; then '
-                "`hiveio dead retry`. This is said once for each type",
+                "%s: no actor here takes the type %r (they take: %s). It is a dead letter for %s, as are all records "
+                'of its type, and their keys are parked. Take it in perform, or set unknown = "skip" on the actor; '
+                "then run `hiveio dead retry`. This line is logged once for each type",
                 where, kind, ", ".join(sorted(self.codec.types)), ", ".join(sorted(self._keep_unknown)),
             )  # fmt: skip

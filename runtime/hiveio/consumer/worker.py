@@ -22,21 +22,22 @@ from hiveio.consumer.routing import Routing, Target
 from hiveio.errors import Corrupt, Unavailable, is_cancelled
 from hiveio.kafka import Lane, Message, Start
 
-ENDED_S = 1.0  # so long a cancelled handler has to end
+ENDED_S = 1.0  # the time that a cancelled handler has to end
 logger = logging.getLogger("hiveio.consumer")
 
 
 class Opening(NamedTuple):
-    """Where a worker begins. Records from ``begin`` on only tell what was seen; those from ``start`` on are handled.
+    """Where a worker begins. Records from ``begin`` on only show what was seen; those from ``start`` on are handled.
 
-    ``resumes`` says from which offset on a target takes records, where it is not the same for all.
+    ``seen`` is the last position that was seen before ``begin``, to be committed until there is a later one.
+    ``resumes`` says from which offset on a target handles records, where it is not the same for all.
     """
 
     assigned: Start
     begin: int
     start: int
     progress: Progress
-    note: str | bytes | None
+    seen: str | bytes | None
     resumes: Mapping[Target, int]
 
 
@@ -44,9 +45,9 @@ class PartitionWorker(Lane):
     """Handles the records that the poller hands over: one after the other, as lists where an actor takes those, or with
     ``concurrency`` keys at once.
 
-    It has a dispatcher, which says who takes a record, the store of the partition's dead letters, and slots, whose
-    tasks run the handlers. ``store`` makes that store, and is given what to call when something was read from it;
-    ``finished`` is called when records are done; ``claim`` commits that the partition is this instance's.
+    It has a dispatcher, which decides who handles a record, the store of the partition's dead letters, and slots, whose
+    tasks run the handlers. ``store`` makes that store, and is given a function to call when something was read from it;
+    ``finished`` is called when records are done; ``claim`` commits that this instance owns the partition.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class PartitionWorker(Lane):
         claim: Callable[[Lane], Awaitable[None]],
     ) -> None:
         start = opening.assigned
-        super().__init__(start, opening.begin, (opening.start, opening.note))
+        super().__init__(start, opening.begin, (opening.start, opening.seen))
         self._progress = opening.progress
         self._start, self._routing, self._finished, self._claim = opening.start, routing, finished, claim
-        self._arrived = asyncio.Event()  # records, letters, or the end
+        self._arrived = asyncio.Event()  # records, dead letters, or the end
         self._chunks: deque[list[Message]] = deque()
-        self._chunk: list[Message] = []  # at work
+        self._chunk: list[Message] = []  # that is being handled
         self._slot = HandlerSlot(policy.timeout_s)
         self.store = store(self._arrived.set)
         where, envelopes = f"{self.topic}/{self.partition}", Envelopes(start, routing.codec)
@@ -93,7 +94,7 @@ class PartitionWorker(Lane):
 
     @property
     def blocked_reason(self) -> str | None:
-        """Why it stands still, or a part of it, for as long as it does."""
+        """Why the partition, or a part of it, does not go on; None while it does."""
         return next((slot.blocked_reason for slot in self.slots if slot.blocked_reason), None) or self.store.waits
 
     @property
@@ -118,7 +119,7 @@ class PartitionWorker(Lane):
         self._arrived.set()
 
     async def close(self, timeout_s: float) -> None:
-        """Finish what is in hand, or cancel its handler after the time. Nothing is handled after this."""
+        """Wait for the handlers that run, and cancel them after the time. Nothing is handled after this."""
         self._arrived.set()
         for slot in self.slots:
             slot.stop()
@@ -134,13 +135,13 @@ class PartitionWorker(Lane):
         self.store.close()
 
     def fail(self, reason: str) -> None:
-        """Stop this partition, loudly: its offset stays, and readiness tells. Others go on."""
+        """Stop this partition: its offset stays, and log and readiness say why. Other partitions go on."""
         if self.failure is None:
             self.failure = f"{self}: {reason}"
             self._routing.counts.failed += 1
             logger.error("%s: this partition stops, and nothing of it is lost: %s", self, reason)
         for slot in self.slots:
-            slot.stop()  # nothing behind the failure is begun
+            slot.stop()  # nothing after the failure is handled
         self._arrived.set()
         self._chunks.clear()
         self.finished = self.handed
@@ -150,7 +151,7 @@ class PartitionWorker(Lane):
 
     @contextmanager
     def _until_closed(self, slot: HandlerSlot) -> Iterator[None]:
-        """Around a task of this partition: it ends with the partition, or with a fault, which stops the partition."""
+        """The frame of a task of this partition: a fault in the task stops the partition."""
         try:
             yield
         except Corrupt as error:
@@ -183,7 +184,10 @@ class PartitionWorker(Lane):
                     await self._rest()
 
     async def _load(self) -> None:
-        """Before anything is handled: what is parked is known, and nobody else's letters count any more."""
+        """Load the parked keys and claim the partition before anything is handled.
+
+        From then on no dead letter of another instance counts.
+        """
         slot = self._slot
         while True:
             try:
@@ -194,12 +198,12 @@ class PartitionWorker(Lane):
             except Unavailable as error:
                 before = slot.blocked_reason
                 slot.block(f"{self}: nothing is handled yet: {error}")
-                if before != slot.blocked_reason:  # once for each reason; readiness says it for as long as it lasts
+                if before != slot.blocked_reason:  # once for each reason; readiness repeats it
                     logger.warning("%s", slot.blocked_reason)
             await slot.wait(asyncio.sleep(random.uniform(0.5, 1.0)))
 
     async def _rest(self) -> None:
-        """Wait for records, for letters to try again, or for something to be done."""
+        """Wait for records, for dead letters to try again, or for something to be done."""
         self._arrived.clear()
         await self._slot.wait(self._arrived.wait())
 
@@ -218,20 +222,20 @@ class PartitionWorker(Lane):
         await self._all_done(end + 1)
 
     async def _all_done(self, end: int) -> None:
-        """Everything before this offset is done, once the letters are written."""
+        """Write the dead letters; then everything before this offset is done."""
         if self.store.pending:
             await self.store.flush()
         if end > self._start:
             self._advance(end, self._progress.last)
 
     async def _one_by_one(self, chunk: list[Message]) -> None:
-        """Each record counts as done by itself; when the partition closes the one in hand is the last."""
+        """Each record counts as done by itself. When the partition closes, the record in the handler is the last."""
         slot, store, progress, deliver = self._slot, self.store, self._progress, self._dispatcher.deliver
         for record in self._intake.new(chunk):
             await deliver(slot, record)
             if store.pending and slot.closing:
                 await store.flush()
-            if not store.pending:  # a record counts as done when its letter is written
+            if not store.pending:  # a record counts as done when its dead letter is written
                 self.done = (record.offset + 1, progress.last)
             if slot.closing:
                 return

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, each in a transaction; and what its server is to blame for, one that is silent too."""
+"""Connections to PostgreSQL, each in a transaction. Errors and silence of the server become Unavailable."""
 
 import asyncio
 import gc
@@ -17,11 +17,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from hiveio import outages
 from hiveio.errors import backend_away
 
-WAIT_S = 5.0  # for a connection; and for an answer, before the server is asked whether it is there
+WAIT_S = 5.0  # the wait for a connection, and for an answer before it is checked whether the server is there
 WATCH_S = 0.5
-LOST_S = 30  # so long packets may get lost before the system breaks a connection
-MAX_CONNECTIONS = 8  # connections of a process
-# Of the database and not of what is done with it: https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOST_S = 30  # the time without any packet after which the system breaks a connection
+MAX_CONNECTIONS = 8  # of a process
+# Errors of the database and not of a statement: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AWAY_CLASSES = {
     "08",  # connection exceptions, a pooler's among them
     "53",  # no room on the disk, no memory, too many connections
@@ -36,16 +36,16 @@ _AWAY = {
     "55P03",  # a lock that could not be taken
 }
 
-_outage = outages.of("PostgreSQL")
+outage = outages.of("PostgreSQL")
 
 
 def _worth_a_line(record: logging.LogRecord) -> bool:
-    """A filter for the lines of the pool, which come for each connection and each attempt."""
+    """A filter for the log lines of the pool, which writes one for each connection and each attempt."""
     text = record.getMessage()
     if text.startswith(("error connecting", "reconnection attempt")):
-        _outage.away(text)
+        outage.away(text)
         return False
-    return not text.startswith("discarding")  # whoever had the connection logs why
+    return not text.startswith("discarding")  # the user of the connection logs why
 
 
 _pool_logger = logging.getLogger("psycopg.pool")
@@ -54,7 +54,7 @@ _pool_logger.addFilter(_worth_a_line)
 
 
 def connecting() -> dict[str, Any]:
-    """Options of every connection. Those about lost packets are for one that is dead where the server is not."""
+    """Options of every connection. Some detect a connection that is broken although the server works."""
     return {
         "connect_timeout": int(WAIT_S),
         "tcp_user_timeout": LOST_S * 1000,
@@ -65,21 +65,23 @@ def connecting() -> dict[str, Any]:
 
 
 class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
-    """Gives connections in a transaction whose search path is the schema. ``reason`` is why none can be made, if so.
+    """Gives connections in a transaction whose search path is the schema.
 
-    A pooler in transaction mode gives another session to each transaction: it refuses options of a session, and what is
-    set or prepared in one is not there in the next.
+    ``reason`` says why no connection can be made, and is empty otherwise.
 
-    A statement may take as long as it likes. Where an answer does not come within WAIT_S, the server is asked for
-    another connection; if it is silent there too, those that wait for it are broken.
+    A pooler in transaction mode gives another session to each transaction. It refuses options of a session, and what
+    was set or prepared in a session is missing in the next transaction.
+
+    A statement may take any time. Where no answer comes within WAIT_S, the pool opens another connection. If the server
+    is silent there too, the connections that wait for an answer are broken.
     """
 
     def __init__(self, url: str, space: str) -> None:
         self.reason = ""
         self._url = url
         self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
-        self._pending: dict[AsyncConnection[Any], float] = {}  # since when they wait for an answer
-        self._silent: set[AsyncConnection[Any]] = set()  # those of them that are broken
+        self._pending: dict[AsyncConnection[Any], float] = {}  # since when each waits for an answer
+        self._silent: set[AsyncConnection[Any]] = set()  # those of them that were broken here
         self._unclosed = False
         self._watching: asyncio.Task[None] | None = None
         super().__init__(
@@ -90,7 +92,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
             min_size=1,
             max_size=MAX_CONNECTIONS,
             timeout=WAIT_S,
-            reconnect_timeout=WAIT_S,  # then whoever needs a connection asks anew; the pool's pauses grow to minutes
+            reconnect_timeout=WAIT_S,  # then the next request tries again; the pool's pauses grow to minutes
             open=False,
         )
 
@@ -134,7 +136,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
-        """Raises Unavailable when the database is away, also where it is so at the commit."""
+        """Raises Unavailable when the database cannot be reached, also at the commit."""
         try:
             async with super().connection(timeout) as db:
                 await db.execute(self._begin)
@@ -143,14 +145,14 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
             busy = f"none of the {MAX_CONNECTIONS} connections of this process was free within {timeout or WAIT_S:g} s"
             reason = self.reason or busy
             if self.reason:
-                _outage.away(reason)
+                outage.away(reason)
             raise backend_away(f"PostgreSQL: {reason}") from None
         except psycopg.Error as error:
             if not _is_away(error):
                 raise
-            _outage.away(str(error).strip())
+            outage.away(str(error).strip())
             raise backend_away(f"PostgreSQL: {str(error).strip()}") from error
-        _outage.back()
+        outage.back()
 
     async def _watch(self) -> None:
         """One watchdog for all connections: a timer for each statement would cost more."""
@@ -164,7 +166,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
             if await self._answers():
                 self._pending |= dict.fromkeys(self._late(), monotonic())
                 continue
-            _outage.away(_SILENT)
+            outage.away(_SILENT)
             for db in self._late():
                 self._silent.add(db)
                 _break(db)
@@ -189,7 +191,7 @@ _SILENT = "it answers neither a statement nor a new connection"
 
 
 def _break(db: AsyncConnection[Any]) -> None:
-    """Whoever waits for an answer finds that the connection has ended. It is closed where it is used, and not here."""
+    """End a connection for whoever waits for its answer. The user of the connection closes it, not this function."""
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(db.pgconn.socket)) as same:
         same.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""The position that is stored with a projection: which events a store holds already."""
+"""The position that is stored with a projection: it says which events the store holds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hiveio.envelope import Context
 from hiveio.errors import ConfigError, Unavailable
 
-# They are part of the projection: what is copied, dropped or restored with it, tells what it holds.
+# The tables are part of the projection: they are copied, dropped and restored with it, so they say what it holds.
 TABLES = """
 CREATE TABLE IF NOT EXISTS hive_position
     (topic TEXT, partition INTEGER, next BIGINT NOT NULL, topic_id TEXT NOT NULL DEFAULT '',
@@ -20,24 +20,24 @@ CREATE TABLE IF NOT EXISTS hive_owner (name TEXT NOT NULL);
 # Of an older version's table.
 ADD_TOPIC_ID = "ALTER TABLE hive_position ADD COLUMN topic_id TEXT NOT NULL DEFAULT ''"
 
-# Of a store a and its shadow b, in SQL; what a has of a topic that was made anew since, b need not have.
+# Whether the shadow b is behind the store a, in SQL. It need not have what a has of a topic that was recreated since.
 BEHIND = "b.next IS NULL OR (b.next < a.next AND (a.topic_id = b.topic_id OR '' IN (a.topic_id, b.topic_id)))"
 
 
 def check_owner(where: str, owner: str, name: str) -> None:
-    """Raises ConfigError where a store is another actor's: of two with one position each would miss events."""
+    """Raises ConfigError where a store is another actor's: two actors with one position would each miss events."""
     if owner != name:
         raise ConfigError(
             f"{where} is the projection of the actor {owner}, and {name} would share its position, so that each would "
-            f"miss events: give {name} a store of its own. If it is the same actor under a new name, it has "
-            f'`name = "{owner}"`'
+            f"miss events: give {name} a store of its own. If it is the same actor under a new name, set "
+            f'`name = "{owner}"` on it'
         )
 
 
 class OffsetRange(NamedTuple):
     """Events that are handled together, from the offset ``first`` to ``last``, or a single one that is ``redriven``.
 
-    ``topic_id`` tells a topic from the one that was there before under its name; empty where that is not known.
+    ``topic_id`` distinguishes a topic from an earlier one of the same name; it is empty where it is not known.
     """
 
     topic: str
@@ -49,12 +49,12 @@ class OffsetRange(NamedTuple):
 
     @property
     def redriven_row(self) -> tuple[str, int, int]:
-        """The row of a redriven event: its offset is one of its own topic."""
+        """The row of a redriven event. Its offset counts only in its own topic."""
         return f"{self.topic}/{self.topic_id}" if self.topic_id else self.topic, self.partition, self.first
 
     @classmethod
     def of(cls, context: Context | Sequence[Context]) -> "OffsetRange":
-        """Raises ValueError for what is not an event of a consumer: only those have offsets."""
+        """Raises ValueError for what is not an event of a consumer: only such events have offsets."""
         contexts = [context] if isinstance(context, Context) else list(context)
         first, last = contexts[0], contexts[-1]
         if first.topic is None or first.partition is None or first.offset is None or last.offset is None:
@@ -65,7 +65,7 @@ class OffsetRange(NamedTuple):
         """Whether a store that goes on at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
         if next <= self.first or (topic_id and self.topic_id and topic_id != self.topic_id):
             return False
-        if next <= self.last:  # another instance is at work in the partition, and this one will be told soon
+        if next <= self.last:  # another instance owns the partition now, and this one is about to lose it
             raise Unavailable(
                 f"another instance has stored {self.topic}/{self.partition} up to the offset {next - 1}, and this one "
                 f"has handled the events from {self.first} to {self.last}: they are tried again"

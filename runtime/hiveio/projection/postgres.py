@@ -1,4 +1,4 @@
-"""A projection in PostgreSQL. Needs the extra ``hiveio[postgres]`` (psycopg)."""
+"""A projection in PostgreSQL. It needs the extra ``hiveio[postgres]`` (psycopg)."""
 
 import asyncio
 import logging
@@ -14,12 +14,12 @@ from hiveio.errors import Unavailable, backend_away
 from hiveio.projection.pool import Pool, connecting
 from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
-READY_S = 1.0  # so long readiness waits for a connection
+READY_S = 1.0  # the time that readiness waits for a connection
 logger = logging.getLogger("hiveio.projection")
 
 
 class PostgresProjection(Actor):
-    """An actor that keeps its projection in a schema of its own in PostgreSQL, with the position of what is in it.
+    """An actor that keeps its projection in a schema of its own in PostgreSQL, together with its position.
 
     ::
 
@@ -32,24 +32,27 @@ class PostgresProjection(Actor):
 
     - ``url`` is a connection string (default: the variable POSTGRES_URL). ``schema`` is the search path, and belongs to
       this actor alone.
-    - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
+    - ``once`` gives each event its effect exactly once, over crashes, rebalances and dead letters that are tried again.
     - ``pool`` gives connections for queries, each in a transaction. Instances and workers may share the database.
-    - A database that is away, silent, full, locked or read-only is waited for: that is no dead letter.
-    - Nothing outlives a transaction in a session, so there may be a pooler between, in transaction mode.
+    - Events wait for a database that is unreachable, silent, full, locked or read-only. They become no dead letters.
+    - It keeps no state in a session beyond a transaction, so it can use a pooler in transaction mode.
     """
 
     url: ClassVar[str] = ""
     schema: ClassVar[str] = "projection"
-    tables: ClassVar[str] = ""  # statements that make them where they are not there
+    tables: ClassVar[str] = ""  # statements that create the tables where they are missing
 
     def __init__(self) -> None:
         self.space = self.schema
 
     async def start(self) -> None:
-        """Returns without the database too, and readiness tells. Raises ConfigError for a schema of another actor."""
+        """Open the pool. It returns without the database too, and readiness says so.
+
+        Raises ConfigError for a schema of another actor.
+        """
         self.pool = Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space)
         self._made = False
-        self._looking: asyncio.Task[Any] | None = None
+        self._checking: asyncio.Task[Any] | None = None
         await self.pool.open()
         try:
             await self._in_transaction(_nothing)
@@ -57,22 +60,22 @@ class PostgresProjection(Actor):
             logger.warning("the projection %s waits for its database: %s", type(self).__name__, error)
 
     async def stop(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
         await self.pool.close()
 
     async def ready(self) -> bool:
-        # Who asks gives up early. A statement that is cancelled waits for the server once more, so this one goes on.
-        if self._looking is None or self._looking.done():
-            looking = self._in_transaction(lambda db: db.execute("SELECT 1"), READY_S)
-            self._looking = asyncio.create_task(looking, name="PostgreSQL ready")
-        await asyncio.shield(self._looking)
+        # The probe gives up early. A cancelled statement would wait for the server once more, so this one goes on.
+        if self._checking is None or self._checking.done():
+            check = self._in_transaction(lambda db: db.execute("SELECT 1"), READY_S)
+            self._checking = asyncio.create_task(check, name="PostgreSQL ready")
+        await asyncio.shield(self._checking)
         return True
 
     async def _make(self, db: AsyncConnection[Any]) -> None:
-        # Instances that start at once would both make them, and one would fail.
+        # Without a lock, two instances that start at once would both create the tables, and one would fail.
         await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self.space,))
-        # Only what is not there: even an IF NOT EXISTS needs the right to make it.
+        # Only what is missing: even IF NOT EXISTS needs the right to create it.
         if not await _is_there(db, "SELECT FROM pg_namespace WHERE nspname = %s", self.space):
             await db.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.space)))
         if not await _is_there(db, _OUR_TABLES):
@@ -86,10 +89,10 @@ class PostgresProjection(Actor):
             await db.execute(self.tables)
 
     async def position(self, topic: str, partition: int) -> tuple[int, str]:
-        """The next offset to consume, and the topic's id; an empty store begins at the first event.
+        """The next offset to consume, and the topic's id. An empty store begins at the first event.
 
-        Whatever the group has committed: Kafka's own offset is committed after the effect, and a crash between would
-        repeat it.
+        The offset that the group has committed does not matter: it is committed after the effect, and a crash between
+        the two would repeat the effect.
         """
         found: tuple[int, str] = await self._in_transaction(lambda db: _position(db, topic, partition))
         return found
@@ -99,9 +102,9 @@ class PostgresProjection(Actor):
     ) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
-        False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
-        stored; Unavailable when the database is away, silent, full, locked or read-only, and when the time of the
-        handler ends while the database is waited for outside of ``effect``.
+        Returns False without an effect when the database has it already. Raises what ``effect`` raises, and then
+        nothing is stored. Raises Unavailable when the database is unreachable, silent, full, locked or read-only, and
+        when the time of the handler ends while it waits for the database outside of ``effect``.
         """
         offsets, in_effect = OffsetRange.of(context), False
 
@@ -119,13 +122,13 @@ class PostgresProjection(Actor):
         except asyncio.CancelledError:
             if in_effect:
                 raise
-            # The position, the commit: no event is to blame for what they take.
+            # The time went to the position or the commit, and no event is to blame for that.
             raise backend_away("PostgreSQL: the transaction did not end within the time of the handler") from None
 
     async def _in_transaction(
         self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]], wait_s: float | None = None
     ) -> Any:
-        """Raises Unavailable when the database is away, also where it is so at the commit."""
+        """Raises Unavailable when the database cannot be reached, also at the commit."""
         async with self.pool.connection(wait_s) as db:
             if not self._made:
                 await self._make(db)
@@ -136,7 +139,7 @@ class PostgresProjection(Actor):
     # -- hiveio replay
 
     async def reset(self) -> None:
-        """Empty it, positions too."""
+        """Empty the projection, with its positions."""
 
         async def work(db: AsyncConnection[Any]) -> None:
             await db.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self.space)))
@@ -145,7 +148,7 @@ class PostgresProjection(Actor):
         await self._in_transaction(work)
 
     async def begin_at(self, topic: str, partition: int, offset: int) -> None:
-        """Begin a store that is empty at this event."""
+        """Let an empty store begin at this event."""
         query, row = (
             "INSERT INTO hive_position (topic, partition, next) VALUES (%s, %s, %s)",
             (topic, partition, offset),
@@ -153,7 +156,7 @@ class PostgresProjection(Actor):
         await self._in_transaction(lambda db: db.execute(query, row))
 
     async def begin_shadow(self) -> None:
-        """To be called before ``start``: build beside the schema that is in use."""
+        """Build in a shadow of the schema in use. It is called before ``start``."""
         await self.start()
         await self._in_transaction(_nothing)  # there may be no schema yet
         await self.stop()
@@ -162,7 +165,7 @@ class PostgresProjection(Actor):
             await db.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.space)))
 
     async def end_shadow(self, *, swap: bool) -> bool:
-        """Put what was built in the place of what is in use, in one transaction; False if it is behind that still."""
+        """Replace the projection in use by the shadow, in one transaction. False if the shadow is still behind it."""
         live, shadow = sql.Identifier(self.schema), sql.Identifier(self.space)
 
         async def work(db: AsyncConnection[Any]) -> bool:
@@ -184,7 +187,7 @@ class PostgresProjection(Actor):
         return bool(await self._in_transaction(work))
 
 
-# With the column that an older version's table has not.
+# With the column that the table of an older version lacks.
 _OUR_TABLES = (
     "SELECT FROM pg_attribute WHERE attrelid = to_regclass('hive_position') AND attname = 'topic_id' "
     "AND to_regclass('hive_redriven') IS NOT NULL AND to_regclass('hive_owner') IS NOT NULL"
@@ -196,7 +199,7 @@ async def _is_there(db: AsyncConnection[Any], query: LiteralString, *values: str
 
 
 async def _nothing(db: AsyncConnection[Any]) -> None:
-    """Looks whether the database answers."""
+    """Check only whether the database answers."""
 
 
 async def _position(db: AsyncConnection[Any], topic: str, partition: int) -> tuple[int, str]:
@@ -208,7 +211,7 @@ async def _advance(db: AsyncConnection[Any], offsets: OffsetRange) -> bool:
     if offsets.redriven:
         query = "INSERT INTO hive_redriven VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
         return (await db.execute(query, offsets.redriven_row)).rowcount > 0
-    # One statement: of two instances that are here at once, the second waits for the first and finds its position.
+    # It is one statement: of two instances at once, the second waits for the first and then finds its position.
     query = (
         "INSERT INTO hive_position AS p (topic, partition, next, topic_id) VALUES (%s, %s, %s, %s) "
         "ON CONFLICT (topic, partition) DO UPDATE SET next = EXCLUDED.next, topic_id = EXCLUDED.topic_id "

@@ -12,8 +12,8 @@ from hiveio.envelope import Context
 from hiveio.errors import backend_away
 from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
-# Of the file and not of what is done with it: it is full, locked, read-only, damaged, or cannot be reached. The next
-# event would find the same, so no event is to blame. https://www.sqlite.org/rescode.html
+# Errors of the file and not of a statement: it is full, locked, read-only, damaged, or cannot be reached. The next
+# event would meet the same error, so no event is to blame. https://www.sqlite.org/rescode.html
 _AWAY = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -27,11 +27,11 @@ _AWAY = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_NOTADB,
 }
-LOCKED_S = 0.05  # another process writes: longer waits are the consumer's, which does not hold up queries
+LOCKED_S = 0.05  # the wait while another process writes; the consumer waits longer, without holding up queries
 
 
 class SqliteProjection(Actor):
-    """An actor that keeps its projection in a SQLite file, with the position of what is in it.
+    """An actor that keeps its projection in a SQLite file, together with its position.
 
     ::
 
@@ -43,20 +43,20 @@ class SqliteProjection(Actor):
                 self.once(context, lambda db: db.execute(…))
 
     - ``database`` is a path; in memory (the default) the projection is built from the first event at each start.
-    - ``once`` gives each event its effect exactly once, over crashes, rebalances and letters that are tried again.
-    - A file that is full, locked or read-only is waited for: that is no dead letter.
-    - ``connection`` is for queries. A file belongs to one process that writes, so there is one worker.
+    - ``once`` gives each event its effect exactly once, over crashes, rebalances and dead letters that are tried again.
+    - Events wait for a file that is full, locked or read-only. They become no dead letters.
+    - ``connection`` is for queries. Only one process may write a file, so there is one worker.
     """
 
     single_process = True
     database: ClassVar[str] = ":memory:"
-    tables: ClassVar[str] = ""  # statements that make them where they are not there
+    tables: ClassVar[str] = ""  # statements that create the tables where they are missing
 
     def __init__(self) -> None:
         self.file = self.database
 
     def start(self) -> None:
-        """Raises Unavailable, and ConfigError for a file that is another actor's."""
+        """Open the file. Raises Unavailable, and ConfigError for a file of another actor."""
         with self._waiting():
             self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
             self.connection.execute("PRAGMA journal_mode = WAL")
@@ -73,10 +73,10 @@ class SqliteProjection(Actor):
         self.connection.close()
 
     def position(self, topic: str, partition: int) -> tuple[int, str]:
-        """The next offset to consume, and the topic's id; an empty store begins at the first event.
+        """The next offset to consume, and the topic's id. An empty store begins at the first event.
 
-        Whatever the group has committed: Kafka's own offset is committed after the effect, and a crash between would
-        repeat it.
+        The offset that the group has committed does not matter: it is committed after the effect, and a crash between
+        the two would repeat the effect.
         """
         query = "SELECT next, topic_id FROM hive_position WHERE topic = ? AND partition = ?"
         with self._waiting():
@@ -85,8 +85,8 @@ class SqliteProjection(Actor):
     def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
-        False, and no effect, when it is in the database already. Raises what ``effect`` raises, and then nothing is
-        stored; Unavailable when the file is full, locked, read-only or away.
+        Returns False without an effect when the database has it already. Raises what ``effect`` raises, and then
+        nothing is stored. Raises Unavailable when the file is full, locked, read-only or unreachable.
         """
         offsets = OffsetRange.of(context)
         with self._transaction() as db:
@@ -112,13 +112,13 @@ class SqliteProjection(Actor):
                 yield self.connection
                 self.connection.execute("COMMIT")
             except BaseException:
-                if self.connection.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                if self.connection.in_transaction:  # SQLite rolls back by itself where the disk is full
                     self.connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Raises Unavailable for what the file is to blame for."""
+        """Raises Unavailable for errors of the file."""
         try:
             yield
         except sqlite3.Error as error:
@@ -129,21 +129,21 @@ class SqliteProjection(Actor):
     # -- hiveio replay
 
     def reset(self) -> None:
-        """Empty it, positions too."""
+        """Empty the projection, with its positions."""
         with self._transaction() as db:
             for name in self._names(db, "main"):
                 if name != "hive_owner":
                     db.execute(f'DELETE FROM "{name}"')
 
     def begin_at(self, topic: str, partition: int, offset: int) -> None:
-        """Begin a store that is empty at this event."""
+        """Let an empty store begin at this event."""
         query = "INSERT OR REPLACE INTO hive_position (topic, partition, next) VALUES (?, ?, ?)"
         self.connection.execute(query, (topic, partition, offset))
 
     def begin_shadow(self) -> None:
-        """To be called before ``start``: build beside the database that is in use. Raises ValueError in memory."""
+        """Build in a shadow of the database in use. It is called before ``start``. Raises ValueError in memory."""
         if self.file == ":memory:":
-            raise ValueError(f"{type(self).__name__} is in memory: it is built anew at every start")
+            raise ValueError(f"{type(self).__name__} is in memory: it is rebuilt at every start")
         self.start()  # there may be no file yet
         self.stop()
         self.file = f"{self.database}.shadow"
@@ -152,7 +152,7 @@ class SqliteProjection(Actor):
                 os.remove(self.file + suffix)
 
     def end_shadow(self, *, swap: bool) -> bool:
-        """Put what was built in the place of what is in use, in one transaction; False if it is behind that still."""
+        """Replace the projection in use by the shadow, in one transaction. False if the shadow is still behind it."""
         if swap:
             self.connection.execute("ATTACH DATABASE ? AS live", (self.database,))
             try:
@@ -165,7 +165,7 @@ class SqliteProjection(Actor):
                         return False
                     for name in self._names(db, "live"):
                         db.execute(f'DROP TABLE live."{name}"')
-                    # Made as they are here: a projection is often built anew because its tables have changed.
+                    # The tables are created as they are here: a projection is often rebuilt because they have changed.
                     made = (
                         "SELECT type, name, sql FROM main.sqlite_master WHERE sql NOTNULL ORDER BY type = 'table' DESC"
                     )

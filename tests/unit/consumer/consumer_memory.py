@@ -29,7 +29,7 @@ def message(topic: str, offset: int, key: bytes | None, value: bytes | None, hea
     return made
 
 
-class Letters:
+class DeadLetters:
     """The dead-letter topic of the partition, and its tail."""
 
     def __init__(self, source: list[Message]) -> None:
@@ -55,7 +55,7 @@ class Letters:
     async def original(self, topic: str, partition: int, offset: int) -> Message | None:
         return self._source[offset]
 
-    def tail(self, topic: str) -> "Letters":
+    def tail(self, topic: str) -> "DeadLetters":
         return self
 
     def follow(self, partition: int, offset: int, on_records: Any, on_error: Any) -> None:
@@ -80,39 +80,39 @@ class MemoryPoller:
 
     def __init__(self, partition: "Partition", settings: Settings, owner: Lanes) -> None:
         self._partition, self._batch, self._owner = partition, settings.buffer, owner
-        self._lane: Lane | None = None
+        self._worker: Lane | None = None
 
     def start(self) -> None:
         self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:
-        self._lane = await self._owner.open(self._partition.start())
+        self._worker = await self._owner.open(self._partition.start())
         self.hand_over()
 
     def hand_over(self) -> None:
         """Whatever was written and not handed over yet."""
-        lane = self._lane
-        if lane is None:
+        worker = self._worker
+        if worker is None:
             return
-        while chunk := self._partition.messages[lane.handed_to : lane.handed_to + self._batch]:
-            lane.handed += len(chunk)
-            lane.handed_to = lane.high = lane.handed_to + len(chunk)
-            self._owner.take([(lane, chunk)])
+        while chunk := self._partition.messages[worker.handed_to : worker.handed_to + self._batch]:
+            worker.handed += len(chunk)
+            worker.handed_to = worker.high = worker.handed_to + len(chunk)
+            self._owner.take([(worker, chunk)])
 
     def progress(self) -> None:
-        lane = self._lane
-        if lane is not None and lane.failure is None:
-            offset, last = lane.at
+        worker = self._worker
+        if worker is not None and worker.failure is None:
+            offset, last = worker.at
             seen = last.decode() if isinstance(last, bytes) else "-"
-            self._partition.committed = offset, CommitMetadata(seen, lane.topic_id, "", lane.owner)
+            self._partition.committed = offset, CommitMetadata(seen, worker.topic_id, "", worker.owner)
 
-    async def claim(self, lane: Lane, owner: Owner) -> None:
-        lane.owner = owner
+    async def claim(self, worker: Lane, owner: Owner) -> None:
+        worker.owner = owner
 
     async def stop(self, timeout_s: float) -> None:
         await self._opening
-        if self._lane is not None:
-            await self._owner.close([self._lane], lost=False)
+        if self._worker is not None:
+            await self._owner.close([self._worker], lost=False)
             self.progress()
 
     def alive(self) -> bool:
@@ -131,7 +131,7 @@ class Member:
         self.actor = self.actors[0]
         self.poller: MemoryPoller | None = None
 
-        def polled(settings: Settings, owner: Lanes, beside: object) -> Poller:
+        def polled(settings: Settings, owner: Lanes, companion: object) -> Poller:
             self.poller = MemoryPoller(partition, settings, owner)
             return cast("Poller", self.poller)
 
@@ -139,7 +139,7 @@ class Member:
             settings,
             [(contract, performing(contract)) for contract in made],
             poller=polled,
-            dead_letters=lambda settings: cast("DeadLetterTopics", partition.letters),
+            dead_letters=lambda settings: cast("DeadLetterTopics", partition.dead_letters),
         )
 
     async def until(self, condition: Callable[[], Any]) -> None:
@@ -153,7 +153,7 @@ class Partition:
 
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self.messages: list[Message] = []
-        self.letters = Letters(self.messages)
+        self.dead_letters = DeadLetters(self.messages)
         self.committed: tuple[int, CommitMetadata] | None = None
         self._members: list[Member] = []
         self.write(*records)
@@ -166,23 +166,23 @@ class Partition:
                 member.poller.hand_over()
 
     def start(self) -> Start:
-        offset, note = self.committed or (None, CommitMetadata())
-        ends = 0, len(self.letters.messages)
+        offset, metadata = self.committed or (None, CommitMetadata())
+        ends = 0, len(self.dead_letters.messages)
         owner = Owner(f"owner{next(_owners)}", ends[1])
-        return Start("t", 0, "id", offset, note, 0, 0, len(self.messages), owner, ends)
+        return Start("t", 0, "id", offset, metadata, 0, 0, len(self.messages), owner, ends)
 
     async def mark(self, kind: str, key: bytes | None = None) -> None:
-        """Mark all letters that stand there, or those of one key."""
-        letters = [
-            letter
-            for letter in self.letters.messages
-            if "hive-dead-mark" not in headers_of(letter) and (key is None or letter.key() == key)
+        """Mark all dead letters, or those of one key."""
+        dead_letters = [
+            dead_letter
+            for dead_letter in self.dead_letters.messages
+            if "hive-dead-mark" not in headers_of(dead_letter) and (key is None or dead_letter.key() == key)
         ]
-        await self.letters.write("t", 0, [mark(kind, letter) for letter in letters])
+        await self.dead_letters.write("t", 0, [mark(kind, dead_letter) for dead_letter in dead_letters])
 
     def kept(self) -> list[tuple[int, str]]:
-        """Of each letter the offset of its record, and the reason."""
-        found = [headers_of(letter) for letter in self.letters.messages]
+        """Of each dead letter the offset of its record, and the reason."""
+        found = [headers_of(dead_letter) for dead_letter in self.dead_letters.messages]
         return [
             (int(one["hive-dead-origin"].decode().rpartition("/")[2]), one["hive-dead-reason"].decode())
             for one in found

@@ -88,5 +88,5 @@ def test_no_position(text: bytes) -> None:
 def test_what_is_not_to_be_handled_stops_nothing() -> None:
     progress = Progress(b"3:7:0")
     for position, previous in [(b"none", None), (b"2:9:0", b"2:8:0"), (b"3:9:0", b"3:8:0")]:
-        progress.look(position, previous)
+        progress.observe(position, previous)
     assert progress.last == b"3:9:0"

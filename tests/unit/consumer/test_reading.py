@@ -120,7 +120,7 @@ def test_nothing_in_a_record_stops_its_partition(mode: str, records: list[Record
     kind = Lists if mode == "lists" else Taker
     partition, one, worker = asyncio.run(through(records, kind, 2 if mode == "parallel" else 1))
     assert worker.failure is None
-    kept = {dict(made.headers)["hive-dead-origin"]: made for made in partition.letters.written}
+    kept = {dict(made.headers)["hive-dead-origin"]: made for made in partition.dead_letters.written}
     handled = len(one.actor.seen) + len(kept) + one.consumer.counts.repeated
     assert handled == len(records), "each is handled, kept, or a repeat"
     for at, (key, value, headers) in enumerate(records):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hiveio import Actor, Context, Event, Rejected, Unavailable
-from hiveio.consumer.dead_letters.format import headers_of, letter
+from hiveio.consumer.dead_letters.format import dead_letter, headers_of
 from tests.integration.consumers import wire
 from tests.unit.consumer.consumer_memory import Member, Partition, Record
 
@@ -153,7 +153,9 @@ async def test_an_actor_that_fails_holds_up_no_other(mode: str) -> None:
         await one.until(lambda: worker(one).done[0] == 4)
         assert one.actor.amounts == [0, 1, 2, 3]
         assert failing.amounts == [0, 3]
-        assert {headers_of(letter)["hive-dead-actors"] for letter in partition.letters.messages} == {b"Failing"}
+        assert {headers_of(dead_letter)["hive-dead-actors"] for dead_letter in partition.dead_letters.messages} == {
+            b"Failing"
+        }
         failing.bad = set()
         await partition.mark("retry")
         await one.until(lambda: failing.amounts == [0, 3, 1, 2])
@@ -170,7 +172,7 @@ async def test_beyond_the_limit_the_partition_stands_still_until_there_is_room(m
         assert "CONSUMER_PARKED=2" in (one.consumer.stopped() or "")
         one.actor.bad = set()
         await partition.mark("retry")
-        # The third is a letter by then: it had failed.
+        # The third is a dead letter by then: it had failed.
         await one.until(lambda: worker(one).done[0] == 5 and one.consumer.counts.redriven == 2)
         assert len(partition.kept()) == 3
         (left,) = {0, 1, 2} - set(one.actor.amounts)
@@ -190,7 +192,7 @@ async def test_a_handler_that_hangs_is_cancelled_and_tried_again(monkeypatch: py
         one.actor.on_event = hang
         await one.until(lambda: one.actor.amounts == [1])
         assert one.actor.attempts[0] == 2
-    (found,) = [headers_of(letter) for letter in partition.letters.messages]
+    (found,) = [headers_of(dead_letter) for dead_letter in partition.dead_letters.messages]
     assert b"CONSUMER_TIMEOUT, 0.02 s" in found["hive-dead-exception"]
 
 
@@ -212,7 +214,7 @@ async def test_the_offset_stands_at_the_oldest_that_is_not_done() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_stop_finishes_what_is_in_hand_and_begins_nothing_else(mode: str) -> None:
+async def test_a_stop_finishes_the_handlers_that_run_and_begins_nothing_else(mode: str) -> None:
     kind, more = in_mode(mode)
     partition = Partition(events(*[(f"k{i}", i) for i in range(50)]))
     began, go_on = asyncio.Event(), asyncio.Event()
@@ -239,14 +241,16 @@ async def test_lists_hold_what_came_at_once() -> None:
 
 
 async def test_a_letter_that_came_late_is_void_and_its_record_is_handled(caplog: pytest.LogCaptureFixture) -> None:
-    """The owner had written that the letter is void, and ended before it handled the record."""
+    """The owner had written that the dead letter is void, and ended before it handled the record."""
     caplog.set_level(logging.WARNING)
     partition = Partition(events(("a", 0), ("a", 1)))
     async with partition.member(Recorder) as one:
         await one.until(lambda: worker(one).owner)
         record = partition.messages[1]
-        late = letter(record, "failed", "ValueError: no", 1, frozenset({"Recorder"}), owner="before", topic_id="id")
-        await partition.letters.write("t", 0, [late])
+        late = dead_letter(
+            record, "failed", "ValueError: no", 1, frozenset({"Recorder"}), owner="before", topic_id="id"
+        )
+        await partition.dead_letters.write("t", 0, [late])
         await one.until(lambda: one.actor.amounts == [0, 1])
     assert partition.committed is not None
     ended_early = partition.committed[1]
@@ -257,5 +261,5 @@ async def test_a_letter_that_came_late_is_void_and_its_record_is_handled(caplog:
             assert worker(two).parked == 0
         partition.committed = 1, partition.committed[1]
     assert sum("came late" in line for line in caplog.messages) == 1
-    marks = [headers_of(one).get("hive-dead-mark") for one in partition.letters.messages]
+    marks = [headers_of(one).get("hive-dead-mark") for one in partition.dead_letters.messages]
     assert marks == [None, b"void"]

@@ -1,4 +1,4 @@
-"""The fold of a dead-letter partition: which letters are open, and which keys are parked."""
+"""The fold of a dead-letter partition: it says which dead letters are open, and which keys are parked."""
 
 from collections.abc import Iterable, Mapping
 
@@ -18,31 +18,31 @@ from hiveio.kafka.assigned import Owner
 
 
 class ParkedKey:
-    """A key with open letters. ``first`` and ``last`` are offsets of the dead-letter partition."""
+    """A key with open dead letters. ``first`` and ``last`` are offsets of the dead-letter partition."""
 
     __slots__ = ("actors", "asked", "count", "first", "gone", "last", "origin")
 
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self.count = 0
-        # Of the last letter: who wrote it, the topic of its record by its id, and the record's offset there.
+        # Of the last dead letter: its writer, the id of its record's topic, and the record's offset there.
         self.origin = (b"", b"", -1)
         self.actors: frozenset[str] = frozenset()
-        self.asked = False  # somebody wants it tried again
-        self.gone: set[int] = set()  # letters closed out of order
+        self.asked = False  # somebody has asked for another attempt
+        self.gone: set[int] = set()  # dead letters closed out of order
 
     def open(self, at: int) -> bool:
         return self.first <= at <= self.last and at not in self.gone
 
 
 class Fold:
-    """What the letters and marks of a dead-letter partition come to.
+    """The state that follows from the dead letters and marks of a dead-letter partition.
 
-    ``next`` is the offset of the record to add next. Memory is one entry a parked key.
+    ``next`` is the offset of the record to add next. The memory used is one entry for each parked key.
 
-    ``owners`` are those that are known to have had the partition, in order. A letter that stands where one of them had
-    begun, and is not its own, came late: its writer had lost the partition, and the owner has decided about the record
-    by itself. Such a letter is void; ``void`` has them by their offsets, until a mark closes them for everybody.
+    ``owners`` are the known owners of the partition, in order. A dead letter at an offset where one of them had begun,
+    which is not its own, came late: its writer had lost the partition, and the owner has decided about the record by
+    itself. Such a dead letter is void; ``void`` has them by their offsets, until a mark closes them for everybody.
     """
 
     def __init__(self, next: int = 0, owners: Iterable[Owner | None] = ()) -> None:
@@ -52,15 +52,15 @@ class Fold:
             self.owned(owner)
         self.void: dict[int, Message] = {}
         self.entries: dict[Key, ParkedKey] = {}
-        self.count = 0  # letters that are open
+        self.count = 0  # dead letters that are open
 
     def owned(self, owner: Owner | None) -> None:
-        """Somebody is known to have had the partition after the owners that are known already."""
+        """Add an owner of the partition, which came after the owners that are known already."""
         if owner is not None and owner not in self.owners:
             self.owners.append(owner)
 
     def add(self, message: Message) -> Key | None:
-        """Take the next message. Gives the key that it was about."""
+        """Add the next message, and return the key that it is about."""
         at = message.offset()
         assert at is not None
         self.next = at + 1
@@ -95,7 +95,7 @@ class Fold:
     def _park(self, key: Key, at: int, headers: Mapping[str, bytes]) -> None:
         origin = origin_of(headers)
         if origin is None:
-            return  # nobody's letter
+            return  # hiveio did not write it
         writer = headers.get(OWNER, b""), headers.get(TOPIC_ID, b"")
         entry = self.entries.get(key)
         if entry is None:

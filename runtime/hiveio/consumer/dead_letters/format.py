@@ -1,7 +1,8 @@
 """The form of a dead letter, and of a mark on one.
 
-A dead letter is the record as it was (key, value, headers) with headers that say why. What is done about it is a
-*mark*, a record of the same key without a value: the topic alone tells what is open, to all, after every restart.
+A dead letter is the record as it was (key, value, headers), with more headers that say why it failed. What is done
+about it is a *mark*, a record of the same key without a value. So the topic alone says what is open, also after a
+restart.
 """
 
 from collections.abc import Mapping
@@ -12,32 +13,34 @@ from hiveio.kafka.session import Outgoing
 
 # -- headers of a dead letter
 ORIGIN = "hive-dead-origin"  # <topic>/<partition>/<offset>
-REASON = "hive-dead-reason"  # undecodable, unknown, refused, failed, or parked: it stands behind another of its key
+REASON = "hive-dead-reason"  # undecodable, unknown, refused, failed, or parked: it waits behind another of its key
 EXCEPTION = "hive-dead-exception"
 ATTEMPTS = "hive-dead-attempts"
-ACTORS = "hive-dead-actors"  # those that have not handled it
-OWNER = "hive-dead-owner"  # who had the partition when it was written: see Owner
-TOPIC_ID = "hive-dead-topic-id"  # of the record's topic: one that is made anew under its name has another
+ACTORS = "hive-dead-actors"  # the actors that have not handled it
+OWNER = "hive-dead-owner"  # the owner of the partition when it was written: see Owner
+TOPIC_ID = "hive-dead-topic-id"  # of the record's topic: a topic that is created again under its name has another
 TIME = "hive-dead-time"  # of the record, ms since the epoch
 EMPTY_KEY = "hive-dead-empty-key"  # the record has a key of no bytes, which the client writes as none
-OMITTED = "hive-dead-omitted"  # the letter was too large with the record's value and headers: they are at the origin
+# The dead letter was too large with the record's value and headers: they are only at the origin.
+OMITTED = "hive-dead-omitted"
 # -- headers of a mark
-# done, dropped, void: a letter is closed; retry, failed: its key is to be tried, is not to be; forget: all are closed
+# done, dropped, void: a dead letter is closed. retry: its key is to be tried again. failed: that attempt has failed.
+# forget: all dead letters are closed.
 MARK = "hive-dead-mark"
-AT = "hive-dead-at"  # the letter's offset in the dead-letter partition
+AT = "hive-dead-at"  # the dead letter's offset in the dead-letter partition
 PREFIX = "hive-dead-"
-MAX_EXCEPTION_LENGTH = 2_000  # of an exception
-MAX_KEY_BYTES = 65_536  # bytes, of a letter that was too large
+MAX_EXCEPTION_LENGTH = 2_000  # characters of the text of an exception
+MAX_KEY_BYTES = 65_536  # of a dead letter that was too large
 
-NOBODY: frozenset[str] = frozenset()  # of the actors
-Key = bytes | int  # of a record; one without a key stands for itself, by its offset
+NOBODY: frozenset[str] = frozenset()  # names of actors
+Key = bytes | int  # of a record; where it has none, its offset
 
 
 def dead_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.dead"
 
 
-def letter(
+def dead_letter(
     message: Message,
     reason: str,
     exception: str,
@@ -62,7 +65,10 @@ def letter(
 
 
 def slim(large: Outgoing) -> Outgoing:
-    """A letter without what the record holds, which its origin has still; its key stays, or is too large itself."""
+    """A dead letter without the value and the headers of the record, which are still at its origin.
+
+    It keeps its key, unless the key is too large itself.
+    """
     own = [pair for pair in large.headers if pair[0].startswith(PREFIX)]
     key = large.key if len(large.key or b"") <= MAX_KEY_BYTES else None
     size = str(len(large.value or b"")).encode()
@@ -84,12 +90,12 @@ def mark(kind: str, message: Message, exception: str = "") -> Outgoing:
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    # The text of an exception may hold what is no UTF-8, the client does not look, and the process would end.
+    # The text of an exception may hold what is not UTF-8. The client does not check it, and the process would crash.
     return [(name, text.encode("utf-8", "backslashreplace")) for name, text in headers.items()]
 
 
 def forget() -> Outgoing:
-    """The mark that closes all letters before it: the projection is built anew and will meet their records again."""
+    """The mark that closes all dead letters before it: the projection is rebuilt, and reads their records again."""
     return Outgoing(None, None, [(MARK, "forget")])
 
 
@@ -98,7 +104,7 @@ def headers_of(message: Message) -> dict[str, bytes]:
 
 
 def origin_of(headers: Mapping[str, bytes]) -> tuple[str, int, int] | None:
-    """Topic, partition and offset of the record; None when the headers do not tell."""
+    """Topic, partition and offset of the record; None when the headers do not say."""
     try:
         topic, partition, offset = headers[ORIGIN].decode().rsplit("/", 2)
         return topic, int(partition), int(offset)
@@ -107,12 +113,12 @@ def origin_of(headers: Mapping[str, bytes]) -> tuple[str, int, int] | None:
 
 
 def time_of(headers: Mapping[str, bytes]) -> int:
-    """When the record was written, in ms since the epoch; 0 when the headers do not tell."""
+    """When the record was written, in ms since the epoch; 0 when the headers do not say."""
     return _number(headers.get(TIME)) or 0
 
 
 def marked(headers: Mapping[str, bytes]) -> int | None:
-    """The offset of the letter that a mark is about."""
+    """The offset of the dead letter that a mark is about."""
     return _number(headers.get(AT))
 
 
@@ -121,7 +127,7 @@ def _number(text: bytes | None) -> int | None:
 
 
 def parking_key(message: Message, headers: Mapping[str, bytes]) -> Key | None:
-    """What a letter, or a mark, parks and frees; None when the headers do not tell."""
+    """The key that a dead letter parks, or that a mark frees; None when the headers do not say."""
     if EMPTY_KEY in headers:
         return b""
     if (key := key_of(message)) is not None:
@@ -131,6 +137,6 @@ def parking_key(message: Message, headers: Mapping[str, bytes]) -> Key | None:
 
 
 def key_of(message: Message) -> bytes | None:
-    """The key as it stands in Kafka."""
+    """The key as it is in Kafka."""
     key = message.key()
     return key.encode() if isinstance(key, str) else key

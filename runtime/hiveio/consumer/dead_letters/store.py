@@ -1,8 +1,8 @@
-"""The dead letters of one partition: put there, found parked, tried again.
+"""The dead letters of one partition: they are written, park their keys, and are tried again.
 
-The dead-letter topic has the partitions of its source, and the owner of a partition writes its letters to the same
-partition there. What is parked is what the fold of that partition says: nothing is taken for written, or for closed,
-before it was read back, so a crash at any moment leaves the same state to the next owner.
+The dead-letter topic has as many partitions as its source, and the owner of a partition writes its dead letters to the
+same partition there. The fold of that partition says what is parked. Nothing counts as written, or as closed, before it
+was read back, so the next owner finds the same state after a crash at any moment.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from hiveio.consumer.dead_letters.format import (
     ORIGIN,
     TOPIC_ID,
     Key,
+    dead_letter,
     headers_of,
     is_slim,
-    letter,
     mark,
     marked,
     origin_of,
@@ -33,18 +33,18 @@ from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
 from hiveio.kafka.session import Outgoing, Oversized
 
-READ_S = 30.0  # for what was written to be read back
-PAUSE_S = 2.0  # before a write that failed is tried again
-GROUP = 200  # letters written together, or tried again before it is noted
-WRITTEN = "hive-dead-write"  # a header by which a writer knows its own group again
+READ_S = 30.0  # the time within which a dead letter that was written is read back
+PAUSE_S = 2.0  # the pause before a write that failed is tried again
+GROUP = 200  # dead letters that are written together, or tried again before their marks are written
+WRITTEN = "hive-dead-write"  # a header by which a writer recognizes its own group
 logger = logging.getLogger("hiveio.consumer")
 
 
 class DeadLetterStore:
     """The dead letters of one partition, for its worker, from assign to revoke.
 
-    ``busy`` is false as long as nothing is parked: then a record costs one look at it. ``news`` is called when there
-    are letters to try again in ``queue``, or when the parked keys have changed.
+    ``busy`` is false as long as nothing is parked: then nothing else is asked about a record. ``notify`` is called when
+    there are dead letters to try again in ``queue``, or when the parked keys have changed.
     """
 
     def __init__(
@@ -55,27 +55,27 @@ class DeadLetterStore:
         start: int,
         limit: int,
         everybody: frozenset[str],
-        news: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         self._topics, self._topic, self._partition = topics, assigned.topic, assigned.partition
         bounds, self._committed = assigned.companion, assigned.committed
-        self._topic_id, self._anew = assigned.topic_id, assigned.anew
+        self._topic_id, self._recreated = assigned.topic_id, assigned.anew
         self._start, self._end = start, bounds[1]
-        self.limit, self._everybody, self._news = limit, everybody, news
+        self.limit, self._everybody, self._notify = limit, everybody, notify
         self._owner = assigned.owner
         self.fold = Fold(bounds[0], (assigned.metadata.owner, assigned.owner))
         self.queue: deque[Message] = deque()
         self.busy = bounds[0] < bounds[1]
-        self._kept: set[int] = set()  # records from the start on that are letters already
-        self._found: dict[int, tuple[int, Key]] = {}  # while loading: letters by their offsets, of such records
+        self._kept: set[int] = set()  # offsets of records, from the start on, that are dead letters already
+        self._found: dict[int, tuple[int, Key]] = {}  # while loading: dead letters by their offsets, of such records
         self._following = self._asked = False
         self._broken = ""
         self._changed = asyncio.Event()
         self.pending: list[Outgoing] = []  # put, and to be written by ``flush``
-        self._unread: Counter[Key] = Counter()  # letters of a key that are put and not read back
+        self._unread: Counter[Key] = Counter()  # dead letters of a key that were put and not read back
         self._writing = asyncio.Lock()
-        self.waits: str | None = None  # why letters are not written, for as long as they are not
-        self._awaited = b""  # the name of the group that is written and was not read back
+        self.waits: str | None = None  # why dead letters are not written, for as long as they are not
+        self._awaited = b""  # the name of the group that was written and not read back
 
     def __str__(self) -> str:
         return f"{self._topic}/{self._partition}"
@@ -83,13 +83,13 @@ class DeadLetterStore:
     # -- from assign to revoke
 
     async def load(self) -> None:
-        """Fold what stands in the partition. Raises Unavailable."""
+        """Fold all messages of the partition. Raises Unavailable."""
         if self.fold.next < self._end:
             self._follow(self.fold.next)
             await self._until(lambda: self.fold.next >= self._end)
         for at, (origin, key) in self._found.items():
-            # A letter that is closed was handled; but a store from which an actor begins before the committed offset
-            # may be one of before that.
+            # The record of a closed dead letter was handled. But the store of an actor that begins before the committed
+            # offset may be a copy from before that.
             if self._opens(key, at) or not (self._committed is None or origin < self._committed):
                 self._kept.add(origin)
         self._found.clear()
@@ -110,7 +110,7 @@ class DeadLetterStore:
     # -- for each record, while busy
 
     def blocked(self, key: bytes | None, offset: int) -> frozenset[str] | None:
-        """The actors for whom the key is parked; None when the record is a letter already."""
+        """The actors for whom the key is parked; None when the record is a dead letter already."""
         if self._kept:
             if offset in self._kept:
                 return None
@@ -141,14 +141,14 @@ class DeadLetterStore:
         return len(self.pending) >= GROUP
 
     def put(self, message: Message, reason: str, exception: str, attempts: int, actors: frozenset[str]) -> None:
-        """Prepare a letter, which ``flush`` writes; the key is parked from now on."""
-        made = letter(message, reason, exception, attempts, actors, owner=self._owner.id, topic_id=self._topic_id)
+        """Prepare a dead letter, which ``flush`` writes; the key is parked from now on."""
+        made = dead_letter(message, reason, exception, attempts, actors, owner=self._owner.id, topic_id=self._topic_id)
         self.pending.append(made)
         self._unread[_key(made)] += 1
         self.busy = True
 
     async def flush(self) -> None:
-        """Return when all letters that were put stand in the topic and are read back; it tries until that is so."""
+        """Write all dead letters that were put. It tries until they are in the topic and are read back."""
         async with self._writing:
             group, self.pending = self.pending, []
             if group:
@@ -157,8 +157,8 @@ class DeadLetterStore:
                 self._unread += Counter()  # without those at 0
                 self._settle()
 
-    async def note(self, *marks: Outgoing) -> None:
-        """Write what became of letters; returns as ``flush`` does."""
+    async def write_marks(self, *marks: Outgoing) -> None:
+        """Write what was done about dead letters. It tries until that is read back, as ``flush`` does."""
         async with self._writing:
             await self._write(list(marks))
 
@@ -172,13 +172,17 @@ class DeadLetterStore:
                 self._follow(self.fold.next)
                 await self._until(lambda: not self._awaited)
             except Unavailable as error:
-                if isinstance(error, Oversized) and len(group) > 1:  # all together, or one of them
+                if isinstance(error, Oversized) and len(group) > 1:  # all together are too large, or one of them
                     half = len(group) // 2
                     await self._write(group[:half])
                     await self._write(group[half:])
                     return
                 if isinstance(error, Oversized) and not is_slim(group[0]):
-                    logger.error("%s: a dead letter is too large and leaves its record at its origin: %s", self, error)
+                    logger.error(
+                        "%s: a dead letter is too large, so it is written without the value and the headers of its "
+                        "record, which stay at their origin: %s",
+                        self, error,
+                    )  # fmt: skip
                     group = [slim(group[0])]
                     continue
                 self.waits = f"{self}: the dead letters cannot be written, and are tried again: {error}"
@@ -189,22 +193,22 @@ class DeadLetterStore:
     # -- trying again
 
     def next(self) -> Message | None:
-        """The next letter to try again, in order."""
+        """The next dead letter to try again, in order."""
         while self.queue:
             message = self.queue.popleft()
             self._topics.tail(self._topic).taken(self._partition, 1)
-            if self._wanted(message):
+            if self._to_retry(message):
                 return message
         return None
 
     async def original(self, offset: int, time_ms: int) -> Message:
-        """The record of a letter that leaves it at its origin. Raises Unavailable, also where it is gone."""
+        """The record of a dead letter that was written without its value. Raises Unavailable, also where it is gone."""
         found = await self._topics.original(self._topic, self._partition, offset)
         if found is None or found.timestamp()[1] != time_ms:
             raise Unavailable(f"the record {self}/{offset} is no longer in its topic")
         return found
 
-    def _wanted(self, message: Message) -> bool:
+    def _to_retry(self, message: Message) -> bool:
         at, headers = message.offset(), headers_of(message)
         key = parking_key(message, headers)
         entry = self.fold.entries.get(key) if key is not None and MARK not in headers else None
@@ -223,11 +227,11 @@ class DeadLetterStore:
             assert at is not None
             if at >= self.fold.next:
                 self._asked |= self._add(message)
-            if self._wanted(message):
+            if self._to_retry(message):
                 self.queue.append(message)
             else:
                 self._topics.tail(self._topic).taken(self._partition, 1)
-        if self._asked and self.fold.next >= self._end:  # what is to be tried stands before: read from there again
+        if self._asked and self.fold.next >= self._end:  # the dead letters to try are before the mark: read them again
             self._asked = False
             if first := [entry.first for entry in self.fold.entries.values() if entry.asked]:
                 self._clear()
@@ -235,10 +239,10 @@ class DeadLetterStore:
                 self._follow(min(first))
         self._settle()
         self._changed.set()
-        self._news()
+        self._notify()
 
     def _add(self, message: Message) -> bool:
-        """Whether it asks for a key to be tried."""
+        """Add a message to the fold. Returns whether it asks for another attempt at a parked key."""
         at, headers = message.offset(), headers_of(message)
         assert at is not None
         key = self.fold.add(message)
@@ -268,14 +272,14 @@ class DeadLetterStore:
         )  # fmt: skip
 
     def _opens(self, key: Key, at: int) -> bool:
-        """Whether there is an open letter at this offset."""
+        """Whether there is an open dead letter at this offset."""
         entry = self.fold.entries.get(key)
         return entry is not None and entry.open(at)
 
     def _is_of_this(self, headers: Mapping[str, bytes]) -> bool:
-        """Whether a letter's record stands in this topic, and not in one that was there before under its name."""
+        """Whether the record of a dead letter is in this topic, and not in an earlier topic of the same name."""
         found = headers.get(TOPIC_ID)
-        return found.decode("utf-8", "replace") == self._topic_id if found and self._topic_id else not self._anew
+        return found.decode("utf-8", "replace") == self._topic_id if found and self._topic_id else not self._recreated
 
     def _failed(self, reason: str) -> None:
         self._broken = reason
@@ -290,8 +294,9 @@ class DeadLetterStore:
                 async with asyncio.timeout(READ_S):
                     await self.changed()
             except TimeoutError:
-                reason = f"nothing of the dead-letter topic was read within {READ_S:g} s: may the user Read it?"
-                raise Unavailable(reason) from None
+                raise Unavailable(
+                    f"nothing of the dead-letter topic was read within {READ_S:g} s. Does the user have the right Read?"
+                ) from None
 
     def _clear(self) -> None:
         if self.queue:

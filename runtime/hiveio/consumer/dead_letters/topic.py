@@ -1,4 +1,4 @@
-"""The dead-letter topics of a consumer, ``<topic>.<group>.dead``: made, written and read."""
+"""The dead-letter topics of a consumer, ``<topic>.<group>.dead``: they are created, written and read here."""
 
 import asyncio
 import dataclasses
@@ -14,11 +14,14 @@ from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, ensure_companion
 
-MAX_BYTES = 32 << 20  # bytes of a letter: more than any source's records are allowed to have
+MAX_BYTES = 32 << 20  # of a dead letter: more than any source allows for a record
 
 
 class DeadLetterTopics:
-    """The dead-letter topics of one consumer: made when the first letter is written, read while letters are open."""
+    """The dead-letter topics of one consumer.
+
+    Each is created when its first dead letter is written, and is read while dead letters are open.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError for a group whose name cannot be part of a topic's."""
@@ -42,19 +45,19 @@ class DeadLetterTopics:
         return dead_topic(topic, self._group)
 
     async def write(self, topic: str, partition: int, group: Sequence[Outgoing]) -> None:
-        """All of them stand in the topic, in order. Raises Unavailable: each may stand there or not."""
+        """Write all of them, in order. Raises Unavailable: then each may have been written or not."""
         name = self.topic_of(topic)
         async with self._writing:
             session = self._sessions.pop(name, None)
             if session is None:
-                # A compacted or expiring topic would lose letters that are open.
+                # A compacted or expiring topic would lose dead letters that are open.
                 await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
                 session = Session(self._settings, name, -1)
             await session.send(group, partition)
-            self._sessions[name] = session  # only one that did not fail is used again
+            self._sessions[name] = session  # a session that failed is not used again
 
     async def original(self, topic: str, partition: int, offset: int) -> Message | None:
-        """A record of the source; None if it is there no longer. Raises Unavailable."""
+        """A record of the source; None if it is no longer there. Raises Unavailable."""
         reader = LogReader(self._settings, topic)
         try:
             return await blocking(reader.read_message, partition, offset)
@@ -69,7 +72,7 @@ class DeadLetterTopics:
         return self._tails[name]
 
     def renew(self) -> None:
-        """Go on with clients that learn anew who leads."""
+        """Go on with new clients, which ask again who leads the partitions."""
         for tail in self._tails.values():
             tail.renew()
         while self._sessions:

@@ -1,11 +1,11 @@
-"""The fold of a dead-letter partition: which letters are open, and which came too late to count."""
+"""The fold of a dead-letter partition: which dead letters are open, and which came too late to count."""
 
 from typing import Any
 
 from confluent_kafka import Message
 
 from hiveio.consumer.dead_letters.fold import Fold
-from hiveio.consumer.dead_letters.format import OWNER, letter, mark
+from hiveio.consumer.dead_letters.format import OWNER, dead_letter, mark
 from hiveio.kafka.assigned import CommitMetadata, Owner
 from hiveio.kafka.session import Outgoing
 
@@ -23,10 +23,10 @@ class Partition:
         self.messages.append(message(topic="t.g.dead", partition=0, offset=at, key=made.key, headers=headers))
         return self.messages[-1]
 
-    def letter(self, owner: str, offset: int, key: bytes = b"a") -> Message:
+    def dead_letter(self, owner: str, offset: int, key: bytes = b"a") -> Message:
         message: Any = Message
         record = message(topic="t", partition=0, offset=offset, key=key, value=b"{}", timestamp=(1, 7))
-        made = letter(record, "failed", "ValueError: no", 1, frozenset({"Actor"}), owner=owner)
+        made = dead_letter(record, "failed", "ValueError: no", 1, frozenset({"Actor"}), owner=owner)
         if not owner:  # an older version's
             made = made._replace(headers=[pair for pair in made.headers if pair[0] != OWNER])
         return self.write(made)
@@ -45,10 +45,10 @@ def opened(folded: Fold) -> int:
 
 def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() -> None:
     partition, first, second = Partition(), Owner("first", 0), Owner("second", 1)
-    partition.letter("first", 3)
+    partition.dead_letter("first", 3)
     assert opened(partition.fold(first)) == 1
-    late = partition.letter("first", 5, b"b")
-    own = partition.letter("second", 4, b"b")
+    late = partition.dead_letter("first", 5, b"b")
+    own = partition.dead_letter("second", 4, b"b")
     for owners in ([second], [first, second], [second, Owner("third", 3)]):
         folded = partition.fold(*owners)
         assert (opened(folded), list(folded.void)) == (2, [1])
@@ -56,7 +56,7 @@ def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() ->
     for owners in ([second], [second, Owner("third", 3)], [Owner("third", 3), Owner("fourth", 4)]):
         folded = partition.fold(*owners)
         assert (opened(folded), list(folded.void)) == (2, [])
-    # Also where nothing is known of who had the partition then: the letter behind it is no copy of it.
+    # Also where nothing is known of who had the partition then: the dead letter behind it is no copy of it.
     entry = partition.fold().entries[b"b"]
     assert entry.count == 1
     assert entry.open(own.offset() or 0)
@@ -64,24 +64,24 @@ def test_a_letter_that_came_late_is_void_for_the_owner_and_for_the_next_one() ->
 
 def test_letters_count_where_it_is_not_known_who_had_the_partition() -> None:
     partition = Partition()
-    partition.letter("", 1)
-    partition.letter("one", 2)
+    partition.dead_letter("", 1)
+    partition.dead_letter("one", 2)
     assert opened(partition.fold()) == opened(partition.fold(None, Owner("two", 2))) == 2
-    partition.letter("", 3)  # an older version beside it, which had lost the partition
+    partition.dead_letter("", 3)  # an older version beside it, which had lost the partition
     folded = partition.fold(Owner("two", 2))
     assert (opened(folded), list(folded.void)) == (2, [2])
 
 
 def test_a_dead_letter_topic_that_was_made_anew_is_written_by_its_owner() -> None:
     partition, before, present = Partition(), Owner("before", 0), Owner("present", 500)
-    partition.letter("present", 700)
+    partition.dead_letter("present", 700)
     assert opened(partition.fold(before, present)) == 1
 
 
 def test_a_letter_that_is_written_twice_counts_once() -> None:
     partition = Partition()
     for offset in (3, 4, 3, 4):
-        partition.letter("one", offset)
+        partition.dead_letter("one", offset)
     assert opened(partition.fold()) == 2
 
 

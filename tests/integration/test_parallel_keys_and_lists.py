@@ -12,7 +12,7 @@ from hiveio.config import Settings
 from hiveio.errors import ConfigError
 from hiveio.projection.postgres import PostgresProjection
 from tests.integration.consumers import Deposited, Member, Recorder, Withdrawn, member, positioned, settings
-from tests.integration.test_dead_letters import QUICK, Choosy, ask, keyed, letters
+from tests.integration.test_dead_letters import QUICK, Choosy, ask, dead_letters, keyed
 from tests.integration.topics import committed, make_topic, write
 from tests.services import Kafka
 
@@ -92,7 +92,7 @@ async def test_the_offset_stands_at_the_oldest_that_is_not_done(kafka: Kafka, to
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 20)
 
 
-async def test_a_stop_finishes_what_is_in_hand_and_nothing_else(kafka: Kafka, topic: str, settings: Made) -> None:
+async def test_a_stop_finishes_the_handlers_that_run_and_nothing_else(kafka: Kafka, topic: str, settings: Made) -> None:
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(*[(f"k{i}", i) for i in range(50)]))
 
@@ -118,7 +118,7 @@ async def test_a_key_that_fails_is_parked_and_others_go_on(kafka: Kafka, topic: 
         failing = Choosy(one, 10)
         await one.until(lambda: len(one.actor.seen) == 42 and one.consumer.counts.parked == 7)
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 50)
-        assert [int(r["hive-dead-origin"].split("/")[-1]) for r in letters(kafka, made)] == [*range(10, 50, 5)]
+        assert [int(r["hive-dead-origin"].split("/")[-1]) for r in dead_letters(kafka, made)] == [*range(10, 50, 5)]
         failing.bad = set()
         ask(kafka, made, "retry")
         await one.until(lambda: len(one.actor.seen) == 50)
@@ -150,7 +150,7 @@ async def test_a_list_that_fails_is_handled_one_by_one(kafka: Kafka, topic: str,
         write(kafka.brokers, topic, records)
         await one.until(lambda: one.actor.amounts() == [1, 3] and one.consumer.counts.dead == 2)
         await one.until(lambda: one.actors[1].amounts() == [0, 1, 2, 3])
-        kept = [(r["hive-dead-reason"], r["hive-dead-actors"]) for r in letters(kafka, made)]
+        kept = [(r["hive-dead-reason"], r["hive-dead-actors"]) for r in dead_letters(kafka, made)]
         assert sorted(kept) == [
             ("failed", "Lister"),
             ("parked", "Lister"),
