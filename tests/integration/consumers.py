@@ -58,10 +58,14 @@ class Member:
 
     def __init__(self, settings: Settings, *kinds: type[Actor]) -> None:
         made = contracts(kinds or [Recorder])
-        self.topic = settings.read_topics[0]
+        self._settings = settings
         self.actor: Any = made[0].actor
         self.actors: list[Any] = [contract.actor for contract in made]
         self.consumer = Consumer(settings, [(contract, performing(contract)) for contract in made])
+
+    @property
+    def topic(self) -> str:
+        return self._settings.read_topics[0]
 
     async def until(self, condition: Callable[[], Any], within_s: float = 30.0) -> None:
         async with asyncio.timeout(within_s):

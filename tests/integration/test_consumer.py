@@ -236,7 +236,7 @@ async def test_a_topic_made_anew_is_noticed(kafka: Kafka, topic: str, settings: 
     write(kafka.brokers, topic, plain(range(3)))
     async with member(settings(), Ahead) as one:
         await one.until(lambda: one.consumer.counts.failed)
-        assert "made anew" in (await one.consumer.ready() or "")
+        assert "deleted and created again?" in (await one.consumer.ready() or "")
     assert not one.actor.seen
 
 
@@ -309,7 +309,7 @@ async def test_an_offset_below_the_retention_stops_with_the_remedy(
     async with member(made) as stopped:
         await stopped.until(lambda: stopped.consumer.counts.failed)
         reason = await stopped.consumer.ready() or ""
-        assert "the events from 5 to 7 are gone" in reason
+        assert "the topic no longer has the events from 5 to 7" in reason
         assert "EVENT_STORE_FROM_START=true" in reason
         assert not stopped.actor.seen
     async with member(settings()) as goes_on:
