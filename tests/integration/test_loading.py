@@ -60,7 +60,7 @@ def changed(old: str, new: str) -> str:
 
 UNRESOLVED = "import or define the name when the module is loaded, not only under `if TYPE_CHECKING:`"
 NO_RETURN = "has no return annotation; name the events that it gives (-> Opened | Deposited), or else what it answers with; -> None where that is nothing"  # noqa: E501
-NO_JSON = "take a type that msgspec knows (str, int, Decimal, datetime, list, dict with texts as keys, a Struct, …)"
+NO_JSON = "use a type that msgspec knows (str, int, Decimal, datetime, list, dict with texts as keys, a Struct, …)"
 CASES = {
     # the class
     "init": one(
