@@ -96,8 +96,16 @@ def working_ahead() -> Iterator[Ahead]:
 
 def _name(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     """The file of a result: the same in every process."""
-    job = f"{function.__module__}.{function.__qualname__}{arguments!r}"
+    job = repr([_spelled(function), *map(_spelled, arguments)])
     return hashlib.sha256(job.encode()).hexdigest()
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, str | int | float | Path):
+        return repr(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(f"a job takes texts, numbers, paths and functions; {value!r} may be printed otherwise elsewhere")
 
 
 def main(folder: Path) -> None:

@@ -30,6 +30,12 @@ def test_what_several_ask_for_is_done_once() -> None:
         assert Ahead(ahead.folder, ahead.pid).result(os.urandom, 8) == ahead.result(os.urandom, 8)
 
 
+def test_what_is_printed_otherwise_in_another_process_is_no_argument() -> None:
+    """A set of texts has another order in each process: a result would be looked for under another name."""
+    with working_ahead() as ahead, pytest.raises(TypeError, match="texts, numbers"):
+        ahead.ask([(len, ({"one", "two"},))])
+
+
 def test_a_process_that_ended_is_not_waited_for() -> None:
     with working_ahead() as ahead:
         ahead.ask([(time.sleep, (600,))])
