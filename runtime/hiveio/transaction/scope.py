@@ -84,7 +84,7 @@ class Scope:
         self._on_barrier: OnBarrier = lambda barrier, offset, verdict: None
         self._on_judged: OnJudged | None = None
         self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
-        self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio: it is void forevery reader")
+        self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio: it is void for every reader")
         self._following = False
         self._goal: int | None = None  # where it is caught up
         self._inbox: deque[LogRecord] = deque()
