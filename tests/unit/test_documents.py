@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.process import ROOT
@@ -34,6 +36,9 @@ OUT_OF_THE_CODE = {
     "_surely_held", "_visit", "_waits", "_welcome", "ahead", "bury", "greeting", "guests", "is_felt", "nuisance",
     "nuisances", "saw", "tells", "visit", "wishes",
 }  # fmt: skip
+
+
+START = 40  # characters, by which two wordings of one entry are recognised
 
 
 def page(name: str) -> str:
@@ -126,8 +131,27 @@ def test_each_bug_of_the_track_record_has_one_row_of_three_cells() -> None:
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     wrong = [row for row, found in zip(rows, cells, strict=True) if len(found) != 3 or not all(found)]
     assert wrong == []
-    bugs = [found[0] for found in cells if found[0] not in ("what happened", "---")]
-    assert sorted(bugs) == sorted(set(bugs))
+    bugs = [found for found in cells if found[0] not in ("what happened", "---")]
+    assert twice((found[0], "") for found in bugs) == []
+    assert twice((found[0][:START], found[2]) for found in bugs) == [], "two rows of one bug and its test"
+
+
+def test_each_fault_and_each_point_of_the_checker_has_one_row() -> None:
+    points, faults = page("faults.md").split("## The faults")
+    assert twice((number, "") for number in re.findall(r"^\| (\d+) \|", points, re.M)) == []
+    assert twice(re.findall(r"^\| (\d+) \|.*`(test_\w+\.py)` test_\w+ \|$", faults, re.M)) == []
+
+
+def test_each_change_is_in_the_changelog_once() -> None:
+    """A merge keeps the entries of both branches, so an entry that both have edited would be there twice."""
+    entries = re.findall(r"^- (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert twice((entry[:START], "") for entry in entries) == []
+    titles = re.findall(r"^- \*\*([^*]+)\.\*\*", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert twice((title, "") for title in titles) == []
+
+
+def twice(things: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [thing for thing, times in Counter(things).items() if times > 1]
 
 
 def rows_of_modules(text: str) -> list[tuple[list[str], str]]:
