@@ -11,6 +11,7 @@ from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, backend_away
 from hiveio.kafka.client import client_config, is_fatal
 from hiveio.kafka.delivery import Client
+from hiveio.kafka.guard import tried
 from hiveio.kafka.refusals import refusal
 from hiveio.kafka.threads import blocking
 
@@ -42,6 +43,7 @@ class Appender:
         self._most = settings.buffer
         self._gathered: list[tuple[int, str, bytes]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
         self._own: dict[str, Any] = {
             "acks": "all",
             "enable.idempotence": True,
@@ -95,6 +97,8 @@ class Appender:
                 self._failed(key, str(error), True)
 
     def _produce(self, partition: int, key: str, value: bytes) -> None:
+        if self._client.ended:
+            raise Unavailable("this instance is shutting down")
         try:
             self._client.producer.produce(self._topic, value, key, partition)
         except BufferError:
@@ -109,7 +113,7 @@ class Appender:
 
     def _report(self, client: Client, error: KafkaError | None, message: Message) -> None:
         # On the poll thread, for what failed; of what is stored nobody needs a report.
-        if error is not None:
+        if error is not None and not self._stopped:
             took_s = message.latency()
             once = took_s is not None and client.attempts.once(time.monotonic() - took_s - MARGIN_S)
             definite = once and refusal(error, self._topic) is not None
@@ -127,7 +131,7 @@ class Appender:
         self.replace(self._client, "another leader")
 
     def replace(self, client: Client, reason: str) -> None:
-        if client is self._client:
+        if client is self._client and not client.ended:
             self._client = self._made()
             self._ending = asyncio.ensure_future(self._give_up(client))
 
@@ -139,5 +143,6 @@ class Appender:
     async def stop(self, timeout_s: float) -> None:
         """Send what is gathered and wait until it has left, within the bound."""
         self._flush()
-        await blocking(self._client.producer.flush, timeout_s)
+        await blocking(tried, lambda: self._client.ask(lambda producer: producer.flush(timeout_s)))
+        self._stopped = True  # the outcome of what is given up now is unknown, and nobody waits for it
         await self._client.end()

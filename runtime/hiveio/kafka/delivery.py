@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from hiveio.errors import Problem, Unknown
 from hiveio.kafka.away import is_connection
@@ -19,6 +21,7 @@ TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
 
 Headers = list[tuple[str, str | bytes | None]]
+T = TypeVar("T")
 
 
 class Late(Unknown):
@@ -98,13 +101,31 @@ class Client:
         self.attempts = Attempts(config["logger"].log)
         listening = {"debug": ",".join({"eos", *config.get("debug", "eos").split(",")}), "logger": self.attempts}
         self.producer: Producer = make(Producer, config | listening | {"error_cb": self._on_error})
+        self._in_use = threading.Lock()  # a producer must not be closed while another thread waits in it
         self._thread = start_thread(f"{owner.name} poll", self._run)
 
+    def ask(self, call: Callable[[Producer], T]) -> T:
+        """Make a blocking call, during which the producer is not closed. Raises KafkaException, also after its end."""
+        with self._in_use:
+            if self.ended:
+                raise KafkaException(KafkaError(KafkaError._STATE, "the producer has ended"))
+            return call(self.producer)
+
     async def end(self) -> None:
-        """Poll no more, and give up what it still holds: the end of the client would wait for it."""
+        """Stop polling, and give up the records that it still holds. Its threads end a moment later.
+
+        Nobody calls ``producer`` once ``ended`` is true.
+        """
         self.ended = True
         await blocking(self._thread.join, 5.0)
-        self.producer.purge()
+        tried(lambda: self.producer.purge(blocking=False))  # close would wait for these records
+        start_thread(f"{self.owner.name} end", self._close)
+
+    def _close(self) -> None:
+        # Left alone it would stay: its callbacks refer to this client, and the collector of cycles runs rarely.
+        self._thread.join()
+        with self._in_use:
+            tried(self.producer.close)
 
     def _on_error(self, error: KafkaError) -> None:
         if not is_connection(error):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 
 from hiveio import metrics
 from hiveio.config import Settings
@@ -173,16 +173,17 @@ class Sender:
         if self._topics and self._leaders.doubt:
             return f"{self.name}: {self._leaders.doubt}"
         if self._asking is None or self._asking.done():  # probes that come together ask Kafka once
-            self._asking = asyncio.create_task(blocking(self._ask, self._clients.eager.producer))
+            self._asking = asyncio.create_task(blocking(self._ask, self._clients.eager))
         return await asyncio.shield(self._asking)
 
     def alive(self) -> bool:
         """Whether the poll threads turn."""
         return self._clients.alive()
 
-    def _ask(self, producer: Producer) -> str | None:
+    def _ask(self, client: Client) -> str | None:
+        topic = self._topics[0] if self._topics else None
         try:
-            producer.list_topics(self._topics[0], 1.0) if self._topics else producer.list_topics(timeout=1.0)
+            client.ask(lambda producer: producer.list_topics(topic, 1.0))
         except KafkaException as error:
             return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         return None
@@ -222,11 +223,7 @@ class Sender:
         return self._send(self._clients.gathering if gather else self._choose(), topic, value, key, headers, size)
 
     def send_all(
-        self,
-        topic: str,
-        records: Sequence[tuple[bytes, str | bytes | None, Headers]],
-        *,
-        gather: bool = False,
+        self, topic: str, records: Sequence[tuple[bytes, str | bytes | None, Headers]], *, gather: bool = False
     ) -> list[Stored]:
         """Take records (value, key, headers), all of them or, raising what ``send`` raises, none."""
         sizes = [size_of(value, key, headers) for value, key, headers in records]
@@ -244,13 +241,7 @@ class Sender:
         return self._clients.gathering if now < self._loaded_until else self._clients.eager
 
     def _send(
-        self,
-        client: Client,
-        topic: str,
-        value: bytes,
-        key: str | bytes | None,
-        headers: Headers,
-        size: int,
+        self, client: Client, topic: str, value: bytes, key: str | bytes | None, headers: Headers, size: int
     ) -> Stored:
         future: Stored = self.loop.create_future()
         now = self.loop.time()
@@ -264,6 +255,9 @@ class Sender:
 
     def _produce(self, record: Delivery, topic: str, value: bytes, key: str | bytes | None, headers: Headers) -> None:
         client, record.headers = record.client, headers
+        if client.ended:  # it failed, and its successor is not made yet
+            self._fail(record, self._clients.refusal(client) or failed("it has ended"))
+            return
         try:
             client.producer.produce(topic, value, key, headers=headers, on_delivery=record)
         except BufferError:
@@ -307,6 +301,8 @@ class Sender:
 
     def _send_alone(self, record: Delivery) -> None:
         """Once more, in a batch of its own: it may be a neighbour for which Kafka refused the whole batch."""
+        if record not in self._pending and record not in self._late:  # its outcome was said to be unknown
+            return
         topic, value, key = record.written
         self.rules.look_again(topic)
         record.client, record.alone, record.error, record.sent = self._clients.alone, True, None, self.loop.time()

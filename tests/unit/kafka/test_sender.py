@@ -64,7 +64,8 @@ class FakeProducer:
             self.fatal = None
             raise KafkaException(fatal)  # as the real one does
 
-    def purge(self) -> None: ...
+    def purge(self, *, blocking: bool) -> None: ...
+    def close(self) -> None: ...
 
 
 async def no_answer(*_: Any) -> None:
