@@ -17,8 +17,8 @@ BLINK_S = 2.0  # so long is an outage at least that follows another one within E
 _OF_ACTORS = "hiveio.consumer"  # its lines say what actors raise, and these may wait for a backend of their own
 # What librdkafka and we say where nobody answers; that too few replicas are in sync, say, is another matter.
 _NO_ANSWER = re.compile(
-    "connections are down|transport failure|[Tt]imed out|Unknown partition|No leaders found|no answer|not told within|"
-    "does not answer"
+    "connections are down|transport failure|[Tt]imed out|Unknown partition|No leaders found|no answer|"
+    "did not say within|does not answer"
 )
 
 logger = logging.getLogger("hiveio.backends")

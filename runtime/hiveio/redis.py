@@ -1,7 +1,7 @@
 """Redis: one connection, and scripts whose calls travel together.
 
 All calls of one script made in one tick of the event loop become one EVALSHA, and all EVALSHAs of a tick one write;
-while that is under way the next ones gather. That is 4 to 6 µs of our CPU a call instead of 57.
+during a write the next ones gather. That is 4 to 6 µs of our CPU a call instead of 57.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
 from hiveio import outages
-from hiveio.errors import AWAY as TOLD
+from hiveio.errors import AWAY as DETAIL
 from hiveio.errors import Unavailable, Unsafe, backend_away
 
 logger = logging.getLogger("hiveio.redis")
@@ -27,23 +27,23 @@ TIMEOUT_S = 2.0
 # RuntimeError: uvloop's, when a connection breaks between being made and being written to.
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 AWAY_S = 1.0
-TELL_S = 30.0  # between two log lines that say the same about what Redis refuses
-MAX_TOLD = 64  # such lines that are remembered
-MAX_WAITING = 20_000  # calls while a write is under way; beyond, they fail at once
+LOG_S = 30.0  # between two equal log lines about what Redis refuses
+MAX_LOGGED = 64  # lines that are remembered for that
+MAX_WAITING = 20_000  # calls during a write; beyond that they fail at once
 MAX_CALLS = 256  # in one EVALSHA: Redis is busy for well under a millisecond with it
 MAX_SCRIPTS = 64  # EVALSHAs in one write
-SLOWEST = 5_000_000  # bytes a second: for what a large call gets more time
+SLOWEST = 5_000_000  # bytes a second, by which a large call gets more time
 
 Argument = str | bytes | int
 
 
 class Refusal(Unavailable):
-    """Redis answers with an error: it is busy, full, being loaded, not the master any more or one of a cluster; the
-    user lacks a right; or somebody has changed a key by hand. Whatever it is, the operator of Redis can mend it.
+    """Redis answers with an error: it is busy, full, loading, no longer the master or a node of a cluster; the user
+    lacks a right; or somebody has changed a key by hand. In each case the operator of Redis can correct it.
     """
 
     def __init__(self, inside: str) -> None:
-        super().__init__(TOLD, inside=inside)
+        super().__init__(DETAIL, inside=inside)
 
 
 class Script:
@@ -80,9 +80,9 @@ class Redis:
             protocol=2,
         )
         self._batches: dict[_Key, _Batch] = {}
-        self._waiting = 0  # calls that are not sent
-        self._failing: tuple[float, str] | None = None  # since when no call has come through, and why
-        self._told: dict[str, float] = {}  # what Redis refused, and when the log said so
+        self._waiting = 0  # calls that are not sent yet
+        self._failing: tuple[float, str] | None = None  # since when every call has failed, and why
+        self._logged: dict[str, float] = {}  # what Redis refused, and when that was logged
         self._flushing: asyncio.Task[None] | None = None
         self._outage = outages.of(f"Redis at {self.shown}")
 
@@ -113,7 +113,7 @@ class Redis:
             policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
         if policy != "noeviction":
             raise Unsafe(
-                f"Redis at {self.shown} has maxmemory-policy {policy}: what drops keys by itself cannot be relied on; "
+                f"Redis at {self.shown} has maxmemory-policy {policy}: a Redis that evicts keys cannot be used; "
                 "set maxmemory-policy noeviction"
             )
 
@@ -143,7 +143,7 @@ class Redis:
 
     @property
     def away(self) -> str:
-        """The reason, if no call has come through for AWAY_S: then asking again for every request is of no use."""
+        """The reason, if every call has failed for AWAY_S: then it is no use to ask again for every request."""
         failing = self._failing
         return failing[1] if failing is not None and time.monotonic() - failing[0] > AWAY_S else ""
 
@@ -160,13 +160,13 @@ class Redis:
     async def _send(self, batches: list[tuple[_Key, _Batch]]) -> None:
         try:
             replies = await self._evaluate(batches)
-        except Exception as error:  # whatever it is: who waits for an answer is not left waiting for ever
+        except Exception as error:  # whatever it is: every caller gets an answer
             replies = [error] * len(batches)
         failures = [
             self._unavailable(f"{script.name}.lua", reply) if isinstance(reply, Exception) else None
             for ((script, _, _), _), reply in zip(batches, replies, strict=True)
         ]
-        self._note(failures)
+        self._observe(failures)
         for (key, batch), reply, failure in zip(batches, replies, failures, strict=True):
             if failure is None and 1 < len(reply) <= len(batch):
                 rest = [call for call in batch[len(reply) - 1 :] if not call[1].done()]
@@ -184,8 +184,8 @@ class Redis:
                     except Exception as error:  # somebody has changed a key by hand
                         future.set_exception(error)
 
-    def _note(self, failures: Sequence[Unavailable | None]) -> None:
-        """Remember since when nothing has come through, and tell what Redis refuses."""
+    def _observe(self, failures: Sequence[Unavailable | None]) -> None:
+        """Remember since when every call has failed, and log what Redis refuses."""
         if None in failures:
             self._failing = None
             self._outage.back()
@@ -193,10 +193,10 @@ class Redis:
             self._failing = (self._failing[0] if self._failing else time.monotonic()), str(failures[0])
         now = time.monotonic()
         for text in {str(failure) for failure in failures if isinstance(failure, Refusal)}:
-            if now - self._told.get(text, -TELL_S) >= TELL_S:
-                if len(self._told) >= MAX_TOLD:
-                    self._told.clear()
-                self._told[text] = now
+            if now - self._logged.get(text, -LOG_S) >= LOG_S:
+                if len(self._logged) >= MAX_LOGGED:
+                    self._logged.clear()
+                self._logged[text] = now
                 logger.error("%s", text)
 
     def _unavailable(self, what: str, error: Exception) -> Unavailable:

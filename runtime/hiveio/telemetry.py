@@ -36,7 +36,7 @@ from hiveio.errors import ConfigError, Problem, text_of
 from hiveio.headers import Headers, HeaderView, trace_context
 from hiveio.http.edge import METHODS
 from hiveio.service import Untraced
-from hiveio.types import App, Observer, Stored
+from hiveio.types import App, DeliveryFuture, Observer
 
 FLUSH_S = 3.0  # at most, at the end
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # of the conventions
@@ -239,7 +239,7 @@ class Telemetry(Untraced):
     def observer(self) -> Observer:
         return self._sending
 
-    def _sending(self, topic: str, key: str | bytes | None, headers: list[Any], stored: Stored) -> list[Any]:
+    def _sending(self, topic: str, key: str | bytes | None, headers: list[Any], stored: DeliveryFuture) -> list[Any]:
         """A span from a record's acceptance to its delivery report. Returns its headers with the span's context."""
         labels = _messaging("send", topic)
         attributes = labels | {"messaging.client.id": self._settings.client_id}
@@ -251,7 +251,7 @@ class Telemetry(Untraced):
         span = self._start(f"send {topic}", parent, SpanKind.PRODUCER, attributes)
         began = perf_counter()
 
-        def reported(done: Stored) -> None:
+        def reported(done: DeliveryFuture) -> None:
             error = None if done.cancelled() else done.exception()
             if error is not None:
                 labels["error.type"] = type(error).__name__

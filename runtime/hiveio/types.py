@@ -20,6 +20,6 @@ class RecordMetadata(NamedTuple):
     offset: int
 
 
-Stored = asyncio.Future[RecordMetadata]  # of a record on its way to Kafka
+DeliveryFuture = asyncio.Future[RecordMetadata]  # of a record that is on its way to Kafka
 # (topic, key, headers, its future) → the headers to send
-Observer = Callable[[str, str | bytes | None, list[Any], Stored], list[Any]]
+Observer = Callable[[str, str | bytes | None, list[Any], DeliveryFuture], list[Any]]

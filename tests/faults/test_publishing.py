@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from hiveio.kafka.untaken import RECORD_BYTES, SHARED_BYTES
+from hiveio.kafka.unconsumed import RECORD_BYTES, SHARED_BYTES
 from hiveio.transaction.rule import scope_of
 from tests.faults.checker import Told
 from tests.faults.proxy import always

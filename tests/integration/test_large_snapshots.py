@@ -12,7 +12,7 @@ from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
 from hiveio.errors import Unavailable
-from hiveio.kafka import untaken
+from hiveio.kafka import unconsumed
 from hiveio.transaction import bounds
 from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache, CacheReply, Watermark
@@ -129,7 +129,7 @@ async def test_an_instance_that_is_cut_off_from_redis_holds_little_of_what_other
 ) -> None:
     """It goes on where it was, without folding anew."""
     backlog, unapplied = 4_000_000, 2_000_000
-    monkeypatch.setattr(untaken, "SHARED_BYTES", backlog)
+    monkeypatch.setattr(unconsumed, "SHARED_BYTES", backlog)
     monkeypatch.setattr(bounds, "UNAPPLIED_BYTES", unapplied)
     writer = Writer()
     with Proxy(redis.port) as proxy:
@@ -144,7 +144,7 @@ async def test_an_instance_that_is_cut_off_from_redis_holds_little_of_what_other
                 await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
                 end += len(records)
                 await two.applied(end)
-                assert one.log._tail._untaken._partitions[0].bytes <= backlog + FETCHED
+                assert one.log._tail._unconsumed._partitions[0].bytes <= backlog + FETCHED
                 assert scope.applier._size <= unapplied + 2 * large
                 assert scope.view.size <= unapplied + 2 * large + 500 * ENTRY_BYTES  # those of the next records
             assert 1 < scope.view.next < end, "it has judged what it could hold"
@@ -161,8 +161,8 @@ async def test_a_scope_whose_cache_takes_nothing_does_not_hold_up_the_others(
     kafka: Kafka, redis: Redis, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backlog = 500_000
-    monkeypatch.setattr(untaken, "SHARED_BYTES", 2 * backlog)
-    monkeypatch.setattr(untaken, "LEAST_BYTES", backlog)
+    monkeypatch.setattr(unconsumed, "SHARED_BYTES", 2 * backlog)
+    monkeypatch.setattr(unconsumed, "LEAST_BYTES", backlog)
     monkeypatch.setattr(bounds, "UNAPPLIED_BYTES", 2 * backlog)
     apply, stuck = Cache.apply, True
 
@@ -177,7 +177,7 @@ async def test_a_scope_whose_cache_takes_nothing_does_not_hold_up_the_others(
         scope, writer = one.scope, Writer()
         records = [record for _ in range(6) for record in writer.records(ill, size=20_000, ballast=20_000)]
         await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
-        await until(lambda: scope.applier.large and one.log._tail._left == {0})
+        await until(lambda: scope.applier.large and one.log._tail._suspended == {0})
         for page in well[:20]:
             async with asyncio.timeout(2):
                 await one.log.engine.submit(MADE[0], Envelope(message=Fill(10), id=f"{page}")).future

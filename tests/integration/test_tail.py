@@ -12,7 +12,7 @@ from confluent_kafka import Message
 
 from hiveio.config import Settings
 from hiveio.kafka import tail as tails
-from hiveio.kafka import untaken
+from hiveio.kafka import unconsumed
 from hiveio.kafka.log_reader import READERS, LogReader
 from hiveio.kafka.tail import LogRecord, Tail
 from tests.integration.topics import Written, make_topic, write
@@ -37,8 +37,8 @@ def topic(kafka: Kafka) -> str:
 @pytest.fixture
 async def tail(kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tail]:
     """With small bounds."""
-    monkeypatch.setattr(untaken, "SHARED_BYTES", MOST)
-    monkeypatch.setattr(untaken, "LEAST_BYTES", MOST)
+    monkeypatch.setattr(unconsumed, "SHARED_BYTES", MOST)
+    monkeypatch.setattr(unconsumed, "LEAST_BYTES", MOST)
     monkeypatch.setattr(tails, "BATCH", BATCH)
     one = Tail(Settings(brokers=kafka.brokers), topic)
     one.start()
@@ -67,7 +67,7 @@ class Taker:
             self.take()
 
     def take(self) -> None:
-        self.tail.taken(self.partition, len(self.held))
+        self.tail.consumed(self.partition, len(self.held))
         self.held.clear()
 
     def broken(self, reason: str) -> None:
@@ -87,7 +87,7 @@ async def all_of_it(*takers: Taker, offset: int = 0) -> None:
 
 
 async def test_a_partition_that_is_not_taken_stops_no_other_and_goes_on_where_it_was_left(tail: Tail) -> None:
-    full = MOST // (SIZE + untaken.RECORD_BYTES)
+    full = MOST // (SIZE + unconsumed.RECORD_BYTES)
     lazy, greedy = Taker(tail, 0, greedy=False), Taker(tail, 1, greedy=True)
     await all_of_it(greedy)
     await until(lambda: len(lazy.seen) >= full)
@@ -106,7 +106,7 @@ async def test_a_partition_that_is_not_taken_stops_no_other_and_goes_on_where_it
 async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bound(
     tail: Tail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = MOST // (SIZE + untaken.RECORD_BYTES)
+    full = MOST // (SIZE + unconsumed.RECORD_BYTES)
     lazy = Taker(tail, 0, greedy=False)
     await until(lambda: len(lazy.seen) >= full)
     lazy.follow(7)  # what was handed over counts no more

@@ -1,4 +1,4 @@
-"""Topics that grow, appear, are made anew or end with what is no record: a consumer skips nothing."""
+"""Topics that grow, appear, are created again or end with what is no record: a consumer skips nothing."""
 
 import asyncio
 import time
@@ -178,7 +178,7 @@ async def test_a_topic_that_is_added_to_the_setting_is_new_to_the_group(
         await two.until(lambda: reads(two) == [3, 4])
 
 
-# -- made anew
+# -- deleted and created again
 
 
 async def test_a_topic_made_anew_while_it_does_not_run_is_read_from_its_first_event(
@@ -203,7 +203,7 @@ async def test_a_topic_made_anew_while_it_does_not_run_is_read_from_its_first_ev
     async with member(made) as three:
         await three.until(lambda: reads(three) == [*range(10, 20)])
         await three.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 10)
-    assert "made anew" in caplog.text
+    assert "deleted and created again" in caplog.text
 
 
 async def test_a_topic_made_anew_under_a_running_consumer_is_read_from_its_first_event(
@@ -224,7 +224,7 @@ async def test_a_topic_made_anew_under_a_running_consumer_is_read_from_its_first
         await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 10)
         assert committed(kafka.brokers, made.group_id, topic)[1].split(" ")[1] == id
         await one.ready()
-    assert "made anew" in caplog.text
+    assert "deleted and created again" in caplog.text
 
 
 async def test_a_projection_knows_that_its_position_is_in_a_topic_that_is_gone(

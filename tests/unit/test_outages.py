@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from hiveio import outages
 from hiveio.errors import Unavailable
-from hiveio.kafka import away as brokers
+from hiveio.kafka import reachability
 from hiveio.outages import BLINK_S, EVERY_S, Outage
 
 
@@ -92,7 +92,9 @@ def test_only_what_waits_is_counted_instead_of_logged(away: Outage) -> None:
     waits = Unavailable("Redis at nowhere:1 does not answer")
     try:
         assert not outages.worth_a_line(line("hiveio.scope", logging.WARNING, "%s waits: %s", "orders/0", waits))
-        ends = Unavailable("the ends of topics: Failed to query partition leaders: No leaders found")
+        ends = Unavailable(
+            "Kafka did not say where partitions end: Failed to query partition leaders: No leaders found"
+        )
         assert not outages.worth_a_line(line("hiveio.lag", logging.WARNING, "%s cannot be seen: %s", "orders", ends))
         assert away.count == 2
         assert outages.worth_a_line(line("hiveio.transaction", logging.CRITICAL, "it stops: %s", waits))
@@ -137,20 +139,20 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses of a thread that asks for a broker, which are not waited for."""
     monkeypatch.setattr(outages, "known", {})
     found: list[float] = []
-    monkeypatch.setattr("hiveio.kafka.away.time.sleep", found.append)
+    monkeypatch.setattr("hiveio.kafka.reachability.time.sleep", found.append)
     return found
 
 
 def test_a_thread_that_asks_for_a_broker_disturbs_no_one_who_has_seeded_the_process(slept: list[float]) -> None:
     before = random.getstate()
-    brokers.ask("nowhere:1", Asked([None, set()], [None]))
+    reachability.probe("nowhere:1", Asked([None, set()], [None]))
     assert len(slept) == 1
     assert random.getstate() == before
 
 
 def test_a_broker_is_asked_ever_less_often(slept: list[float], caplog: pytest.LogCaptureFixture) -> None:
     outages.of("Kafka at b:9092").away("refused")
-    brokers.ask("b:9092", Asked([None] * 20 + [{"b:9092"}], [None, {"b:9092"}] * 10))
+    reachability.probe("b:9092", Asked([None] * 20 + [{"b:9092"}], [None, {"b:9092"}] * 10))
     pauses = [0.5, 1, 2, 4, 8, 16] + [30.0] * 14
     assert all(most / 2 <= pause <= most for pause, most in zip(slept, pauses, strict=True))
     assert len(set(slept)) == 20, "with jitter"
@@ -162,9 +164,9 @@ def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
 ) -> None:
     outages.of("Kafka at [::1]:9092").away("refused")
     outages.of("Kafka at b:9092").away("refused")
-    brokers.ask("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
+    reachability.probe("b:9092", Asked([None] * 3, [None, {"b:9092", "c:9092"}, {"c:9092"}]))
     assert len(slept) == 2
     assert logged(caplog)[-1] == "Kafka at b:9092 is no longer used: the other brokers do not name it"
-    brokers.ask("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
+    reachability.probe("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
     assert len(slept) == 3, "an address of IPv6 is named without brackets"
     assert [*outages.known] == ["Kafka at [::1]:9092"]

@@ -12,7 +12,7 @@ from hiveio.consumer.reading import JSON, MAX_VERSION_DIGITS, event_of, read, un
 from hiveio.consumer.routing import Routing
 from hiveio.errors import Invalid
 from hiveio.kafka import Message
-from hiveio.kafka.headers import UNREADABLE, mended
+from hiveio.kafka.headers import UNREADABLE, repaired
 
 # Headers that show a repeat, or a form other than an action.
 _MARKS = frozenset(
@@ -41,7 +41,7 @@ class Intake:
             try:
                 headers: Any = next(all_headers)
             except SystemError:
-                headers = mended(message)
+                headers = repaired(message)
             position = previous = key = wrong = None
             new, odd = True, False
             if headers is not None:

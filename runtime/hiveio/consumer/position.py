@@ -24,7 +24,7 @@ async def resume(contract: Contract, start: Start, usual: int) -> int:
         )  # fmt: skip
         return start.low
     # A position without an id does not say in which topic it is; then the metadata of the group's commit does.
-    return start.low if start.anew and not topic_id else own
+    return start.low if start.recreated and not topic_id else own
 
 
 async def position_of(contract: Contract, topic: str, partition: int) -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""What the consumer and its poll thread tell each other of a partition: where it begins, how far it is."""
+"""What the consumer and its poll thread know of a partition: where reading begins, and how far it has come."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +8,13 @@ from confluent_kafka import KafkaError, Message
 
 Partition = tuple[str, int]  # the name of its topic, and its number
 UNKNOWN, NOTHING = "?", "-"
-_NOTE = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
+_METADATA = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
 
 
 class Owner(NamedTuple):
-    """Who has a partition: ``id`` is another one at each assignment.
+    """The member that has a partition: ``id`` differs at each assignment.
 
-    ``since`` is the end offset of the same partition of its companion topic (see Poller) at that moment.
+    ``since`` is the end offset of the same partition of the companion topic (see Poller) at that moment.
     """
 
     id: str
@@ -25,9 +25,9 @@ class CommitMetadata(NamedTuple):
     """The text that is committed with an offset.
 
     ``seen`` is the last position of a publisher, NOTHING where there was none, UNKNOWN where that is not known.
-    ``topic_id`` changes when the topic is made anew under its name. ``subscription`` names the topics, or the
+    ``topic_id`` changes when the topic is deleted and created again. ``subscription`` names the topics, or the
     expression, that the group was subscribed to when it began with this partition. ``owner`` is the member that had
-    the partition then, None where that is not known.
+    the partition then, None if that is not known.
     """
 
     seen: str = UNKNOWN
@@ -41,8 +41,8 @@ class CommitMetadata(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "CommitMetadata":
-        """Also of an older version's, which had no owner, or the position alone; of others', nothing is known."""
-        found = _NOTE.fullmatch(text)
+        """Reads the text of older versions too, which have no owner, or the position alone."""
+        found = _METADATA.fullmatch(text)
         if found is None:
             return cls(text or UNKNOWN)
         seen, topic_id, subscription, id, since = ("" if part == "-" else part for part in found.groups())
@@ -57,7 +57,7 @@ class Start(NamedTuple):
 
     ``committed`` is the group's offset in this very topic, None where it has none; then it begins at ``first``.
     ``low`` and ``high`` are first offset and end offset, ``companion`` those of the same partition of the companion
-    topic (see Poller), (0, 0) when there is none. ``anew``: the group read a topic of this name that is gone. ``owner``
+    topic (see Poller), (0, 0) when there is none. ``recreated``: the group read an older topic of this name. ``owner``
     is this member at this assignment; that of ``metadata`` is the one before it.
     """
 
@@ -71,14 +71,14 @@ class Start(NamedTuple):
     high: int
     owner: Owner
     companion: tuple[int, int] = (0, 0)
-    anew: bool = False
+    recreated: bool = False
 
 
 class Lane:
     """One partition, from its assign to its revoke. ``begin`` is the offset to read from.
 
-    ``done`` is the next offset and the note to commit with it: one tuple, because the poll thread reads it while the
-    loop works, and an offset with the note of another would skip or repeat records after a restart.
+    ``done`` is the next offset and the metadata to commit with it: one tuple, because the poll thread reads it while
+    the loop works, and an offset with the metadata of another would skip or repeat records after a restart.
     """
 
     def __init__(self, start: Start, begin: int, done: tuple[int, str | bytes | None]) -> None:
@@ -89,11 +89,11 @@ class Lane:
         self.committed: tuple[int, str | bytes | None] | None = None
         self.failure: str | None = None
         # Written by the poll thread alone.
-        self.high = start.high  # the partition's end, as the last fetch told it
+        self.high = start.high  # the end offset, as of the last fetch
         self.handed = 0  # records
-        self.handed_to = begin  # the offset behind the last of them
-        self.empty_to = begin  # from there on, no record to hand over stands below this offset
-        # librdkafka keeps a pause from one assignment to the next: the first turn resumes whatever was paused before.
+        self.handed_to = begin  # the offset after the last of them
+        self.empty_to = begin  # from there on, there is no record below this offset
+        # librdkafka keeps a pause from one assignment to the next, so the first turn resumes the partition.
         self.paused = True
         self.finished = 0  # of the records handed over; written by the loop alone
 
@@ -103,9 +103,9 @@ class Lane:
 
     @property
     def at(self) -> tuple[int, str | bytes | None]:
-        """As ``done``; behind what is no record (the marks of transactions, aborted events) once nothing is before it.
+        """As ``done``; behind offsets without a record (transaction markers, aborted events) once all before is done.
 
-        A partition that ends with those would else never be done.
+        Otherwise a partition that ends with those would never be done.
         """
         done = self.done
         if self.failure is None and self.handed_to <= done[0] < self.empty_to:
@@ -116,7 +116,7 @@ class Lane:
 def by_partition(
     messages: Iterable[Message], failed: Callable[[Message, KafkaError], None]
 ) -> tuple[dict[Partition, list[Message]], dict[Partition, int]]:
-    """The records of each partition, and the offset of its end where the client has come to it."""
+    """The records of each partition, and its end offset if the client has reached it."""
     groups: dict[Partition, list[Message]] = {}
     ends: dict[Partition, int] = {}
     for message in messages:

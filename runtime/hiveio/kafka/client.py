@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
-from hiveio.kafka import away
+from hiveio.kafka import reachability
 from hiveio.kafka.threads import start_thread as start_thread
 
 logger = logging.getLogger("hiveio.kafka")
@@ -40,8 +40,8 @@ _OURS = (
     | {"log.queue": "log lines go through logging"}
 )
 
-# A broker that was paused, or whose packets are dropped, resets no connection: so soon is one that does not answer
-# left, and another leader looked for. librdkafka's own values are 60, 30 and 300 s.
+# A broker that was paused, or whose packets are dropped, closes no connection. After these times a client leaves it and
+# looks for another leader. librdkafka's own values are 60, 30 and 300 s.
 _SILENT_BROKER = {
     "socket.timeout.ms": 6_000,
     "request.timeout.ms": 5_000,  # of a producer; consumers ignore it
@@ -49,7 +49,7 @@ _SILENT_BROKER = {
 }
 
 BEGIN_S = 300.0
-_begin: dict[str, tuple[str, float]] = {}  # by the brokers that are configured: those to begin with, and until when
+_begin: dict[str, tuple[str, float]] = {}  # for the configured brokers: those to connect to first, and until when
 
 
 def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
         _check(frozenset(tuning.items()))
         _check_security(tuning)
     connection = {"bootstrap.servers": settings.brokers, "client.id": settings.client_id, "logger": logger}
-    away.ask_with(lambda more: make(Producer, {**connection, **tuning, **more}))
+    reachability.probe_with(lambda more: make(Producer, {**connection, **tuning, **more}))
     return {
         **connection,
         "bootstrap.servers": first_brokers(settings),
@@ -77,12 +77,12 @@ def client_config(settings: Settings, **own: Any) -> dict[str, Any]:
 
 
 def begin_with(settings: Settings, brokers: str) -> None:
-    """For the next BEGIN_S, clients that are made know these brokers at first, instead of those configured."""
+    """For the next BEGIN_S, new clients connect to these brokers first, instead of the configured ones."""
     _begin[settings.brokers] = brokers, time.monotonic() + BEGIN_S
 
 
 def first_brokers(settings: Settings) -> str:
-    """The brokers that a client which is made now begins with."""
+    """The brokers that a new client connects to first."""
     brokers, until = _begin.get(settings.brokers, ("", 0.0))
     return brokers if time.monotonic() < until else settings.brokers
 
@@ -96,18 +96,18 @@ def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) ->
 
 
 def first_contact(settings: Settings) -> None:
-    """At the start of a role: where Kafka does not answer, a line says why within 2 s. Not every client would.
+    """At the start of a role: if Kafka does not answer, a log line says why within 2 s. Not every client does that.
 
     Raises ConfigError.
     """
     client_config(settings)
-    away.expect(settings.brokers)
+    reachability.check_first_contact(settings.brokers)
 
 
 def answered(asked: "Future[Any]", timeout_s: float) -> Any:
-    """What an AdminClient was asked for with this ``request_timeout``. Raises KafkaException.
+    """The result of a request to an AdminClient with this ``request_timeout``. Raises KafkaException.
 
-    Where the client has ended meanwhile nobody completes what it was asked, whatever its time-out.
+    If the client has ended meanwhile, nothing completes its requests, whatever their time-out.
     """
     try:
         return asked.result(timeout_s + 1.0)
@@ -116,7 +116,7 @@ def answered(asked: "Future[Any]", timeout_s: float) -> Any:
 
 
 def is_fatal(error: KafkaError) -> bool:
-    """Whether the client is of no more use: it has to be made anew."""
+    """Whether the client cannot be used any more and must be replaced."""
     return error.fatal() or error.code() == KafkaError._FATAL
 
 
@@ -128,14 +128,14 @@ _DENIED = (
 
 
 def denied(error: object, what: str, rights: str) -> str | None:
-    """Which right is missing on what, where that is the error: docs/security.md lists them all."""
+    """Which right is missing on which resource, if that is the error; docs/security.md lists all rights."""
     if isinstance(error, KafkaError) and error.code() in _DENIED:
         return f"{what}: the user may not {rights}: {error.str()}"
     return None
 
 
 def _property(name: str) -> str:
-    return "log_level" if name == "log.level" else name  # the one of them that is spelt with an underscore
+    return "log_level" if name == "log.level" else name  # the one property that is spelt with an underscore
 
 
 def _variable(name: str) -> str:
@@ -160,7 +160,7 @@ def _check(tuning: frozenset[tuple[str, str]]) -> None:
 
 
 def _check_security(tuning: Mapping[str, str]) -> None:
-    """What librdkafka would answer without saying what to do, or not at all: it would wait for a token for ever."""
+    """Errors for which librdkafka does not say what to do, or none at all: it would wait for a token without end."""
     for name, value in tuning.items():
         if name.endswith(".location") and value not in ("probe", "dynamic") and not os.access(value, os.R_OK):
             raise ConfigError(f"{_variable(name)}={value!r} cannot be read")
@@ -168,10 +168,10 @@ def _check_security(tuning: Mapping[str, str]) -> None:
     mechanism = tuning.get("sasl.mechanism", tuning.get("sasl.mechanisms", "")).upper()
     if protocol.upper() in ("SASL_SSL", "SASL_PLAINTEXT") and mechanism in ("", "GSSAPI"):
         allowed = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
-        raise ConfigError(f"KAFKA_SECURITY_PROTOCOL={protocol} needs KAFKA_SASL_MECHANISM: it takes {allowed}")
+        raise ConfigError(f"KAFKA_SECURITY_PROTOCOL={protocol} needs KAFKA_SASL_MECHANISM, one of {allowed}")
     unsigned = tuning.get("enable.sasl.oauthbearer.unsecure.jwt", "false").lower() == "true"
     if mechanism == "OAUTHBEARER" and tuning.get("sasl.oauthbearer.method", "").lower() != "oidc" and not unsigned:
         raise ConfigError("KAFKA_SASL_MECHANISM=OAUTHBEARER needs KAFKA_SASL_OAUTHBEARER_METHOD=oidc")
 
 
-logger.addFilter(away.worth_a_line)
+logger.addFilter(reachability.worth_a_line)

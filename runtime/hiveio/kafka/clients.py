@@ -1,4 +1,4 @@
-"""The librdkafka producers of one sender: made, adapted, replaced after a fatal error, ended."""
+"""The librdkafka producers of one sender: created, adapted, replaced after a fatal error, ended."""
 
 import asyncio
 import random
@@ -24,10 +24,10 @@ class Clients:
         self._lingers = sorted({int(config["linger.ms"]), linger_ms})
         self._current: list[Client] = []
         self._alone: Client | None = None
-        self._former: list[Client] = []  # that hold records still, and take no more
-        self._stale: set[Client] = set()  # those of them that may have stayed with a broker that leads no more
-        self._failed: dict[Client, Problem] = {}  # what each that is not replaced yet answers
-        self._renewed: dict[Client, float] = {}  # those that stand for one that failed, and since when
+        self._former: list[Client] = []  # that still hold records, and get no more
+        self._stale: set[Client] = set()  # those of them that may still use a broker that no longer leads
+        self._failed: dict[Client, Problem] = {}  # the answer of each that has not been replaced yet
+        self._renewed: dict[Client, float] = {}  # successors of one that failed, and since when
         self._ending: set[asyncio.Future[None]] = set()
 
     def make(self) -> None:
@@ -42,8 +42,8 @@ class Clients:
             self.make()
 
     def renew(self, brokers: str) -> None:
-        """Go on with clients that begin with these brokers, to learn anew who leads. The old ones keep what they have:
-        it may still be stored."""
+        """Replace the clients with some that connect to these brokers first, and look up the leaders. The old ones keep
+        their records, which may still be stored."""
         self._config["bootstrap.servers"] = brokers
         if self._alone is not None:
             self._former.append(self._alone)
@@ -51,9 +51,9 @@ class Clients:
         self.make()
         self._stale.update(self._former)
 
-    def stuck(self, held: Iterable[Delivery]) -> list[Delivery]:
-        """Those of these records that clients hold which were renewed."""
-        return [record for record in held if record.client in self._stale] if self._stale else []
+    def stuck(self, records: Iterable[Delivery]) -> list[Delivery]:
+        """Those of these records that are held by clients from before ``renew``."""
+        return [record for record in records if record.client in self._stale] if self._stale else []
 
     @property
     def eager(self) -> Client:
@@ -74,11 +74,11 @@ class Clients:
         """Whether the poll threads turn."""
         return all(time.monotonic() - client.turned < STUCK_S for client in self._current if not client.ended)
 
-    def leave(self, held: Iterable[Delivery]) -> None:
+    def leave(self, records: Iterable[Delivery]) -> None:
         """End the former clients that hold none of these records."""
         if not self._former:
             return
-        in_use = {record.client for record in held}
+        in_use = {record.client for record in records}
         for client in [former for former in self._former if former not in in_use]:
             self._former.remove(client)
             self._stale.discard(client)
@@ -107,7 +107,7 @@ class Clients:
             self._renewed[new] = time.monotonic()
 
     def _end(self, client: Client) -> None:
-        client.ended = True  # at once: several may tell of one failure before the task below begins
+        client.ended = True  # at once: several calls may report one failure before the task below begins
         task = asyncio.ensure_future(client.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

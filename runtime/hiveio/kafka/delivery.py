@@ -1,4 +1,4 @@
-"""One librdkafka producer, its poll thread, and the records that are on their way through it."""
+"""One librdkafka producer, its poll thread, and the records that it has to deliver."""
 
 import asyncio
 import logging
@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from hiveio.errors import Problem, Unknown
-from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import make, start_thread
 from hiveio.kafka.guard import text, tried
+from hiveio.kafka.reachability import is_connection_error
 from hiveio.kafka.refusals import Attempts, refusal
 from hiveio.kafka.threads import blocking
-from hiveio.types import RecordMetadata, Stored
+from hiveio.types import DeliveryFuture, RecordMetadata
 
 TURN_S = 0.1  # the longest the poll thread waits
 logger = logging.getLogger("hiveio.sender")
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class Late(Unknown):
-    """Not confirmed by its deadline. ``fate`` gives where it stands if it is confirmed later, or None when it never
-    will be; it fails as the record's own future would have where Kafka refuses the record later."""
+    """Not confirmed by its deadline. ``fate`` gives the record's metadata if Kafka confirms it later, and None if it
+    never will; it fails as the record's own future would have if Kafka refuses the record later."""
 
     urn = "urn:hiveio:problem:unknown"
 
@@ -36,7 +36,7 @@ class Late(Unknown):
 
 
 class Owner(Protocol):
-    """To whom records are reported, on its loop."""
+    """Gets the reports, on its loop."""
 
     name: str
     loop: asyncio.AbstractEventLoop
@@ -46,7 +46,7 @@ class Owner(Protocol):
 
 
 class Delivery:
-    """A record on its way. It is its own delivery callback: nothing else is made for it."""
+    """A record to be delivered. It is its own delivery callback, which saves an object for each record."""
 
     __slots__ = (
         "alone",
@@ -62,19 +62,19 @@ class Delivery:
         "written",
     )
 
-    def __init__(self, client: "Client", size: int, sent: float, deadline: float, future: Stored) -> None:
+    def __init__(self, client: "Client", size: int, sent: float, deadline: float, future: DeliveryFuture) -> None:
         self.client, self.size, self.sent, self.deadline, self.future = client, size, sent, deadline, future
-        self.alone = False  # it is sent once more, in a batch of its own
+        self.alone = False  # it was sent again, in a batch of its own
         self.error: KafkaError | None = None
-        self.headers: Headers = []  # a report brings all but these back
-        self.written: tuple[str, bytes, bytes | None] = ("", b"", None)  # topic, value, key of one that failed
+        self.headers: Headers = []  # the one part of a record that a report does not contain
+        self.written: tuple[str, bytes, bytes | None] = ("", b"", None)  # topic, value and key of a record that failed
         self.metadata = RecordMetadata(-1, -1)
         self.fate: asyncio.Future[RecordMetadata | None] | None = None  # once it is late
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         # On the poll thread.
         if error is None:
-            offset = message.offset()  # None: Kafka had it already from an earlier attempt, and does not say where
+            offset = message.offset()  # None: an earlier attempt had stored it, and Kafka does not say where
             self.metadata = RecordMetadata(message.partition() or 0, -1 if offset is None else offset)
         else:
             self.error = error
@@ -82,11 +82,11 @@ class Delivery:
         self.client.reported.append(self)
 
     def meaning(self) -> Problem:
-        """Of its error. An earlier attempt without an answer may be stored, whatever is said now."""
+        """The answer to its error. An earlier attempt without an answer may be stored, whatever the last one says."""
         assert self.error is not None
         if self.client.attempts.once(self.sent) and (problem := refusal(self.error, self.written[0])):
             return problem
-        return Unknown(f"Kafka did not confirm the record: {self.error.str()}; it may be stored all the same")
+        return Unknown("Kafka did not confirm the record; it may be stored all the same")
 
 
 class Client:
@@ -128,13 +128,13 @@ class Client:
             tried(self.producer.close)
 
     def _on_error(self, error: KafkaError) -> None:
-        if not is_connection(error):
+        if not is_connection_error(error):
             logger.warning("%s: %s", self.owner.name, error.str())
 
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop
         while not self.ended and not loop.is_closed():
-            failure = tried(lambda: poll(TURN_S))  # so it tells what is fatal, and does not call error_cb
+            failure = tried(lambda: poll(TURN_S))  # a fatal error is raised here, and not given to error_cb
             self.turned = time.monotonic()
             # poll serves all reports of a produce response before it returns: one wake of the loop for all
             reported, self.reported = self.reported, []
@@ -143,4 +143,4 @@ class Client:
             if failure is not None:
                 reason = text(failure)
                 tried(lambda: loop.call_soon_threadsafe(self.owner.replace, self, reason))  # noqa: B023
-                time.sleep(TURN_S)  # it goes on until it is ended: what it held is reported yet
+                time.sleep(TURN_S)  # it goes on until it is ended: the records that it held are still reported

@@ -1,4 +1,4 @@
-"""What Kafka takes now, seen in its delivery reports: whether to take more, and when to come back."""
+"""How fast Kafka confirms records: whether to accept more, and when a client should come back."""
 
 import random
 
@@ -6,14 +6,14 @@ LONGEST_S = 60.0  # of a Retry-After, before jitter
 
 
 class Flow:
-    """Says when a record taken now would not be confirmed in time. All times in seconds, of one monotonic clock.
+    """Says when a record accepted now would not be confirmed in time. All times in seconds, of one monotonic clock.
 
-    A record is to be confirmed within ``bound_s``. A refusal is definite and tells when to come back; a record taken
-    and not confirmed in time is an unknown outcome, which is worse for everybody. So nothing more is to be taken
+    A record is to be confirmed within ``bound_s``. A refusal is definite and says when to come back; a record
+    accepted and not confirmed in time is an unknown outcome, which is worse for everybody. So nothing is accepted
 
     - while nothing at all was confirmed for half of the bound (Kafka is away), and
-    - while confirmations take a quarter of it, and what waits is more than Kafka, at its measured rate, confirms in as
-      long. Both: a queue that was never long says nothing about what Kafka could do.
+    - while confirmations take a quarter of it, and more records wait than Kafka, at its measured rate, confirms in
+      that time. Both, because a queue that was never long does not show what Kafka could do.
     """
 
     __slots__ = ("_bound_s", "_count", "_delivery_s", "_latest", "_rate", "_since", "_stalled_s", "refusal", "stalled")
@@ -37,9 +37,9 @@ class Flow:
             self._rate = self._count / (now - self._since)
             self._count, self._since = 0, now
 
-    def look(self, held: int, now: float) -> None:
-        """Judge anew; to be called a few times a second with the number of records not confirmed."""
-        if held == 0:
+    def look(self, unconfirmed: int, now: float) -> None:
+        """Judge again; to be called a few times a second with the number of records not confirmed."""
+        if unconfirmed == 0:
             self._latest = self._since = now  # the rate is that of busy times
             self._count, self._delivery_s = 0, 0.0
         self._stalled_s = now - self._latest
@@ -47,10 +47,10 @@ class Flow:
         self.refusal = None
         if self.stalled:
             self.refusal = f"Kafka has confirmed nothing for {self._stalled_s:.1f} s"
-        elif self._rate and self._delivery_s > self._bound_s / 4 and held > self._rate * self._bound_s / 4:
-            self.refusal = f"{held} records wait, and Kafka confirms {self._rate:.0f} a second"
+        elif self._rate and self._delivery_s > self._bound_s / 4 and unconfirmed > self._rate * self._bound_s / 4:
+            self.refusal = f"{unconfirmed} records wait, and Kafka confirms {self._rate:.0f} a second"
 
-    def retry_after(self, held: int) -> int:
-        """Whole seconds until there is room, with jitter; as long again as it has lasted when Kafka is away."""
-        wait_s = self._stalled_s if self.stalled else held / self._rate if self._rate else 1.0
+    def retry_after(self, unconfirmed: int) -> int:
+        """Whole seconds until there is room, with jitter; while Kafka is away, as long as it has been away."""
+        wait_s = self._stalled_s if self.stalled else unconfirmed / self._rate if self._rate else 1.0
         return max(1, round(min(LONGEST_S, wait_s) * random.uniform(1.0, 1.5)))

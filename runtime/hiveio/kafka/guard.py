@@ -1,7 +1,7 @@
 """Calls into the Kafka client where an error must not go on by itself: in its callbacks, and around a thread's work.
 
 An error of the client is sometimes an object of a class without any base but ``object`` (KafkaError, where a callback
-or an assignment failed): neither ``except Exception`` nor ``except BaseException`` takes it, and a thread ends by it.
+or an assignment failed): neither ``except Exception`` nor ``except BaseException`` catches it, and it ends a thread.
 """
 
 import random
@@ -46,8 +46,8 @@ class Pauses:
     def __init__(self) -> None:
         self._next_s = FIRST_S
 
-    def again(self) -> None:
-        """It works."""
+    def reset(self) -> None:
+        """The attempt has succeeded: begin with the shortest pause again."""
         self._next_s = FIRST_S
 
     def next_s(self) -> float:

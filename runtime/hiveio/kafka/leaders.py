@@ -1,8 +1,8 @@
-"""Who leads the partitions of our topics, by more than one broker.
+"""Which brokers lead the partitions of our topics, according to more than one broker.
 
 A leader that was cut off from the other brokers, and not from us, does not learn that another one was elected. It
-answers a fetch with nothing, a produce request with a time-out, and who asks it names itself. Nothing of that makes a
-client look elsewhere: librdkafka asks the broker that it spoke to last. So two clients of our own, the witnesses, ask
+answers a fetch with nothing and a produce request with a time-out, and names itself as the leader. None of that makes
+a client look elsewhere: librdkafka asks the broker that it spoke to last. So two clients of our own, the witnesses, ask
 two brokers all the time. Where these differ, or a leader has changed, each broker is asked, and the epochs of the
 leaders that they name decide.
 """
@@ -20,18 +20,18 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from hiveio.config import Settings
 from hiveio.kafka.assigned import Partition
-from hiveio.kafka.away import address
 from hiveio.kafka.client import answered, begin_with, client_config, make
+from hiveio.kafka.reachability import address
 from hiveio.kafka.threads import blocking
 
-ASK_S = 2.0
+ANSWER_S = 2.0
 LOOK_S = 2.0  # between two looks
-LEFT_S = 5.0  # the same while brokers go on to disagree, and the clients have left the one that leads no more
-CONFIRM_S = 1.0  # between two looks while brokers differ: after each election they do, for a moment
+LEFT_S = 5.0  # the same while brokers go on to disagree, but the clients have left the one that no longer leads
+CONFIRM_S = 1.0  # between two looks while brokers differ, which they do for a moment after each election
 ALERT_S = 10.0  # for which each broker is asked after a leader or a broker has changed
-PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # for new clients to do their work; doubled while they do not
+PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # in which new clients should do their work; doubled while they do not
 MAX_BROKERS, MAX_TOPICS = 12, 20  # asked in one look
-ATTEMPTS = 3  # to get the answer of one broker, where others answer for it
+ATTEMPTS = 3  # to get the answer of one broker, if others answer instead of it
 logger = logging.getLogger("hiveio.kafka")
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
 
@@ -46,11 +46,11 @@ class Answer(NamedTuple):
 
 
 class LeaderWatch:
-    """Calls ``renew``, with the topics concerned, where clients may have stayed with a broker that leads no more.
-    Clients that are made then begin with brokers that know the new leader (see ``begin_with``).
+    """Calls ``renew``, with the topics concerned, if clients may still use a broker that no longer leads. New
+    clients then connect to brokers that know the new leader (see ``begin_with``).
 
     ``doubt`` is for readiness. ``late`` says whether records have waited for long, to be delivered or to be read back:
-    then each broker is asked too, and while they go on to disagree the clients are made anew again.
+    then each broker is asked too, and the clients are replaced again while the brokers go on to disagree.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class LeaderWatch:
         late: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings, self._topics, self._renew, self._late = settings, topics, renew, late
-        self.doubt: str | None = "the brokers are being asked who leads"
+        self.doubt: str | None = "the brokers are being asked which of them leads"
         self._witnesses: list[Producer | None] = [None, None]
-        self._seen: dict[str, tuple[dict[int, int], set[int]]] = {}  # by topic, what a witness said last
-        self._addresses: dict[int, str] = {}  # also of brokers that the others no longer name
+        self._last_answers: dict[str, tuple[dict[int, int], set[int]]] = {}  # by topic, the last answer of a witness
+        self._addresses: dict[int, str] = {}  # also those of brokers that the others no longer name
         self._named: set[int] = set()  # the brokers that the last answer named
         self._turn = 0
         self._asked: set[str] = set()  # the topics that each broker was asked about
         self._alert_until = 0.0  # until then each broker is asked about all of them
         self._differed = False  # in the last look
-        self._left: set[tuple[str, int]] = set()  # of a topic, the brokers that clients were made anew to leave
-        self._again_at, self._pause_s = 0.0, PAUSE_S
+        self._abandoned: set[tuple[str, int]] = set()  # topics, each with a broker that clients were replaced to leave
+        self._retry_at, self._pause_s = 0.0, PAUSE_S
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -84,8 +84,8 @@ class LeaderWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def settled(self, timeout_s: float) -> None:
-        """Wait until the brokers were asked: clients that are made afterwards begin with brokers that know who leads.
-        Not for longer than this, because brokers may be away."""
+        """Wait until the brokers were asked: clients that are made afterwards connect to brokers that know the leaders.
+        The wait is bounded, because brokers may be away."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
@@ -95,7 +95,7 @@ class LeaderWatch:
             try:
                 pause_s = await self._look()
             except Exception:  # whatever it was: the next look may find more
-                logger.exception("a fault while the brokers were asked who leads")
+                logger.exception("the brokers could not be asked which of them leads")
                 pause_s = LOOK_S
             if self.doubt is None:
                 self._settled.set()
@@ -123,25 +123,25 @@ class LeaderWatch:
             return await self._act(differing, late=late) if confirmed else CONFIRM_S
         if answers:
             self._asked = self._asked.intersection(topics) | {answer.topic for answer in answers}
-            self._left.clear()
+            self._abandoned.clear()
             self.doubt = None
         return LOOK_S
 
     # -- the witnesses
 
     async def _changed(self, topic: str) -> bool:
-        """Whether one of them says other than the other, or than was said before."""
+        """Whether the witnesses differ from each other, or from the last answer."""
         answers = [
             answer
             for answer in await asyncio.gather(*[blocking(self._witness, number, topic) for number in range(2)])
             if answer is not None
         ]
         if len(answers) == 2 and answers[0].broker == answers[1].broker and len(answers[0].brokers) > 1:
-            self._witnesses[1] = None  # one that is made anew may come to another broker
+            self._witnesses[1] = None  # a new one may reach another broker
         views = [(answer.leaders, set(answer.brokers)) for answer in answers]
-        before = self._seen.get(topic)
+        before = self._last_answers.get(topic)
         if views:
-            self._seen[topic] = views[-1]
+            self._last_answers[topic] = views[-1]
         return any(view != (before or views[0]) for view in views)
 
     def _witness(self, number: int, topic: str) -> Answer | None:
@@ -153,10 +153,10 @@ class LeaderWatch:
     # -- each broker
 
     async def _ask_each(self, topics: Sequence[str]) -> list[Answer]:
-        """What each broker says of these topics. Another one than was asked may answer: a client chooses for itself."""
+        """What each broker says of these topics. A broker other than the one asked may answer: the client chooses."""
         if not self._addresses:
             await blocking(self._ask, self._settings.brokers, topics[:1])
-        # Those that are named no more come first: one of them may have led, and not know that it does no more.
+        # Those that the others no longer name come first: one of them may not know that it is no leader any more.
         known = sorted(self._addresses, key=lambda each: (each in self._named, random.random()))
         missing = {self._addresses[each] for each in known[:MAX_BROKERS]}
         answers: dict[tuple[str, str], Answer] = {}
@@ -177,7 +177,7 @@ class LeaderWatch:
 
     def _answer(self, client: Producer, topic: str) -> Answer | None:
         try:
-            found = client.list_topics(topic, timeout=ASK_S)
+            found = client.list_topics(topic, timeout=ANSWER_S)
         except KafkaException:
             return None
         brokers = {broker.id: address(broker) for broker in found.brokers.values()}
@@ -200,7 +200,7 @@ class LeaderWatch:
         named = differing[key]
         found = await asyncio.gather(*[blocking(self._epoch, key, leader) for leader in named])
         epochs = {leader: epoch for leader, epoch in zip(named, found, strict=True) if epoch is not None}
-        # One that does not answer is no leader with whom clients stay. One with the epoch of another is none: it has
+        # Clients do not stay with a leader that does not answer. One with the epoch of another is no leader: it has
         # named that one itself.
         newest = max(epochs, key=lambda leader: epochs[leader], default=-1)
         deposed = {leader for leader, epoch in epochs.items() if epoch < epochs[newest]}
@@ -211,41 +211,41 @@ class LeaderWatch:
         begin_with(self._settings, ",".join(named[newest]))
         self._settled.set()
         concerned = {(topic, leader) for (topic, _), found in differing.items() for leader in deposed & found.keys()}
-        again = concerned <= self._left
-        if again and not (late and now > self._again_at):
+        repeated = concerned <= self._abandoned
+        if repeated and not (late and now > self._retry_at):
             self.doubt = None
             return LEFT_S
         where = f"{key[0]}/{key[1]}"
-        self.doubt = f"the brokers disagree about who leads {where}: the clients are made anew"
+        self.doubt = f"the brokers disagree about which of them leads {where}: the clients are replaced"
         logger.warning(
-            "%s leads %s no more, and does not know it: broker %d does, with epoch %d. The clients are made anew, and "
-            "begin with %s",
+            "%s no longer leads %s and does not know it: broker %d leads it, with epoch %d. The clients are "
+            "replaced; the new ones connect to %s first",
             " and ".join(f"broker {leader} (epoch {epochs[leader]})" for leader in sorted(deposed)),
             *(where, newest, epochs[newest], ", ".join(named[newest])),
         )
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else PAUSE_S
-        self._again_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if repeated else PAUSE_S
+        self._retry_at = now + self._pause_s
         await self._renew({topic for topic, _ in concerned})
-        self._left |= concerned
+        self._abandoned |= concerned
         self.doubt = None
         return LEFT_S
 
     def _epoch(self, key: Partition, leader: int) -> int | None:
-        """Of this broker as the leader, as it says itself; that of another where it names that one."""
+        """The epoch of this broker as the leader, by its own answer; that of another leader if it names that one."""
         if leader not in self._addresses:
             return None
         client = make(AdminClient, self._config(self._addresses[leader]))  # named: its results end with it
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         try:
-            (asked,) = client.list_offsets({TopicPartition(*key): latest}, request_timeout=ASK_S).values()
-            epoch: int | None = answered(asked, ASK_S).leader_epoch
+            (asked,) = client.list_offsets({TopicPartition(*key): latest}, request_timeout=ANSWER_S).values()
+            epoch: int | None = answered(asked, ANSWER_S).leader_epoch
         except KafkaException:
             return None
         return epoch
 
 
 def _differing(answers: Iterable[Answer]) -> dict[Partition, dict[int, list[str]]]:
-    """The partitions of which brokers name different leaders: for each leader those that name it."""
+    """The partitions for which brokers name different leaders: for each leader the brokers that name it."""
     named: dict[Partition, dict[int, list[str]]] = {}
     for answer in answers:
         for partition, leader in answer.leaders.items():

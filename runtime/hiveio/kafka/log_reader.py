@@ -1,4 +1,4 @@
-"""The ends of a log's partitions, and single records."""
+"""Reads the end offsets of a log's partitions, and single records."""
 
 import asyncio
 import threading
@@ -14,12 +14,12 @@ from hiveio.errors import backend_away
 from hiveio.kafka.tail import LogRecord, log_record, reading_client
 from hiveio.kafka.threads import blocking
 
-READERS = 4  # clients that read records at once, each of another partition or of the same
-RENEW_S = 2.0  # so old is a client at least that is given up
-Made = TypeVar("Made")
+READERS = 4  # clients that read records at the same time, of any partitions
+RENEW_S = 2.0  # a client younger than this is not replaced
+Parsed = TypeVar("Parsed")
 
-# Of a consumer that reads one record and goes elsewhere: it neither reads ahead, nor waits at the end of the log for a
-# fetch of its own before the next one.
+# For a consumer that reads one record and goes elsewhere: it does not read ahead, and the next read does not wait for a
+# fetch at the end of the log.
 _ONE_RECORD = {
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 1,
@@ -29,26 +29,26 @@ _ONE_RECORD = {
 
 
 class LogReader:
-    """Ends and single records of a topic. Few of those who read records wait for each other (READERS)."""
+    """End offsets and single records of a topic. Up to READERS reads run at the same time."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings, self._topic = settings, topic
         self._ends = reading_client(settings)
-        self._made = time.monotonic()
-        self._idle: list[Consumer] = []  # that read records, and are not in use
-        self._places = threading.BoundedSemaphore(READERS)
+        self._made_at = time.monotonic()
+        self._idle: list[Consumer] = []  # clients for records that are not in use
+        self._slots = threading.BoundedSemaphore(READERS)
         self._renewed = 0
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
 
     def renew(self) -> None:
-        """Go on with clients that learn anew who leads. An old one ends when nobody uses it any more."""
-        self._ends, self._made = reading_client(self._settings), time.monotonic()
+        """Replace the clients, so that they look up the leaders. An old one ends when nothing uses it any more."""
+        self._ends, self._made_at = reading_client(self._settings), time.monotonic()
         self._renewed += 1
         self._idle = []
 
     async def end(self, partition: int) -> int:
-        """The end offset, fetched after this call came: every record acknowledged before stands below it.
+        """The end offset, fetched after this call: every record that was acknowledged before it is below that offset.
 
         Concurrent callers share a fetch. Raises Unavailable.
         """
@@ -64,9 +64,9 @@ class LogReader:
         while asked := self._asked.pop(partition, None):
             try:
                 asked.set_result((await blocking(self.bounds, partition))[1])
-            except Exception as error:  # whatever it is: nobody is left waiting
+            except Exception as error:  # whatever it is: the callers are answered
                 asked.set_exception(error)
-                asked.exception()  # those who asked may have gone: that is no fault to report
+                asked.exception()  # the callers may have gone: that is no fault to report
         self._busy.discard(partition)
 
     def bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:
@@ -74,13 +74,15 @@ class LogReader:
         try:
             found = self._ends.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout_s)
         except KafkaException as error:
-            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and time.monotonic() - self._made > RENEW_S:
-                # What a client was told of the topic while its broker was away can stay with it for many minutes.
-                # The old one ends when nobody uses it any more.
-                self._ends, self._made = reading_client(self._settings), time.monotonic()
-            raise backend_away(f"the end of {self._topic}/{partition}: {error.args[0].str()}") from None
+            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and time.monotonic() - self._made_at > RENEW_S:
+                # A client can keep what it learned of the topic while its broker was away for many minutes. The old
+                # one ends when nothing uses it any more.
+                self._ends, self._made_at = reading_client(self._settings), time.monotonic()
+            raise backend_away(
+                f"Kafka did not say where {self._topic}/{partition} ends: {error.args[0].str()}"
+            ) from None
         if found is None:
-            raise backend_away(f"the end of {self._topic}/{partition} was not told within {timeout_s:.0f} s")
+            raise backend_away(f"Kafka did not say within {timeout_s:.0f} s where {self._topic}/{partition} ends")
         return found
 
     async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
@@ -91,17 +93,17 @@ class LogReader:
         return log_record(message)
 
     def read_each(
-        self, partition: int, offset: int, end: int, made: Callable[[Message], Made], timeout_s: float = 5.0
-    ) -> list[Made]:
-        """What is made of each message from ``offset`` to below ``end``, which is not beyond the end of the partition:
-        something small, since only one message at a time is kept. Blocking."""
+        self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed], timeout_s: float = 5.0
+    ) -> list[Parsed]:
+        """What ``parse`` makes of each message from ``offset`` up to ``end``, which is not beyond the partition's end.
+        Only one message at a time is kept, so a result should be small. Blocking."""
         if offset >= end:
             return []
-        found: list[Made] = []
+        found: list[Parsed] = []
         with self._client() as client, closing(self._from(client, partition, offset, timeout_s)) as messages:
             for message in messages:
                 if (at := message.offset() or 0) < end:
-                    found.append(made(message))
+                    found.append(parse(message))
                 if at >= end - 1:
                     break
         return found
@@ -115,53 +117,55 @@ class LogReader:
             if not first <= offset < end:
                 return None
             message = next(self._from(client, partition, offset, timeout_s), None)
-            return message if message is not None and message.offset() == offset else None  # a mark of a transaction
+            return (
+                message if message is not None and message.offset() == offset else None
+            )  # the offset of a transaction marker
 
     @contextmanager
     def _client(self) -> Generator[Consumer]:
-        """A client that nobody else uses meanwhile."""
-        with self._places:
+        """A client that nothing else uses meanwhile."""
+        with self._slots:
             renewed, idle = self._renewed, self._idle
             try:
                 client = idle.pop()
             except IndexError:
                 client = reading_client(self._settings, **_ONE_RECORD)
-            yield client  # one that has failed is not used again
+            yield client  # a client that has failed is not used again
             if renewed == self._renewed:
                 idle.append(client)
 
     def _last(self, client: Consumer, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
-        """What stands at the end may be no record (a mark of a transaction): then it looks further back."""
+        """The last offsets may hold no record (transaction markers): then it looks further back."""
         back = 1
         while first < end:
-            begin, last = max(first, end - back), None
-            for message in self._from(client, partition, begin, timeout_s):
+            start, last = max(first, end - back), None
+            for message in self._from(client, partition, start, timeout_s):
                 last = message
                 if message.offset() == end - 1:
                     break
-            if last is not None or begin == first:
+            if last is not None or start == first:
                 return last
             back *= 4
         return None
 
     def _from(self, client: Consumer, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
-        """The records from this offset to the end of now."""
+        """The records from this offset to the present end."""
         where = f"{self._topic}/{partition}/{offset}"
         try:
             client.assign([TopicPartition(self._topic, partition, offset)])
             while True:
                 message = client.poll(timeout_s)
                 if message is None:
-                    raise backend_away(f"{where} cannot be read: no answer")
+                    raise backend_away(f"{where} cannot be read: Kafka gave no answer within {timeout_s:.0f} s")
                 if (failure := message.error()) is not None:
                     if failure.code() == KafkaError._PARTITION_EOF:
                         return
                     if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                        continue  # the client looks for a coordinator, whom nobody needs here
+                        continue  # the client looks for a coordinator, which is not needed here
                     raise backend_away(f"{where} cannot be read: {failure.str()}")
                 yield message
         except KafkaException as error:
-            raise backend_away(f"{where}: {error.args[0].str()}") from None
+            raise backend_away(f"{where} cannot be read: {error.args[0].str()}") from None
         finally:
             client.unassign()
 

@@ -1,4 +1,4 @@
-"""What Kafka knows of topics and of a group, asked by clients of its own: a client that is polled must not wait."""
+"""Looks up topics and a group, with clients of its own: the client that is polled must not wait."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,12 +16,12 @@ from hiveio.kafka.guard import text, tried
 
 CALL_S = 10.0  # one request to Kafka
 PROBE_S = 1.0
-OF_OURS = (".dead", ".transactions")  # dead letters, and the log of a stream processor: nobody's events
+OWN_SUFFIXES = (".dead", ".transactions")  # dead letters, and the log of a stream processor: no events
 T = TypeVar("T")
 
 
-class Known(NamedTuple):
-    """A topic. ``id`` changes when it is made anew under its name; empty where the brokers tell none (before 2.8)."""
+class TopicInfo(NamedTuple):
+    """A topic. ``id`` changes when it is deleted and created again; empty with brokers before 2.8."""
 
     id: str
     partitions: int
@@ -38,41 +38,43 @@ class Expression:
             return
         what = f"EVENT_STORE_CONSUMER_TOPIC={','.join(topics)!r} is wrong"
         if len(topics) > 1:
-            raise ConfigError(f"{what}: an expression, which begins with ^, stands alone; write it as ^(a|b)")
+            raise ConfigError(f"{what}: an expression, which begins with ^, must be the only entry; write it as ^(a|b)")
         try:
             self._pattern = re.compile(topics[0])
         except (re.error, OverflowError, RecursionError) as error:
-            raise ConfigError(f"{what}: it is no regular expression: {error}") from None
+            raise ConfigError(f"{what}: it is not a regular expression: {error}") from None
 
     @property
     def by_pattern(self) -> bool:
         return self._pattern is not None
 
-    def takes(self, topic: str) -> bool:
+    def matches(self, topic: str) -> bool:
         if self._pattern is None:
             return topic in self.names
-        return not (topic.endswith(OF_OURS) or topic.startswith("__")) and self._pattern.fullmatch(topic) is not None
+        return (
+            not (topic.endswith(OWN_SUFFIXES) or topic.startswith("__")) and self._pattern.fullmatch(topic) is not None
+        )
 
 
 class Lookup:
-    """Blocking, and to be called on threads that are not the loop's. Every method raises Unavailable."""
+    """All methods block, so call them on other threads than the loop's. Each raises Unavailable."""
 
     def __init__(self, settings: Settings, config: dict[str, Any]) -> None:
         """``config`` is the consumer's, without callbacks."""
         self._settings = settings
         self._config = config | {"log_level": 0, "client.id": f"{settings.client_id}.lookup"}
-        self._made: tuple[Consumer, AdminClient] | None = None
+        self._clients: tuple[Consumer, AdminClient] | None = None
 
-    def topics(self, topics: Expression) -> tuple[dict[str, Known], dict[str, str]]:
-        """The topics that are there, and why others that are named are not."""
+    def topics(self, topics: Expression) -> tuple[dict[str, TopicInfo], dict[str, str]]:
+        """The topics that exist, and for each other one that is named, why it is missing."""
         names: Iterable[str] = topics.names
         if topics.by_pattern:
             found = self._call(lambda consumer, _: consumer.list_topics(timeout=CALL_S).topics, "the topics")
-            names = [name for name, one in found.items() if one.error is None and topics.takes(name)]
+            names = [name for name, one in found.items() if one.error is None and topics.matches(name)]
         return self.describe(names)
 
-    def describe(self, names: Iterable[str]) -> tuple[dict[str, Known], dict[str, str]]:
-        there: dict[str, Known] = {}
+    def describe(self, names: Iterable[str]) -> tuple[dict[str, TopicInfo], dict[str, str]]:
+        there: dict[str, TopicInfo] = {}
         missing: dict[str, str] = {}
         asked = sorted(names)
         if not asked:
@@ -83,7 +85,7 @@ class Lookup:
         for name in asked:
             try:
                 found = answered(results[name], CALL_S)
-                there[name] = Known(_id(found.topic_id), len(found.partitions))
+                there[name] = TopicInfo(_id(found.topic_id), len(found.partitions))
             except KafkaException as error:
                 reason = error.args[0]
                 if reason.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION):
@@ -108,7 +110,7 @@ class Lookup:
             raise self._failed(error, f"the group {group}") from None
 
     def group_metadata(self) -> dict[Partition, CommitMetadata]:
-        """The note of each offset of the group, of whatever topic."""
+        """The metadata of each offset of the group, on all topics."""
         group = self._settings.group_id
         results = self._call(
             lambda _, admin: admin.list_consumer_group_offsets([GroupOffsets(group)], request_timeout=CALL_S),
@@ -121,7 +123,7 @@ class Lookup:
         return {(p.topic, p.partition): CommitMetadata.of(p.metadata or "") for p in found if p.offset >= 0}
 
     def committed(self, keys: Iterable[Partition]) -> dict[Partition, tuple[int, CommitMetadata]]:
-        """The group's offsets, where it has some."""
+        """The group's offsets; partitions without one are left out."""
 
         def ask(consumer: Consumer, _: AdminClient) -> list[TopicPartition]:
             found: list[TopicPartition] = consumer.committed([TopicPartition(*key) for key in keys], timeout=CALL_S)
@@ -135,10 +137,10 @@ class Lookup:
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
-        place, what = TopicPartition(topic, partition), f"the end of {topic}/{partition}"
-        found = self._call(lambda consumer, _: consumer.get_watermark_offsets(place, timeout=CALL_S), what)
+        at, what = TopicPartition(topic, partition), f"the end offset of {topic}/{partition}"
+        found = self._call(lambda consumer, _: consumer.get_watermark_offsets(at, timeout=CALL_S), what)
         if found is None:
-            raise backend_away(f"{what} was not told within {CALL_S:g} s")
+            raise backend_away(f"Kafka did not say within {CALL_S:g} s where {topic}/{partition} ends")
         return found
 
     def answer(self) -> str | None:
@@ -151,20 +153,20 @@ class Lookup:
 
     def _call(self, ask: Callable[[Consumer, AdminClient], T], what: str) -> T:
         found: list[T] = []
-        made = self._made
-        if made is None:
+        clients = self._clients
+        if clients is None:
             config = client_config(self._settings)
             brokers = {"bootstrap.servers": config["bootstrap.servers"]}
-            made = self._made = make(Consumer, self._config | brokers), make(AdminClient, config)
-        failure = tried(lambda: found.append(ask(*made)))
+            clients = self._clients = make(Consumer, self._config | brokers), make(AdminClient, config)
+        failure = tried(lambda: found.append(ask(*clients)))
         if failure is not None:
             raise self._failed(failure, what)
         return found[0]
 
     def _failed(self, failure: object, what: str) -> Unavailable:
-        # What a client was told while its broker was away can stay with it for many minutes: the next call has another.
-        # This one ends when nobody uses it any more.
-        self._made = None
+        # A client can keep what it learned while its broker was away for many minutes, so the next call makes another.
+        # This one ends when nothing uses it any more.
+        self._clients = None
         error = failure.args[0] if isinstance(failure, KafkaException) else failure
         where = f"Kafka at {self._settings.brokers}"
         if isinstance(error, KafkaError) and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
@@ -174,8 +176,8 @@ class Lookup:
         return backend_away(f"{where}{f': {what}' if what else ' does not answer'}: {text(failure)}")
 
     def close(self) -> None:
-        """The clients end when nobody uses them any more: closed under a call, that call would never return."""
-        self._made = None
+        """The clients end when nothing uses them any more: closed during a call, that call would never return."""
+        self._clients = None
 
 
 def _id(found: object) -> str:

@@ -1,4 +1,4 @@
-"""The poll thread of a consumer: it never stops polling, whatever the handlers do.
+"""The poll thread of a consumer, which never stops polling, whatever the handlers do.
 
 Work belongs to an assignment: a ``Lane`` is opened for each partition (see ``assignment``), and closed and joined on
 revoke. Records are handed to the loop in groups; a lane that does not keep up is paused alone. Offsets are committed
@@ -21,14 +21,14 @@ from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.assigned import Lane, Lanes, Offsets, Owner, Partition, by_partition
 from hiveio.kafka.assignment import Assignment
-from hiveio.kafka.away import is_connection
 from hiveio.kafka.client import denied, first_brokers, first_contact, is_fatal, make, start_thread
 from hiveio.kafka.commits import Commits
 from hiveio.kafka.group import member_config
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.lookup import Lookup
-from hiveio.kafka.room import make_room, places
+from hiveio.kafka.reachability import is_connection_error
+from hiveio.kafka.room import make_room, topic_partitions
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import group_members
 
@@ -37,15 +37,15 @@ TURN_S = 0.1  # the longest a poll waits
 SHORT_S = 0.01  # the same while something is about to be done here
 STUCK_S = 60.0
 OFFSETS_TOPIC = "__consumer_offsets"
-NOTED_S = 20.0  # for the commit of a group's beginning
+COMMIT_TIMEOUT_S = 20.0  # for the commit of first offsets, or of an owner
 logger = logging.getLogger("hiveio.consumer")
 T = TypeVar("T")
 
 
 class Poller:
-    """Joins the group and hands records over until it is stopped. Makes a new client after a fatal error.
+    """Joins the group and hands records over until it is stopped. The client is replaced after a fatal error.
 
-    ``companion`` names, for a topic, another one, of which the same partition is looked up on assign.
+    ``companion`` names, for each topic, another one, whose partition of the same number is looked up on assign.
     """
 
     def __init__(self, settings: Settings, owner: Lanes, companion: Callable[[str], str]) -> None:
@@ -61,17 +61,17 @@ class Poller:
         self._lookup = Lookup(settings, config)
         look_s = int(config["topic.metadata.refresh.interval.ms"]) / 1000
         self.assignment = Assignment(settings, owner, self, self._lookup, companion, look_s)
-        # After it Kafka takes the partitions away; so long a callback may take.
+        # The longest that a callback may take; after that Kafka revokes the partitions.
         self._longest_s = int(config.get("max.poll.interval.ms", 300_000)) / 1000
         self.patience_s = self._longest_s * 0.8
-        self._made: Consumer | None = None
+        self._first_client: Consumer | None = None
         self._thread: threading.Thread | None = None
         self._progress = threading.Event()
         self._calls: queue.SimpleQueue[Callable[[Consumer], None]] = queue.SimpleQueue()  # for the poll thread
-        self._wanted: list[str] = []
-        self._asked: asyncio.Task[str | None] | None = None
+        self._names: list[str] = []
+        self._probe: asyncio.Task[str | None] | None = None
         self._stopping = False
-        self._stale = False  # another client is wanted
+        self._stale = False  # the client is to be replaced
         self._leaders = LeaderWatch(settings, self._topics, self._renew)
         self._turned = time.monotonic()
         # Of the poll thread, and of one client.
@@ -91,7 +91,7 @@ class Poller:
     def start(self) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self._loop = asyncio.get_running_loop()
-        self._made = make(Consumer, self._config)
+        self._first_client = make(Consumer, self._config)
         self.assignment.start()
         self._thread = start_thread("consumer poll", self._run)
         first_contact(self._settings)
@@ -122,7 +122,7 @@ class Poller:
         found = self.assignment
         if unready := self.trouble or found.missing or self._leaders.doubt:
             return unready
-        # One that joins a group with no partition left is not told so (KIP-848).
+        # No callback comes where a group has no partition left for this member (KIP-848).
         if not self.joined and (member := self._member):
             members, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
             self.joined = self.joined or (stable and member in members)
@@ -131,16 +131,16 @@ class Poller:
         if found.waiting:
             (topic, at), reason = min(found.waiting.items())
             return f"{topic}/{at} is not read yet: {reason}"
-        if self._asked is None or self._asked.done():  # probes that come together ask Kafka once
-            self._asked = asyncio.ensure_future(blocking(self._lookup.answer))
-        return await asyncio.shield(self._asked)
+        if self._probe is None or self._probe.done():  # probes that come together ask Kafka once
+            self._probe = asyncio.ensure_future(blocking(self._lookup.answer))
+        return await asyncio.shield(self._probe)
 
     def _topics(self) -> set[str]:
-        """Those that are read, and the one by which the group has its coordinator."""
+        """The topics that are read, and the one whose leader is the group's coordinator."""
         return {OFFSETS_TOPIC, *(topic for topic, _ in self.assignment.lanes)}
 
     async def _renew(self, topics: set[str]) -> None:
-        """Join the group anew, with a client that learns anew who leads."""
+        """Join the group again, with a new client that looks up the leaders."""
         self.joined, self._member, self._stale = False, None, True
         self._progress.set()
         await blocking(self._lookup.close)
@@ -149,7 +149,7 @@ class Poller:
     # -- what the assignment asks for, on the loop
 
     def subscribe(self, names: Sequence[str]) -> None:
-        self._wanted = list(names)
+        self._names = list(names)
 
     def assign(self, lane: Lane) -> None:
         self._calls.put(partial(self._assign, lane))
@@ -159,23 +159,23 @@ class Poller:
         self._calls.put(partial(self._reopen, keys))
 
     async def commit(self, owned: Partition, offsets: Offsets) -> str | None:
-        """Commit these for the group, unless ``owned`` is another member's by now. None, or why they do not stand."""
-        noted: Future[str | None] = Future()
-        self._calls.put(partial(self._note, owned, offsets, noted))
+        """Commit these for the group, unless ``owned`` is another member's by now. None, or why that failed."""
+        result: Future[str | None] = Future()
+        self._calls.put(partial(self._commit_owned, owned, offsets, result))
         try:
-            async with asyncio.timeout(NOTED_S):
-                return await asyncio.wrap_future(noted)
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                return await asyncio.wrap_future(result)
         except TimeoutError:
-            return f"Kafka did not answer within {NOTED_S:g} s"
+            return f"Kafka did not answer within {COMMIT_TIMEOUT_S:g} s"
 
     async def claim(self, lane: Lane, owner: Owner) -> None:
-        """Commit who has the partition from now on: what another one does about it later is known for what it is.
+        """Commit who has the partition from now on, so that a later commit of another member is recognised.
 
         Raises Unavailable where that could not be committed.
         """
         key, lane.owner = (lane.topic, lane.partition), owner
         if (reason := await self.commit(key, {key: self._commits.of(lane)})) is not None:
-            raise Unavailable(f"that the partition is this instance's could not be committed: {reason}")
+            raise Unavailable(f"the claim on {lane.topic}/{lane.partition} could not be committed: {reason}")
 
     # -- on the poll thread
 
@@ -187,8 +187,8 @@ class Poller:
             if failure is None or self._loop.is_closed():
                 continue
             if time.monotonic() - started > STUCK_S:
-                pauses.again()
-            self.trouble = f"the consumer failed and is made anew: {text(failure)}"
+                pauses.reset()
+            self.trouble = f"the consumer failed and is replaced: {text(failure)}"
             # Without a trace: it would be of the client's own code, and such an error may not be an exception.
             logger.error("%s", self.trouble)
             self._progress.clear()
@@ -197,10 +197,10 @@ class Poller:
                 self._progress.wait(pauses.next_s())
 
     def _session(self) -> None:
-        """The life of one client. Raises what made it useless."""
+        """The life of one client. Raises RuntimeError with the reason if it failed."""
         self._fatal, self._subscribed, self.joined, self._stale = None, [], False, False
         config = self._config | {"bootstrap.servers": first_brokers(self._settings)}
-        consumer, self._made = self._made or make(Consumer, config), None
+        consumer, self._first_client = self._first_client or make(Consumer, config), None
         failure = tried(lambda: self._turns(consumer))
         reason = self._fatal or (text(failure) if failure is not None else None)
         # Not in a `finally`: what failed may be no exception, and nothing may be chained to it.
@@ -220,8 +220,8 @@ class Poller:
 
     def _turn(self, consumer: Consumer) -> None:
         self._turned = time.monotonic()
-        if self._wanted != self._subscribed:
-            self._subscribe(consumer, self._wanted)
+        if self._names != self._subscribed:
+            self._subscribe(consumer, self._names)
         while not self._calls.empty():
             self._calls.get_nowait()(consumer)
         if self._turned >= self._commit_at:
@@ -232,7 +232,7 @@ class Poller:
         waiting = make_room(consumer, self._lanes.values(), self._batch, self._progress) or len(self._lanes) < len(
             self._owned
         )
-        # poll wakes at the first record and consume takes what came with it; consume alone waits for a full batch
+        # poll returns at the first record and consume adds what came with it; consume alone waits for a full batch
         first = consumer.poll(SHORT_S if waiting else TURN_S)
         if first is None:
             return
@@ -248,19 +248,19 @@ class Poller:
     def _hand_over(
         self, consumer: Consumer, groups: dict[Partition, list[Message]], ends: dict[Partition, int]
     ) -> None:
-        taken = []
+        groups_to_handle = []
         for key, group in groups.items():
             if (found := self._lanes.get(key)) is not None and found.failure is None:
                 found.handed += len(group)
                 found.handed_to = group[-1].offset() + 1  # type: ignore[operator]
                 self._look_at_end(consumer, found)
-                taken.append((found, group))
+                groups_to_handle.append((found, group))
         for key, offset in ends.items():
             if (found := self._lanes.get(key)) is not None:
                 found.empty_to = offset
-        if taken:
+        if groups_to_handle:
             self.trouble = None
-            self._loop.call_soon_threadsafe(self._owner.take, taken)
+            self._loop.call_soon_threadsafe(self._owner.take, groups_to_handle)
 
     @staticmethod
     def _look_at_end(consumer: Consumer, lane: Lane) -> None:
@@ -274,10 +274,13 @@ class Poller:
             self._loop.call_soon_threadsafe(self._owner.broken, lane, error.str())
         elif is_fatal(error):
             self._fatal = error.str()
-        elif error.code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # told by the watch
-            self._tell_trouble(error, f"topic {message.topic()}" if message.topic() else "")
+        elif error.code() not in (
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+            KafkaError._UNKNOWN_TOPIC,
+        ):  # the watch of the topics reports it
+            self._report_trouble(error, f"topic {message.topic()}" if message.topic() else "")
 
-    def _tell_trouble(self, error: KafkaError, what: str = "") -> None:
+    def _report_trouble(self, error: KafkaError, what: str = "") -> None:
         what, rights = what or f"topics {', '.join(self._settings.read_topics)}", "Describe or Read"
         if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             what, rights = f"group {self._settings.group_id}", "Read"
@@ -297,7 +300,8 @@ class Poller:
         self._member = consumer.memberid()
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """An error in a callback would be raised by poll, perhaps as one that nobody can catch: it ends the client."""
+        """Do the work of a callback. An error would be raised by poll, perhaps as an object that no ``except`` names,
+        so it ends the client instead."""
         failure = tried(work)
         if failure is not None:
             self._fatal = self._fatal or text(failure)
@@ -308,8 +312,8 @@ class Poller:
             if error.code() == KafkaError.UNSUPPORTED_VERSION or "KIP-848" in error.str():
                 self._fatal += " (brokers before Kafka 4 need KAFKA_GROUP_PROTOCOL=classic)"
         elif error.code() in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
-            self._tell_trouble(error)
-        elif not is_connection(error):
+            self._report_trouble(error)
+        elif not is_connection_error(error):
             logger.warning("%s", error.str())
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
@@ -335,7 +339,7 @@ class Poller:
         keys = {(found.topic, found.partition) for found in partitions}
         read = [TopicPartition(*key) for key in keys & self._assigned]
         self._assigned -= keys
-        # The commit goes out before the partitions are let go.
+        # The commit is sent before the partitions are given back.
         self._guarded(lambda: self._release(consumer, keys & self._owned, lost=lost))
         self._owned -= keys
         for key in keys:
@@ -343,9 +347,9 @@ class Poller:
         self._guarded(lambda: consumer.incremental_unassign(read))
 
     def _release(self, consumer: Consumer, keys: Iterable[Partition], *, lost: bool) -> None:
-        """Close and join the lanes, then commit what they have done; after that nobody here touches them.
+        """Close and join the lanes, then commit what they have done; after that nothing here works on them.
 
-        The commit is on its way when this returns. What is not committed is delivered again.
+        The commit is in flight when this returns. What is not committed is delivered again.
         """
         keys = set(keys)
         if not keys or self._loop.is_closed():
@@ -361,7 +365,7 @@ class Poller:
             raise RuntimeError(f"partitions were not closed in time: {text(failure)}")
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it on the loop and wait: bounded by the time after which Kafka takes the partitions away anyway."""
+        """Run it on the loop and wait: bounded by the time after which Kafka revokes the partitions anyway."""
         self._turned = time.monotonic() + self._longest_s
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result(self.patience_s)
@@ -370,11 +374,11 @@ class Poller:
 
     # -- what the loop asked for, on the poll thread
 
-    def _note(self, owned: Partition, offsets: Offsets, noted: Future[str | None], consumer: Consumer) -> None:
+    def _commit_owned(self, owned: Partition, offsets: Offsets, result: Future[str | None], consumer: Consumer) -> None:
         if owned in self._owned:
-            self._commits.note(consumer, offsets, noted)
-        else:  # another member's, which may have begun already
-            noted.set_result("the partition is another member's")
+            self._commits.commit_offsets(consumer, offsets, result)
+        else:  # it is another member's, which may have begun already
+            result.set_result("the partition is another member's")
 
     def _assign(self, lane: Lane, consumer: Consumer) -> None:
         key = lane.topic, lane.partition
@@ -384,13 +388,13 @@ class Poller:
             self._lanes[key] = lane
 
     def _reopen(self, keys: Sequence[Partition], consumer: Consumer) -> None:
-        """The topic was made anew: begin anew with these."""
+        """The topic was deleted and created again: begin again with these partitions."""
         lanes = [lane for key in keys if (lane := self._lanes.pop(key, None)) is not None]
         if lanes:
-            consumer.incremental_unassign(places(lanes))
+            consumer.incremental_unassign(topic_partitions(lanes))
             self._assigned.difference_update(keys)
-            asyncio.run_coroutine_threadsafe(self._again(keys), self._loop)
+            asyncio.run_coroutine_threadsafe(self._reassign(keys), self._loop)
 
-    async def _again(self, keys: Sequence[Partition]) -> None:
+    async def _reassign(self, keys: Sequence[Partition]) -> None:
         await self.assignment.give(keys, lost=True)
         self.assignment.take([key for key in keys if key in self._owned])

@@ -1,4 +1,4 @@
-"""Kafka for the command line: blocking, one thing after the other, with a bound on each."""
+"""Kafka for the command line: blocking calls, one after the other, each with a bound."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -19,7 +19,7 @@ class Reader:
     def __init__(self, settings: Settings, group: str = "") -> None:
         self._settings = settings
         own = {"group.id": group or f"{settings.client_id}.reader", "enable.auto.commit": False}
-        own["enable.partition.eof"] = True  # a partition may end with what is no record: marks of transactions
+        own["enable.partition.eof"] = True  # a partition may end with transaction markers, which are no records
         self._consumer = make(Consumer, client_config(settings) | own | {"auto.offset.reset": "error"})
         self._producer: Producer | None = None
 
@@ -36,22 +36,22 @@ class Reader:
         return sorted(self._call(self._consumer.list_topics, timeout=TIMEOUT_S).topics)
 
     def partitions(self, topic: str) -> list[Partition]:
-        """None if there is no such topic."""
+        """An empty list if there is no such topic."""
         found = self._call(self._consumer.list_topics, topic, timeout=TIMEOUT_S).topics[topic]
         return [] if found.error is not None else [(topic, partition) for partition in sorted(found.partitions)]
 
     def topic_id(self, topic: str) -> str:
-        """Another one where the topic was deleted and made anew."""
+        """It changes when the topic is deleted and created again."""
         client = admin(self._settings)  # named: its results end with it
         asked = client.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT_S)
         return str(self._call(answered, asked[topic], TIMEOUT_S).topic_id)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
-        place = TopicPartition(topic, partition)
-        found: tuple[int, int] | None = self._call(self._consumer.get_watermark_offsets, place, timeout=TIMEOUT_S)
+        key = TopicPartition(topic, partition)
+        found: tuple[int, int] | None = self._call(self._consumer.get_watermark_offsets, key, timeout=TIMEOUT_S)
         if found is None:
-            raise backend_away(f"the end of {topic}/{partition} was not told within {TIMEOUT_S:g} s")
+            raise backend_away(f"Kafka did not say within {TIMEOUT_S:g} s where {topic}/{partition} ends")
         return found
 
     def offset_at(self, topic: str, partition: int, time_ms: int) -> int:
@@ -60,7 +60,7 @@ class Reader:
         return int(found.offset) if found.offset >= 0 else self.bounds(topic, partition)[1]
 
     def read(self, topic: str, partition: int, offset: int, end: int | None = None) -> Iterator[Message]:
-        """From this offset to ``end``, which is that of now by default."""
+        """The messages from this offset up to ``end``, which is the present end by default."""
         first, present = self.bounds(topic, partition)
         offset, end = max(first, offset), present if end is None else end
         if offset >= end:
@@ -70,15 +70,17 @@ class Reader:
             while offset < end:
                 first_one = self._call(self._consumer.poll, TIMEOUT_S)  # consume would wait for a full batch
                 if first_one is None:
-                    raise backend_away(f"{topic}/{partition}/{offset}: no answer within {TIMEOUT_S:g} s")
+                    raise backend_away(
+                        f"{topic}/{partition}/{offset} cannot be read: Kafka gave no answer within {TIMEOUT_S:g} s"
+                    )
                 for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
                     if (failure := message.error()) is not None:
                         if failure.code() == KafkaError._PARTITION_EOF:
                             return
                         if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                            continue  # the client looks for a coordinator, whom nobody needs here
+                            continue  # the client looks for a coordinator, which is not needed here
                         reason = denied(failure, f"topic {topic}", "Read")
-                        raise backend_away(reason or f"{topic}/{partition}: {failure.str()}")
+                        raise backend_away(reason or f"{topic}/{partition} cannot be read: {failure.str()}")
                     offset = message.offset() + 1
                     yield message
         finally:
@@ -99,7 +101,9 @@ class Reader:
             self._call(self._producer.produce, topic, value, key, partition, headers=headers, on_delivery=report)
             self._producer.poll(0)
         if self._producer.flush(TIMEOUT_S * 3) or failed:
-            raise backend_away(f"not all was written: {failed[0] if failed else 'no answer'}")
+            raise backend_away(
+                f"not all records were written: {failed[0] if failed else 'Kafka gave no answer in time'}"
+            )
 
     def members(self, group: str) -> int:
         """How many instances are in the group."""
@@ -113,31 +117,31 @@ class Reader:
         except KafkaException:
             pass
 
-    def committed(self, places: Sequence[Partition]) -> dict[Partition, int]:
-        """The group's offsets, where it has some."""
-        asked = [TopicPartition(*place) for place in places]
+    def committed(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The group's offsets; partitions without one are left out."""
+        asked = [TopicPartition(*key) for key in partitions]
         found = self._call(self._consumer.committed, asked, timeout=TIMEOUT_S)
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
-    def owners(self, places: Sequence[Partition]) -> dict[Partition, Owner]:
-        """Who of the group has these partitions, or had them last; where that is known."""
-        if not places:
+    def owners(self, partitions: Sequence[Partition]) -> dict[Partition, Owner]:
+        """The members that have these partitions, or had them last, as far as that is known."""
+        if not partitions:
             return {}
-        found = self._call(self._consumer.committed, [TopicPartition(*place) for place in places], timeout=TIMEOUT_S)
+        found = self._call(self._consumer.committed, [TopicPartition(*key) for key in partitions], timeout=TIMEOUT_S)
         for one in found:
             if one.error is not None and (right := denied(one.error, f"topic {one.topic}", "Describe")) is not None:
                 raise backend_away(right)
-        noted = {(one.topic, one.partition): CommitMetadata.of(one.metadata or "").owner for one in found}
-        return {place: owner for place, owner in noted.items() if owner is not None}
+        found_owners = {(one.topic, one.partition): CommitMetadata.of(one.metadata or "").owner for one in found}
+        return {key: owner for key, owner in found_owners.items() if owner is not None}
 
     def commit(self, offsets: dict[Partition, int], owners: dict[Partition, Owner]) -> None:
-        """Set the offsets of a group without members, each with the id of its topic and who set it."""
+        """Set the offsets of a group without members, each with the id of its topic and its owner."""
         client = admin(self._settings)  # named: its results end with it
         described = client.describe_topics(TopicCollection(sorted({topic for topic, _ in offsets})))
         ids = {topic: str(self._call(found.result).topic_id) for topic, found in described.items()}
-        notes = {at: str(CommitMetadata(UNKNOWN, ids[at[0]], owner=owners[at])) for at in offsets}
-        noted = [TopicPartition(*at, offset, notes[at]) for at, offset in offsets.items()]
-        self._call(self._consumer.commit, offsets=noted, asynchronous=False)
+        metadata = {at: str(CommitMetadata(UNKNOWN, ids[at[0]], owner=owners[at])) for at in offsets}
+        found_owners = [TopicPartition(*at, offset, metadata[at]) for at, offset in offsets.items()]
+        self._call(self._consumer.commit, offsets=found_owners, asynchronous=False)
 
     def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         try:

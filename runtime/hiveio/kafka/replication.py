@@ -1,4 +1,4 @@
-"""On how many brokers the records of a topic stand: what is wanted of a new topic, and whether an older one has it."""
+"""How many replicas a topic has: what a new topic needs, and whether an older one has it."""
 
 from collections.abc import Collection, Sequence
 
@@ -14,21 +14,21 @@ from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.client import answered
 
-USUAL, SAFE = 3, "2"  # replicas where nobody asks for another number, and min.insync.replicas of so many or more
+USUAL, SAFE = 3, "2"  # the replicas of a topic by default, and min.insync.replicas if it has as many
 TIMEOUT_S = 10.0
 SHOWN = 50  # partitions named in one line
 _SILENT = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
 
 
-def wanted(settings: Settings, brokers: Collection[int]) -> int:
+def required(settings: Settings, brokers: Collection[int]) -> int:
     """The fewest replicas that a topic should have while these brokers are up."""
     return settings.replication or min(USUAL, len(brokers))
 
 
 def of_new(settings: Settings, client: AdminClient, name: str, brokers: Collection[int]) -> tuple[int, dict[str, str]]:
-    """With how many replicas a topic is made while these brokers are up, and the property that goes with them.
+    """The number of replicas for a new topic while these brokers are up, and the property that goes with it.
 
-    Raises Unavailable while there are too few of them: a topic would have fewer replicas for ever.
+    Raises Unavailable while too few are up, because the topic would keep the smaller number of replicas.
     """
     defaults = _defaults(client, next(iter(brokers)))
     default = int(defaults.get("default.replication.factor", 1))
@@ -44,7 +44,7 @@ def of_new(settings: Settings, client: AdminClient, name: str, brokers: Collecti
 
 
 def _defaults(client: AdminClient, broker: int) -> dict[str, str]:
-    """The configuration of a broker; nothing where the user may not see it, as with most who run Kafka for others."""
+    """The configuration of a broker; empty if the user may not see it, as with most providers of Kafka."""
     resource = ConfigResource(ResourceType.BROKER, str(broker))
     try:
         entries = answered(client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource], TIMEOUT_S)
@@ -56,8 +56,8 @@ def _defaults(client: AdminClient, broker: int) -> dict[str, str]:
 
 
 def doubt(settings: Settings, name: str, assigned: Sequence[Sequence[int]], brokers: Collection[int]) -> str:
-    """A line about a topic with too few replicas, with what mends it; nothing where it has as many as wanted."""
-    least, asked = min(map(len, assigned)), wanted(settings, brokers)
+    """A line about a topic with too few replicas, with the remedy; empty if it has as many as it should."""
+    least, asked = min(map(len, assigned)), required(settings, brokers)
     if least >= asked:
         return ""
     why = "EVENT_STORE_REPLICATION" if settings.replication else f"there are {len(brokers)} brokers"
@@ -80,7 +80,7 @@ def doubt(settings: Settings, name: str, assigned: Sequence[Sequence[int]], brok
 
 
 def _more(replicas: Sequence[int], asked: int, brokers: Sequence[int], turn: int) -> list[int]:
-    """The replicas that are there, and others: not the same ones for each partition."""
+    """The present replicas and further ones, not the same for each partition."""
     others = [broker for broker in brokers if broker not in replicas]
     turn %= max(1, len(others))
     return [*replicas, *others[turn:], *others[:turn]][:asked]

@@ -7,11 +7,11 @@ from confluent_kafka import Consumer, TopicPartition
 
 from hiveio.kafka.assigned import Lane
 
-SLOW_S = 0.1  # a lane that holds the others up for so long is paused
+SLOW_S = 0.1  # a lane that delays the others for so long is paused
 
 
 def make_room(consumer: Consumer, lanes: Collection[Lane], batch: int, progress: threading.Event) -> bool:
-    """Wait for the loop, shortly; pause the lanes that hold it up. Whether a lane is paused that will go on."""
+    """Wait shortly for the loop, then pause the lanes that delay it. Whether a paused lane will go on."""
     resumed = [lane for lane in lanes if lane.paused and lane.backlog <= batch // 4]
     _set_paused(consumer, [lane for lane in resumed if lane.failure is None], paused=False)
     progress.clear()
@@ -24,7 +24,7 @@ def make_room(consumer: Consumer, lanes: Collection[Lane], batch: int, progress:
     return any(lane.paused and lane.failure is None for lane in lanes)
 
 
-def places(lanes: Iterable[Lane]) -> list[TopicPartition]:
+def topic_partitions(lanes: Iterable[Lane]) -> list[TopicPartition]:
     return [TopicPartition(lane.topic, lane.partition) for lane in lanes]
 
 
@@ -35,6 +35,6 @@ def _has_room(lanes: Collection[Lane], batch: int) -> bool:
 def _set_paused(consumer: Consumer, lanes: list[Lane], *, paused: bool) -> None:
     lanes = [lane for lane in lanes if lane.paused is not paused]
     if lanes:
-        consumer.pause(places(lanes)) if paused else consumer.resume(places(lanes))
+        consumer.pause(topic_partitions(lanes)) if paused else consumer.resume(topic_partitions(lanes))
         for lane in lanes:
             lane.paused = paused

@@ -1,4 +1,4 @@
-"""What topics take: known from their configuration, so that a record is refused before it is sent."""
+"""What topics accept, known from their configuration, so that a record is refused before it is sent."""
 
 import asyncio
 import time
@@ -15,8 +15,8 @@ AGAIN_S = 5.0  # between two looks at one topic
 
 
 class Rule(NamedTuple):
-    """``limit`` is the topic's ``max.message.bytes``; a compacted topic takes no record without a key. ``topic_id`` is
-    another one where the topic is another."""
+    """``limit`` is the topic's ``max.message.bytes``; a compacted topic accepts no record without a key. ``topic_id``
+    changes when the topic is deleted and created again."""
 
     limit: int
     keyed: bool = False
@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
 
 class Rules:
-    """The rules of some topics. They are read at the start, and again when they turn out to be others."""
+    """The rules of some topics. They are read at the start, and again when they seem to have changed."""
 
     def __init__(self, settings: Settings, limit: int, changed: Callable[[], None]) -> None:
         self._settings, self._limit, self._changed = settings, limit, changed
@@ -34,18 +34,18 @@ class Rules:
 
     @property
     def limit(self) -> int:
-        """Bytes that each of the topics takes in a batch."""
+        """The bytes that each of the topics accepts in a batch."""
         return min((rule.limit for rule in self._rules.values()), default=self._limit)
 
     async def look(self, topic: str) -> None:
-        """Make the topic if it is not there, and read its rules. Raises Unavailable."""
+        """Create the topic if it does not exist, and read its rules. Raises Unavailable."""
         self._looked_at[topic] = time.monotonic()
         found = await ensure_topic(self._settings, topic, FOREVER)
         limit = min(self._limit, int(found.config.get("max.message.bytes", self._limit)))
         self._rules[topic] = Rule(limit, "compact" in found.config.get("cleanup.policy", ""), found.id)
 
     def look_again(self, topic: str) -> None:
-        """Kafka refused what these rules allow, or they refuse what it may allow by now. At most each AGAIN_S."""
+        """Read the rules again, at most once in AGAIN_S: they differed from Kafka's answer, or may be outdated."""
         if time.monotonic() - self._looked_at.get(topic, -AGAIN_S) >= AGAIN_S:
             self._looked_at[topic] = time.monotonic()
             task = asyncio.ensure_future(self._look_again(topic))
@@ -56,24 +56,24 @@ class Rules:
         try:
             await self.look(topic)
         except Unavailable:
-            return  # readiness tells
+            return  # readiness says so
         self._changed()
 
     def topic_id(self, topic: str) -> str:
-        """Raises Unavailable where it has not been looked up."""
+        """Raises Unavailable while it is not known."""
         if topic not in self._rules:
-            raise Unavailable(f"events are not taken: the topic {topic} is being looked up")
+            raise Unavailable(f"events are not accepted yet: the topic {topic} is being looked up")
         return self._rules[topic].topic_id
 
     def check(self, topic: str, size: int, *, keyless: bool) -> None:
-        """Raises TooLarge (413) or Invalid (422) for a record that the topic does not take."""
+        """Raises TooLarge (413) or Invalid (422) for a record that the topic does not accept."""
         rule = self._rules.get(topic) or Rule(self._limit)
         if size + OVERHEAD > rule.limit:
             self.look_again(topic)
-            raise TooLarge(f"a record of {size} bytes is larger than topic {topic} takes ({rule.limit} bytes)")
+            raise TooLarge(f"a record of {size} bytes is larger than topic {topic} accepts ({rule.limit} bytes)")
         if keyless and rule.keyed:
             self.look_again(topic)
-            raise Invalid(f"topic {topic} is compacted and takes no record without a key")
+            raise Invalid(f"topic {topic} is compacted and accepts no record without a key")
 
 
 def size_of(value: bytes, key: str | bytes | None, headers: Headers) -> int:

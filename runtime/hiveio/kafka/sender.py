@@ -1,4 +1,4 @@
-"""The batching sender: records in, places in the log out. Idempotent, acks=all, every delivery awaited."""
+"""The batching sender: takes records, returns their offsets. Idempotent, acks=all, every delivery awaited."""
 
 import asyncio
 import logging
@@ -20,16 +20,16 @@ from hiveio.kafka.losses import Losses
 from hiveio.kafka.refusals import concerns_batch, failed, refusal
 from hiveio.kafka.rules import Rules, size_of
 from hiveio.kafka.threads import blocking
-from hiveio.types import Observer, Stored
+from hiveio.types import DeliveryFuture, Observer
 
-EAGER = 8  # so many records in flight go out at once, each; beyond, they are gathered
-LOADED_S = 0.02  # and so long after that too
-MAX_RECORDS, MAX_BYTES = 20_000, 64 << 20  # taken and not reported; beyond, 503
+EAGER = 8  # up to this number in flight, each record is sent at once; with more, records are gathered
+LOADED_S = 0.02  # for which records are still gathered afterwards
+MAX_RECORDS, MAX_BYTES = 20_000, 64 << 20  # accepted and not reported; beyond that, 503
 SWEEP_S = 0.05  # how late a deadline may be noticed
-LATE_S = 3.0  # without a record being stored
+LATE_S = 3.0  # for which a record waits until the leaders are asked about
 LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT; it may be stored all the same"
-CLOSED = "events are not taken now: try again in a moment"
-OPEN_S = 2.0  # the longest the start waits for the topic: probes are not answered before
+CLOSED = "events are not accepted now: try again in a moment"
+OPEN_S = 2.0  # the longest that the start waits for the topics: before, probes are not answered
 logger = logging.getLogger("hiveio.sender")
 
 _waiting = metrics.Gauge("hiveio_records_waiting", "Records that Kafka has not confirmed", multiprocess_mode="livesum")
@@ -38,16 +38,16 @@ _waiting = metrics.Gauge("hiveio_records_waiting", "Records that Kafka has not c
 class Sender:
     """Sends records; each future is done when Kafka has stored or refused its record, or its outcome is unknown.
 
-    - Idle, a record goes out at once; with ``EAGER`` in flight, records are gathered for at most
-      ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. What one ``send_all`` takes is
-      stored in order, per key or partition, and so is what is sent after an answer, or all with ``gather``.
-    - What is taken and not reported is bounded in number and bytes; beyond that ``send`` raises Unavailable (503), and
-      with ``shed`` so it does while Kafka does not confirm records fast enough for the deadline (see ``Flow``).
+    - A record is sent at once while fewer than ``EAGER`` are in flight; then records are gathered for at most
+      ``settings.buffer_timeout_ms`` or until there are ``settings.buffer`` of them. The records of one ``send_all`` are
+      stored in order, per key or partition; so are those sent after an answer, and all sent with ``gather``.
+    - The records accepted and not reported are bounded in number and bytes; beyond that ``send`` raises Unavailable
+      (503), and with ``shed`` also while Kafka does not confirm records fast enough for the deadline (see ``Flow``).
     - Shortly before ``settings.request_timeout_ms`` a future fails with Unknown (504); the record may still be stored,
       and keeps its room in the queue until librdkafka gives up on it (``delivery.timeout.ms``): memory stays bounded.
-    - A batch that Kafka refuses for what is in it is sent again, each record alone and once: the good ones are stored,
-      behind those that were sent meanwhile; the others fail with what ``refusal`` makes of it (413, 422, 403 or 503).
-    - ``topics`` are made at the start when they are missing; nothing is taken before they are there.
+    - If Kafka refuses a batch because of a record in it, each record is sent again once, alone: good ones are stored
+      behind those sent meanwhile; the others fail with the problem that ``refusal`` gives (413, 422, 403 or 503).
+    - ``topics`` are created at the start if they are missing; no record is accepted before that.
     - ``observer`` sees every record and its future, and gives the headers to send.
     """
 
@@ -68,19 +68,19 @@ class Sender:
             settings,
             linger_ms=0,
             batch_num_messages=settings.buffer,
-            delivery_timeout_ms=300_000,  # a time-out here makes an outcome unknown; it is not REQUEST_TIMEOUT
+            delivery_timeout_ms=300_000,  # not REQUEST_TIMEOUT: a time-out here makes an outcome unknown
             queue_buffering_max_messages=MAX_RECORDS,
             queue_buffering_max_kbytes=MAX_BYTES >> 10,
-            max_in_flight_requests_per_connection=1,  # with several a record may stand twice when a leader changes
+            max_in_flight_requests_per_connection=1,  # with several, a new leader may write a record twice
             socket_nagle_disable=True,
         ) | {"acks": "all", "enable.idempotence": True}
-        # The queue is bounded here, so that it is refused before any of a request's records is sent. librdkafka's own
-        # bound counts its bookkeeping too: it is larger, and never met.
-        self._most_records = int(self._config["queue.buffering.max.messages"])
-        self._most_bytes = int(self._config["queue.buffering.max.kbytes"]) << 10
+        # The queue is bounded here, so that a request is refused before any of its records is sent. librdkafka's own
+        # bound is larger, so that it is never reached: it counts other data too.
+        self._max_records = int(self._config["queue.buffering.max.messages"])
+        self._max_bytes = int(self._config["queue.buffering.max.kbytes"]) << 10
         self._config |= {
-            "queue.buffering.max.messages": self._most_records + 1000,
-            "queue.buffering.max.kbytes": (self._most_bytes >> 10) + 65536,
+            "queue.buffering.max.messages": self._max_records + 1000,
+            "queue.buffering.max.kbytes": (self._max_bytes >> 10) + 65536,
         }
         self._clients = Clients(self, self._config, settings.buffer_timeout_ms)
         self.rules = Rules(
@@ -91,14 +91,14 @@ class Sender:
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._flow, self._shed = Flow(self._timeout_s), shed
-        self._shedding: str | None = None  # why nothing is taken now, though there is room
+        self._shedding: str | None = None  # why nothing is accepted now, though there is room
         self._losses = Losses(self.name)
         self._loaded_until = 0.0
         self._pending: dict[Delivery, None] = {}  # in the order of their deadlines
-        self._late: set[Delivery] = set()  # past their deadline, and still in librdkafka's hands
+        self._late: set[Delivery] = set()  # past their deadline, and still held by librdkafka
         self._sweeper: asyncio.TimerHandle | None = None
         self._leaders = LeaderWatch(settings, lambda: self._topics, self._renew, self._waits_long)
-        self._stuck = 0  # records that clients hold which were renewed
+        self._stuck = 0  # records held by clients from before they were renewed
         self._opening: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[str | None] | None = None
         self._bytes = 0
@@ -108,9 +108,9 @@ class Sender:
     # -- component
 
     async def start(self) -> None:
-        """Raises ConfigError for properties that librdkafka refuses, Unsafe for a topic that is not as it should be.
+        """Raises ConfigError for properties that librdkafka refuses, Unsafe for a topic that would lose records.
 
-        Without Kafka it starts all the same, takes nothing, and goes on trying: readiness says so.
+        Without Kafka it starts, accepts nothing and goes on trying; readiness says so.
         """
         self.loop = asyncio.get_running_loop()
         self._clients.make()
@@ -139,7 +139,7 @@ class Sender:
         self._leaders.start()
 
     async def stop(self) -> None:
-        """Take nothing more and wait until everything taken is stored, bounded; what is not is then Unknown."""
+        """Accept nothing more and wait, for a bounded time, until everything is stored; the rest is then Unknown."""
         self._closed = "it is stopping"
         bound_s = self._settings.drain_timeout_ms / 1000 * 0.8
         await self._leaders.stop()
@@ -149,13 +149,13 @@ class Sender:
             if self._pending or self._late:
                 self._drained = self.loop.create_future()
                 await asyncio.wait([self._drained], timeout=bound_s)
-        finally:  # also when the process has no time left for it
-            left = [*self._pending, *self._late]
-            for record in left:
+        finally:  # also if the process has no time left to wait
+            unfinished = [*self._pending, *self._late]
+            for record in unfinished:
                 self._fail(
                     record, Unknown("the service stopped before Kafka answered; the record may be stored all the same")
                 )
-            self._losses.unconfirmed(len(left), "the service stopped before Kafka answered")
+            self._losses.unconfirmed(len(unfinished), "the service stopped before Kafka answered")
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._clients.stop()
@@ -164,7 +164,7 @@ class Sender:
         """None when Kafka answers and there is room, else the reason."""
         if self._closed is not None:
             return f"{self.name}: {self._closed}"
-        if len(self._pending) + len(self._late) >= self._most_records or self._bytes >= self._most_bytes:
+        if len(self._pending) + len(self._late) >= self._max_records or self._bytes >= self._max_bytes:
             return f"{self.name}: the queue to Kafka is full"
         if self._flow.stalled:
             return f"{self.name}: {self._flow.refusal}"
@@ -190,8 +190,8 @@ class Sender:
 
     @property
     def crowded(self) -> bool:
-        """Whether the queue is more than half full: who can wait should."""
-        return 2 * (len(self._pending) + len(self._late)) > self._most_records or 2 * self._bytes > self._most_bytes
+        """Whether the queue is more than half full: callers that can wait should."""
+        return 2 * (len(self._pending) + len(self._late)) > self._max_records or 2 * self._bytes > self._max_bytes
 
     # -- sending
 
@@ -201,21 +201,21 @@ class Sender:
         TooLarge (413), Invalid (422) and Unavailable (503) are definite: nothing was or will be written.
         """
         if self._closed is not None:
-            raise Unavailable(CLOSED, inside=f"events are not taken: {self._closed}")
+            raise Unavailable(CLOSED, inside=f"events are not accepted: {self._closed}")
         self.rules.check(topic, max(sizes), keyless=keyless)
-        held = len(self._pending) + len(self._late)
-        if held + len(sizes) > self._most_records or self._bytes + sum(sizes) > self._most_bytes:
-            raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(held))
+        unconfirmed = len(self._pending) + len(self._late)
+        if unconfirmed + len(sizes) > self._max_records or self._bytes + sum(sizes) > self._max_bytes:
+            raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(unconfirmed))
         if self._shedding is not None:
-            raise Unavailable(self._shedding, retry_after=self._flow.retry_after(held))
+            raise Unavailable(self._shedding, retry_after=self._flow.retry_after(unconfirmed))
 
     def send(
         self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, *, gather: bool = False
-    ) -> Stored:
-        """Take a record. The future gives partition and offset when it is stored, or fails with Unknown (504), or with
-        what Kafka's refusal is.
+    ) -> DeliveryFuture:
+        """Accept a record. The future gives partition and offset when it is stored, or fails with Unknown (504) or the
+        problem of Kafka's refusal.
 
-        Raises at once, when nothing was or will be written: Unavailable (503), TooLarge (413), and Invalid (422) for a
+        Raises at once, if nothing was or will be written: Unavailable (503), TooLarge (413), and Invalid (422) for a
         record without a key on a compacted topic.
         """
         size = size_of(value, key, headers)
@@ -224,8 +224,8 @@ class Sender:
 
     def send_all(
         self, topic: str, records: Sequence[tuple[bytes, str | bytes | None, Headers]], *, gather: bool = False
-    ) -> list[Stored]:
-        """Take records (value, key, headers), all of them or, raising what ``send`` raises, none."""
+    ) -> list[DeliveryFuture]:
+        """Accept records (value, key, headers): all of them or, raising what ``send`` raises, none."""
         sizes = [size_of(value, key, headers) for value, key, headers in records]
         self._admit(topic, sizes, keyless=any(key is None for _, key, _ in records))
         client = self._clients.gathering if gather else self._choose()
@@ -242,8 +242,8 @@ class Sender:
 
     def _send(
         self, client: Client, topic: str, value: bytes, key: str | bytes | None, headers: Headers, size: int
-    ) -> Stored:
-        future: Stored = self.loop.create_future()
+    ) -> DeliveryFuture:
+        future: DeliveryFuture = self.loop.create_future()
         now = self.loop.time()
         record = Delivery(client, size, now, now + self._timeout_s, future)
         self._pending[record] = None
@@ -265,11 +265,13 @@ class Sender:
         except KafkaException as failure:
             # Nothing was written, and nothing will be: an error of produce() itself is definite.
             error = failure.args[0]
-            if is_fatal(error):  # often before the poll thread hears of it
+            if is_fatal(error):  # often before the poll thread gets the error
                 self._fail(record, self._clients.refusal(client) or failed(error.str()))
                 self.loop.call_soon(self.replace, client, error.str())
             else:
                 problem = refusal(error, topic)
+                if problem is not None:
+                    self._losses.refused(problem, error.str(), self.loop.time())
                 self._fail(record, problem or backend_away(f"the record cannot be sent: {error.str()}"))
 
     # -- reports, on the loop
@@ -290,17 +292,17 @@ class Sender:
             elif not record.alone and concerns_batch(record.error):
                 self._send_alone(record)
             else:
-                self._losses.refused(problem, self.loop.time())
+                self._losses.refused(problem, record.error.str(), self.loop.time())
                 self._fail(record, problem)
         if confirmed:
             now = self.loop.time()
             self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
             if self._shedding is not None:
-                self._look(now)  # whoever was just answered may come again at once
+                self._look(now)  # a client that was just answered may send again at once
         self._losses.unconfirmed(failed, reason)
 
     def _send_alone(self, record: Delivery) -> None:
-        """Once more, in a batch of its own: it may be a neighbour for which Kafka refused the whole batch."""
+        """Send it again, in a batch of its own: Kafka may have refused the batch because of another record."""
         if record not in self._pending and record not in self._late:  # its outcome was said to be unknown
             return
         topic, value, key = record.written
@@ -345,9 +347,9 @@ class Sender:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def _look(self, now: float) -> None:
-        held = len(self._pending) + len(self._late)
-        _waiting.set(held)
-        self._flow.look(held - self._stuck, now)
+        unconfirmed = len(self._pending) + len(self._late)
+        _waiting.set(unconfirmed)
+        self._flow.look(unconfirmed - self._stuck, now)
         if self._shed:
             self._shedding = self._flow.refusal
 
@@ -361,19 +363,19 @@ class Sender:
         self._clients.renew(first_brokers(self._settings))
 
     def _give_up(self) -> None:
-        """What clients hold that were renewed may be stored yet; it is given up where it takes the room of others."""
+        """Give up the records of clients that were renewed if others need their room; they may still be stored."""
         stuck = self._clients.stuck(chain(self._pending, self._late))
         if stuck and self.crowded:
             for record in stuck:
-                self._fail(record, Unknown("another broker leads by now; the record may be stored all the same"))
-            self._losses.unconfirmed(len(stuck), "another broker leads by now")
+                self._fail(record, Unknown("Kafka did not confirm the record; it may be stored all the same"))
+            self._losses.unconfirmed(len(stuck), "another broker leads the partition now")
             stuck = []
         self._stuck = len(stuck)
 
     def replace(self, client: Client, reason: str) -> None:
-        """After a fatal error: a new producer; the outcome of all that the old one held is unknown.
+        """Replace a producer after a fatal error; the outcome of the records that it held is unknown.
 
-        One that never sent anything held what is not stored; it may fail again at once, so the next one waits.
+        If it never sent anything they are not stored. The new one may fail at once too, so the next one waits.
         """
         if client.ended:
             return
@@ -393,4 +395,4 @@ class Sender:
 def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # a request that has gone away does not ask: no "exception was never retrieved"
+        future.exception()  # nobody may await it: no "exception was never retrieved"

@@ -1,4 +1,4 @@
-"""Writing one partition without a gap: a record can land only after all that were sent before it."""
+"""Writes one partition without a gap: a record can be stored only after all that were sent before it."""
 
 import asyncio
 import threading
@@ -12,18 +12,18 @@ from hiveio.errors import AWAY, Unavailable, backend_away
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import error_of, text, tried
 from hiveio.kafka.threads import blocking, start_thread
-from hiveio.types import Observer, RecordMetadata, Stored
+from hiveio.types import DeliveryFuture, Observer, RecordMetadata
 
 WAIT_S = 10.0
 MAX_GROUP = 500  # events that a publisher sends at once
 OVERLAPPING = 8  # sessions of which something is under way at once, at most
-# So many records in a row of an event topic hold one that is no repeat (ShortRepeats in Publisher.tla): a session ends
-# as soon as it finds that it has repeated something.
+# Among this number of consecutive records of an event topic, one is no repeat (ShortRepeats in Publisher.tla): a
+# session ends as soon as it finds that it has repeated something.
 REPEATED = MAX_GROUP * OVERLAPPING
 
 
 class Oversized(Unavailable):
-    """Kafka does not take the group, or one of its records, because of its size."""
+    """Kafka does not accept the group, or one of its records, because of its size."""
 
 
 class Outgoing(NamedTuple):
@@ -33,10 +33,10 @@ class Outgoing(NamedTuple):
 
 
 class Session:
-    """One producer for one stretch of records. After the first failure it sends nothing any more.
+    """One producer for a sequence of records. After the first failure it sends nothing any more.
 
     One request is in flight at a time: records gather until ``flush`` (a long linger keeps them), and the next group
-    waits for the delivery of the one before. A request that was given up may still land, alone and in its place.
+    waits for the delivery of the one before. A request that was given up may still be stored, alone and in its place.
     ``observer`` sees every record, and gives the headers to send.
     """
 
@@ -45,7 +45,7 @@ class Session:
         self._failure: KafkaError | None = None
         self._closed = False
         self._flushing = threading.Lock()  # a client must not end while it is used
-        self._landed: list[int | None] = []  # offsets; None: Kafka had it already from an earlier attempt
+        self._landed: list[int | None] = []  # offsets; None: an earlier attempt had stored it
         self._producer = make(
             Producer,
             client_config(settings)
@@ -73,15 +73,15 @@ class Session:
             return self._producer.flush(WAIT_S)
 
     async def send(self, group: Sequence[Outgoing], partition: int | None = None) -> tuple[int, int] | None:
-        """All of the group are delivered: the offsets of the first and the last one, where Kafka tells them.
+        """Deliver the group. Returns the offsets of its first and its last record, if Kafka says them.
 
-        Raises Unavailable, or Oversized, and the session is over, as it is when this is cancelled: each record may have
-        landed or not.
+        If it raises Unavailable or Oversized, or is cancelled, the session is over, and each record may be stored or
+        not.
         """
         partition = self._partition if partition is None else partition
         if self._observer is None:
             return await self._deliver(group, partition)
-        stored: Stored = asyncio.get_running_loop().create_future()
+        stored: DeliveryFuture = asyncio.get_running_loop().create_future()
         observed = [out._replace(headers=self._observer(self._topic, out.key, out.headers, stored)) for out in group]
         try:
             landed = await self._deliver(observed, partition)
@@ -91,10 +91,10 @@ class Session:
             stored.set_exception(error)
             raise
         finally:
-            stored.cancel()  # where it is not done: the publisher stops
+            stored.cancel()  # if it is not done, the publisher is stopping
 
     async def _deliver(self, group: Sequence[Outgoing], partition: int) -> tuple[int, int] | None:
-        left: list[int] = []
+        remaining: list[int] = []
         self._landed.clear()
 
         def deliver() -> None:
@@ -104,12 +104,12 @@ class Session:
         failure = tried(deliver)
         if failure is None:
             try:
-                # flush raises what is fatal, out of the callback that it serves; raised on, it would end the thread.
-                failure = await blocking(tried, lambda: left.append(self._flush()), kind="publish")
-            except asyncio.CancelledError:  # whoever has the partition now shall meet as little of it as may be
+                # flush raises fatal errors out of the callbacks that it calls; uncaught, they would end the thread.
+                failure = await blocking(tried, lambda: remaining.append(self._flush()), kind="publish")
+            except asyncio.CancelledError:  # the next publisher should find as few of its records as possible
                 self.close()
                 raise
-        if failure is not None or self._failure is not None or left != [0]:
+        if failure is not None or self._failure is not None or remaining != [0]:
             refusal = self._refusal(self._failure if failure is None else failure, partition)
             self.close()
             raise refusal
@@ -117,7 +117,7 @@ class Session:
         return None if first is None or last is None else (first, last)
 
     def close(self) -> None:
-        """Give up what is not sent. The client and its threads end a moment later."""
+        """Give up the records that are not sent. The client and its threads end a moment later."""
         if not self._closed:
             self._closed = True
             tried(lambda: self._producer.purge(in_queue=True, in_flight=True, blocking=False))
@@ -129,7 +129,7 @@ class Session:
             tried(self._producer.close)
 
     def _refusal(self, failure: object | None, partition: int) -> Unavailable:
-        """``failure`` is None when there was no answer in time."""
+        """``failure`` is None if there was no answer in time."""
         error = error_of(failure)
         if (right := denied(error, f"topic {self._topic}", "Write")) is not None:
             return backend_away(right)

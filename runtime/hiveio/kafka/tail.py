@@ -1,4 +1,4 @@
-"""Following a log with little delay."""
+"""Follows a log with little delay."""
 
 import asyncio
 import logging
@@ -13,14 +13,14 @@ from hiveio.config import Settings
 from hiveio.kafka.client import client_config, denied, make
 from hiveio.kafka.guard import Pauses, text, tried
 from hiveio.kafka.threads import blocking
-from hiveio.kafka.untaken import Untaken
+from hiveio.kafka.unconsumed import Unconsumed
 
 BATCH = 2_000  # most records handed over at once
-MAX_MARKS = 100_000  # offsets without a record that are taken for marks of transactions; more are a loss
+MAX_MARKERS = 100_000  # consecutive offsets without a record that are taken for transaction markers; more are a loss
 POLL_S = 0.1
 OLD_END_S = 12.0  # for which a broker may not know that another one leads
 REFUSED_S = 2.0  # between two clients that ask for an offset which a broker does not know
-AGAIN_S = 0.01  # between two looks at whether a partition that was let go of has room again
+ROOM_S = 0.01  # between two checks whether a suspended partition has room again
 logger = logging.getLogger("hiveio.kafka")
 
 
@@ -41,7 +41,7 @@ def log_record(message: Message) -> LogRecord:
 
 
 def no_record(offset: int) -> LogRecord:
-    """What stands for an offset at which Kafka keeps a mark of somebody's transaction, and no record."""
+    """Represents an offset at which Kafka keeps a transaction marker instead of a record."""
     return LogRecord(offset, "", b"", 0)
 
 
@@ -58,7 +58,7 @@ def reading_client(settings: Settings, **extra: object) -> Consumer:
         Consumer,
         client_config(settings)
         | {
-            # asked for by the client; no group is joined, nothing is committed
+            # the client needs a name; no group is joined, nothing is committed
             "group.id": f"{settings.client_id}.tail",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -68,7 +68,7 @@ def reading_client(settings: Settings, **extra: object) -> Consumer:
             "fetch.error.backoff.ms": 50,
             "fetch.queue.backoff.ms": 10,
             "queued.min.messages": 10_000,
-            # Of all partitions together, and so is the largest answer of a broker, which librdkafka derives from it.
+            # For all partitions together; librdkafka derives the largest answer of a broker from it.
             "queued.max.messages.kbytes": 16_384,
         }
         | extra,
@@ -79,10 +79,9 @@ class Tail:
     """Follows partitions of one topic, each with a callback on the event loop.
 
     Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. A partition
-    whose records are not taken is let go of at its bound, and taken up where it was left once half of them are taken:
-    the others are read on. The one who takes them calls ``taken``. ``make`` is what is made of each message, by the
-    thread that reads. With ``gap`` no offset is left out, nor the last ones before the end: it makes what stands where
-    there is no record.
+    whose records are not consumed is suspended at its bound, and resumed once half of them are consumed; the others are
+    read on. Whoever consumes records calls ``consumed``. ``make`` converts each message, on the thread that reads. With
+    ``gap`` no offset is left out, nor the last ones before the end: it makes an item for each offset without a record.
     """
 
     def __init__(
@@ -94,18 +93,18 @@ class Tail:
     ) -> None:
         self._settings, self._topic, self._make, self._gap = settings, topic, make, gap
         self._loop = asyncio.get_running_loop()
-        self._stale = False  # another client is wanted
+        self._stale = False  # the client is to be replaced
         self._consumer = self._reading_client()
-        self._wanted: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # moves that the thread has not made yet
+        self._moves: dict[int, tuple[int, OnRecords, OnError] | None] = {}  # not executed by the thread yet
         self._moved = threading.Event()
         self._following: dict[int, tuple[int, OnRecords, OnError]] = {}
-        self._next: dict[int, int] = {}  # of each the offset behind what was handed over
-        self._denied = False  # a missing right was told
+        self._next: dict[int, int] = {}  # of each partition, the offset after what was handed over
+        self._denied = False  # a missing right was logged
         self._lock = threading.Lock()
-        self._untaken = Untaken()
-        self._left: set[int] = set()  # let go of, because too much is not taken
+        self._unconsumed = Unconsumed()
+        self._suspended: set[int] = set()  # not read, because too many records are not consumed
         self._refused: dict[int, float] = {}  # since when a broker does not know the next offset of a partition
-        self._again_at = 0.0  # when another client asks for it
+        self._retry_at = 0.0  # when another client asks for it
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
 
@@ -122,106 +121,106 @@ class Tail:
 
     def follow(self, partition: int, offset: int, on_records: OnRecords, on_error: OnError) -> None:
         """Begin at this offset, or seek to it. Records read before are not handed over any more after this call, and
-        those that were handed over count as taken."""
+        those that were handed over count as consumed."""
         with self._lock:
-            self._wanted[partition] = (offset, on_records, on_error)
+            self._moves[partition] = (offset, on_records, on_error)
         self._moved.set()
 
     def unfollow(self, partition: int) -> None:
         """Records of this partition are not handed over any more."""
         with self._lock:
-            self._wanted[partition] = None
+            self._moves[partition] = None
         self._moved.set()
 
-    def taken(self, partition: int, count: int) -> None:
-        """So many of the records of this partition are done with."""
-        self._untaken.take(partition, count)
+    def consumed(self, partition: int, count: int) -> None:
+        """This number of records of the partition has been consumed."""
+        self._unconsumed.consume(partition, count)
 
     def renew(self) -> None:
-        """Read on with a client that learns anew who leads."""
+        """Replace the client, so that it looks up the leaders."""
         self._stale = True
 
     def _run(self) -> None:
         pauses = Pauses()
         while (failure := tried(self._read)) is not None and not self._ended:
-            logger.error("%s: the reading client failed and is made anew: %s", self._topic, text(failure))
+            logger.error("%s: the reading client failed and is replaced: %s", self._topic, text(failure))
             while not self._ended:
                 time.sleep(pauses.next_s())
-                if tried(self._renew) is None:
+                if tried(self._renew_client) is None:
                     break
         tried(self._consumer.close)
 
     def _read(self) -> None:
         while not self._ended:
-            if self._stale or (self._refused and time.monotonic() > self._again_at):
-                self._renew()
+            if self._stale or (self._refused and time.monotonic() > self._retry_at):
+                self._renew_client()
             self._move()
             if not self._following:
                 self._moved.wait(1.0)
                 continue
-            self._take_up()
-            # poll wakes at the first record, consume takes what came with it: 0.5 ms against 5.9 of consume alone
-            first = self._consumer.poll(AGAIN_S if self._left else POLL_S)
+            self._resume()
+            # poll returns at the first record, consume adds what came with it: 0.5 ms instead of 5.9 with consume alone
+            first = self._consumer.poll(ROOM_S if self._suspended else POLL_S)
             if first is None:
                 continue
             self._hand_over([first, *self._consumer.consume(BATCH, 0)])
-            self._let_go()
+            self._suspend()
 
     def _is_lost(self, partition: int) -> bool:
-        """Whether an offset that a broker does not know is believed to be gone: one that led until it was cut off names
-        an old end. So it has to be said for OLD_END_S, and new clients ask meanwhile."""
+        """Whether an offset that a broker does not know is considered lost. A deposed leader names an old end, so the
+        answer must stay the same for OLD_END_S, in which new clients ask again."""
         now = time.monotonic()
-        self._again_at = now + REFUSED_S
+        self._retry_at = now + REFUSED_S
         return now - self._refused.setdefault(partition, now) > OLD_END_S
 
-    def _renew(self) -> None:
-        """Go on behind what was handed over: what the old client had taken and not given is read again."""
+    def _renew_client(self) -> None:
+        """Go on after what was handed over: what the old client had only fetched is read again."""
         self._stale = False
         now = time.monotonic()
-        self._again_at = now + REFUSED_S
-        # Where nothing was said any more there is just no new record.
+        self._retry_at = now + REFUSED_S
+        # For a partition without a later error there is just no new record.
         self._refused = {p: since for p, since in self._refused.items() if now - since < OLD_END_S + 2 * REFUSED_S}
         tried(self._consumer.close)
         self._consumer = self._reading_client()
-        self._assign(self._following.keys() - self._left)
+        self._assign(self._following.keys() - self._suspended)
 
     def _move(self) -> None:
         with self._lock:
-            moves, self._wanted = self._wanted, {}
+            moves, self._moves = self._moves, {}
             self._moved.clear()
-            self._untaken.begin(moves)
+            self._unconsumed.begin(moves)
         if not moves:
             return
-        self._left -= moves.keys()
+        self._suspended -= moves.keys()
         self._refused = {partition: since for partition, since in self._refused.items() if partition not in moves}
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
             else:
                 self._following[partition], self._next[partition] = move, move[0]
-        # incremental: the others go on where they are
+        # incremental: the other partitions go on where they are
         known = self._assigned()
         self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in moves if p in known])
         self._assign({p for p, move in moves.items() if move is not None})
 
-    def _let_go(self) -> None:
-        """Read no more of the partitions whose records are not taken. No pause(): the client keeps that over seeks and
-        assignments, and gives nothing of what it has fetched meanwhile."""
-        if full := self._untaken.full(self._following) - self._left:
-            self._left |= full
+    def _suspend(self) -> None:
+        """Stop reading the partitions whose records are not consumed. No pause(): the client keeps that over seeks and
+        assignments, and hands over nothing of what it has fetched meanwhile."""
+        if full := self._unconsumed.full(self._following) - self._suspended:
+            self._suspended |= full
             self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in full])
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         """Go on with the partitions that have room again."""
-        if self._left and (roomy := self._untaken.roomy(self._following) & self._left):
-            self._left -= roomy
+        if self._suspended and (roomy := self._unconsumed.roomy(self._following) & self._suspended):
+            self._suspended -= roomy
             self._assign(roomy)
 
     def _assign(self, partitions: Iterable[int]) -> None:
         self._consumer.incremental_assign([TopicPartition(self._topic, p, self._next[p]) for p in partitions])
 
     def _reading_client(self) -> Consumer:
-        # The end of a partition is told once it is quiet: behind it there may be marks.
+        # The end of a partition is reported once nothing comes: there may be transaction markers before it.
         return reading_client(self._settings, **({} if self._gap is None else {"enable.partition.eof": True}))
 
     def _assigned(self) -> set[int]:
@@ -241,7 +240,7 @@ class Tail:
                 expected = ends.get(partition)
                 if expected is None:
                     expected = self._next.get(partition, offset)
-                if self._gap is not None and expected < offset <= expected + MAX_MARKS:
+                if self._gap is not None and expected < offset <= expected + MAX_MARKERS:
                     groups.setdefault(partition, []).extend(map(self._gap, range(expected, offset)))
                     ends[partition] = offset
             if error is None:
@@ -257,11 +256,11 @@ class Tail:
             elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and not self._denied:
                 self._denied = True
                 logger.error("%s", denied(error, f"topic {self._topic}", "Read"))
-        with self._lock:  # a follow() made meanwhile makes what was read before it void
+        with self._lock:  # a follow() in between makes what was read before it void
             arrived = groups.keys() | failures.keys()
-            current = {p: self._following[p] for p in arrived if p not in self._wanted and p in self._following}
+            current = {p: self._following[p] for p in arrived if p not in self._moves and p in self._following}
             for p in current:
-                self._untaken.add(p, len(groups.get(p, ())), sizes.get(p, 0))
+                self._unconsumed.add(p, len(groups.get(p, ())), sizes.get(p, 0))
         try:
             self._loop.call_soon_threadsafe(self._deliver, current, groups, failures)
         except RuntimeError:  # the loop is closed
@@ -280,7 +279,7 @@ class Tail:
     ) -> None:
         for partition, following in current.items():
             records = groups.get(partition, [])
-            if partition in self._wanted or self._following.get(partition) is not following:
+            if partition in self._moves or self._following.get(partition) is not following:
                 continue
             if records:
                 following[1](records)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-MAX_THREADS = 64  # threads for the calls of one kind; they are started as they are needed
+MAX_THREADS = 64  # threads for the calls of one kind; each is started when it is needed
 
 T = TypeVar("T")
 Kind = Literal["ask", "publish"]
@@ -20,8 +20,8 @@ os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a for
 async def blocking(call: Callable[..., T], *arguments: Any, kind: Kind = "ask") -> T:
     """Make a call on another thread that may block for seconds, while brokers are silent.
 
-    As ``asyncio.to_thread``, whose few threads are for what actors block with. Those who publish have threads of their
-    own too: each of them may wait for a delivery, and none of that may keep others from asking.
+    Like ``asyncio.to_thread``, whose few threads are left to actors. Publishers have threads of their own too: each of
+    them may wait for a delivery, which must not keep others from asking.
     """
     pool = _pools.get(kind)
     if pool is None:
@@ -31,9 +31,9 @@ async def blocking(call: Callable[..., T], *arguments: Any, kind: Kind = "ask") 
 
 
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
-    """A daemon thread for calls into librdkafka that takes no signals: they are the main thread's.
+    """A daemon thread for calls into librdkafka that gets no signals: the main thread handles them.
 
-    It is born with them blocked: blocked by itself, there would be a moment before.
+    It starts with signals blocked: if it blocked them itself, it could get one before.
     """
     thread = threading.Thread(target=target, name=name, daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -1,4 +1,4 @@
-"""Topics as this runtime needs them: made when missing, with no more than is needed, and read back."""
+"""Topics as this runtime needs them: created if missing, with no more rights than needed, and checked."""
 
 import logging
 import time
@@ -34,10 +34,10 @@ logger = logging.getLogger("hiveio.kafka")
 
 
 class Topic(NamedTuple):
-    """``id`` changes when a topic is deleted and made anew under its old name.
+    """``id`` changes when a topic is deleted and created again.
 
     ``assigned`` are the brokers of each partition's replicas, and ``brokers`` those that are up. ``config`` is empty
-    where the user may not see it.
+    if the user may not see it.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Topic(NamedTuple):
     def partitions(self) -> int:
         return len(self.assigned)
 
-    def differs(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        """The properties that are known to have another value, with the wanted one."""
-        return {name: value for name, value in wanted.items() if self.config.get(name, value) != value}
+    def differs(self, expected: Mapping[str, str]) -> dict[str, str]:
+        """The properties that are known to have another value, with the expected one."""
+        return {name: value for name, value in expected.items() if self.config.get(name, value) != value}
 
-    def doubt(self, name: str, wanted: str) -> str:
+    def doubt(self, name: str, expected: str) -> str:
         """A line about a property that has another value: the thing, the value and the remedy."""
         reason = REASONS.get(name, "events would be lost")
-        return f"topic {self.name} has {name}={self.config.get(name)}: {reason}; set {name}={wanted}"
+        return f"topic {self.name} has {name}={self.config.get(name)}: {reason}; set {name}={expected}"
 
 
 def admin(settings: Settings, **own: Any) -> AdminClient:
@@ -67,7 +67,7 @@ def admin(settings: Settings, **own: Any) -> AdminClient:
 def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) -> tuple[set[str], bool]:
     """The member ids of a group, and whether all have what they are assigned. Blocking.
 
-    Nobody where there is no such group, or Kafka does not say.
+    Nobody if there is no such group, or Kafka does not answer.
     """
     client = admin(settings)  # named: its results end with it
     try:
@@ -79,13 +79,13 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
 
 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:
-    """The topic, made with ``settings.partitions`` partitions if it is not there.
+    """The topic, created with ``settings.partitions`` partitions if it does not exist.
 
     It has EVENT_STORE_REPLICATION replicas, or else the brokers' default, at least min(3, brokers); with 3 or more
-    ``min.insync.replicas`` is 2 or the brokers' default, if that is more. While fewer brokers are up it is not made.
-    What a policy of the brokers refuses is left to their defaults. At each call what stands there is read back, and a
-    line of the log tells of each doubt and what mends it. A topic that is there needs no right to make one. Raises
-    Unavailable when Kafka does not answer or refuses.
+    ``min.insync.replicas`` is 2 or the brokers' default, if that is more. While fewer brokers are up it is not
+    created. A property that a policy of the brokers refuses is left to their defaults. Each call reads the topic, and
+    logs each doubt about it with the remedy. An existing topic needs no right to create one. Raises Unavailable when
+    Kafka does not answer or refuses.
     """
     return await blocking(_ensure, settings, name, dict(config))
 
@@ -94,29 +94,29 @@ def _ensure(settings: Settings, name: str, config: dict[str, str]) -> Topic:
     refused: list[KafkaError] = []
     with_admin = admin(settings, error_cb=lambda error: refused.append(error) if error.code() in _REFUSED else None)
     try:
-        return _made(settings, with_admin, name, settings.partitions, config)
+        return _ensured(settings, with_admin, name, settings.partitions, config)
     except KafkaException as error:
-        with_admin.poll(0)  # says why nobody answers
+        with_admin.poll(0)  # its error_cb says why no broker answers
         reason = refused[-1] if refused else error.args[0]
         raise backend_away(f"Kafka at {settings.brokers}: topic {name}: {reason.str()}") from None
 
 
 async def ensure_companion(settings: Settings, name: str, source: str, config: Mapping[str, str]) -> None:
-    """The topic, with at least as many partitions as ``source``: made, or grown, if it is not so.
+    """Give the topic at least as many partitions as ``source``: create it, or add partitions.
 
     Raises Unavailable when Kafka does not answer or refuses.
     """
-    await blocking(_ensure_beside, settings, name, source, dict(config))
+    await blocking(_ensure_companion, settings, name, source, dict(config))
 
 
-def _ensure_beside(settings: Settings, name: str, source: str, config: dict[str, str]) -> None:
+def _ensure_companion(settings: Settings, name: str, source: str, config: dict[str, str]) -> None:
     try:
         client = admin(settings)
         original = client.list_topics(source, timeout=TIMEOUT_S).topics[source]
         if original.error is not None:
             raise backend_away(f"Kafka at {settings.brokers}: topic {source}: {original.error.str()}")
         partitions = len(original.partitions)
-        found = _made(settings, client, name, partitions, config)
+        found = _ensured(settings, client, name, partitions, config)
         if found.partitions < partitions:
             answered(
                 client.create_partitions([NewPartitions(name, partitions)], request_timeout=TIMEOUT_S)[name], TIMEOUT_S
@@ -154,28 +154,28 @@ def _config(client: AdminClient, name: str) -> dict[str, str]:
     return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
 
-def _made(settings: Settings, client: AdminClient, name: str, partitions: int, config: dict[str, str]) -> Topic:
-    wanted: dict[str, str] = {}
+def _ensured(settings: Settings, client: AdminClient, name: str, partitions: int, config: dict[str, str]) -> Topic:
+    expected: dict[str, str] = {}
     if (found := _describe(client, name)) is None:
         brokers = client.list_topics(timeout=TIMEOUT_S).brokers
         replicas, safe = replication.of_new(settings, client, name, brokers)
-        wanted = config | safe
-        create(client, name, partitions, replicas, wanted)
-        end = time.monotonic() + TIMEOUT_S  # it is not at once known to every broker
+        expected = config | safe
+        create(client, name, partitions, replicas, expected)
+        end = time.monotonic() + TIMEOUT_S  # not every broker knows it at once
         while (found := _describe(client, name)) is None:
             if time.monotonic() > end:
-                raise backend_away(f"topic {name} was made and is not there after {TIMEOUT_S:.0f} s")
+                raise backend_away(f"topic {name} was created, and no broker shows it after {TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-    for line in doubts(settings, found, wanted):
+    for line in doubts(settings, found, expected):
         logger.warning("%s", line)
     return found
 
 
 def create(client: AdminClient, name: str, partitions: int, replication: int, config: dict[str, str]) -> None:
-    """Make the topic with as much of ``config`` as the brokers take, or find that another instance was faster."""
-    left = dict(config)
+    """Create the topic with as much of ``config`` as the brokers accept, unless another instance was faster."""
+    remaining = dict(config)
     while True:
-        new = NewTopic(name, partitions, replication_factor=replication, config=left)
+        new = NewTopic(name, partitions, replication_factor=replication, config=remaining)
         try:
             answered(client.create_topics([new], request_timeout=TIMEOUT_S)[name], TIMEOUT_S)
             return
@@ -185,29 +185,31 @@ def create(client: AdminClient, name: str, partitions: int, replication: int, co
                 return
             if code in _NO_RIGHT:
                 raise backend_away(
-                    f"topic {name} is not there, or the user has no right Describe on it: {text}; make it, or grant "
-                    "Describe and Create"
+                    f"topic {name} does not exist, or the user has no right Describe on it: {text}; create it, or "
+                    "grant Describe and Create"
                 ) from None
             # INVALID_CONFIG is a property that these brokers do not have.
-            if code not in (KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG) or (not left and replication < 0):
+            if code not in (KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG) or (
+                not remaining and replication < 0
+            ):
                 raise
-            refused = [key for key in left if key in text] or [*left]
+            refused = [key for key in remaining if key in text] or [*remaining]
             logger.info("topic %s: the brokers refuse %s: %s", name, ", ".join(refused) or "its replication", text)
             if not refused:
                 replication = -1  # the default of the brokers
-            left = {key: value for key, value in left.items() if key not in refused}
+            remaining = {key: value for key, value in remaining.items() if key not in refused}
 
 
-def doubts(settings: Settings, topic: Topic, wanted: Mapping[str, str]) -> list[str]:
-    """What is not as safe as it could be, and how to mend it; ``wanted`` of a topic that was just made."""
+def doubts(settings: Settings, topic: Topic, expected: Mapping[str, str]) -> list[str]:
+    """What is not as safe as it could be, and the remedy; ``expected`` is for a topic that was just created."""
     few = replication.doubt(settings, topic.name, topic.assigned, topic.brokers)
     safe = {"unclean.leader.election.enable": "false"}
-    if replication.wanted(settings, topic.brokers) >= replication.USUAL and (
+    if replication.required(settings, topic.brokers) >= replication.USUAL and (
         topic.config.get("min.insync.replicas") == "1"
     ):
         safe["min.insync.replicas"] = replication.SAFE
     command = f"kafka-configs.sh --bootstrap-server {settings.brokers} --alter --entity-type topics --entity-name"
     return [few] * bool(few) + [
         f"{topic.doubt(key, value)}: {command} {topic.name} --add-config {key}={value}"
-        for key, value in topic.differs({**safe, **wanted}).items()
+        for key, value in topic.differs({**safe, **expected}).items()
     ]

@@ -23,10 +23,10 @@ from hiveio.producer.split import Item, Items, Lines, Splitter
 from hiveio.service import Service
 from hiveio.types import Message, Receive
 
-MAX_RECORDS = 100_000  # in a batch: their answers are held until it has come in
-CHUNK = 250  # records that are taken before others get their turn
-WINDOW = 4  # chunks of a batch that are on their way to Kafka
-MAX_TIMEOUTS = 10  # a batch that takes longer than so many times REQUEST_TIMEOUT is cut
+MAX_RECORDS = 100_000  # in a batch; their answers are kept until all of it has come in
+CHUNK = 250  # records that are handled before other requests get their turn
+WINDOW = 4  # chunks of a batch that are in flight to Kafka
+MAX_TIMEOUTS = 10  # a batch that takes longer than this many times REQUEST_TIMEOUT is ended
 
 NDJSON = b"application/x-ndjson"
 _FAULT = encode_problem(Problem())
@@ -35,7 +35,7 @@ logger = logging.getLogger("hiveio.http")
 
 
 class Layout(NamedTuple):
-    """How a batch is written: what finds its records, what makes envelopes of them, the media type of the response."""
+    """The format of a batch: what finds its records, what makes envelopes of them, the media type of the response."""
 
     splitter: type[Splitter]
     envelope: Callable[[bytes, Mapping[bytes, bytes]], bytes] | None = None
@@ -43,13 +43,13 @@ class Layout(NamedTuple):
 
 
 class Intake:
-    """The forms in which a producer's route takes messages, besides one JSON envelope.
+    """The forms in which a producer's route accepts messages, in addition to one JSON envelope.
 
-    - A JSON array, NDJSON (``application/x-ndjson``), CloudEvents in batch mode: a batch. Each record is taken, in
-      order, as it would be alone, and answered in its place: ``{"status": 200, "position": "<topic>/<p>/<offset>"}``,
-      or its problem document. 200 when all is well, else 207. BODY_LIMIT bounds a record, BATCH_LIMIT the batch.
-      Where the rest of a batch is not read, its last answer is a problem with ``"rest": true``; what came before
-      stands. An Idempotency-Key counts for record ``n`` (from 0) as ``<key>/<n>``.
+    - A JSON array, NDJSON (``application/x-ndjson``), CloudEvents in batch mode: a batch. Each record is handled, in
+      order, as it would be alone, and answered in order: ``{"status": 200, "position": "<topic>/<p>/<offset>"}``,
+      or its problem document. 200 if all succeed, else 207. BODY_LIMIT bounds a record, BATCH_LIMIT the batch.
+      If the rest of a batch is not read, its last answer is a problem with ``"rest": true``; what came before it is
+      handled. The Idempotency-Key of record ``n`` (from 0) is ``<key>/<n>``.
     - CloudEvents in structured and binary mode: one message. The attributes become its meta.
     """
 
@@ -97,11 +97,11 @@ class Intake:
             raise self._too_large()
         answers: list[bytes] = []
         waiting: deque[list[Submission | bytes]] = deque()
-        taken, disconnected = 0, False
+        received, disconnected = 0, False
         try:
             async for items in self._items(layout, first, receive, progressed):
-                waiting.append(await self._submit(items, layout, headers, common, taken))
-                taken += len(items)
+                waiting.append(await self._submit(items, layout, headers, common, received))
+                received += len(items)
                 if len(waiting) >= WINDOW:
                     oldest = waiting.popleft()
                     answers += await self._answers(oldest, progressed)
@@ -115,7 +115,7 @@ class Intake:
             disconnected = True
         for chunk in waiting:
             answers += await self._answers(chunk, progressed)
-        if disconnected:  # what it sent is carried out, and its keys are settled
+        if disconnected:  # what it sent is carried out, and the answers of its keys are kept
             raise ClientDisconnected
         body = b"\n".join([*answers, b""]) if layout.media_type == NDJSON else b"[%b]" % b",".join(answers)
         status = 200 if all(answer.startswith(self._done) for answer in answers) else 207
@@ -124,7 +124,7 @@ class Intake:
     async def _items(
         self, layout: Layout, message: Message, receive: Receive, progressed: Callable[[], None]
     ) -> AsyncIterator[list[Item]]:
-        """The records of the body, as they come, at most CHUNK at once. Raises a Problem where the rest is not read."""
+        """The records of the body, as they come, at most CHUNK at once. Raises a Problem if the rest is not read."""
         splitter = layout.splitter(self._limit)
         until = monotonic() + MAX_TIMEOUTS * self._timeout_s
         size = count = 0
@@ -156,20 +156,20 @@ class Intake:
                 progressed()
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
-        except TimeoutError:  # the chunk is empty: it is given on before more is awaited
+        except TimeoutError:  # the chunk is empty: it was yielded before more was awaited
             raise RequestTimeout("the rest of the batch did not arrive in time") from None
         except Problem:
             if chunk:
                 yield chunk
             if more:
-                await discard(receive)  # most clients look for an answer when they have sent everything
+                await discard(receive)  # most clients read the answer after they have sent everything
             raise
 
     async def _submit(
-        self, items: list[Item], layout: Layout, headers: Mapping[bytes, bytes], common: Envelope, taken: int
+        self, items: list[Item], layout: Layout, headers: Mapping[bytes, bytes], common: Envelope, received: int
     ) -> list[Submission | bytes]:
-        """On their way, in their order; or the problem document."""
-        envelopes = [self._envelope(item, layout, headers, common, index) for index, item in enumerate(items, taken)]
+        """Submit the records in their order; for one that is refused, its problem document."""
+        envelopes = [self._envelope(item, layout, headers, common, index) for index, item in enumerate(items, received)]
         claims: list[Claim | Outcome | BaseException | None] = [None] * len(items)
         if common.key is not None:
             claims = await asyncio.gather(*(self._claim(each) for each in envelopes), return_exceptions=True)
@@ -184,9 +184,9 @@ class Intake:
             except Problem as problem:
                 submitted.append(encode_problem(problem))
             except Exception as error:
-                place = taken + len(submitted)
+                index = received + len(submitted)
                 of = None if isinstance(envelope, Problem) else envelope
-                log_fault(logger, error, self._publishing.contract, of, record=place)
+                log_fault(logger, error, self._publishing.contract, of, record=index)
                 submitted.append(_FAULT)
         return submitted
 
@@ -209,7 +209,7 @@ class Intake:
     async def _answers(self, chunk: list[Submission | bytes], progressed: Callable[[], None]) -> list[bytes]:
         progressed()
         if any(isinstance(each, Submission) and each.claim is not None for each in chunk):
-            return await asyncio.gather(*(self._answer(each) for each in chunk))  # each tells Redis
+            return await asyncio.gather(*(self._answer(each) for each in chunk))  # each writes to Redis
         return [await self._answer(each) for each in chunk]
 
     async def _answer(self, submitted: Submission | bytes) -> bytes:

@@ -15,14 +15,14 @@ from hiveio.errors import Conflict, KeyReused, Unavailable, Unknown
 from hiveio.redis import Redis, Script
 
 _CLAIM, _KEEP = Script("claim", "hiveio.producer"), Script("keep", "hiveio.producer")
-ATTEMPTS, FIRST_S = 8, 0.1  # to tell Redis what became of a key; the wait doubles, with jitter: half a minute
+ATTEMPTS, FIRST_S = 8, 0.1  # to store the outcome of a key; the wait doubles, with jitter: half a minute
 
 logger = logging.getLogger("hiveio.producer")
 
 
 class Claim(NamedTuple):
-    """A key that this request holds until it is kept or given back. ``token`` is the id of the request's records;
-    ``prefix`` is that of the keys of the topic that they are written to."""
+    """A key that this request holds until its answer is kept or the key is released. ``token`` is the id of the
+    request's records; ``prefix`` belongs to the keys of the topic that they are written to."""
 
     prefix: str
     name: bytes
@@ -31,11 +31,11 @@ class Claim(NamedTuple):
 
 
 class Keys:
-    """What is known of the keys, in the Redis of CACHE_URL, for IDEMPOTENCY_TIME.
+    """The keys and their answers, in the Redis of CACHE_URL, for IDEMPOTENCY_TIME.
 
-    A key is claimed before its event goes to Kafka, and its answer kept when that is known. In between, and for the
-    whole window if the answer never is (killed in that moment), a repeat is not stored: it is told 409, then 504.
-    A refusal gives the key back.
+    A key is claimed before its event goes to Kafka, and its answer is kept once it is known. In between, and for the
+    whole window if no answer comes (the process was killed), a repeat is not stored: it gets 409, then 504. A refusal
+    releases the key.
     """
 
     name = "keys"
@@ -54,7 +54,7 @@ class Keys:
         try:
             await self._redis.refuse_eviction()
         except Unavailable:
-            pass  # readiness tells
+            pass  # readiness says so
 
     async def stop(self) -> None:
         if self._later:
@@ -62,9 +62,9 @@ class Keys:
         await self._redis.stop()
 
     async def ready(self) -> str | None:
-        """None when Redis keeps an entry, always the same one: a PING says nothing about rights, room or replicas."""
+        """None if Redis keeps an entry, always the same one: a PING says nothing about rights, memory or replicas."""
         try:
-            await self._tell(self._probe, b"P\nready\n")
+            await self._store(self._probe, b"P\nready\n")
         except Unavailable as error:
             return str(error)
         return None
@@ -75,11 +75,11 @@ class Keys:
     # -- keys
 
     async def claim(self, topic: str, topic_id: str, actor: str, envelope: Envelope, token: str) -> Claim | Outcome:
-        """The key of this request, or the answer that the first one got. It belongs to one topic of one cluster: an
-        answer says what is stored there.
+        """The claim of this request, or the answer that the first one got. A key belongs to one topic of one cluster,
+        because an answer says what is stored there.
 
-        Raises Conflict (409) while that is under way, Unknown (504) with its id where it ended without an answer,
-        KeyReused (422) where its body was another, Unavailable (503).
+        Raises Conflict (409) while the first is being handled, Unknown (504) with its id if it ended without an answer,
+        KeyReused (422) if its body was another, Unavailable (503).
         """
         name = encode_json((actor, envelope.id, envelope.key))
         prefix = f"hive:keys:{{{topic}/{topic_id}}}:"
@@ -87,19 +87,19 @@ class Keys:
         try:
             _, found = await self._redis.call(_CLAIM, prefix, (self._window_ms,), claim[1:])
         except (Unavailable, asyncio.CancelledError):
-            self.later(self._tell_again(claim, b""))  # it may have been claimed all the same
+            self.later(self._retry_store(claim, b""))  # it may have been claimed all the same
             raise
         if not found:
             return claim
         entry, age_ms = found
         state, first, hash, *answer = entry.split(b"\n", 4)
         if hash.decode() != claim.hash:
-            raise KeyReused("this Idempotency-Key came before, with another body")
+            raise KeyReused("this Idempotency-Key was used before with another body")
         if state == b"D":
             status, headers = msgspec.json.decode(answer[0], type=tuple[int, dict[str, str]])
             return Outcome(status=status, headers=headers, encoded=answer[1])
-        if 0 <= age_ms < self._timeout_ms:  # below: the clock of Redis was set back since
-            raise Conflict("a request with this Idempotency-Key is under way", headers={"Retry-After": "1"})
+        if 0 <= age_ms < self._timeout_ms:  # below 0, the clock of Redis was set back since
+            raise Conflict("a request with this Idempotency-Key is still being handled", headers={"Retry-After": "1"})
         raise Unknown(
             "the first request with this Idempotency-Key has no answer: it may be stored, and is not sent again",
             id=first.decode(),
@@ -109,32 +109,32 @@ class Keys:
         """Remember the answer of a claimed key."""
         body = outcome.encoded if outcome.encoded is not None else encode_value(outcome.value, meta)
         head = f"D\n{claim.token}\n{claim.hash}\n".encode()
-        await self._told(claim, b"%b%b\n%b" % (head, encode_json((outcome.status, outcome.headers)), body))
+        await self._store_or_retry(claim, b"%b%b\n%b" % (head, encode_json((outcome.status, outcome.headers)), body))
 
     async def release(self, claim: Claim) -> None:
-        """Give a key back: nothing was sent under it."""
-        await self._told(claim, b"")
+        """Release a key: nothing was sent with it."""
+        await self._store_or_retry(claim, b"")
 
-    def _tell(self, claim: Claim, entry: bytes) -> Awaitable[Any]:
+    def _store(self, claim: Claim, entry: bytes) -> Awaitable[Any]:
         return self._redis.call(_KEEP, claim.prefix, (self._window_ms,), (claim.name, claim.token, entry))
 
-    async def _told(self, claim: Claim, entry: bytes) -> None:
+    async def _store_or_retry(self, claim: Claim, entry: bytes) -> None:
         try:
-            await self._tell(claim, entry)
+            await self._store(claim, entry)
         except Unavailable:
-            self.later(self._tell_again(claim, entry))  # the answer does not wait for it
+            self.later(self._retry_store(claim, entry))  # the answer of the request does not wait for it
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what no answer waits for, before the end."""
+        """Do work for which no answer waits; ``stop`` waits for it."""
         task = asyncio.create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
 
-    async def _tell_again(self, claim: Claim, entry: bytes) -> None:
+    async def _retry_store(self, claim: Claim, entry: bytes) -> None:
         for attempt in range(ATTEMPTS):
             await asyncio.sleep(FIRST_S * 2**attempt * random.uniform(0.5, 1.0))
             try:
-                await self._tell(claim, entry)
+                await self._store(claim, entry)
                 return
             except Unavailable:
                 continue

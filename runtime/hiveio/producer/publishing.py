@@ -1,4 +1,4 @@
-"""What an actor gives becomes records of an event topic, answered when Kafka has stored them."""
+"""Writes the events that an actor returns to an event topic, and answers when Kafka has stored them."""
 
 import asyncio
 import itertools
@@ -19,42 +19,41 @@ from hiveio.headers import trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Headers, Late
 from hiveio.producer.keys import Claim, Keys
-from hiveio.types import RecordMetadata, Stored
+from hiveio.types import DeliveryFuture, RecordMetadata
 
 CONTENT_TYPE = ("content-type", b"application/json")
 
 
 def topic_of(contract: Contract, settings: Settings) -> str:
-    """The topic that an actor's events are written to. Raises ConfigError when nobody names one."""
+    """The topic that an actor's events are written to. Raises ConfigError if none is named."""
     if not contract.topic and not settings.written_topic:
         raise ConfigError(f"EVENT_STORE_TOPIC is not set, and {contract.name} names no topic of its own to write to")
     return contract.topic or settings.written_topic
 
 
 class Submission(NamedTuple):
-    """Events that were taken: ``stored`` is done when Kafka has them; empty when there was nothing to write."""
+    """Events that were accepted. ``stored`` is done when Kafka has them, and empty if there was nothing to write."""
 
     outcome: Outcome
-    stored: list[Stored]
+    stored: list[DeliveryFuture]
     id: str
     claim: Claim | None = None
     meta: Raw | None = None
 
 
 class Publishing:
-    """The handler of one actor: writes the events that ``handler`` gives and answers after the delivery reports.
+    """The handler of one actor: writes the events that ``handler`` returns, and answers after the delivery reports.
 
     One record an event, in ``contract.topic`` or ``settings.written_topic``: key = the event's field ``contract.key``,
     or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
-    payload of a message that the actor gives back as it is stands as it came; headers ``hive-actor``, ``hive-id``
+    payload of a message that the actor returns unchanged keeps its bytes; headers ``hive-actor``, ``hive-id``
     (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``tracestate``,
     ``hive-key`` (the Idempotency-Key) and those of EVENT_HEADERS, as they came. With EVENT_FORMAT=cloudevents the value
-    is the payload, and what surrounds it stands in headers too. The answer is the events, and ``Hive-Position`` says
-    where the last one stands. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and knows
-    no position.
-    With ``keys`` a request whose Idempotency-Key came before is answered as that was, and written once.
+    is the payload, and the attributes are headers too. The answer is the events, and ``Hive-Position`` is the position
+    of the last one. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and has no position.
+    With ``keys`` a request whose Idempotency-Key was used before gets the first answer again, and is written once.
 
-    Raises Unavailable (503), TooLarge (413), Invalid (422) and Forbidden (403) when nothing was written; Unknown (504)
+    Raises Unavailable (503), TooLarge (413), Invalid (422) and Forbidden (403) if nothing was written; Unknown (504)
     with the records' ``id`` when Kafka did not confirm them all in time: each may be stored, now or later.
     """
 
@@ -77,8 +76,8 @@ class Publishing:
         return await self.settled(await self.submit(envelope, claim))
 
     async def claim(self, envelope: Envelope) -> Claim | Outcome | None:
-        """The claim on its Idempotency-Key, where keys are remembered; or the answer that the first request got.
-        Raises Unavailable as long as the topic is not known."""
+        """The claim on its Idempotency-Key if keys are remembered, or the answer that the first request got. Raises
+        Unavailable as long as the topic is not known."""
         if envelope.key is None or self._keys is None:
             return None
         id = self._sender.rules.topic_id(self._topic)
@@ -87,7 +86,7 @@ class Publishing:
     async def submit(
         self, envelope: Envelope, claim: Claim | Outcome | None = None, *, gather: bool = False
     ) -> Submission:
-        """Perform, and hand the events to the sender: all or none; with ``gather`` they stand in the order of calls."""
+        """Perform, and give the events to the sender: all or none; with ``gather`` they keep the order of the calls."""
         if claim is None:
             return await self._submit(envelope, self._next_id(), gather, None)
         if isinstance(claim, Outcome):
@@ -95,7 +94,7 @@ class Publishing:
         assert self._keys is not None
         try:
             return await self._submit(envelope, claim.token, gather, claim)
-        except asyncio.CancelledError:  # its time was over while the actor was at work
+        except asyncio.CancelledError:  # the deadline passed while the actor was performing
             self._keys.later(self._keys.release(claim))
             raise
         except Exception:
@@ -105,7 +104,7 @@ class Publishing:
     async def _submit(self, envelope: Envelope, id: str, gather: bool, claim: Claim | None) -> Submission:
         outcome = await self._handler(envelope)
         events = self.contract.checked_events(outcome.value)
-        stored: list[Stored] = []
+        stored: list[DeliveryFuture] = []
         if len(events) == 1:
             value, key, headers = self._record(events[0], envelope, id + ".0", self._headers(envelope))
             stored = [self._sender.send(self._topic, value, key, headers, gather=gather)]
@@ -118,15 +117,15 @@ class Publishing:
         return Submission(outcome, stored, id, claim, envelope.meta)
 
     async def settled(self, submission: Submission) -> Outcome:
-        """The answer, when it is known. Raises Unknown (504), or what Kafka's refusal is: then nothing is stored."""
+        """The answer, once it is known. Raises Unknown (504), or the problem of a refusal: then nothing is stored."""
         outcome, stored, id, claim, _ = submission
         if stored and not self._queued:
             try:
-                if claim is not None:  # its end is wanted, also if nobody waits for the answer any more
-                    place = _together(await _ends([asyncio.shield(each) for each in stored]))
+                if claim is not None:  # its outcome is needed, also if nobody waits for the answer any more
+                    metadata = _combined(await _outcomes([asyncio.shield(each) for each in stored]))
                 else:
-                    place = await stored[0] if len(stored) == 1 else _together(await _ends(stored))
-            except asyncio.CancelledError:  # its time was over sooner than that of its record
+                    metadata = await stored[0] if len(stored) == 1 else _combined(await _outcomes(stored))
+            except asyncio.CancelledError:  # the request's deadline passed before that of its record
                 if self._keys is not None and claim is not None:
                     self._keys.later(self._settled_late(submission))
                 raise
@@ -138,32 +137,34 @@ class Publishing:
                 if self._keys is not None and claim is not None:
                     await self._keys.release(claim)
                 raise
-            outcome.headers = {**outcome.headers, **self._position(place)}
+            outcome.headers = {**outcome.headers, **self._position(metadata)}
         if claim is not None:
             await self._keep(submission)
         return outcome
 
-    def _position(self, place: RecordMetadata) -> dict[str, str]:
-        return {"Hive-Position": f"{self._topic}/{place.partition}/{place.offset}"} if place.offset >= 0 else {}
+    def _position(self, metadata: RecordMetadata) -> dict[str, str]:
+        return (
+            {"Hive-Position": f"{self._topic}/{metadata.partition}/{metadata.offset}"} if metadata.offset >= 0 else {}
+        )
 
     async def pace(self, submission: Submission) -> None:
-        """Hold back one that sends many and waits for none, while the queue is crowded."""
+        """Make a caller that sends many records and waits for none wait while the queue is crowded."""
         if self._queued and submission.stored and self._sender.crowded:
             await asyncio.wait(submission.stored)
 
     async def _settled_late(self, submission: Submission) -> None:
-        """A repeat is answered as the first would have been, once Kafka has confirmed it all; where Kafka has refused
-        it all, the key is given back.
+        """Keep the answer once Kafka has confirmed all records, so that a repeat gets it; release the key if Kafka has
+        refused all of them.
         """
         try:
-            place = _together(await _ends(submission.stored, late=True))
+            metadata = _combined(await _outcomes(submission.stored, late=True))
         except Unknown:
             return
         except Problem:
             if self._keys is not None and submission.claim is not None:
                 await self._keys.release(submission.claim)
             return
-        submission.outcome.headers.update(self._position(place))
+        submission.outcome.headers.update(self._position(metadata))
         await self._keep(submission)
 
     async def _keep(self, submission: Submission) -> None:
@@ -202,34 +203,36 @@ class Publishing:
         return shared
 
 
-async def _ends(stored: list[Stored], *, late: bool = False) -> list[RecordMetadata | Problem]:
-    """What became of each; with ``late``, also of those that are not confirmed in time."""
-    ends: list[RecordMetadata | Problem] = []
+async def _outcomes(stored: list[DeliveryFuture], *, late: bool = False) -> list[RecordMetadata | Problem]:
+    """The outcome of each; with ``late``, also of those that are not confirmed in time."""
+    outcomes: list[RecordMetadata | Problem] = []
     for each in stored:
         try:
             try:
-                ends.append(await each)
+                outcomes.append(await each)
             except Late as error:
                 if not late:
                     raise
-                ends.append(await error.fate or Unknown("Kafka did not confirm the record"))
+                outcomes.append(await error.fate or Unknown("Kafka did not confirm the record"))
         except Problem as problem:
-            ends.append(problem)
-    return ends
+            outcomes.append(problem)
+    return outcomes
 
 
-def _together(ends: list[RecordMetadata | Problem]) -> RecordMetadata:
-    """The place of the last of a request's events. Raises a refusal where all are refused, and Unknown for less."""
-    places = [end for end in ends if not isinstance(end, Problem)]
-    problems = [end for end in ends if isinstance(end, Problem)]
+def _combined(outcomes: list[RecordMetadata | Problem]) -> RecordMetadata:
+    """The position of the last of a request's events. Raises the refusal if all were refused, Unknown if some."""
+    stored_at = [outcome for outcome in outcomes if not isinstance(outcome, Problem)]
+    problems = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     for problem in problems:
         if isinstance(problem, Unknown):
             raise problem
-    if problems and places:
-        raise Unknown(f"{len(places)} of its {len(ends)} events are stored, the others are not: {problems[0].detail}")
+    if problems and stored_at:
+        raise Unknown(
+            f"{len(stored_at)} of its {len(outcomes)} events are stored, the others are not: {problems[0].detail}"
+        )
     if problems:
         raise problems[0]
-    return places[-1]
+    return stored_at[-1]
 
 
 def identities() -> Callable[[], str]:
@@ -239,7 +242,7 @@ def identities() -> Callable[[], str]:
 
     def identity() -> str:
         nonlocal prefix, process
-        if process != os.getpid():  # workers are forked: a prefix drawn before would be theirs in common
+        if process != os.getpid():  # workers are forked: they would share a prefix drawn before
             prefix, process = secrets.token_hex(8), os.getpid()
         return f"{prefix}-{next(counter)}"
 

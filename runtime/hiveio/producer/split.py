@@ -7,19 +7,19 @@ from typing import Protocol
 from hiveio.errors import Malformed, Problem, TooLarge
 
 _BLANK = re.compile(rb"[ \t\r\n]*+")
-# Strings are stepped over whole; what is left to look at one by one are brackets. Possessive: nothing is tried twice.
+# Strings are skipped as a whole, so that only brackets are looked at one by one. Possessive: nothing is tried twice.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _OUTSIDE = re.compile(rb'(?s)[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+' % _STRING)
 _INSIDE = re.compile(rb'(?s)[^"\\]*+(?:\\.[^"\\]*+)*+')
 _SCALAR = re.compile(rb'(?s)%b|[^",\[\]{}]++' % _STRING)
 
-Item = bytes | Problem  # a Problem stands for a record that is too large
+Item = bytes | Problem  # a Problem represents a record that is too large
 
 
 class Splitter(Protocol):
-    """Finds the records of a batch while it comes in; holds one record, of at most ``limit`` bytes, and one part."""
+    """Finds the records of a batch while it comes in; keeps one record, of at most ``limit`` bytes, and one part."""
 
-    kept: bytes  # of a record that is not whole yet
+    kept: bytes  # of a record that is not complete yet
 
     def __init__(self, limit: int) -> None: ...
 
@@ -27,11 +27,11 @@ class Splitter(Protocol):
         """The records that are complete. Raises Malformed."""
 
     def close(self) -> Iterator[Item]:
-        """What is left at the end of the body. Raises Malformed."""
+        """The records that are left at the end of the body. Raises Malformed."""
 
 
 class Lines:
-    """Newline-delimited JSON. Empty lines count for nothing."""
+    """Newline-delimited JSON. Empty lines are ignored."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -55,12 +55,12 @@ class Lines:
 
 
 class Items:
-    """The items of a JSON array, found by their brackets. What stands between them is left to their decoder."""
+    """The items of a JSON array, found by their brackets. Their decoder checks what is between these."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.kept = b""
-        self._at = 0  # where to look on
+        self._at = 0  # where to go on
         self._depth = 0  # of brackets inside the item; 0: between items
         self._in_string = self._large = False
         self._expected = "["  # then "item or ]", ", or ]", "item", and in the end "nothing"
@@ -93,7 +93,7 @@ class Items:
                 continue
             if self._in_string:
                 at = _end(_INSIDE, data, at)
-                if data[at : at + 1] != b'"':  # the end of what is there, or a backslash before it
+                if data[at : at + 1] != b'"':  # the end of the data, or a backslash before it
                     break
                 at, self._in_string = at + 1, False
             at = _end(_OUTSIDE, data, at)
@@ -121,7 +121,7 @@ class Items:
 
 def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
     found = pattern.match(data, at)
-    assert found is not None  # it matches nothing too
+    assert found is not None  # it also matches an empty string
     return found.end()
 
 

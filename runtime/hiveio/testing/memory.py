@@ -80,7 +80,7 @@ class MemoryTail(Tail):
     def unfollow(self, partition: int) -> None:
         self._at.pop(partition, None)
 
-    def taken(self, partition: int, count: int) -> None:
+    def consumed(self, partition: int, count: int) -> None:
         pass
 
     def wake(self) -> None:

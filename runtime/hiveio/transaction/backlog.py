@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hiveio.kafka.marks import age_s
+from hiveio.kafka.end_offsets import age_s
 
 
 class RecordWithEvents(NamedTuple):

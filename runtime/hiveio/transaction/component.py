@@ -15,9 +15,9 @@ from hiveio.http.routes import RESERVED, RESERVED_BELOW, About, Route, messages,
 from hiveio.http.schemas import union
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.client import first_contact
+from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
@@ -130,7 +130,7 @@ class TransactionLog:
             leader = Leader(scope, self._cache, instance, [publisher])
             self._leaders.append(leader)
             leader.start()
-        self._marks = Marks(s)
+        self._marks = EndOffsets(s)
         self._lag = PublisherLag(self.scopes, self._marks, self._events, s.written_topic)
         self._lag.start()
         self._started = True

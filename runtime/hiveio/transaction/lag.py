@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka import Message
+from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.marks import Marks
 from hiveio.kafka.tail import log_record
 from hiveio.kafka.threads import blocking
 from hiveio.outages import EVERY_S
@@ -32,7 +32,7 @@ STRETCH = 20_000  # most records read in one look at a scope
 class PublisherLag:
     """Keeps the backlog of every scope true."""
 
-    def __init__(self, scopes: Sequence[Scope], marks: Marks, events: LogReader, topic: str) -> None:
+    def __init__(self, scopes: Sequence[Scope], marks: EndOffsets, events: LogReader, topic: str) -> None:
         self._scopes, self._marks, self._events, self._topic = scopes, marks, events, topic
         self._logged: tuple[str, float] = ("", 0.0)  # why a look failed, and when that was logged
         self._task: asyncio.Task[None] | None = None

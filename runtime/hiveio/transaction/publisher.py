@@ -225,7 +225,7 @@ class Publisher:
                 break
             self._judged.append((message, records.decode(message.value) if verdict == "1" else None))
             self._inbox.popleft()
-        self._tail.taken(self._scope.partition, len(self._judged))
+        self._tail.consumed(self._scope.partition, len(self._judged))
         if not self._judged:
             await asyncio.sleep(0.1)  # it is being folded anew
 

@@ -269,7 +269,7 @@ class Scope:
         finally:  # what was not judged is judged next time
             self._judging = False
             self._inbox.extendleft(reversed(batch[index:]))
-            self._tail.taken(self.partition, index)
+            self._tail.consumed(self.partition, index)
         self._progressed(before)
         await asyncio.sleep(0)
 

@@ -80,7 +80,7 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
 ) -> None:
     """The others no longer name the one that was deposed; it was there when all was well."""
     watched = Watched(monkeypatch, cluster := Cluster(node1=1, node2=1, node3=1))
-    assert watched.watch.doubt == "the brokers are being asked who leads"
+    assert watched.watch.doubt == "the brokers are being asked which of them leads"
     assert await watched.look() == LOOK_S
     assert watched.watch.doubt is None
     assert watched.begins_with == {"anybody:1"}
@@ -93,7 +93,9 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     assert watched.renewed == [{"bank"}]
     assert watched.watch.doubt is None
     assert watched.begins_with == {"node2:1", "node3:1"}
-    assert "broker 1 (epoch 5) leads bank/0 no more, and does not know it: broker 2 does, with epoch 6" in caplog.text
+    assert (
+        "broker 1 (epoch 5) no longer leads bank/0 and does not know it: broker 2 leads it, with epoch 6" in caplog.text
+    )
     assert await watched.look() == LEFT_S
     assert watched.renewed == [{"bank"}], "once, however long they disagree"
     watched.late = True
@@ -104,7 +106,7 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     assert watched.begins_with == {"anybody:1"}, "for a while"
     cluster.says[1] = 2
     assert await watched.look() == LOOK_S
-    assert not watched.watch._left
+    assert not watched.watch._abandoned
 
 
 async def test_who_starts_with_a_deposed_leader_is_not_ready_before_it_has_left_it(

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hiveio.errors import Forbidden, Invalid, TooLarge, Unavailable, Unknown
 from hiveio.kafka import delivery as module
 from hiveio.kafka import rules
 from hiveio.kafka.sender import Sender
-from hiveio.types import Stored
+from hiveio.types import DeliveryFuture
 
 
 class Report:
@@ -90,7 +91,7 @@ async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
     await made.stop()
 
 
-def send(sender: Sender, size: int = 1) -> "Stored":
+def send(sender: Sender, size: int = 1) -> "DeliveryFuture":
     return sender.send("t", b"x" * size, None, [])
 
 
@@ -100,11 +101,14 @@ async def test_stored(sender: Sender) -> None:
     assert await future == (2, 7)
 
 
-async def test_a_failed_delivery_is_unknown(sender: Sender) -> None:
+async def test_a_failed_delivery_is_unknown(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
+    """Clients get a sentence of ours; what the Kafka client says, which may name brokers, is for the log."""
     future = send(sender)
-    FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT))
-    with pytest.raises(Unknown):
+    FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT, "broker b:9092 timed out"))
+    with pytest.raises(Unknown) as unknown:
         await future
+    assert unknown.value.detail == "Kafka did not confirm the record; it may be stored all the same"
+    assert "broker b:9092 timed out" in caplog.text
 
 
 async def test_a_late_record_is_unknown_and_keeps_its_room(sender: Sender) -> None:
@@ -199,10 +203,12 @@ async def test_one_request_of_a_client_is_in_flight_unless_it_is_tuned(sender: S
     await tuned.stop()
 
 
-async def test_an_error_of_produce_is_definite(sender: Sender) -> None:
-    FakeProducer.made[0].fails_with = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
-    with pytest.raises(TooLarge):
+async def test_an_error_of_produce_is_definite(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
+    FakeProducer.made[0].fails_with = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "broker b:9092 says no")
+    with pytest.raises(TooLarge) as refused:
         await send(sender)
+    assert refused.value.detail == "topic t does not accept the record: it is too large; nothing was stored"
+    assert "broker b:9092 says no" in caplog.text
     FakeProducer.made[0].fails_with = KafkaError(KafkaError._QUEUE_FULL)
     with pytest.raises(Unavailable):
         await send(sender)
@@ -374,9 +380,12 @@ async def test_clients_that_may_have_stayed_with_a_deposed_leader_are_left_and_k
     held = [send(sender) for _ in range(3)]  # of four
     await sender._renew({"t"})
     for future in held:
-        with pytest.raises(Unknown, match="another broker leads"):
+        with pytest.raises(Unknown, match="did not confirm the record"):
             await future
-    assert "Kafka did not confirm 3 records" in caplog.text, "they would have taken the room of others"
+    reason = "another broker leads the partition now"
+    assert re.search(rf"Kafka did not confirm 3 records.*{reason}", caplog.text), (
+        "they would have taken the room of others"
+    )
     third = send(sender)
     FakeProducer.made[-1].report()
     assert await third == (2, 7)

@@ -53,7 +53,7 @@ def test_pauses_grow_and_are_bounded() -> None:
     given = [pauses.next_s() for _ in range(20)]
     assert given[0] <= 0.25
     assert 5.0 <= given[-1] <= 10.0
-    pauses.again()
+    pauses.reset()
     assert pauses.next_s() <= 0.25
 
 
@@ -73,7 +73,7 @@ async def test_a_tail_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
             await asyncio.sleep(0.01)
     assert one.alive()
     await one.stop()
-    assert caplog.text.count("made anew") == len(FAILURES)
+    assert caplog.text.count("is replaced") == len(FAILURES)
 
 
 async def test_a_producers_thread_goes_on_and_its_client_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

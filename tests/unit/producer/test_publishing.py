@@ -34,21 +34,21 @@ class Account(Actor):
         return [Deposited(), Deposited()]
 
 
-class Told(Keys):
-    """Keeps what Redis would be told."""
+class RecordedKeys(Keys):
+    """Keeps what would be stored in Redis."""
 
     def __init__(self) -> None:
         super().__init__(Settings(topic="t", cache_url="redis://localhost"))
-        self.told: list[tuple[bytes, bytes]] = []
+        self.entries: list[tuple[bytes, bytes]] = []
 
-    async def _tell(self, claim: Claim, entry: bytes) -> None:
-        self.told.append((claim.name, entry))
+    async def _store(self, claim: Claim, entry: bytes) -> None:
+        self.entries.append((claim.name, entry))
 
-    async def until_told(self) -> tuple[bytes, bytes]:
+    async def until_stored(self) -> tuple[bytes, bytes]:
         async with asyncio.timeout(5):
-            while not self.told:
+            while not self.entries:
                 await asyncio.sleep(0.01)
-        (only,) = self.told
+        (only,) = self.entries
         return only
 
 
@@ -72,8 +72,8 @@ async def over(task: "asyncio.Task[Any]") -> None:
 
 
 @pytest.fixture
-async def keys() -> Told:
-    return Told()
+async def keys() -> RecordedKeys:
+    return RecordedKeys()
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def sender() -> Late:
 
 
 @pytest.fixture
-async def publishing(keys: Told, sender: Late) -> Publishing:
+async def publishing(keys: RecordedKeys, sender: Late) -> Publishing:
     contract = Contract(Account)
     made: Any = sender
     return Publishing(performing(contract), contract, made, Settings(topic="t"), keys)
@@ -92,27 +92,27 @@ def envelope(*, wait: bool) -> Envelope:
     return Envelope(message=Deposit(wait), id="a", key="k", body=b"{}")
 
 
-async def test_while_its_actor_is_at_work_it_is_given_back(publishing: Publishing, keys: Told) -> None:
+async def test_while_its_actor_is_at_work_it_is_given_back(publishing: Publishing, keys: RecordedKeys) -> None:
     await over(asyncio.create_task(publishing.submit(envelope(wait=True), CLAIM)))
-    assert await keys.until_told() == (b"name", b"")
+    assert await keys.until_stored() == (b"name", b"")
 
 
 async def test_while_its_records_are_on_their_way_it_is_answered_by_what_becomes_of_them(
-    publishing: Publishing, keys: Told, sender: Late
+    publishing: Publishing, keys: RecordedKeys, sender: Late
 ) -> None:
     submission = await publishing.submit(envelope(wait=False), CLAIM)
     await over(asyncio.create_task(publishing.settled(submission)))
-    assert not keys.told
+    assert not keys.entries
     for offset, stored in enumerate(sender.stored):
         stored.set_result(RecordMetadata(0, offset))
-    name, entry = await keys.until_told()
+    name, entry = await keys.until_stored()
     assert (name, entry[:2]) == (b"name", b"D\n")
     assert b'"Hive-Position":"t/0/1"' in entry
 
 
 @pytest.mark.parametrize("ends", [None, Unavailable("away")])
 async def test_while_it_is_claimed_it_is_given_back(
-    publishing: Publishing, keys: Told, ends: Exception | None, monkeypatch: pytest.MonkeyPatch
+    publishing: Publishing, keys: RecordedKeys, ends: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     monkeypatch.setattr(keys._redis, "call", lambda *_: asked)
@@ -123,4 +123,4 @@ async def test_while_it_is_claimed_it_is_given_back(
         asked.set_exception(ends)
         with pytest.raises(Unavailable):
             await task
-    assert (await keys.until_told())[1] == b""
+    assert (await keys.until_stored())[1] == b""

@@ -148,7 +148,7 @@ async def test_while_kafka_is_away_the_age_grows(monkeypatch: pytest.MonkeyPatch
     scene = Scene(marks, "11")
     await scene.looked()
     marks.away = True
-    monkeypatch.setattr("hiveio.kafka.marks.time.time", lambda: 61.0)
+    monkeypatch.setattr("hiveio.kafka.end_offsets.time.time", lambda: 61.0)
     with pytest.raises(Unavailable):
         await scene.looked()
     assert (scene.backlog.records(2), scene.backlog.age_s) == (1, 60.0)

@@ -59,7 +59,7 @@ class DeadLetterStore:
     ) -> None:
         self._topics, self._topic, self._partition = topics, assigned.topic, assigned.partition
         bounds, self._committed = assigned.companion, assigned.committed
-        self._topic_id, self._recreated = assigned.topic_id, assigned.anew
+        self._topic_id, self._recreated = assigned.topic_id, assigned.recreated
         self._start, self._end = start, bounds[1]
         self.limit, self._everybody, self._notify = limit, everybody, notify
         self._owner = assigned.owner
@@ -196,7 +196,7 @@ class DeadLetterStore:
         """The next dead letter to try again, in order."""
         while self.queue:
             message = self.queue.popleft()
-            self._topics.tail(self._topic).taken(self._partition, 1)
+            self._topics.tail(self._topic).consumed(self._partition, 1)
             if self._to_retry(message):
                 return message
         return None
@@ -230,7 +230,7 @@ class DeadLetterStore:
             if self._to_retry(message):
                 self.queue.append(message)
             else:
-                self._topics.tail(self._topic).taken(self._partition, 1)
+                self._topics.tail(self._topic).consumed(self._partition, 1)
         if self._asked and self.fold.next >= self._end:  # the dead letters to try are before the mark: read them again
             self._asked = False
             if first := [entry.first for entry in self.fold.entries.values() if entry.asked]:
@@ -300,7 +300,7 @@ class DeadLetterStore:
 
     def _clear(self) -> None:
         if self.queue:
-            self._topics.tail(self._topic).taken(self._partition, len(self.queue))
+            self._topics.tail(self._topic).consumed(self._partition, len(self.queue))
             self.queue.clear()
 
     def _settle(self) -> None:
