@@ -66,7 +66,7 @@ class DeadLetters:
     def unfollow(self, partition: int) -> None:
         self._deliver = None
 
-    def taken(self, partition: int, count: int) -> None:
+    def consumed(self, partition: int, count: int) -> None:
         """Nothing waits."""
 
     async def stop(self) -> None:
