@@ -98,16 +98,23 @@ async def test_kafka_is_away_during_the_assignment(
         make_topic(broker.brokers, topic, 2)
         write(broker.brokers, topic, [*plain([1]), *plain([2], 1)])
 
+        async def brokers_were_asked() -> None:
+            """Before that, readiness names nothing else."""
+            await (await entered).unready("is not read yet")
+
         def committed_without_kafka(self: lookup.Lookup, keys: Any) -> Any:
             if not paused.is_set():
+                asyncio.run_coroutine_threadsafe(brokers_were_asked(), loop).result(30)
                 broker.pause()
                 loop.call_soon_threadsafe(paused.set)
             return original(self, keys)
 
         loop = asyncio.get_running_loop()
+        entered: asyncio.Future[Member] = loop.create_future()
         monkeypatch.setattr(lookup.Lookup, "committed", committed_without_kafka)
         made = Settings(brokers=broker.brokers, topic=topic, group_id=topic, from_start=True, kafka=protocol)
         async with member(made) as one:
+            entered.set_result(one)
             await asyncio.wait_for(paused.wait(), 30)
             await one.until(lambda: any("not read yet" in record.message for record in caplog.records))
             assert "is not read yet" in (await one.consumer.ready() or "")
