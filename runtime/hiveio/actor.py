@@ -317,14 +317,14 @@ def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:
     messages: dict[str, type] = {}
     for contract in made:
         if contract.name in actors:
-            raise NameTaken(f"two actors are named {contract.name}; give one of them another `name`")
+            raise NameTaken(f"Two actors are named {contract.name}; give one of them another `name`")
         actors[contract.name] = contract
         for group in (contract.commands, contract.queries, contract.events):
             for name, kind in group.items():
                 if messages.setdefault(name, kind) is not kind:
                     raise NameTaken(
-                        f"two messages are named {name}: {messages[name].__module__}.{messages[name].__qualname__} and "
-                        f"{kind.__module__}.{kind.__qualname__}; on the wire only the name tells them apart"
+                        f"Two messages are named {name}: {messages[name].__module__}.{messages[name].__qualname__} and "
+                        f"{kind.__module__}.{kind.__qualname__}; rename one, because JSON has only the name"
                     )
     return made
 

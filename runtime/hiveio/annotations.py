@@ -49,7 +49,7 @@ def by_name(kinds: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in kinds:
         if found.setdefault(kind.__name__, kind) is not kind:
-            raise NameTaken(f"two messages are named {kind.__name__}; on the wire only the name tells them apart")
+            raise NameTaken(f"Two messages are named {kind.__name__}; rename one, because JSON has only the name")
     return found
 
 

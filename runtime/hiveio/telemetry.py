@@ -300,7 +300,7 @@ def _providers(settings: Settings) -> tuple[TracerProvider, MeterProvider]:
         if _exporter("METRICS") == "otlp":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(settings.telemetry_url_metrics or None)))
     except (ValueError, OSError) as error:
-        raise ConfigError(f"the OTEL_* variables: {error}") from None
+        raise ConfigError(f"The OTEL_* variables cannot be used: {error}") from None
     return traces, MeterProvider(readers, resource, shutdown_on_exit=False)
 
 

@@ -93,7 +93,7 @@ def test_58_a_version_with_another_scope_of_its_aggregates(kafka: Kafka, redis: 
         assert "belongs to partition" in everything
         assert f"{topic}.transactions/0/" in everything, "by the last records of the log"
         one = refused(environ, TAKES_DEPOSITS + ONE_ELSEWHERE.format(other, old), 20)
-        assert f"the cache of {topic}.transactions/0 has AccountActor/{old}, which belongs to partition 1" in one
+        assert f"The cache of {topic}.transactions/0 has AccountActor/{old}, which belongs to partition 1" in one
 
         changed = processor(environ, TAKES_DEPOSITS + ONE_ELSEWHERE.format(other, old), wait=False)
         told = hiveio(changed, "check", "--log")
@@ -136,8 +136,8 @@ def test_59_partitions_are_added_to_the_log_and_to_its_event_topic(kafka: Kafka,
         assert verbose(role)["unused_partitions"] == {log: 1, topic: 3}
         lines = [line["message"] for line in role.complaints()]
         assert [line.partition(",")[0].partition(":")[0] for line in lines] == [
-            f"topic {log} has 3 partitions",
-            f"topic {topic} has 5 partitions and the transaction log 2",
+            f"Topic {log} has 3 partitions",
+            f"Topic {topic} has 5 partitions and the transaction log 2",
         ]
         wait_until(partial(published, kafka, topic, 40), 30, "published")
         verified = hiveio(role, "verify")

@@ -196,7 +196,7 @@ def test_60_two_of_three_brokers_are_up_at_the_first_start(brokers: list[Kafka],
     told = "has 2 replicas, and 3 are wanted (there are 3 brokers)"
     names = (f"{two}.transactions", two)
     assert [line.partition(":")[0] for line in lines] == [
-        text for name in names for text in (f"topic {name} {told}", f"topic {name} has min.insync.replicas=1")
+        text for name in names for text in (f"Topic {name} {told}", f"Topic {name} has min.insync.replicas=1")
     ]
     for line, name in zip(lines[::2], names, strict=True):
         (part,) = json.loads(line[line.index("{") :])["partitions"]

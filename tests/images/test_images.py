@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 import hiveio
-from tests.images.container import HARDENED, ROLES, Container, bake, call, inspected
+from tests.images.container import HARDENED, ROLES, ROOT, Container, bake, call, inspected
 from tests.integration.topics import make_topic, read_all
 from tests.process import wait_until
 from tests.services import Kafka, Redis
@@ -86,6 +86,8 @@ def test_it_serves_from_a_mounted_actor_and_ends(
         uids = [user.partition(":")[0]] * (1 + int(size))
         wait_until(lambda: [u for u, command in running.processes() if "entrypoint" in command] == uids, 60, str(uids))
         running.healthy()
+        license_text = call(running.docker, "exec", running.container, "cat", "/licenses/LICENSE")
+        assert license_text == (ROOT / "LICENSE").read_text()
         assert running.stop(within_s=60) == 0
         assert not running.complaints()
         assert not running.errors
@@ -117,7 +119,7 @@ FAILURES: list[tuple[int, str | tuple[str, str], str]] = [
     (15, ("/a/{id}", ""), "A.perform: the parameter message has no annotation"),
     (16, ("/b/{id}", ": M"), "B and A both take "),
     (17, ("/livez", ": M"), "A: the path /livez is reserved for the service itself; choose another path"),
-    (18, ('/a/{id}"\n    name = "B', ": M"), "two actors are named B"),
+    (18, ('/a/{id}"\n    name = "B', ": M"), "Two actors are named B"),
 ]
 
 

@@ -211,7 +211,7 @@ def test_the_fast_loop_and_the_fast_parser_are_there(base: Role) -> None:
         ("m", ACTOR.replace('path = "/accounts/{id}"', ""), {}, 15, "Account takes Deposit, Slow over HTTP and has no path"),
         ("m", ACTOR + "class Other(Account): pass", {}, 16, "Other and Account both take POST /accounts/{id}"),
         ("m", ACTOR.replace("/accounts/{id}", "/livez"), {}, 17, "Account: the path /livez is reserved for the service itself"),
-        ("m", ACTOR + "class Other(Account): name = 'Account'", {}, 18, "two actors are named Account"),
+        ("m", ACTOR + "class Other(Account): name = 'Account'", {}, 18, "Two actors are named Account"),
         ("m", ACTOR + "    single_process = True\n", {}, 2, "CLUSTER_SIZE=2 is wrong: Account keeps its state in one"),
         ("m", ACTOR, {"PORT": "x"}, 2, "PORT='x' is wrong"),
         ("m", ACTOR + "    def start(self): 1/0\n", {}, 1, "Account.start raised ZeroDivisionError: division"),

@@ -79,7 +79,7 @@ def test_a_property_that_the_brokers_refuse_is_left_out(
     lines = [record.getMessage() for record in caplog.records if record.name == "hiveio.kafka"]
     assert any("the brokers refuse flush.ms" in line for line in lines)
     assert any(
-        line.startswith(f"topic {topic} has flush.ms=9") and "set flush.ms=-5: kafka-configs.sh" in line
+        line.startswith(f"Topic {topic} has flush.ms=9") and "set flush.ms=-5: kafka-configs.sh" in line
         for line in lines
     )
 
@@ -130,9 +130,9 @@ def test_each_doubt_about_a_topic_has_its_line() -> None:
     topic = Topic("t", "id", config, ((1, 2, 3),), (1, 2, 3, 4, 5))
     lines = topics.doubts(SETTINGS, topic, {"retention.ms": "-1"})
     assert [(line.partition(": ")[0], line.rpartition(": ")[2]) for line in lines] == [
-        ("topic t has unclean.leader.election.enable=true", f"{CONFIGS} unclean.leader.election.enable=false"),
-        ("topic t has min.insync.replicas=1", f"{CONFIGS} min.insync.replicas=2"),
-        ("topic t has retention.ms=1000", f"{CONFIGS} retention.ms=-1"),
+        ("Topic t has unclean.leader.election.enable=true", f"{CONFIGS} unclean.leader.election.enable=false"),
+        ("Topic t has min.insync.replicas=1", f"{CONFIGS} min.insync.replicas=2"),
+        ("Topic t has retention.ms=1000", f"{CONFIGS} retention.ms=-1"),
     ]
     assert topics.doubts(SETTINGS, Topic("t", "id", {"min.insync.replicas": "1"}, ((1,),), (1,)), {}) == []
 
@@ -143,7 +143,7 @@ def test_too_few_replicas_are_told_with_what_mends_them() -> None:
         return "".join(topics.doubts(asking, Topic("t", "id", {}, assigned, tuple(range(1, brokers + 1))), {}))
 
     line = doubt(0, 3, (1, 2), (3, 1, 2), (2,))
-    assert line.startswith("topic t has 1 replicas, and 3 are wanted (there are 3 brokers): ")
+    assert line.startswith("Topic t has 1 replicas, and 3 are wanted (there are 3 brokers): ")
     plan = [
         {"topic": "t", "partition": 0, "replicas": [1, 2, 3]},
         {"topic": "t", "partition": 2, "replicas": [2, 1, 3]},
@@ -151,7 +151,7 @@ def test_too_few_replicas_are_told_with_what_mends_them() -> None:
     assert json.loads(line[line.index("{") :]) == {"version": 1, "partitions": plan}
     assert "kafka-reassign-partitions.sh --bootstrap-server kafka:9092 --execute " in line
     assert doubt(3, 2, (1, 2)) == (
-        "topic t has 2 replicas, and 3 are wanted (EVENT_STORE_REPLICATION): records are lost with their brokers; "
+        "Topic t has 2 replicas, and 3 are wanted (EVENT_STORE_REPLICATION): records are lost with their brokers; "
         "2 brokers are up: start the others"
     )
     assert "(the first 50 of 60 partitions)" in doubt(2, 2, *[(1,)] * 60)

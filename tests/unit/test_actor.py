@@ -261,9 +261,9 @@ def test_two_messages_or_two_actors_of_one_name() -> None:
 
         return B
 
-    with pytest.raises(NameTaken, match="two messages are named Add: "):
+    with pytest.raises(NameTaken, match="Two messages are named Add: "):
         contracts([Adder, another()])
-    with pytest.raises(NameTaken, match="two actors are named Adder; give one of them another `name`"):
+    with pytest.raises(NameTaken, match="Two actors are named Adder; give one of them another `name`"):
         contracts([Adder, Adder])
 
 

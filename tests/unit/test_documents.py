@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
+import spec.check
 from tests.process import ROOT
 from tests.settings_page import PAGE as SETTINGS
 from tests.settings_page import page as settings_page
@@ -171,6 +174,27 @@ def test_the_architecture_lists_each_module_and_no_other() -> None:
             inside = re.findall(r"`(\w+)`", said) if name.endswith("/") else [""]
             listed += [name + module for module in inside]
     assert sorted(listed) == sorted(MODULES)
+
+
+def test_the_architecture_says_where_to_change_what() -> None:
+    """Each file that it names is there, and has in it what it is named for."""
+    text = page("architecture.md").split("## Where to change what")[1]
+    files = {name: [path for path in (PACKAGE / name, ROOT / name) if path.exists()] for name in _files(text)}
+    assert [name for name, found in files.items() if not found] == []
+    named = re.findall(r"`(\w+)` (?:in|of) `([\w/]+\.(?:py|lua))`", text)
+    assert len(named) > 3
+    assert [pair for pair in named if pair[0] not in files[pair[1]][0].read_text("utf-8")] == []
+
+
+def _files(text: str) -> list[str]:
+    return re.findall(r"`([\w/-]+(?:\.py|\.lua|/))`", text)
+
+
+def test_the_model_checker_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        spec.check.main(["--help"])
+    assert ended.value.code == 0
+    assert "--short" in capsys.readouterr().out
 
 
 def test_the_modules_of_the_architecture_import_from_the_rows_above() -> None:

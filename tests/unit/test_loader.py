@@ -53,7 +53,7 @@ def test_the_actors_defined_in_the_module_and_not_imported_ones(folder: Path) ->
         ("m:x", "x = 1", errors.NoActor, "ACTOR_MODULE=m:x: x is not a class derived from hiveio.Actor"),
         ("m", GOOD.format(n=1).replace(": Ping1)", ")"), errors.BadAnnotation, "Ping1Actor.perform: the parameter command has no"),
         ("m", GOOD.format(n=1) + "    def __init__(self): 1/0", errors.ModuleRaises, "ACTOR_MODULE=m: the module raised Zero"),
-        ("m", GOOD.format(n=1) + "class B(Ping1Actor): name = 'Ping1Actor'", errors.NameTaken, "two actors are named Ping1Actor"),
+        ("m", GOOD.format(n=1) + "class B(Ping1Actor): name = 'Ping1Actor'", errors.NameTaken, "Two actors are named Ping1Actor"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )  # fmt: skip

@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """0 nothing breaks, 1 something does, 2 wrong usage, a file that cannot be read, actors that cannot be loaded."""
     if not (arguments.files or arguments.write or arguments.log):
-        raise ConfigError("name a file that --write has written, or --log, or both")
+        raise ConfigError("Name a file that --write has written, or --log, or both")
     settings = Settings.read()
     try:
         contracts = load(settings)

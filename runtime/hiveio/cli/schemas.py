@@ -242,7 +242,7 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
             schema = root["$defs"][reference.rpartition("/")[2]]
         except KeyError:
             raise ConfigError(
-                f"a file has no {reference} to which it refers; write it with hiveio check --write"
+                f"A file has no {reference}, to which it refers; write it with hiveio check --write"
             ) from None
     return schema
 

@@ -92,7 +92,7 @@ def make(kind: Callable[[dict[str, Any]], Client], config: Mapping[str, Any]) ->
     try:
         return kind(dict(config))
     except KafkaException as error:
-        raise ConfigError(f"the Kafka client refuses its configuration: {error.args[0].str()}") from None
+        raise ConfigError(f"The Kafka client refuses its configuration: {error.args[0].str()}") from None
 
 
 def first_contact(settings: Settings) -> None:

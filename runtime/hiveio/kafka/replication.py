@@ -61,7 +61,7 @@ def doubt(settings: Settings, name: str, assigned: Sequence[Sequence[int]], brok
     if least >= asked:
         return ""
     why = "EVENT_STORE_REPLICATION" if settings.replication else f"there are {len(brokers)} brokers"
-    line = f"topic {name} has {least} replicas, and {asked} are wanted ({why}): records are lost with their brokers; "
+    line = f"Topic {name} has {least} replicas, and {asked} are wanted ({why}): records are lost with their brokers; "
     if len(brokers) < asked:
         return f"{line}{len(brokers)} brokers are up: start the others"
     few = [(number, replicas) for number, replicas in enumerate(assigned) if len(replicas) < asked]

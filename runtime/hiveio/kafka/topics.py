@@ -57,7 +57,7 @@ class Topic(NamedTuple):
     def doubt(self, name: str, expected: str) -> str:
         """A line about a property that has another value: the thing, the value and the remedy."""
         reason = REASONS.get(name, "events would be lost")
-        return f"topic {self.name} has {name}={self.config.get(name)}: {reason}; set {name}={expected}"
+        return f"Topic {self.name} has {name}={self.config.get(name)}: {reason}; set {name}={expected}"
 
 
 def admin(settings: Settings, **own: Any) -> AdminClient:

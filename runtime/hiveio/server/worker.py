@@ -352,4 +352,4 @@ def exit_report(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Stop):
         return error.exit_code, str(error)
     logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
-    return Stop.exit_code, f"the service had to end: {type(error).__name__}: {error}"
+    return Stop.exit_code, f"The service had to end: {type(error).__name__}: {error}"

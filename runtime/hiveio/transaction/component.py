@@ -247,7 +247,7 @@ async def _retrying(step: Any) -> Any:
             return await step()
         except Unavailable as error:
             if asyncio.get_running_loop().time() > end:
-                raise Unsafe(f"gave up after {START_S:.0f} s: {error}") from None
+                raise Unsafe(f"The backends could not be used within {START_S:.0f} s: {error}") from None
             logger.info("waiting: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)

@@ -44,30 +44,30 @@ class Pinned:
             await self._compare(0, found)
         elif topic.partitions != self._settings.partitions:
             raise Unsafe(
-                f"topic {topic.name} has {topic.partitions} partitions and EVENT_STORE_PARTITIONS is "
+                f"Topic {topic.name} has {topic.partitions} partitions and EVENT_STORE_PARTITIONS is "
                 f"{self._settings.partitions}: the number is fixed when the log is made; set "
                 f"EVENT_STORE_PARTITIONS={topic.partitions}"
             )
         count = self._settings.partitions
         if topic.partitions < count:
             raise Unsafe(
-                f"topic {topic.name} has {topic.partitions} partitions, and the log was made with {count}: records are "
+                f"Topic {topic.name} has {topic.partitions} partitions, and the log was made with {count}: records are "
                 "missing; bring the topic back as it was"
             )
         if events.partitions < count:
             raise Unsafe(
-                f"topic {events.name} has {events.partitions} partitions and the transaction log {count}: each "
+                f"Topic {events.name} has {events.partitions} partitions and the transaction log {count}: each "
                 f"partition of the log is published to its own; add partitions to {events.name}"
             )
         if topic.partitions > count:
             logger.warning(
-                "topic %s has %d partitions, and the log was made with %d: that number is fixed, and the rest of them "
+                "Topic %s has %d partitions, and the log was made with %d: that number is fixed, and the rest of them "
                 "is not used; to have more, let a new service write to another topic",
                 *(topic.name, topic.partitions, count),
             )
         if events.partitions > count:
             logger.warning(
-                "topic %s has %d partitions and the transaction log %d: the rest of them is not used",
+                "Topic %s has %d partitions and the transaction log %d: the rest of them is not used",
                 *(events.name, events.partitions, count),
             )
         return count, {each.name: each.partitions - count for each in (topic, events) if each.partitions > count}

@@ -62,7 +62,7 @@ class Placement:
                     raise Unsafe(str(error)) from None
         for partition, name in await cache.sampled():
             if (home := self.home(name)) not in (None, partition):
-                raise Unsafe(self._misplacement(f"the cache of {self._topic}/{partition}", name, home))
+                raise Unsafe(self._misplacement(f"The cache of {self._topic}/{partition}", name, home))
 
     def _misplacement(self, where: str, name: str, home: int | None) -> str:
         return (

@@ -258,7 +258,7 @@ def test_the_command(tmp_path: Path) -> None:
         done = subprocess.run(tool, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout, done.stderr
 
-    assert call() == (2, "", "hiveio check: name a file that --write has written, or --log, or both\n")
+    assert call() == (2, "", "hiveio check: Name a file that --write has written, or --log, or both\n")
     assert call("schemas.json") == (
         2,
         "",
