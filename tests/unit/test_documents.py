@@ -195,6 +195,9 @@ def test_the_model_checker_explains_itself(capsys: pytest.CaptureFixture[str]) -
         spec.check.main(["--help"])
     assert ended.value.code == 0
     assert "--short" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refused:
+        spec.check.main(["no such scenario"])
+    assert refused.value.code == 2
 
 
 def test_the_modules_of_the_architecture_import_from_the_rows_above() -> None:
