@@ -16,6 +16,7 @@ from tests.faults.chaos import Chaos
 from tests.faults.checker import Call, Told
 from tests.faults.cluster import ELECTED_S, NODES, Cluster, ClusterStage
 from tests.faults.stage import until
+from tests.faults.watching import Readiness
 from tests.integration.topics import configure, read_all
 from tests.process import STARTED_S, Role, wait_until
 from tests.services import HOST
@@ -25,6 +26,7 @@ WRITES_S = 15.0  # until commands are taken again, after another leader is elect
 PUBLISHED_S = 30.0  # the fault, an election, and the clients' way to the new leader
 HOWS = ("killed", "paused", "silent")  # where a deposed one is reached, a new instance may not become ready meanwhile
 SERVES_S = 15.0  # until a role has left a leader that was deposed
+UNREADY_S = 5.0  # until a role says so, or takes requests again
 READY_S = 20.0  # until one has started that knows only such a leader
 ROUND_S = 10.0
 ROUNDS = max(1, int(float(os.environ.get("HIVEIO_FAULT_SECONDS", "0")) // ROUND_S))
@@ -49,12 +51,23 @@ async def test_15_the_leader_of_the_log_is_lost(cluster: Cluster, how: str) -> N
             await stage.accepted("Deposit", "Account/a", at=number, within_s=WRITES_S, amount=1)
         print(f"{how}: taken again after {time.monotonic() - began:.1f} s")
 
-    with ClusterStage(cluster, published_s=PUBLISHED_S) as stage:
+    with ClusterStage(cluster, published_s=PUBLISHED_S) as stage, contextlib.ExitStack() as probing:
         await until(lambda: cluster.in_sync(stage.log_topic) == len(NODES), "replicated", to_thread=True)
-        async with stage.load():
+        async with stage.load() as load:
             await asyncio.sleep(2)
+            probes = [probing.enter_context(Readiness(f"http://{HOST}:{port}")) for port in stage.ports]
+            began = time.monotonic()
             async with stage.without_leader(how) as node:
                 await taken()
+                end = began + UNREADY_S
+                taken_by = {
+                    call.instance
+                    for call in load.history
+                    if call.told is Told.ACCEPTED and call.called > began and call.answered < end
+                }
+                for number, probe in enumerate(probes):
+                    assert number in taken_by or probe.unready(began, end), probe.said
+                probing.close()
                 if how == "deposed":
                     await starts_anew(stage, node)
                 else:
@@ -135,8 +148,10 @@ class Pair:
 
 @pytest.mark.fault(75, 76, 77)
 async def test_75_to_77_every_role_leaves_a_leader_that_the_others_have_deposed(cluster: Cluster) -> None:
-    """It leads what producer and consumer work on, and of the stream processor the event topic alone."""
-    stage, topic = ClusterStage(cluster, published_s=PUBLISHED_S), f"deposed-{uuid.uuid4().hex[:8]}"
+    """It leads what producer and consumer work on, and of the stream processor the event topic alone. All begin with
+    this broker, so that none comes to another one by chance."""
+    only = f"{HOST}:{cluster.proxies[1].port}"
+    stage, topic = ClusterStage(cluster, published_s=PUBLISHED_S, know=only), f"deposed-{uuid.uuid4().hex[:8]}"
     for name, replicas in ((topic, [1, 2, 3]), (stage.topic, [1, 2, 3]), (stage.log_topic, [2, 3, 1])):
         cluster.make(name, replicas)
     others = ",".join(cluster.nodes[node].brokers for node in (2, 3))
@@ -145,7 +160,7 @@ async def test_75_to_77_every_role_leaves_a_leader_that_the_others_have_deposed(
         return any(call.marker.encode() in (message.value() or b"") for message in read_all(others, stage.topic))
 
     with stage, contextlib.ExitStack() as stack:
-        first = Pair(*[stack.enter_context(role) for role in served_by(cluster.proxied, topic, topic)])
+        first = Pair(*[stack.enter_context(role) for role in served_by(only, topic, topic)])
         await stage.accepted("Deposit", "Account/a", amount=1)
         await asyncio.to_thread(first.ready, STARTED_S)
         await asyncio.to_thread(first.serves, STARTED_S)
@@ -153,14 +168,20 @@ async def test_75_to_77_every_role_leaves_a_leader_that_the_others_have_deposed(
         await until(lambda: all(cluster.in_sync(name) == len(NODES) for name in names), "replicated", to_thread=True)
         assert (cluster.leader(topic), cluster.leader(stage.topic), cluster.leader(stage.log_topic)) == (1, 1, 2)
         lost = cluster.lost(1, "deposed")
+        urls = (first.producer.url, first.consumer.url, *(f"http://{HOST}:{port}" for port in stage.ports))
+        probes = [stack.enter_context(Readiness(url)) for url in urls]
+        cut = time.monotonic()
         await asyncio.to_thread(lost.__enter__)
         try:
             led = (topic, stage.topic)
             await until(lambda: all(cluster.leader(name) > 1 for name in led), "elected", ELECTED_S, to_thread=True)
-            only = f"{HOST}:{cluster.proxies[1].port}"
             second = Pair(*[stack.enter_context(role) for role in served_by(only, topic, f"{topic}-2")])
             began = time.monotonic()
-            await asyncio.to_thread(first.serves, SERVES_S)
+            await asyncio.sleep(UNREADY_S)
+            for probe in probes:
+                said = probe.unready(cut, time.monotonic())
+                assert any("disagree about who leads" in reason for reason in said), probe.said
+            await asyncio.to_thread(first.serves, SERVES_S - UNREADY_S)
             print(f"served again after {time.monotonic() - began:.1f} s")
             call = await stage.accepted("Deposit", "Account/a", amount=1)
             await until(lambda: published(call), "published", SERVES_S, to_thread=True)

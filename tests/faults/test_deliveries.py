@@ -74,6 +74,33 @@ async def test_70_a_store_ahead_of_the_commit_behind_as_many_repeats_as_there_ma
         assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MAX_GROUP + 2, MAX_GROUP + 3])
 
 
+@pytest.mark.fault(70)
+async def test_70_more_sessions_overlap_than_the_look_back_allows_for(
+    kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is ahead of the commit as well. What it did not see there is looked for further back."""
+    published, repeats = positioned(range(MAX_GROUP + 2)), [*positioned(range(MAX_GROUP))] * (OVERLAPPING + 1)
+    stored = len(published) + len(repeats)
+
+    class Ahead(Recorder):
+        def position(self, topic: str, partition: int) -> int:
+            return stored + len(self.seen)
+
+    make_topic(kafka.brokers, topic)
+    write(kafka.brokers, topic, [*published, *repeats])
+    async with member(settings(), Ahead) as one:
+        await one.ready()
+        write(kafka.brokers, topic, positioned([MAX_GROUP - 1, MAX_GROUP + 2, MAX_GROUP + 3]))
+        await one.until(lambda: len(one.actor.seen) == 2 or one.consumer.stopped())
+        assert (one.consumer.stopped(), one.actor.amounts()) == (None, [MAX_GROUP + 2, MAX_GROUP + 3])
+        assert "it looks further back" in caplog.text
+        write(kafka.brokers, topic, positioned([MAX_GROUP + 5]))
+        await one.unready("events are missing")
+        assert one.actor.amounts() == [MAX_GROUP + 2, MAX_GROUP + 3], (
+            "nothing is handled twice, and what is missing stops it"
+        )
+
+
 @pytest.mark.fault(71)
 async def test_71_a_letter_is_written_twice(kafka: Kafka, topic: str, settings: Made) -> None:
     """The answer to the first was lost: its copy counts for nothing."""

@@ -1,11 +1,13 @@
-"""Looks at a run while it goes on: an independent consumer of the event topic, and the memory of the instances."""
+"""Looks at a run while it goes on: an independent consumer of the event topic, and what the instances say and use."""
 
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Self, cast
 
+import httpx
 import psutil  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, TopicPartition
 
@@ -13,6 +15,7 @@ from tests.faults.bounds import Sample
 from tests.services import Service
 
 SAMPLED_S = 0.2
+PROBED_S = 0.05
 
 
 class _Watch(threading.Thread):
@@ -100,3 +103,32 @@ class Memory(_Watch):
                     self.samples[name].append(Sample(self._requests(), part.memory_info().rss))
             except psutil.NoSuchProcess:
                 continue  # it was killed meanwhile
+
+
+class Readiness(_Watch):
+    """What ``/readyz`` of an instance says, and since when: None where it is ready."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.said: list[tuple[float, str | None]] = []
+        self._client = httpx.Client(base_url=url, timeout=10)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._client.close()
+
+    def _look(self) -> None:
+        self._over.wait(PROBED_S)
+        answer = self._client.get("/readyz?verbose").json()
+        reason = None if answer["ready"] else "; ".join(filter(None, (each["reason"] for each in answer["checks"])))
+        if not self.said or self.said[-1][1] != reason:
+            self.said.append((time.monotonic(), reason))
+
+    def unready(self, since: float, until: float) -> list[str]:
+        """The reasons for which it was not ready between these times."""
+        ends = [*(began for began, _ in self.said[1:]), math.inf]
+        return [
+            reason
+            for (began, reason), end in zip(self.said, ends, strict=True)
+            if reason and began < until and end > since
+        ]

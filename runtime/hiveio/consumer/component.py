@@ -31,6 +31,7 @@ from hiveio.kafka.session import REPEATED
 CLOSE_S = 30.0  # the longest that a revoke waits for a handler before it is cancelled
 STUCK_S = 30.0  # a handler that runs for longer after it was cancelled is stuck
 WATCH_S = 0.25
+FURTHER = 8  # times as many, where events seem to be missing
 LOOK_BACK = 1_000  # records that are read to know which keys of producers were seen
 logger = logging.getLogger("hiveio.consumer")
 
@@ -81,6 +82,7 @@ class Consumer:
         self._dead_letters = dead_letters(settings)
         self._poller = poller(settings, self, self._dead_letters.topic_of)
         self.workers: dict[tuple[str, int], PartitionWorker] = {}
+        self._back: dict[tuple[str, int], int] = {}  # records to look back for, where events seemed to be missing
         self._watching: asyncio.Task[None] | None = None
         self._metrics = ConsumerMetrics(self._routing.counts)
         self.longest_wait_s = settings.request_timeout_ms / 1000 * 0.9
@@ -230,11 +232,12 @@ class Consumer:
         if gone and self._settings.from_start:
             logger.error("%s/%d: %s; the consumer goes on at %d", start.topic, start.partition, gone, start.low)
             first = start.low
-        progress = _progress(start.metadata.seen) if first == start.committed else None
+        back = self._back.get((start.topic, start.partition), 0)
+        progress = _progress(start.metadata.seen) if first == start.committed and not back else None
         begin = first
         if progress is None or progress.last is None:
             # Where no commit says what was seen, it reads all records again that may have repeats.
-            back = REPEATED if progress is None else LOOK_BACK
+            back = back or (REPEATED if progress is None else LOOK_BACK)
             progress, begin = Progress(), max(start.low, first - back)
         opening = Opening(
             start,
@@ -260,6 +263,7 @@ class Consumer:
             ),
             finished=self._poller.progress,
             claim=lambda worker: self._poller.claim(worker, start.owner),
+            look_back=self._look_back,
         )
         if first == start.committed and start.metadata.topic_id == start.topic_id:
             worker.committed = worker.done
@@ -274,6 +278,12 @@ class Consumer:
                 "created again? `hiveio replay --reset` begins again with it"
             )
         return worker
+
+    def _look_back(self, worker: PartitionWorker) -> None:
+        """Another worker of this partition reads further back, in the end from the beginning of the topic."""
+        key = worker.topic, worker.partition
+        self._back[key] = FURTHER * self._back.get(key, REPEATED)
+        self._poller.reopen([key])
 
 
 def _progress(seen: str) -> Progress | None:

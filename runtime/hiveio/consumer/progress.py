@@ -6,6 +6,10 @@ from hiveio.consumer.reading import is_position, parse_position
 from hiveio.errors import Corrupt, Invalid
 
 
+class EventsMissing(Corrupt):
+    """Between the last position seen and the next one are others."""
+
+
 class Progress:
     """The consumer's rule for an event topic that a publisher writes (docs/transactions.md, Publishing).
 
@@ -24,8 +28,8 @@ class Progress:
     def take(self, position: bytes, previous: bytes | None) -> bool:
         """Whether the event is new.
 
-        Raises Invalid for what is no position, or one of another log: this concerns the record alone. Raises Corrupt
-        when events are missing between the last seen and this one.
+        Raises Invalid for what is no position, or one of another log: this concerns the record alone. Raises
+        EventsMissing when there are others between the last seen and this one.
         """
         last = self.last
         if last is None or previous == last:  # it follows, and there is nothing to compare
@@ -37,7 +41,7 @@ class Progress:
                 raise Invalid(f"the position {_text(position)} is of another log than {_text(last)}, the last one seen")
             if at <= seen:
                 return False
-            raise Corrupt(
+            raise EventsMissing(
                 f"events are missing: position {_text(position)} comes after {_text(previous)}, "
                 f"and the last one seen is {_text(last)}"
             )
@@ -50,7 +54,7 @@ class Progress:
             self.take(position, previous)
         except Invalid:
             pass
-        except Corrupt:
+        except EventsMissing:
             self.last = position
 
 

@@ -6,7 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from hiveio.consumer.batch import Batches
@@ -16,7 +16,7 @@ from hiveio.consumer.envelopes import Envelopes
 from hiveio.consumer.failures import Attempts, HandlerSlot, RetryPolicy
 from hiveio.consumer.intake import Intake
 from hiveio.consumer.parallel import ParallelKeys
-from hiveio.consumer.progress import Progress, RecentKeys
+from hiveio.consumer.progress import EventsMissing, Progress, RecentKeys
 from hiveio.consumer.redrive import Redrive
 from hiveio.consumer.routing import Routing, Target
 from hiveio.errors import Corrupt, Unavailable, is_cancelled
@@ -47,7 +47,8 @@ class PartitionWorker(Lane):
 
     It has a dispatcher, which decides who handles a record, the store of the partition's dead letters, and slots, whose
     tasks run the handlers. ``store`` makes that store, and is given a function to call when something was read from it;
-    ``finished`` is called when records are done; ``claim`` commits that this instance owns the partition.
+    ``finished`` is called when records are done; ``claim`` commits that this instance owns the partition; ``look_back``
+    gives it another worker, which begins further back.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class PartitionWorker(Lane):
         store: Callable[[Callable[[], None]], DeadLetterStore],
         finished: Callable[[], None],
         claim: Callable[[Lane], Awaitable[None]],
+        look_back: Callable[["PartitionWorker"], None],
     ) -> None:
         start = opening.assigned
         super().__init__(start, opening.begin, (opening.start, opening.seen))
         self._progress = opening.progress
         self._start, self._routing, self._finished, self._claim = opening.start, routing, finished, claim
+        self._look_back, self._low = look_back, start.low
         self._arrived = asyncio.Event()  # records, dead letters, or the end
         self._chunks: deque[list[Message]] = deque()
         self._chunk: list[Message] = []  # that is being handled
@@ -167,21 +170,36 @@ class PartitionWorker(Lane):
             slot.end()
 
     async def _run(self) -> None:
-        slot = self._slot
-        with self._until_closed(slot):
+        with self._until_closed(self._slot):
             await self._load()
-            while not slot.closing:
-                if self.store.queue:
-                    await self._redrive.run()
-                if self._chunks:
-                    self._chunk = self._chunks.popleft()
-                    await self._handle(self._chunk)
-                    if self.failure is None:
-                        self.finished += len(self._chunk)
-                        self._finished()
-                    self._chunk = []
-                elif not self.store.queue and not slot.closing:
-                    await self._rest()
+            try:
+                await self._work()
+            except EventsMissing as error:
+                if self.begin <= self._low:
+                    raise
+                await self._begin_further_back(error)
+
+    async def _work(self) -> None:
+        slot = self._slot
+        while not slot.closing:
+            if self.store.queue:
+                await self._redrive.run()
+            if self._chunks:
+                self._chunk = self._chunks.popleft()
+                await self._handle(self._chunk)
+                if self.failure is None:
+                    self.finished += len(self._chunk)
+                    self._finished()
+                self._chunk = []
+            elif not self.store.queue and not slot.closing:
+                await self._rest()
+
+    async def _begin_further_back(self, error: EventsMissing) -> None:
+        """What seems to be missing may have been published, and handled, before everything that was read here."""
+        logger.warning("%s: %s, unless they come before offset %d: it looks further back", self, error, self.begin)
+        with suppress(Unavailable):  # then records that are done may be handled again
+            await self._slot.wait(self._claim(self))
+        self._look_back(self)
 
     async def _load(self) -> None:
         """Load the parked keys and claim the partition before anything is handled.

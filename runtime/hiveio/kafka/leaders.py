@@ -31,6 +31,7 @@ CONFIRM_S = 1.0  # between two looks while brokers differ, which they do for a m
 ALERT_S = 10.0  # for which each broker is asked after a leader or a broker has changed
 PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # in which new clients should do their work; doubled while they do not
 MAX_BROKERS, MAX_TOPICS = 12, 20  # asked in one look
+WITNESSED = 2  # topics of which the witnesses are asked in one look, in turn
 ATTEMPTS = 3  # to get the answer of one broker, if others answer instead of it
 logger = logging.getLogger("hiveio.kafka")
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
@@ -108,7 +109,8 @@ class LeaderWatch:
             self.doubt = None
             return LOOK_S
         self._turn += 1
-        changed = await self._changed(topics[self._turn % len(topics)])
+        turns = range(WITNESSED * self._turn, WITNESSED * self._turn + min(WITNESSED, len(topics)))
+        changed = [turn for turn in turns if await self._changed(topics[turn % len(topics)])]
         now, late = time.monotonic(), self._late()
         if changed:
             self._alert_until = now + ALERT_S
@@ -120,7 +122,10 @@ class LeaderWatch:
         differing = _differing(answers)
         confirmed, self._differed = self._differed, bool(differing)
         if differing:
-            return await self._act(differing, late=late) if confirmed else CONFIRM_S
+            if confirmed:
+                return await self._act(differing, late=late)
+            self.doubt = "the brokers disagree about who leads {}/{}".format(*min(differing))
+            return CONFIRM_S
         if answers:
             self._asked = self._asked.intersection(topics) | {answer.topic for answer in answers}
             self._abandoned.clear()

@@ -89,6 +89,7 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     watched.watch._witnesses[1] = None
     assert await watched.look() == CONFIRM_S
     assert not watched.renewed, "after each election they differ for a moment"
+    assert watched.watch.doubt == "the brokers disagree about who leads bank/0"
     assert await watched.look() == LEFT_S
     assert watched.renewed == [{"bank"}]
     assert watched.watch.doubt is None
