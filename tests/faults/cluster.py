@@ -160,17 +160,14 @@ def _pid(kafka: Kafka) -> int:
 
 
 class ClusterStage(Stage):
-    """A stage on a cluster: all instances come through its proxies. They begin with the brokers that they ``know``, by
-    default with all."""
+    """A stage on a cluster: all instances come through its proxies."""
 
-    def __init__(
-        self, cluster: Cluster, *, published_s: float, know: str = "", environ: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, cluster: Cluster, *, published_s: float, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(cluster, published_s=published_s, environ=environ)
-        self.cluster, self._know = cluster, know or cluster.proxied
+        self.cluster = cluster
 
     def environ(self, number: int) -> dict[str, str]:
-        return super().environ(number) | {"EVENT_STORE_BROKERS": self._know}
+        return super().environ(number) | {"EVENT_STORE_BROKERS": self.cluster.proxied}
 
     @contextlib.asynccontextmanager
     async def without_leader(self, how: str) -> AsyncIterator[int]:
