@@ -88,13 +88,13 @@ def acknowledges_on_report() -> None:
 
 def accepts_everything() -> None:
     """Heads are not compared."""
-    assert hasattr(rule, "_stands")
-    setattr(rule, "_stands", lambda commit, lookup: True)  # noqa: B010
+    assert hasattr(rule, "_heads_match")
+    setattr(rule, "_heads_match", lambda commit, lookup: True)  # noqa: B010
 
 
 def trusts_the_lock() -> None:
     """Redlock is believed: what is appended while the lock is surely held counts, whatever the log says."""
-    append, judge, stands, own = Performer._append, View.judge, rule._stands, [False]
+    append, judge, heads_match, own = Performer._append, View.judge, rule._heads_match, [False]
 
     def append_while_held(self: Performer, command: InFlight, tx: Tx, *given: Any) -> None:
         if time.monotonic() > tx.locked_until:
@@ -107,7 +107,7 @@ def trusts_the_lock() -> None:
 
     setattr(Performer, "_append", append_while_held)  # noqa: B010
     setattr(View, "judge", judge_own)  # noqa: B010
-    setattr(rule, "_stands", lambda *given: own[0] or stands(*given))  # noqa: B010
+    setattr(rule, "_heads_match", lambda *given: own[0] or heads_match(*given))  # noqa: B010
 
 
 def keeps_the_lease() -> None:
@@ -117,16 +117,16 @@ def keeps_the_lease() -> None:
         """All is well."""
 
     async def leads(self: Leader) -> bool:
-        return await self._held()
+        return await self._renew()
 
     setattr(Publisher, "_check", check)  # noqa: B010
-    assert hasattr(Leader, "_leads")
-    setattr(Leader, "_leads", leads)  # noqa: B010
+    assert hasattr(Leader, "_is_leading")
+    setattr(Leader, "_is_leading", leads)  # noqa: B010
 
 
 def applies_blindly() -> None:
-    """The cache is moved from whatever watermark stands."""
-    line = "if stands ~= ARGV[1] then return {0, stands} end\n"
+    """The cache is moved from whatever watermark it has."""
+    line = "if present ~= ARGV[1] then return {0, present} end\n"
     assert line in cache._APPLY.text
     cache._APPLY.text = cache._APPLY.text.replace(line, "")
 

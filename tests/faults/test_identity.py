@@ -187,8 +187,8 @@ def test_61_two_clusters_have_topics_of_one_name_and_one_redis(kafka: Kafka, red
                 f"the Redis of CACHE_URL has seen 1 other logs named {log}"
             ]
         with processor(one) as a:  # with its cache
-            begun = [line["message"] for line in a.logs() if ": from offset " in line["message"]]
-            assert begun == [f"{log}/0: from offset 22 to 22"]
+            begun = [line["message"] for line in a.logs() if " is folded from offset " in line["message"]]
+            assert begun == [f"{log}/0 is folded from offset 22 to 22"]
         roles = [Role("producer", settings(cluster, redis, f"{topic}-plain"), actor=PRODUCER) for cluster in clusters]
         with roles[0] as a, roles[1] as b:
             for role in (a, b, b):

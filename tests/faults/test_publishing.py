@@ -219,7 +219,7 @@ async def test_53_the_log_was_cut(broker: Broker) -> None:
         await until(lambda: made(stage), "made anew", to_thread=True)
         write(stage.direct.brokers, stage.log_topic, [(0, (m.key() or b"").decode(), m.value(), {}) for m in records])
         await restart(stage)
-        await stopped(stage, "does not fit its log", "Bring the log back")
+        await stopped(stage, "does not match its log", "Restore the log")
 
 
 @pytest.mark.fault(53)
@@ -233,5 +233,5 @@ async def test_53_the_event_topic_was_emptied(broker: Broker, how: str) -> None:
         else:
             delete(admin, stage.topic)
         await restart(stage)
-        await stopped(stage, "was emptied or made anew")
+        await stopped(stage, "was emptied or recreated")
         assert stage.end(stage.topic) == (1 if how == "purged" else 0), "nothing is published again silently"

@@ -144,8 +144,8 @@ async def test_an_instance_that_is_cut_off_from_redis_holds_little_of_what_other
                 await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
                 end += len(records)
                 await two.applied(end)
-                assert one.log._tail._unconsumed._partitions[0].bytes <= backlog + FETCHED
-                assert scope.applier._size <= unapplied + 2 * large
+                assert one.log.tail.unconsumed_bytes(0) <= backlog + FETCHED
+                assert scope.applier.size <= unapplied + 2 * large
                 assert scope.view.size <= unapplied + 2 * large + 500 * ENTRY_BYTES  # those of the next records
             assert 1 < scope.view.next < end, "it has judged what it could hold"
             generation = two.scope.mirror.watermark.generation
@@ -177,7 +177,7 @@ async def test_a_scope_whose_cache_takes_nothing_does_not_hold_up_the_others(
         scope, writer = one.scope, Writer()
         records = [record for _ in range(6) for record in writer.records(ill, size=20_000, ballast=20_000)]
         await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
-        await until(lambda: scope.applier.large and one.log._tail._suspended == {0})
+        await until(lambda: scope.applier.large and one.log.tail.suspended == {0})
         for page in well[:20]:
             async with asyncio.timeout(2):
                 await one.log.engine.submit(MADE[0], Envelope(message=Fill(10), id=f"{page}")).future

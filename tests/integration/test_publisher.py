@@ -147,8 +147,8 @@ def repeated(kafka: Kafka, topic: str) -> int:
     for message in read_all(kafka.brokers, topic):
         found = published(message, 0)
         assert found is not None
-        row = row + 1 if (found.offset, found.place) <= last else 0
-        last, most = max(last, (found.offset, found.place)), max(most, row)
+        row = row + 1 if (found.offset, found.event_index) <= last else 0
+        last, most = max(last, (found.offset, found.event_index)), max(most, row)
     return most
 
 

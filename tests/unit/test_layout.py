@@ -37,18 +37,15 @@ LIBRARIES = {"KafkaError", "httpx"}
 LOOK_INSIDE = {
     "faults/entrypoint.py": "it builds the engine and the cache wrong on purpose",
     **dict.fromkeys(
-        ["integration/test_publisher.py", "unit/test_redis.py", "unit/transaction/test_engine.py"],
+        ["integration/test_publisher.py", "unit/test_redis.py"],
         "they make interleavings happen between two private steps, and count these",
     ),
     **dict.fromkeys(
         [
-            "integration/test_large_snapshots.py",
             "integration/test_tail.py",
             "unit/kafka/test_leaders.py",
             "unit/kafka/test_sender.py",
             "unit/producer/test_publishing.py",
-            "unit/transaction/test_resume.py",
-            "unit/transaction/test_scope_failed.py",
         ],
         "what is held in memory, and who waits, is not shown by a property yet",
     ),

@@ -95,12 +95,13 @@ def test_only_what_waits_is_counted_instead_of_logged(away: Outage) -> None:
         ends = Unavailable(
             "Kafka did not say where partitions end: Failed to query partition leaders: No leaders found"
         )
-        assert not outages.worth_a_line(line("hiveio.lag", logging.WARNING, "%s cannot be seen: %s", "orders", ends))
+        text = "the publisher lag of %s cannot be measured: %s"
+        assert not outages.worth_a_line(line("hiveio.lag", logging.WARNING, text, "orders", ends))
         assert away.count == 2
         assert outages.worth_a_line(line("hiveio.transaction", logging.CRITICAL, "it stops: %s", waits))
         assert outages.worth_a_line(line("hiveio.transaction", logging.ERROR, "a fault: %s", ValueError()))
         other = Unavailable("orders/0: Broker: Not enough in-sync replicas")
-        assert outages.worth_a_line(line("hiveio.publisher", logging.WARNING, "%s pauses: %s", "orders", other))
+        assert outages.worth_a_line(line("hiveio.publisher", logging.WARNING, "%s is paused: %s", "orders", other))
         assert outages.worth_a_line(line("bank", logging.WARNING, "%s", Unavailable("the bank is closed")))
         assert outages.worth_a_line(line("hiveio.consumer", logging.ERROR, "dead letter: %s", "Redis at nowhere:1"))
         assert outages.worth_a_line(line("bank", logging.INFO, "no arguments"))

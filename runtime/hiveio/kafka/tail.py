@@ -136,6 +136,15 @@ class Tail:
         """This number of records of the partition has been consumed."""
         self._unconsumed.consume(partition, count)
 
+    def unconsumed_bytes(self, partition: int) -> int:
+        """The bytes of the records of this partition that are handed over and not consumed."""
+        return self._unconsumed.size(partition)
+
+    @property
+    def suspended(self) -> frozenset[int]:
+        """The partitions that are not read for now, because too many of their records are not consumed."""
+        return frozenset(self._suspended)
+
     def renew(self) -> None:
         """Replace the client, so that it looks up the leaders."""
         self._stale = True

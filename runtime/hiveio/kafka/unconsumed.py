@@ -53,6 +53,11 @@ class Unconsumed:
             if (groups := self._partitions.get(partition)) is not None:
                 groups.consume(records)
 
+    def size(self, partition: int) -> int:
+        """The bytes of the records of this partition that are handed over and not consumed."""
+        with self._lock:
+            return self._partitions[partition].bytes
+
     def full(self, following: Collection[int]) -> set[int]:
         """The partitions at their bound; each has the same share."""
         with self._lock:

@@ -61,7 +61,7 @@ class MemoryTail(Tail):
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._at: dict[int, tuple[int, OnRecords]] = {}
-        self._woken = False
+        self._woken = self._paused = False
         log.readers.append(self)
 
     def start(self) -> None:
@@ -88,8 +88,18 @@ class MemoryTail(Tail):
             self._woken = True
             self._loop.call_soon(self._pass_on)
 
+    def pause(self) -> None:
+        """Pass no records on, until ``resume`` is called: the instance does not read back what it appends."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self.wake()
+
     def _pass_on(self) -> None:
         self._woken = False
+        if self._paused:
+            return
         for partition, (offset, on_records) in list(self._at.items()):
             if found := self._log.partitions[partition][offset:]:
                 self._at[partition] = (offset + len(found), on_records)
@@ -294,11 +304,11 @@ class MemoryTransactionLog(TransactionLog):
 
     async def start(self) -> None:
         s = self.settings
-        self._tail, reader = MemoryTail(self.log), MemoryReader(self.log)
+        self.tail, reader = MemoryTail(self.log), MemoryReader(self.log)
         by_name = {contract.name: contract for contract in self.contracts}
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         placement = Placement(by_name, s.log_topic, s.partitions)
-        common, ids = (s.log_topic, MEMORY, self.cache, self._tail, reader, by_name, window, placement), fresh_ids()
+        common, ids = (s.log_topic, MEMORY, self.cache, self.tail, reader, by_name, window, placement), fresh_ids()
         self.scopes = [Scope(partition, *common, ids) for partition in range(s.partitions)]
         lock = MemoryLock(f"{id(self):x}", self.cache.locks)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
@@ -314,7 +324,7 @@ class MemoryTransactionLog(TransactionLog):
             await self.engine.drain(self.settings.drain_timeout_ms / 1000)
             for scope in self.scopes:
                 await scope.stop()
-            await self._tail.stop()
+            await self.tail.stop()
 
     async def ready(self) -> str | None:
         return next((scope.state for scope in self.scopes if scope.state), None)

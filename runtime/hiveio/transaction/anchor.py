@@ -1,5 +1,5 @@
-"""Where a scope begins: at the watermark of its cache, if that is a place in the log; else at the start, in a new
-generation of keys.
+"""Where an instance starts to follow a scope: at the watermark of its cache if that is a place in the log, and else at
+the start of the log, with a new generation of the cache.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from hiveio.transaction.rule import Writer
 
 logger = logging.getLogger("hiveio.scope")
 
-OLD_END_S = 12.0  # for which a broker that was the leader may name an old end, before the log counts as cut
+OLD_END_S = 12.0  # for which a broker that was the leader may name an old end; after that the log counts as cut
 
 
 class Anchor:
@@ -22,11 +22,10 @@ class Anchor:
     def __init__(self, cache: Cache, reader: LogReader, partition: int, where: str, topic_id: str) -> None:
         self._cache, self._reader, self._partition = cache, reader, partition
         self._where, self._topic_id = where, topic_id
-        self._beyond: float | None = None  # since when the watermark lies beyond the end that Kafka names
+        self._beyond: float | None = None  # when the watermark was first beyond the end that Kafka names
 
     async def find(self) -> tuple[Watermark, dict[str, Writer], int]:
-        """The watermark from which to go on, the writers as they stand there, and the end of the log. Raises
-        Unavailable."""
+        """The watermark from which to go on, the writers at that offset, and the end of the log. Raises Unavailable."""
         while True:
             text, watermark, writers = await self._cache.watermark(self._partition)
             end = await self._reader.end(self._partition)
@@ -35,7 +34,7 @@ class Anchor:
                 if await self._matches(watermark, end):
                     return watermark, writers, end
                 logger.error(
-                    "the cache of %s says %s, which is not in the log (end %s): it is folded anew",
+                    "the watermark of the cache of %s is %s, which is not in the log (end %s): the cache is rebuilt",
                     *(self._where, watermark.text, end),
                 )
             fresh = Watermark(0, 0, self._topic_id, os.urandom(5).hex())
@@ -43,11 +42,11 @@ class Anchor:
                 if watermark is not None:
                     await self._cache.forget(self._partition, watermark.generation)
                 return fresh, {}, end
-            # another instance was faster: look again
+            # Another instance was faster, so look again.
 
     def _doubt(self, watermark: Watermark, end: int) -> None:
-        """Raises Unavailable where the end may be an old one: others are at work on that cache, and would have to fold
-        it anew too."""
+        """Raises Unavailable while the end may be an old one: other instances work with that cache, and would have to
+        rebuild it too."""
         if watermark.topic != self._topic_id or watermark.offset <= end:
             self._beyond = None
             return
@@ -55,7 +54,7 @@ class Anchor:
         if self._beyond is None:
             self._beyond = now
         if now - self._beyond < OLD_END_S:
-            raise Unavailable(f"the cache stands at {watermark.offset}, beyond the end {end} that Kafka names")
+            raise Unavailable(f"the watermark {watermark.offset} of the cache is beyond the end {end} that Kafka names")
 
     async def _matches(self, watermark: Watermark, end: int) -> bool:
         if watermark.topic != self._topic_id or watermark.offset > end:
@@ -63,4 +62,4 @@ class Anchor:
         if watermark.offset == 0:
             return True
         last = await self._reader.read(self._partition, watermark.offset - 1)
-        return (last.key if last is not None else "") == watermark.transaction  # none at a mark of a transaction
+        return (last.key if last is not None else "") == watermark.transaction  # None at a transaction marker

@@ -1,4 +1,4 @@
-"""Moving the cache of one scope behind what was judged here: phase two, in groups."""
+"""Phase two: the records that were judged here are applied to the cache of their scope, in groups."""
 
 import asyncio
 import logging
@@ -20,9 +20,9 @@ from hiveio.transaction.view import View
 logger = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
-GATHER_S = 0.005  # between two calls, unless somebody waits: what a call costs is shared by what it moves
-UNAPPLIED = 2_000  # records judged and not applied, beyond which judging waits
-GIVE_WAY_S = 0.05  # the same, where this instance cannot fold all of it: another one may, and is then the first
+GATHER_S = 0.005  # between two calls, unless somebody waits: the records of a call share its cost
+UNAPPLIED = 2_000  # records that are judged and not applied, beyond which judging waits
+GIVE_WAY_S = 0.05  # between two calls while this instance cannot fold all events: another one may, and should be first
 
 
 class Unapplied(NamedTuple):
@@ -37,7 +37,7 @@ class Unapplied(NamedTuple):
 
 
 class Applier:
-    """Applies in the order of the log, one call at a time, while the cache is known to match the log."""
+    """Applies records in the order of the log, one call at a time, while the cache matches the log."""
 
     def __init__(
         self,
@@ -49,24 +49,24 @@ class Applier:
         most: int,
         fail: Callable[[str], None],
     ) -> None:
-        """``most``: bytes of aggregates in one call, and so of what is judged and not applied. ``fail`` stops a scope,
-        which ends this."""
+        """``most`` bounds the bytes of the aggregates in one call, and so of records that are judged and not applied.
+        ``fail`` stops the scope, which ends the applier."""
         self._partition, self._view, self._mirror, self._fail = partition, view, mirror, fail
         self._cache, self._window, self._most = cache, window, most
         self._ended = False  # the scope has failed
         self._times = metrics.phase("apply")
-        self._published = 0  # offset up to which events are published, as far as this instance knows
-        self.judged: deque[Unapplied] = deque()  # and not applied
-        self._size = 0  # bytes of what these touch, or more: an aggregate may be counted several times
+        self._published = 0  # the offset up to which events are published, as far as this instance knows
+        self.judged: deque[Unapplied] = deque()  # and not applied yet
+        self.size = 0  # bytes of the aggregates that these touch, or more: one may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
         self._work, self._applied = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._began = 0.0  # the latest call
+        self._began = 0.0  # when the latest call was made
         self._timer: asyncio.TimerHandle | None = None
         mirror.subscribe(on_move=self.moved, on_loss=self.wake)
 
     def end(self) -> None:
-        """The scope has failed: nothing is applied any more, and nobody is left waiting for it."""
+        """The scope has failed: nothing is applied any more, and all that wait are called."""
         self._ended = True
         self._work.set()
 
@@ -80,32 +80,32 @@ class Applier:
         verdict = bool(effects.verdict)
         self.judged.append(Unapplied(message.offset, message.key, verdict, heads, effects.id, effects.writers))
         for name in heads:
-            self._size += len(entries[name].snapshot) + ENTRY_BYTES
+            self.size += len(entries[name].snapshot) + ENTRY_BYTES
 
     def forget(self) -> None:
-        """What is judged is judged anew."""
+        """The records are judged again, so those that are not applied are forgotten."""
         self.judged.clear()
 
     @property
     def large(self) -> bool:
-        """As much is judged and not applied as one call takes."""
+        """Whether the records that are not applied fill one call."""
         return self._exceeds(1)
 
     @property
     def full(self) -> bool:
-        """Judging has to wait."""
+        """Whether judging has to wait."""
         return len(self.judged) >= UNAPPLIED or self.large
 
     def _exceeds(self, share: float) -> bool:
-        """Whether the bytes of what is judged and not applied are more than this share of the bound."""
+        """Whether the records that are not applied have more bytes than this share of the bound."""
         most = share * self._most
-        if self._size > most:
+        if self.size > most:
             entries = self._view.entries
-            self._size = sum([len(entries[name].snapshot) + ENTRY_BYTES for name in self.touched()])
-        return self._size > most
+            self.size = sum([len(entries[name].snapshot) + ENTRY_BYTES for name in self.touched()])
+        return self.size > most
 
     def wake(self) -> None:
-        """There is something to apply: at once after a pause, else with what comes in the next moment."""
+        """There is something to apply. It is applied at once after a pause, and else together with what comes soon."""
         if self._timer is None:
             pause = self._began + GATHER_S - self._loop.time()
             if (quarantine := self._view.quarantine).entries:
@@ -120,7 +120,8 @@ class Applier:
         self._work.set()
 
     def when_applied(self, offset: int, done: Callable[[], None], *, soon: bool = False) -> None:
-        """Call back once the cache stands beyond this offset, or the scope has failed; ``soon``: somebody waits."""
+        """Call ``done`` once the watermark is beyond this offset, or the scope has failed. ``soon`` says that somebody
+        waits for it."""
         if self._mirror.watermark.offset > offset or self._ended:
             done()
             return
@@ -129,7 +130,7 @@ class Applier:
             self._work.set()
 
     def moved(self) -> None:
-        """The cache stands further on: what is applied needs no applying, and whoever waits for it is called."""
+        """The cache has moved on: forget the records that are applied, and call those that wait for them."""
         offset = self._mirror.watermark.offset
         while self.judged and self.judged[0].offset < offset:
             self.judged.popleft()
@@ -138,7 +139,8 @@ class Applier:
         self._applied.set()
 
     async def wait(self, share: float) -> None:
-        """Until no more than this share of the bounds is judged and not applied, or the cache or the scope is lost."""
+        """Wait until the records that are not applied are within this share of the bounds, or the cache or the scope is
+        lost."""
         records = share * UNAPPLIED
         while (len(self.judged) > records or self._exceeds(share)) and not (self._mirror.lost or self._ended):
             self._applied.clear()
@@ -146,7 +148,7 @@ class Applier:
             await self._applied.wait()
 
     def touched(self) -> set[str]:
-        """The aggregates that the cache does not have yet as they are."""
+        """The aggregates whose latest entry the cache does not have yet."""
         return {name for judged in self.judged for name in judged.heads}
 
     async def run(self) -> None:
@@ -163,14 +165,14 @@ class Applier:
                 if self.judged or self._view.quarantine.healed:
                     self.wake()
             except HiveError as error:
-                logger.warning("the cache of %s is not moved: %s", mirror.where, error)
+                logger.warning("the cache of %s could not be moved: %s", mirror.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)
                 self._work.set()
             except Exception as error:
-                logger.exception("a fault while moving the cache of %s", mirror.where)
+                logger.exception("moving the cache of %s failed with an unexpected error", mirror.where)
                 self._fail(f"{mirror.where}: {type(error).__name__}: {error}")
-        self._applied.set()  # nobody is left waiting for what is not applied any more
+        self._applied.set()  # all that wait are called, since nothing is applied any more
         while self._when:
             self._when.popleft()[1]()
 
@@ -179,9 +181,10 @@ class Applier:
         to, quarantine = base, view.quarantine
         group = tuple(self.judged)
         if group:
-            last = group[-1]  # all of it: the view has the entries of its end, and no earlier ones
+            last = group[-1]  # the whole group: the view has the entries at its end and no earlier ones
             if (first := group[0].offset) != base.offset:
-                raise AssertionError(f"{self._mirror.where}: judged from {first}, the cache is at {base.offset}")
+                where = self._mirror.where
+                raise AssertionError(f"{where} was judged from {first} on, and its cache is at {base.offset}")
             to = base.moved(last.offset + 1, view.state, last.tx)
         healed = self._healed()
         names = dict.fromkeys([name for judged in group for name in judged.heads])
@@ -192,9 +195,9 @@ class Applier:
         unfolded = [name for name, entry in found if entry.unfolded]
         unfolded += [f"{actor}/" for actor in quarantine.unknown_actors]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
-        known = view.state.writers
+        remembered = view.state.writers
         moved = dict.fromkeys([name for judged in group for name in judged.writers])
-        writers = [(name, known[name].text if name in known else "") for name in moved]
+        writers = [(name, remembered[name].text if name in remembered else "") for name in moved]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
         if faults.armed:
             for name in names:
@@ -210,7 +213,8 @@ class Applier:
                 faults.hit("applied", name)
 
     def _healed(self) -> list[str]:
-        """The aggregates that the view has folded, and the cache perhaps not, at the end of what is judged."""
+        """The aggregates that the view has folded and the cache perhaps has not, as they are after all judged
+        records."""
         view, healed = self._view, self._view.quarantine.healed
         if not healed or not (self.judged or view.next == self._mirror.watermark.offset):
             return []
@@ -218,8 +222,8 @@ class Applier:
         return [name for name, entry in found if entry is not None and not entry.unfolded and entry.at <= view.next]
 
     def _fitting(self, names: list[str]) -> list[str]:
-        """As many of them as one call takes, beside what is judged; the first one in any case."""
-        size, count = self._size, 0
+        """As many of them as fit into one call next to the judged records, and at least one."""
+        size, count = self.size, 0
         while count < len(names) and (size < self._most or not count):
             size += self._view.entries[names[count]].size
             count += 1

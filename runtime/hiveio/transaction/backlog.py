@@ -1,4 +1,4 @@
-"""What of one scope is accepted and not on its event topic, as far as was looked."""
+"""The accepted events of one scope that are not on its event topic yet, as far as is known."""
 
 from typing import NamedTuple
 
@@ -6,45 +6,45 @@ from hiveio.kafka.end_offsets import age_s
 
 
 class RecordWithEvents(NamedTuple):
-    """A record of the log that has events. ``sure``: it is accepted; else it is not judged yet."""
+    """A record of the log that has events. ``sure`` says that it is accepted; otherwise it is not judged yet."""
 
     offset: int
     time: int
-    last: int  # index of its last event
+    last: int  # the index of its last event
     sure: bool = False
 
 
 class Backlog:
-    """PublisherLag looks, and says here what it has found."""
+    """What PublisherLag has found out about one scope."""
 
     def __init__(self) -> None:
         self.end = 0  # of the log
         self.events_end = -1  # of the event topic
-        self.published = (-1, -1)  # position of the last event there: offset and index
-        self.clean = 0  # what stands between it and this offset has no events
-        self.first: RecordWithEvents | None = None  # after it
+        self.published = (-1, -1)  # the position of the last event there: offset and index
+        self.clean = 0  # the records between it and this offset have no events to publish
+        self.first: RecordWithEvents | None = None  # the first record with events after it
 
     def log_ends_at(self, end: int) -> None:
         self.end = end
 
     def moved(self, position: tuple[int, int], events_end: int) -> None:
-        """The last event on the topic, which ends there, has this position."""
-        if position < self.published:  # a repeat, or a topic made anew
+        """The event topic ends at ``events_end``, and its last event has this position."""
+        if position < self.published:  # a repeat, or a recreated topic
             self.clean = 0
         self.published, self.clean = position, max(self.clean, position[0], 0)
         self.events_end = events_end
 
     def passed(self, offset: int) -> None:
-        """The records below have no events that are not published."""
+        """The records below this offset have no events to publish."""
         self.clean = offset
 
     def waits_for(self, first: RecordWithEvents | None) -> None:
-        """This record is the first whose events are not published, as far as was looked; or there is none."""
+        """``first`` is the first record whose events are not published; None says that there is none."""
         self.first = first
 
     @property
     def first_is_current(self) -> bool:
-        """Whether ``first`` is still what it was found to be."""
+        """Whether ``first`` is still the first record with events to publish."""
         return self.first is not None and self.first.sure and (self.first.offset, self.first.last) > self.published
 
     def records(self, judged: int) -> int:

@@ -2,8 +2,8 @@
 
 ``KEYS`` is the map of its keys. The documents have the same table, and tests look for keys that it does not have.
 
-Everything that counts moves in one script (apply) which compares the watermark first, so a cache that fell back to an
-older state is an older prefix with its own true watermark. A generation that is found wrong is left behind whole.
+One script (apply) makes every change that counts, and it compares the watermark first. So a cache that fell back to an
+older state is the fold of a shorter log, with the watermark of that. A generation that proves wrong is abandoned.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.record import FIRST_FORMAT
 from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
 
-PROBED_MS = 60_000  # for which what a readiness probe writes is kept
-LEFTOVERS = 1_000  # keys of an old generation looked at in one step
-SAMPLE = 20_000  # keys looked at, at the start
+PROBED_MS = 60_000  # how long the key that a readiness probe writes is kept
+LEFTOVERS = 1_000  # keys that one SCAN looks at
+SAMPLE = 20_000  # keys that are looked at when an instance starts
 
 # Every key of a log in Redis, and what it holds. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``: the
 # braces keep a scope on one shard, and the topic id tells the log from others of its name, in another cluster or gone.
@@ -50,8 +50,8 @@ KEYS = {
     "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
 }
 
-READ_BYTES = 1_000_000  # of one answer to those who read one aggregate each, and
-LOAD_BYTES = 4_000_000  # to one who loads many
+READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
+LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
 
 _READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK = (
     Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark")
@@ -59,8 +59,8 @@ _READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK = (
 
 
 class Watermark(NamedTuple):
-    """Everything below ``offset`` is applied. Compared whole, also with the id of the record before it. ``time``,
-    ``format``, ``stamp`` and ``floor`` are those of LogState there."""
+    """Every record below ``offset`` has been applied to the cache. A watermark is compared as a whole, with the id of
+    the record before it. ``time``, ``format``, ``stamp`` and ``floor`` are those of LogState at that offset."""
 
     offset: int
     time: int
@@ -78,8 +78,8 @@ class Watermark(NamedTuple):
     @staticmethod
     @lru_cache(maxsize=256)
     def parse(text: bytes) -> "Watermark | None":
-        """None where there is none, or where this is something else. The same object for the same text: most replies
-        bring the one of the reply before."""
+        """The watermark, or None where the text is empty or is none. The same text gives the same object, since most
+        replies carry the watermark of the reply before."""
         parts = text.decode().split("|", 7)
         if len(parts) != 8:
             return None
@@ -87,7 +87,7 @@ class Watermark(NamedTuple):
         return Watermark(int(offset), int(time), topic, generation, int(format), int(stamp), int(floor), transaction)
 
     def moved(self, offset: int, state: LogState, transaction: str) -> "Watermark":
-        """The one of the same generation at a later offset."""
+        """The watermark of the same generation at a later offset."""
         return Watermark(
             offset, state.time, self.topic, self.generation, state.format, state.stamp, state.floor, transaction
         )
@@ -97,15 +97,15 @@ class Watermark(NamedTuple):
 
 
 class Entry(Struct):
-    """An aggregate as it stands: exact from the watermark ``at`` on, until a record touches it. That of a record which
-    is not read back has the ``at`` of the entry that it was performed on.
+    """An aggregate as it is from the watermark ``at`` on, until a record touches it. The entry of a record that is not
+    read back yet has the ``at`` of the entry on which its command was performed.
 
-    ``unfolded`` are events, as JSON with commas between, that could not be folded into the snapshot by whoever applied
-    them; the first one's record is at ``unfolded_from``. ``fault`` says why this instance cannot fold them: its
-    ``state`` is None then.
+    ``unfolded`` are the events, as JSON with commas between, that the instance which applied them could not fold into
+    the snapshot. ``unfolded_from`` is the offset of the record of the first one. ``fault`` says why this instance
+    cannot fold them either; ``state`` is None then.
 
-    ``state`` is None for an aggregate that never was. An entry whose ``head`` is None says only that the aggregate
-    was touched by a record that others applied: what it is now stands in the cache from ``at`` on.
+    ``state`` is also None for an aggregate that has never existed. An entry whose ``head`` is None says only that
+    others applied a record which touched the aggregate: the cache has its new entry from ``at`` on.
     """
 
     version: int = 0
@@ -119,7 +119,7 @@ class Entry(Struct):
 
     @property
     def size(self) -> int:
-        """About what it takes of memory, but for its state."""
+        """About the bytes of memory that it takes, without its state."""
         return len(self.snapshot) + len(self.unfolded) + ENTRY_BYTES
 
     @property
@@ -131,7 +131,7 @@ class Entry(Struct):
 
     @classmethod
     def parse(cls, text: bytes, at: int) -> "Entry":
-        """As it stands in the cache; its state is not decoded yet."""
+        """The entry that this text of the cache says; its state is not decoded."""
         version, head, snapshot = text.split(b" ", 2)
         if snapshot[:1] != b"~":  # no JSON begins like that
             return cls(int(version), head.decode(), None, snapshot, at)
@@ -141,19 +141,18 @@ class Entry(Struct):
 
     @property
     def events(self) -> list[msgspec.Raw]:
-        """Those of ``unfolded``."""
+        """The events of ``unfolded``."""
         return _raws(b"[%s]" % self.unfolded)
 
 
 _pack = msgspec.msgpack.Encoder().encode
 _raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-LAYOUT = 3  # of what stands in the cache; another one is another cache, which is folded anew
-
-FORMER_PARTS = 5  # of a watermark, up to layout 2
+LAYOUT = 3  # of these keys and values; another layout is another cache, which is folded from the log
+FORMER_PARTS = 5  # that a watermark had up to layout 2
 
 
 class CacheReply(NamedTuple):
-    """What the cache has of one aggregate and one command id, as they are at its ``watermark``; None: nothing."""
+    """One aggregate and one command id, as the cache has them at its ``watermark``. None says that it has none."""
 
     watermark: Watermark | None
     stored_entry: bytes | None = None
@@ -161,7 +160,8 @@ class CacheReply(NamedTuple):
 
     @property
     def entry(self) -> Entry | None:
-        """Its state is not decoded. Raises ValueError where somebody has changed it by hand, as ``id`` does."""
+        """The entry; its state is not decoded. Raises ValueError where somebody has changed it by hand, as ``id``
+        does."""
         if not self.stored_entry or self.watermark is None:
             return None
         return Entry.parse(self.stored_entry, self.watermark.offset)
@@ -172,8 +172,8 @@ class CacheReply(NamedTuple):
 
 
 class WatermarkReply(NamedTuple):
-    """How far the cache has come. ``text`` is the watermark as it is written there: somebody may have changed it by
-    hand. ``writers`` are those of the log there."""
+    """How far the cache has come. ``text`` is the watermark as it is stored: somebody may have changed it by hand.
+    ``writers`` are the writers of the log at that offset."""
 
     text: bytes
     watermark: Watermark | None
@@ -190,7 +190,7 @@ def _reply(text: bytes, found: Sequence[tuple[bytes | None, bytes | None]]) -> C
 
 
 def fingerprint(contracts: Iterable[Contract]) -> str:
-    """Names what the snapshots mean: another model, or another ``schema_version``, is another cache."""
+    """A text that names the models of the snapshots: another model or ``schema_version`` is another cache."""
     meaning = [
         (c.name, c.kind.schema_version, msgspec.json.schema(c.model) if c.model else None)
         for c in sorted(contracts, key=lambda contract: contract.name)
@@ -199,14 +199,14 @@ def fingerprint(contracts: Iterable[Contract]) -> str:
 
 
 class Cache:
-    """The calls to the cache, each one script. Calls of one kind made in one tick travel together."""
+    """The calls to the cache. Each is one script, and calls to one script in the same tick are sent together."""
 
     def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str) -> None:
         self.redis, self._topic, self._topic_id, self._meaning = redis, topic, topic_id, meaning
 
     @property
     def away(self) -> str:
-        """Why it does not answer, where that is known. Publishers ask all the time, so they notice when it is back."""
+        """Why it does not answer, or "" while it does. Publishers ask all the time, so they notice when it is back."""
         return self.redis.away
 
     async def probe(self) -> None:
@@ -229,17 +229,17 @@ class Cache:
         """An aggregate, a command id, or both; without either the watermark alone."""
         return self.redis.call(_READ, self.mark(partition), (READ_BYTES,), (1, aggregate, command), _reply)
 
-    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
-        """The same for each aggregate and command id, all at one watermark: of the first ones, as many as fit into one
-        answer. One at least."""
-        own: list[Argument] = [len(wanted), *(part for pair in wanted for part in pair)]
+    async def load(self, partition: int, pairs: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        """The same for pairs of an aggregate and a command id, all at one watermark: the first ones, as many as fit
+        into one answer, and at least one."""
+        own: list[Argument] = [len(pairs), *(part for pair in pairs for part in pair)]
         replies: list[CacheReply] = await self.redis.call(_READ, self.mark(partition), (LOAD_BYTES,), own, _replies)
         return replies
 
     async def prepare(
         self, partition: int, token: str, ttl_ms: int, heads: Sequence[tuple[str, str]]
     ) -> tuple[Watermark | None, bool]:
-        """The watermark, and the cache's vote: yes unless one of the aggregates has another head, or is intended by
+        """The watermark, and the vote of the cache: yes, unless one of the aggregates has another head or the intent of
         another instance."""
         own: list[Argument] = [token, len(heads), *(part for pair in heads for part in pair)]
         text, vote = await self.redis.call(_PREPARE, self.mark(partition), (self.scope(partition), ttl_ms), own)
@@ -258,13 +258,13 @@ class Cache:
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
     ) -> Watermark | None:
-        """Move the cache from ``base`` to ``to``, if ``base`` is its watermark. The watermark after that.
+        """Move the cache from ``base`` to ``to``, if ``base`` is its watermark. Returns the watermark after that.
 
-        ``unfolded``: those of the entries that have events beside their snapshot, and ``<actor>/`` of unknown actors.
-        ``writers``: those that have moved on; with "" those that are forgotten.
+        ``unfolded`` names the entries that have events which are not folded, and ``<actor>/`` for each unknown actor.
+        ``writers`` are those that have moved on; a forgotten writer has the text "".
         """
-        # Two arguments and not two thousand: the client encodes each by itself.
-        snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua knows no bin
+        # A few packed arguments instead of thousands, because the client encodes each one by itself.
+        snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua does not unpack bin
         named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers)]
         packed = (_pack(snapshots), named[0], _pack(unfolded), named[1])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
@@ -272,12 +272,13 @@ class Cache:
         return Watermark.parse(text)
 
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
-        """The watermark, and for each offset '1' accepted, '0' void or '?' not on record."""
+        """The watermark, and for each offset '1' (accepted), '0' (void) or '?' (not on record)."""
         text, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
         return Watermark.parse(text), verdicts.decode()
 
     async def reset(self, partition: int, found: bytes, to: Watermark) -> bool:
-        """Begin anew with the watermark ``to``, if the cache still has this text as its watermark. Whether it had."""
+        """Start a new generation at the watermark ``to``, if the cache still has the watermark ``found``. Returns
+        whether it had."""
         moved, _ = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
         return bool(moved == 1)
 
@@ -292,17 +293,17 @@ class Cache:
         await self.redis.execute("SET", f"{self.scope(partition)}:published", "")
 
     async def published(self, partition: int) -> bool:
-        """Whether events of this log are known to have been published."""
+        """Whether somebody has noted that events of this log were published."""
         return bool(await self.redis.execute("EXISTS", f"{self.scope(partition)}:published"))
 
     async def others(self) -> list[str]:
-        """The topic ids of other logs of this name that were in this Redis. Notes this one."""
+        """The topic ids of other logs of this name that this Redis has seen. Adds this log to them."""
         name = f"hive:logs:{{{self._topic}}}"
         await self.redis.execute("SADD", name, self._topic_id)
         return sorted({id.decode() for id in await self.redis.execute("SMEMBERS", name)} - {self._topic_id})
 
     async def forget(self, partition: int, generation: str) -> None:
-        """Remove what a generation left behind."""
+        """Remove all keys of a generation."""
         cursor: Any = 0
         while True:
             cursor, keys = await self.redis.execute(
@@ -314,7 +315,7 @@ class Cache:
                 return
 
     async def aggregates(self, partition: int, generation: str) -> AsyncIterator[str]:
-        """The names of all aggregates that it holds, in no order."""
+        """The names of all aggregates of a generation, in no order."""
         prefix = f"{self.mark(partition)}:{generation}:a:"
         cursor: Any = 0
         while True:
@@ -325,8 +326,8 @@ class Cache:
                 return
 
     async def sampled(self) -> list[tuple[int, str]]:
-        """Some aggregates of any scope, with their partitions, of whichever version of the models; no more than are
-        among ``SAMPLE`` keys of this Redis."""
+        """Some aggregates of all scopes with their partitions, from the caches of all versions of the models: those
+        among the first ``SAMPLE`` keys of this Redis."""
         prefix, suffix = f"hive:{{{self._topic}/", f"/{self._topic_id}}}"
         found: list[tuple[int, str]] = []
         cursor: Any = 0
@@ -341,24 +342,24 @@ class Cache:
         return found
 
     async def unfolded(self, partition: int, generation: str) -> set[str]:
-        """The aggregates that have events beside their snapshot, and ``<actor>/`` of actors not known here."""
+        """The aggregates whose entry has events that are not folded, and ``<actor>/`` for each unknown actor."""
         found = await self.redis.execute("SMEMBERS", f"{self.mark(partition)}:{generation}:unfolded")
         return {name.decode("utf-8", "replace") for name in found}
 
 
 async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, bytes]:
-    """The watermarks of a log that versions which know only format 1 have left, or are moving, by their keys. Raises
-    Unavailable."""
+    """The watermarks of a log, by their keys, that versions which know only format 1 have left there or still move.
+    Raises Unavailable."""
     found: dict[bytes, bytes] = {}
     pattern = _escaped(f"hive:{{{topic}/") + "*" + _escaped("}:") + "?" * 8
     cursor: Any = 0
     while True:
         cursor, keys = await redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
         for key in keys:
-            stands = await redis.execute("GET", key) or b""
-            parts = stands.split(b"|")
+            watermark = await redis.execute("GET", key) or b""
+            parts = watermark.split(b"|")
             if len(parts) == FORMER_PARTS and parts[2] == topic_id.encode():
-                found[key] = stands
+                found[key] = watermark
         if int(cursor) == 0:
             return found
 

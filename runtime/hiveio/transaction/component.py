@@ -98,7 +98,7 @@ class TransactionLog:
         self._making = True
         self._reader = LogReader(s, s.log_topic)
         self._events = LogReader(s, s.written_topic)
-        self._tail = Tail(s, s.log_topic)
+        self.tail = Tail(s, s.log_topic)
         self._publishing = Tail(s, s.log_topic)
         lock_nodes = [by_url[url] for url in s.lock_nodes]
         remember_ms = 4 * (s.lock_retry_delay_ms + s.lock_retry_jitter_ms) + 100
@@ -111,7 +111,7 @@ class TransactionLog:
         if s.misplaced:
             logger.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
         await _retrying(lambda: placement.sample(self._reader, self._cache))
-        common = (s.log_topic, topic.id, self._cache, self._tail, self._reader, by_name, window, placement)
+        common = (s.log_topic, topic.id, self._cache, self.tail, self._reader, by_name, window, placement)
         ids = fresh_ids()
         self.scopes = [Scope(partition, *common, ids, bounds) for partition in range(count)]
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
@@ -120,7 +120,7 @@ class TransactionLog:
         self._appender.start()
         for scope in self.scopes:
             await _retrying(lambda scope=scope: pinned.pin(scope.partition, self._appender))
-        self._tail.start()
+        self.tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
         for scope in self.scopes:
@@ -171,7 +171,7 @@ class TransactionLog:
             for scope in self.scopes:
                 await scope.stop()
             await self._appender.stop(share)
-            await self._tail.stop()
+            await self.tail.stop()
             await self._publishing.stop()
             await self._lag.stop()
             await blocking(self._reader.close)
@@ -204,7 +204,7 @@ class TransactionLog:
             for publisher in self._publishers:
                 publisher.renew()
         if self.settings.log_topic in topics:
-            self._tail.renew()
+            self.tail.renew()
             self._publishing.renew()
             self._appender.renew()
             renewals.append(self._reader.renew)
@@ -226,7 +226,7 @@ class TransactionLog:
         return {name: what for name, what in found.items() if what}
 
     def alive(self) -> bool:
-        return not self._started or (self._tail.alive() and self._publishing.alive() and self.engine.alive)
+        return not self._started or (self.tail.alive() and self._publishing.alive() and self.engine.alive)
 
 
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from hiveio.envelope import Envelope
 from hiveio.errors import Conflict, NotFound, Problem, Unavailable, Unknown, backend_away
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
+from hiveio.transaction.access import Access
 from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache, CacheReply
 from hiveio.transaction.command import InFlight, Token, shown
@@ -32,7 +33,8 @@ from hiveio.transaction.lock import Redlock, Retries
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.performer import Performer
-from hiveio.transaction.pipeline import Pipeline, Pipelines
+from hiveio.transaction.pipeline import Pipeline
+from hiveio.transaction.pipelines import Pipelines
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
@@ -64,13 +66,14 @@ class Engine:
         self._scopes, self._cache = scopes, cache
         self._actors = Actors(contracts, len(scopes))
         self._retries = Retries(settings)
-        self._keys: set[str] = set()  # commands with an Idempotency-Key that are in work here
+        self.keys_in_work: set[str] = set()  # ids of commands with an Idempotency-Key that are not answered
         self.work, self.tasks = Work(), Tasks()
         self._metrics = metrics = CommandMetrics()
-        self.pipelines = Pipelines(cache, lock, self._retries, self.work, metrics, self._timeout_s)
-        self._recovery = Recovery(scopes, cache, reader, self.pipelines, self.tasks, self._timeout_s)
+        access = Access(cache, lock, self._timeout_s)
+        self.pipelines = Pipelines(access, self._retries, self.work, metrics)
+        self.recovery = Recovery(scopes, cache, reader, self.pipelines, self.tasks, self._timeout_s)
         self._performer = Performer(settings, self._actors, cache, lock, self.work, metrics, self.tasks, self._settled)
-        self.pipelines.serve(self._performer.perform, self._recovery.give_up)
+        self.pipelines.serve(self._performer.perform, self.recovery.give_up)
         self._lags_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self._drained = False
@@ -96,7 +99,7 @@ class Engine:
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
         id = CommandId(name, key or scope.journal.fresh())
-        if key is not None and id.text in self._keys:
+        if key is not None and id.text in self.keys_in_work:
             raise Conflict(f"A command with Idempotency-Key {key!r} is in work.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         command = InFlight(contract, envelope, scope, id, deadline, self._over)
@@ -105,7 +108,7 @@ class Engine:
         if key is None:
             pipeline.push(command)
         else:
-            self._keys.add(id.text)
+            self.keys_in_work.add(id.text)
             pipeline.expect(soon=True)  # so it is locked and read in the same round trip
             reply = self._cache.read(scope.partition, "", id.text)
             reply.add_done_callback(partial(self._looked_up, pipeline, command))
@@ -120,7 +123,7 @@ class Engine:
         if watermark is None or not current:
             command.fail(error or scope.unavailable())
         elif (found := scope.remembered(command.id.text, reply.result().id)) is not None:
-            self._recovery.repeat(command, found)
+            self.recovery.repeat(command, found)
         else:
             command.looked_up(watermark.offset)
             pipeline.arrived(command)
@@ -145,25 +148,25 @@ class Engine:
         if command.over:
             return
         if (found := command.scope.view.id_record(pending.text)) is not None:
-            self._recovery.repeat(command, found)
+            self.recovery.repeat(command, found)
         elif command.attempts > self._retries.count:
             text = f"{shown(command.target)} was changed by others {command.attempts} times. Try again later."
-            self._recovery.give_up(command, Conflict(text))
+            self.recovery.give_up(command, Conflict(text))
         else:
             self.pipelines.of(command.scope, command.target).perform_again(command)
 
     def _over(self, command: InFlight, outcome: str) -> None:
         self.work.over(command)
-        self._keys.discard(command.id.text)
+        self.keys_in_work.discard(command.id.text)
         self._metrics.over(outcome, command.attempts)
 
     def expire(self, command: InFlight) -> Problem:
         """Answer a command now, as at its deadline."""
-        return self._recovery.expire(command, drained=self._drained)
+        return self.recovery.expire(command, drained=self._drained)
 
     def append_failed(self, tx: str, reason: str, definite: bool) -> None:
         """See Recovery."""
-        self._recovery.append_failed(tx, reason, definite)
+        self.recovery.append_failed(tx, reason, definite)
 
     # -- reads
 
@@ -183,7 +186,7 @@ class Engine:
         scope = self._ready(contract, asked.id)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._recovery.outcome(scope, asked.command, asked.started_at)
+                return await self.recovery.outcome(scope, asked.command, asked.started_at)
         except TimeoutError:
             raise Unknown(NOT_KNOWN_YET, transaction=token) from None
 

@@ -1,4 +1,4 @@
-"""What this instance appends to one scope, under ids that are never used twice, until it is read back."""
+"""The records that this instance appends to one scope, from the append until they are read back."""
 
 import itertools
 import os
@@ -15,55 +15,56 @@ from hiveio.transaction.proof import Proofs
 from hiveio.transaction.record import Barrier, CommandId, Commit
 from hiveio.transaction.view import View
 
-LEVELS = 250  # of a record as JSON: how many can be read depends on who reads, and nobody may pass a record over
-RECORD_LIMIT = 900_000  # bytes; what Kafka takes by default, less its own share
-LATE_S = 3.0  # without a verdict for a command's record, after which no new work is taken
+LEVELS = 250  # of nesting in a record: readers differ in how much they can decode, and none may skip a record
+RECORD_LIMIT = 900_000  # bytes: the default limit of Kafka, less its own overhead
+LATE_S = 3.0  # without a verdict on a command's record, after which no new commands are taken
 STOPPED = "This part of the service has stopped and needs its operator. Try again later."
 
 
 def fresh_ids() -> Iterator[str]:
-    """Ids that are never used twice, by no process: 64 random bits and a count. An instance has one of these, since
-    the rule expects that the numbers of a writer's records rise."""
+    """Ids that no process uses twice: 64 random bits and a count. An instance has one such iterator, since the rule
+    expects that the numbers of a writer's records rise."""
     prefix = os.urandom(8).hex()
     return map(f"{prefix}-{{:x}}".format, itertools.count(1))
 
 
 def _forget(pending: Pending, verdict: bool | None, offset: int) -> None:
-    """Nobody waits for this barrier but those who wait for a proof."""
+    """Only reads that need a proof wait for this barrier."""
 
 
 class Journal:
-    """``pending`` is what was appended and is not read back, in the order in which it was appended."""
+    """``pending`` are the records that were appended and are not read back, in the order of their appends."""
 
     def __init__(self, partition: int, view: View, ids: Iterator[str]) -> None:
         self._partition, self._view, self._ids = partition, view, ids
         self._appender: Appender
         self._ended = False
-        self._barriers: dict[str, str] = {}  # by aggregate, the one under way
+        self._barriers: dict[str, str] = {}  # for each aggregate the barrier in flight
         self.pending: dict[str, Pending] = {}
         self.proofs = Proofs(self.append_barrier)
-        self.late = False  # a command's record has waited long for its verdict
+        self.late = False  # whether a command's record has waited for its verdict for more than LATE_S
 
     def start(self, appender: Appender) -> None:
         self._appender = appender
 
     def fresh(self) -> str:
-        """An id for a record, or for a command that came without one."""
+        """A new id for a record, or for a command that came without one."""
         return next(self._ids)
 
     def append(self, pending: Pending) -> None:
-        """Raises TooLarge, TypeError or Unavailable where it is not appended."""
+        """Append the record. Raises TooLarge, TypeError or Unavailable if it was not appended."""
         if self._ended:
             raise Unavailable(STOPPED)  # nobody would read it back
         if pending.size > SNAPSHOTS_BYTES:
             raise TooLarge(
-                f"What the command changes would have {pending.size} bytes; at most {SNAPSHOTS_BYTES} are kept."
+                f"The aggregates would have {pending.size} bytes after this command; at most {SNAPSHOTS_BYTES} are "
+                "allowed."
             )
         value = records.encode(pending.record)
         if len(value) > RECORD_LIMIT:
-            raise TooLarge(f"The transaction has {len(value)} bytes; at most {RECORD_LIMIT} are taken.")
+            raise TooLarge(f"The transaction has {len(value)} bytes; at most {RECORD_LIMIT} are allowed.")
         if len(value) > LEVELS and value.count(b"[") + value.count(b"{") > LEVELS and nesting(value) > LEVELS:
-            raise TypeError(f"the transaction is nested deeper than {LEVELS}: no reader of the log would come past it")
+            raise TypeError(f"the transaction is nested deeper than {LEVELS} levels, which not every reader can decode")
         self._appender.append(self._partition, pending.tx, value, in_flight=len(self.pending))
         pending.encoded(len(value))
         self.pending[pending.tx] = pending
@@ -72,19 +73,19 @@ class Journal:
     def append_barrier(
         self, *aggregates: str, command: CommandId | None = None, keyed: bool = False, settled: Settled = _forget
     ) -> str:
-        """Append a barrier for these aggregates, which closes the command id. Returns its transaction id. Raises as
-        ``append`` does."""
+        """Append a barrier for these aggregates, which closes the command id if one is given. Returns its transaction
+        id. Raises as ``append`` does."""
         tx = self.fresh()
         self.append(Pending(tx, Barrier(aggregates, command, keyed, self._view.next), settled))
         self._barriers.update(dict.fromkeys(aggregates, tx))
         return tx
 
     def has_barrier(self, aggregate: str) -> bool:
-        """Whether a barrier for it is under way."""
+        """Whether a barrier for it is in flight."""
         return aggregate in self._barriers
 
     def take(self, tx: str) -> Pending | None:
-        """The record, if it is one of these: it is read back, or waited for no more."""
+        """Remove the record, which is read back or no longer waited for, and return it. None if it is not pending."""
         pending = self.pending.pop(tx, None)
         if pending is not None and isinstance(pending.record, Barrier):
             for name in pending.record.aggregates:
@@ -97,11 +98,11 @@ class Journal:
         self.late = oldest is not None and time.monotonic() - oldest.started_at > LATE_S
 
     def end(self) -> None:
-        """The scope has failed: nothing is appended any more."""
+        """The scope has failed, so nothing is appended from now on."""
         self._ended = True
 
     def release(self) -> None:
-        """Nobody reads back what is still pending: what becomes of it, others know."""
+        """Settle the pending records without a verdict: this instance will not read them back."""
         for tx in list(self.pending):
             if (pending := self.take(tx)) is not None:
                 self.proofs.over(tx, read_back=False)

@@ -1,8 +1,8 @@
-"""The leader of a scope: the instance that holds its lease, and so does what one instance is enough for.
+"""The leader of a scope: the instance that holds its lease and runs the duties that one instance should do.
 
-The lease promises nothing: two leaders at once cost repeats, and none costs time. It is for an instance whose scope is
-ready, that reaches Kafka, and whose duties get on. Any other gives it back, and stays away for longer than the others
-need to take it. A dead holder is succeeded when its lease ends.
+The lease promises nothing: two leaders at once cause repeats, and a scope without one is late. An instance should hold
+it while its scope is ready, it reaches Kafka, and its duties make progress. Any other instance releases it, and waits
+for longer than the others need to take it. When the holder dies, another instance leads once the lease has ended.
 """
 
 import asyncio
@@ -18,43 +18,43 @@ from hiveio.transaction.scope import Scope
 
 logger = logging.getLogger("hiveio.publisher")
 
-LEASE_MS = 2_000  # a dead holder is succeeded after it
+LEASE_MS = 2_000  # after which another instance takes the lease of a dead holder
 RENEW_S = 0.6
 LOG_S = 60.0  # between two lines about duties that pause for the same reason
 AWAY_S = 2.0  # after a duty that failed; the others ask every RENEW_S
-Held = Callable[[], Awaitable[bool]]
+IsLeading = Callable[[], Awaitable[bool]]
 
 
 class Duty(Protocol):
-    """What the leader of a scope does. ``name`` says it in log lines, as in "publishing bank/0"."""
+    """Work that the leader of a scope does. ``name`` is for log lines, as in "publishing bank/0"."""
 
     name: str
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do, so that this instance may end."""
+        """Whether nothing is left to do, so that this instance can end."""
 
-    async def run(self, held: Held) -> None:
-        """Do it while ``held`` says that this instance leads, which is to be asked all the time. Raises Unavailable
-        where another instance should try, Corrupt where nobody may."""
+    async def run(self, is_leading: IsLeading) -> None:
+        """Do the work while ``is_leading`` says so; it has to be asked all the time, since that renews the lease.
+        Raises Unavailable where another instance should try, Corrupt where nobody may go on."""
 
 
 class Leader:
-    """Runs the duties of one scope, side by side, while this instance has the lease."""
+    """Runs the duties of one scope concurrently, while this instance has the lease."""
 
     def __init__(self, scope: Scope, cache: Cache, holder: str, duties: Sequence[Duty]) -> None:
         """``holder`` names this instance."""
         self._scope, self._cache, self._holder, self._duties = scope, cache, holder, duties
-        self._renewed_at = 0.0  # 0: it does not lead
+        self._renewed_at = 0.0  # 0 while it does not lead
         self._task: asyncio.Task[None] | None = None
         self._reason, self._logged_at = "", 0.0  # why the duties paused, and when that was logged
-        self.paused_at = float("-inf")  # when it last paused, because Kafka did not take or give what it has to
+        self.paused_at = float("-inf")  # when a duty last failed because a backend was away
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self, timeout_s: float) -> None:
-        """Do what is left of the duties, within the bound, and hand the lease on."""
+        """Finish the duties, within the bound, and release the lease."""
         if self._task is None:
             return
         end = time.monotonic() + timeout_s
@@ -64,14 +64,14 @@ class Leader:
             await asyncio.sleep(0.01)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        await self._give_back()
+        await self._release()
 
     async def _run(self) -> None:
         names = ", ".join(duty.name for duty in self._duties)
         while not self._scope.failed:
             pause = RENEW_S
             try:
-                if not self._scope.state and await self._held():
+                if not self._scope.state and await self._renew():
                     pause = AWAY_S
                     await self._lead()
                     pause = RENEW_S  # another instance has the lease
@@ -80,24 +80,24 @@ class Leader:
             except Corrupt as error:
                 self._scope.fail(str(error))
             except HiveError as error:
-                logger.error("%s fails: %s", names, error)
-            except Exception:  # a duty finds its place anew: whatever it was, the next time it may go on
-                logger.exception("a fault while %s", names)
+                logger.error("%s failed: %s", names, error)
+            except Exception:  # a duty finds its position again, so the next try may succeed
+                logger.exception("%s failed with an unexpected error", names)
             if pause == AWAY_S:
-                await self._give_back()
+                await self._release()
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
 
     def _log_pause(self, names: str, reason: str) -> None:
-        """One line when the duties pause for another reason, and one a minute for as long as they do."""
+        """Log one line when the duties pause for a new reason, and one a minute while they go on to pause for it."""
         before, self.paused_at = self.paused_at, time.monotonic()
         goes_on = reason == self._reason and self.paused_at - before < LOG_S
         if not goes_on or self.paused_at - self._logged_at > LOG_S:
-            logger.warning("%s pauses: %s", names, reason)
+            logger.warning("%s is paused: %s", names, reason)
             self._reason, self._logged_at = reason, self.paused_at
 
     async def _lead(self) -> None:
-        """Until the first duty ends, which sees that the lease is another's; or fails."""
-        running = [asyncio.ensure_future(duty.run(self._leads)) for duty in self._duties]
+        """Run the duties until one ends because another instance has the lease, or fails."""
+        running = [asyncio.ensure_future(duty.run(self._is_leading)) for duty in self._duties]
         try:
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for each in ended:
@@ -107,29 +107,29 @@ class Leader:
                 each.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _leads(self) -> bool:
-        """Whether this instance still has the lease. Raises Unavailable where it should not have it."""
+    async def _is_leading(self) -> bool:
+        """Whether this instance still has the lease. Raises Unavailable where it should not lead."""
         if self._scope.state:
             raise Unavailable(self._scope.state)
-        return await self._held()
+        return await self._renew()
 
-    async def _held(self) -> bool:
+    async def _renew(self) -> bool:
+        """Take or renew the lease, if that is due. Returns whether this instance has it."""
         now = time.monotonic()
         if self._renewed_at and now - self._renewed_at < RENEW_S:
             return True
         mirror, before = self._scope.mirror, self._scope.mirror.watermark
-        watermark, held = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
-        if (
-            mirror.watermark.generation == before.generation
-        ):  # so an instance without work notices a cache that was lost
+        watermark, has_lease = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
+        if mirror.watermark.generation == before.generation:
+            # In this way an instance without other work notices that the cache is lost.
             mirror.observe_watermark(watermark, before.offset)
-        self._renewed_at = now if held else 0.0
-        return held
+        self._renewed_at = now if has_lease else 0.0
+        return has_lease
 
-    async def _give_back(self) -> None:
+    async def _release(self) -> None:
         if self._renewed_at:
             self._renewed_at = 0.0
             try:
                 await self._cache.lease(self._scope.partition, self._holder, 1)
             except HiveError:
-                pass  # it ends by its time
+                pass  # it ends after LEASE_MS

@@ -1,4 +1,4 @@
-"""What the verdicts of records need and the view lacks: asked of the cache, as much at once as fits into one answer."""
+"""Loading from the cache what the verdicts of records need and the view does not have."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ from hiveio.transaction.record import Record, Transactional, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
-LOADED = 500  # most aggregates and command ids asked for at once
+LOADED = 500  # the most aggregates and command ids that are asked for at once
 
 
 class Loader:
-    """Of one scope."""
+    """The loads for one scope."""
 
     def __init__(
         self,
@@ -33,35 +33,35 @@ class Loader:
         self._applier, self._window, self._pending, self._decoded = applier, window, pending, decoded
 
     async def load(self, batch: Sequence[LogRecord]) -> list[Record] | None:
-        """The first records of the batch, decoded, with what their verdicts need in the view: as many as are loaded at
-        once. None if the cache has moved past it meanwhile."""
+        """Load what the verdicts of the first records of the batch need into the view, and return these records
+        decoded: as many as one load takes. None if the cache has moved beyond them meanwhile."""
         view, mirror, pending = self._view, self._mirror, self._pending
         entry, recent, ids_from = view.entries.get, view.recent, view.ids_from
         found: list[Record] = []
-        wanted: dict[tuple[str, str], None] = {}  # aggregates and command ids
+        missing: dict[tuple[str, str], None] = {}  # aggregates and command ids that the view does not have
         upto: list[int] = []  # how many of these each record needs, with those before it
         for message in batch:
             record = self._decoded(message)
             found.append(record)
             for name in named(record):
-                if (held := entry(name)) is None or held.head is None:
-                    self._want(wanted, name)
+                if (found_entry := entry(name)) is None or found_entry.head is None:
+                    self._find_missing(missing, name)
             if ids_from and isinstance(record, Transactional) and record.command is not None:
                 mine = pending.get(message.key)
                 covered = not record.keyed and message.offset - ids_from > self._window.records
                 absent = mine is not None and mine.id_absent_from >= ids_from
                 if not covered and not absent and (text := record.command.text) not in recent:
-                    wanted["", text] = None
-            upto.append(len(wanted))
-            if len(wanted) >= LOADED:
+                    missing["", text] = None
+            upto.append(len(missing))
+            if len(missing) >= LOADED:
                 break
-        if not wanted:
+        if not missing:
             return found
-        # An entry that the view lacks is not among those that wait to be applied, so the cache has it as it is now.
-        # So it is with ids, as long as the view has those that wait.
+        # An entry that the view does not have is not waiting to be applied, so the cache has its latest state. The same
+        # holds for ids, as long as the view has those that wait to be applied.
         if ids_from > mirror.watermark.offset:
             await self._applier.wait(0)
-        pairs, loaded = list(wanted), 0
+        pairs, loaded = list(missing), 0
         while loaded < upto[0] or not loaded:
             asked = mirror.watermark.offset
             replies = await self._cache.load(self._partition, pairs[loaded:])
@@ -75,9 +75,9 @@ class Loader:
             loaded += len(replies)
         return found[: bisect_right(upto, loaded)]
 
-    def _want(self, wanted: dict[tuple[str, str], None], name: str) -> None:
+    def _find_missing(self, missing: dict[tuple[str, str], None], name: str) -> None:
         view = self._view
         if view.complete and name not in view.entries:
             view.keep(name, Entry())
         else:
-            wanted[name, ""] = None
+            missing[name, ""] = None

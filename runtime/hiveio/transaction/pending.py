@@ -1,4 +1,4 @@
-"""A record on its way: appended by this instance, and not read back."""
+"""A record in flight: this instance has appended it and has not read it back."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +14,9 @@ Refused = Callable[[Problem], None]
 class Pending:
     """A record that this instance appends at ``started_at`` and has not read back.
 
-    ``entries`` is what it makes of its aggregates, ``id_absent_from`` an offset at which its command id is known not to
-    be on record. ``settled`` is called with its verdict and its offset, once: accepted, void, or None where nobody
-    can say; ``refused`` before that where Kafka has refused it for certain.
+    ``entries`` are its aggregates as they are after it. ``id_absent_from`` is an offset at which its command id was not
+    on record. ``settled`` is called once, with its verdict and its offset; the verdict is None where nobody can say.
+    ``refused`` is called before that if Kafka has certainly refused the record.
     """
 
     __slots__ = ("entries", "id_absent_from", "record", "refused", "settled", "size", "started_at", "text", "tx")
@@ -38,10 +38,10 @@ class Pending:
 
     @property
     def target(self) -> str:
-        """The aggregate whose command it is; "" for a barrier, which is nobody's."""
+        """The aggregate to which its command went; "" for a barrier."""
         return self.record.command.target if isinstance(self.record, Commit) else ""
 
     def encoded(self, size: int) -> None:
-        """Its value has this size. A barrier, which makes nothing of its aggregates, weighs nothing."""
+        """Count the size of its encoded value. A barrier, which changes no aggregate, counts as nothing."""
         if self.entries:
             self.size += size

@@ -1,4 +1,4 @@
-"""The states of a pipeline, and which follows which.
+"""The states of a pipeline, and the transitions between them.
 
 ::
 
@@ -10,8 +10,8 @@
       ▼                    │                 │
     CLOSED ◀───────────────┴─────────────────┘
 
-An OPEN pipeline without anything to do is closed when its last record is applied, a PAUSED one at the end of its pause.
-An IDLE one that was made only to know of a command is closed when that is answered without it.
+An OPEN pipeline without work is closed when its last record is applied, and a PAUSED one at the end of its pause. An
+IDLE one that was made for a command is closed if that is answered without entering the queue.
 """
 
 from enum import Enum
@@ -39,7 +39,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 def transition(before: State, after: State) -> State:
-    """``after``, if a pipeline may go there. Raises AssertionError."""
+    """Returns ``after`` if the transition is allowed. Raises AssertionError."""
     if after not in TRANSITIONS[before]:
         raise AssertionError(f"a pipeline never goes from {before.name} to {after.name}")
     return after

@@ -1,10 +1,10 @@
-"""Accepted events → event topic: in log order, gapless, one record an event.
+"""The accepted events are published on the event topic: in log order, without gaps, one event in each record.
 
-One *session* reads the event partition to its end, resumes after the position of its last record, and sends in log
-order; a record can land only after those before it, and any failure ends the session. Sessions of several instances
-may overlap (the lease of the leader keeps that rare), so repeats occur; each record names its position and the one
-before, by which a consumer drops repeats and would notice a gap. A session that finds that another one was faster ends,
-so repeats are few in a row (REPEATED). Modelled in Publisher.tla.
+One *session* reads the event partition to its end, resumes after the position of the last record there, and sends in
+log order. A record can land only after those before it, and any failure ends the session. Sessions of several
+instances may overlap (the lease of the leader keeps that rare), so repeats occur. Each record names its position and
+the position before it, by which a consumer drops repeats and would notice a gap. A session ends when it finds that
+another one was faster, so there are few repeats in a row (REPEATED). It is modelled in Publisher.tla.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.leader import Held
+from hiveio.transaction.leader import IsLeading
 from hiveio.transaction.record import Commit, Record
 from hiveio.transaction.resume import Resume
 from hiveio.transaction.rule import Effects
@@ -29,21 +29,21 @@ from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.publisher")
 
-WAIT_S = 0.3  # for something to publish, before it is asked whether this instance still leads
-CHECK_S = 1.0  # between two looks at whether it gets on
-STUCK_S = 3.0  # without a record published, while there are some
+WAIT_S = 0.3  # for something to publish, until it asks again whether this instance still leads
+CHECK_S = 1.0  # between two checks of its progress
+STUCK_S = 3.0  # without progress while there are records to publish
 POSITION = 2  # among the headers of an event
 GATHER_S = 0.005  # between two requests
-GROUP = 500  # most records of the log at once
-GROUP_BYTES = 600_000
-LIVE = 5_000  # records handed on by the scope and not sent, beyond which the log is read again; so it is with bytes
+GROUP = 500  # the most records of the log in one group, and
+GROUP_BYTES = 600_000  # their bytes
+LIVE = 5_000  # records that the scope has passed on and that are not sent, beyond which the log is read again
 
 
-Judged = tuple[LogRecord, Record | None]  # what it says, or None where it is void
+Candidate = tuple[LogRecord, Record | None]  # a judged record, decoded; None where it is void
 
 
 class Publisher:
-    """Publishes one scope: a duty of its leader."""
+    """Publishes the events of one scope. It is a duty of the leader."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Publisher:
         events: LogReader,
         observer: Observer | None = None,
     ) -> None:
-        """``tail`` is one for publishing alone: it follows the log where that is behind the scope."""
+        """``tail`` is for publishing alone: it follows the log while the publisher is behind the scope."""
         self._observer = observer
         self._settings, self._scope, self._tail = settings, scope, tail
         self._topic = settings.written_topic
@@ -69,33 +69,33 @@ class Publisher:
             where=where,
             proved=self._log_end,
         )
-        self._inbox: deque[LogRecord] = deque()  # from the log, while it catches up; perhaps not judged yet
-        self._judged: deque[Judged] = deque()  # and not sent: from the inbox or, where it keeps up,
-        self._live = False  # handed on by the scope as it judges
+        self._inbox: deque[LogRecord] = deque()  # read from the log while it catches up, and perhaps not judged yet
+        self._judged: deque[Candidate] = deque()  # not sent yet; they come from the inbox or from the scope
+        self._live = False  # whether the scope passes records on as it judges them
         self._live_bytes = 0
         self._news = asyncio.Event()
-        self._checked_at = self._moved_at = 0.0  # when it was looked at, and when it last got on
-        self._read_then = 0
+        self._checked_at = self._moved_at = 0.0  # the latest check, and the latest progress
+        self._read_at_check = 0
         self._trouble = ""  # why the log cannot be read
         self._previous = ""
         self._after = (-1, -1)  # offset and index of the last event published
         self._session: Session | None = None
-        self._read = 0  # the log is published, or holds nothing to publish, below this offset
+        self._read = 0  # all events of the log below this offset are published
 
     @property
     def done(self) -> bool:
-        """Whether all that this instance has judged is published."""
+        """Whether all events that this instance has judged are published."""
         return self._read >= self._scope.view.next
 
-    async def run(self, held: Held) -> None:
-        """One session, while ``held`` says that this instance leads. Raises Unavailable, Corrupt."""
+    async def run(self, is_leading: IsLeading) -> None:
+        """Run one session, while this instance leads. Raises Unavailable, Corrupt."""
         await self._resume()
         session = self._session = Session(self._settings, self._topic, self._scope.partition, self._observer)
         logger.info("publishing %s after %s", self._where, self._previous or "the start")
         loop = asyncio.get_running_loop()
         self._checked_at = self._moved_at = loop.time()
         try:
-            while self._session is session and await held():
+            while self._session is session and await is_leading():
                 group = await self._gather()
                 began = loop.time()
                 if group:
@@ -112,19 +112,19 @@ class Publisher:
             self._unfollow()
 
     def renew(self) -> None:
-        """End the session; the next one begins with a client that learns anew who leads the topic."""
+        """End the session. The next one begins with a new client, which asks who leads the partitions of the topic."""
         if self._session is not None:
             self._session.close()
             self._session = None
 
     async def _send(self, session: Session, group: list[Outgoing]) -> None:
-        """Raises Unavailable when that fails, or when another session has published some of them before."""
+        """Raises Unavailable when sending fails, or when another session has published some of them before."""
         for start in range(0, len(group), MAX_GROUP):
             events = group[start : start + MAX_GROUP]
             await self._resuming.landed(await session.send(events), str(events[0].headers[POSITION][1]))
 
     async def _check(self) -> None:
-        """Raises Unavailable if this instance cannot publish, so that another one may try."""
+        """Raises Unavailable if this instance cannot publish, so that another one can try."""
         if self._trouble:
             raise Unavailable(self._trouble)
         now = asyncio.get_running_loop().time()
@@ -134,12 +134,12 @@ class Publisher:
             async with asyncio.timeout(CHECK_S):
                 end = await self._scope.reader.end(self._scope.partition)
         except TimeoutError:
-            raise Unavailable(f"Kafka does not say where {self._scope.where} ends") from None
-        if self._read >= end or self._read > self._read_then:
+            raise Unavailable(f"Kafka did not name the end of {self._scope.where} within {CHECK_S:.0f} s") from None
+        if self._read >= end or self._read > self._read_at_check:
             self._moved_at = now
         elif now - self._moved_at > STUCK_S:
-            raise Unavailable(f"nothing beyond {self._scope.where}/{self._read} was published for {STUCK_S:.0f} s")
-        self._checked_at, self._read_then = now, self._read
+            raise Unavailable(f"no event from {self._scope.where}/{self._read} on was published for {STUCK_S:.0f} s")
+        self._checked_at, self._read_at_check = now, self._read
 
     async def _log_end(self) -> int:
         await self._scope.caught_up("linearizable")
@@ -147,7 +147,7 @@ class Publisher:
 
     async def _resume(self) -> None:
         last = await self._resuming.last()
-        self._previous, self._after = (last.position, (last.offset, last.place)) if last else ("", (-1, -1))
+        self._previous, self._after = (last.position, (last.offset, last.event_index)) if last else ("", (-1, -1))
         self._read, self._trouble = max(0, self._after[0]), ""
         self._tail.follow(self._scope.partition, self._read, self._arrived, self._broken)
 
@@ -156,12 +156,13 @@ class Publisher:
         self._inbox.clear()
 
     def _on_judged(self, message: LogRecord, record: Record, effects: Effects) -> None:
-        """The scope has judged the next record. When it begins anew, or is too fast, the log is read again."""
+        """The scope has judged the next record. If the scope has started again, or is too fast, the log is read
+        instead."""
         judged = self._judged
         self._live_bytes += len(message.value)
         expected = judged[-1][0].offset + 1 if judged else self._read
-        many = len(judged) >= LIVE or self._live_bytes > self._scope.bounds.live
-        if effects.verdict is None or message.offset != expected or many:
+        too_many = len(judged) >= LIVE or self._live_bytes > self._scope.bounds.live
+        if effects.verdict is None or message.offset != expected or too_many:
             self._end_live()
             self._tail.follow(self._scope.partition, self._read, self._arrived, self._broken)
         else:
@@ -181,7 +182,7 @@ class Publisher:
         self._trouble = f"{self._scope.where} cannot be read: {reason}"
 
     async def _gather(self) -> list[Outgoing]:
-        """The next events to publish; none if there are none within a moment."""
+        """The next events to publish; none if there are none within WAIT_S."""
         if not (self._live or self._judged or self._inbox) and self._read == self._scope.view.next:
             self._unfollow()
             self._live, self._live_bytes = True, 0
@@ -210,14 +211,14 @@ class Publisher:
         return group
 
     async def _ask(self) -> None:
-        """For the verdicts of what was read from the log."""
+        """Ask for the verdicts of the records that were read from the log."""
         if not self._inbox:
             return
         try:
             async with asyncio.timeout(WAIT_S):
                 await self._scope.reach(self._inbox[0].offset + 1)
         except TimeoutError:
-            return  # not judged yet: the lease is renewed meanwhile
+            return  # it is not judged yet; the caller renews the lease and comes back
         batch = [message for message in islice(self._inbox, GROUP) if message.offset < self._scope.view.next]
         verdicts = await self._scope.verdicts(batch[0].offset, batch[-1].offset + 1) if batch else ""
         for message, verdict in zip(batch, verdicts, strict=True):
@@ -227,7 +228,7 @@ class Publisher:
             self._inbox.popleft()
         self._tail.consumed(self._scope.partition, len(self._judged))
         if not self._judged:
-            await asyncio.sleep(0.1)  # it is being folded anew
+            await asyncio.sleep(0.1)  # the scope folds it again
 
     def _outgoing(self, message: LogRecord, record: Record) -> list[Outgoing]:
         group = outgoing(self._scope.partition, message, record)
@@ -241,7 +242,7 @@ class Publisher:
 
 
 def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoing]:
-    """The events of an accepted record as they stand on the event topic, but for ``hive-previous``."""
+    """The events of an accepted record as they are on the event topic, without ``hive-previous``."""
     group: list[Outgoing] = []
     if not isinstance(record, Commit):
         return group

@@ -1,4 +1,4 @@
-"""Reading an aggregate as it stands in its scope."""
+"""Reading the present state of an aggregate."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from hiveio.transaction.scope import Scope
 async def read(
     scope: Scope, cache: Cache, name: str, consistency: Consistency, timeout_s: float, pause_s: Callable[[], float]
 ) -> tuple[Any, int]:
-    """The state and version of an aggregate. Raises NotFound if it never was, Unavailable."""
+    """The state and version of an aggregate. Raises NotFound if it has never existed, Unavailable."""
     try:
         async with asyncio.timeout(timeout_s):
             entry: Entry | None = None
@@ -30,7 +30,7 @@ async def read(
                     entry = scope.reconcile(name, reply)
                 if entry is None:
                     await asyncio.sleep(pause_s())
-    except (TimeoutError, asyncio.CancelledError):  # the edge's own bound may come first
+    except (TimeoutError, asyncio.CancelledError):  # the deadline of the edge may come first
         raise Unavailable(f"{shown(name)} could not be read within {timeout_s:.0f} s. Try again.") from None
     if entry.fault:
         raise refusal(name)

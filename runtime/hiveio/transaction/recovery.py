@@ -20,7 +20,7 @@ from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import InFlight, answer_body, shown
 from hiveio.transaction.pending import Pending
-from hiveio.transaction.pipeline import Pipelines
+from hiveio.transaction.pipelines import Pipelines
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
 from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope

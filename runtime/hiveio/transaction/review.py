@@ -1,4 +1,4 @@
-"""A look now and then at what a scope has in quarantine: what others could not fold, and what they have healed."""
+"""The regular review of the quarantine of a scope: what others could not fold, and what they have healed."""
 
 import asyncio
 import logging
@@ -13,12 +13,13 @@ from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
 
-REVIEW_S = 2.0  # between two looks
-GROUP = 500  # aggregates asked for at once
+REVIEW_S = 2.0  # between two reviews
+GROUP = 500  # aggregates that are asked for at once
 
 
 class Review:
-    """Keeps the quarantine of a scope true where other instances move its cache. One small call, where it is empty."""
+    """Keeps the quarantine of a scope up to date while other instances move its cache. While it is empty, a review
+    costs one small call."""
 
     def __init__(
         self,
@@ -40,13 +41,15 @@ class Review:
                 if self._ready():
                     await self.learn()
             except Unavailable:
-                pass  # whoever needs the cache reports it
+                pass  # the next caller that needs the cache reports it
             except Exception:
-                logger.exception("a fault while looking at what %s has in quarantine", self._mirror.where)
+                logger.exception(
+                    "the review of the quarantine of %s failed with an unexpected error", self._mirror.where
+                )
 
     async def learn(self) -> None:
-        """Ask for the aggregates that stand otherwise in the cache than here. What is folded here and not there is
-        written. Raises Unavailable."""
+        """Read the aggregates that may have changed in the cache, and have those written that are folded only here.
+        Raises Unavailable."""
         view, mirror, quarantine = self._view, self._mirror, self._view.quarantine
         listed = await self._cache.unfolded(self._partition, mirror.watermark.generation)
         doubtful = list(quarantine.entries.keys() - listed - self._applier.touched())

@@ -1,8 +1,8 @@
 """The rule: a record's verdict, and what it does to the fold, are a pure function of the records before it.
 
-Everyone who reads the log reaches the same verdicts: instances, the checker, ``hiveio.testing``. Neither Redis nor a
-lock nor a clock of this process enters. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope; the log's clock
-in the module Window.
+Everyone who reads the log reaches the same verdicts: instances, the checker, ``hiveio.testing``. These depend neither
+on Redis nor on a lock or a clock of this process. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope; the
+log's clock in the module Window.
 
 ``step`` judges a record and says its effects. ``adopt`` says the effects of a record that others have judged. Nothing
 else in the package knows which kind of record moves heads, or puts a command id on record.
@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Format, Record, Transactional, Upgrade
 
 HASH = "crc32"
-WRITERS = 1_000  # remembered; that is part of format 2
+WRITERS = 1_000  # that are remembered; the number is part of format 2
 STEPS = 60  # the log's clock goes on by this part of the time window in one step at most; part of format 2
 
 
@@ -67,7 +67,7 @@ class IdWindow(NamedTuple):
 
 def writer_of(transaction: str) -> tuple[str, int]:
     """The writer that a transaction id names, and the number of the record among those of its writer: 1 to 15
-    hexadecimal digits behind the last hyphen. An id that has none is a writer's with one record."""
+    hexadecimal digits after the last hyphen. An id without them belongs to a writer with one record."""
     name, hyphen, digits = transaction.rpartition("-")
     if hyphen and 0 < len(digits) < 16 and not digits.strip("0123456789abcdef"):
         return name, int(digits, 16)
@@ -93,8 +93,8 @@ class LogState:
     """What the rule needs of a prefix besides heads and command ids. It depends on the records alone, on no verdict.
 
     ``time`` is the log's clock (ms), ``stamp`` the broker's timestamp of the latest record that has one. ``writers``
-    are those that wrote the latest records, the one that has been still for longest first; below ``floor`` stand all
-    records of those that are forgotten.
+    are those that wrote the latest records, first the one whose latest record is the oldest; all records of forgotten
+    writers are below ``floor``.
     """
 
     __slots__ = ("_step_ms", "floor", "format", "moved", "stamp", "time", "window", "writers")
@@ -137,8 +137,8 @@ class LogState:
     def _move(self, offset: int, transaction: str, seen: int) -> bool:
         """Whether the record is the first that its writer wrote with so high a number.
 
-        A copy of a record of a forgotten writer is known by the floor: the original stands below it, and whoever
-        appended that had not seen more than what stood before it.
+        The floor tells a copy of a record of a forgotten writer: the original is below it, and its writer had seen only
+        what came before the original.
         """
         name, number = writer_of(transaction)
         writers = self.writers
@@ -155,14 +155,14 @@ class LogState:
         writers[name] = Writer(number, offset)
         self.moved = (name,)
         if len(writers) > WRITERS:
-            forgotten, stood = writers.popitem(last=False)
-            self.floor = stood.offset + 1
+            forgotten, last = writers.popitem(last=False)
+            self.floor = last.offset + 1
             self.moved = (name, forgotten)
         return new
 
 
 class Lookup(Protocol):
-    """What a verdict needs of the records before, beside LogState."""
+    """What a verdict needs of the records before it, in addition to LogState."""
 
     def head(self, aggregate: str) -> str:
         """The head of an aggregate; "" if it has none."""
@@ -174,10 +174,10 @@ class Lookup(Protocol):
 class Effects(Struct, frozen=True):
     """What a record does to the fold of its partition.
 
-    ``verdict`` is None where it is not known any more: then ``heads`` may have moved, or not. ``heads`` are the
+    ``verdict`` is None where nobody knows it any more: then ``heads`` may have moved, or not. ``heads`` are the
     aggregates whose head is the record's transaction from now on, with the events that each of them gains: by so many
     its version grows. ``id`` is the command id that is on record from now on; ``id_unknown`` says that it depends on
-    more than the verdict whether there is one. ``writers`` have moved on, or are forgotten.
+    more than the verdict whether there is one. ``writers`` are those that have moved on or are forgotten.
     """
 
     verdict: bool | None
@@ -203,13 +203,13 @@ def step(state: LogState, offset: int, transaction: str, stamp: int, record: Rec
             id = (text, IdRecord(offset, state.time, record.keyed))
         elif isinstance(record, Commit):
             return Effects(False, _NO_HEADS, None, state.moved)
-    if isinstance(record, Commit) and not _stands(record, lookup):
+    if isinstance(record, Commit) and not _heads_match(record, lookup):
         return Effects(False, _NO_HEADS, None, state.moved)
     return Effects(True, _heads(record), id, state.moved)
 
 
 def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Record, verdict: bool | None) -> Effects:
-    """The effects of the next record by the verdict of others; None where that is not known. ``state`` moves on."""
+    """The effects of the next record, by the verdict of others, or None where it is unknown. ``state`` moves on."""
     state.take(offset, transaction, stamp, record)
     if verdict is False or not isinstance(record, Transactional):
         return Effects(verdict, _NO_HEADS, None, state.moved)
@@ -222,8 +222,8 @@ def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Re
     return Effects(verdict, _heads(record), None, state.moved, id_unknown=True)
 
 
-def _stands(commit: Commit, lookup: Lookup) -> bool:
-    """Whether all that it writes, and asks to validate, is at the heads that it names."""
+def _heads_match(commit: Commit, lookup: Lookup) -> bool:
+    """Whether all aggregates that it writes or asks to validate have the heads that it names."""
     for write in commit.writes:
         if lookup.head(write.aggregate) != write.head:
             return False

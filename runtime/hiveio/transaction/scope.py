@@ -1,8 +1,9 @@
-"""Following one scope: verdicts by the rule, snapshots by ``replay``, the cache moved forward.
+"""One scope as an instance follows it: the rule gives verdicts, ``replay`` gives snapshots, and the cache is moved on.
 
-Records that nobody has applied yet are judged and folded here, and the cache is moved behind. Where another instance
-has applied past ``next``, its verdicts are taken from the bits on record, and what it touched is read again when it is
-needed. Start and loss of the cache are one path: ``_synchronise``, from where the Anchor says.
+Records that nobody has applied yet are judged and folded here, and then applied to the cache. Where another instance
+has applied records beyond ``next``, its verdicts are read from the cache, and the aggregates that it has touched are
+read again when they are needed. The start and the loss of the cache take one path: ``_synchronise``, from where the
+Anchor says.
 """
 
 import asyncio
@@ -37,10 +38,9 @@ from hiveio.transaction.view import View
 
 logger = logging.getLogger("hiveio.scope")
 
-CHUNK = 1_000  # most records judged at once, and
-TURN_S = 0.02  # the time after which the loop turns between
+CHUNK = 1_000  # the most records that are judged at once
+TURN_S = 0.02  # after which judging lets the event loop turn
 PROGRESS = 100_000  # records between two lines of progress while catching up
-
 
 OnBarrier = Callable[[Barrier, int, bool], None]
 OnJudged = Callable[[LogRecord, Record, Effects], None]
@@ -63,7 +63,7 @@ class Scope:
         ids: Iterator[str],
         bounds: Bounds | None = None,
     ) -> None:
-        """``ids`` are those of the records of this instance: see ``fresh_ids``."""
+        """``ids`` gives the ids for the records of this instance: see ``fresh_ids``."""
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
@@ -81,26 +81,28 @@ class Scope:
         self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
         self.failed = ""
+        self.stopped = False  # it has failed, and takes no more records
         self._on_barrier: OnBarrier = lambda barrier, offset, verdict: None
         self._on_judged: OnJudged | None = None
         self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
-        self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio: it is void for every reader")
+        self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio, so it is void for every reader")
         self._following = False
-        self._goal: int | None = None  # where it is caught up
+        self._goal: int | None = None  # the offset at which it has caught up
         self._inbox: deque[LogRecord] = deque()
-        self._waiting: dict[asyncio.Future[None], int] = {}  # for an offset
-        self._judging = False  # what was loaded for it stays in the view
+        self._waiting: dict[asyncio.Future[None], int] = {}  # the offset that each one waits for
+        self._judging = False  # meanwhile the view keeps what was loaded for it
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self._tasks = [asyncio.ensure_future(run()) for run in (self._follow, self.applier.run, self._review.run)]
 
     def notify_barriers(self, on_barrier: OnBarrier) -> None:
-        """Call it with each barrier that has moved heads, and with each of our own, at its offset with its verdict."""
+        """Call ``on_barrier`` with each barrier that has moved heads and with each one of this instance, with its
+        offset and its verdict."""
         self._on_barrier = on_barrier
 
     def notify_judged(self, on_judged: OnJudged | None) -> None:
-        """Call it with each record that is judged from now on and its verdict, or nobody any more."""
+        """Call ``on_judged`` with each record that is judged from now on and its effects. None ends that."""
         self._on_judged = on_judged
 
     async def stop(self) -> None:
@@ -110,30 +112,30 @@ class Scope:
 
     @property
     def ready(self) -> bool:
-        """Caught up with the end that the log had when it began, or fell back."""
+        """Whether it has caught up with the end that the log had when it started to follow it."""
         return not self.failed and not self.mirror.lost and self._goal is not None and self.view.next >= self._goal
 
     @property
     def state(self) -> str:
-        """Why it is not ready, or nothing."""
+        """Why it is not ready, or ""."""
         if self.failed or self.ready:
             return self.failed
         return f"{self.where} is being folded: at offset {self.view.next} of {self._goal or '?'}"
 
     def unavailable(self) -> Unavailable:
-        """What clients get while it is not ready. The reason is for those who operate the service."""
+        """What clients get while it is not ready. Only operators are given the reason."""
         if self.failed:
             return Unavailable(STOPPED)
         return Unavailable("This part of the service is catching up with its log. Try again in a moment.")
 
     def show_lags(self) -> None:
-        """Publish how far this instance is behind."""
+        """Set the gauges that say how far this instance is behind."""
         following, backlog = self.view.next, self.backlog
         behind, unapplied = (self._goal or 0) - following, following - self.mirror.watermark.offset
         self._lags.set(behind, unapplied, backlog.records(following), backlog.age_s, len(self.quarantine.entries))
 
     def fail(self, reason: str) -> None:
-        """Stop here, loudly: nothing goes past what cannot be judged."""
+        """Stop this scope for good and log why: nothing is judged beyond a record that cannot be judged."""
         if not self.failed:
             self.failed = reason
             logger.critical("the scope stops: %s", reason)
@@ -142,7 +144,7 @@ class Scope:
             self.applier.end()
 
     def remembered(self, text: str, cached: IdRecord | None) -> IdRecord | None:
-        """A command id on record, by the view or else the cache, if it is in the window now."""
+        """The record of a command id in the view, or else in the cache, if it is in the window now."""
         found = self.view.id_record(text) or cached
         holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
         return found if holds else None
@@ -152,7 +154,7 @@ class Scope:
         return self._window.holds(started_at, now.offset, now.time)
 
     def reconcile(self, name: str, reply: CacheReply) -> Entry | None:
-        """What is known of an aggregate, by the view or the cache. None if neither is current."""
+        """The newer entry of an aggregate, of the view or of the cache. None if neither is current."""
         entry = self.view.reconcile(name, reply)
         if not self._judging:
             self._trim()
@@ -162,7 +164,7 @@ class Scope:
         self.view.trim(self.applier.touched, self.mirror.watermark.offset)
 
     async def reach(self, offset: int) -> None:
-        """Wait until every record below ``offset`` is judged. Raises Unavailable where that never comes."""
+        """Wait until every record below ``offset`` is judged. Raises Unavailable if the scope has failed."""
         if self.view.next < offset:
             if self.failed:
                 raise self.unavailable()
@@ -170,18 +172,23 @@ class Scope:
             self._waiting[future] = offset
             try:
                 await future
-            finally:  # whoever waits may have come to the end of its time
+            finally:  # the caller may have come to its deadline
                 self._waiting.pop(future, None)
 
+    @property
+    def waiting(self) -> int:
+        """How many callers of ``reach`` wait."""
+        return len(self._waiting)
+
     async def caught_up(self, consistency: Consistency) -> None:
-        """Wait until everything acknowledged before this call is judged. Raises Unavailable."""
+        """Wait until every record that was acknowledged before this call is judged. Raises Unavailable."""
         if consistency == "linearizable":
             await self.journal.proofs.proved()
         else:
             await self.reach(await self.reader.end(self.partition))
 
     async def verdicts(self, first: int, end: int) -> str:
-        """For each offset judged '1' accepted or '0' void; '?' where neither this instance nor the cache knows."""
+        """For each judged offset '1' (accepted) or '0' (void); '?' where neither this instance nor the cache knows."""
         mine = self.view.verdicts(first, end)
         if mine is not None:
             return mine
@@ -210,15 +217,16 @@ class Scope:
             except Corrupt as error:
                 self.fail(str(error))
             except Exception as error:
-                logger.exception("a fault while following %s", self.where)
+                logger.exception("following %s failed with an unexpected error", self.where)
                 self.fail(f"{self.where}/{self.view.next}: {type(error).__name__}: {error}")
-        # What nobody takes any more must not hold the other scopes up, which are read by the same tail.
+        # Records that nobody takes any more must not delay the other scopes, which the same tail reads.
         self._tail.unfollow(self.partition)
         self._inbox.clear()
         self.journal.release()
         for future in self._waiting:
             if not future.done():
                 future.set_exception(self.unavailable())
+        self.stopped = True
 
     def _arrived(self, batch: list[LogRecord]) -> None:
         self._inbox.extend(batch)
@@ -228,7 +236,8 @@ class Scope:
         self.fail(f"{self.where} cannot be read from offset {self.view.next}: {reason}")
 
     async def _synchronise(self) -> None:
-        """Find the watermark, check it against the log, go on from there; if it does not match, begin anew."""
+        """Find the watermark, check it against the log and go on from there; if it does not match, fold from the
+        start."""
         watermark, writers, end = await self._anchor.find()
         self.mirror.anchor(watermark)
         self._goal = end
@@ -240,7 +249,7 @@ class Scope:
         self._progressed(self.view.next)
 
     def _refold(self, watermark: Watermark, writers: Mapping[str, Writer]) -> None:
-        logger.info("%s: from offset %s to %s", self.where, watermark.offset, self._goal)
+        logger.info("%s is folded from offset %s to %s", self.where, watermark.offset, self._goal)
         self.view.begin(watermark.offset, watermark.log_state(self._window, writers.items()))
         self.applier.forget()
         self._inbox.clear()
@@ -259,14 +268,14 @@ class Scope:
                 if offset < following:
                     index += 1
                 elif offset > following:
-                    raise Corrupt(f"{self.where}: the records from {following} to {offset - 1} are gone")
+                    raise Corrupt(f"{self.where}: the records from {following} to {offset - 1} are missing")
                 elif self.mirror.watermark.offset > following:
                     index += await self._skip(rest)
                 elif self.applier.full:
                     await self.applier.wait(0.5)
                 elif (found := await self._loader.load(rest)) is not None:
                     index += await self._fold(rest, found)
-        finally:  # what was not judged is judged next time
+        finally:  # the next call judges the rest
             self._judging = False
             self._inbox.extendleft(reversed(batch[index:]))
             self._tail.consumed(self.partition, index)
@@ -276,7 +285,7 @@ class Scope:
     def _progressed(self, before: int) -> None:
         following, goal = self.view.next, self._goal or 0
         if before < goal and following // PROGRESS > before // PROGRESS:
-            logger.info("%s: %s of %s records", self.where, following, goal)
+            logger.info("%s: %s of %s records are folded", self.where, following, goal)
         if before < goal <= following:
             logger.info("%s: caught up at offset %s", self.where, following)
         for future, offset in self._waiting.items():
@@ -297,10 +306,11 @@ class Scope:
         self._placement.check(self.partition, message.offset, record, self.view.entries)
         return record
 
-    # -- judging what nobody has applied yet
+    # -- judging records that nobody has applied yet
 
     async def _fold(self, batch: Sequence[LogRecord], found: Sequence[Record]) -> int:
-        """Judge the batch, as far as nobody else has applied it; the loop turns between. How many were judged."""
+        """Judge the batch, as far as nobody else has applied it, and let the event loop turn now and then. Returns how
+        many records were judged."""
         end = time.monotonic() + TURN_S
         count = 0
         for message, record in zip(batch, found, strict=False):
@@ -315,7 +325,7 @@ class Scope:
             self.applier.add(message, effects, self.view.entries)
             self._settle(message, record, pending, effects)
             count += 1
-            if self.failed or self.applier.large:  # failed: too much of it cannot be folded
+            if self.failed or self.applier.large:  # it fails where too many events cannot be folded
                 break
         self.applier.wake()
         self._trim()
@@ -334,7 +344,7 @@ class Scope:
         if self._on_judged is not None:
             self._on_judged(message, record, effects)
 
-    # -- what others have applied
+    # -- passing over records that others have applied
 
     async def _skip(self, batch: Sequence[LogRecord]) -> int:
         end = min(self.mirror.watermark.offset, batch[-1].offset + 1)

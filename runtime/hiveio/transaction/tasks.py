@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Tasks:
-    """Those of one engine."""
+    """The tasks of one engine."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()

@@ -1,8 +1,8 @@
-"""What an instance knows of a scope by itself: entries that are exact at ``next``, and recent command ids and verdicts;
-and the fold that takes it from one record to the next.
+"""What an instance knows of a scope without asking the cache: entries that are exact at ``next``, recent command ids
+and recent verdicts. The fold of the log, one record after the other, keeps them.
 
-The view is a pure function of the log, so it is right whatever the cache does. It is bounded: what it lacks comes from
-the cache, at a watermark, and ``reconcile`` takes the newer of the two.
+The view is a pure function of the log, so it is right whatever the cache does. It is bounded: what it does not have
+comes from the cache, at a watermark, and ``reconcile`` takes the newer of the two.
 """
 
 from collections import OrderedDict
@@ -21,22 +21,22 @@ from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Record
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow, LogState, adopt, step
 
-AGGREGATES = 50_000  # kept in memory
-RECENT = 50_000  # command ids kept in memory
-VERDICTS = 100_000  # kept in memory, for the publisher
+AGGREGATES = 50_000  # that are kept in memory
+RECENT = 50_000  # command ids that are kept in memory
+VERDICTS = 100_000  # that are kept in memory for the publisher
 ACCEPTED, VOID, UNKNOWN = b"10?"  # verdicts
-LOOKED_AT = 1_000  # entries at once, for what can be forgotten
+LOOKED_AT = 1_000  # entries that one call of ``trim`` looks at
 
 
 class View:
-    """Everything below the offset ``next`` is judged."""
+    """The entries, command ids and verdicts of one scope. Every record below the offset ``next`` is judged."""
 
     def __init__(
         self, contracts: Mapping[str, Contract], quarantine: Quarantine, window: IdWindow, bounds: Bounds | None = None
     ) -> None:
         self._contracts, self._bounds = contracts, bounds or Bounds()
         self.quarantine = quarantine
-        self.complete = False  # an aggregate without an entry never was
+        self.complete = False  # an aggregate without an entry has never existed
         self.next = 0
         self.state = LogState(window)
         self.entries: OrderedDict[str, Entry] = OrderedDict()
@@ -51,7 +51,7 @@ class View:
         return self.state.time
 
     def begin(self, offset: int, state: LogState) -> None:
-        """Forget everything, and go on from this offset, where the log has this state."""
+        """Forget everything and go on from this offset, at which the log has this state."""
         self.next = self.ids_from = self._verdicts_from = offset
         self.state = state
         self.complete = offset == 0
@@ -63,11 +63,11 @@ class View:
 
     @property
     def size(self) -> int:
-        """About what the entries take of memory, but for their states."""
+        """About the bytes of memory that the entries take, without their states."""
         return self._snapshots + ENTRY_BYTES * len(self.entries)
 
     def entry(self, name: str) -> Entry | None:
-        """The aggregate as it stands at ``next``; None if the view does not know."""
+        """The aggregate as it is at ``next``, or None if the view does not know."""
         entry = self.entries.get(name)
         return entry if entry is not None and entry.head is not None else None
 
@@ -77,7 +77,7 @@ class View:
         return head
 
     def id_record(self, text: str) -> IdRecord | None:
-        """The command id, if it was recorded at ``ids_from`` or later."""
+        """The record of a command id, if it was recorded at ``ids_from`` or later."""
         return self.recent.get(text)
 
     def keep(self, name: str, entry: Entry) -> None:
@@ -90,15 +90,15 @@ class View:
             self.quarantine.update(name, entry)
 
     def mark_touched(self, name: str, offset: int) -> None:
-        """A record that others applied has written the aggregate: what it is now stands in the cache."""
-        held = self.entries.get(name)
-        if held is None or held.at <= offset:
+        """Others applied a record that has written the aggregate, so only the cache has its new entry."""
+        entry = self.entries.get(name)
+        if entry is None or entry.at <= offset:
             self.keep(name, Entry(head=None, at=offset + 1))
 
     def reconcile(self, name: str, reply: CacheReply) -> Entry | None:
-        """The newer of what the cache has and what the view has; None if neither is current.
+        """The newer of the entry in the cache and the entry in the view, or None if neither is current.
 
-        What this instance could not fold is taken from the cache, where others may have healed it.
+        An entry that this instance could not fold is taken from the cache, where others may have healed it.
         """
         assert reply.watermark is not None
         mine, at = self.entries.get(name), reply.watermark.offset
@@ -109,16 +109,17 @@ class View:
         return entry
 
     def decoded(self, name: str, entry: Entry | None, at: int) -> Entry:
-        """An entry of the cache, exact at ``at``, with its state, and with the events folded that others could not."""
+        """An entry of the cache at offset ``at`` with its state decoded. Events that others could not fold are
+        folded."""
         if entry is None:
             return Entry(at=at)
         entry.at = at
         contract = self._contract(name)
         if contract is None:
             return entry
-        held = self.quarantine.entries.get(name)
-        if held is not None and entry.unfolded and held.offset == entry.unfolded_from:
-            entry.fault = held.reason  # the same snapshot, and the same event after it
+        quarantined = self.quarantine.entries.get(name)
+        if quarantined is not None and entry.unfolded and quarantined.offset == entry.unfolded_from:
+            entry.fault = quarantined.reason  # the same snapshot, and the same event after it
             return entry
         try:
             entry.state = contract.model_decoder.decode(entry.snapshot) if entry.snapshot else None
@@ -132,7 +133,7 @@ class View:
         return entry
 
     def folded(self, name: str, entry: Entry, events: Sequence[msgspec.Raw]) -> tuple[Any, bytes]:
-        """State and snapshot after these events, exactly as every reader of the log folds them. Raises what
+        """The state and the snapshot after these events, exactly as every reader of the log folds them. Raises what
         ``replay`` raises."""
         if not events:
             return entry.state, entry.snapshot
@@ -143,9 +144,9 @@ class View:
             for event in events:
                 state = replay(state, contract.event_codec.decode(event)[0])
         except Problem as problem:
-            # Not the client's fault: the events came from perform, and replay never refuses.
+            # It is no fault of the client: the events came from perform, and replay never refuses.
             raise TypeError(f"{name}: an event cannot be folded: {problem}") from problem
-        # Decoded again: a field that was given the wrong type is found before it reaches the log.
+        # The snapshot is decoded again, so that a field with a wrong type is found before it reaches the log.
         snapshot = encode_json(state)
         return contract.model_decoder.decode(snapshot), snapshot
 
@@ -157,9 +158,9 @@ class View:
         return contract
 
     def judge(self, message: LogRecord, record: Record, results: Mapping[str, Entry] | None = None) -> Effects:
-        """Judge the record at ``next``, and fold it if it is accepted. The view has all that the verdict depends on.
+        """Judge the record at ``next``, and fold it if it is accepted. The view must have all that the verdict needs.
 
-        ``results`` are what it makes of its aggregates, where that is known.
+        ``results`` are the entries of its aggregates after the record, where this instance has made them already.
         """
         offset, transaction = message.offset, message.key
         effects = step(self.state, offset, transaction, message.time, record, self)
@@ -178,7 +179,8 @@ class View:
         return effects
 
     def pass_over(self, message: LogRecord, record: Record, verdict: bool | None) -> Effects:
-        """Others have judged and applied the record at ``next``; None where their verdict is not on record any more."""
+        """Pass over the record at ``next``, which others have judged and applied. ``verdict`` is None where it is not
+        on record any more."""
         offset = message.offset
         effects = adopt(self.state, offset, message.key, message.time, record, verdict)
         for name in effects.heads:
@@ -193,7 +195,8 @@ class View:
         return effects
 
     def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
-        """Fold what an accepted record did to one aggregate. What cannot be folded is kept beside its snapshot."""
+        """Fold the events that an accepted record has for one aggregate; those that cannot be folded are kept as they
+        are, next to the snapshot."""
         old = self.entries[name]
         new = Entry(
             old.version + len(events),
@@ -216,12 +219,13 @@ class View:
         self.keep(name, new)
 
     def verdicts(self, first: int, end: int) -> str | None:
-        """For each offset '1' accepted, '0' void or '?'; None if that is too long ago."""
+        """For each offset '1' (accepted), '0' (void) or '?' (unknown); None if they are no longer kept."""
         start = self._verdicts_from
         return self._verdicts[first - start : end - start].decode() if first >= start else None
 
     def trim(self, unapplied: Callable[[], Collection[str]], applied: int) -> None:
-        """Keep the bounds. What the cache does not have yet, and what only the view knows to be stale there, stays."""
+        """Keep the bounds. Entries that the cache does not have yet stay, and those that say that its entry is
+        stale."""
         over, size, most = len(self.entries) - AGGREGATES, self.size, self._bounds.view
         if over > 0 or size > most:
             self.complete = False

@@ -38,16 +38,10 @@ async def cluster(settings: Settings | None = None) -> AsyncIterator[tuple[testi
 
 def hold(service: testing.Service) -> Callable[[], None]:
     """The instance reads nothing of the log any more, until what is returned is called."""
-    tail: Any = service.transactions._tail
+    tail = service.transactions.tail
     assert isinstance(tail, MemoryTail)
-    pass_on = tail._pass_on
-    setattr(tail, "_pass_on", lambda: setattr(tail, "_woken", False))  # noqa: B010
-
-    def release() -> None:
-        setattr(tail, "_pass_on", pass_on)  # noqa: B010
-        tail._loop.call_soon(pass_on)
-
-    return release
+    tail.pause()
+    return tail.resume
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -127,12 +121,12 @@ async def test_a_pipeline_whose_own_set_is_refused_serves_those_who_have_its_loc
 
 async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> None:
     async with cluster() as (one, two):
-        lock: Any = one.transactions.engine.pipelines._lock
+        access = one.transactions.engine.pipelines.access
 
-        def refuse(scope: str, names: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0) -> None:
+        def refuse(scope: scopes.Scope, names: Sequence[str], done: Callable[[Locked], None], queue: Any = ()) -> None:
             asyncio.get_running_loop().call_soon(done, Locked(0.0, reason="another instance has it, always"))
 
-        setattr(lock, "acquire", refuse)  # noqa: B010
+        setattr(access, "acquire", refuse)  # noqa: B010
         waits = asyncio.create_task(one.submit(AccountActor, "a", Deposit(5, "once"), key="k"))
         await until(lambda: (a := one.transactions.engine.pipelines.get("Account/a")) and a.queue)
         first = await two.submit(AccountActor, "a", Deposit(5, "once"), key="k")
@@ -236,7 +230,7 @@ async def test_nothing_stays_of_commands_that_are_over() -> None:
         assert {type(answer) for answer in answers} == {Rejected}
         engine = one.transactions.engine
         await until(lambda: not engine.pipelines)
-        assert not engine._keys
+        assert not engine.keys_in_work
 
 
 async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +253,7 @@ async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypat
     waits = asyncio.create_task(scope.reach(21))
     await asyncio.sleep(0)
     scope.fail("never mind")
-    await until(lambda: scope._tasks[0].done() and not scope._inbox)
+    await until(lambda: scope.stopped)
     with pytest.raises(Unavailable, match="has stopped"):
         await waits
     with pytest.raises(Unavailable, match="has stopped"):

@@ -8,6 +8,7 @@ from hiveio import testing
 from hiveio.config import Settings
 from hiveio.errors import Unavailable, Unknown
 from hiveio.transaction.record import CommandId
+from hiveio.transaction.rule import IdRecord
 from tests.faults.actors import AccountActor, Deposit
 from tests.unit.transaction.test_engine import hold, token, until
 
@@ -19,7 +20,7 @@ async def test_a_wait_that_came_to_its_time_stays_nowhere() -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await scope.reach(1_000)
-        assert not scope._waiting
+        assert not scope.waiting
 
 
 async def test_a_scope_that_fails_lets_go_of_all_that_waits_in_it() -> None:
@@ -54,9 +55,9 @@ async def test_who_asks_a_failed_scope_for_an_outcome_is_told_at_once() -> None:
     async with testing.Service(AccountActor) as service:
         engine, (scope,) = service.transactions.engine, service.transactions.scopes
         scope.fail("never mind")
-        await until(lambda: scope._tasks[0].done())
+        await until(lambda: scope.stopped)
         with pytest.raises(Unavailable):
             scope.journal.append_barrier()
         with pytest.raises(Unavailable):
-            await engine._recovery._closed(scope, CommandId("Account/a", "key"), True)
+            await engine.recovery.outcome(scope, CommandId("Account/a", "key"), IdRecord(0, 0, True))
         assert not scope.journal.pending

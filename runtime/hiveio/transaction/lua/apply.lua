@@ -1,21 +1,21 @@
--- Phase two: moves snapshots, command ids, verdict bits and the watermark, all or nothing, from one watermark only.
+-- Phase two: moves snapshots, command ids, verdicts and the watermark together, if the watermark is the expected one.
 -- KEYS[1]  the watermark
--- ARGV     [1] watermark that must stand, [2] the next one, [3] first offset judged, [4] verdicts as '0' and '1',
+-- ARGV     [1] the expected watermark, [2] the next one, [3] the first offset judged, [4] verdicts as '0' and '1',
 --          [5] window: records, [6] window: ms for keyed ids, [7] offset up to which events are published,
 --          [8] MessagePack: a list of aggregate, entry, aggregate, entry, …
 --          [9] MessagePack: a list of command id, id entry, …
---          [10] MessagePack: a list of those of the aggregates that have events beside their snapshot
---          [11] MessagePack: a list of writer, entry, writer, entry, …; '' for one that is forgotten
--- returns  {1, next watermark} or {0, the watermark that stands}
--- Competing and repeated calls are harmless: all but the first find another watermark.
+--          [10] MessagePack: a list of those of the aggregates whose entry has events that are not folded
+--          [11] MessagePack: a list of writer, entry, writer, entry, …; the entry of a forgotten writer is ''
+-- returns  {1, the next watermark} or {0, the present watermark}
+-- Competing and repeated calls do no harm: all but the first find another watermark.
 local CHUNK, KEPT, MOST = 65536, 100000, 1000
-local stands = redis.call('GET', KEYS[1]) or ''
-if stands ~= ARGV[1] then return {0, stands} end
+local present = redis.call('GET', KEYS[1]) or ''
+if present ~= ARGV[1] then return {0, present} end
 local offset, time, generation = string.match(ARGV[2], '^(%d+)|(%d+)|[^|]*|([^|]*)|')
 offset, time = tonumber(offset), tonumber(time)
 local prefix = KEYS[1] .. ':' .. generation
 local ids = prefix .. ':ids'
--- Few calls with many arguments each: a call costs more than its work.
+-- Makes few calls with many arguments each, because a call costs more than its work.
 local function many(list, step, ...)
   for i = 1, #list, MOST * step do
     local head, words = {...}, {unpack(list, i, math.min(i + MOST * step - 1, #list))}
@@ -35,28 +35,28 @@ for i = 1, #entries, 2 do entries[i] = prefix .. ':a:' .. entries[i] end
 many(entries, 2, 'MSET')
 local named = cmsgpack.unpack(ARGV[9])
 many(named, 2, 'HSET', ids)
-local writers, stay, forgotten = cmsgpack.unpack(ARGV[11]), {}, {}
+local writers, remembered, forgotten = cmsgpack.unpack(ARGV[11]), {}, {}
 for i = 1, #writers, 2 do
   if writers[i + 1] == '' then forgotten[#forgotten + 1] = writers[i]
   else
-    stay[#stay + 1] = writers[i]
-    stay[#stay + 1] = writers[i + 1]
+    remembered[#remembered + 1] = writers[i]
+    remembered[#remembered + 1] = writers[i + 1]
   end
 end
-many(stay, 2, 'HSET', prefix .. ':writers')
+many(remembered, 2, 'HSET', prefix .. ':writers')
 many(forgotten, 1, 'HDEL', prefix .. ':writers')
 local added = {['0'] = {}, ['1'] = {}}
 for i = 1, #named, 2 do
   local to = added[string.sub(named[i + 1], -1)]
   to[#to + 1] = named[i + 1] .. ':' .. named[i]
 end
--- Forget ids that are outside both windows; never before, for a verdict must not depend on when this runs.
+-- Forget the ids that are outside both windows, and no others: a verdict must not depend on when this runs.
 for keyed, new in pairs(added) do
   local order = prefix .. ':order:' .. keyed
   many(new, 1, 'RPUSH', order)
-  local olds = redis.call('LRANGE', order, 0, 2 * #new + 7)
+  local oldest = redis.call('LRANGE', order, 0, 2 * #new + 7)
   local past, asked = {}, {}
-  for _, old in ipairs(olds) do
+  for _, old in ipairs(oldest) do
     local at, when, id = string.match(old, '^(%d+):(%d+):%d:(.*)$')
     if offset - tonumber(at) <= tonumber(ARGV[5]) then break end
     if keyed == '1' and time - tonumber(when) <= tonumber(ARGV[6]) then break end
@@ -66,8 +66,8 @@ for keyed, new in pairs(added) do
     redis.call('LTRIM', order, #past, -1)
     local gone = {}
     for i = 1, #asked, MOST do
-      local stand = redis.call('HMGET', ids, unpack(asked, i, math.min(i + MOST - 1, #asked)))
-      for k, entry in ipairs(stand) do
+      local stored = redis.call('HMGET', ids, unpack(asked, i, math.min(i + MOST - 1, #asked)))
+      for k, entry in ipairs(stored) do
         if entry == past[i + k - 1] then gone[#gone + 1] = asked[i + k - 1] end
       end
     end
@@ -77,7 +77,7 @@ end
 local first = tonumber(ARGV[3])
 for i = 1, #ARGV[4], 32 do
   local bits, at = string.sub(ARGV[4], i, i + 31), first + i - 1
-  if at % CHUNK + #bits > CHUNK then  -- over the end of a chunk
+  if at % CHUNK + #bits > CHUNK then  -- these bits lie in two chunks
     for k = 1, #bits do
       redis.call('SETBIT', prefix .. ':verdicts:' .. math.floor((at + k - 1) / CHUNK), (at + k - 1) % CHUNK,
         string.sub(bits, k, k))

@@ -1,69 +1,69 @@
--- Locks all aggregates of a call or none, where a lock that is the caller's already is extended; or gives them back,
--- and intents with them. One script for both, so that calls of one tick keep their order.
--- A free lock is anybody's, unless another instance has waited for a turn or longer: then it is kept for the one that
--- has waited longest, while that one goes on asking. Who waits is in the hash <scope>:wishes:<aggregate>.
+-- Locks all aggregates of a call or none, and extends the locks that the caller has already; or releases locks together
+-- with their intents. One script does both, so that the calls of one tick keep their order.
+-- Any instance gets a free lock, unless another one has waited for a turn or longer: then the lock is reserved for the
+-- one that has waited longest, as long as it keeps asking. The hash <scope>:wishes:<aggregate> has those that wait.
 -- KEYS[1]  the scope's prefix of locks
--- ARGV     time to live (ms), time that a waiter is remembered (ms), a turn (ms), then for each call: token, the time it
---          has waited (ms; -1: give them back), n, n aggregates
+-- ARGV     time to live (ms), time that a waiter is remembered (ms), a turn (ms), then for each call: token, the time
+--          that it has waited (ms; -1: release the locks), n, n aggregates
 -- returns  {'', then for each call {1, contended} or {0, an aggregate that is locked, waiters_ahead}}
--- contended      1 if another instance waits for one of them: it should get its turn
--- waiters_ahead  how many others have waited for that aggregate longer
+-- contended      1 if another instance waits for one of them, which should get its turn
+-- waiters_ahead  how many other instances have waited longer for that aggregate
 local ttl, remembered, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Since when the caller waits (if it does), how many others do, how many of them longer, and whether the lock is kept
--- for one of those. Who asks no more is forgotten.
-local function look_up(waiters, token, since)
+-- Returns the time since which the caller waits (if it does), how many others wait, how many of these have waited
+-- longer, and whether the lock is reserved for one of those. A waiter that has stopped asking is forgotten.
+local function look_up(waiters, token, started_at)
   local found = redis.call('HGETALL', waiters)
   if #found == 0 then return nil, 0, 0, false end
-  local mine, others, longer, kept = nil, {}, 0, false
+  local own, others, longer, reserved = nil, {}, 0, false
   for k = 1, #found, 2 do
-    local begun, seen = string.match(found[k + 1], '^(%d+) (%d+)$')
-    begun, seen = tonumber(begun), tonumber(seen)
-    if math.abs(now - seen) > remembered then redis.call('HDEL', waiters, found[k])
-    elseif found[k] == token then mine = begun
-    else others[#others + 1] = {begun, found[k]} end
+    local waiting_since, asked_at = string.match(found[k + 1], '^(%d+) (%d+)$')
+    waiting_since, asked_at = tonumber(waiting_since), tonumber(asked_at)
+    if math.abs(now - asked_at) > remembered then redis.call('HDEL', waiters, found[k])
+    elseif found[k] == token then own = waiting_since
+    else others[#others + 1] = {waiting_since, found[k]} end
   end
-  since = math.min(since, mine or since)
+  started_at = math.min(started_at, own or started_at)
   for _, other in ipairs(others) do
-    if other[1] < since or (other[1] == since and other[2] < token) then
+    if other[1] < started_at or (other[1] == started_at and other[2] < token) then
       longer = longer + 1
-      kept = kept or now - other[1] >= turn
+      reserved = reserved or now - other[1] >= turn
     end
   end
-  return mine, #others, longer, kept
+  return own, #others, longer, reserved
 end
 
-local function acquire(names, token, since)
-  local busy, waiters_ahead, contended, mine = nil, 0, 0, {}
+local function acquire(names, token, started_at)
+  local busy, waiters_ahead, contended, own = nil, 0, 0, {}
   for _, name in ipairs(names) do
     local lock = KEYS[1] .. ':lock:' .. name
     local holder = redis.call('GET', lock)
     if holder and holder ~= token and redis.call('PTTL', lock) > 2 * ttl then
-      holder = false  -- the clock was set back since, and its holder may be gone
+      holder = false  -- the clock was set back after that, and the holder may have ended
     end
-    local begun, others, longer, kept = look_up(KEYS[1] .. ':wishes:' .. name, token, since)
-    mine[name] = begun
+    local waiting_since, others, longer, reserved = look_up(KEYS[1] .. ':wishes:' .. name, token, started_at)
+    own[name] = waiting_since
     if others > 0 then contended = 1 end
-    if holder ~= token and (holder or kept) and (not busy or longer >= waiters_ahead) then
+    if holder ~= token and (holder or reserved) and (not busy or longer >= waiters_ahead) then
       busy, waiters_ahead = name, longer
     end
   end
   for _, name in ipairs(names) do
     local waiters = KEYS[1] .. ':wishes:' .. name
     if busy then
-      redis.call('HSET', waiters, token, string.format('%d %d', math.min(since, mine[name] or since), now))
+      redis.call('HSET', waiters, token, string.format('%d %d', math.min(started_at, own[name] or started_at), now))
       redis.call('PEXPIRE', waiters, remembered)
     else
       redis.call('SET', KEYS[1] .. ':lock:' .. name, token, 'PX', ttl)
-      if mine[name] then redis.call('HDEL', waiters, token) end
+      if own[name] then redis.call('HDEL', waiters, token) end
     end
   end
   return busy and {0, busy, waiters_ahead} or {1, contended}
 end
 
-local function release(names, token)  -- by its owner only
+local function release(names, token)  -- releases only the locks that the caller owns
   for _, name in ipairs(names) do
     for _, kind in ipairs({':lock:', ':intent:'}) do
       local key = KEYS[1] .. kind .. name

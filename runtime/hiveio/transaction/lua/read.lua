@@ -1,8 +1,8 @@
--- Reads aggregates and command ids of one scope: one cut, at the watermark that it returns.
+-- Reads aggregates and command ids of one scope, all as they are at the watermark that it returns.
 -- KEYS[1]  the watermark, "offset|time|topic|generation|…"
--- ARGV     [1] bytes, then for each call: n, n * (aggregate or '', command id or '')
--- returns  {watermark or '', then for each call a list of {entry or false, id entry or false}}; where the answer becomes
---          larger than so many bytes, without the last pairs of a call (but for its first) and without the last calls
+-- ARGV     [1] the most bytes of the answer, then for each call: n, n * (aggregate or '', command id or '')
+-- returns  {watermark or '', then for each call a list of {entry or false, id entry or false}}; an answer
+--          that would be larger leaves out the last pairs of a call (but not its first) and the last calls
 -- entry    "version head snapshot";  id entry  "offset:time:keyed"
 local watermark = redis.call('GET', KEYS[1]) or ''
 local generation = string.match(watermark, '^%d+|%d+|[^|]*|([^|]*)|')

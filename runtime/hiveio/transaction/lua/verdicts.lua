@@ -1,7 +1,7 @@
--- Verdicts on record: what others have applied.
+-- Reads verdicts that instances have applied to the cache.
 -- KEYS[1]  the watermark
 -- ARGV     for each call: first offset, offset after the last
--- returns  {watermark or '', then for each call a text of '0' (void), '1' (accepted), '?' (no longer or not yet known)}
+-- returns  {watermark or '', then for each call a text of '0' (void), '1' (accepted), '?' (unknown: too old, or not applied yet)}
 local CHUNK = 65536
 local watermark = redis.call('GET', KEYS[1]) or ''
 local offset, generation = string.match(watermark, '^(%d+)|%d+|[^|]*|([^|]*)|')

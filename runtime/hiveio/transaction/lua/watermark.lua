@@ -1,4 +1,4 @@
--- How far the cache of a scope has come: the watermark, and the writers of the log as they stand at it.
+-- Reads how far the cache of a scope has come: the watermark, and the writers of the log at that offset.
 -- KEYS[1]  the watermark
 -- returns  {watermark or '', then for each call a list of writer, entry, writer, entry, …}
 -- entry    "number:offset" of its latest record
