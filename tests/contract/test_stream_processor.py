@@ -452,6 +452,6 @@ async def test_a_transaction_over_two_scopes_is_refused_with_what_can_be_done(
             assert (answer.status, answer.body["title"]) == (422, "Several Scopes")
             assert answer.body["aggregates"] == [f"Account/{ada}", f"Account/{bob}"]
             assert answer.body["scopes"] == [scope_of(ada, 4), scope_of(bob, 4)]
-            for part in (f"Account/{ada}", f"Account/{bob}", "are fixed", "command of its own", "actors of new names"):
+            for part in (f"Account/{ada}", f"Account/{bob}", "are fixed", "command of its own", "with new names"):
                 assert part in answer.body["detail"]
             assert [await bank.balance(ada), await bank.balance(bob)] == [5, 1]

@@ -4,8 +4,8 @@
 
     given(AccountActor, Opened("ada"), Deposited(5)).when(Withdraw(9)).then_rejected("overdrawn")
 
-``given`` is for plain, synchronous tests of one command after the other; ``Service`` is an asynchronous stream
-processor in memory, for tests of what several commands at once do.
+``given`` is for plain, synchronous tests, in which one message follows the other. ``Service`` is an asynchronous stream
+processor in memory, for tests of several commands at the same time.
 """
 
 from hiveio.testing.scenario import Scenario, given

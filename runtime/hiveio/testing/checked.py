@@ -1,4 +1,4 @@
-"""A contract that looks at what its actor does: with what it is given, and whether it does the same each time."""
+"""A contract that finds faults of its actor: it changes an argument, or gives another result for the same arguments."""
 
 import inspect
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from hiveio.envelope import encode_json
 
 
 def checked(contract: Contract, faults: list[str]) -> Contract:
-    """Every event is folded twice, and what ``perform`` and ``replay`` are given is compared before and after: in
-    production nobody else would see such a change, so whoever relies on it is wrong. Faults are added to the list.
+    """The contract, with checks. Each event is folded twice, and the arguments of ``perform`` and ``replay`` are
+    compared before and after the call: in production nobody else sees such a change, so it is a fault to rely on one.
+    Faults are added to the list as sentences.
     """
     _watch_perform(contract, faults)
     _watch_replay(contract, faults)
@@ -20,33 +21,33 @@ def checked(contract: Contract, faults: list[str]) -> Contract:
 
 
 class _Watched:
-    """Values that an actor is given, as they are then."""
+    """The arguments of a call, as they are before it."""
 
     def __init__(self, called: str) -> None:
         self._called = called
         self._given: list[tuple[str, Any, str]] = []
 
-    def give(self, what: str, value: Any) -> Any:
+    def add(self, what: str, value: Any) -> Any:
         if value is not None:
             self._given.append((what, value, _shown(value)))
         return value
 
     def faults(self) -> list[str]:
         return [
-            f"{self._called} changed the {what} that it was given: it was {before} and is {_shown(value)}"
+            f"{self._called} changed the {what} that it was given: it was {before} and is now {_shown(value)}"
             for what, value, before in self._given
             if _shown(value) != before
         ]
 
 
 class _Reads:
-    """A ``tx`` that watches what it gives."""
+    """A ``tx`` that watches the states which it gives."""
 
     def __init__(self, tx: Transaction, watched: _Watched) -> None:
         self._tx, self._watched = tx, watched
 
     async def get(self, actor: type[Actor], id: str) -> Any:
-        return self._watched.give("state", await self._tx.get(actor, id))
+        return self._watched.add("state", await self._tx.get(actor, id))
 
     def emit(self, actor: type[Actor], id: str, event: Event) -> None:
         self._tx.emit(actor, id, event)
@@ -57,8 +58,8 @@ def _watch_perform(contract: Contract, faults: list[str]) -> None:
 
     def invoked(state: Any, message: Any, context: Any, tx: Transaction | None) -> Any:
         watched = _Watched(f"{contract.kind.__name__}.perform")
-        watched.give("message", message)
-        watched.give("state", state)
+        watched.add("message", message)
+        watched.add("state", state)
         look: Callable[[], None] = lambda: faults.extend(watched.faults())  # noqa: E731
         waits = False
         try:
@@ -87,23 +88,27 @@ def _watch_replay(contract: Contract, faults: list[str]) -> None:
 
     def twice(state: Any, event: Any) -> Any:
         watched = _Watched(called)
-        watched.give("state", state)
-        watched.give("event", event)
+        watched.add("state", state)
+        watched.add("event", event)
         first = replay(state, event)
         faults.extend(changes := watched.faults())
         folded = encode_json(first)
         if not changes and folded != (second := encode_json(replay(state, event))):
-            text = f"{called} is not deterministic: {event!r} on {state!r} gave"
-            faults.append(f"{text} {folded.decode()} and then {second.decode()}")
+            text = f"{called} is not deterministic: for {event!r} on {state!r} it returned"
+            faults.append(f"{text} {folded.decode()} first and then {second.decode()}")
         if not isinstance(first, contract.model or object):
-            faults.append(f"{called} gave {first!r} for {event!r}, which is no {contract.model}")
+            faults.append(f"{called} returned {first!r} for {event!r}, which is not a {_name(contract.model)}")
         return first
 
     contract.replay = twice
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
 
 
 def _shown(value: Any) -> str:
     try:
         return encode_json(value).decode()
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
-        return repr(value)  # what was put into it is nothing that JSON has
+        return repr(value)  # it holds a value that JSON does not have

@@ -1,7 +1,7 @@
 """The transaction log and its cache in memory, behind the real engine, scopes and rule.
 
-Each class here stands in for the one it derives from, so that mypy finds where they part. Only what talks to Kafka and
-Redis is replaced: what decides is the code that runs in production, and the contract tests run over both.
+Each class here replaces the class from which it derives, so mypy finds differences. Only the clients of Kafka and Redis
+are replaced. All decisions are made by the code that runs in production, and the contract tests run over both.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from hiveio.transaction.scope import Scope
 
 T = TypeVar("T")
 MEMORY = "memory"  # the topic id
-HELD_S = 3600.0  # nobody dies here: a lock lasts until it is given back
+LOCK_S = 3600.0  # no instance dies here, so a lock lasts until it is released
 
 
 class MemoryLog:
-    """The records of a log, by partition. Plain data: it outlives the event loop of those who read and write it."""
+    """The records of a log, by partition. It is plain data, so it outlives the event loops that read and write it."""
 
     def __init__(self, settings: Settings) -> None:
         s = self.settings = settings
@@ -51,7 +51,8 @@ class MemoryLog:
             tail.wake()
 
     def judged(self, partition: int, first: int = 0) -> list[tuple[int, Record, bool]]:
-        """Offset, record and verdict (by the rule, without the engine) of the records from ``first`` on."""
+        """The offset, the record and the verdict (by the rule alone, without the engine) of the records from ``first``
+        on."""
         verdicts = self.folds[partition].verdicts
         return [(m.offset, records.decode(m.value), verdicts[m.offset]) for m in self.partitions[partition][first:]]
 
@@ -133,7 +134,7 @@ class MemoryAppender(Appender):
 
 
 class _Generation:
-    """What the cache holds of one scope since it was begun anew."""
+    """One generation of the cache of a scope."""
 
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
@@ -145,9 +146,10 @@ class _Generation:
 
 
 class MemoryCache(Cache):
-    """As the scripts in ``transaction/lua`` do it: what counts moves in ``apply``, from one watermark only.
+    """A cache that does what the scripts in ``transaction/lua`` do: only ``apply`` makes changes that count, and it
+    compares the watermark first.
 
-    Calls run one after the other on a later turn of the loop and are answered in that order, as over a connection.
+    Calls run one after the other in a later turn of the event loop and are answered in that order, as on a connection.
     """
 
     def __init__(self, settings: Settings, meaning: str) -> None:
@@ -160,7 +162,7 @@ class MemoryCache(Cache):
         return ""
 
     def forget_all(self) -> None:
-        """What FLUSHALL does."""
+        """Forget everything, as after FLUSHALL."""
         self.scopes.clear()
         self.locks.clear()
 
@@ -189,8 +191,8 @@ class MemoryCache(Cache):
     def read(self, partition: int, aggregate: str = "", command: str = "") -> "asyncio.Future[CacheReply]":
         return self._call(lambda: self._reply(partition, aggregate, command))
 
-    async def load(self, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
-        return await self._call(lambda: [self._reply(partition, *pair) for pair in wanted])
+    async def load(self, partition: int, pairs: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        return await self._call(lambda: [self._reply(partition, *pair) for pair in pairs])
 
     async def watermark(self, partition: int) -> WatermarkReply:
         def script() -> WatermarkReply:
@@ -208,8 +210,8 @@ class MemoryCache(Cache):
         def script() -> tuple[Watermark | None, bool]:
             scope = self.scopes.get(partition)
             entries = scope.entries if scope else {}
-            stays = all(entries.get(name, b"0 ").split(b" ")[1].decode() == head for name, head in heads)
-            return self._watermark(partition), stays
+            unchanged = all(entries.get(name, b"0 ").split(b" ")[1].decode() == head for name, head in heads)
+            return self._watermark(partition), unchanged
 
         return await self._call(script)
 
@@ -248,8 +250,8 @@ class MemoryCache(Cache):
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
         def script() -> tuple[Watermark | None, str]:
             scope = self.scopes.get(partition)
-            known = scope.verdicts if scope else {}
-            return self._watermark(partition), "".join([known.get(offset, "?") for offset in range(first, end)])
+            verdicts = scope.verdicts if scope else {}
+            return self._watermark(partition), "".join([verdicts.get(offset, "?") for offset in range(first, end)])
 
         return await self._call(script)
 
@@ -264,7 +266,7 @@ class MemoryCache(Cache):
         return await self._call(script)
 
     async def forget(self, partition: int, generation: str) -> None:
-        pass  # gone with its _Generation
+        pass  # its _Generation is gone already
 
     async def unfolded(self, partition: int, generation: str) -> set[str]:
         scope = self.scopes.get(partition)
@@ -272,31 +274,31 @@ class MemoryCache(Cache):
 
 
 class MemoryLock(Redlock):
-    """Locks of one instance over ``held``, which the instances of a cluster share."""
+    """The locks of one instance. ``owners`` has the token of each lock; all instances of a cluster share it."""
 
-    def __init__(self, token: str, held: dict[tuple[str, str], str]) -> None:
-        self.token, self._held, self.turn_s = token, held, HELD_S / 10
+    def __init__(self, token: str, owners: dict[tuple[str, str], str]) -> None:
+        self.token, self._owners, self.turn_s = token, owners, LOCK_S / 10
         self._loop = asyncio.get_running_loop()
 
     def acquire(
         self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
     ) -> None:
         names = [(scope, name) for name in aggregates]
-        taken = [name for _, name in names if self._held.get((scope, name), self.token) != self.token]
+        taken = [name for _, name in names if self._owners.get((scope, name), self.token) != self.token]
         if not taken:
-            self._held.update(dict.fromkeys(names, self.token))
-        until = 0.0 if taken else time.monotonic() + HELD_S
+            self._owners.update(dict.fromkeys(names, self.token))
+        until = 0.0 if taken else time.monotonic() + LOCK_S
         reason = f"{', '.join(taken)} is locked by another instance" if taken else ""
         self._loop.call_soon(done, Locked(until, reason=reason))
 
     def release(self, scope: str, aggregates: Sequence[str]) -> None:
         for name in aggregates:
-            if self._held.get((scope, name)) == self.token:
-                del self._held[scope, name]
+            if self._owners.get((scope, name)) == self.token:
+                del self._owners[scope, name]
 
 
 class MemoryTransactionLog(TransactionLog):
-    """The transaction log of one instance, in memory. Instances that share ``log`` and ``cache`` are one cluster."""
+    """The transaction log of one instance in memory. Instances that share ``log`` and ``cache`` are one cluster."""
 
     def __init__(self, contracts: Sequence[Contract], log: MemoryLog, cache: MemoryCache) -> None:
         super().__init__(log.settings, contracts)

@@ -1,7 +1,8 @@
-"""given / when / then: one message after the other, in plain tests.
+"""given / when / then: plain tests in which one message follows the other.
 
-What was given and decided before is in a log in memory; each ``when`` starts the actor on it, as a new instance would
-start on the real one, sends the message through the wire format, and stops. So every test folds from the log.
+The events that were given, and those of earlier messages, are in a log in memory. Each ``when`` starts the actor with
+this log, as a new instance would start with the real one, sends the message through the wire format, and stops. So
+every test folds the state from the log.
 """
 
 import asyncio
@@ -33,47 +34,49 @@ P = TypeVar("P", bound=Problem)
 
 
 def given(actor: type[Actor], *events: Event, id: str = "1") -> "Scenario":
-    """What has happened to the aggregate ``id``; for an actor that listens (consumer), what it has heard of it."""
+    """The events that have happened to the aggregate ``id``; for a consumer, the events of ``id`` that it has
+    received."""
     return Scenario(actor, id).and_given(actor, id, *events)
 
 
 class Scenario:
     """``given(…).when(…).then(…)``; ``when`` and ``then`` may follow each other as often as the test needs.
 
-    A check that fails raises an AssertionError; what an actor raises that is no Problem (a bug of it) leaves ``when``.
-    ``reply``, ``problem``, ``headers``, ``events`` and ``state`` are what the last message led to, for assertions of
-    one's own.
+    A check that fails raises an AssertionError. An error of the actor that is no Problem (a bug) is raised by ``when``.
+    ``reply``, ``problem``, ``headers``, ``events`` and ``state`` are the results of the last message, for assertions of
+    your own.
     """
 
     def __init__(self, actor: type[Actor], id: str) -> None:
         self._actor, self._id = actor, id
         self._kinds: dict[type[Actor], Contract] = {}
         self._log = MemoryLog(memory_settings(None))
-        self._heard: list[tuple[type[Actor], str, Event, HeaderView]] = []
-        self._faults: list[str] = []  # what is wrong with the actor
+        self._received: list[tuple[type[Actor], str, Event, HeaderView]] = []
+        self._faults: list[str] = []  # of the actor, as sentences
         self._message = ""
         self.reply: Any = None
         self.problem: Problem | None = None
         self.headers: Mapping[str, str] = HeaderView.of({})  # of the answer
         self.events: list[Event] = []  # of the aggregate that the message went to
-        self.emitted: dict[str, list[Event]] = {}  # of all, by "<actor>/<id>"
+        self.emitted: dict[str, list[Event]] = {}  # of all aggregates, by "<actor>/<id>"
         self.state: Any = None
         self.states: dict[str, tuple[Any, int]] = {}  # state and version
 
     # -- given
 
     def and_given(self, actor: type[Actor], id: str, *events: Event) -> Self:
-        """What has happened to another aggregate. Makes an actor that ``tx`` uses known, also without events."""
+        """The events that have happened to another aggregate. Without events it only adds the actor, so that ``tx`` can
+        use its aggregates."""
         contract = self._contract(actor)
         name = aggregate(contract.name, id)
         for event in events:
             if contract.model is None:
-                self._heard.append((actor, id, _through(contract.subscribed_codec, event), HeaderView.of({})))
+                self._received.append((actor, id, _round_trip(contract.subscribed_codec, event), HeaderView.of({})))
                 continue
             contract.check_event(event)
-            _through(contract.event_codec, event)
-            stands, tx = self._log.folds[0].aggregates.get(name), f"given-{len(self._log.partitions[0])}"
-            head, version = (stands.head, stands.version) if stands else ("", 0)
+            _round_trip(contract.event_codec, event)
+            written, tx = self._log.folds[0].aggregates.get(name), f"given-{len(self._log.partitions[0])}"
+            head, version = (written.head, written.version) if written else ("", 0)
             write = Write(name, head, version, (Raw(encode_message(event)),))
             self._log.append(0, tx, records.encode(Commit(CommandId(name, tx), (write,))))
         return self
@@ -91,10 +94,11 @@ class Scenario:
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """Send a command, a query or an event. ``key`` is an Idempotency-Key, ``if_match`` and
-        ``if_none_match`` are versions, or ``"*"``: one that the aggregate has to be at, and one that it must not be at.
+        """Send a command, a query or an event. ``key`` is an Idempotency-Key. ``if_match`` is the version that the
+        aggregate must have, ``if_none_match`` a version that it must not have; both may be ``"*"``.
 
-        ``headers`` are those of the request, or of the event's record: the actor finds them in ``context.headers``.
+        ``headers`` are those of the request or of the record of the event, which the actor finds in
+        ``context.headers``.
         """
         contract, target = self._contract(self._actor), self._id if id is None else id
         self._message = f"{contract.name}/{target} when {message!r}"
@@ -125,9 +129,13 @@ class Scenario:
         async with Service(*self._kinds.values(), log=self._log) as service:
             async with _opened(self._kinds.values()):
                 scope = service.transactions.scopes[0]
-                broken = [f"{name} cannot be folded: {held.reason}" for name, held in scope.quarantine.entries.items()]
+                quarantined = scope.quarantine.entries.items()
+                broken = [f"{name} cannot be folded: {entry.reason}" for name, entry in quarantined]
                 if scope.failed or broken:
-                    wrong = [*self._faults, *(f"what was given: {text}" for text in (scope.failed, *broken) if text)]
+                    wrong = [
+                        *self._faults,
+                        *(f"the given events are wrong: {text}" for text in (scope.failed, *broken) if text),
+                    ]
                     raise AssertionError(wrong[0])
                 try:
                     answer = await service.submit(
@@ -164,12 +172,12 @@ class Scenario:
         asked: Conditions | None,
         headers: HeaderView,
     ) -> None:
-        """An actor without a state: started anew, given what it has heard, and asked."""
+        """Send a message to an actor without aggregates, which is started again and first given the events before."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values() if other.model is None}
         async with _opened(self._kinds.values()):
-            for offset, (of, at, event, sent) in enumerate(self._heard):
+            for offset, (of, at, event, sent) in enumerate(self._received):
                 listener = self._kinds[of]
                 position = await position_of(listener, TOPIC, 0)
                 if position is None or offset >= position[0]:
@@ -177,7 +185,7 @@ class Scenario:
             if asked is None or (isinstance(message, Query) and asked.match is None):
                 await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
             else:
-                self._answered_with(VersionMismatch("nothing has a version here"))
+                self._answered_with(VersionMismatch("an actor without aggregates has no versions"))
 
     async def _answer(
         self,
@@ -194,15 +202,15 @@ class Scenario:
                 envelope = _query(contract, handler, id, message)
                 envelope.headers = headers
             elif isinstance(message, Event) and type(message).__name__ in contract.subscribes:
-                event = _through(contract.subscribed_codec, message)
-                self._heard.append((contract.kind, id, event, headers))
-                envelope = self._event(len(self._heard) - 1, id, event, headers)
+                event = _round_trip(contract.subscribed_codec, message)
+                self._received.append((contract.kind, id, event, headers))
+                envelope = self._event(len(self._received) - 1, id, event, headers)
             else:
                 decoded, meta = contract.command_codec.decode(body)
                 envelope = Envelope(message=decoded, id=id, meta=meta, key=key, body=body, headers=headers)
             outcome = await handler(envelope)
             self.reply, self.headers = outcome.value, HeaderView.of(outcome.headers)
-            encode_value(self.reply)  # raises for what cannot be answered over HTTP
+            encode_value(self.reply)  # it raises if HTTP could not answer with it
         except Problem as problem:
             self._answered_with(problem)
             return
@@ -214,8 +222,8 @@ class Scenario:
         self.problem, self.headers = problem, HeaderView.of(problem.headers)
 
     def _event(self, offset: int, id: str, event: Event, headers: HeaderView) -> Envelope:
-        version = sum(at == id for _, at, _, _ in self._heard[: offset + 1])
-        place = Context(
+        version = sum(at == id for _, at, _, _ in self._received[: offset + 1])
+        context = Context(
             id=id,
             topic=TOPIC,
             partition=0,
@@ -225,58 +233,59 @@ class Scenario:
             time=0.0,
             headers=headers,
         )
-        return Envelope(message=event, id=id, record=place)
+        return Envelope(message=event, id=id, record=context)
 
     # -- then
 
     def then(self, *events: Event) -> Self:
-        """Just these events were written to the aggregate, in this order; none: accepted, and nothing written."""
+        """Exactly these events were written to the aggregate, in this order. Without events: the message was accepted,
+        and none were written."""
         self._succeeded()
         return self._same("events", list(events), self.events)
 
     def then_emitted(self, actor: type[Actor], id: str, *events: Event) -> Self:
-        """Just these events were written to another aggregate, in the same transaction."""
+        """Exactly these events were written to another aggregate, in the same transaction."""
         self._succeeded()
         name = aggregate(self._contract(actor).name, id)
         return self._same(f"events of {name}", list(events), self.emitted.get(name, []))
 
     def then_state(self, state: Any, actor: type[Actor] | None = None, id: str | None = None) -> Self:
-        """The aggregate stands like this now (whatever came of the message); None: it never was."""
+        """The aggregate has this state now, whatever the answer was. None: it has never existed."""
         name = aggregate(self._contract(actor or self._actor).name, self._id if id is None else id)
         return self._same(f"state of {name}", state, self.states.get(name, (None, 0))[0])
 
     def then_reply(self, reply: Any) -> Self:
-        """Base, producer and consumer: the value that the message is answered with."""
+        """For base, producer and consumer: the message was answered with this value."""
         self._succeeded()
         return self._same("reply", reply, self.reply)
 
     def then_rejected(self, text: str = "", **members: Any) -> Self:
-        """The actor raised Rejected; ``text`` stands in its detail, ``members`` among its members."""
+        """The actor raised Rejected. Its detail contains ``text``, and its members have these values."""
         problem = self._refused(Rejected)
         if text not in problem.detail:
             self._fail(f"rejected with {text!r}", f"rejected with {problem.detail!r}")
         return self._same("members", members, {name: problem.members.get(name) for name in members})
 
     def then_invalid(self, pointer: str) -> Self:
-        """The message does not fit its schema (422): ``pointer`` is the JSON pointer to the field."""
+        """The message does not match its schema (422). ``pointer`` is the JSON pointer to the field."""
         return self._same("pointer", pointer, self._refused(Invalid).members.get("pointer"))
 
     def then_problem(self, status: int, text: str = "", **members: Any) -> Self:
-        """Any problem document, by its status; ``text`` stands in its detail, ``members`` among its members."""
+        """The answer is a problem with this status. Its detail contains ``text``, and its members have these values."""
         problem = self._refused(Problem)
         if problem.status != status or text not in problem.detail:
             self._fail(f"{status} {text}", f"{problem.status} {problem.detail}")
         return self._same("members", members, {name: problem.members.get(name) for name in members})
 
     def then_header(self, name: str, value: str | None) -> Self:
-        """The answer, or the problem document, has this header; None: it has not."""
+        """The answer, or the problem, has this value in a header. None: it does not have the header."""
         return self._same(f"header {name}", value, self.headers.get(name))
 
     # -- inside
 
     def _contract(self, actor: type[Actor]) -> Contract:
         if actor not in self._kinds:
-            contracts([*self._kinds, actor])  # two of one name are found here as at the start of a service
+            contracts([*self._kinds, actor])  # raises for two actors of one name, as the start of a service does
             self._kinds[actor] = checked(Contract(actor), self._faults)
         return self._kinds[actor]
 
@@ -296,7 +305,9 @@ class Scenario:
         return self
 
     def _fail(self, expected: str, found: str) -> NoReturn:
-        raise AssertionError(f"{self._message or 'no `when` yet'}\n  expected {expected}\n  found    {found}")
+        raise AssertionError(
+            f"{self._message or 'nothing was sent yet: call `when` first'}\n  expected {expected}\n  found    {found}"
+        )
 
 
 @asynccontextmanager
@@ -310,18 +321,18 @@ async def _opened(contracts: Iterable[Contract]) -> AsyncIterator[None]:
             await awaited(contract.actor.stop())
 
 
-def _through(codec: Codec, message: Any) -> Any:
-    """The message as it comes out of the log. Raises AssertionError for one that would not."""
+def _round_trip(codec: Codec, message: Any) -> Any:
+    """The event after it was encoded and decoded. Raises AssertionError if it is not the same."""
     try:
         found = codec.decode(encode_message(message))[0]
     except Problem as problem:
-        raise AssertionError(f"{message!r} would not be read from the log: {problem}") from None
-    assert found == message, f"{message!r} comes out of the log as {found!r}"
+        raise AssertionError(f"{message!r} could not be read from the log again: {problem}") from None
+    assert found == message, f"{message!r} would be read from the log as {found!r}"
     return found
 
 
 def _query(contract: Contract, handler: Handler, id: str, message: Query) -> Envelope:
-    """The query as a URL and back."""
+    """The query after it was encoded as a URL and decoded."""
     fields = {
         name: [_text(item) for item in (value if isinstance(value, list) else [value])]
         for name, value in msgspec.to_builtins(message).items()

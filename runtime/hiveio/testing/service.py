@@ -23,9 +23,9 @@ _split = msgspec.json.Decoder(list[Raw]).decode
 
 
 class Answer(Struct):
-    """What a command is answered with: the events of its aggregate, the version after them, where they stand.
+    """The answer to a command: the events of its aggregate, the version after them, and the position of their record.
 
-    ``headers`` are those that the answer has beside its content's.
+    ``body`` is the encoded value, and ``headers`` are the headers of the answer, without those of its content.
     """
 
     events: list[Event]
@@ -36,7 +36,7 @@ class Answer(Struct):
 
 
 class Logged(Struct):
-    """A record of the transaction log. ``verdict`` is the rule's own, reached without the engine."""
+    """A record of the transaction log. ``verdict`` is what the rule alone says of it, without the engine."""
 
     offset: int
     record: Record
@@ -46,9 +46,9 @@ class Logged(Struct):
 class Service:
     """``async with Service(AccountActor) as service``.
 
-    ``settings`` are those of production (EVENT_STORE_PARTITIONS, REQUEST_TIMEOUT and so on); brokers and Redis are not
-    asked. With the ``log`` of another service it reads on what that one wrote; with its ``cache`` too, the two are
-    instances of one cluster.
+    ``settings`` are those of production, such as EVENT_STORE_PARTITIONS and REQUEST_TIMEOUT; those of brokers and Redis
+    have no effect. With the ``log`` of another service it goes on with the records of that one. With its ``cache`` too,
+    the two services are instances of one cluster.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Service:
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Send a command through the wire format. Raises the Problem that HTTP would answer, and what actors raise."""
+        """Send a command through the wire format. Raises the Problem that HTTP would answer with, and what actors
+        raise."""
         contract = self._by_kind[actor]
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         decoded, raw_meta = contract.command_codec.decode(body)
@@ -105,7 +106,7 @@ class Service:
         )
 
     async def read(self, actor: type[Actor], id: str) -> tuple[Any, int]:
-        """The state and version of an aggregate; (None, 0) if it never was."""
+        """The state and version of an aggregate; (None, 0) if it has never existed."""
         contract = self._by_kind[actor]
         try:
             return await self.transactions.engine.read(contract, id, contract.reads)
@@ -113,20 +114,20 @@ class Service:
             return None, 0
 
     async def outcome(self, transaction: str) -> dict[str, Any]:
-        """What became of a transaction, by the id that a 504 carries. Asking closes one that was not executed."""
+        """The outcome of a transaction, by the id that a 504 carries. This closes a command that was not executed."""
         return await self.transactions.engine.outcome(transaction)
 
     def records(self, partition: int = 0) -> Sequence[Logged]:
-        """The transaction log; its first record pins the format."""
+        """The records of the transaction log. The first one pins the format."""
         return [Logged(*judged) for judged in self.log.judged(partition)]
 
     def lose_cache(self) -> None:
-        """As FLUSHALL does. The cache is folded anew from the log."""
+        """Lose the cache, as after FLUSHALL. It is rebuilt from the log."""
         self.cache.forget_all()
 
 
 def asking(if_match: Version, if_none_match: Version) -> Conditions | None:
-    """As HTTP sends them; a version, or ``*``. None where nothing is asked."""
+    """The conditions that HTTP would send for a version or ``*``; None where there are none."""
     sent = {b"if-match": if_match, b"if-none-match": if_none_match}
     given = [(name, (each if each == "*" else etag(each)).encode()) for name, each in sent.items() if each is not None]
     return conditions(given) if given else None

@@ -8,7 +8,7 @@ from hiveio.transaction.rule import scope_of
 
 
 class Actors:
-    """Looked up by name, as records have it, or by class, as ``tx`` has it."""
+    """The contracts by the name of the actor, as records have it, and by its class, as ``tx`` has it."""
 
     def __init__(self, contracts: Sequence[Contract], scopes: int) -> None:
         self.by_name = {contract.name: contract for contract in contracts}

@@ -1,4 +1,4 @@
-"""A command in flight: what is known of it from the request to its answer."""
+"""A command in flight: its state from the request to its answer."""
 
 import asyncio
 import base64
@@ -22,8 +22,8 @@ from hiveio.transaction.scope import Scope
 
 
 class InFlight:
-    """One command. It completes itself, once, by ``answer`` or ``fail``: both end its ``future``, and call ``on_over``
-    with what became of it. ``needs`` are the aggregates that it is known to touch, ``attempts`` the retries so far.
+    """One command. It completes itself once, by ``answer`` or ``fail``: both end its ``future`` and call ``on_over``
+    with the outcome. ``needs`` are the aggregates that it is known to touch, ``attempts`` counts its retries so far.
     """
 
     def __init__(
@@ -37,26 +37,31 @@ class InFlight:
     ) -> None:
         self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
         self._on_over = on_over
-        self._phase_at = time.monotonic()  # when its present phase began
+        self._phase_at = time.monotonic()  # when its current phase began
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
         self.trace = trace_context(envelope.headers)
-        self.context = copy_context()  # the request's, for its actor: not that of whoever comes before it
+        self.context = (
+            copy_context()
+        )  # the context of the request, for its actor: another command may be the one that calls perform
         self.needs = {id.target}
         self.attempts = 0
-        self.id_absent_from = scope.view.next  # from there on its id is known not to be on record
-        self.started_at = IdRecord(scope.view.next, scope.view.time, self.keyed)  # in the log, before any record of it
-        self.over = False  # answered: nothing is begun for it any more
-        self.maybe_recorded = False  # a record of it may be in the log and is not read back, or is in the log
+        self.id_absent_from = scope.view.next  # no record from this offset on had its id when it was looked up
+        self.started_at = IdRecord(
+            scope.view.next, scope.view.time, self.keyed
+        )  # the end of the log before any record of it
+        self.over = False  # it is answered, so nothing is started for it any more
+        self.maybe_recorded = False  # a record of it is in the log, or may be and is not read back
         self._performed = False
-        self._cancel: Callable[[], None] | None = None  # ends its perform, where that waits
-        self.refusal: Problem | None = None  # the answer, if its domain refuses
-        self._body, self._version, self._has_events = b"null", 0, False  # the answer, if not
+        self._cancel: Callable[[], None] | None = None  # ends its perform, if that waits
+        self.refusal: Problem | None = None  # the answer, if its actor refuses it
+        self._body, self._version, self._has_events = b"null", 0, False  # the answer, if it is accepted
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def message(self) -> Any:
-        """The message as it came, also if it is performed again after an actor has changed what it was given."""
+        """The message as it came, also for a second perform after the actor has changed the message that it was
+        given."""
         again, self._performed = self._performed, True
         if again and type(self.envelope.message) in self.contract.mutable:
             return self.contract.command_codec.decode(self.envelope.body)[0]
@@ -64,31 +69,31 @@ class InFlight:
 
     @property
     def token(self) -> str:
-        """The id to ask for the outcome with: see Token."""
+        """The id by which a client asks for the outcome: see Token."""
         token = Token(self.contract.name, self.envelope.id, self.id.key, *self.started_at)
         return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
     def next_phase(self) -> float:
-        """How long the phase took that ends now, in seconds."""
-        now = time.monotonic()  # uvloop counts whole milliseconds
+        """End the current phase and return how long it took, in seconds."""
+        now = time.monotonic()  # the clock of uvloop has whole milliseconds only
         before, self._phase_at = self._phase_at, now
         return now - before
 
-    # -- what becomes of it on its way
+    # -- before its answer
 
     def looked_up(self, offset: int) -> None:
-        """Its id is not on record below this offset."""
+        """Its id was not on record below this offset."""
         self.id_absent_from = offset
 
     def need(self, aggregate: str) -> None:
-        """It touches this aggregate too: the next attempt locks all of them."""
+        """It touches this aggregate too, so the next attempt locks all of them."""
         self.needs.add(aggregate)
 
     def retried(self) -> None:
         self.attempts += 1
 
     def performing(self, cancel: Callable[[], None]) -> None:
-        """Its perform waits, until ``cancel`` is called or it is ``performed``."""
+        """Its perform waits, until it is ``performed`` or ``cancel`` is called."""
         self._cancel = cancel
 
     def performed(self) -> None:
@@ -107,23 +112,23 @@ class InFlight:
     def decided(
         self, refusal: Problem | None, events: Sequence[Raw] = (), version: int = 0, has_events: bool = False
     ) -> None:
-        """What it will be answered with: a refusal; or the events of its target, and the version that they lead to.
-        ``has_events``: its record has some, of whichever aggregate."""
+        """Set the answer: a refusal, or the events of its target and the version after them. ``has_events`` says that
+        its record has events, of any aggregate."""
         self.refusal = refusal
         self._body, self._version, self._has_events = answer_body(events), version, has_events
 
     def recorded(self) -> None:
-        """A record of it may be in the log from now on: at its deadline nobody may say that nothing has happened."""
+        """A record of it may be in the log from now on, so its answer must not be that nothing has happened."""
         self.maybe_recorded = True
 
     def read_back(self, verdict: bool | None) -> None:
-        """Its record is read back, or nobody can say what became of it."""
+        """Its record is read back; ``verdict`` is None if nobody can say."""
         self.maybe_recorded = verdict is None
 
-    # -- its end
+    # -- its answer
 
     def answer(self, offset: int) -> None:
-        """Answer as it was decided; ``offset``: of its record, or -1 where none was needed."""
+        """Give the answer that was decided. ``offset`` is that of its record, or -1 if it needed none."""
         if faults.armed:
             faults.hit("answering", self.target)
         self._over("accepted" if self.refusal is None else "refused")
@@ -135,16 +140,18 @@ class InFlight:
             self.future.set_result(Outcome(encoded=b"null"))
         else:
             headers = {"ETag": f'"{self._version}"'}
-            if self._has_events:  # without any, nobody who waits for the position would ever see it on the event topic
+            if (
+                self._has_events
+            ):  # without events the position never appears on the event topic, and a client would wait for it
                 headers["Hive-Position"] = f"{self.scope.where}/{offset}"
             self.future.set_result(Outcome(encoded=self._body, headers=headers))
 
     def fail(self, error: BaseException) -> None:
-        error = contained(error)  # no future takes a StopIteration
+        error = contained(error)  # a future does not take a StopIteration
         self._over(error.title if isinstance(error, Problem) else "fault")
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # a client that hung up asks no more: that is no fault to report
+            self.future.exception()  # if the client has gone, the loop must not report it
 
     def _over(self, outcome: str) -> None:
         if not self.over:
@@ -153,8 +160,8 @@ class InFlight:
 
 
 class Token(NamedTuple):
-    """What the ``transaction`` of a 504 holds. It names the command, whose record may have had several attempts, and
-    where the log and its time stood before the first: a command id is not remembered forever."""
+    """The content of ``transaction`` in a 504. It names the command, which may have had several records, and the end
+    and the time of the log before the first one, since a command id is not remembered forever."""
 
     actor: str
     id: str
@@ -181,12 +188,12 @@ class Token(NamedTuple):
 
 
 def shown(name: str) -> str:
-    """The aggregate as clients read of it: ``Account ada``."""
+    """The name of an aggregate as clients read it: ``Account ada``."""
     return name.replace("/", " ", 1)
 
 
 def answer_body(events: Sequence[Raw]) -> bytes:
-    """One event is its envelope, several are an array of them."""
+    """The JSON of an answer: the envelope of one event, an array of several, or null."""
     if len(events) == 1:
         return bytes(events[0])
     return b"[" + b",".join(map(bytes, events)) + b"]" if events else b"null"

@@ -39,17 +39,17 @@ from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.transaction")
 
-MAX_RECORD_BYTES = 1_000_000  # bytes; what a record of the log may have, with its headers
+MAX_RECORD_BYTES = 1_000_000  # of a record of the log, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
 LATE_S = 3.0  # without a record being read back, or events being published
-LEADERS_S = 5.0  # until the brokers were asked who leads; then the start goes on
-START_S = 20.0  # until the backends are there; then the start fails
+LEADERS_S = 5.0  # to ask the brokers who leads; then the start goes on without that
+START_S = 20.0  # to reach the backends; then the start fails
 
 
 class TransactionLog:
-    """Owns the clients, the scopes, the engine and the leaders of one instance. A Component of the service.
+    """Owns the clients, the scopes, the engine and the leaders of one instance. It is a Component of the service.
 
-    ``observer`` sees every event that is published, and gives the headers to send.
+    ``observer`` is called for each event that is published and gives the headers to send.
     """
 
     name = "transaction log"
@@ -79,9 +79,9 @@ class TransactionLog:
         self._started = False
         topics = (settings.log_topic, settings.written_topic)
         self._brokers = LeaderWatch(settings, lambda: topics, self._renew, self._late)
-        self._making, self._made = False, asyncio.Event()  # the clients
+        self._making, self._made = False, asyncio.Event()  # whether the clients are being made, and are made
         self._unused: dict[str, int] = {}
-        self._looked_at = 0  # the partition whose leader readiness asked last
+        self._looked_at = 0  # the partition whose leader readiness has asked last
 
     async def start(self) -> None:
         s = self.settings
@@ -109,7 +109,10 @@ class TransactionLog:
         count, self._unused = await _retrying(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
-            logger.warning("EVENT_STORE_MISPLACED=%s: what these have in a wrong partition stops no scope", s.misplaced)
+            logger.warning(
+                "EVENT_STORE_MISPLACED=%s: records of these aggregates in a wrong partition do not stop a scope",
+                s.misplaced,
+            )
         await _retrying(lambda: placement.sample(self._reader, self._cache))
         common = (s.log_topic, topic.id, self._cache, self.tail, self._reader, by_name, window, placement)
         ids = fresh_ids()
@@ -137,20 +140,21 @@ class TransactionLog:
         self._made.set()
 
     async def _log_others(self) -> None:
-        """A line about what other logs of this name have left in Redis, or another cluster uses."""
+        """Log a line if other logs of this name have keys in Redis."""
         try:
             others = await self._cache.others()
         except Unavailable:
-            return  # nothing rests on it, and readiness says why Redis takes nothing
+            return  # nothing depends on it, and readiness says why Redis takes no writes
         if others:
             logger.warning(
-                "the Redis of CACHE_URL has seen %d other logs named %s, of other clusters or gone by now: %s; nothing "
-                "of theirs is used here, and docs/operations.md says how to delete it",
+                "the Redis of CACHE_URL has seen %d other logs named %s, of other clusters or deleted ones: %s; their "
+                "keys are not used here, and docs/operations.md says how to delete them",
                 *(len(others), self.settings.log_topic, ", ".join(others[:5])),
             )
 
     async def _backends(self, cache_node: Redis) -> tuple[Topic, Topic]:
-        """The topics, made if need be, and a Redis that keeps what it is given."""
+        """The topics, which are created if need be. Raises Unsafe if Redis may evict keys, or a topic may lose
+        records."""
         await cache_node.refuse_eviction()
         s = self.settings
         found = await ensure_topic(s, s.log_topic, _LOG_TOPIC)
@@ -160,7 +164,7 @@ class TransactionLog:
         return found, events
 
     async def stop(self) -> None:
-        """Answer what was taken, publish what was accepted, give the locks back; each within its share of the time."""
+        """Answer the commands, publish the accepted events and release the locks, each within its share of the time."""
         share = self.settings.drain_timeout_ms / 1000 / 5
         if self._started:
             await self.engine.drain(2 * share)
@@ -182,20 +186,20 @@ class TransactionLog:
     async def ready(self) -> str | None:
         for scope in self.scopes:
             if scope.state or scope.journal.late:
-                return scope.state or f"verdicts of {scope.where} are late"
+                return scope.state or f"the verdicts of {scope.where} are late"
         if unready := self._cache.away or self._brokers.doubt:
             return unready
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
             await self._cache.probe()
-            # An instance without work would not notice that Kafka, or the leader of a partition, is away.
+            # Without this, an instance without work would not notice that Kafka or the leader of a partition is away.
             await self._reader.end(self._looked_at)
         except Unavailable as error:
             return str(error)
         return None
 
     async def _renew(self, topics: set[str]) -> None:
-        """Give what works on these topics new clients."""
+        """Renew all clients that work on these topics."""
         if not self._making:
             return
         await self._made.wait()
@@ -211,7 +215,7 @@ class TransactionLog:
         await asyncio.gather(*[blocking(renew) for renew in renewals])
 
     def _late(self) -> bool:
-        """Whether a record has not been read back, or events could not be published, for seconds."""
+        """Whether a record was not read back, or events could not be published, for LATE_S."""
         now = time.monotonic()
         oldest = [next(iter(scope.journal.pending.values())) for scope in self.scopes if scope.journal.pending]
         return any(now - pending.started_at > LATE_S for pending in oldest) or any(
@@ -219,18 +223,18 @@ class TransactionLog:
         )
 
     def details(self) -> dict[str, Any]:
-        """What /readyz?verbose says of aggregates that are set aside, and of partitions that are."""
-        held = [each for scope in self.scopes for each in scope.quarantine.summary()]
-        strangers = sorted({actor for scope in self.scopes for actor in scope.quarantine.unknown_actors})
-        found = {"quarantined": held, "actors_not_here": strangers, "unused_partitions": self._unused}
-        return {name: what for name, what in found.items() if what}
+        """What /readyz?verbose says of aggregates in quarantine, of unknown actors and of unused partitions."""
+        quarantined = [each for scope in self.scopes for each in scope.quarantine.summary()]
+        unknown_actors = sorted({actor for scope in self.scopes for actor in scope.quarantine.unknown_actors})
+        found = {"quarantined": quarantined, "actors_not_here": unknown_actors, "unused_partitions": self._unused}
+        return {name: value for name, value in found.items() if value}
 
     def alive(self) -> bool:
         return not self._started or (self.tail.alive() and self._publishing.alive() and self.engine.alive)
 
 
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:
-    """A topic that others have made is one on which events stay. Raises Unsafe."""
+    """Raises Unsafe if a topic that others have created may lose records."""
     wrong = topic.differs({**needed, "unclean.leader.election.enable": "false"})
     if int(topic.config.get("max.message.bytes", MAX_RECORD_BYTES)) < MAX_RECORD_BYTES:
         wrong["max.message.bytes"] = str(MAX_RECORD_BYTES)
@@ -239,7 +243,7 @@ def _check(topic: Topic, needed: Mapping[str, str]) -> None:
 
 
 async def _retrying(step: Any) -> Any:
-    """Try until the backends are there, for START_S: containers are started in any order."""
+    """Try until the backends answer, for START_S: containers may start in any order."""
     end = asyncio.get_running_loop().time() + START_S
     pause = 0.1
     while True:
@@ -248,19 +252,19 @@ async def _retrying(step: Any) -> Any:
         except Unavailable as error:
             if asyncio.get_running_loop().time() > end:
                 raise Unsafe(f"The backends could not be used within {START_S:.0f} s: {error}") from None
-            logger.info("waiting: %s", error)
+            logger.info("the start waits: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 
 
 def transacting(contract: Contract, log: TransactionLog) -> Handler:
-    """Performs a command on its aggregate, as a transaction."""
+    """The handler that performs a command on its aggregate, as a transaction."""
 
     async def handle(envelope: Envelope) -> Outcome:
         command = log.engine.submit(contract, envelope)
         try:
             return await command.future
-        except asyncio.CancelledError:  # the edge's own bound came first
+        except asyncio.CancelledError:  # the deadline of the edge came first
             if command.future.cancelled():
                 raise log.engine.expire(command) from None
             return command.future.result()
@@ -269,7 +273,7 @@ def transacting(contract: Contract, log: TransactionLog) -> Handler:
 
 
 def commands(contract: Contract, handler: Handler) -> list[Route]:
-    """POST on the actor's path: a command to one of its aggregates, answered by the events that it gave."""
+    """POST on the path of the actor: a command to one of its aggregates, which is answered with its events."""
     about = About(
         accepts=("Idempotency-Key", "If-Match", "If-None-Match"),
         answers_with=("ETag", "Hive-Position"),
@@ -277,21 +281,21 @@ def commands(contract: Contract, handler: Handler) -> list[Route]:
     )
     returned = [kind for kind in contract.returns if kind in contract.events.values()]
     events = union(returned if returned and not contract.wants_tx else contract.events.values())
-    # One event is its envelope, several are an array of them, and none is null.
+    # The answer is the envelope of one event, an array of several, or null.
     return messages(contract, handler, about=about, gives=events | list[events] | None)  # type: ignore[valid-type]
 
 
 def snapshots(contract: Contract, log: TransactionLog) -> Route:
-    """GET on the actor's path answers with the state of an aggregate and its ETag, as new as ``?consistency=`` or else
-    the actor's ``reads`` says; a cached one says that it is."""
+    """GET on the path of the actor answers with the state of an aggregate and its ETag, as new as ``?consistency=`` or
+    else ``reads`` of the actor asks for. A header says if it is a cached one."""
 
     def decode(body: bytes, id: str, parameters: Mapping[str, str], query: bytes) -> tuple[Consistency, None]:
-        wanted = query_parameters(query).get("consistency", [contract.reads])[-1] if query else contract.reads
-        if wanted not in CONSISTENCIES:
+        consistency = query_parameters(query).get("consistency", [contract.reads])[-1] if query else contract.reads
+        if consistency not in CONSISTENCIES:
             raise Invalid(
-                f"consistency is {wanted!r}; it must be cached, current or linearizable", pointer="/consistency"
+                f"consistency is {consistency!r}; it must be cached, current or linearizable", pointer="/consistency"
             )
-        return wanted, None
+        return consistency, None
 
     async def handle(envelope: Envelope) -> Outcome:
         consistency = envelope.message
@@ -318,11 +322,12 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
 
 _OUTCOME = {
     "title": "Outcome",
-    "description": "What became of a transaction; refused: `problem` says why; closed: it never was and never will be",
+    "description": "What became of a transaction. If it was refused, `problem` says why. If it is closed, its command "
+    "was not executed and never will be.",
     "type": "object",
     "properties": {
         "outcome": {"type": "string", "enum": ["accepted", "refused", "closed", "unknown"]},
-        "position": {"type": "string", "description": "its place in the transaction log"},
+        "position": {"type": "string", "description": "where it is in the transaction log"},
         "version": {"type": "integer", "description": "of the aggregate after it"},
         "value": {"description": "the answer to its command"},
         "problem": {"type": "object", "description": "RFC 9457", "additionalProperties": True},
@@ -333,7 +338,7 @@ _OUTCOME = {
 
 
 def outcomes(log: TransactionLog) -> Route:
-    """GET /transactions/{id} answers with the definite outcome of a transaction; asking closes one that is open."""
+    """GET /transactions/{id} answers with the definite outcome of a transaction. It closes one that is still open."""
 
     async def handle(envelope: Envelope) -> Outcome:
         return Outcome(await log.engine.outcome(envelope.id))

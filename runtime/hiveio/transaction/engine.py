@@ -1,8 +1,8 @@
 """A command, from the request to the answer: look up, lock and read, perform, append, verdict.
 
-A transaction in flight does not live in the request's task: a client that hangs up cancels nothing. Accepted is
-answered only when the instance has read its own record back and knows it, by the rule, to be accepted. The hot path
-makes one future a command, and no task.
+A transaction in flight does not depend on the task of its request, so a client that hangs up cancels nothing. A command
+is answered as accepted only after this instance has read its record back and the rule has accepted it. The hot path
+makes one future for each command, and no task.
 
 ::
 
@@ -44,10 +44,10 @@ from hiveio.transaction.scope import Scope
 from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.work import Work
 
-QUEUE = 1_000  # commands that wait for one aggregate; beyond it 503
+QUEUE = 1_000  # commands that wait for one aggregate; further ones are answered 503
 SWEEP_S = 0.05
 LAGS_S = 1.0
-ABANDONED = 1_000  # performs that go on after their cancellation, beyond which a new process is needed
+ABANDONED = 1_000  # performs that go on after their cancellation; with more the process counts as dead
 
 
 class Engine:
@@ -86,7 +86,7 @@ class Engine:
     # -- a command
 
     def submit(self, contract: Contract, envelope: Envelope) -> InFlight:
-        """Take a command. Its future ends with its outcome or a Problem, at REQUEST_TIMEOUT at the latest."""
+        """Take a command. Its future ends with its outcome or a Problem, after REQUEST_TIMEOUT at the latest."""
         scope = self._ready(contract, envelope.id)
         if reason := self._cache.away:
             raise backend_away(reason)
@@ -94,7 +94,7 @@ class Engine:
             raise Unavailable("The transaction log is slow to answer. Try again later.")
         self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
-        if name in scope.quarantine.entries and key is None:  # with a key it may be on record
+        if name in scope.quarantine.entries and key is None:  # a command with a key may be on record
             raise refusal(name)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
@@ -109,15 +109,15 @@ class Engine:
             pipeline.push(command)
         else:
             self.keys_in_work.add(id.text)
-            pipeline.expect(soon=True)  # so it is locked and read in the same round trip
+            pipeline.expect(soon=True)  # so the aggregate is locked and read in the same round trip
             reply = self._cache.read(scope.partition, "", id.text)
             reply.add_done_callback(partial(self._looked_up, pipeline, command))
         return command
 
     def _looked_up(self, pipeline: Pipeline, command: InFlight, reply: "asyncio.Future[CacheReply]") -> None:
-        """The command id is on record, or it is not and the command takes its place in the queue."""
+        """The cache has answered: repeat the answer of a command that is on record, and queue any other one."""
         scope, error = command.scope, reply.exception()
-        # This closes what waits for an apply, so the pipeline goes on to expect the command until then.
+        # This may close pipelines that wait for an apply, so this one expects the command until afterwards.
         watermark = None if error is not None else reply.result().watermark
         current = error is None and scope.mirror.observe_watermark(watermark)
         if watermark is None or not current:
@@ -131,7 +131,7 @@ class Engine:
         pipeline.arrived(None)
 
     def _settled(self, command: InFlight, pending: Pending, verdict: bool | None, offset: int) -> None:
-        """The record of a command is read back: accepted, void, or (None) nobody here can say."""
+        """The record of a command is read back: accepted, void, or (None) nobody can say."""
         self.work.settled(pending)
         command.read_back(verdict)
         if verdict:
@@ -142,7 +142,7 @@ class Engine:
         self.pipelines.settled(pending, verdict)
 
     def _void(self, command: InFlight, pending: Pending) -> None:
-        """Another record was faster: perform it again on what is there now."""
+        """Another record landed first, so perform the command again on the state after that."""
         self._metrics.void()
         command.retried()
         if command.over:
@@ -161,7 +161,7 @@ class Engine:
         self._metrics.over(outcome, command.attempts)
 
     def expire(self, command: InFlight) -> Problem:
-        """Answer a command now, as at its deadline."""
+        """Answer a command now, as at its deadline, and return the answer."""
         return self.recovery.expire(command, drained=self._drained)
 
     def append_failed(self, tx: str, reason: str, definite: bool) -> None:
@@ -171,13 +171,13 @@ class Engine:
     # -- reads
 
     async def read(self, contract: Contract, id: str, consistency: Consistency) -> tuple[Any, int]:
-        """The state and version of an aggregate. Raises NotFound if it never was, Unavailable."""
+        """The state and version of an aggregate. Raises NotFound if it has never existed, Unavailable."""
         scope, name = self._ready(contract, id), aggregate(contract.name, id)
         return await read(scope, self._cache, name, consistency, self._timeout_s, self._retries.delay_s)
 
     async def outcome(self, token: str) -> dict[str, Any]:
-        """What became of a transaction: its definite outcome, or ``unknown`` after the window in which command ids are
-        remembered. A command that was not executed is closed by asking."""
+        """The definite outcome of a transaction, or ``unknown`` once its command id is no longer remembered. A command
+        that was not executed is closed by this call."""
         try:
             asked = Token.parse(token)
             contract = self._actors.by_name[asked.actor]
@@ -191,7 +191,7 @@ class Engine:
             raise Unknown(NOT_KNOWN_YET, transaction=token) from None
 
     def _ready(self, contract: Contract, id: str) -> Scope:
-        """The scope of an aggregate. Raises Unavailable where it cannot be used yet, or any more."""
+        """The scope of an aggregate. Raises Unavailable if it is not ready, or has failed."""
         scope = self._scopes[self._actors.partition(contract, id)]
         if not scope.ready:
             raise scope.unavailable()
@@ -200,7 +200,8 @@ class Engine:
     # -- time
 
     def _sweep(self) -> None:
-        """Answer what has come to its deadline: 504 if a record of it may be in the log, else nothing was changed."""
+        """Answer the commands whose deadline has come, with 504 if a record of the command may be in the log, else
+        503."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         while (command := self.work.due(now)) is not None:
@@ -216,13 +217,13 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the performs that go on after their cancellation are few."""
+        """Whether few performs go on after their cancellation."""
         return self._performer.abandoned <= ABANDONED
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until every command is answered and no record is in flight, within the bound; give the locks back.
+        """Wait until every command is answered and no record is in flight, within the bound, and release the locks.
 
-        What is not answered by then is answered with what is known of it, and none of it is performed any more.
+        All other commands are then answered as at their deadline, and no command is performed any more.
         """
         end = time.monotonic() + timeout_s
         try:
@@ -234,7 +235,7 @@ class Engine:
             self._drained = True
             if self._sweeper is not None:
                 self._sweeper.cancel()
-            # Those that wait in a queue before the one at work: they would be next.
+            # Commands in the queues come first, or they would be performed when the ones before them are answered.
             for command in reversed(list(self.work.open)):
                 self.expire(command)
         self.pipelines.release_all()

@@ -1,9 +1,9 @@
 """Redlock: a lock over one or several independent Redis nodes.
 
-It prevents wasted work and nothing more: the order of the log decides, so a lock that is lost, doubled or stolen
-costs retries and never an update. After Redlock (the algorithm of the Redis documentation) and node-redlock: a lock is
-held when a quorum of nodes gave it, for ``ttl - elapsed - drift``, drift being ``drift factor * ttl + 2 ms``, counted
-from before the first request on a monotonic clock.
+It prevents wasted work and nothing more. The order of the log decides, so a lock that is lost or held twice costs
+retries and never an update. It follows Redlock (the algorithm of the Redis documentation) and node-redlock: an instance
+holds a lock when a quorum of nodes has granted it, for ``ttl - elapsed - drift``. The drift is ``drift factor * ttl +
+2 ms``, and the time counts from before the first request on a monotonic clock.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ _LOCK = Script("lock")
 _RELEASE = -1
 DRIFT_MS = 2
 LOCKED = "What this command needs is locked by another instance. Try again later."
-GRACE_S = 0.02  # for the reasons of the other nodes, when there is no quorum any more
+GRACE_S = 0.02  # that the other nodes have to say their reasons when a quorum is no longer possible
 
 
 class Locked(NamedTuple):
-    """``until`` is the monotonic time up to which the lock is surely held; 0 if it is not. ``contended``: another
-    instance waits for it. ``reason`` names each node that refused, and why; ``away``: too few of them answered;
-    ``waiters_ahead``: how many other instances have waited for it longer."""
+    """The result of an attempt to lock. ``until`` is the monotonic time up to which the lock is surely held, or 0 if it
+    is not. ``contended`` says that another instance waits for it. ``reason`` names each node that refused, and why.
+    ``away`` says that too few nodes answered. ``waiters_ahead`` counts the instances that have waited longer for it."""
 
     until: float
     contended: bool = False
@@ -37,11 +37,11 @@ class Locked(NamedTuple):
 
 
 class LockBusy(HiveError):
-    """An aggregate cannot be used at once: its lock is another instance's, or it is being opened again."""
+    """An aggregate cannot be used at once: another instance has its lock, or it is being opened again."""
 
 
 class Retries:
-    """How often the lock of an aggregate is asked for again, and after which pauses."""
+    """How often an instance tries to lock an aggregate again, and after which pauses."""
 
     def __init__(self, settings: Settings) -> None:
         self.count = settings.lock_retry_count
@@ -52,13 +52,13 @@ class Retries:
 
 
 class Turn:
-    """For how long the holder of a lock works on: until the lock runs out, or until the end of its turn where others
-    wait. Whether others wait is known of the time at which it was locked, so it is asked again at the end."""
+    """How long the holder of a lock keeps it: until the lock expires, or until the end of its turn if others wait. It
+    was told whether others wait when it locked, so it asks again at the end of its turn."""
 
     __slots__ = ("_contended", "_ends_at", "until")
 
     def __init__(self) -> None:
-        self.until = 0.0  # the lock is surely held up to here
+        self.until = 0.0  # the monotonic time up to which the lock is surely held
         self._ends_at = 0.0
         self._contended = False
 
@@ -67,15 +67,16 @@ class Turn:
         self._ends_at = time.monotonic() + length_s
 
     def renewed(self, locked: "Locked", length_s: float) -> None:
-        """The lock was asked for again at the end of the turn: with nobody waiting another turn begins."""
+        """The lock was renewed at the end of the turn. If nobody waits, another turn begins."""
         self.begin(locked, 0.0 if locked.contended else length_s)
 
     def end(self) -> None:
-        """The lock is given back."""
+        """The lock is released."""
         self.until = 0.0
 
     def must_yield(self, now: float, renew: Callable[[], None]) -> bool:
-        """The lock is lost, or the turn is over and another instance waits. ``renew`` asks whether one does."""
+        """Whether the lock is lost, or the turn is over while another instance waits. ``renew`` asks whether one
+        waits."""
         if now < self._ends_at:
             return now >= self.until
         if not self._contended and now < self.until:
@@ -84,24 +85,24 @@ class Turn:
 
 
 class Redlock:
-    """Locks of one instance; its token owns them. All of a call are locked, or none."""
+    """The locks of one instance, which its token owns. A call locks all its aggregates or none."""
 
     def __init__(self, nodes: Sequence[Redis], token: str, ttl_ms: int, drift_factor: float, remember_ms: int) -> None:
         self._nodes, self.token = nodes, token
         self._valid_s = (ttl_ms - drift_factor * ttl_ms - DRIFT_MS) / 1000
-        self.turn_s = ttl_ms / 10_000  # that a holder may keep it while others wait
+        self.turn_s = ttl_ms / 10_000  # for which a holder may keep a lock while others wait
         self._common = (ttl_ms, remember_ms, ttl_ms // 10)
         self._quorum = len(nodes) // 2 + 1
 
     def acquire(
         self, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
     ) -> None:
-        """Lock these aggregates (or extend what is held already), and call ``done``: at once when a quorum has said
-        yes; with no when every node has answered, or the others have had their time.
+        """Lock these aggregates, or extend their locks, and call ``done`` with the result: as soon as a quorum has
+        granted them, and else when every node has answered or has had its time.
 
-        Of several instances that ask again and again, the first to get it is the one that has waited longest, if that
-        is a turn or more; before, a free lock is anybody's, for idle locks cost more than order is worth. Each says for
-        how long it has waited, so all nodes see the same order without comparing clocks.
+        Of several instances that ask again and again, the one that has waited longest is the first to get a lock, if
+        it has waited for a turn or more. Until then any instance gets a free lock, because idle locks cost more than
+        order is worth. Each says for how long it has waited, so all nodes see the same order without comparing clocks.
         """
         own: list[Argument] = [self.token, int(waited_s * 1000), len(aggregates), *sorted(aggregates)]
         start = time.monotonic()
@@ -128,7 +129,7 @@ class Redlock:
                 timer.cancel()
                 timer = asyncio.get_running_loop().call_later(GRACE_S, end)
 
-        if len(self._nodes) > 1:  # a single node bounds its answer itself
+        if len(self._nodes) > 1:  # the client of a single node has a bound of its own
             timer = asyncio.get_running_loop().call_later(self._valid_s / 2, end)
         for node in self._nodes:
             node.call(_LOCK, scope, self._common, own).add_done_callback(partial(voted, node))
@@ -150,17 +151,17 @@ class Redlock:
         if yes >= self._quorum and until > time.monotonic():
             return Locked(until, contended)
         if yes or silent:
-            self.release(scope, aggregates)  # a node answers in order: it takes back what it may give late
+            self.release(scope, aggregates)  # a node answers in order, so this also releases a lock that it grants late
         away = len(self._nodes) - silent < self._quorum
         return Locked(
             0.0,
-            reason="; ".join(reasons) or "the lock came later than it lasts",
+            reason="; ".join(reasons) or "the lock was granted after it had expired",
             away=away,
             waiters_ahead=waiters_ahead,
         )
 
     def release(self, scope: str, aggregates: Sequence[str]) -> None:
-        """Give locks back. Not awaited: if a node does not hear of it, its lock ends by its time."""
+        """Release locks. It does not wait: if a node does not get the request, the lock expires there."""
         own: list[Argument] = [self.token, _RELEASE, len(aggregates), *aggregates]
         for node in self._nodes:
             node.call(_LOCK, scope, self._common, own).add_done_callback(lambda future: future.exception())

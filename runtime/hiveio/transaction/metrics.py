@@ -1,6 +1,6 @@
-"""What can be seen of the engine from outside. Counted in plain numbers, written to the shared values now and then.
+"""The metrics of the engine. They are counted as plain numbers and copied to the shared values now and then.
 
-docs/operations.md says what each is good for.
+docs/operations.md says what each of them is for.
 """
 
 import logging
@@ -53,7 +53,8 @@ published = Counter("hiveio_published_events_total", "Events sent to the event t
 
 
 class ForeignRecords:
-    """Records that others wrote where only this service may: counted, and reported at most every ``REPORT_S``."""
+    """Records that others wrote where only this service may write. They are counted, and logged at most every
+    ``REPORT_S``."""
 
     def __init__(self, where: str, what: str) -> None:
         self._where, self._what = where, what
@@ -65,14 +66,14 @@ class ForeignRecords:
         self._count += 1
         if (now := time.monotonic()) > self._next:
             self._next = now + REPORT_S
-            text = "%s/%s is %s. %s such records since the last line; find out who writes to this topic"
+            text = "%s/%s is %s. There are %s such records since the last line; find out who writes to this topic"
             logger.critical(text, self._where, offset, self._what, self._count)
             self._count = 0
 
 
 class CommandMetrics:
-    """The numbers of one engine. The phases: ``begin`` (queue, lock and read), ``perform`` (the actor), ``verdict``
-    (append and read-back), ``apply`` (one group into the cache)."""
+    """The numbers of one engine. A command has the phases ``begin`` (queue, lock and read), ``perform`` (the actor) and
+    ``verdict`` (append and read back); ``apply`` is one call that applies a group of records to the cache."""
 
     def __init__(self) -> None:
         self._outcomes: Counts[str] = Counts()
@@ -89,7 +90,7 @@ class CommandMetrics:
         self._voids += 1
 
     def lock_busy(self) -> None:
-        """A lock was held by another instance."""
+        """Another instance had the lock."""
         self._lock_waits += 1
 
     def perform_cancelled(self) -> None:

@@ -1,4 +1,4 @@
-"""One try to open an aggregate: a set of locks and its entry, asked for in one round trip."""
+"""One try to open an aggregate: its locks and its entry are requested in one round trip."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ Opened = Callable[["Opening", Locked, "CacheReply | BaseException"], None]
 
 
 class Opening:
-    """``done`` is called when both answers are there. ``names`` are locked, all of them or none; the cache stood at
-    ``asked`` when it was asked."""
+    """``done`` is called when both answers have come. ``names`` are the aggregates to lock, all of them or none.
+    ``asked`` is the offset of the watermark when the entry was requested."""
 
     __slots__ = ("_done", "_locked", "_reply", "asked", "names", "shared")
 
@@ -22,7 +22,7 @@ class Opening:
         self.shared = False
 
     def share(self) -> None:
-        """Another pipeline of this instance has got the lock meanwhile."""
+        """Another pipeline of this instance has locked the aggregate meanwhile."""
         self.shared = True
 
     def on_locked(self, locked: Locked) -> None:

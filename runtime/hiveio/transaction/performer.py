@@ -1,4 +1,4 @@
-"""Performing a command: the actor runs on the tip of its aggregate, and what it decides becomes a record."""
+"""Performing a command: the actor runs on the tip of its aggregate, and its decision becomes a record."""
 
 import asyncio
 import inspect
@@ -33,15 +33,15 @@ from hiveio.transaction.work import Work
 
 logger = logging.getLogger("hiveio.engine")
 
-STARTED_ANEW = 1_000  # times that one perform is repeated because what it read has moved
-UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot put it off forever
-ENDED_S = 1.0  # in which a perform that is cancelled ends
+REPEATS = 1_000  # of one perform because an aggregate that it read was changed meanwhile
+UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot delay it forever
+ENDED_S = 1.0  # within which a cancelled perform should end
 Settled = Callable[[InFlight, Pending, bool | None, int], None]
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class _Perform:
-    """A perform that waits: what it holds until it ends or is abandoned."""
+    """A perform that waits, with the pipeline and the tx that it uses until it ends or is abandoned."""
 
     __slots__ = ("pipeline", "task", "tx")
 
@@ -72,10 +72,10 @@ class Performer:
         )
         self._actors, self._cache, self._work = actors, cache, work
         self._metrics, self._tasks, self._settled = metrics, tasks, settled
-        self._abandoned: set[asyncio.Task[None]] = set()  # cancelled, and not ended
+        self._abandoned: set[asyncio.Task[None]] = set()  # they are cancelled and have not ended
 
     def perform(self, pipeline: Pipeline, command: InFlight) -> None:
-        """Run the actor on the tip of its aggregate, and append what it decides."""
+        """Run the actor on the tip of its aggregate, and append its decision."""
         self._metrics.begin.observe(command.next_phase())
         if command.contract.is_async:
             self._wait(pipeline, command)
@@ -95,10 +95,10 @@ class Performer:
         self._wait(pipeline, command, tx, result)
 
     def _begin(self, pipeline: Pipeline, command: InFlight) -> Tx:
-        """What it is performed on: the aggregate as it is now. Raises LockBusy."""
+        """The tx of a new perform, on the tip. Raises LockBusy."""
         tip = pipeline.latest()
         if pipeline.state is not OPEN or tip is None:
-            raise LockBusy(f"{pipeline.aggregate} has moved")
+            raise LockBusy(f"{pipeline.aggregate} is {pipeline.state.value}")
         return Tx(self._actors, command, pipeline, tip)
 
     def _invoke(self, command: InFlight, tx: Tx) -> Any:
@@ -119,19 +119,19 @@ class Performer:
         perform.task = self._tasks.spawn(self._perform_async(perform, command, result), command.context.copy())
 
     async def _perform_async(self, perform: _Perform, command: InFlight, result: Any) -> None:
-        """A perform that waits: for other aggregates, or for whatever its author awaits.
+        """Run a perform that waits: for other aggregates, or for anything that the actor awaits.
 
-        Its events, its refusal or its fault count if nothing that it has read has moved; otherwise it is performed
-        again. A record on what has moved would be void, and with it all that is chained behind it.
+        Its events, its refusal or its fault count if no aggregate that it has read was changed meanwhile; otherwise it
+        is performed again. Its record would be void, and all records behind it too.
         """
         pipeline = perform.pipeline
         try:
-            for _ in range(STARTED_ANEW):
+            for _ in range(REPEATS):
                 error: Exception | None = None
-                begun, tx = perform.tx is not None, perform.tx or self._begin(pipeline, command)
+                first_run, tx = perform.tx is None, perform.tx or self._begin(pipeline, command)
                 perform.tx = tx
                 try:
-                    if not begun:
+                    if first_run:
                         result = self._invoke(command, tx)
                     if inspect.isawaitable(result):
                         result = await result
@@ -148,14 +148,16 @@ class Performer:
                         return
                 tx.close()
                 perform.tx = None
-            text = f"What the command reads has moved {STARTED_ANEW} times while it was performed. Try again later."
+            text = f"What the command reads was changed {REPEATS} times while it was performed. Try again later."
             pipeline.give_up(command, Conflict(text))
         except LockBusy:
             command.retried()
             if command.over:
                 return
             if command.attempts > self._retry_count:
-                pipeline.give_up(command, Conflict(LOCKED))  # which aggregate it is, may be another client's secret
+                pipeline.give_up(
+                    command, Conflict(LOCKED)
+                )  # the name of the aggregate may be the secret of another client
             else:
                 pipeline.set_aside(command)
         except BaseException as fault:
@@ -165,20 +167,20 @@ class Performer:
             self._free(perform)
 
     async def _revalidate_locks(self, command: InFlight, tx: Tx) -> bool:
-        """Phase one: where a lock has run out while the actor was at work, the cache votes. Raises LockBusy."""
+        """Phase one: if a lock has expired while the actor was at work, the cache votes. Raises LockBusy."""
         if time.monotonic() < tx.locked_until:
             return True
         scope, heads = command.scope, [(name, entry.head or "") for name, entry in tx.entries.items()]
         if any(head in scope.journal.pending for _, head in heads):
-            raise LockBusy(f"the lock of {command.target} ran out")  # and the cache cannot know what is not read back
+            raise LockBusy(f"the lock of {command.target} expired")  # the cache has no records that are not read back
         watermark, yes = await self._cache.prepare(scope.partition, self._token, self._lock_ttl_ms, heads)
         return scope.mirror.observe_watermark(watermark) and yes and not tx.moved()
 
     def _abandon(self, perform: _Perform, command: InFlight) -> None:
-        """The command is over: cancel its perform. What it held is free at once, whether it ends or not, and nothing
-        that it decides from now on is appended."""
+        """The command is answered, so cancel its perform. What it used is free at once, whether it ends or not, and
+        nothing that it decides from now on is appended."""
         self._metrics.perform_cancelled()
-        self._log("%s.perform took longer than its command may, and is cancelled", command)
+        self._log("%s.perform did not end before the deadline of its command and is cancelled", command)
         perform.task.cancel()
         self._abandoned.add(perform.task)
         perform.task.add_done_callback(self._abandoned.discard)
@@ -191,9 +193,9 @@ class Performer:
         perform.pipeline.end_perform(perform)
 
     def _look(self, command: InFlight, task: asyncio.Task[None]) -> None:
-        """An actor may catch its cancellation, and go on."""
+        """Log a perform that has caught its cancellation and goes on."""
         if not task.done():
-            self._log("%s.perform goes on after its cancellation: whatever it decides is not taken any more", command)
+            self._log("%s.perform goes on after its cancellation: its decision will be ignored", command)
 
     def _log(self, text: str, command: InFlight) -> None:
         fields = about(command.contract, command.envelope)
@@ -201,13 +203,13 @@ class Performer:
 
     @property
     def abandoned(self) -> int:
-        """Performs that go on after their cancellation."""
+        """How many performs go on after their cancellation."""
         return len(self._abandoned)
 
-    # -- what was decided
+    # -- decisions
 
     def _raised(self, command: InFlight, tx: Tx, error: Exception) -> None:
-        """A refusal is decided like anything else; other errors are answered, and nothing was appended."""
+        """A refusal is a decision like any other; other errors are answered, and nothing is appended."""
         if _is_refusal(error):
             try:
                 self._decide(command, tx, None, error)
@@ -217,7 +219,7 @@ class Performer:
         command.fail(error)
 
     def _decide(self, command: InFlight, tx: Tx, returned: Any, refusal: Problem | None = None) -> None:
-        """What perform decided becomes a record or, if there is nothing to record, an answer."""
+        """Append the decision of perform as a record, or answer without one if there is nothing to record."""
         if command.over:
             return
         scope, journal, target, meta = command.scope, command.scope.journal, command.target, command.envelope.meta
@@ -226,7 +228,7 @@ class Performer:
             for name, emitted in tx.events.items():
                 raw[name] = [Raw(encode_message(event, meta)) for event in emitted]
             raw[target] += [Raw(encode_message(event, meta)) for event in command.contract.checked_events(returned)]
-        # Chained on what is not read back, or not of one cut: the reads have to be validated.
+        # If it depends on a record that is not read back, or on entries of different offsets, its reads are validated.
         pending, following = journal.pending, scope.view.next
         chained = any(entry.head in pending or entry.at > following for entry in tx.entries.values())
         has_events = any(raw.values())
@@ -246,7 +248,7 @@ class Performer:
     def _written(
         command: InFlight, tx: Tx, raw: dict[str, list[Raw]], id: str
     ) -> tuple[dict[str, Entry], tuple[Write, ...]]:
-        """What the record makes of its aggregates, and its writes. Raises what ``replay`` raises."""
+        """The aggregates after the record, and the writes of the record. Raises what ``replay`` raises."""
         results, writes = dict[str, Entry](), []
         for name, events in raw.items():
             old = tx.entries[name]
@@ -259,12 +261,12 @@ class Performer:
     def _validated(
         command: InFlight, tx: Tx, raw: dict[str, list[Raw]], refusal: Problem | None, chained: bool
     ) -> tuple[Read, ...]:
-        """The reads that the verdict depends on: those of what is not written, where they might not be of one cut, or
-        where the actor asks for it."""
+        """The reads on which the verdict depends: those of aggregates that are not written, if they may be of different
+        offsets, or if the actor asks for it."""
         if len(raw) == len(tx.entries):
             return ()
         read = [(name, entry) for name, entry in tx.entries.items() if name not in raw]
-        # A tip that others have overtaken (its lock was lost) is not the state at ``next``, as the others are.
+        # After its lock was lost, others may have changed an aggregate: its tip is then not its state at ``next``.
         stale = any(command.scope.view.entries.get(name) is not entry for name, entry in read)
         if stale or chained or refusal is not None or command.contract.serializable:
             return tuple([Read(name, entry.head or "") for name, entry in read])
@@ -304,15 +306,15 @@ class Performer:
             tx.pipelines[name].appended(pending, entry)
 
     async def _answer_unrecorded(self, pipeline: Pipeline, command: InFlight, heads: dict[str, str | None]) -> None:
-        """A refusal, or nothing to write, without a record: true if what it rests on is the newest state, as its actor
-        asks for it."""
+        """Answer a refusal, or a command without events, without a record. This is right if the state that it was
+        decided on is as new as its actor asks for."""
         scope = command.scope
         try:
             await scope.caught_up(command.contract.reads)
             entries = {name: scope.view.entry(name) for name in heads}
             if all(entry is not None and entry.head == heads[name] for name, entry in entries.items()):
                 command.answer(-1)
-        except Exception as error:  # whatever it is: the pipeline is not left waiting for this command
+        except Exception as error:  # whatever it is, the pipeline must not go on waiting for this command
             command.fail(error)
         if command.over:
             pipeline.arrived(None)
@@ -322,5 +324,5 @@ class Performer:
 
 
 def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:
-    """What is recorded or answered as the decision of a domain."""
+    """Whether an error is the decision of an actor, which is recorded or answered."""
     return isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge)

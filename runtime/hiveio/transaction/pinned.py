@@ -21,11 +21,11 @@ from hiveio.transaction.rule import HASH
 
 logger = logging.getLogger("hiveio.transaction")
 
-IN_FLIGHT = 5  # requests with records of one instance, where a copy of a record is void; else one
+IN_FLIGHT = 5  # produce requests of one instance at a time, where the rule makes copies void; else 1
 
 
 class Pinned:
-    """The format records of one log, read and written. ``actors`` are the names of this service's."""
+    """Reads and writes the format records of one log. ``actors`` are the names of the actors of this service."""
 
     def __init__(self, settings: Settings, actors: Iterable[str], reader: LogReader, events: LogReader) -> None:
         s = self._settings = settings
@@ -34,10 +34,10 @@ class Pinned:
         self._mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000, self._actors)
 
     async def scopes(self, topic: Topic, events: Topic) -> tuple[int, dict[str, int]]:
-        """How many partitions the log has, as its format record says or, where it is new, its topic; and how many of
-        either topic are not used.
+        """The number of partitions of the log, by its format record or, for a new log, by its topic; and for each of
+        the two topics how many partitions are not used.
 
-        Raises Unsafe, ConfigError or Corrupt where this service cannot work on them; Unavailable.
+        Raises Unsafe, ConfigError or Corrupt if this service cannot work with the topics; Unavailable.
         """
         found = await self._first(0)
         if found is not None:
@@ -45,43 +45,43 @@ class Pinned:
         elif topic.partitions != self._settings.partitions:
             raise Unsafe(
                 f"Topic {topic.name} has {topic.partitions} partitions and EVENT_STORE_PARTITIONS is "
-                f"{self._settings.partitions}: the number is fixed when the log is made; set "
+                f"{self._settings.partitions}: the number is fixed when the log is created; set "
                 f"EVENT_STORE_PARTITIONS={topic.partitions}"
             )
         count = self._settings.partitions
         if topic.partitions < count:
             raise Unsafe(
-                f"Topic {topic.name} has {topic.partitions} partitions, and the log was made with {count}: records are "
-                "missing; bring the topic back as it was"
+                f"Topic {topic.name} has {topic.partitions} partitions, and the log was created with {count}: records "
+                "are missing; restore the topic as it was"
             )
         if events.partitions < count:
             raise Unsafe(
-                f"Topic {events.name} has {events.partitions} partitions and the transaction log {count}: each "
-                f"partition of the log is published to its own; add partitions to {events.name}"
+                f"Topic {events.name} has {events.partitions} partitions and the transaction log has {count}, each of "
+                f"which is published to a partition of its own; add partitions to {events.name}"
             )
         if topic.partitions > count:
             logger.warning(
-                "Topic %s has %d partitions, and the log was made with %d: that number is fixed, and the rest of them "
-                "is not used; to have more, let a new service write to another topic",
+                "Topic %s has %d partitions, and the log was created with %d: that number is fixed, so the others are "
+                "not used; to use more, let a new service write to another topic",
                 *(topic.name, topic.partitions, count),
             )
         if events.partitions > count:
             logger.warning(
-                "Topic %s has %d partitions and the transaction log %d: the rest of them is not used",
+                "Topic %s has %d partitions and the transaction log has %d, so the others are not used",
                 *(events.name, events.partitions, count),
             )
         return count, {each.name: each.partitions - count for each in (topic, events) if each.partitions > count}
 
     async def pin(self, partition: int, appender: Appender) -> None:
-        """Write the format record where there is none; of two written at once the first counts. Raises as ``scopes``
-        does."""
+        """Write the format record if there is none. Of two that are written at the same time the first counts. Raises
+        as ``scopes`` does."""
         s = self._settings
         found = await self._first(partition)
         if found is None:
             if await last_event(self._events, partition, lambda offset: None) is not None:
                 raise Unsafe(
                     f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log that "
-                    "is gone: a new log would never be published there. Bring the log back; or, to give it up, let the "
+                    "is gone, so a new log would never be published there. Restore the log; or, to give it up, let the "
                     "service write to another EVENT_STORE_TOPIC"
                 )
             appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(self._mine))
@@ -90,12 +90,12 @@ class Pinned:
                     break
                 await asyncio.sleep(0.05)
             else:
-                raise backend_away(f"the format record of {s.log_topic}/{partition} does not arrive")
+                raise backend_away(f"the format record of {s.log_topic}/{partition} was not read back")
         await self._compare(partition, found)
 
     async def in_flight(self, count: int, topic_id: str, cache: Cache) -> int:
-        """How many requests with records an instance may have under way: several where each of the first ``count``
-        partitions is known to have format 2, by its first record, or by the cache, which knows of an upgrade."""
+        """How many produce requests an instance may have in flight: several if each of the first ``count`` partitions
+        has format 2, by its first record, or by the cache, which knows of an upgrade."""
         for partition in range(count):
             first = await self._first(partition)
             watermark = (await cache.read(partition)).watermark
@@ -114,7 +114,7 @@ class Pinned:
         except Corrupt as error:
             raise Corrupt(f"{where}/0: {error}") from None
         if not isinstance(found, Format):
-            raise Corrupt(f"{where}/0 is no format record: this topic is no transaction log")
+            raise Corrupt(f"{where}/0 is not a format record, so this topic is not a transaction log")
         return found
 
     async def _compare(self, partition: int, found: Format) -> None:
@@ -124,14 +124,14 @@ class Pinned:
             raise ConfigError(
                 f"{name}={s.written_topic} belongs to another service: {s.log_topic} was made by one with the actors "
                 f"{', '.join(found.actors)}, and this one has {', '.join(self._actors)}. Let this service write to "
-                'another topic; or, where its actors were renamed, keep their names in the log with name = "…"'
+                'another topic; or, if its actors were renamed, keep their names in the log with name = "…"'
             )
         if msgspec.structs.replace(found, actors=self._actors, format=FORMAT) != self._mine:
             raise Unsafe(f"{self._settings.log_topic}/{partition} was made with {_difference(found, self._mine)}")
 
     async def _at_home(self, partitions: int) -> bool:
-        """Whether the last records of the log are of actors of this service: one that has replaced them little by
-        little, each time with another one beside it."""
+        """Whether the last records of the log belong to actors of this service. It may have replaced the first ones
+        step by step, with old and new actors together for a while."""
         for partition in range(min(partitions, SAMPLED)):
             for _, record in await last_records(self._reader, partition):
                 if any(name.partition("/")[0] in self._actors for name in records.named(record)):
@@ -148,5 +148,5 @@ def _difference(found: Format, mine: Format) -> str:
         ("IDEMPOTENCY_TIME", found.idempotency_time_ms // 1000, mine.idempotency_time_ms // 1000),
     ):
         if theirs != ours:
-            return f"{name}={theirs} and the settings say {ours}: verdicts depend on it; set {name}={theirs}"
+            return f"{name}={theirs} and the settings say {ours}; verdicts depend on it, so set {name}={theirs}"
     return "other settings"

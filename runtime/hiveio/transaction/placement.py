@@ -1,8 +1,8 @@
 """Where an aggregate belongs: in the partition that its actor's ``scope(id)`` names.
 
-No verdict looks at that, and a version with another ``scope(id)`` would begin each aggregate anew in another partition,
-where both versions accept. So what stands in a place where it does not belong, by this version, stops this instance:
-two versions must not judge one record differently, and void would be such a judgement.
+No verdict depends on that. A version with another ``scope(id)`` would start each aggregate again in another partition,
+and both versions would accept records. So a record in a partition where it does not belong, by this version, stops this
+instance. It cannot be void instead, because two versions must not judge one record differently.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -17,14 +17,14 @@ from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Record, named
 from hiveio.transaction.rule import scope_of
 
-SAMPLED = 16  # partitions of which the last records are looked at, and
-LAST = (10, 100)  # how many of those: at first and, where these are no more than
-BYTES = 1_000_000  # together, in the end
+SAMPLED = 16  # partitions of which the last records are checked
+LAST = (10, 100)  # how many records of each: at first, and then if the first ones have at most
+BYTES = 1_000_000  # together
 
 
 class Placement:
-    """The partitions of the aggregates of some actors. ``misplaced`` are those, with commas between, that may be
-    anywhere: an operator has seen to them."""
+    """The partitions of the aggregates of some actors. ``misplaced`` names aggregates, with commas between, that may be
+    in any partition: an operator has taken care of them."""
 
     def __init__(self, contracts: Mapping[str, Contract], topic: str, partitions: int, misplaced: str = "") -> None:
         self._contracts, self._topic, self._partitions = contracts, topic, partitions
@@ -38,20 +38,20 @@ class Placement:
             return None
         try:
             return scope_of(contract.actor.scope(id), self._partitions)
-        except BaseException:  # an actor may raise whatever it likes; no command of such an aggregate gets through
+        except BaseException:  # an actor may raise whatever it likes; such an aggregate gets no command anyway
             return None
 
-    def check(self, partition: int, offset: int, record: Record, known: Container[str] = ()) -> None:
-        """Raises Corrupt for a record with an aggregate that belongs elsewhere. ``known`` are those that do not."""
+    def check(self, partition: int, offset: int, record: Record, placed: Container[str] = ()) -> None:
+        """Raises Corrupt for a record with an aggregate that belongs elsewhere. ``placed`` are known to belong here."""
         if self._partitions == 1:
             return
         for name in named(record):
-            if name not in known and (home := self.home(name)) not in (None, partition):
+            if name not in placed and (home := self.home(name)) not in (None, partition):
                 raise Corrupt(self._misplacement(f"{self._topic}/{partition}/{offset}", name, home))
 
     async def sample(self, log: LogReader, cache: Cache) -> None:
-        """Raises Unsafe where the last records of the log, or some of what the cache holds of it, say that it was
-        written with another ``scope(id)``. Raises Unavailable."""
+        """Raises Unsafe if the last records of the log, or some aggregates in its cache, show that it was written with
+        another ``scope(id)``. Raises Unavailable."""
         if self._partitions == 1:
             return
         for partition in range(min(self._partitions, SAMPLED)):
@@ -66,9 +66,9 @@ class Placement:
 
     def _misplacement(self, where: str, name: str, home: int | None) -> str:
         return (
-            f"{where} has {name}, which belongs to partition {home} by this version's scope(id): it was changed, and "
-            "each aggregate would begin anew in another partition. Run a version with the scope(id) that wrote this "
-            "log; docs/operations.md says how an actor gets another one"
+            f"{where} has {name}, which belongs to partition {home} by this version's scope(id): that was changed, "
+            "and each aggregate would start again in another partition. Run a version with the scope(id) that wrote "
+            "this log; docs/operations.md says how to change the scope(id) of an actor"
         )
 
 
@@ -92,4 +92,4 @@ def _decoded(found: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Record]]
         try:
             yield offset, records.decode(value)
         except HiveError:
-            continue  # the scope stops at it, and says so
+            continue  # the scope stops at this record and reports it

@@ -1,7 +1,7 @@
 """Records of the transaction log, encoded and decoded.
 
 A record is one Kafka message that holds one whole transaction. Its key is the transaction id, ``<writer>-<number>``:
-one per append, never used twice, with numbers (hexadecimal) that rise in the order in which a writer appends. Its value
+each append has a new one, and the (hexadecimal) numbers of a writer rise in the order of its appends. Its value
 is JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
 """
 
@@ -13,18 +13,18 @@ from msgspec import Raw, Struct
 from hiveio.errors import Corrupt
 
 FIRST_FORMAT = 1
-FORMAT = 2  # the newest that this version knows, and that of the logs which it makes
+FORMAT = 2  # the newest format that this version knows, and the format of the logs that it creates
 
 
 class CommandId(NamedTuple):
-    """What is executed at most once: the Idempotency-Key (or a fresh one) at its target."""
+    """The identity of a command, which is executed at most once: its target, and its Idempotency-Key or a fresh key."""
 
     target: str
     key: str
 
     @property
     def text(self) -> str:
-        # The length keeps "a/b" + "c" and "a" + "b/c" apart.
+        # With the length, "a/b" + "c" and "a" + "b/c" differ.
         return f"{len(self.target)}:{self.target}/{self.key}"
 
 
@@ -33,7 +33,8 @@ def aggregate(actor: str, id: str) -> str:
 
 
 class Write(Struct, frozen=True, array_like=True):
-    """An aggregate written: the head it was performed on, its version before, and its events as envelopes."""
+    """An aggregate that a transaction writes: the head and the version that it was decided on, and its new events as
+    envelopes."""
 
     aggregate: str
     head: str
@@ -42,17 +43,17 @@ class Write(Struct, frozen=True, array_like=True):
 
 
 class Read(Struct, frozen=True, array_like=True):
-    """An aggregate read, and validated at commit."""
+    """An aggregate that a transaction has read, with the head that the verdict compares."""
 
     aggregate: str
     head: str
 
 
 class Format(Struct, frozen=True, tag_field="kind", tag="format"):
-    """The first record of every partition pins what verdicts depend on.
+    """The first record of each partition, which pins what verdicts depend on.
 
-    ``actors`` are those of the service that made the log, which tell it from other services; no verdict looks at
-    them. An older log has none.
+    ``actors`` are the actors of the service that created the log, by which other services are refused; no verdict
+    depends on them. An older log has none.
     """
 
     format: int
@@ -64,18 +65,18 @@ class Format(Struct, frozen=True, tag_field="kind", tag="format"):
 
 
 class Upgrade(Struct, frozen=True, tag_field="kind", tag="upgrade"):
-    """From the next record on this format's rules hold for the partition. Void where they hold already."""
+    """From the next record on, the rules of this format hold for the partition. It is void if they hold already."""
 
     format: int
 
 
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
-    """A transaction of one scope. The first write is the command's target, if need be without events.
+    """A transaction of one scope. Its first write is the target of the command, also if it gains no events.
 
     ``seen``: its writer had read everything below this offset when it appended the record. ``refusal`` is the problem
     document of a refused command, which writes no events; ``headers`` are those of its answer. ``trace`` and
-    ``tracestate`` are the trace context of the command, which its events carry on in their headers. No verdict looks
-    at these four.
+    ``tracestate`` are the trace context of the command, which its events have in their headers. No verdict depends
+    on these four.
     """
 
     command: CommandId
@@ -100,11 +101,11 @@ class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_default
 
 
 class Foreign(Struct, frozen=True):
-    """Bytes that no version of this package wrote: no JSON object with a ``kind``. Void for every reader."""
+    """Bytes that no version of this package wrote: no JSON object with a ``kind``. They are void for every reader."""
 
 
 Record = Format | Upgrade | Commit | Barrier | Foreign
-Transactional = Commit | Barrier  # they move heads, execute or close a command, and count among those of their writer
+Transactional = Commit | Barrier  # they move heads, execute or close a command, and have the numbers of their writer
 
 
 class _Kind(Struct):
@@ -118,8 +119,8 @@ _FOREIGN = Foreign()
 
 
 def decode(value: bytes) -> Record:
-    """The record that these bytes are; Foreign where they are none. Raises Corrupt for an object with a ``kind`` that
-    this version cannot read: a newer one gives it a meaning, and two versions must not judge one record differently.
+    """The record in these bytes, or Foreign if there is none. Raises Corrupt for an object with a ``kind`` that this
+    version cannot read: a newer version may give it a meaning, and two versions must not judge one record differently.
     """
     try:
         record = _decoder.decode(value)

@@ -1,8 +1,8 @@
-"""What makes unknown things definite: commands at their deadline, out of retries or on record already; outcomes that
-are asked for; records whose append failed, or which do not come back.
+"""How unknown outcomes become definite: of commands at their deadline, out of retries or on record already; of
+transactions that a client asks for; of records whose append failed, or which are not read back.
 
-Nothing is ever concluded from silence. A command is on record, or a barrier closes its id; a record comes back, or a
-barrier moves the head on which it was decided, so that it is void whenever it comes.
+Nothing is ever concluded from silence. A command is on record, or a barrier closes its id. A record is read back, or a
+barrier moves the head on which it was decided, so that it is void if it lands later.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from hiveio.transaction.tasks import Tasks
 
 logger = logging.getLogger("hiveio.engine")
 
-BARRIER_AGAIN_S = 0.5  # until a barrier that could not be appended is tried again
+BARRIER_AGAIN_S = 0.5  # until the next try to append a barrier
 FORGOTTEN = (
     "Its id is no longer remembered: too many records have come since, or too much time has passed. "
     "`hiveio transaction` reads the log itself."
@@ -37,7 +37,7 @@ NOT_KNOWN_YET = "The outcome is not known yet. Ask again."
 
 
 class Recovery:
-    """For the commands and the records of one instance."""
+    """The recovery of the commands and the records of one instance."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Recovery:
         tasks: Tasks,
         timeout_s: float,
     ) -> None:
-        """``timeout_s``: of a command, and of looking for one on record."""
+        """``timeout_s`` bounds a command, and the search for one on record."""
         self._scopes, self._cache, self._reader, self._pipelines = scopes, cache, reader, pipelines
         self._tasks, self._timeout_s = tasks, timeout_s
         self._refusals_logged_at = -EVERY_S
@@ -62,22 +62,21 @@ class Recovery:
     # -- commands
 
     def repeat(self, command: InFlight, found: IdRecord) -> None:
-        """It is on record: answer as the first time."""
+        """The command is on record: give it the same answer as the first time."""
         command.recorded()
         self._tasks.spawn(self._answer(command, self._repeated(command, found)))
 
     def give_up(self, command: InFlight, problem: Problem) -> None:
-        """Out of retries, with no record of the command in flight: it has not happened, and it will not."""
+        """The command is out of retries and has no record in flight: it was not executed, and it will not be."""
         if isinstance(problem, Conflict) and command.keyed:
             self._tasks.spawn(self._answer(command, self._close(command, problem)))
         else:
             command.fail(problem)
 
     def expire(self, command: InFlight, *, drained: bool = False) -> Problem:
-        """Time is up for a command that is not answered: if no record of it may be in the log, nothing was changed.
+        """Answer a command at its deadline. Nothing was changed, unless a record of it may be in the log.
 
-        Its perform, if that waits, is cancelled: it holds nothing any more, and nothing comes of it. ``drained``: the
-        instance ends.
+        Its perform, if that waits, is cancelled and has no effect any more. ``drained`` says that the instance ends.
         """
         problem: Problem
         within = "before this instance ended" if drained else f"within {self._timeout_s:.0f} s"
@@ -100,7 +99,7 @@ class Recovery:
         return problem
 
     async def _answer(self, command: InFlight, outcome: Coroutine[Any, Any, IdRecord]) -> None:
-        """Answer with what is on record; where that cannot be read in time, it is unknown."""
+        """Answer with the outcome on record. If it cannot be read in time, the outcome is unknown."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 found = await outcome
@@ -109,12 +108,12 @@ class Recovery:
             command.fail(Unknown(error.detail, transaction=command.token))
         except TimeoutError:
             command.fail(Unknown(NOT_KNOWN_YET, transaction=command.token))
-        except Exception as error:  # whatever it is: it is answered
+        except Exception as error:  # whatever it is, the command is answered
             command.fail(error)
 
     async def _repeated(self, command: InFlight, found: IdRecord) -> IdRecord:
-        """Give a command that is on record the answer that it had the first time, and return its place. Raises
-        KeyReused, Conflict."""
+        """Give a command that is on record the answer of the first time, and return where it is. Raises KeyReused,
+        Conflict."""
         record = await self._record(command.scope, found.offset)
         if not isinstance(record, Commit):
             raise Conflict("This Idempotency-Key is closed: its command was not executed and never will be.")
@@ -127,8 +126,8 @@ class Recovery:
         return found
 
     async def _close(self, command: InFlight, problem: Conflict) -> IdRecord:
-        """Out of retries: nothing happened under this key, and after this nothing will. Raises the problem; if the
-        command turns out to be on record, its answer is given to it and its place returned."""
+        """Close the key of a command that is out of retries, so that it can never be executed, and raise the problem.
+        If the command turns out to be on record, give it that answer and return where it is."""
         found = await self._definite(command.scope, command.id, command.started_at)
         if found is None:
             raise Unavailable(FORGOTTEN)
@@ -139,7 +138,7 @@ class Recovery:
     # -- outcomes
 
     async def outcome(self, scope: Scope, command: CommandId, started_at: IdRecord) -> dict[str, Any]:
-        """The definite outcome, for whoever asks. ``started_at``: where the log stood before its first record."""
+        """The definite outcome of a command. ``started_at`` is the end of the log before its first record."""
         found = await self._definite(scope, command, started_at)
         if found is None:
             return {"outcome": "unknown", "detail": FORGOTTEN}
@@ -154,8 +153,8 @@ class Recovery:
         return {"outcome": "accepted", "position": position, "version": version, "value": value}
 
     async def _definite(self, scope: Scope, command: CommandId, started_at: IdRecord) -> IdRecord | None:
-        """Where the command is on record; if it is not, after a barrier which closes it. None if that is too long
-        ago: then the barrier's own word would say nothing about the time before."""
+        """Where the command is on record, if need be after a barrier that closes it. None if the command is too old:
+        its id may be forgotten, and a barrier would say nothing about the time before it."""
         found = await self._on_record(scope, command)
         if found is None:
             now = IdRecord(scope.view.next, scope.view.time, started_at.keyed)
@@ -167,8 +166,8 @@ class Recovery:
         return None
 
     async def _closed(self, scope: Scope, command: CommandId, keyed: bool) -> IdRecord:
-        """Where the command is on record, after a barrier for it. Bounded by the caller; where the scope has failed it
-        ends at once."""
+        """Where the command is on record after a barrier for it. The caller bounds the time; in a scope that has failed
+        it ends at once."""
         while True:
             settled: asyncio.Future[tuple[bool | None, int]] = asyncio.get_running_loop().create_future()
 
@@ -183,7 +182,9 @@ class Recovery:
             await applied.wait()
             if (found := await self._on_record(scope, command)) is not None:
                 return found
-            if verdict is not False:  # else a later record of ours was faster, and the barrier has closed nothing
+            if (
+                verdict is not False
+            ):  # else a later record of this instance landed first, and the barrier has closed nothing
                 raise scope.unavailable()
 
     async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
@@ -194,13 +195,13 @@ class Recovery:
     async def _record(self, scope: Scope, offset: int) -> Record:
         message = await self._reader.read(scope.partition, offset)
         if message is None:
-            raise backend_away(f"{scope.where}/{offset} is not there")
+            raise backend_away(f"the record {scope.where}/{offset} was not found")
         return records.decode(message.value)
 
     # -- records
 
     def append_failed(self, tx: str, reason: str, definite: bool) -> None:
-        """The record may be in the log, or come later, unless it is ``definite`` that it does not."""
+        """An append failed. The record may be in the log or land later, unless it is ``definite`` that it does not."""
         for scope in self._scopes:
             pending = scope.journal.pending.get(tx)
             if pending is not None and definite:
@@ -210,17 +211,18 @@ class Recovery:
             if pending is None:
                 continue
             logger.warning("an append to %s has an unknown outcome: %s", scope.where, reason)
-            if isinstance(pending.record, Barrier):  # it is not waited for any more; if it comes, it does no harm
+            if isinstance(pending.record, Barrier):  # nobody waits for it any more, and it does no harm if it lands
                 self._leave(scope, pending, pending.record)
             else:
                 self.append_barrier(scope, pending.target)
 
     def _refused(self, scope: Scope, pending: Pending, reason: str) -> None:
-        """It is not in the log, and will not be. What is chained behind it is void, and performed again."""
+        """The record is not in the log and never will be. The records chained behind it are void, and their commands
+        are performed again."""
         problem = backend_away(f"Kafka refuses records of {scope.where}: {reason}")
         if (now := asyncio.get_running_loop().time()) - self._refusals_logged_at > EVERY_S:
             self._refusals_logged_at = now
-            logger.error("%s; commands are answered 503, and change nothing", problem)
+            logger.error("%s. Commands are answered 503 and change nothing", problem)
         scope.journal.proofs.refused(pending.tx, problem)
         if isinstance(pending.record, Barrier):
             self._leave(scope, pending, pending.record)
@@ -230,21 +232,22 @@ class Recovery:
             pending.settled(pending, False, -1)
 
     def _leave(self, scope: Scope, pending: Pending, barrier: Barrier) -> None:
-        """This barrier is not waited for any more; those that need one get another one, after a pause."""
+        """Stop waiting for this barrier, and append another one after a pause where one is still needed."""
         scope.journal.take(pending.tx)
         pending.settled(pending, None, -1)
         for name in barrier.aggregates:
             self._append_later(scope, name)
 
     def append_barrier(self, scope: Scope, name: str) -> None:
-        """Records of this aggregate do not come back: a barrier makes room for those that wait behind them."""
+        """Append a barrier for an aggregate whose records are not read back, so that the commands behind them can go
+        on."""
         pipeline = self._pipelines.get(name)
         if pipeline is None or not pipeline.in_flight or scope.journal.has_barrier(name):
             return
         try:
             scope.journal.append_barrier(name)
         except Problem as problem:
-            logger.warning("no barrier for %s: %s", name, problem)
+            logger.warning("a barrier for %s could not be appended: %s", name, problem)
             self._append_later(scope, name)
 
     def _append_later(self, scope: Scope, name: str) -> None:
@@ -252,9 +255,10 @@ class Recovery:
         asyncio.get_running_loop().call_later(pause_s, self.append_barrier, scope, name)
 
     def on_barrier(self, scope: Scope, barrier: Barrier, offset: int, verdict: bool) -> None:
-        """A barrier has moved these heads: what was performed on the state before and has not come by now is void for
-        ever. What the cache gave from beyond the barrier, which this instance may read late, is not. One of our own
-        that is void (a later record of ours was faster), or of unknown verdict, is followed by another."""
+        """A barrier has moved these heads. Records that were decided on the heads before it and have not landed by now
+        are void forever. Records that were decided on an entry which the cache has given from beyond the barrier are
+        not: this instance may read the barrier late. If a barrier of this instance is void (a later record of this
+        instance landed first) or its verdict is unknown, another one follows."""
         for name in barrier.aggregates:
             if not verdict:
                 self.append_barrier(scope, name)
@@ -267,7 +271,7 @@ class Recovery:
 
 
 def _refusal(problem: dict[str, Any], headers: dict[str, str]) -> Problem:
-    """The problem of a record again."""
+    """The problem that a record holds."""
     refusal = Rejected(problem.pop("detail", ""))
     refusal.urn, refusal.title, refusal.status = problem.pop("type"), problem.pop("title"), problem.pop("status")
     refusal.members, refusal.headers = problem, headers

@@ -1,4 +1,4 @@
-"""The ``tx`` of one perform: what it has read, at which heads, and what it writes."""
+"""The ``tx`` of one perform: the aggregates that it has read, with their heads, and the events that it writes."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from hiveio.transaction.record import aggregate
 
 
 class Tx:
-    """``entries`` is the read set, as it was when it was read; ``events`` is the write set, without what perform
-    returns."""
+    """``entries`` is the read set, with each entry as it was when it was read. ``events`` is the write set, without the
+    events that perform returns."""
 
     def __init__(self, actors: Actors, command: InFlight, pipeline: Pipeline, tip: Entry) -> None:
         self._actors, self._command, self._own = actors, command, pipeline
@@ -37,7 +37,8 @@ class Tx:
         return self.entries[self._command.target].version
 
     async def get(self, actor: type[Actor], id: str) -> Any:
-        """See hiveio.Transaction. Raises LockBusy, which begins the command again with the whole set locked."""
+        """See hiveio.Transaction. Raises LockBusy, after which the command is performed again with all its aggregates
+        locked."""
         name = self._named(actor, id)
         if name not in self.entries:
             self._command.need(name)
@@ -58,26 +59,26 @@ class Tx:
 
     @property
     def complete(self) -> bool:
-        """Whether all that is written was read: a write needs a head."""
+        """Whether all aggregates that it writes were read, since a write needs a head."""
         return self.events.keys() <= self.entries.keys()
 
     async def read_written(self) -> None:
-        """Read the aggregates that are written and were not read."""
+        """Read the aggregates that it writes and has not read."""
         for name in self.events.keys() - self.entries.keys():
             actor, _, id = name.partition("/")
             await self.get(self._actors.by_name[actor].kind, id)
 
     def moved(self) -> bool:
-        """Whether something read has moved on meanwhile."""
+        """Whether an aggregate that it has read was changed meanwhile."""
         return any(self.pipelines[name].latest() is not entry for name, entry in self.entries.items())
 
     @property
     def locked_until(self) -> float:
-        """The monotonic time up to which all that it has read is surely locked."""
+        """The monotonic time up to which all aggregates that it has read are surely locked."""
         return min(pipeline.locked_until for pipeline in self.pipelines.values())
 
     def close(self) -> None:
-        """Nothing is read or written by it any more, whoever has kept it."""
+        """End it: nothing is read or written by it any more, even if the actor has kept it."""
         self._closed = True
         pipelines, self.pipelines = self.pipelines, {}
         for name, pipeline in pipelines.items():
@@ -86,7 +87,7 @@ class Tx:
 
     def _named(self, actor: type[Actor], id: str) -> str:
         if self._closed:
-            raise LockBusy(f"the perform of {self._command.target} that this tx was given to is over")
+            raise LockBusy(f"the perform of {self._command.target} to which this tx was given has ended")
         contract = self._actors.by_kind.get(actor)
         if contract is None:
             raise TypeError(f"{actor!r} is not an actor of this service")
@@ -94,10 +95,10 @@ class Tx:
         scope, mine = self._actors.partition(contract, id), self._command.scope.partition
         if scope != mine:
             raise SeveralScopes(
-                f"{self._command.target} is in scope {mine} and {name} in scope {scope}: a transaction stays inside "
-                "one scope. In a log that exists scope(id) and the number of partitions are fixed: write to each "
-                "aggregate by a command of its own, or let actors of new names have a scope(id) that gives both the "
-                "same. A new log may also be made with one partition",
+                f"{self._command.target} is in scope {mine} and {name} is in scope {scope}, and a transaction stays "
+                "inside one scope. In an existing log, scope(id) and the number of partitions are fixed. Write to each "
+                "aggregate with a command of its own, or give actors with new names a scope(id) that puts both into "
+                "one scope. A new log can also be made with one partition.",
                 aggregates=[self._command.target, name],
                 scopes=[mine, scope],
             )

@@ -86,6 +86,6 @@ async def test_a_transaction_whose_snapshots_the_cache_would_not_take_is_refused
 ) -> None:
     monkeypatch.setattr(journal, "SNAPSHOTS_BYTES", 500)
     async with testing.Service(AccountActor) as service:
-        with pytest.raises(TooLarge, match="at most 500 are kept"):
+        with pytest.raises(TooLarge, match="at most 500 are allowed"):
             await service.submit(AccountActor, "a", Deposit(1, "m"))
         assert len(service.records()) == 1
