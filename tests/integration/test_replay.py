@@ -135,7 +135,7 @@ def test_a_shadow_that_fails_changes_nothing(
     assert time.monotonic() - began < STALLED_S / 2, "it ends when the event is given up on"
     assert text(replay).splitlines()[-2:] == [
         "nothing was changed",
-        f"hiveio replay: it stopped: {topic}/0/7: failed: ValueError: never; CONSUMER_PARKED=0 allows no dead "
+        f"hiveio replay: the replay stopped: {topic}/0/7: failed: ValueError: never; CONSUMER_PARKED=0 allows no dead "
         "letters, so this partition stops",
     ]
     assert "events replayed" not in text(replay)

@@ -35,11 +35,12 @@ GIVEN_UP = {
 # Names that no document has any more, and those that have left the code.
 REPLACED = {"Told", "Begun", "Known", "Prefix", "Fact", "Taken", "Hand", "Shelf", "CarefulLane", "WorkLane", "Gone"}
 OUT_OF_THE_CODE = {
-    "Begun", "Fact", "Gone", "Greeting", "Known", "MAX_MARKS", "MAX_TOLD", "Marks", "NOTED_S", "New", "Prefix",
-    "Run", "Stored", "TELL_S", "Taken", "Told", "Untaken", "_barriered", "_ensure_beside", "_is_anew", "_noting",
-    "_rescue", "_saw", "_spent", "_surely_held", "_tell", "_told", "_untaken", "_untold", "_visit", "_waits",
-    "_welcome", "ahead", "anew", "ask_with", "beside", "bury", "greeting", "guests", "is_felt", "mended", "noted",
-    "notes", "nuisance", "nuisances", "saw", "tells", "told", "untaken", "visit", "wishes",
+    "Begun", "Fact", "Gone", "Greeting", "Held", "Judged", "Known", "MAX_MARKS", "MAX_TOLD", "Marks", "NOTED_S",
+    "New", "Prefix", "Run", "Stored", "TELL_S", "Taken", "Told", "Untaken", "_barriered", "_ensure_beside", "_held",
+    "_is_anew", "_leads", "_noting", "_rescue", "_saw", "_spent", "_stands", "_surely_held", "_tell", "_told",
+    "_untaken", "_untold", "_visit", "_waits", "_welcome", "ahead", "anew", "ask_with", "beside", "bury", "greeting",
+    "guests", "is_felt", "mended", "noted", "notes", "nuisance", "nuisances", "saw", "stands", "stood", "strangers",
+    "tells", "told", "untaken", "visit", "wishes",
 }  # fmt: skip
 
 

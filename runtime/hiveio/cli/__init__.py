@@ -31,17 +31,18 @@ COMMANDS: dict[str, About] = {
     "log": About("the records of the transaction log, with their verdicts"),
     "new": About("write a small project to begin with: an actor, its test and its image", "a new folder"),
     "replay": About(
-        "build a projection anew from the log",
+        "rebuild a projection from the log",
         "the projection; with --reset also the group's offsets and dead letters",
     ),
-    "transaction": About("what became of a transaction, told by the log"),
+    "transaction": About("what became of a transaction, by the log"),
     "upgrade": About("raise the transaction log to the newest format", "with --yes: the transaction log"),
     "verify": About("compare the cache and the event topic with the transaction log"),
 }
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command. Its exit code: 0 done, 1 it found something wrong, 2 wrong usage, else that of a Stop."""
+    """Run one command. The exit code is 0 when it is done, 1 when it found something wrong, 2 for wrong usage, or that
+    of a Stop."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="hiveio", description="The command-line tool of hiveio.")
     parser.add_argument("--version", action="version", version=f"hiveio {__version__}")

@@ -1,8 +1,9 @@
-"""``hiveio check``: which change of the actors in this folder breaks whom, before it is rolled out.
+"""``hiveio check``: finds changes of the actors in this folder that break others, before they are rolled out.
 
-``--write schemas.json`` keeps what they say today in a file for git; ``hiveio check schemas.json`` compares with it.
-Further files are those of other services: whether each event that one writes is understood by the other. ``--log`` asks
-the transaction log instead: each event in it is decoded and folded by its actor. It writes nothing but the file.
+``--write schemas.json`` writes a description of the actors to a file, which belongs in git. ``hiveio check
+schemas.json`` compares the actors with it. Further files are those of other services: each event that one service
+writes must be understood by the other. ``--log`` reads the transaction log: its events are decoded and folded by their
+actors. The command writes nothing but the file.
 """
 
 import argparse
@@ -43,7 +44,7 @@ class Finding(NamedTuple):
 
 
 class File(msgspec.Struct):
-    """What a service says: its actors by name."""
+    """The description of a service: its actors by name."""
 
     format: int
     actors: dict[str, Description]
@@ -51,14 +52,16 @@ class File(msgspec.Struct):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="what this service said before; then those of others"
+        "files", nargs="*", type=Path, metavar="FILE", help="the file of this service, then those of others"
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write what the actors say, to compare with later")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write a description of the actors, to compare with later"
+    )
     parser.add_argument("--log", action="store_true", help="decode and fold every event of the transaction log")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 nothing breaks, 1 something does, 2 wrong usage, a file that cannot be read, actors that cannot be loaded."""
+    """0 if nothing breaks, 1 if something does, 2 for wrong usage and for files or actors that cannot be loaded."""
     if not (arguments.files or arguments.write or arguments.log):
         raise ConfigError("Name a file that --write has written, or --log, or both")
     settings = Settings.read()
@@ -89,9 +92,11 @@ def _read(path: Path) -> dict[str, Description]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; write it with hiveio check --write") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no file of hiveio check --write: {error}") from None
+        raise ConfigError(f"{path} was not written by hiveio check --write: {error}") from None
     if file.format != FORMAT:
-        raise ConfigError(f"{path} has format {file.format}, and this version knows {FORMAT}; write it anew")
+        raise ConfigError(
+            f"{path} has format {file.format}, and this version knows {FORMAT}; write it again with --write"
+        )
     return file.actors
 
 
@@ -126,7 +131,7 @@ def _removed_actor(name: str, old: Description, new: dict[str, Description]) -> 
 
 
 def _message_changes(actor: str, old: Description, new: Description) -> Iterator[Finding]:
-    """Commands and queries: written by clients of before, read by today's service."""
+    """Commands and queries, which older clients write and the service of today reads."""
     for title, was, now in (("command", old.commands, new.commands), ("query", old.queries, new.queries)):
         for name, schema in was.items():
             if name not in now:
@@ -173,17 +178,18 @@ def _event_changes(actor: str, old: Description, new: Description) -> Iterator[F
 
 
 def _fold_changes(actor: str, old: Description, new: Description) -> Iterator[Finding]:
-    """Another model is another cache; another ``replay`` on the same model is none, unless schema_version says so."""
+    """Another model has another cache. Another ``replay`` of the same model does not, unless schema_version is
+    raised."""
     same = (old.model, old.schema_version) == (new.model, new.schema_version)
-    # What is new in it may well be for an event that no snapshot has seen.
+    # If the events changed too, the new code may be for an event that no snapshot has folded.
     if same and old.code and new.code and old.code != new.code and old.events.keys() >= new.events.keys():
-        remedy = "raise schema_version; if each state is what it was, --write the file anew"
+        remedy = "raise schema_version; if no state changes by that, write the file again with --write"
         yield Finding(SNAPSHOTS, f"replay or upcast of {actor} changed, and the model did not", remedy)
     if new.schema_version < old.schema_version:
         text = f"schema_version of {actor} is {new.schema_version}, and was {old.schema_version}"
         yield Finding(SNAPSHOTS, text, "take a number that was never used")
     if old.scope != new.scope:
-        remedy = "let it give what it gave for every id that is there, which --log tells"
+        remedy = "let it return what it returned for every id in the log, which --log checks"
         yield Finding(RECORDS, f"scope of {actor} changed, and names the partition of what is in the log", remedy)
 
 
@@ -191,7 +197,7 @@ def _fold_changes(actor: str, old: Description, new: Description) -> Iterator[Fi
 
 
 def across(writers: dict[str, Description], readers: dict[str, Description]) -> Iterator[Finding]:
-    """Whether a service takes the events of another from which it takes some."""
+    """Find events that a service does not understand, of other services from which it takes some."""
     heard = {name: schema for reader in readers.values() for name, schema in reader.heard.items()}
     skips = all(reader.skips for reader in readers.values() if reader.heard)
     listeners = ", ".join(name for name, reader in readers.items() if reader.heard)
@@ -211,14 +217,14 @@ def across(writers: dict[str, Description], readers: dict[str, Description]) -> 
 
 
 class _Failure(msgspec.Struct):
-    """Aggregates whose events cannot be folded for one reason: how many, and where the first of them is."""
+    """Aggregates whose events cannot be folded for one reason: their number, and where the first one is."""
 
     first: str
     aggregates: int = 0
 
 
 class _LogCheck:
-    """The events of a log, decoded and folded by their actors. An aggregate is left at its first event that fails."""
+    """Decodes and folds the events of a log with their actors. An aggregate is left at its first event that fails."""
 
     def __init__(self, contracts: list[Contract], placement: Placement) -> None:
         self._contracts = {contract.name: contract for contract in contracts if contract.replay}
@@ -229,11 +235,11 @@ class _LogCheck:
         self.failures: dict[tuple[str, str], _Failure] = {}  # by what fails, and the remedy
         self.misplaced: dict[str, dict[str, str]] = {}  # of each actor the aggregates that scope(id) puts elsewhere
 
-    def take(self, write: Write, scope: int, place: str) -> None:
-        """The next accepted write, of the record at this place in the log."""
+    def take(self, write: Write, scope: int, position: str) -> None:
+        """Take the next accepted write. ``position`` names its record in the log."""
         name, actor = write.aggregate, write.aggregate.partition("/")[0]
         if self._placement.home(name) not in (None, scope):
-            self.misplaced.setdefault(actor, {}).setdefault(name, place)
+            self.misplaced.setdefault(actor, {}).setdefault(name, position)
         for event in write.events:
             type_ = _typed(event).type
             self.counts[f"{actor} {type_}"] += 1
@@ -244,20 +250,20 @@ class _LogCheck:
             except Exception as error:
                 self._left.add(name)
                 key = _failure(actor, type_, error, known=actor in self._contracts)
-                self.failures.setdefault(key, _Failure(place)).aggregates += 1
+                self.failures.setdefault(key, _Failure(position)).aggregates += 1
 
     def findings(self) -> Iterator[Finding]:
         for (what, remedy), failure in self.failures.items():
             count = _counted(failure.aggregates, "aggregate")
             yield Finding(RECORDS, f"{what} ({count}, first at {failure.first})", remedy)
-        for actor, places in self.misplaced.items():
-            count, first = _counted(len(places), "aggregate"), next(iter(places.values()))
+        for actor, positions in self.misplaced.items():
+            count, first = _counted(len(positions), "aggregate"), next(iter(positions.values()))
             what = f"scope(id) of {actor} gives another partition to {count}, first at {first}"
             yield Finding(RECORDS, what, "keep the scope(id) that wrote them")
 
 
 def in_log(settings: Settings, contracts: list[Contract]) -> list[Finding]:
-    """What of the events in the log the actors cannot decode or fold."""
+    """Find the events in the log that the actors cannot decode or fold."""
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
     scopes = count_scopes(settings)
     by_name = {contract.name: contract for contract in contracts if contract.replay}

@@ -20,13 +20,13 @@ from hiveio.transaction.record import Format, Record, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
-BATCH = 500  # aggregates or ids asked for at once
-VERDICTS = 10_000  # verdict bits asked for at once
-PUBLISHED_S = 10.0  # that a publisher is given to catch up with the log
+BATCH = 500  # aggregates or ids that are asked for at once
+VERDICTS = 10_000  # verdicts that are asked for at once
+PUBLISHED_S = 10.0  # that a publisher has to catch up with the log
 
 
 class Differences:
-    """What was found, the first few of it in words."""
+    """The number of differences, and the lines of the first ones."""
 
     def __init__(self, shown: int = 20) -> None:
         self.count, self.lines, self._shown = 0, list[str](), shown
@@ -38,7 +38,7 @@ class Differences:
 
 
 class Fold:
-    """A scope folded by the rule and by ``replay``, in memory, up to whatever offset is asked for."""
+    """The fold of a scope by the rule and by ``replay``, in memory, up to any offset that is asked for."""
 
     def __init__(self, settings: Settings, partition: int, contracts: Mapping[str, Contract]) -> None:
         self.log = Partition(settings, settings.log_topic, partition)
@@ -46,7 +46,7 @@ class Fold:
         first = next(self.log.records(min(1, self.log.end())), None)
         record = decoded(self.log.where, first) if first else None
         if first is None or not isinstance(record, Format):
-            raise Corrupt(f"{self.log.where} does not begin with a format record: this is no transaction log")
+            raise Corrupt(f"{self.log.where} does not begin with a format record, so it is not a transaction log")
         window = IdWindow.of(record)
         self.quarantine = Quarantine(settings.log_topic, partition)
         self.view = View(contracts, self.quarantine, window)
@@ -54,7 +54,7 @@ class Fold:
         self._window, self._progress = window, Progress(self.log.where)
 
     def to(self, end: int) -> Iterator[tuple[LogRecord, Record, bool]]:
-        """Fold on to this offset; each record with its verdict."""
+        """Fold on to this offset, and give each record with its verdict."""
         view = self.view
         for message in self.log.records(end):
             record = decoded(self.log.where, message)
@@ -69,41 +69,41 @@ class Fold:
 
 
 class Events:
-    """The event topic of a scope, against the accepted events in their order. Repeats count once."""
+    """Compares the event topic of a scope with the accepted events in their order. Repeats count once."""
 
     def __init__(self, settings: Settings, partition: int, differences: Differences) -> None:
         self._topic = Partition(settings, settings.written_topic, partition)
         self._partition, self._differences = partition, differences
         self._stream: Iterator[Message] = iter(())
-        self._held: tuple[tuple[int, int], Message] | None = None
+        self._next: tuple[tuple[int, int], Message] | None = None
         self._last = (-1, -1)
-        self.published = self.missing = 0  # events that are there; at the end, that are not
+        self.published = self.missing = 0  # events that are on the topic, and that are missing at its end
 
     def expect(self, message: LogRecord, record: Record) -> None:
         """The events of an accepted record come next."""
         for index, expected in enumerate(outgoing(self._partition, message, record)):
-            place, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
+            key, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
             if self.missing or not self._arrives():
                 if not self.missing:
                     self._differences.add(f"{self._topic.where}: it ends before the event {position}")
                 self.missing += 1
                 continue
-            held = self._pass(place)
-            if held is None or held[0] > place:
+            event = self._skip_to(key)
+            if event is None or event[0] > key:
                 self._differences.add(f"{self._topic.where}: the event {position} is missing")
                 continue
             self._take()
             self.published += 1
-            got = held[1]
-            headers = _headers(got)
-            same = (got.key(), got.value()) == (str(expected.key).encode(), expected.value)
+            found = event[1]
+            headers = _headers(found)
+            same = (found.key(), found.value()) == (str(expected.key).encode(), expected.value)
             if not same or any(headers.get(name) != str(value).encode() for name, value in expected.headers):
                 self._differences.add(
-                    f"{self._topic.where}/{got.offset()}: this record is not the event {position} of the log"
+                    f"{self._topic.where}/{found.offset()}: this record is not the event {position} of the log"
                 )
 
     def _arrives(self) -> bool:
-        """Whether there is one more, after a while if need be."""
+        """Whether the topic has one more event; it waits for PUBLISHED_S at most."""
         until = time.monotonic() + PUBLISHED_S
         while self._peek() is None:
             if time.monotonic() > until:
@@ -112,7 +112,7 @@ class Events:
         return True
 
     def _peek(self) -> tuple[tuple[int, int], Message] | None:
-        while self._held is None:
+        while self._next is None:
             message = next(self._stream, None)
             if message is None:
                 self._stream = self._topic.messages(self._topic.end())
@@ -120,37 +120,37 @@ class Events:
                     return None
             try:
                 _, offset, index = _headers(message).get("hive-position", b"").split(b":")
-                place = int(offset), int(index)
+                key = int(offset), int(index)
             except ValueError:
                 where = f"{self._topic.where}/{message.offset()}"
                 self._differences.add(f"{where}: this record has no hive-position, so hiveio did not write it")
                 continue
-            if place > self._last:  # else it is a repeat
-                self._held = (place, message)
-        return self._held
+            if key > self._last:  # else it is a repeat
+                self._next = (key, message)
+        return self._next
 
-    def _pass(self, place: tuple[int, int]) -> tuple[tuple[int, int], Message] | None:
-        """Go on to the first event at this place or after it: those before it are none of the log's."""
-        while (held := self._peek()) is not None and held[0] < place:
-            where = f"{self._topic.where}/{held[1].offset()}"
+    def _skip_to(self, key: tuple[int, int]) -> tuple[tuple[int, int], Message] | None:
+        """Go on to the first event at this offset and index or after it. Those before it do not come from the log."""
+        while (event := self._peek()) is not None and event[0] < key:
+            where = f"{self._topic.where}/{event[1].offset()}"
             self._differences.add(f"{where}: no accepted event has the position of this record")
             self._take()
-        return held
+        return event
 
     def _take(self) -> None:
-        if self._held is not None:
-            self._last, self._held = self._held[0], None
+        if self._next is not None:
+            self._last, self._next = self._next[0], None
 
     def close(self) -> None:
         self._topic.close()
 
     def rest(self, offset: int) -> None:
         """No more events of records below this offset are expected."""
-        self._pass((offset, 0))
+        self._skip_to((offset, 0))
 
 
 class CacheCheck:
-    """The cache of a scope against its fold. Each answer of the cache is compared at the watermark that it carries."""
+    """Compares the cache of a scope with its fold, each answer of the cache at the watermark that it carries."""
 
     def __init__(self, cache: Cache, partition: int, fold: Fold, events: Events, differences: Differences) -> None:
         self._cache, self._partition, self._fold, self._events = cache, partition, fold, events
@@ -159,17 +159,19 @@ class CacheCheck:
         self.offset = 0
 
     async def start(self) -> None:
-        """Raises Unavailable where there is no cache to compare."""
+        """Raises Unavailable if there is no cache to compare."""
         found = (await self._cache.read(self._partition)).watermark
         if found is None:
-            raise Unavailable(f"{self._fold.log.where} has no cache (of this version of the models): start a service")
+            raise Unavailable(
+                f"{self._fold.log.where} has no cache for this version of the models: start a service, then verify"
+            )
         self._generation = found.generation
         self._reach(found)
 
     def _reach(self, watermark: Watermark) -> None:
         end = self._fold.log.end()
         if watermark.generation != self._generation or watermark.offset < self._fold.view.next:
-            raise Unavailable(f"the cache of {self._fold.log.where} is being folded anew: verify again later")
+            raise Unavailable(f"the cache of {self._fold.log.where} is being rebuilt: verify again later")
         if watermark.offset > end:
             raise Corrupt(f"the cache is at offset {watermark.offset}, and {self._fold.log.where} ends at {end}")
         last = None
@@ -178,9 +180,9 @@ class CacheCheck:
             if accepted:
                 self._events.expect(message, record)
         if last is not None:
-            wanted = watermark.moved(watermark.offset, self._fold.view.state, last.key)
-            if watermark != wanted:
-                self._differences.add(f"the watermark is {watermark.text} in the cache, and {wanted.text} by the log")
+            expected = watermark.moved(watermark.offset, self._fold.view.state, last.key)
+            if watermark != expected:
+                self._differences.add(f"the watermark is {watermark.text} in the cache, and {expected.text} by the log")
         self.offset = watermark.offset
 
     async def writers(self) -> None:
@@ -197,14 +199,14 @@ class CacheCheck:
         for names in _groups(list(view.entries)):
             async for name, reply in self._ask(names):
                 mine, stored = view.entries[name], reply.stored_entry
-                wanted = mine.text if mine.head else None
-                if stored != wanted and not (stored and wanted and self._same(name, reply, mine)):
-                    text = f"{name} is {_short(stored)} in the cache, and {_short(wanted)} by the log"
+                expected = mine.text if mine.head else None
+                if stored != expected and not (stored and expected and self._same(name, reply, mine)):
+                    text = f"{name} is {_short(stored)} in the cache, and {_short(expected)} by the log"
                     self._differences.add(f"{text} at offset {self.offset}")
 
     def _same(self, name: str, reply: CacheReply, mine: Entry) -> bool:
-        """Bytes may differ where a model holds a set, or where only one of those who apply can fold an event; states
-        and heads may not."""
+        """Whether states and heads are the same. The bytes may differ if a model holds a set, or if only some instances
+        can fold an event."""
         try:
             found = self._fold.view.decoded(name, reply.entry, mine.at)
         except (ValueError, msgspec.MsgspecError):
@@ -226,21 +228,24 @@ class CacheCheck:
             end = min(first + VERDICTS, self.offset)
             _, found = await self._cache.verdicts(self._partition, first, end)
             mine = self._fold.view.verdicts(first, end) or ""
-            for at, (verdict, wanted) in enumerate(zip(found, mine, strict=True), first):
-                if verdict not in ("?", wanted):
-                    self._differences.add(f"the verdict of offset {at} is {verdict} in the cache, {wanted} by the log")
+            for at, (verdict, expected) in enumerate(zip(found, mine, strict=True), first):
+                if verdict not in ("?", expected):
+                    self._differences.add(
+                        f"the verdict of offset {at} is {verdict} in the cache, and {expected} by the log"
+                    )
 
-    async def strangers(self) -> None:
-        """Aggregates that the cache has and the log has not."""
+    async def unknown_entries(self) -> None:
+        """Find aggregates that the cache has and the log does not."""
         entries = self._fold.view.entries
         async for name in self._cache.aggregates(self._partition, self._generation):
             if name not in entries or not entries[name].head:
                 async for _, reply in self._ask([name]):  # it may be new
                     if reply.stored_entry is not None and (name not in entries or not entries[name].head):
-                        self._differences.add(f"{name} is in the cache, and by the log it never was")
+                        self._differences.add(f"{name} is in the cache, and the log has no record of it")
 
     async def _ask(self, names: Sequence[str], *, ids: bool = False) -> AsyncIterator[tuple[str, CacheReply]]:
-        """What the cache has of aggregates, or of command ids; each answer when the fold stands where it was given."""
+        """The answers of the cache for aggregates, or for command ids. Each one comes when the fold has reached its
+        watermark."""
         pairs = [("", name) if ids else (name, "") for name in names]
         replies = await asyncio.gather(*[self._cache.read(self._partition, *pair) for pair in pairs])
         for name, reply in zip(names, replies, strict=True):  # asked in this order, so the watermarks ascend
@@ -248,9 +253,9 @@ class CacheCheck:
             yield name, reply
 
     def _fold_to(self, watermark: Watermark | None) -> None:
-        """Fold on to where an answer of the cache was given."""
+        """Fold on to the watermark of an answer."""
         if watermark is None:
-            raise Unavailable(f"the cache of {self._fold.log.where} is gone: verify again later")
+            raise Unavailable(f"the cache of {self._fold.log.where} was lost: verify again later")
         if watermark.offset != self.offset or watermark.generation != self._generation:
             self._reach(watermark)
 

@@ -8,15 +8,15 @@ from hiveio.cli.shown import shown_lines
 from hiveio.config import Settings
 from hiveio.server.address import connected
 
-TIMEOUT_S = 4.0  # within the 5 s that the images' HEALTHCHECK gives
+TIMEOUT_S = 4.0  # below the 5 s of the HEALTHCHECK of the images
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ready", action="store_true", help="whether its dependencies answer too")
+    parser.add_argument("--ready", action="store_true", help="ask whether it is ready, which needs its backends too")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 for yes. No and no answer are 1, and the reason goes to stderr."""
+    """0 for yes; 1 for no and for no answer, with the reason on stderr."""
     path = "/readyz" if arguments.ready else "/livez"
     settings = Settings.read()
     try:
@@ -38,7 +38,7 @@ def _connected(settings: Settings) -> socket.socket:
         return connection
     import ssl
 
-    # Its certificate is made for other names than this one; who else would listen in here?
+    # Its certificate is for other names than this one, and the connection stays inside the container.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context.wrap_socket(connection)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hiveio.cli.judging import Judged, count_scopes, home_of, judged, searched
+from hiveio.cli.judging import JudgedRecord, count_scopes, home_of, judged, searched
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
@@ -18,17 +18,17 @@ from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade,
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("aggregate", nargs="?", help="ACTOR/ID; without it all records of a scope")
     parser.add_argument("--scope", type=int, default=0, help="the scope, where no aggregate is named (0)")
-    parser.add_argument("--last", type=int, metavar="N", help="the last N records only")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--last", type=int, metavar="N", help="only the last N records")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on with new records")
+    parser.add_argument("--json", action="store_true", help="write one JSON object in each line")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0; 1 if there is no such record."""
+    """0, or 1 if there is no such record."""
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
     if arguments.aggregate is not None and "/" not in arguments.aggregate:
-        raise ConfigError(f"{arguments.aggregate} names no aggregate; that is ACTOR/ID, as in AccountActor/ada")
+        raise ConfigError(f"{arguments.aggregate} does not name an aggregate; write ACTOR/ID, as in AccountActor/ada")
     count = count_scopes(settings)
     if not 0 <= arguments.scope < count:
         raise ConfigError(f"--scope {arguments.scope}: the log has the scopes 0 to {count - 1}")
@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         scopes = searched(home := home_of(settings, arguments.aggregate, count), count)
         if arguments.follow and count > 1:
             if home is None:
-                raise ConfigError("--follow needs one scope: set ACTOR_MODULE, so that the actor says which it is")
+                raise ConfigError(
+                    "--follow needs one scope: set ACTOR_MODULE, so that the actor can say which one it is"
+                )
             scopes = [home]
     shown_records, actors = 0, set()
     kept: deque[str] = deque(maxlen=arguments.last)
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if shown_records else 1
 
 
-def as_json(scope: int, found: Judged) -> dict[str, Any]:
+def as_json(scope: int, found: JudgedRecord) -> dict[str, Any]:
     message, record, accepted = found
     return {
         "position": f"{scope}:{message.offset}",
@@ -75,8 +77,8 @@ def as_json(scope: int, found: Judged) -> dict[str, Any]:
     }
 
 
-def as_text(scope: int, found: Judged) -> str:
-    """One line for people, and one more for each aggregate that is written."""
+def as_text(scope: int, found: JudgedRecord) -> str:
+    """A line for people, and one more for each aggregate that the record writes or reads."""
     message, record, accepted = found
     verdict = "accepted" if accepted else "VOID    "
     lines = [f"{scope}:{message.offset}  {clock(message.time)}  {verdict}  {message.key}  {about(record)}"]
@@ -97,7 +99,7 @@ def about(record: Record) -> str:
         closes = f", closes the command {record.command.key}" if record.command else ""
         return f"barrier {' '.join(record.aggregates)}{closes}"
     if isinstance(record, Foreign):
-        return "no record of hiveio: void for every reader"
+        return "no record of hiveio, so it is void for every reader"
     if isinstance(record, Upgrade):
         return f"upgrade to format {record.format}"
     kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"

@@ -16,7 +16,7 @@ ROLES = {
     "consumer": "keeps a projection of events from Kafka and answers queries",
     "stream-processor": "decides on commands for aggregates, in transactions",
 }
-# What each role needs of its surroundings, for the README of the project.
+# The settings that each role needs, for the README of the project.
 SETTINGS = {
     "base": "",
     "producer": " -e EVENT_STORE_BROKERS=kafka:9092 -e EVENT_STORE_TOPIC={name}",
@@ -31,7 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--role", choices=ROLES, required=True, help="; ".join(f"{r} {about}" for r, about in ROLES.items())
     )
     parser.add_argument(
-        "--into", metavar="FOLDER", type=Path, default=Path(), help="where the folder is made (default: here)"
+        "--into",
+        metavar="FOLDER",
+        type=Path,
+        default=Path(),
+        help="the folder in which it is created (default: the current one)",
     )
 
 
@@ -61,12 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             text = (templates / source).read_text("utf-8")
             text = re.sub(r"@(\w+)@", lambda found: values[found[1]], text)
-            # The name of the class decides where it stands among the imports.
+            # The imported names are sorted, and the name of the class decides where it comes.
             text = re.sub(rf"(?<=^from {module} import ).*", lambda found: _sorted(found[0]), text, flags=re.MULTILINE)
             (folder / written).write_text(text, "utf-8")
             print(folder / written)
     except FileExistsError:
-        raise ConfigError(f"{folder} is there already; take another name, or another folder with --into") from None
+        raise ConfigError(f"{folder} is there already; choose another name, or another folder with --into") from None
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
     return 0
@@ -78,7 +82,9 @@ def _check(name: str, module: str) -> None:
             f"NAME={name!r} is wrong: it takes a-z, 0-9 and single - between them, and begins with a letter"
         )
     if keyword.iskeyword(module) or find_spec(module) or f"/{name}" == RESERVED_BELOW:
-        raise ConfigError(f"NAME={name!r} is taken by Python, a package or the service itself; take another")
+        raise ConfigError(
+            f"NAME={name!r} is the name of a word of Python, a package or a path of the service; choose another one"
+        )
 
 
 def _sorted(names: str) -> str:

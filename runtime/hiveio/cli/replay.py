@@ -1,12 +1,13 @@
-"""``hiveio replay``: build a projection anew from the log.
+"""``hiveio replay``: rebuild a projection from the log.
 
-In the image of the consumer, with its environment. Two ways:
+It runs in the image of the consumer, with the environment of the service. There are two ways:
 
-- the default, for actors of ``hiveio.projection`` that keep a store: build a *shadow* beside the one in use, which goes
-  on being filled and asked; when the shadow has caught up it takes the other's place, in one transaction;
-- ``--reset``, for any actor with ``reset()``: empty the store, set the group's offsets back and read again. The
-  service's instances have to be stopped for the reset; started again they take part, and their queries say how old the
-  answers are (``Age``).
+- The default is for actors of ``hiveio.projection`` that keep a store. It builds a *shadow* next to the store in use,
+  which goes on taking events and answering queries. When the shadow has caught up, it replaces the store in one
+  transaction.
+- ``--reset`` is for any actor with ``reset()``. It empties the store, sets the offsets of the group back and reads
+  again. The instances of the service have to be stopped for the reset. Once they are started again they take part, and
+  the answers to queries say how old they are (``Age``).
 """
 
 import argparse
@@ -32,7 +33,7 @@ from hiveio.kafka.reader import Reader
 from hiveio.kafka.threads import blocking
 from hiveio.loader import load
 
-STALLED_S = 60.0  # without a record
+STALLED_S = 60.0  # without progress, after which it gives up
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,26 +49,26 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings.read()
     settings.need(brokers="events are in Kafka", read_topics="events are read from it", group_id="it is replayed")
     if arguments.origin != "start" and not arguments.reset:
-        raise HiveError("--from goes with --reset: a shadow is built from the start")
+        raise HiveError("--from needs --reset: a shadow is always built from the start")
     if any(topic.startswith("^") for topic in settings.read_topics):
-        raise HiveError("EVENT_STORE_CONSUMER_TOPIC is an expression; name the topics to replay")
+        raise HiveError("EVENT_STORE_CONSUMER_TOPIC is an expression; set it to the names of the topics to replay")
     contracts = [contract for contract in load(settings) if contract.subscribes or contract.tombstones]
     logs.configure()
     logging.getLogger().setLevel(logging.ERROR)
     with Reader(settings, settings.group_id) as reader:
-        places = [place for topic in settings.read_topics for place in reader.partitions(topic)]
-        if not places:
-            raise HiveError(f"there is no topic {', '.join(settings.read_topics)}")
-        ends = {place: reader.bounds(*place)[1] for place in places}
+        partitions = [partition for topic in settings.read_topics for partition in reader.partitions(topic)]
+        if not partitions:
+            raise HiveError(f"the topic {', '.join(settings.read_topics)} does not exist")
+        ends = {partition: reader.bounds(*partition)[1] for partition in partitions}
         if arguments.reset:
-            begins = {place: _begin(reader, place, arguments.origin) for place in places}
+            begins = {partition: _begin(reader, partition, arguments.origin) for partition in partitions}
             return asyncio.run(_reset(settings, contracts, reader, begins, ends, wait=not arguments.no_wait))
-        begins = {place: reader.bounds(*place)[0] for place in places}
+        begins = {partition: reader.bounds(*partition)[0] for partition in partitions}
         return asyncio.run(_shadow(settings, contracts, reader, begins, ends))
 
 
-def _begin(reader: Reader, place: Partition, origin: str) -> int:
-    first, end = reader.bounds(*place)
+def _begin(reader: Reader, partition: Partition, origin: str) -> int:
+    first, end = reader.bounds(*partition)
     if origin == "start":
         return first
     if origin.isdecimal():
@@ -75,8 +76,10 @@ def _begin(reader: Reader, place: Partition, origin: str) -> int:
     try:
         at = datetime.fromisoformat(origin)
     except ValueError:
-        raise HiveError(f"--from={origin} is wrong: it takes start, an offset or a time") from None
-    return reader.offset_at(*place, int(at.timestamp() * 1000))
+        raise HiveError(
+            f"--from={origin} is wrong: it takes start, an offset, or a time like 2026-01-31T12:00:00+00:00"
+        ) from None
+    return reader.offset_at(*partition, int(at.timestamp() * 1000))
 
 
 async def _reset(
@@ -90,7 +93,7 @@ async def _reset(
 ) -> int:
     for contract in contracts:
         if not hasattr(contract.actor, "reset"):
-            raise ConfigError(f"{contract.name} has no method reset(): it cannot be emptied")
+            raise ConfigError(f"{contract.name} has no method reset(), so its store cannot be emptied")
     if members := reader.members(settings.group_id):
         raise Unsafe(f"the group {settings.group_id} has {members} members: stop the service, then replay it")
     await _start(contracts)
@@ -98,17 +101,18 @@ async def _reset(
         for contract in contracts:
             await _settled(_actor(contract).reset())
             if (begin_at := getattr(contract.actor, "begin_at", None)) is not None:
-                for place, offset in begins.items():
-                    await _settled(begin_at(*place, offset))
-        # What was kept of these records is met again.
+                for partition, offset in begins.items():
+                    await _settled(begin_at(*partition, offset))
+        # These records are read again, so their dead letters are forgotten.
         owner, owners = secrets.token_hex(4), dict[Partition, Owner]()
         for topic in {topic for topic, _ in begins}:
             letters = reader.partitions(dead_topic(topic, settings.group_id))
-            reader.write([(*place, forget()) for place in letters])
-            since = {place[1]: reader.bounds(*place)[1] for place in letters}
-            owners |= {place: Owner(owner, since.get(place[1], 0)) for place in begins if place[0] == topic}
-        reader.commit(begins, owners)  # a letter of a former member that lands after this is void
-        print(f"emptied; the group {settings.group_id} begins anew")
+            reader.write([(*partition, forget()) for partition in letters])
+            dead_ends = {partition[1]: reader.bounds(*partition)[1] for partition in letters}
+            own = [partition for partition in begins if partition[0] == topic]
+            owners |= {partition: Owner(owner, dead_ends.get(partition[1], 0)) for partition in own}
+        reader.commit(begins, owners)  # a dead letter of a former member that lands after this is void
+        print(f"the store is empty; the group {settings.group_id} begins anew")
         if wait:
             await (await _read(_from_start(settings), contracts, reader, begins, ends)).stop()
     finally:
@@ -125,12 +129,14 @@ async def _shadow(
 ) -> int:
     for contract in contracts:
         if not hasattr(contract.actor, "begin_shadow"):
-            raise ConfigError(f"{contract.name} has no shadow: derive it from hiveio.projection, or use --reset")
+            raise ConfigError(
+                f"{contract.name} cannot build a shadow: derive it from hiveio.projection, or use --reset"
+            )
         try:
             await _settled(_actor(contract).begin_shadow())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    # A group of its own: what it cannot handle does not park the keys of the service.
+    # It reads with a group of its own, so that its failures do not park keys of the service.
     group = f"{settings.group_id}.replay-{secrets.token_hex(4)}"
     shadowing = dataclasses.replace(_from_start(settings), group_id=group, consumer_parked=0)
     await _start(contracts)
@@ -145,7 +151,9 @@ async def _shadow(
                     if at != consumer.positions():
                         at, moved = consumer.positions(), time.monotonic()
                     if time.monotonic() - moved > STALLED_S:
-                        raise HiveError("the shadow does not catch up with the store in use")
+                        raise HiveError(
+                            f"the shadow does not catch up with the store: no progress for {STALLED_S:.0f} s"
+                        )
                     await asyncio.sleep(0.05)
             swapped = True
         finally:
@@ -168,20 +176,21 @@ async def _read(
     begins: dict[Partition, int],
     ends: dict[Partition, int],
 ) -> Consumer:
-    """Handle everything up to the ends. It goes on reading then, and the caller stops it.
+    """Handle all records below ``ends``. The consumer goes on reading after that; the caller has to stop it.
 
-    With ``reader``, instances of the service take part, and what they have committed counts too.
+    With ``reader``, instances of the service take part, and the offsets that they have committed count too.
     """
     consumer = Consumer(settings, [(contract, performing(contract)) for contract in contracts])
     await consumer.start()
-    total = sum(ends[place] - begins[place] for place in ends)
+    total = sum(ends[partition] - begins[partition] for partition in ends)
     done, moved = -1, time.monotonic()
     try:
         while True:
             at = consumer.positions()
-            if reader and (elsewhere := [place for place in ends if place not in at]):
+            if reader and (elsewhere := [partition for partition in ends if partition not in at]):
                 at |= await blocking(reader.committed, elsewhere)
-            now = sum(min(at.get(place, begins[place]), ends[place]) - begins[place] for place in ends)
+            reached = {partition: min(at.get(partition, begins[partition]), ends[partition]) for partition in ends}
+            now = sum(reached[partition] - begins[partition] for partition in ends)
             if now != done:
                 done, moved = now, time.monotonic()
                 _progress(done, total)
@@ -189,7 +198,7 @@ async def _read(
                 break
             _check(consumer)
             if time.monotonic() - moved > STALLED_S:
-                raise HiveError(f"no record for {STALLED_S:.0f} s, at {done} of {total}")
+                raise HiveError(f"no record was handled for {STALLED_S:.0f} s; {done} of {total} are done")
             await asyncio.sleep(0.1)
     except BaseException:
         await consumer.stop()
@@ -199,7 +208,7 @@ async def _read(
 
 def _check(consumer: Consumer) -> None:
     if stopped := consumer.stopped():
-        raise HiveError(f"it stopped: {stopped}")
+        raise HiveError(f"the replay stopped: {stopped}")
 
 
 def _progress(done: int, total: int) -> None:
@@ -225,7 +234,7 @@ async def _stop(contracts: list[Contract]) -> None:
 
 
 def _actor(contract: Contract) -> Any:
-    """An actor with the methods that were looked for."""
+    """The actor, whose methods were checked before."""
     return contract.actor
 
 

@@ -1,7 +1,7 @@
-"""JSON schemas of contracts: what a service says, and whether one side understands what another writes.
+"""JSON schemas of contracts: the description of a service, and whether a reader understands what a writer writes.
 
-``incompatibilities`` asks one question: which values of the writer's schema would the reader's not take? Both are what
-msgspec makes of a Struct. ``hiveio.cli.check`` decides who is the writer and who is the reader.
+``incompatibilities`` answers one question: which values of the schema of the writer does the schema of the reader not
+allow? Both are schemas that msgspec makes of a Struct. ``hiveio.cli.check`` decides who is writer and who is reader.
 """
 
 import ast
@@ -19,7 +19,7 @@ from hiveio.errors import ConfigError
 from hiveio.http.schemas import dated_fields, structs_in
 
 Schema = dict[str, Any]
-# Of a keyword of JSON Schema: whether the reader's value leaves out what the writer's allows.
+# For each keyword of JSON Schema: whether the value of the reader excludes what the value of the writer allows.
 _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), lambda r, w: r > w),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), lambda r, w: r < w),
@@ -33,8 +33,8 @@ _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(
 
 
 class Description(msgspec.Struct, omit_defaults=True):
-    """What one actor says. ``given`` are the events that its ``perform`` returns, ``heard`` those that it takes from a
-    topic, ``queries`` stand with their paths; ``code`` is that of ``replay`` and ``upcast``."""
+    """The description of one actor. ``given`` are the events that its ``perform`` returns, ``heard`` those that it
+    takes from a topic, and ``paths`` are those of its queries. ``code`` is a hash of ``replay`` and ``upcast``."""
 
     path: str = ""
     topic: str = ""
@@ -44,16 +44,16 @@ class Description(msgspec.Struct, omit_defaults=True):
     events: dict[str, Schema] = {}
     given: list[str] = []
     heard: dict[str, Schema] = {}
-    skips: bool = False  # what it does not know
+    skips: bool = False  # events that it does not know
     model: Schema | None = None
     schema_version: int = 1
     upcasts: bool = False
     code: str = ""
-    scope: str = ""  # the code of a scope of its own
+    scope: str = ""  # a hash of its own ``scope``
 
 
 def describe(contract: Contract) -> Description:
-    """What the contract of an actor says."""
+    """The description of an actor, by its contract."""
 
     def schemas(kinds: dict[str, Any]) -> dict[str, Schema]:
         return {name: schema_of(kind) for name, kind in sorted(kinds.items())}
@@ -78,8 +78,8 @@ def describe(contract: Contract) -> Description:
 
 
 def schema_of(kind: type[msgspec.Struct]) -> Schema:
-    """As msgspec makes it, with what it leaves out: the formats of dates and times without a time zone, and the types
-    of the keys of a dict."""
+    """The schema of msgspec, with two additions: the formats of dates and times without a time zone, and the types of
+    the keys of a dict."""
     schema = msgspec.json.schema(kind)
     for struct in structs_in(kind):
         named = schema["$defs"].get(struct.__name__, {}).get("properties", {})
@@ -93,7 +93,8 @@ def schema_of(kind: type[msgspec.Struct]) -> Schema:
 
 
 def _name_keys(kind: Any, schema: Schema) -> None:
-    """Say in ``propertyNames`` which keys each dict inside of a type has: in JSON every key is a text."""
+    """Add to ``propertyNames`` the type of the keys of each dict inside a type, because in JSON every key is a
+    string."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         _name_keys(arguments[0], schema)
@@ -126,7 +127,7 @@ def _local(schema: Any) -> Any:
 
 
 def _code(functions: Iterable[Callable[..., Any]]) -> str:
-    """Names what functions do, whatever their comments, docstrings and layout; "" where the source is not there."""
+    """A hash of functions without their comments, docstrings and layout; "" if their source is not available."""
     try:
         trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in functions]
     except (OSError, TypeError, SyntaxError):
@@ -139,12 +140,12 @@ def _code(functions: Iterable[Callable[..., Any]]) -> str:
 
 
 def incompatibilities(writer: Schema, reader: Schema) -> Iterator[tuple[str, str]]:
-    """What the reader does not take of what the writer may write: the path of the field, and the reason in words."""
+    """What the writer may write and the reader does not take: the path of each field, and the reason in words."""
     yield from _Comparison(writer, reader).differences(writer, reader, "")
 
 
 def unwritten_fields(writer: Schema, reader: Schema) -> Iterator[str]:
-    """Fields of the reader that the writer does not write: where they are not required it finds their defaults."""
+    """Fields of the reader that the writer does not write. If they are not required, the reader gets their defaults."""
     wrote, reads = (_resolved(schema, schema).get("properties", {}) for schema in (writer, reader))
     yield from (name for name in reads if name not in wrote)
 
@@ -152,12 +153,12 @@ def unwritten_fields(writer: Schema, reader: Schema) -> Iterator[str]:
 class _Comparison:
     def __init__(self, writer: Schema, reader: Schema) -> None:
         self._roots = writer, reader
-        self._open: set[tuple[int, int]] = set()  # being compared
+        self._open: set[tuple[int, int]] = set()  # pairs that are being compared
 
     def differences(self, writer: Schema, reader: Schema, at: str) -> Iterator[tuple[str, str]]:
         writer, reader = _resolved(writer, self._roots[0]), _resolved(reader, self._roots[1])
         pair = id(writer), id(reader)
-        if pair not in self._open:  # or a type holds itself
+        if pair not in self._open:  # else the type contains itself
             self._open.add(pair)
             yield from self._differences(writer, reader, at)
             self._open.remove(pair)
@@ -169,14 +170,14 @@ class _Comparison:
         elif "anyOf" in reader:
             tried = [list(self.differences(writer, each, at)) for each in reader["anyOf"]]
             if all(tried):
-                # The alternative that comes nearest says why: of the same type, if there is one.
+                # The reason comes from the alternative of the same type, if there is one.
                 same = [t for t, each in zip(tried, reader["anyOf"], strict=True) if _type(each) == _type(writer)]
                 yield from same[0] if len(same) == 1 else [(at, f"{_name_of(writer)} is not taken any more")]
         elif "enum" in reader or "enum" in writer:
             yield from self._enum(writer, reader, at)
-        elif (wanted := reader.get("type")) is None:
+        elif (type_ := reader.get("type")) is None:
             return  # anything
-        elif writer.get("type") != wanted and (writer.get("type"), wanted) != ("integer", "number"):
+        elif writer.get("type") != type_ and (writer.get("type"), type_) != ("integer", "number"):
             yield at, f"{_name_of(reader)} is taken, and not {_name_of(writer)}"
         else:
             for keyword, narrower in _BOUNDS.items():
@@ -218,7 +219,7 @@ class _Comparison:
         yield from self._keys(writer.get("propertyNames"), reader.get("propertyNames"), at)
 
     def _keys(self, writer: Schema | None, reader: Schema | None, at: str) -> Iterator[tuple[str, str]]:
-        """A file of an older version says nothing of the type of keys."""
+        """Compare the types of keys, which a file of an older version does not have."""
         if writer and reader and reader != _ANY_KEY and _says_type(writer) and _says_type(reader):
             for _, why in self.differences(writer, reader, at):
                 yield at, f"of its keys: {why}"

@@ -1,8 +1,8 @@
-"""What others wrote (keys, headers, payloads, ids), as it may stand in a line on a terminal."""
+"""Text of others (keys, headers, payloads, ids), made safe for a line on a terminal."""
 
 
 def shown(text: str | bytes) -> str:
-    """The text in one line: control characters, which could move the cursor or forge a line, are escaped."""
+    """The text in one line. Control characters are escaped, since they could move the cursor or forge a line."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     return text if text.isprintable() else "".join([c if c.isprintable() else _escaped(c) for c in text])

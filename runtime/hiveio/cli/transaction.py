@@ -1,4 +1,4 @@
-"""``hiveio transaction ID``: what the log has of a transaction, however long ago."""
+"""``hiveio transaction ID``: the records of a transaction in the log, however old it is."""
 
 import argparse
 
@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if it was executed, refused or closed; 1 if nothing of it counts: it may come still, unless it is closed."""
+    """0 if it was executed, refused or closed; 1 if it has no accepted record, which may still come."""
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
     count = count_scopes(settings)
@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = ""
     for scope in searched(home, count):
         for found in judged(settings, scope):
-            mine = found.message.key == tx or (command is not None and command_of(found.record) == command)
-            if not mine:
+            matches = found.message.key == tx or (command is not None and command_of(found.record) == command)
+            if not matches:
                 continue
             print(as_text(scope, found))
             if found.accepted and not outcome:

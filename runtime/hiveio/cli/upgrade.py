@@ -1,6 +1,6 @@
 """``hiveio upgrade``: raise the format of a transaction log to the newest that this version knows.
 
-A record in each partition says so; from there on the rules of the new format hold for every reader. Versions that do
+It appends a record to each partition, after which the rules of the new format hold for every reader. Versions that do
 not know the format stop at that record and lose nothing, so no instance of such a version should be left.
 """
 
@@ -22,11 +22,11 @@ from hiveio.transaction.record import FORMAT, Barrier, Format, Upgrade, encode
 from hiveio.transaction.rule import IdWindow, LogState
 
 WATCH_S = 5.0  # an instance applies what is appended within this time
-LOOK_S = 0.5  # between two looks
+LOOK_S = 0.5  # between two looks at the cache
 
 
 class ScopeFormat(NamedTuple):
-    """A scope that was read up to ``end``: its format there."""
+    """The format of a scope at ``end``, up to which it was read."""
 
     scope: int
     format: int
@@ -34,16 +34,16 @@ class ScopeFormat(NamedTuple):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do it; without this nothing is changed")
+    parser.add_argument("--yes", action="store_true", help="raise the format; without this nothing is changed")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if every partition has the newest format, 1 if one has not, or if it is not known whether it may."""
+    """0 if every partition has the newest format; 1 if one does not, or if it is unknown whether it may have it."""
     settings = Settings.read()
     settings.need(
         brokers="the log is in Kafka",
         written_topic="the log is <topic>.transactions",
-        cache_url="it tells whether instances of an older version are at work",
+        cache_url="it shows whether instances of an older version are at work",
     )
     found = [_read(settings, scope) for scope in range(count_scopes(settings))]
     for scope in found:
@@ -83,7 +83,7 @@ def _read(settings: Settings, scope: int) -> ScopeFormat:
         else:
             if end:
                 return ScopeFormat(scope, state.format, end)
-        raise Corrupt(f"{log.where} does not begin with a format record: this is no transaction log")
+        raise Corrupt(f"{log.where} does not begin with a format record, so it is not a transaction log")
 
 
 def _print(settings: Settings, scope: ScopeFormat) -> None:
@@ -92,12 +92,14 @@ def _print(settings: Settings, scope: ScopeFormat) -> None:
 
 @asynccontextmanager
 async def _cache(settings: Settings) -> AsyncIterator[Redis]:
-    """Raises Unavailable where it does not tell what it is asked."""
+    """The cache. Raises Unavailable if it does not answer."""
     redis = Redis(settings.cache_url)
     try:
         yield redis
     except Unavailable as error:
-        raise Unavailable(f"whether older versions are at work is not known, so no upgrade was made: {error}") from None
+        raise Unavailable(
+            f"it is unknown whether older versions are at work, so no upgrade was made: {error}"
+        ) from None
     finally:
         await redis.stop()
 
@@ -108,8 +110,8 @@ async def _former_marks(settings: Settings, topic_id: str) -> dict[bytes, bytes]
 
 
 async def _refuse_older_versions(settings: Settings, marks: dict[bytes, bytes]) -> None:
-    """An instance of an older version applies the barrier on nothing that was appended meanwhile to a cache of its own
-    layout. Raises Unsafe where one does."""
+    """Raises Unsafe if an instance of an older version is at work: it applies the barrier that was appended to a cache
+    with a layout of its own, and so moves the watermark there."""
     loop = asyncio.get_running_loop()
     until = loop.time() + WATCH_S
     async with _cache(settings) as redis:

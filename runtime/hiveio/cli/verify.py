@@ -1,6 +1,6 @@
 """``hiveio verify``: is the cache the fold of the log, and the event topic its accepted events?
 
-The log is folded with the actor's ``replay``, up to the watermark that each answer of the cache carries, so it may be
+The log is folded with ``replay`` of the actors, up to the watermark that each answer of the cache carries, so it can
 run while services work. It changes nothing. It needs about 1 kB of memory for each aggregate of a scope.
 """
 
@@ -20,11 +20,11 @@ from hiveio.transaction.cache import Cache, fingerprint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scope", type=int, help="this scope only")
+    parser.add_argument("--scope", type=int, help="verify only this scope")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if all is as it should be, 1 if there is a difference, or nothing to compare with."""
+    """0 if there is no difference, 1 if there is one, or nothing to compare with."""
     settings = Settings.read()
     settings.need(
         brokers="the log is in Kafka", written_topic="the log is <topic>.transactions", cache_url="it is compared"
@@ -58,11 +58,11 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         await check.ids()
         await check.writers()
         await check.verdicts()
-        await check.strangers()
+        await check.unknown_entries()
         events.rest(check.offset)
     finally:
-        for name, held in fold.quarantine.entries.items():
-            print(f"{name} is quarantined: {fold.log.where}/{held.offset} cannot be folded: {held.reason}")
+        for name, entry in fold.quarantine.entries.items():
+            print(f"{name} is quarantined: {fold.log.where}/{entry.offset} cannot be folded: {entry.reason}")
         for line in found.lines:
             print(shown(line))
         if found.count > len(found.lines):

@@ -285,8 +285,8 @@ class Cache:
     async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
         """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
         key = f"{self.scope(partition)}:publisher"
-        text, held = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
-        return Watermark.parse(text), bool(held)
+        text, has_lease = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
+        return Watermark.parse(text), bool(has_lease)
 
     async def note_published(self, partition: int) -> None:
         """Note that events of this log were published."""

@@ -38,8 +38,8 @@ class Mirror:
     def observe_watermark(self, watermark: Watermark | None, asked: int | None = None) -> bool:
         """Take note of the watermark of a reply. Returns False if the cache does not match the log any more.
 
-        ``asked`` is the offset of the watermark when the request was sent. It is for replies that are handled later
-        than they come, since an apply may have moved the cache in between.
+        ``asked`` is the offset of the watermark when the request was sent. It is for replies that are handled some
+        time after they have come: an apply may have moved the cache in between.
         """
         if watermark is not None and watermark is self._observed:  # so it is with most replies of a batch
             return not self.lost
