@@ -78,7 +78,7 @@ def test_verify_finds_what_was_changed_by_hand(
         def difference() -> str:
             told = hiveio("verify")
             assert told.returncode == 1, told.stdout
-            assert "1 differences" in told.stdout, told.stdout
+            assert "1 difference\n" in told.stdout, told.stdout
             return told.stdout
 
         client.delete(ada)
@@ -95,7 +95,7 @@ def test_verify_finds_what_was_changed_by_hand(
         assert "command id 16:AccountActor/ada/k is nothing in the cache" in difference()
         client.hset(prefix + b":ids", key, id or b"")
         client.setbit(prefix + b":verdicts:0", 2, 0)
-        assert "the verdict of offset 2 is 0 in the cache, 1 by the log" in difference()
+        assert "the verdict of offset 2 is 0 in the cache, and 1 by the log" in difference()
         client.setbit(prefix + b":verdicts:0", 2, 1)
         ((writer, number),) = client.hgetall(prefix + b":writers").items()
         client.hset(prefix + b":writers", writer, b"1:1")
@@ -180,7 +180,7 @@ def test_a_topic_that_is_not_there_is_said_in_one_line(hiveio: Hiveio, topic: st
     for words in (("transaction", "nonsense"), ("log",), ("verify",)):
         missing = hiveio(*words)
         assert missing.returncode == 1
-        assert missing.stderr.startswith(f"hiveio {words[0]}: there is no topic {topic}.transactions at ")
+        assert missing.stderr.startswith(f"hiveio {words[0]}: the topic {topic}.transactions does not exist at ")
         assert missing.stderr.count("\n") == 1
 
 

@@ -70,7 +70,7 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         fold.log.close()
         events.close()
     aggregates = sum(1 for entry in fold.view.entries.values() if entry.head)
-    result = "no difference" if not found.count else f"{found.count} differences"
+    result = f"{found.count or 'no'} difference{'s' if found.count > 1 else ''}"
     result += f", {len(fold.quarantine.entries)} quarantined" if fold.quarantine.entries else ""
     print(
         f"{fold.log.where}: {check.offset:,} records ({fold.voids:,} void), {aggregates:,} aggregates, "
