@@ -137,7 +137,7 @@ def test_59_partitions_are_added_to_the_log_and_to_its_event_topic(kafka: Kafka,
         lines = [line["message"] for line in role.complaints()]
         assert [line.partition(",")[0].partition(":")[0] for line in lines] == [
             f"Topic {log} has 3 partitions",
-            f"Topic {topic} has 5 partitions and the transaction log 2",
+            f"Topic {topic} has 5 partitions and the transaction log has 2",
         ]
         wait_until(partial(published, kafka, topic, 40), 30, "published")
         verified = hiveio(role, "verify")
