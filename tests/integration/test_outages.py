@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import time
@@ -52,9 +53,10 @@ def test_a_line_when_kafka_goes_and_one_when_it_is_back(own_kafka: Kafka, own_re
         own_kafka.kill()
         time.sleep(AWAY_S)  # what is looked at is that nothing is said
         for role, seen in zip(roles, before, strict=True):
-            (line,) = role.logs()[seen:]
-            assert line["message"].startswith(f"Kafka at {own_kafka.brokers} is away: "), line
-            assert line["level"] == "warning"
+            lines = role.logs()[seen:]
+            assert len(lines) == 1, f"{role.name} wrote {json.dumps(lines, indent=1)}"
+            assert lines[0]["message"].startswith(f"Kafka at {own_kafka.brokers} is away: "), (role.name, lines)
+            assert lines[0]["level"] == "warning"
         # A line of another kind is told all the same.
         processor = roles[2]
         own_redis.kill()

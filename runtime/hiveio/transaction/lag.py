@@ -51,8 +51,11 @@ class PublisherLag:
                 await self.look()
                 self._logged = ("", 0.0)
             except HiveError as error:
+                # A request fails a moment before the Kafka client says that its broker is away, and that is one line.
+                await asyncio.sleep(LOOK_S)
                 if self._is_news(error):
                     logger.warning("the publisher lag of %s cannot be measured: %s", self._topic, error)
+                continue
             except Exception as error:
                 if self._is_news(error):
                     logger.exception("measuring the publisher lag of %s failed with an unexpected error", self._topic)

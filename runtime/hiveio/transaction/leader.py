@@ -69,14 +69,14 @@ class Leader:
     async def _run(self) -> None:
         names = ", ".join(duty.name for duty in self._duties)
         while not self._scope.failed:
-            pause = RENEW_S
+            pause, unavailable = RENEW_S, None
             try:
                 if not self._scope.state and await self._renew():
                     pause = AWAY_S
                     await self._lead()
                     pause = RENEW_S  # another instance has the lease
             except Unavailable as error:
-                self._log_pause(names, str(error))
+                self.paused_at, unavailable = time.monotonic(), error
             except Corrupt as error:
                 self._scope.fail(str(error))
             except HiveError as error:
@@ -86,14 +86,19 @@ class Leader:
             if pause == AWAY_S:
                 await self._release()
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            if unavailable is not None:
+                self._log_pause(names, unavailable)
 
-    def _log_pause(self, names: str, reason: str) -> None:
-        """Log one line when the duties pause for a new reason, and one a minute while they go on to pause for it."""
-        before, self.paused_at = self.paused_at, time.monotonic()
-        goes_on = reason == self._reason and self.paused_at - before < LOG_S
-        if not goes_on or self.paused_at - self._logged_at > LOG_S:
-            logger.warning("%s is paused: %s", names, reason)
-            self._reason, self._logged_at = reason, self.paused_at
+    def _log_pause(self, names: str, error: Unavailable) -> None:
+        """Log one line when the duties paused for a new reason, and one a minute while they go on to pause for it.
+
+        It is called after the pause, and with the error itself: a request fails a moment before the Kafka client
+        says that its broker is away, and from then on ``outages.worth_a_line`` counts such a line instead.
+        """
+        now, reason = time.monotonic(), str(error)
+        if reason != self._reason or now - self._logged_at > LOG_S:
+            logger.warning("%s is paused: %s", names, error)
+            self._reason, self._logged_at = reason, now
 
     async def _lead(self) -> None:
         """Run the duties until one ends because another instance has the lease, or fails."""
