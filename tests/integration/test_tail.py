@@ -141,7 +141,7 @@ async def test_looking_for_something_in_a_stretch_of_records_keeps_one_at_a_time
     reader.renew()
     tracemalloc.start()
     try:
-        found = await asyncio.to_thread(reader.read_each, 0, 5, RECORDS, lambda message: message.offset())
+        found = await reader.read_each(0, 5, RECORDS, lambda message: message.offset())
         assert tracemalloc.get_traced_memory()[1] < RECORDS * SIZE / 4
     finally:
         tracemalloc.stop()
@@ -158,7 +158,7 @@ async def test_who_reads_one_partition_does_not_wait_for_who_reads_another(kafka
         assert goes_on.wait(30)
         return message.offset()
 
-    slow = asyncio.create_task(asyncio.to_thread(reader.read_each, 0, 0, 3, slowly))
+    slow = asyncio.create_task(reader.read_each(0, 0, 3, slowly))
     try:
         await until(reached.is_set)
         async with asyncio.timeout(10):

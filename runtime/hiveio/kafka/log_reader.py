@@ -1,4 +1,8 @@
-"""Reads the end offsets of a log's partitions, and single records."""
+"""Reads the end offsets of a log's partitions, single records and stretches of them, for whoever is async.
+
+What it calls in `reading` blocks, so it waits for that on the pool of `threads`. Its clients are kept, and one that
+fails is replaced.
+"""
 
 import asyncio
 import threading
@@ -7,10 +11,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
+from hiveio.kafka.reading import bounds, messages
 from hiveio.kafka.tail import LogRecord, log_record, reading_client
 from hiveio.kafka.threads import blocking
 
@@ -29,7 +34,8 @@ _ONE_RECORD = {
 
 
 class LogReader:
-    """End offsets and single records of a topic. Up to READERS reads run at the same time."""
+    """End offsets and records of a topic. Up to READERS reads run at the same time. Every method that is awaited raises
+    Unavailable."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings, self._topic = settings, topic
@@ -50,7 +56,7 @@ class LogReader:
     async def end(self, partition: int) -> int:
         """The end offset, fetched after this call: every record that was acknowledged before it is below that offset.
 
-        Concurrent callers share a fetch. Raises Unavailable.
+        Concurrent callers share a fetch.
         """
         asked = self._asked.get(partition)
         if asked is None:
@@ -63,16 +69,19 @@ class LogReader:
     async def _fetch_ends(self, partition: int) -> None:
         while asked := self._asked.pop(partition, None):
             try:
-                asked.set_result((await blocking(self.bounds, partition))[1])
+                asked.set_result((await self.bounds(partition))[1])
             except Exception as error:  # whatever it is: the callers are answered
                 asked.set_exception(error)
                 asked.exception()  # the callers may have gone: that is no fault to report
         self._busy.discard(partition)
 
-    def bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:
-        """First offset and end offset; blocking."""
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        """First offset and end offset."""
+        return await blocking(self._bounds, partition)
+
+    def _bounds(self, partition: int, timeout_s: float = 5.0) -> tuple[int, int]:
         try:
-            found = self._ends.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout_s)
+            return bounds(self._ends, self._topic, partition, timeout_s)
         except KafkaException as error:
             if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and time.monotonic() - self._made_at > RENEW_S:
                 # A client can keep what it learned of the topic while its broker was away for many minutes. The old
@@ -81,45 +90,47 @@ class LogReader:
             raise backend_away(
                 f"Kafka did not say where {self._topic}/{partition} ends: {error.args[0].str()}"
             ) from None
-        if found is None:
-            raise backend_away(f"Kafka did not say within {timeout_s:.0f} s where {self._topic}/{partition} ends")
-        return found
 
     async def read(self, partition: int, offset: int, *, end: bool = False) -> LogRecord | None:
         """The record at this offset (with ``end``: the last one of the partition). None if there is none."""
-        message = await blocking(self.read_message, partition, OFFSET_END if end else offset)
-        if message is None:
-            return None
-        return log_record(message)
+        message = await self.read_message(partition, OFFSET_END if end else offset)
+        return None if message is None else log_record(message)
 
-    def read_each(
-        self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed], timeout_s: float = 5.0
+    async def read_message(self, partition: int, offset: int) -> Message | None:
+        """The message at this offset, or the last one with OFFSET_END; None if the partition ends before."""
+        return await blocking(self._read_message, partition, offset)
+
+    async def read_each(
+        self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed]
     ) -> list[Parsed]:
         """What ``parse`` makes of each message from ``offset`` up to ``end``, which is not beyond the partition's end.
-        Only one message at a time is kept, so a result should be small. Blocking."""
-        if offset >= end:
-            return []
+
+        Only one message at a time is kept, so a result should be small. ``parse`` is called on another thread.
+        """
+        return await blocking(self._read_each, partition, offset, end, parse) if offset < end else []
+
+    def _read_each(
+        self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed], timeout_s: float = 5.0
+    ) -> list[Parsed]:
         found: list[Parsed] = []
-        with self._client() as client, closing(self._from(client, partition, offset, timeout_s)) as messages:
-            for message in messages:
+        with self._client() as client, closing(messages(client, self._topic, partition, offset, timeout_s)) as stretch:
+            for message in stretch:
                 if (at := message.offset() or 0) < end:
                     found.append(parse(message))
                 if at >= end - 1:
                     break
         return found
 
-    def read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
-        """The message at this offset, or the last one with OFFSET_END; None if the partition ends before. Blocking."""
+    def _read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         with self._client() as client:
-            first, end = self.bounds(partition)
+            first, end = self._bounds(partition)
             if offset == OFFSET_END:
                 return self._last(client, partition, first, end, timeout_s)
             if not first <= offset < end:
                 return None
-            message = next(self._from(client, partition, offset, timeout_s), None)
-            return (
-                message if message is not None and message.offset() == offset else None
-            )  # the offset of a transaction marker
+            message = next(messages(client, self._topic, partition, offset, timeout_s), None)
+            # Where it is another one, this is the offset of a transaction marker.
+            return message if message is not None and message.offset() == offset else None
 
     @contextmanager
     def _client(self) -> Generator[Consumer]:
@@ -139,7 +150,7 @@ class LogReader:
         back = 1
         while first < end:
             start, last = max(first, end - back), None
-            for message in self._from(client, partition, start, timeout_s):
+            for message in messages(client, self._topic, partition, start, timeout_s):
                 last = message
                 if message.offset() == end - 1:
                     break
@@ -147,27 +158,6 @@ class LogReader:
                 return last
             back *= 4
         return None
-
-    def _from(self, client: Consumer, partition: int, offset: int, timeout_s: float) -> Generator[Message]:
-        """The records from this offset to the present end."""
-        where = f"{self._topic}/{partition}/{offset}"
-        try:
-            client.assign([TopicPartition(self._topic, partition, offset)])
-            while True:
-                message = client.poll(timeout_s)
-                if message is None:
-                    raise backend_away(f"{where} cannot be read: Kafka gave no answer within {timeout_s:.0f} s")
-                if (failure := message.error()) is not None:
-                    if failure.code() == KafkaError._PARTITION_EOF:
-                        return
-                    if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                        continue  # the client looks for a coordinator, which is not needed here
-                    raise backend_away(f"{where} cannot be read: {failure.str()}")
-                yield message
-        except KafkaException as error:
-            raise backend_away(f"{where} cannot be read: {error.args[0].str()}") from None
-        finally:
-            client.unassign()
 
     def close(self) -> None:
         self._ends.close()

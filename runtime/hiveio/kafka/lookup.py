@@ -13,6 +13,7 @@ from hiveio.errors import ConfigError, Unavailable, backend_away
 from hiveio.kafka.assigned import CommitMetadata, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
+from hiveio.kafka.reading import bounds
 
 CALL_S = 10.0  # one request to Kafka
 PROBE_S = 1.0
@@ -137,11 +138,8 @@ class Lookup:
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
-        at, what = TopicPartition(topic, partition), f"the end offset of {topic}/{partition}"
-        found = self._call(lambda consumer, _: consumer.get_watermark_offsets(at, timeout=CALL_S), what)
-        if found is None:
-            raise backend_away(f"Kafka did not say within {CALL_S:g} s where {topic}/{partition} ends")
-        return found
+        what = f"the end offset of {topic}/{partition}"
+        return self._call(lambda consumer, _: bounds(consumer, topic, partition, CALL_S), what)
 
     def answer(self) -> str | None:
         """None when Kafka answers, else the reason."""

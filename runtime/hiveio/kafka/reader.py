@@ -1,16 +1,20 @@
 """Kafka for the command line: blocking calls, one after the other, each with a bound."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from contextlib import closing
+from typing import Any, Self, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicCollection, TopicPartition
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka.assigned import UNKNOWN, CommitMetadata, Owner, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
+from hiveio.kafka.reading import bounds, messages
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
+
+AT_ONCE = 500  # messages that are kept while they are handed out
 
 
 class Reader:
@@ -48,11 +52,7 @@ class Reader:
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""
-        key = TopicPartition(topic, partition)
-        found: tuple[int, int] | None = self._call(self._consumer.get_watermark_offsets, key, timeout=TIMEOUT_S)
-        if found is None:
-            raise backend_away(f"Kafka did not say within {TIMEOUT_S:g} s where {topic}/{partition} ends")
-        return found
+        return cast(tuple[int, int], self._call(bounds, self._consumer, topic, partition, TIMEOUT_S))
 
     def offset_at(self, topic: str, partition: int, time_ms: int) -> int:
         """The first offset written at or after this time; the end if there is none."""
@@ -65,26 +65,13 @@ class Reader:
         offset, end = max(first, offset), present if end is None else end
         if offset >= end:
             return
-        self._consumer.assign([TopicPartition(topic, partition, offset)])
-        try:
-            while offset < end:
-                first_one = self._call(self._consumer.poll, TIMEOUT_S)  # consume would wait for a full batch
-                if first_one is None:
-                    raise backend_away(
-                        f"{topic}/{partition}/{offset} cannot be read: Kafka gave no answer within {TIMEOUT_S:g} s"
-                    )
-                for message in [first_one, *self._call(self._consumer.consume, 500, 0)]:
-                    if (failure := message.error()) is not None:
-                        if failure.code() == KafkaError._PARTITION_EOF:
-                            return
-                        if failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                            continue  # the client looks for a coordinator, which is not needed here
-                        reason = denied(failure, f"topic {topic}", "Read")
-                        raise backend_away(reason or f"{topic}/{partition} cannot be read: {failure.str()}")
-                    offset = message.offset() + 1
+        found = messages(self._consumer, topic, partition, offset, TIMEOUT_S, at_once=AT_ONCE)
+        with closing(found):
+            for message in found:
+                if (at := message.offset() or 0) < end:
                     yield message
-        finally:
-            self._consumer.unassign()
+                if at >= end - 1:
+                    return
 
     def write(self, records: Sequence[tuple[str, int, Outgoing]]) -> None:
         """Return when all are stored."""

@@ -97,7 +97,7 @@ class PublisherLag:
         time = 0
         while backlog.clean < stop:
             upto = min(stop, backlog.clean + chunk)
-            found, time = await blocking(self._with_events, scope, backlog, upto)
+            found, time = await self._with_events(scope, backlog, upto)
             if (first := await self._accepted(scope, found)) is not None:
                 backlog.waits_for(first)
                 backlog.passed(first.offset)
@@ -107,9 +107,9 @@ class PublisherLag:
         # The next measurement goes on here; until then something may be left to publish.
         backlog.waits_for(RecordWithEvents(stop, time, 0) if stop < backlog.end else None)
 
-    def _with_events(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[RecordWithEvents], int]:
+    async def _with_events(self, scope: Scope, backlog: Backlog, upto: int) -> tuple[list[RecordWithEvents], int]:
         """The next records below ``upto`` with events that are not published, and the time of the last record read."""
-        read = scope.reader.read_each(scope.partition, backlog.clean, upto, _with_events)
+        read = await scope.reader.read_each(scope.partition, backlog.clean, upto, _with_events)
         found = [each for each in read if each.last >= 0 and (each.offset, each.last) > backlog.published]
         return found, read[-1].time if read else 0
 

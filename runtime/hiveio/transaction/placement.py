@@ -11,7 +11,6 @@ from hiveio.actor import Contract
 from hiveio.errors import Corrupt, HiveError, Unsafe
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import log_record
-from hiveio.kafka.threads import blocking
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.record import Record, named
@@ -75,12 +74,12 @@ class Placement:
 async def last_records(log: LogReader, partition: int) -> list[tuple[int, Record]]:
     """The last records of a partition with their offsets, without those that this version cannot read. Raises
     Unavailable."""
-    first, end = await blocking(log.bounds, partition)
+    first, end = await log.bounds(partition)
     found: list[tuple[int, bytes]] = []
     below = end
     for count in LAST:
         start = max(first, end - count)
-        read = await blocking(log.read_each, partition, start, below, log_record)
+        read = await log.read_each(partition, start, below, log_record)
         found, below = [(message.offset, message.value) for message in read] + found, start
         if start == first or sum(len(value) for _, value in found) > BYTES:
             break

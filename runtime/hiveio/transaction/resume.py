@@ -15,7 +15,6 @@ from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import REPEATED
-from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.metrics import ForeignRecords
 
@@ -57,12 +56,12 @@ async def last_event(
 ) -> Published | None:
     """The last event of a partition, searched from the end backwards; with ``within`` only between these two offsets.
     ``foreign`` is called with the offset of each record that is no event. Raises Unavailable."""
-    first, end = await blocking(events.bounds, partition) if within is None else within
+    first, end = await events.bounds(partition) if within is None else within
     below = end
     while below > first:
         start = max(first, below - (1 if below == end else LOOK_BACK))
-        found = await blocking(
-            events.read_each, partition, start, below, lambda message: published(message, partition) or message.offset()
+        found = await events.read_each(
+            partition, start, below, lambda message: published(message, partition) or message.offset()
         )
         for each in reversed(found):
             if isinstance(each, Published):
@@ -97,7 +96,7 @@ class Resume:
 
     async def last(self) -> Published | None:
         """The last event, or None where nothing was ever published. Raises Corrupt, with the remedy; Unavailable."""
-        first, self.end = await blocking(self._events.bounds, self._partition)
+        first, self.end = await self._events.bounds(self._partition)
         found = await last_event(self._events, self._partition, self._foreign.met, (first, self.end))
         if found is None:
             await self._never_published(first)
@@ -122,8 +121,8 @@ class Resume:
         start = max(first, last.at - REPEATED)
         if start >= last.at:
             return last
-        before = await blocking(
-            self._events.read_each, self._partition, start, last.at, partial(published, partition=self._partition)
+        before = await self._events.read_each(
+            self._partition, start, last.at, partial(published, partition=self._partition)
         )
         found: list[Published] = [last, *filter(None, before)]
         return max(found, key=lambda event: (event.offset, event.event_index))
@@ -136,7 +135,7 @@ class Resume:
         before, self.end = self.end, at[1] + 1
         if at[0] == before:
             return
-        _, end = await blocking(self._events.bounds, self._partition)
+        _, end = await self._events.bounds(self._partition)
         if at[0] < before or end <= at[1]:
             raise Unavailable(f"a broker that is no longer the leader names an old end of {self._where}")
         _, offset, index = position.split(":")
@@ -178,7 +177,7 @@ class Resume:
         if now - self._empty_since < OLD_END_S:
             raise Unavailable(doubt)
         await self._end()
-        _, end = await blocking(self._events.bounds, self._partition)
+        _, end = await self._events.bounds(self._partition)
         if end > 0:
             raise Unavailable(doubt)
 

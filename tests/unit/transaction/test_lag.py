@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,12 +60,14 @@ class Marks:
     def reader(self, topic: str) -> Any:
         """A LogReader."""
         written = self.events if topic == "events" else self.log
-        return SimpleNamespace(
-            bounds=lambda partition: (0, len(written)),
-            read_each=lambda partition, offset, end, made: [
-                made(self._message(topic, at)) for at in range(offset, end)
-            ],
-        )
+
+        async def bounds(partition: int) -> tuple[int, int]:
+            return 0, len(written)
+
+        async def read_each(partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
+            return [made(self._message(topic, at)) for at in range(offset, end)]
+
+        return SimpleNamespace(bounds=bounds, read_each=read_each)
 
     def _message(self, topic: str, at: int) -> Message:
         self.read_records += 1

@@ -65,10 +65,10 @@ class Log:
     def __init__(self, values: list[bytes], first: int = 0) -> None:
         self.values, self.first, self.reads = values, first, list[tuple[int, int]]()
 
-    def bounds(self, partition: int) -> tuple[int, int]:
+    async def bounds(self, partition: int) -> tuple[int, int]:
         return self.first, self.first + len(self.values)
 
-    def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
+    async def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
         self.reads.append((offset, end))
         return [made(Message(at, self.values[at - self.first])) for at in range(offset, end)]
 

@@ -36,7 +36,7 @@ class Events:
     def __init__(self, end: int = 1) -> None:
         self.end = end
 
-    def bounds(self, partition: int) -> tuple[int, int]:
+    async def bounds(self, partition: int) -> tuple[int, int]:
         return 0, self.end
 
 
@@ -167,11 +167,11 @@ class Topic:
         self.known = len(positions)
         self.asked = 0
 
-    def bounds(self, partition: int) -> tuple[int, int]:
+    async def bounds(self, partition: int) -> tuple[int, int]:
         self.asked += 1
         return 0, self.known
 
-    def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
+    async def read_each(self, partition: int, offset: int, end: int, made: Callable[[Any], Any]) -> list[Any]:
         return [
             made(
                 SimpleNamespace(

@@ -11,7 +11,6 @@ from hiveio.kafka import Message
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import Outgoing, Session
 from hiveio.kafka.tail import Tail
-from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, ensure_companion
 
 MAX_BYTES = 32 << 20  # of a dead letter: more than any source allows for a record
@@ -60,7 +59,7 @@ class DeadLetterTopics:
         """A record of the source; None if it is no longer there. Raises Unavailable."""
         reader = LogReader(self._settings, topic)
         try:
-            return await blocking(reader.read_message, partition, offset)
+            return await reader.read_message(partition, offset)
         finally:
             reader.close()
 

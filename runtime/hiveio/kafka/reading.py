@@ -1,0 +1,51 @@
+"""Reads partitions with one client, blocking: where they begin and end, and their messages. Each call has a bound.
+
+All that read single records or stretches of a topic do it with these two functions; `tail` follows one for good.
+"""
+
+from collections.abc import Generator
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from hiveio.errors import backend_away
+from hiveio.kafka.client import denied
+
+
+def bounds(client: Consumer, topic: str, partition: int, timeout_s: float) -> tuple[int, int]:
+    """First offset and end offset. Raises KafkaException, also when Kafka does not answer in time."""
+    found: tuple[int, int] | None = client.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+    if found is None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    return found
+
+
+def messages(
+    client: Consumer, topic: str, partition: int, offset: int, timeout_s: float, *, at_once: int = 1
+) -> Generator[Message]:
+    """The messages from this offset to the partition's end, however far that is when the client comes to it.
+
+    The client reads ahead until the generator is closed. It must report ends (``enable.partition.eof``): the last
+    offsets may hold transaction markers, which are no messages. Up to ``at_once`` messages are kept in memory, besides
+    what the client keeps. Raises Unavailable when Kafka refuses, or sends nothing for ``timeout_s``.
+    """
+    try:
+        client.assign([TopicPartition(topic, partition, offset)])
+        while True:
+            first = client.poll(timeout_s)  # consume alone would wait for all of at_once
+            if first is None:
+                raise backend_away(
+                    f"{topic}/{partition}/{offset} cannot be read: Kafka gave no answer within {timeout_s:g} s"
+                )
+            for message in [first, *(client.consume(at_once - 1, 0) if at_once > 1 else ())]:
+                if (failure := message.error()) is None:
+                    offset = (message.offset() or 0) + 1
+                    yield message
+                elif failure.code() == KafkaError._PARTITION_EOF:
+                    return
+                elif failure.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # no coordinator is needed here
+                    reason = denied(failure, f"topic {topic}", "Read")
+                    raise backend_away(reason or f"{topic}/{partition}/{offset} cannot be read: {failure.str()}")
+    except KafkaException as error:
+        raise backend_away(f"{topic}/{partition}/{offset} cannot be read: {error.args[0].str()}") from None
+    finally:
+        client.unassign()
