@@ -54,14 +54,14 @@ def check_published(fold: Fold, acknowledged: Mapping[int, float], watched: Watc
     if watched.arrived is None:
         return
     for event in fold.events:
-        told = acknowledged.get(int(event.position.split(":")[1]))
-        if told is None:
+        at = acknowledged.get(int(event.position.split(":")[1]))
+        if at is None:
             continue
         arrived = watched.arrived.get(event.position)
         if arrived is None:
             yield Finding(8, event.position, "acknowledged, and never received from the event topic")
-        elif arrived - told > watched.published_s:
-            late = f"received {arrived - told:.1f} s after it was acknowledged"
+        elif arrived - at > watched.published_s:
+            late = f"received {arrived - at:.1f} s after it was acknowledged"
             yield Finding(8, event.position, f"{late}; {watched.published_s:.1f} s is what may be")
 
 

@@ -16,7 +16,7 @@ from tests.faults.fold import Accepted, Finding, Fold, Record, Timeline, Written
 from tests.faults.stored import CacheDump, OnTopic, check_cache, check_events
 
 
-class Told(StrEnum):
+class Result(StrEnum):
     """What an answer says about a command."""
 
     ACCEPTED = "accepted"
@@ -37,7 +37,7 @@ class Call:
     target: str
     called: float
     answered: float
-    told: Told
+    result: Result
     status: int = 200
     command: dict[str, Any] | None = None
     key: str | None = None
@@ -89,7 +89,7 @@ def _acknowledged(history: Iterable[Call]) -> dict[int, float]:
     """For the offset of each record that was answered as accepted: when that was first told."""
     first: dict[int, float] = {}
     for call in history:
-        if call.told is Told.ACCEPTED and call.position is not None:
+        if call.result is Result.ACCEPTED and call.position is not None:
             first[call.position] = min(call.answered, first.get(call.position, call.answered))
     return first
 
@@ -100,7 +100,7 @@ def _acknowledged(history: Iterable[Call]) -> dict[int, float]:
 def _check_answers(fold: Fold, history: Sequence[Call]) -> Iterator[Finding]:
     by_marker: dict[str, list[Call]] = defaultdict(list)
     for call in history:
-        if call.told is Told.WRONG:
+        if call.result is Result.WRONG:
             yield Finding(1, call.target, f"answered {call.status}: {call.answer}")
         elif call.command is not None:
             by_marker[call.marker].append(call)
@@ -119,19 +119,19 @@ def _check_answers(fold: Fold, history: Sequence[Call]) -> Iterator[Finding]:
 
 def _check_command(marker: str, calls: list[Call], accepted: list[Accepted], fold: Fold) -> Iterator[Finding]:
     where = f"{calls[0].target} {marker}"
-    told = {call.told for call in calls}
-    no = sorted(told & {Told.REFUSED, Told.CONFLICT})
-    if Told.ACCEPTED in told and no:
+    results = {call.result for call in calls}
+    no = sorted(results & {Result.REFUSED, Result.CONFLICT})
+    if Result.ACCEPTED in results and no:
         yield Finding(1, where, f"answered accepted and {', '.join(no)}; {_story(calls)}")
     if accepted and no:
         yield Finding(1, where, f"answered {', '.join(no)}, accepted at {accepted[0].offset}; {_story(calls)}")
-    elif accepted and told == {Told.NOT_EXECUTED}:
+    elif accepted and results == {Result.NOT_EXECUTED}:
         yield Finding(1, where, f"answered 503, accepted at {accepted[0].offset}; {_story(calls)}")
-    statuses = {call.status for call in calls if call.told is Told.REFUSED}
+    statuses = {call.status for call in calls if call.result is Result.REFUSED}
     if len(statuses) > 1:
         yield Finding(1, where, f"one key, refused as {sorted(statuses)}")
     for call in calls:
-        if call.told is not Told.ACCEPTED:
+        if call.result is not Result.ACCEPTED:
             continue
         commit = fold.commits.get(-1 if call.position is None else call.position)
         if commit is None or marker not in commit.markers:
@@ -210,10 +210,10 @@ def _check_pairs(fold: Fold) -> Iterator[Finding]:
 class _Acknowledged:
     """The newest version of each aggregate that anybody had been told of at a time."""
 
-    def __init__(self, told: Mapping[str, list[tuple[float, int]]]) -> None:
+    def __init__(self, answered: Mapping[str, list[tuple[float, int]]]) -> None:
         self._times: dict[str, list[float]] = {}
         self._versions: dict[str, list[int]] = {}
-        for name, pairs in told.items():
+        for name, pairs in answered.items():
             newest, versions = 0, []
             for _, version in sorted(pairs):
                 newest = max(newest, version)
@@ -227,25 +227,25 @@ class _Acknowledged:
 
 def _check_time(fold: Fold, history: Sequence[Call], watched: Watched) -> Iterator[Finding]:
     """By real time: the clock of the clients, which is one."""
-    told: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    versions: dict[str, list[tuple[float, int]]] = defaultdict(list)
     first: dict[str, float] = {}
     for call in history:
         if call.command is not None:
             first[call.marker] = min(call.called, first.get(call.marker, call.called))
-        if call.told is Told.ACCEPTED and call.position in fold.commits:
+        if call.result is Result.ACCEPTED and call.position in fold.commits:
             for write in fold.commits[call.position].writes:
-                told[write.aggregate].append((call.answered, write.after))
-        elif call.told is Told.READ:
-            told[call.target].append((call.answered, call.version or 0))
-    acknowledged = _Acknowledged(told)
+                versions[write.aggregate].append((call.answered, write.after))
+        elif call.result is Result.READ:
+            versions[call.target].append((call.answered, call.version or 0))
+    acknowledged = _Acknowledged(versions)
     for call in history:
-        if call.told is Told.READ:
+        if call.result is Result.READ:
             horizon = watched.horizon(call.level, call.called)
             yield from _check_read(call, fold, acknowledged.before(call.target, horizon))
-        elif call.told is Told.REFUSED:
+        elif call.result is Result.REFUSED:
             horizon = watched.horizon("linearizable" if call.key else call.level, first[call.marker])
             yield from _check_refusal(call, fold, acknowledged.before(call.target, horizon))
-        elif call.told is Told.ACCEPTED and call.position in fold.commits:
+        elif call.result is Result.ACCEPTED and call.position in fold.commits:
             for write in fold.commits[call.position].writes:
                 newest = acknowledged.before(write.aggregate, first[call.marker])
                 if write.before < newest:

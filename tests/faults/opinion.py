@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.checker import Call, Told
+from tests.faults.checker import Call, Result
 from tests.services import ServiceUnavailable, jars
 
 SOURCE = Path(__file__).with_name("porcupine")
-HAPPENED_NOT = {Told.CONFLICT, Told.NOT_EXECUTED}
+HAPPENED_NOT = {Result.CONFLICT, Result.NOT_EXECUTED}
 
 
 def porcupine() -> Path:
@@ -52,7 +52,7 @@ def operations(history: Sequence[Call]) -> Iterator[dict[str, Any]]:
     for call in history:
         if call.command is not None:
             commands[call.marker].append(call)
-        elif call.told is Told.READ and call.level != "cached":
+        elif call.result is Result.READ and call.level != "cached":
             state = call.answer or {}
             balance = state.get("balance", state.get("sum", 0))
             yield _operation(call.target, [call], Read=True, Version=call.version or 0, Balance=balance)
@@ -69,8 +69,8 @@ def _of_command(calls: list[Call]) -> Iterator[dict[str, Any]]:
     changes = [(first.target, parts, signed.get(kind, amount))]
     if kind == "Transfer":
         changes.append((f"Account/{payload['to']}", 1, amount))
-    accepted = [call for call in calls if call.told is Told.ACCEPTED]
-    refused = [call for call in calls if call.told is Told.REFUSED]
+    accepted = [call for call in calls if call.result is Result.ACCEPTED]
+    refused = [call for call in calls if call.result is Result.REFUSED]
     if accepted:
         for name, events, change in changes:
             version = accepted[0].version if name == first.target else -1
@@ -79,15 +79,15 @@ def _of_command(calls: list[Call]) -> Iterator[dict[str, Any]]:
         if refused[0].status == 422 and kind != "Take":
             needed = -amount * parts if kind == "Add" else amount
             yield _operation(first.target, calls, refused, Refused=True, Needed=needed)
-    elif not all(call.told in HAPPENED_NOT for call in calls) and not any(c.told is Told.CONFLICT for c in calls):
+    elif not all(call.result in HAPPENED_NOT for call in calls) and not any(c.result is Result.CONFLICT for c in calls):
         for name, events, change in changes:
             yield _operation(name, calls, Unknown=True, Events=events, Amount=change)
 
 
-def _operation(name: str, calls: Sequence[Call], told: Sequence[Call] = (), **what: Any) -> dict[str, Any]:
+def _operation(name: str, calls: Sequence[Call], answered: Sequence[Call] = (), **what: Any) -> dict[str, Any]:
     """Between its first request and its first definite answer; clients of porcupine do one thing at a time, so each
     operation is a client of its own."""
-    begun, ended = min(call.called for call in calls), min(call.answered for call in told or calls)
+    begun, ended = min(call.called for call in calls), min(call.answered for call in answered or calls)
     return {
         "Aggregate": name,
         "Client": 0,

@@ -19,7 +19,7 @@ from redis import Redis as RedisClient
 
 from tests.faults.bounds import Watched
 from tests.faults.chaos import LOCK_TTL_MS, REQUEST_TIMEOUT_MS, Instance, System
-from tests.faults.checker import Call, Evidence, Told, check
+from tests.faults.checker import Call, Evidence, Result, check
 from tests.faults.client import Answer, Lost, NotSent
 from tests.faults.evidence import gather, log_of
 from tests.faults.fold import Finding, Fold
@@ -140,7 +140,7 @@ class Stage(System):
         call = self.sending(kind, name, **how)
         async with asyncio.timeout(WELL_S):
             while self.victim.is_awake():
-                if call.done() and call.result().told is Told.NOT_EXECUTED:
+                if call.done() and call.result().result is Result.NOT_EXECUTED:
                     call = self.sending(kind, name, **how)  # 503: it was not ready
                 await asyncio.sleep(0.02)
         self.instances[1].resume()
@@ -193,7 +193,7 @@ class Stage(System):
             call = await client.send(marker, name, command, key, if_match, at)
         finally:
             self.clients.append(client)
-        return call or Call(marker, name, 0, 0, Told.UNKNOWN, 0, command, key=key)
+        return call or Call(marker, name, 0, 0, Result.UNKNOWN, 0, command, key=key)
 
     def sending(self, kind: str, name: str, **how: Any) -> "asyncio.Task[Call]":
         return asyncio.create_task(self.send(kind, name, **how))
@@ -203,7 +203,7 @@ class Stage(System):
         end, key = time.monotonic() + within_s, how.pop("key", None)
         for number in itertools.count():
             call = await self.send(kind, name, at=at, key=f"{key}-{number}" if key else None, **how)
-            if call.told is Told.ACCEPTED:
+            if call.result is Result.ACCEPTED:
                 return call
             assert time.monotonic() < end, f"{kind} {name} at {at}: {call.status} {call.answer}"
             await asyncio.sleep(0.1)
@@ -213,7 +213,7 @@ class Stage(System):
         """A command with a key, sent until its answer is definite."""
         for _ in range(100):
             call = await self.send(kind, name, **how)
-            if call.told not in (Told.UNKNOWN, Told.IN_WORK, Told.NOT_EXECUTED):
+            if call.result not in (Result.UNKNOWN, Result.IN_WORK, Result.NOT_EXECUTED):
                 return call
             await asyncio.sleep(0.1)
         raise AssertionError(f"{kind} {name}: {call}")

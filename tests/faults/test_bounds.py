@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.bounds import SPAN, WARM_UP, Sample, Watched
-from tests.faults.checker import Call, Evidence, Told, check
+from tests.faults.checker import Call, Evidence, Result, check
 from tests.faults.test_checker import BASIS, Right
 
 LEAK = 2_000  # bytes a request
@@ -25,8 +25,9 @@ def judged() -> tuple[Evidence, list[Call]]:
     """All that a right system leaves. A leader of the log was deposed in the second half of the history."""
     right = Right(BASIS)
     evidence, history = right.evidence(), copy.deepcopy(right.history)
-    told = {call.position: call.answered for call in reversed(history) if call.told is Told.ACCEPTED}  # the first
-    arrived = {e.position: told.get(int(e.position.split(":")[1]), 0.0) + LATE_S / 2 for e in right.fold.events}
+    acknowledged = {call.position: call.answered for call in reversed(history) if call.result is Result.ACCEPTED}
+    at = {e.position: acknowledged.get(int(e.position.split(":")[1]), 0.0) for e in right.fold.events}
+    arrived = {position: first + LATE_S / 2 for position, first in at.items()}
     deposed = [(history[len(history) // 2].called, 1e9)]
     evidence.watched = Watched(deposed, arrived, LATE_S, {"instance 0": samples(per_request=20)})
     return evidence, history
@@ -34,14 +35,14 @@ def judged() -> tuple[Evidence, list[Call]]:
 
 def read_of(history: list[Call], level: str, called: float, version: int = 0) -> Call:
     """A read of ``Account/a``, which has been written again and again."""
-    read = next(c for c in history if c.told is Told.READ and c.target == "Account/a" and c.version)
+    read = next(c for c in history if c.result is Result.READ and c.target == "Account/a" and c.version)
     return replace(read, level=level, version=version, answer=None, called=called, answered=called + 1)
 
 
 def refusal(history: list[Call], key: str | None, level: str) -> Call:
     """Of a command that needs less than there has been since the first write, which came before any leader was lost."""
     command = {"type": "Add", "payload": {"amount": -2, "marker": "refused", "parts": 1}}
-    return Call("refused", "Tally/t", 1e6, 1e6 + 1, Told.REFUSED, 422, command, key=key, level=level)
+    return Call("refused", "Tally/t", 1e6, 1e6 + 1, Result.REFUSED, 422, command, key=key, level=level)
 
 
 def test_nothing_is_found_where_every_bound_is_kept() -> None:

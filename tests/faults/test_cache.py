@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 import hiveio.transaction
 from tests.conftest import require
 from tests.faults.chaos import Instance
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.proxy import Passing, When
 from tests.faults.stage import LOCK_TTL_S, REQUEST_TIMEOUT_S, WELL_S, Broker, Stage, until
 from tests.process import ROOT
@@ -209,7 +209,7 @@ async def test_26_the_clock_of_redis_jumps(broker: Broker, tmp_path: Path) -> No
                 await asyncio.sleep(0.3)
                 assert abs(client.time()[0] - time.time() - hours * 3600) < 60
                 async with asyncio.timeout(WELL_S):  # work goes on
-                    while not any(call.told is Told.ACCEPTED for call in load.history[answered:]):
+                    while not any(call.result is Result.ACCEPTED for call in load.history[answered:]):
                         await asyncio.sleep(0.02)
         # What an instance held and wished that died while the clock was ahead: it ends by its time, and not by that.
         (scope,) = {key.rpartition(b":publisher")[0].decode() for key in client.keys("hive:*:publisher")}
@@ -263,8 +263,8 @@ async def test_37_a_key_deleted_by_hand_is_found(broker: Broker) -> None:
         (key,) = [key for key in client.scan_iter(count=1000) if key.endswith(b":a:Account/a")]
         client.delete(key)
         assert [(finding.point, finding.where) for finding in stage.findings()] == [(6, "Account/a")]
-        told = await asyncio.to_thread(stage.verify)
-        assert (told.returncode, "Account/a" in told.stdout) == (1, True), told
+        verified = await asyncio.to_thread(stage.verify)
+        assert (verified.returncode, "Account/a" in verified.stdout) == (1, True), verified
         client.flushall()  # the remedy
         await stage.well("Account/a")
 
@@ -280,7 +280,7 @@ async def test_39_an_instance_is_cut_off(broker: Broker, backend: str) -> None:
             proxy.refuse()
             await asyncio.sleep(LOCK_TTL_S * 1.2)  # the locks that it held have ended
             calls = await asyncio.gather(*[stage.send("Deposit", f"Account/{n}", amount=1) for n in range(4)])
-            assert not [call for call in calls if call.told is Told.ACCEPTED]
+            assert not [call for call in calls if call.result is Result.ACCEPTED]
             await stage.accepted("Deposit", "Account/a", at=1, amount=1)  # the others go on
             proxy.open()
         await until(stage.victim.is_ready, "ready again", to_thread=True)

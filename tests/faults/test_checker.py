@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.checker import Call, Evidence, Told, check
+from tests.faults.checker import Call, Evidence, Result, check
 from tests.faults.fold import Fold, Record, plain
 from tests.faults.stored import CacheDump, OnTopic
 
@@ -62,10 +62,10 @@ class Right:
         state = self.state(name)
         return [state.balance, state.events, state.trace] if state else [0, 0, 0]
 
-    def call(self, name: str, told: Told, status: int, command: Any = None, **more: Any) -> Call:
+    def call(self, name: str, result: Result, status: int, command: Any = None, **more: Any) -> Call:
         self.clock += 2
         marker = command["payload"]["marker"] if command else ""
-        call = Call(marker, name, self.clock, self.clock + 1, told, status, command, **more)
+        call = Call(marker, name, self.clock, self.clock + 1, result, status, command, **more)
         self.history.append(call)
         return call
 
@@ -74,7 +74,7 @@ class Right:
             name = f"Account/{id}"
             timeline = self.fold.aggregates.get(name)
             answer = plain(timeline.states[-1]) if timeline and timeline.version else None
-            self.call(name, Told.READ, 200, version=timeline.version if timeline else 0, answer=answer)
+            self.call(name, Result.READ, 200, version=timeline.version if timeline else 0, answer=answer)
         elif kind == "barrier":
             self.append({"kind": "barrier", "aggregates": [f"Account/{id}"]})
         elif kind == "void":
@@ -117,18 +117,18 @@ class Right:
         command = {"type": kind, "payload": payload}
         enough = kind not in ("Transfer", "Withdraw", "Take") or self.seen(name)[0] >= amount
         if not enough:
-            self.call(name, Told.REFUSED, 422, command)
+            self.call(name, Result.REFUSED, 422, command)
             return
         if head is not None:
             writes[0][1] = head
         body = {"kind": "commit", "command": [name, key or marker], "writes": writes, "keyed": key is not None}
         if not self.append(body):
-            self.call(name, Told.UNKNOWN, 504, command)
+            self.call(name, Result.UNKNOWN, 504, command)
             return
         version = self.fold.aggregates[name].version
         position = len(self.log) - 1
         answer = writes[0][3][0]
-        self.call(name, Told.ACCEPTED, 200, command, version=version, position=position, answer=answer, key=key)
+        self.call(name, Result.ACCEPTED, 200, command, version=version, position=position, answer=answer, key=key)
 
     def entry(self, name: str, *, whole: bool) -> bytes:
         """As the cache has it; else with the last event beside the snapshot, as one applies who cannot fold it."""
@@ -179,8 +179,9 @@ def found_as(point: int) -> Callable[[Change], Change]:
     return note
 
 
-def told(history: list[Call], told: Told, kind: str = "") -> list[int]:
-    return [n for n, c in enumerate(history) if c.told is told and (not kind or (c.command or {}).get("type") == kind)]
+def answered(history: list[Call], result: Result, kind: str = "") -> list[int]:
+    found = [(n, call) for n, call in enumerate(history) if call.result is result]
+    return [n for n, call in found if not kind or (call.command or {}).get("type") == kind]
 
 
 def rewritten(evidence: Evidence, offset: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -195,25 +196,25 @@ def offset_of(evidence: Evidence, text: str) -> int:
 
 @found_as(1)
 def a_void_one_is_acknowledged(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    call = h[told(h, Told.UNKNOWN)[0]]
+    call = h[answered(h, Result.UNKNOWN)[0]]
     position = offset_of(e, f'"{call.marker}"')
-    call.told, call.status, call.position, call.version = Told.ACCEPTED, 200, position, 1
+    call.result, call.status, call.position, call.version = Result.ACCEPTED, 200, position, 1
 
 
 @found_as(1)
 def an_accepted_one_is_answered_otherwise(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    accepted = told(h, Told.ACCEPTED)
+    accepted = answered(h, Result.ACCEPTED)
     call = h[accepted[pick(len(accepted))]]
-    call.told = [Told.REFUSED, Told.CONFLICT, Told.NOT_EXECUTED, Told.WRONG][pick(4)]
-    call.status = 412 if call.told is Told.REFUSED else 409
+    call.result = [Result.REFUSED, Result.CONFLICT, Result.NOT_EXECUTED, Result.WRONG][pick(4)]
+    call.status = 412 if call.result is Result.REFUSED else 409
     for other in h:  # of all its requests, or a later one that was right would show it alone
         if other.marker == call.marker:
-            other.told, other.status = call.told, call.status
+            other.result, other.status = call.result, call.status
 
 
 @found_as(1)
 def an_answer_says_something_else(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    accepted = told(h, Told.ACCEPTED)
+    accepted = answered(h, Result.ACCEPTED)
     call = h[accepted[pick(len(accepted))]]
     match pick(3):
         case 0:
@@ -236,7 +237,7 @@ def a_command_is_executed_twice(e: Evidence, h: list[Call], pick: Callable[[int]
 
 @found_as(1)
 def something_nobody_sent_is_accepted(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    marker = h[told(h, Told.ACCEPTED)[0]].marker
+    marker = h[answered(h, Result.ACCEPTED)[0]].marker
     h[:] = [call for call in h if call.marker != marker]
 
 
@@ -261,12 +262,12 @@ def half_of_a_transfer_is_there(e: Evidence, h: list[Call], pick: Callable[[int]
 
 @found_as(4)
 def a_read_is_older_than_what_was_acknowledged(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    h[-1:] = [*h[-1:], replace(h[told(h, Told.READ)[0]], version=0, answer=None, called=1e6, answered=1e6)]
+    h[-1:] = [*h[-1:], replace(h[answered(h, Result.READ)[0]], version=0, answer=None, called=1e6, answered=1e6)]
 
 
 @found_as(4)
 def a_read_is_of_a_state_that_never_was(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    reads = [n for n in told(h, Told.READ) if h[n].version]
+    reads = [n for n in answered(h, Result.READ) if h[n].version]
     call = h[reads[pick(len(reads))]]
     match pick(2):
         case 0:
@@ -277,14 +278,14 @@ def a_read_is_of_a_state_that_never_was(e: Evidence, h: list[Call], pick: Callab
 
 @found_as(4)
 def a_refusal_has_no_reason(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    call = h[told(h, Told.REFUSED)[0]]
+    call = h[answered(h, Result.REFUSED)[0]]
     assert call.command is not None
     call.command["payload"]["amount"] = 0
 
 
 @found_as(4)
 def a_later_command_has_the_lower_version(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
-    first = h[told(h, Told.ACCEPTED, "Deposit")[0]]
+    first = h[answered(h, Result.ACCEPTED, "Deposit")[0]]
     first.called, first.answered = 1e6, 1e6 + 1
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import required
 from tests.faults.chaos import Chaos
-from tests.faults.checker import Call, Told
+from tests.faults.checker import Call, Result
 from tests.faults.cluster import ELECTED_S, NODES, Cluster, ClusterStage
 from tests.faults.stage import until
 from tests.faults.watching import Readiness
@@ -63,7 +63,7 @@ async def test_15_the_leader_of_the_log_is_lost(cluster: Cluster, how: str) -> N
                 taken_by = {
                     call.instance
                     for call in load.history
-                    if call.told is Told.ACCEPTED and call.called > began and call.answered < end
+                    if call.result is Result.ACCEPTED and call.called > began and call.answered < end
                 }
                 for number, probe in enumerate(probes):
                     assert number in taken_by or probe.unready(began, end), probe.said
@@ -227,7 +227,7 @@ async def test_16_too_few_replicas_are_unknown_and_resolved_later(cluster: Clust
                     *[stage.send("Deposit", f"Account/u{n}", at=n % 2, key=f"u{n}", amount=1) for n in range(4)],
                     *[stage.send("Withdraw", "Account/a", at=n % 2, amount=1) for n in range(2)],
                 )
-                assert not [call for call in calls if call.told not in (Told.UNKNOWN, Told.NOT_EXECUTED)], calls
+                assert not [call for call in calls if call.result not in (Result.UNKNOWN, Result.NOT_EXECUTED)], calls
                 # Those that came first; once verdicts are late an instance takes no more.
                 await until(lambda: any(call.status == 504 for call in load.history), "a command without a verdict")
             for call in [call for call in load.history if call.status == 504][:10]:

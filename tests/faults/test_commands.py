@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.evidence import log_of, messages
 from tests.faults.fold import Fold
 from tests.faults.stage import REQUEST_TIMEOUT_S, Broker, Stage, until
@@ -33,7 +33,7 @@ async def test_28_write_skew_is_refused(broker: Broker) -> None:
                 stage.send("Take", f"Pair/{a}", at=0, other=b, amount=10),
                 stage.send("Take", f"Pair/{b}", at=1, other=a, amount=10),
             )
-            assert [call.told for call in both].count(Told.ACCEPTED) <= 1
+            assert [call.result for call in both].count(Result.ACCEPTED) <= 1
             met += any(False in stage.verdicts(call) for call in both)
         assert met  # some were void: they did meet
         await stage.well()
@@ -56,7 +56,7 @@ async def test_29_readers_see_a_consistent_cut(broker: Broker) -> None:
             calls = [
                 await stage.send("Witness", f"Account/w{number}", at=turn % 2, of=["a", "b"]) for turn in range(30)
             ]
-            return sum(call.told is Told.ACCEPTED for call in calls)
+            return sum(call.result is Result.ACCEPTED for call in calls)
 
         transfers = [asyncio.create_task(transfer(at)) for at in (0, 1)]
         seen = sum(await asyncio.gather(*[witness(number) for number in range(4)]))
@@ -83,8 +83,8 @@ async def test_33_a_storm_of_retries_with_one_key(broker: Broker) -> None:
         how: Any = {"key": "storm", "marker": "storm", "amount": 1}
         storm = [stage.settled("Deposit", "Account/a", at=number % 3, **how) for number in range(60)]
         calls = await asyncio.gather(*storm)
-        assert {(call.told, call.version, call.position) for call in calls} == {
-            (Told.ACCEPTED, calls[0].version, calls[0].position)
+        assert {(call.result, call.version, call.position) for call in calls} == {
+            (Result.ACCEPTED, calls[0].version, calls[0].position)
         }
         assert stage.verdicts("storm").count(True) == 1
         await stage.well("Account/a")
@@ -140,7 +140,7 @@ async def test_35_an_event_that_replay_raises_for_concerns_its_aggregate(broker:
         stage.append("bad", json.dumps({"kind": "commit", "command": ["Account/a", "k"], "writes": writes}).encode())
         (offset,) = [record.offset for record in log_of(stage.direct.brokers, stage.log_topic) if record.tx == "bad"]
 
-        async def told(number: int) -> None:
+        async def answer(number: int) -> None:
             """What an instance says: of this aggregate, of others, and to whoever operates it."""
             call = await stage.accepted("Deposit", "Account/a", at=number, amount=10)
             assert (await stage.read("Account/a", number)).answer["balance"] % 10 == 1
@@ -169,12 +169,12 @@ async def test_35_an_event_that_replay_raises_for_concerns_its_aggregate(broker:
 
             await until(gauge, "shown", to_thread=True)
 
-        await told(0)
-        await told(1)
+        await answer(0)
+        await answer(1)
         # A new one has not folded it, and knows it from the cache.
         await stage.start()
         await stage.ready()
-        await told(0)
+        await answer(0)
         values = [message.value() or b"" for message in messages(stage.direct.brokers, stage.topic)]
         assert [value for value in values if b"much" in value], "it is published like any other"
         verified = await asyncio.to_thread(stage.verify)
@@ -192,7 +192,7 @@ async def test_47_an_older_version_does_not_know_an_event(broker: Broker) -> Non
         async with stage.load(8):
             dying = stage.sending("Note", "Account/w0")
             await until(lambda: not stage.victim.is_awake(), "killed")
-            assert (await dying).told is Told.UNKNOWN
+            assert (await dying).result is Result.UNKNOWN
             await until(lambda: old.lines("Account/w0 is quarantined"), "in quarantine")
             assert old.is_ready()
             refused = await stage.send("Deposit", "Account/w0", at=1, amount=1)
@@ -241,20 +241,20 @@ async def test_65_a_perform_that_never_ends(broker: Broker) -> None:
         await asyncio.sleep(REQUEST_TIMEOUT_S / 2)
         waiting = [stage.sending("Deposit", name, amount=1) for name in names]
         for call in await asyncio.gather(*hanging):
-            assert (call.status, call.told) == (503, Told.NOT_EXECUTED)
+            assert (call.status, call.result) == (503, Result.NOT_EXECUTED)
             assert "nothing was changed" in call.answer["detail"]
         for call in await asyncio.gather(*waiting):
-            assert call.told is Told.ACCEPTED, call
+            assert call.result is Result.ACCEPTED, call
         assert time.monotonic() - began < REQUEST_TIMEOUT_S + 1.5
         await stage.accepted("Transfer", "Account/b", to="d", amount=1)
         await stage.accepted("Deposit", "Account/a", amount=1, key="Account/a")
 
-        def told() -> bool:
+        def reported() -> bool:
             with urllib.request.urlopen(f"http://{HOST}:{stage.victim.port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
             return "hiveio_performs_cancelled_total 2.0" in text and "hiveio_performs_abandoned 1.0" in text
 
-        await until(told, "told", to_thread=True)
+        await until(reported, "reported", to_thread=True)
         await until(lambda: stage.victim.lines("goes on after its cancellation"), "in the log")
         assert all(json.loads(line)["actor"] == "Account" for line in stage.victim.lines("cancel"))
         (line,) = stage.victim.lines("goes on after its cancellation")
@@ -270,7 +270,7 @@ async def test_65_a_perform_that_never_ends(broker: Broker) -> None:
         await asyncio.to_thread(stage.victim.stop)
         assert time.monotonic() - began < 4
         for call in (await last, await behind):
-            assert (call.status, call.told) == (503, Told.NOT_EXECUTED), call
+            assert (call.status, call.result) == (503, Result.NOT_EXECUTED), call
             assert not stage.verdicts(call)
         assert not [verdict for task in hanging for verdict in stage.verdicts(task.result().marker)]
         assert not stage.findings()

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import required
 from tests.faults.bounds import Watched
 from tests.faults.chaos import Chaos, System
-from tests.faults.checker import Call, Told, check
+from tests.faults.checker import Call, Result, check
 from tests.faults.client import NotSent
 from tests.faults.evidence import gather
 from tests.faults.fold import Finding, Fold, Record
@@ -48,9 +48,10 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = Counter(str(call.told) for call in self.history)
+        results = Counter(str(call.result) for call in self.history)
         lines = [
-            f"seed {self.seed}: {len(self.history)} requests in {self.seconds:.0f} s: {dict(told)}, {dict(self.other)}",
+            f"seed {self.seed}: {len(self.history)} requests in {self.seconds:.0f} s",
+            f"  results: {dict(results)}, {dict(self.other)}",
             f"  log: {self.records} records, {self.voids} void; faults: {dict(self.injected)}",
             *(f"  note: {note[:9000]}" for note in self.notes[:20]),
             f"  findings: {len(self.findings)}, by point {dict(Counter(f.point for f in self.findings))}",
@@ -141,7 +142,7 @@ async def _is_taken(client: Client, report: Report, instance: int, name: str, un
             last = await client.send(marker, name, command, None, None, instance)
         except NotSent:
             last = None
-        if last is not None and last.told is Told.ACCEPTED:
+        if last is not None and last.result is Result.ACCEPTED:
             read = await client.read(name, instance)
             if read is not None:
                 return
@@ -163,7 +164,7 @@ def test_nothing_is_lost(locks: str) -> None:
     report = play(_seed(), SECONDS if locks == "kept" else SECONDS / 2, broken=broken, kinds=kinds)
     print(f"\nlocks {locks}, {report}")
     assert not report.findings, str(report)
-    assert any(call.told is Told.ACCEPTED for call in report.history)
+    assert any(call.result is Result.ACCEPTED for call in report.history)
     if shutil.which("go"):
         legal, opinion = second_opinion(report.history)
         assert legal, opinion

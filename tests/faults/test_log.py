@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.proxy import FETCH, INIT_PRODUCER, PRODUCE, kafka
 from tests.faults.stage import REQUEST_TIMEOUT_S, Broker, Stage, until
 from tests.integration.topics import largest_record
@@ -39,7 +39,7 @@ async def test_10_a_response_is_lost_and_the_append_retried(broker: Broker) -> N
         lost = stage.kafka_proxy.down.cut(kafka(PRODUCE, stage.log_topic), times=3)
         calls = [stage.sending("Deposit", f"Account/{number % 3}", amount=1) for number in range(12)]
         for call in await asyncio.gather(*calls):
-            assert call.told is Told.ACCEPTED, call
+            assert call.result is Result.ACCEPTED, call
         await until(lambda: lost.count == 3, "lost three times")
         await stage.accepted("Deposit", "Account/a", amount=1)
         for call in await asyncio.gather(*calls):
@@ -105,7 +105,7 @@ async def test_78_a_repeat_while_the_broker_stands_still(broker: Broker) -> None
         took = []
         for _ in range(20):
             again = await stage.send("Deposit", "Account/a", **how)
-            assert (again.told, again.position, again.version) == (Told.ACCEPTED, first.position, first.version)
+            assert (again.result, again.position, again.version) == (Result.ACCEPTED, first.position, first.version)
             took.append(again.answered - again.called)
         assert min(took) < 0.005
         with stage.nobody_publishes():
@@ -118,7 +118,7 @@ async def test_78_a_repeat_while_the_broker_stands_still(broker: Broker) -> None
                 call = await repeat
             finally:
                 broker.kafka.resume()
-        assert (call.status, call.told) == (504, Told.UNKNOWN), call
+        assert (call.status, call.result) == (504, Result.UNKNOWN), call
         assert call.answered - call.called < REQUEST_TIMEOUT_S + 5  # the machine may be busy
         assert await stage.outcome(call, at=0) == "accepted"
         assert (await stage.settled("Deposit", "Account/a", **how)).position == first.position
@@ -173,7 +173,7 @@ async def test_36_the_reader_lags(broker: Broker) -> None:
         stage.kafka_proxy.open()
         for number, call in enumerate(calls):  # late, not wrong
             again = await stage.settled("Deposit", f"Account/{number}", key=f"k{number}", marker=call.marker, amount=1)
-            assert again.told is Told.ACCEPTED
+            assert again.result is Result.ACCEPTED
             assert stage.verdicts(call) == [True]
         await stage.well("Account/a")
 
@@ -184,7 +184,7 @@ async def test_38_a_record_is_too_large(broker: Broker) -> None:
         await stage.accepted("Deposit", "Account/a", amount=10)
         call = await stage.send("Deposit", "Account/a", marker="x" * 950_000, amount=1)
         assert call.status == 413
-        call.told = Told.REFUSED
+        call.result = Result.REFUSED
         stage.workload.history.remove(call)
         # The lock is free: nobody has to wait for its time to end.
         await stage.accepted("Deposit", "Account/a", at=1, amount=1)
@@ -213,9 +213,9 @@ async def test_68_kafka_refuses_a_record(broker: Broker) -> None:
         for number in range(100):  # until Kafka has taken note
             began = time.monotonic()
             call = await stage.send("Deposit", "Account/a", key=f"k{number}", marker=f"{number}{large}", amount=1)
-            if call.told is not Told.ACCEPTED:
+            if call.result is not Result.ACCEPTED:
                 break
-        assert (call.status, call.told) == (503, Told.NOT_EXECUTED), call
+        assert (call.status, call.result) == (503, Result.NOT_EXECUTED), call
         assert time.monotonic() - began < 2
         assert stage.victim.lines(f"Kafka refuses records of {stage.log_topic}/0")
         began = time.monotonic()
@@ -239,8 +239,8 @@ async def test_45_a_chain_whose_first_is_void(broker: Broker) -> None:
         for call in await asyncio.gather(*chain):
             verdicts = stage.verdicts(call)
             assert verdicts[0] is False  # performed on what never was
-            assert verdicts.count(True) == (call.told is Told.ACCEPTED)  # and again
-        assert any(call.told is Told.ACCEPTED for call in await asyncio.gather(*chain))
+            assert verdicts.count(True) == (call.result is Result.ACCEPTED)  # and again
+        assert any(call.result is Result.ACCEPTED for call in await asyncio.gather(*chain))
         await stage.well("Account/a")
 
 
@@ -255,7 +255,7 @@ async def test_46_an_attempt_lands_after_its_retry_was_refused(broker: Broker) -
         again = await stage.settled("Withdraw", "Account/a", at=1, key="k", marker="one", amount=10)
         assert again.status == 422
         stage.kafka_proxy.open()
-        assert (await first).told in (Told.REFUSED, Told.UNKNOWN)
+        assert (await first).result in (Result.REFUSED, Result.UNKNOWN)
         await until(lambda: stage.verdicts("one"), "landed")
         assert stage.verdicts("one") == [False]
         await stage.well("Account/a")

@@ -24,7 +24,7 @@ from hiveio.testing.memory import MemoryCache, MemoryLog
 from hiveio.testing.service import Answer, memory_settings
 from hiveio.transaction.command import Token
 from tests.faults.actors import AccountActor, Deposit, PairActor, Take, Transfer, Withdraw, Witness
-from tests.faults.checker import Call, Evidence, Told, check
+from tests.faults.checker import Call, Evidence, Result, check
 from tests.faults.fold import Fold, Record
 from tests.faults.stored import CacheDump, OnTopic
 
@@ -143,7 +143,7 @@ class Instance:
         for call, task in [pair for pair in self.calls if pair[1].done()]:
             self.calls.remove((call, task))
             call.answered = self.world.now
-            _told(call, task)
+            _classify(call, task)
             self.world.now += 0.001
 
     @property
@@ -192,31 +192,31 @@ class Instance:
         self.loop.close()
 
 
-def _told(call: Call, task: "asyncio.Task[Any]") -> None:
+def _classify(call: Call, task: "asyncio.Task[Any]") -> None:
     error = task.exception()
     match error:
         case None if call.command is None:
             state, call.version = task.result()
-            call.told, call.answer = Told.READ, json.loads(encode_json(state)) if state else None
+            call.result, call.answer = Result.READ, json.loads(encode_json(state)) if state else None
         case None if isinstance(task.result(), dict):  # an outcome
-            call.told = Told.CONFLICT if task.result()["outcome"] == "closed" else Told.UNKNOWN
+            call.result = Result.CONFLICT if task.result()["outcome"] == "closed" else Result.UNKNOWN
         case None:
             answer: Answer = task.result()
-            call.told, call.status, call.version = Told.ACCEPTED, 200, answer.version
+            call.result, call.status, call.version = Result.ACCEPTED, 200, answer.version
             call.position = int((answer.position or "/-1").rpartition("/")[2])
             call.answer = json.loads(answer.body)
         case Conflict():
-            call.told, call.status = (Told.IN_WORK if "in work" in error.detail else Told.CONFLICT), 409
+            call.result, call.status = (Result.IN_WORK if "in work" in error.detail else Result.CONFLICT), 409
         case Refused():
-            call.told, call.status, call.answer = Told.REFUSED, error.status, error.detail
+            call.result, call.status, call.answer = Result.REFUSED, error.status, error.detail
         case Unknown():
-            call.told, call.status = Told.UNKNOWN, 504
+            call.result, call.status = Result.UNKNOWN, 504
         case Unavailable() if call.command is not None:
-            call.told, call.status = Told.NOT_EXECUTED, 503
+            call.result, call.status = Result.NOT_EXECUTED, 503
         case Problem():
-            call.told = Told.UNKNOWN
+            call.result = Result.UNKNOWN
         case _:
-            call.told, call.status, call.answer = Told.WRONG, 500, repr(error)
+            call.result, call.status, call.answer = Result.WRONG, 500, repr(error)
 
 
 class Machine(RuleBasedStateMachine):
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
         message = made[kind]()
         name, target = (f"p-{id}", f"Pair/p-{id}") if kind == "Take" else (id, f"Account/{id}")
         payload = {field: getattr(message, field) for field in message.__struct_fields__}
-        call = Call(marker, target, 0, 0, Told.UNKNOWN, 0, {"type": kind, "payload": payload}, key=key)
+        call = Call(marker, target, 0, 0, Result.UNKNOWN, 0, {"type": kind, "payload": payload}, key=key)
         instance.submit(call, actor, name, message)
         instance.turn(turns)
 
@@ -284,7 +284,7 @@ class Machine(RuleBasedStateMachine):
     @rule(number=st.integers(0, MOST), id=st.sampled_from(ACCOUNTS))
     def read(self, number: int, id: str) -> None:
         ready = [instance for instance in self.instances if instance.ready]
-        ready[number % len(ready)].read(Call("", f"Account/{id}", 0, 0, Told.UNKNOWN), id)
+        ready[number % len(ready)].read(Call("", f"Account/{id}", 0, 0, Result.UNKNOWN), id)
 
     @precondition(lambda self: any(instance.ready for instance in self.instances))
     @rule(number=st.integers(0, MOST), id=st.sampled_from(ACCOUNTS), key=st.sampled_from(("k1", "k2", "never sent")))
@@ -292,7 +292,8 @@ class Machine(RuleBasedStateMachine):
         """For the outcome of a key: a barrier, where it is not on record."""
         ready = [instance for instance in self.instances if instance.ready]
         payload: dict[str, Any] = {"amount": 2, "marker": f"{key}-{id}"}
-        call = Call(payload["marker"], f"Account/{id}", 0, 0, Told.UNKNOWN, 0, {"type": "Withdraw", "payload": payload})
+        command = {"type": "Withdraw", "payload": payload}
+        call = Call(payload["marker"], f"Account/{id}", 0, 0, Result.UNKNOWN, 0, command)
         call.key = key
         ready[number % len(ready)].ask(call, id)
 
@@ -374,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         """A fresh instance takes a command for each account, and brings the cache up to the end."""
         for id in ("", *ACCOUNTS):
             if id:
-                call = Call(f"last-{id}", f"Account/{id}", 0, 0, Told.UNKNOWN)
+                call = Call(f"last-{id}", f"Account/{id}", 0, 0, Result.UNKNOWN)
                 call.command = {"type": "Deposit", "payload": {"amount": 1, "marker": call.marker}}
                 last.submit(call, AccountActor, id, Deposit(1, call.marker))
             for _ in range(TURNS):
@@ -388,7 +389,7 @@ class Machine(RuleBasedStateMachine):
                     break
             assert last.ready, "a fresh instance is not ready"
             assert not last.calls
-            assert not id or call.told is Told.ACCEPTED, call
+            assert not id or call.result is Result.ACCEPTED, call
 
 
 def test_every_interleaving_leaves_what_the_checker_accepts() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import required
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.opinion import porcupine, second_opinion
 from tests.faults.test_checker import BASIS, Right
 
@@ -24,8 +24,9 @@ def test_a_right_history_is_linearizable() -> None:
 @pytest.mark.parametrize("wrong", ["an old read", "a lost update", "a refusal without a reason"])
 def test_a_wrong_history_is_not(wrong: str) -> None:
     history = Right(BASIS).history
-    reads = [call for call in history if call.told is Told.READ]
-    deposits = [call for call in history if call.told is Told.ACCEPTED and call.command and call.target == "Account/a"]
+    reads = [call for call in history if call.result is Result.READ]
+    accepted = [call for call in history if call.result is Result.ACCEPTED and call.command]
+    deposits = [call for call in accepted if call.target == "Account/a"]
     if wrong == "an old read":
         history.append(replace(reads[0], version=1, answer={"balance": 60}, called=1e6, answered=1e6 + 1))
     elif wrong == "a lost update":
@@ -34,7 +35,7 @@ def test_a_wrong_history_is_not(wrong: str) -> None:
     else:
         assert deposits[0].command is not None
         command = {"type": "Withdraw", "payload": {"amount": 1, "marker": "m"}}
-        refusal = replace(deposits[0], marker="m", command=command, told=Told.REFUSED, status=422, version=None)
+        refusal = replace(deposits[0], marker="m", command=command, result=Result.REFUSED, status=422, version=None)
         history.append(replace(refusal, called=1e6, answered=1e6 + 1))
     legal, text = second_opinion(history)
     assert not legal, text

@@ -335,8 +335,8 @@ async def test_44_the_end_of_a_producer_under_load(
     amounts = load.check(own.brokers, topic, least=1 if ack == "stored" else 0)
     if end is signal.SIGTERM:
         assert load.accepted <= amounts.keys(), "accepted and lost"
-        told = load.accepted | load.stored.keys()
-        assert len(amounts.keys() - told) <= load.statuses[0], "written, and the client was told something else"
+        answered = load.accepted | load.stored.keys()
+        assert len(amounts.keys() - answered) <= load.statuses[0], "written, and the client was told something else"
 
 
 @pytest.mark.fault(44)

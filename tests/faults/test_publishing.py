@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from hiveio.kafka.unconsumed import RECORD_BYTES, SHARED_BYTES
 from hiveio.transaction.rule import scope_of
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.proxy import always
 from tests.faults.stage import PUBLISHED_S, Broker, Stage, until
 from tests.integration.test_outcomes import FOREVER, LOG
@@ -105,7 +105,7 @@ async def silent(stage: Stage) -> None:
 
 async def failed(stage: Stage) -> None:
     call = await stage.send("Deposit", "Account/b", at=1, key="poison", amount=1)
-    assert call.told is Told.ACCEPTED
+    assert call.result is Result.ACCEPTED
     await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
 
 
@@ -136,14 +136,14 @@ async def test_54_a_scope_that_has_failed_is_not_felt_by_the_others(broker: Brok
     ill, well = (next(f"{n}" for n in range(99) if scope_of(f"{n}", 2) == scope) for scope in (0, 1))
     with Stage(broker, broken=("poison", ""), environ={"EVENT_STORE_PARTITIONS": "2"}) as stage:
         await stage.accepted("Deposit", f"Account/{well}", amount=1)
-        assert (await stage.send("Deposit", f"Account/{ill}", at=1, key="poison", amount=1)).told is Told.ACCEPTED
+        assert (await stage.send("Deposit", f"Account/{ill}", at=1, key="poison", amount=1)).result is Result.ACCEPTED
         await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
         strange: list[Written] = [(0, "k", b"null", {})] * (SHARED_BYTES // RECORD_BYTES // 2 + 5_000)
         await asyncio.to_thread(write, stage.direct.brokers, stage.log_topic, strange)
         began = time.monotonic()
         for _ in range(20):  # with a backlog that nobody takes each waits a second
             call = await stage.send("Deposit", f"Account/{well}", amount=1)
-            assert call.told is Told.ACCEPTED, call
+            assert call.result is Result.ACCEPTED, call
         assert time.monotonic() - began < 10
 
 
@@ -168,7 +168,7 @@ async def stopped(stage: Stage, *texts: str) -> None:
     for number, instance in enumerate(stage.instances):
         await until(lambda i=instance: all(i.lines(text) for text in texts), "stopped")  # type: ignore[misc]
         call = await stage.send("Deposit", "Account/a", at=number, amount=1)
-        assert call.told in (Told.NOT_EXECUTED, Told.UNKNOWN), call  # 503, or nobody listens
+        assert call.result in (Result.NOT_EXECUTED, Result.UNKNOWN), call  # 503, or nobody listens
         assert not instance.is_ready()
 
 

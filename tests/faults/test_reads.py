@@ -193,10 +193,10 @@ def test_60_two_of_three_brokers_are_up_at_the_first_start(brokers: list[Kafka],
         assert (replicas(bootstrap, name), own_config(bootstrap, name)["min.insync.replicas"]) == (3, "2")
     with Role("stream-processor", taking, actor=ACTOR) as role:
         lines = [line["message"] for line in role.complaints()]
-    told = "has 2 replicas, and 3 are wanted (there are 3 brokers)"
+    advice = "has 2 replicas, and 3 are wanted (there are 3 brokers)"
     names = (f"{two}.transactions", two)
     assert [line.partition(":")[0] for line in lines] == [
-        text for name in names for text in (f"Topic {name} {told}", f"Topic {name} has min.insync.replicas=1")
+        text for name in names for text in (f"Topic {name} {advice}", f"Topic {name} has min.insync.replicas=1")
     ]
     for line, name in zip(lines[::2], names, strict=True):
         (part,) = json.loads(line[line.index("{") :])["partitions"]

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.faults.checker import Told
+from tests.faults.checker import Result
 from tests.faults.stage import LOCK_TTL_S, Broker, Stage, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
@@ -27,7 +27,7 @@ async def test_01_killed_after_the_lock(broker: Broker) -> None:
     with Stage(broker, points=at("locked")) as stage:
         await warm(stage)
         call = await (await stage.meet("Deposit", "Account/a", amount=1))
-        assert call.told is Told.UNKNOWN
+        assert call.result is Result.UNKNOWN
         # The lock is in the way for its time to live at most.
         await stage.accepted("Deposit", "Account/a", at=1, within_s=LOCK_TTL_S + 10, amount=2)
         assert stage.verdicts(call) == []
@@ -42,7 +42,7 @@ async def test_02_killed_after_prepare(broker: Broker) -> None:
         # The lock runs out while the actor works, so the cache votes and an intent is left.
         slow = LOCK_TTL_S * 1.3
         call = await (await stage.meet("Think", "Account/a", seconds=slow, amount=1))
-        assert call.told is Told.UNKNOWN
+        assert call.result is Result.UNKNOWN
         assert any(b":intent:" in key for key in stage.redis_client().scan_iter())
         await stage.accepted("Think", "Account/a", at=1, seconds=slow, amount=2)
         assert stage.verdicts(call) == []
@@ -56,13 +56,13 @@ async def test_03_killed_without_a_delivery_report(broker: Broker, landed: bool)
     with Stage(broker, points=at("judged" if landed else "appended")) as stage:
         await warm(stage)
         call = await (await stage.meet("Deposit", "Account/a", key="k", amount=1))
-        assert call.told is Told.UNKNOWN
+        assert call.result is Result.UNKNOWN
         await stage.accepted("Deposit", "Account/a", at=1, amount=2)
         verdicts = stage.verdicts(call)
         assert verdicts == [True] if landed else verdicts in ([], [True], [False])
         # The next instance makes it definite: executed once, now or then.
         again = await stage.send("Deposit", "Account/a", at=1, key="k", marker=call.marker, amount=1)
-        assert again.told is Told.ACCEPTED
+        assert again.result is Result.ACCEPTED
         assert stage.verdicts(call).count(True) == 1
         await stage.start()
         await stage.well("Account/a")
@@ -92,7 +92,7 @@ async def test_05_killed_before_the_answer(broker: Broker, point: str) -> None:
         ]
         await stage.start()
         answers.append(await stage.send("Deposit", "Account/a", at=0, key="k", marker=call.marker, amount=1))
-        assert {(a.told, a.version, a.position) for a in answers} == {(Told.ACCEPTED, 1, answers[0].position)}
+        assert {(a.result, a.version, a.position) for a in answers} == {(Result.ACCEPTED, 1, answers[0].position)}
         # The other one may have performed it before it had read the record of the first attempt: that is void.
         assert stage.verdicts(call).count(True) == 1
         await stage.well("Account/a")
@@ -109,7 +109,7 @@ async def test_06_stopped_holding_the_lock(broker: Broker) -> None:
         call = await late
         # Its late record is void. What is answered is another record of it, performed again on what stands.
         assert stage.verdicts(call)[0] is False
-        assert call.told is not Told.ACCEPTED or stage.verdicts(call)[-1] is True
+        assert call.result is not Result.ACCEPTED or stage.verdicts(call)[-1] is True
         await stage.well("Account/a")
 
 
@@ -122,7 +122,7 @@ async def test_07_stopped_before_the_read_back(broker: Broker) -> None:
         stage.victim.resume()
         call = await late
         verdicts = stage.verdicts(call)
-        assert (call.told is Told.ACCEPTED) == (True in verdicts)
+        assert (call.result is Result.ACCEPTED) == (True in verdicts)
         await stage.well("Account/a")
 
 

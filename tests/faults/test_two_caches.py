@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis import Redis as RedisClient
 
-from tests.faults.checker import Told, check
+from tests.faults.checker import Result, check
 from tests.faults.evidence import dump
 from tests.faults.fold import Finding
 from tests.faults.proxy import PRODUCE, Proxy, kafka
@@ -118,7 +118,7 @@ async def both_have_the_lock(stage: TwoCaches) -> None:
         await until(held.struck.is_set, "in flight")
         await stage.accepted("Withdraw", "Account/a", at=1, amount=7)
         stage.kafka_proxy.open()
-        assert (await late).told is not Told.UNKNOWN
+        assert (await late).result is not Result.UNKNOWN
 
 
 @pytest.mark.fault(22)

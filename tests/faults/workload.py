@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tests.faults.checker import Call, Told
+from tests.faults.checker import Call, Result
 from tests.faults.client import Answer, Connection, Lost, NotSent
 
 ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
@@ -46,9 +46,9 @@ class Workload:
 
     def add(self, call: Call) -> Call:
         self.history.append(call)
-        if call.told in (Told.ACCEPTED, Told.READ) and call.version is not None:
+        if call.result in (Result.ACCEPTED, Result.READ) and call.version is not None:
             self._versions[call.target] = call.version
-        if call.key and call.told in (Told.ACCEPTED, Told.REFUSED):
+        if call.key and call.result in (Result.ACCEPTED, Result.REFUSED):
             self._answered_keys.append(call)
         return call
 
@@ -133,7 +133,7 @@ class Client:
         for _ in range(REPEATS):
             if key is None or call is None or self.workload.stop.is_set():
                 return
-            if call.told not in (Told.UNKNOWN, Told.IN_WORK, Told.NOT_EXECUTED):
+            if call.result not in (Result.UNKNOWN, Result.IN_WORK, Result.NOT_EXECUTED):
                 return
             await asyncio.sleep(dice.random() * 0.3)
             call = await self.send(marker, name, command, key, if_match)
@@ -155,7 +155,7 @@ class Client:
         called = time.monotonic()
         kind, _, id = name.partition("/")
         call = Call(
-            marker, name, called, 0, Told.UNKNOWN, 0, command,
+            marker, name, called, 0, Result.UNKNOWN, 0, command,
             key=key, if_match=if_match, instance=instance, level=LEVELS.get(kind, "current"),
         )  # fmt: skip
         try:
@@ -169,31 +169,31 @@ class Client:
             answer = None
         call.answered = time.monotonic()
         if answer is not None:
-            self._told(call, answer)
+            self._classify(call, answer)
         self.workload.add(call)
         if call.status == 504 and self.dice.random() < 0.5 and isinstance(call.answer, dict):
             await self._ask(call)
         return call
 
-    def _told(self, call: Call, answer: Answer) -> None:
+    def _classify(self, call: Call, answer: Answer) -> None:
         call.status, call.answer = answer.status, answer.value
         detail = call.answer.get("detail", "") if isinstance(call.answer, dict) else ""
         if answer.status not in ALLOWED:
-            call.told = Told.WRONG
+            call.result = Result.WRONG
         elif answer.status == 200:
-            call.told = Told.ACCEPTED
+            call.result = Result.ACCEPTED
             call.version = _version(answer)
             position = answer.headers.get("hive-position", "").rpartition("/")[2]
             call.position = int(position) if position.isdigit() else None
         elif answer.status in (412, 422):
             right = ("overdrawn", "below zero", "to itself") if answer.status == 422 else (detail,)
-            call.told = Told.REFUSED if detail in right else Told.WRONG
+            call.result = Result.REFUSED if detail in right else Result.WRONG
         elif answer.status == 409:
-            call.told = Told.IN_WORK if "is in work" in detail else Told.CONFLICT
+            call.result = Result.IN_WORK if "is in work" in detail else Result.CONFLICT
         elif answer.status in (503, 429):
-            call.told = Told.NOT_EXECUTED
+            call.result = Result.NOT_EXECUTED
         elif answer.status == 404:
-            call.told = Told.WRONG
+            call.result = Result.WRONG
 
     async def _ask(self, call: Call) -> None:
         """What became of it: GET /transactions/{id}, at another instance."""
@@ -206,22 +206,22 @@ class Client:
             answer = await self.connections[instance].request("GET", f"/transactions/{token}")
         except (NotSent, Lost):
             return
-        told = Call(
-            call.marker, call.target, called, time.monotonic(), Told.UNKNOWN, answer.status, call.command,
+        asked = Call(
+            call.marker, call.target, called, time.monotonic(), Result.UNKNOWN, answer.status, call.command,
             key=call.key, if_match=call.if_match, instance=instance, answer=answer.value, level=call.level,
         )  # fmt: skip
         if answer.status == 200:
             outcome = answer.value["outcome"]
-            told.told = {"accepted": Told.ACCEPTED, "refused": Told.REFUSED, "closed": Told.CONFLICT}[outcome]
+            asked.result = {"accepted": Result.ACCEPTED, "refused": Result.REFUSED, "closed": Result.CONFLICT}[outcome]
             if outcome == "accepted":
-                told.version, told.answer = answer.value["version"], answer.value["value"]
-                told.position = int(answer.value["position"].rpartition("/")[2])
+                asked.version, asked.answer = answer.value["version"], answer.value["value"]
+                asked.position = int(answer.value["position"].rpartition("/")[2])
             elif outcome == "refused":
-                told.status = answer.value["problem"]["status"]
+                asked.status = answer.value["problem"]["status"]
         elif answer.status not in (503, 504):
-            told.told = Told.WRONG
-        self.workload.sent[f"asked: {told.told}"] += 1
-        self.workload.add(told)
+            asked.result = Result.WRONG
+        self.workload.sent[f"asked: {asked.result}"] += 1
+        self.workload.add(asked)
 
     async def read(self, name: str, instance: int | None = None, level: str = "") -> Call | None:
         """One GET, on record, of this level or of the actor's own. None if there is no version in the answer."""
@@ -237,7 +237,7 @@ class Client:
         except Lost:
             return None
         level = level or LEVELS.get(kind, "current")
-        call = Call("", name, called, time.monotonic(), Told.READ, answer.status, instance=instance, level=level)
+        call = Call("", name, called, time.monotonic(), Result.READ, answer.status, instance=instance, level=level)
         if answer.status == 200:
             call.version, call.answer = _version(answer), answer.value.get("payload")
         elif answer.status == 404:
@@ -247,7 +247,7 @@ class Client:
             self.workload.sent[f"read: {answer.status} {re.sub('[0-9]+', '#', detail)[:150]}"] += 1
             return None
         else:
-            call.told, call.answer = Told.WRONG, answer.value
+            call.result, call.answer = Result.WRONG, answer.value
         return self.workload.add(call)
 
 
