@@ -25,6 +25,8 @@ class State(Enum):
     PAUSED = "locked by another instance"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # that of Enum is a Python function, and a command makes six look-ups
+
 
 IDLE, OPENING, OPEN, BROKEN, PAUSED, CLOSED = State
 
