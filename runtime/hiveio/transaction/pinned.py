@@ -21,7 +21,9 @@ from hiveio.transaction.rule import HASH
 
 logger = logging.getLogger("hiveio.transaction")
 
-IN_FLIGHT = 5  # produce requests of one instance at a time, where the rule makes copies void; else 1
+# Produce requests of one instance at a time, where the rule makes copies void; else 1. A request has the records of one
+# partition: several in flight keep partitions from waiting for each other, and let those of one gather less.
+IN_FLIGHT = 5
 
 
 class Pinned:
@@ -94,15 +96,16 @@ class Pinned:
         await self._compare(partition, found)
 
     async def in_flight(self, count: int, topic_id: str, cache: Cache) -> int:
-        """How many produce requests an instance may have in flight: several if each of the first ``count`` partitions
-        has format 2, by its first record, or by the cache, which knows of an upgrade."""
+        """How many produce requests an instance may have in flight: as many as there are partitions, IN_FLIGHT at most,
+        if each of the first ``count`` partitions has format 2, by its first record, or by the cache, which knows of an
+        upgrade."""
         for partition in range(count):
             first = await self._first(partition)
             watermark = (await cache.read(partition)).watermark
             upgraded = watermark is not None and watermark.topic == topic_id and watermark.format >= 2
             if first is not None and first.format < 2 and not upgraded:
                 return 1
-        return IN_FLIGHT
+        return min(IN_FLIGHT, count)
 
     async def _first(self, partition: int) -> Format | None:
         first = await self._reader.read(partition, 0)

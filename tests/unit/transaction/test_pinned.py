@@ -49,4 +49,8 @@ async def test_one_is_under_way_where_a_partition_may_have_format_1(
     log: Any = FirstRecord(format)
     cache: Any = Marked(watermark)
     pinned = Pinned(memory_settings(None), (), log, log)
-    assert await pinned.in_flight(1, "topic id", cache) == expected
+    assert [await pinned.in_flight(count, "topic id", cache) for count in (1, 3, 200)] == [
+        1,
+        min(3, expected),
+        expected,
+    ]
