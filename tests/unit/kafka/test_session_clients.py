@@ -28,7 +28,7 @@ async def clients() -> AsyncIterator[SessionClients]:
 
 async def test_sessions_share_clients_and_send_side_by_side(clients: SessionClients) -> None:
     sessions = [Session(clients, "events", partition) for partition in range(4)]
-    assert len({session._client for session in sessions}) == SHARED
+    assert len({clients.take("events", partition) for partition in range(4)}) == SHARED
     for first in (0, len(GROUP)):
         landed = await asyncio.gather(*[session.send(GROUP) for session in sessions])
         assert landed == [(first, first + len(GROUP) - 1)] * 4
@@ -39,7 +39,7 @@ async def test_a_failure_ends_all_sessions_of_its_client_and_the_next_one_is_its
 ) -> None:
     well, ill = Session(clients, "events", SHARED), Session(clients, "events", 0)
     aside = Session(clients, "events", 1)
-    assert well._client is ill._client
+    assert clients.take("events", SHARED) is clients.take("events", 0)
     await well.send(GROUP)
     sending = asyncio.ensure_future(well.send(GROUP))
     await asyncio.sleep(0)
