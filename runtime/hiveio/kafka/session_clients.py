@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from hiveio.config import Settings
 from hiveio.errors import AWAY, Unavailable, backend_away
-from hiveio.kafka.client import client_config, denied
+from hiveio.kafka.client import client_config, denied, logger
 from hiveio.kafka.delivery import Client
 from hiveio.kafka.guard import error_of, text, tried
 
@@ -56,6 +56,15 @@ class _Group:
         else:
             first, last = self._offsets[0], self._offsets[-1]
             self.delivered.set_result(None if first is None or last is None else (first, last))
+
+
+class _Quiet:
+    """The logger of clients with ``enable.gapless.guarantee``. It leaves out that the property is experimental, and
+    that a client sends nothing after its records were given up: the session that failed says why."""
+
+    def log(self, level: int, format: str, *arguments: Any) -> None:
+        if not any("gapless" in str(each) or "Gap-less" in str(each) for each in arguments):
+            logger.log(level, format, *arguments)
 
 
 class SessionClients:
@@ -166,6 +175,7 @@ class SessionClients:
             self,
             client_config(self._settings)
             | {
+                "logger": _Quiet(),
                 "acks": "all",
                 "enable.idempotence": True,
                 # The rest of a partition's queue is not sent after a request that Kafka refuses: the client fails.
