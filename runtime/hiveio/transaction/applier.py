@@ -29,7 +29,7 @@ UNAPPLIED = 2_000  # records that are judged and not applied, beyond which judgi
 GIVE_WAY_S = 0.05  # between two calls while this instance cannot fold all events: another one may, and should be first
 LOOK_S = 0.1  # between two looks at what the leader has applied
 STILL_S = 0.3  # without progress, after which another instance applies
-SOON_S, SOON_STILL_S = 0.004, 0.03  # the same two while somebody waits
+SOON_S, SOON_STILL_S = 0.004, 0.03  # the same two while this instance is at work, or somebody waits
 
 
 class Unapplied(NamedTuple):
@@ -70,6 +70,7 @@ class Applier:
         self._loop = asyncio.get_running_loop()
         self._began = 0.0  # when the latest call was made
         self._is_leading: Callable[[], bool] = lambda: True
+        self._own_at = -1  # the offset of the latest record of this instance
         self._took_over = False  # it applies although it does not lead
         self._cache_at, self._since = -1, 0.0  # the offset of the cache at the latest look or call, and since when
         self._patience = 1.0  # a factor of STILL_S, so that not all instances take over at once
@@ -89,8 +90,10 @@ class Applier:
         """The events of the records below this offset are published."""
         self._published = offset
 
-    def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry]) -> None:
+    def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry], *, own: bool) -> None:
         """The next record is judged; ``entries`` has the aggregates whose heads it has moved."""
+        if own:
+            self._own_at = message.offset
         if not self.judged:
             self._since = self._loop.time()
         heads = tuple(effects.heads)
@@ -197,8 +200,9 @@ class Applier:
 
     @property
     def _awaited(self) -> bool:
-        """Whether somebody waits for what is judged to be applied."""
-        return bool(self._when) or self.full
+        """Whether somebody waits for what is judged to be applied, or this instance is at work itself: then it is the
+        first to see that the cache is lost."""
+        return bool(self._when) or self._own_at >= self._mirror.watermark.offset or self.full
 
     def _defers(self) -> bool:
         """Whether it is the leader's turn to apply."""
