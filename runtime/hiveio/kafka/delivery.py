@@ -39,11 +39,9 @@ class Owner(Protocol):
     """Gets the reports, on its loop."""
 
     name: str
+    loop: asyncio.AbstractEventLoop
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop: ...
-
-    def settle(self, reported: list[Any]) -> None: ...
+    def settle(self, reported: list["Delivery"]) -> None: ...
     def replace(self, client: "Client", reason: str) -> None: ...
 
 
@@ -97,7 +95,7 @@ class Client:
     def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self.owner, self.config = owner, config
-        self.reported: list[Any] = []  # what its owner settles
+        self.reported: list[Delivery] = []
         self.ended = False
         self.turned = time.monotonic()
         self.attempts = Attempts(config["logger"].log)

@@ -48,13 +48,7 @@ class Leader:
         self._renewed_at = 0.0  # 0 while it does not lead
         self._task: asyncio.Task[None] | None = None
         self._reason, self._logged_at = "", 0.0  # why the duties paused, and when that was logged
-        scope.applier.follow_leader(lambda: self.leads)
         self.paused_at = float("-inf")  # when a duty last failed because a backend was away
-
-    @property
-    def leads(self) -> bool:
-        """Whether this instance has the lease, as far as it knows without asking."""
-        return self._renewed_at > 0 and time.monotonic() - self._renewed_at < LEASE_MS / 1000
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._run())

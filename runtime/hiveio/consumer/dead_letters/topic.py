@@ -10,7 +10,6 @@ from hiveio.errors import ConfigError
 from hiveio.kafka import Message
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import Outgoing, Session
-from hiveio.kafka.session_clients import SessionClients
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.topics import FOREVER, ensure_companion
 
@@ -37,7 +36,6 @@ class DeadLetterTopics:
                 f"EVENT_STORE_GROUP_ID={self._group!r} is wrong: it is part of the name of the dead-letter topic, "
                 "<topic>.<group>.dead, which takes a-z A-Z 0-9 . _ - and has at most 249 characters"
             )
-        self._clients = SessionClients(self._settings, "dead letters")
         self._sessions: dict[str, Session] = {}
         self._tails: dict[str, Tail] = {}
         self._writing = asyncio.Lock()
@@ -50,10 +48,10 @@ class DeadLetterTopics:
         name = self.topic_of(topic)
         async with self._writing:
             session = self._sessions.pop(name, None)
-            if session is None or not session.usable:
+            if session is None:
                 # A compacted or expiring topic would lose dead letters that are open.
                 await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
-                session = Session(self._clients, name, -1)
+                session = Session(self._settings, name, -1)
             await session.send(group, partition)
             self._sessions[name] = session  # a session that failed is not used again
 
@@ -76,7 +74,10 @@ class DeadLetterTopics:
         """Go on with new clients, which ask again who leads the partitions."""
         for tail in self._tails.values():
             tail.renew()
-        self._clients.renew()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
 
     async def stop(self) -> None:
-        await asyncio.gather(self._clients.stop(), *(tail.stop() for tail in self._tails.values()))
+        for session in self._sessions.values():
+            session.close()
+        await asyncio.gather(*(tail.stop() for tail in self._tails.values()))
