@@ -1,7 +1,6 @@
 """What happens when a handler raises or hangs: it is tried again, until it works or its attempts are used up."""
 
 import asyncio
-import contextvars
 import logging
 import random
 import time
@@ -13,7 +12,6 @@ from hiveio.consumer.routing import Counts, Target
 from hiveio.envelope import Envelope
 from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
 from hiveio.fault import about, log_fault
-from hiveio.group_commit import Group, current
 
 SLICE_S = 0.005  # the time that a task works before it lets others work
 logger = logging.getLogger("hiveio.consumer")
@@ -48,13 +46,12 @@ class HandlerSlot:
     """
 
     __slots__ = (
+        "_begun_at",
         "_overdue",
         "_slice_end",
         "blocked_reason",
         "closing",
-        "group",
         "idle",
-        "slice_is_over",
         "started_at",
         "task",
         "timeout_s",
@@ -68,46 +65,10 @@ class HandlerSlot:
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._slice_end = 0.0
-        self.slice_is_over = False  # it is time to let others work
-        self.group = Group()
+        self._begun_at = self._slice_end = 0.0  # it works until the latter, before it lets others work
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        context = contextvars.copy_context()
-        context.run(current.set, self.group)
-        self.task = asyncio.create_task(self._run(work), name=name, context=context)
-
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        finally:
-            await self.group.rollback()
-
-    async def attempt(self, target: Target, envelope: Envelope) -> Exception | None:
-        """Let an actor handle an event outside of a group. Returns None where it worked."""
-        alone = current.set(None)
-        self.begin()
-        try:
-            await target.handle(envelope)
-        except BaseException as error:
-            return self.failure(error)
-        finally:
-            current.reset(alone)
-        self.end()
-        return None
-
-    async def commit(self) -> dict[Any, Exception]:
-        """Commit what is open. Returns why, for each actor whose effects are not stored, or not all of them."""
-        lost: dict[Any, Exception] = {}
-        while self.group.open:
-            actor, transaction = self.group.open.popitem()
-            self.begin()
-            try:
-                await transaction.commit()
-            except BaseException as error:
-                lost[actor] = self.failure(error)
-        self.end()
-        return lost
+        self.task = asyncio.create_task(work, name=name)
 
     async def wait(self, what: Awaitable[Any]) -> None:
         """Wait while no handler runs: a revoke does not wait for this."""
@@ -119,9 +80,7 @@ class HandlerSlot:
 
     def begin(self) -> None:
         """A handler is called now."""
-        self.started_at = now = time.monotonic()
-        if now > self._slice_end:
-            self.slice_is_over = True
+        self.started_at = self._begun_at = time.monotonic()
 
     def end(self) -> None:
         """No handler runs."""
@@ -138,11 +97,13 @@ class HandlerSlot:
         if self.task is not None and (self.idle or not idle_only):
             self.task.cancel()
 
+    def slice_is_over(self) -> bool:
+        return self._begun_at > self._slice_end
+
     async def give_way(self) -> None:
         """Let other tasks work."""
-        self.end()
         await asyncio.sleep(0)
-        self._slice_end, self.slice_is_over = time.monotonic() + SLICE_S, False
+        self._slice_end = time.monotonic() + SLICE_S
 
     def watch(self) -> None:
         """Cancel a handler that hangs. One that does not let itself be cancelled is cancelled again each time."""
@@ -177,6 +138,16 @@ class Attempts:
 
     def __init__(self, policy: RetryPolicy, counts: Counts, where: str) -> None:
         self._policy, self._counts, self._where = policy, counts, where
+
+    async def first(self, slot: HandlerSlot, target: Target, envelope: Envelope) -> Exception | None:
+        """Try once. Returns None where it worked."""
+        slot.begin()
+        try:
+            await target.handle(envelope)
+        except BaseException as error:
+            return slot.failure(error)
+        slot.end()
+        return None
 
     async def more(
         self,
@@ -227,7 +198,7 @@ class Attempts:
             except BaseException as error:  # an actor's type may raise any error
                 failure = slot.failure(error)
                 continue
-            found = await slot.attempt(target, envelope)
+            found = await self.first(slot, target, envelope)
             if found is None:
                 slot.block(None)
                 return None

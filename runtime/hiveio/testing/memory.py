@@ -157,7 +157,8 @@ class MemoryCache(Cache):
         self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
 
-    def away(self, partition: int | None = None) -> str:
+    @property
+    def away(self) -> str:
         return ""
 
     def forget_all(self) -> None:
