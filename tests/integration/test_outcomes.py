@@ -254,7 +254,8 @@ def test_until_it_has_caught_up_it_is_not_ready_and_takes_no_commands(
         role.ready(60)
         assert httpx.get(f"{role.url}/counters/0", timeout=30).json()["payload"]["sum"] == 300
         assert role.logs(f"{topic}.transactions/0: caught up at offset 3001")
-    assert len(read_all(kafka.brokers, topic)) == 3_000, "what the log had accepted is published"
+        published = "what the log had accepted is published"
+        wait_until(lambda: len(read_all(kafka.brokers, topic)) == 3_000, 30, published)
 
 
 @pytest.mark.parametrize(
