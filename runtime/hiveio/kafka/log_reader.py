@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message
@@ -112,14 +112,8 @@ class LogReader:
     def _read_each(
         self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed], timeout_s: float = 5.0
     ) -> list[Parsed]:
-        found: list[Parsed] = []
-        with self._client() as client, closing(messages(client, self._topic, partition, offset, timeout_s)) as stretch:
-            for message in stretch:
-                if (at := message.offset() or 0) < end:
-                    found.append(parse(message))
-                if at >= end - 1:
-                    break
-        return found
+        with self._client() as client:
+            return [parse(message) for message in messages(client, self._topic, partition, offset, timeout_s, end=end)]
 
     def _read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         with self._client() as client:
@@ -128,9 +122,8 @@ class LogReader:
                 return self._last(client, partition, first, end, timeout_s)
             if not first <= offset < end:
                 return None
-            message = next(messages(client, self._topic, partition, offset, timeout_s), None)
-            # Where it is another one, this is the offset of a transaction marker.
-            return message if message is not None and message.offset() == offset else None
+            # None at the offset of a transaction marker.
+            return next(messages(client, self._topic, partition, offset, timeout_s, end=offset + 1), None)
 
     @contextmanager
     def _client(self) -> Generator[Consumer]:
@@ -150,10 +143,8 @@ class LogReader:
         back = 1
         while first < end:
             start, last = max(first, end - back), None
-            for message in messages(client, self._topic, partition, start, timeout_s):
+            for message in messages(client, self._topic, partition, start, timeout_s, end=end):
                 last = message
-                if message.offset() == end - 1:
-                    break
             if last is not None or start == first:
                 return last
             back *= 4

@@ -65,13 +65,8 @@ class Reader:
         offset, end = max(first, offset), present if end is None else end
         if offset >= end:
             return
-        found = messages(self._consumer, topic, partition, offset, TIMEOUT_S, at_once=AT_ONCE)
-        with closing(found):
-            for message in found:
-                if (at := message.offset() or 0) < end:
-                    yield message
-                if at >= end - 1:
-                    return
+        with closing(messages(self._consumer, topic, partition, offset, TIMEOUT_S, end=end, at_once=AT_ONCE)) as found:
+            yield from found
 
     def write(self, records: Sequence[tuple[str, int, Outgoing]]) -> None:
         """Return when all are stored."""

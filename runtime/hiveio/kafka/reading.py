@@ -20,9 +20,16 @@ def bounds(client: Consumer, topic: str, partition: int, timeout_s: float) -> tu
 
 
 def messages(
-    client: Consumer, topic: str, partition: int, offset: int, timeout_s: float, *, at_once: int = 1
+    client: Consumer,
+    topic: str,
+    partition: int,
+    offset: int,
+    timeout_s: float,
+    *,
+    end: int | None = None,
+    at_once: int = 1,
 ) -> Generator[Message]:
-    """The messages from this offset to the partition's end, however far that is when the client comes to it.
+    """The messages from this offset up to ``end``, or to the partition's end when the client comes to it.
 
     The client reads ahead until the generator is closed. It must report ends (``enable.partition.eof``): the last
     offsets may hold transaction markers, which are no messages. Up to ``at_once`` messages are kept in memory, besides
@@ -39,7 +46,10 @@ def messages(
             for message in [first, *(client.consume(at_once - 1, 0) if at_once > 1 else ())]:
                 if (failure := message.error()) is None:
                     offset = (message.offset() or 0) + 1
-                    yield message
+                    if end is None or offset <= end:
+                        yield message
+                    if end is not None and offset >= end:
+                        return
                 elif failure.code() == KafkaError._PARTITION_EOF:
                     return
                 elif failure.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # no coordinator is needed here
