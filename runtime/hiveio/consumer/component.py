@@ -82,7 +82,7 @@ class Consumer:
         self._dead_letters = dead_letters(settings)
         self._poller = poller(settings, self, self._dead_letters.topic_of)
         self.workers: dict[tuple[str, int], PartitionWorker] = {}
-        self._back: dict[tuple[str, int], int] = {}  # records to look back for, where events seemed to be missing
+        self._back: dict[tuple[str, int], int] = {}  # records that the next worker of a partition looks back for
         self._watching: asyncio.Task[None] | None = None
         self._metrics = ConsumerMetrics(self._routing.counts)
         self.longest_wait_s = settings.request_timeout_ms / 1000 * 0.9
@@ -232,7 +232,7 @@ class Consumer:
         if gone and self._settings.from_start:
             logger.error("%s/%d: %s; the consumer goes on at %d", start.topic, start.partition, gone, start.low)
             first = start.low
-        back = self._back.get((start.topic, start.partition), 0)
+        back = self._back.pop((start.topic, start.partition), 0)
         progress = _progress(start.metadata.seen) if first == start.committed and not back else None
         begin = first
         if progress is None or progress.last is None:
@@ -282,7 +282,7 @@ class Consumer:
     def _look_back(self, worker: PartitionWorker) -> None:
         """Another worker of this partition reads further back, in the end from the beginning of the topic."""
         key = worker.topic, worker.partition
-        self._back[key] = FURTHER * self._back.get(key, REPEATED)
+        self._back[key] = FURTHER * max(REPEATED, worker.looked_back)
         self._poller.reopen([key])
 
 

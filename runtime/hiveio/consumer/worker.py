@@ -194,6 +194,11 @@ class PartitionWorker(Lane):
             elif not self.store.queue and not slot.closing:
                 await self._rest()
 
+    @property
+    def looked_back(self) -> int:
+        """The records before its first one that it reads to know what was seen."""
+        return self._start - self.begin
+
     async def _begin_further_back(self, error: EventsMissing) -> None:
         """What seems to be missing may have been published, and handled, before everything that was read here."""
         logger.warning("%s: %s, unless they come before offset %d: it looks further back", self, error, self.begin)
