@@ -133,8 +133,8 @@ class TransactionLog:
             leader = Leader(scope, self._cache, instance, [publisher])
             self._leaders.append(leader)
             leader.start()
-        self._marks = EndOffsets(s)
-        self._lag = PublisherLag(self.scopes, self._marks, self._events, s.written_topic)
+        self._end_offsets = EndOffsets(s)
+        self._lag = PublisherLag(self.scopes, self._end_offsets, self._events, s.written_topic)
         self._lag.start()
         self._started = True
         self._made.set()
@@ -203,7 +203,7 @@ class TransactionLog:
         if not self._making:
             return
         await self._made.wait()
-        renewals = [self._events.renew, self._marks.renew]
+        renewals = [self._events.renew, self._end_offsets.renew]
         if self.settings.written_topic in topics:
             for publisher in self._publishers:
                 publisher.renew()

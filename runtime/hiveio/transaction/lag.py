@@ -32,8 +32,8 @@ STRETCH = 20_000  # the most records that one measurement of a scope reads
 class PublisherLag:
     """Keeps the backlog of every scope up to date."""
 
-    def __init__(self, scopes: Sequence[Scope], marks: EndOffsets, events: LogReader, topic: str) -> None:
-        self._scopes, self._marks, self._events, self._topic = scopes, marks, events, topic
+    def __init__(self, scopes: Sequence[Scope], end_offsets: EndOffsets, events: LogReader, topic: str) -> None:
+        self._scopes, self._end_offsets, self._events, self._topic = scopes, end_offsets, events, topic
         self._logged: tuple[str, float] = ("", 0.0)  # why a measurement failed, and when that was logged
         self._task: asyncio.Task[None] | None = None
 
@@ -73,7 +73,7 @@ class PublisherLag:
     async def look(self) -> None:
         """Measure the lag of every scope now."""
         partitions = [(topic, scope.partition) for scope in self._scopes for topic in (scope.topic, self._topic)]
-        ends = await blocking(self._marks.ends, partitions)
+        ends = await blocking(self._end_offsets.ends, partitions)
         failure: Unavailable | None = None
         for scope in self._scopes:
             backlog = scope.backlog
