@@ -135,7 +135,8 @@ def trace_context(headers: Headers) -> dict[str, str]:
     If there are several ``traceparent``, none counts, because nobody can tell which is right. Several ``tracestate``
     are one list.
     """
-    parents = headers.get_all("traceparent")
+    if not (parents := headers.get_all("traceparent")):
+        return {}
     if len(parents) != 1 or not _TRACEPARENT.fullmatch(parents[0]):
         return {}
     context = {"traceparent": parents[0].decode()}

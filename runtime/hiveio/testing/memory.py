@@ -27,6 +27,7 @@ from hiveio.transaction.scope import Scope
 
 T = TypeVar("T")
 MEMORY = "memory"  # the topic id
+FORGET = 1_000  # command ids: with fewer of them none is forgotten
 LOCK_S = 3600.0  # no instance dies here, so a lock lasts until it is released
 
 
@@ -141,6 +142,7 @@ class _Generation:
         self.entries: dict[str, bytes] = {}
         self.unfolded: set[str] = set()
         self.ids: dict[str, str] = {}
+        self.forget_at = FORGET  # with this number of ids, those that have left the window are forgotten
         self.writers: dict[str, str] = {}
         self.verdicts: dict[int, str] = {}
 
@@ -239,9 +241,11 @@ class MemoryCache(Cache):
             for name in [name for name, text in writers if not text]:
                 del scope.writers[name]
             scope.verdicts.update(enumerate(verdicts, base.offset))
-            gone = [text for text, id in scope.ids.items() if not window.holds(IdRecord.parse(id), to.offset, to.time)]
-            for text in gone:
-                del scope.ids[text]
+            if len(scope.ids) >= scope.forget_at:
+                kept = [
+                    (text, id) for text, id in scope.ids.items() if window.holds(IdRecord.parse(id), to.offset, to.time)
+                ]
+                scope.ids, scope.forget_at = dict(kept), max(FORGET, 2 * len(kept))
             scope.watermark = to
             return self._watermark(partition)
 

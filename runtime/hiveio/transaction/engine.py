@@ -157,7 +157,8 @@ class Engine:
 
     def _over(self, command: InFlight, outcome: str) -> None:
         self.work.over(command)
-        self.keys_in_work.discard(command.id.text)
+        if command.keyed:
+            self.keys_in_work.discard(command.id.text)
         self._metrics.over(outcome, command.attempts)
 
     def expire(self, command: InFlight) -> Problem:

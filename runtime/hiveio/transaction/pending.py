@@ -33,7 +33,9 @@ class Pending:
     ) -> None:
         self.tx, self.record, self.entries, self.id_absent_from = tx, record, entries or {}, id_absent_from
         self.settled, self.refused, self.started_at = settled, refused, time.monotonic()
-        self.size = sum([entry.size for entry in self.entries.values()])
+        self.size = 0
+        for entry in self.entries.values():
+            self.size += entry.size
         self.text = record.command.text if record.command else ""
 
     @property

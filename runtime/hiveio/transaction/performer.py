@@ -4,12 +4,13 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from types import NoneType
 from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from hiveio.config import Settings
 from hiveio.envelope import encode_message
@@ -37,6 +38,7 @@ REPEATS = 1_000  # of one perform because an aggregate that it read was changed 
 UNRECORDED = 3  # attempts after which a refusal becomes a record, so that a busy aggregate cannot delay it forever
 ENDED_S = 1.0  # within which a cancelled perform should end
 Settled = Callable[[InFlight, Pending, bool | None, int], None]
+_DECISIONS = (Struct, list, tuple, NoneType)  # what ``perform`` returns when it has decided
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -83,7 +85,7 @@ class Performer:
         tx = self._begin(pipeline, command)
         try:
             result = command.context.run(self._invoke, command, tx)
-            if not inspect.isawaitable(result) and tx.complete:
+            if tx.complete and not _is_awaitable(result):
                 self._decide(command, tx, result)
                 if command.contract.wants_tx:
                     tx.close()
@@ -133,7 +135,7 @@ class Performer:
                 try:
                     if first_run:
                         result = self._invoke(command, tx)
-                    if inspect.isawaitable(result):
+                    if _is_awaitable(result):
                         result = await result
                     await tx.read_written()
                 except BaseException as raised:
@@ -225,13 +227,17 @@ class Performer:
         scope, journal, target, meta = command.scope, command.scope.journal, command.target, command.envelope.meta
         raw: dict[str, list[Raw]] = {target: []}
         if refusal is None:
-            for name, emitted in tx.events.items():
-                raw[name] = [Raw(encode_message(event, meta)) for event in emitted]
-            raw[target] += [Raw(encode_message(event, meta)) for event in command.contract.checked_events(returned)]
+            for name, events in tx.events.items():
+                raw[name] = [Raw(encode_message(event, meta)) for event in events]
+            for event in command.contract.checked_events(returned):
+                raw[target].append(Raw(encode_message(event, meta)))
         # If it depends on a record that is not read back, or on entries of different offsets, its reads are validated.
         pending, following = journal.pending, scope.view.next
-        chained = any(entry.head in pending or entry.at > following for entry in tx.entries.values())
-        has_events = any(raw.values())
+        chained = has_events = False  # in loops, since a generator costs more than what it looks at
+        for entry in tx.entries.values():
+            chained = chained or entry.head in pending or entry.at > following
+        for emitted in raw.values():
+            has_events = has_events or bool(emitted)
         if not has_events and not command.keyed and not chained and command.attempts < UNRECORDED:
             command.decided(refusal)
             pipeline, heads = tx.pipelines[target], {name: entry.head for name, entry in tx.entries.items()}
@@ -321,6 +327,11 @@ class Performer:
         else:
             command.retried()
             pipeline.arrived(command)
+
+
+def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
+    """Whether perform has returned something to await, and no events."""
+    return not isinstance(result, _DECISIONS) and inspect.isawaitable(result)
 
 
 def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:

@@ -227,12 +227,18 @@ def _heads_match(commit: Commit, lookup: Lookup) -> bool:
     for write in commit.writes:
         if lookup.head(write.aggregate) != write.head:
             return False
-    return all(lookup.head(read.aggregate) == read.head for read in commit.reads)
+    for read in commit.reads:  # noqa: SIM110 - most commits have none, and a generator costs them more
+        if lookup.head(read.aggregate) != read.head:
+            return False
+    return True
 
 
 def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:
     if isinstance(record, Barrier):
         return dict.fromkeys(record.aggregates, ())
+    if len(record.writes) == 1:  # as most have
+        write = record.writes[0]
+        return {write.aggregate: write.events}
     heads = {write.aggregate: write.events for write in record.writes}
     if len(heads) < len(record.writes):  # one aggregate several times, as no version of this package writes it
         heads = dict.fromkeys(heads, ())

@@ -83,9 +83,9 @@ class View:
     def keep(self, name: str, entry: Entry) -> None:
         if (before := self.entries.get(name)) is not None:
             self._snapshots -= len(before.snapshot)
+            self.entries.move_to_end(name)
         self._snapshots += len(entry.snapshot)
         self.entries[name] = entry
-        self.entries.move_to_end(name)
         if entry.fault or self.quarantine.reported:
             self.quarantine.update(name, entry)
 
