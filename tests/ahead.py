@@ -1,4 +1,4 @@
-"""What takes long and disturbs nobody is done ahead: beside the tests that come before the one that looks at it.
+"""Work that takes long and disturbs no test is done ahead: while the tests run that come before the one that needs it.
 
 @pytest.mark.ahead(function, "argument")
 def test_something(ahead: Ahead) -> None:

@@ -1,7 +1,7 @@
 """Plays docs/tutorial.md: its files are written, its commands run, and what it shows is compared with what is printed.
 
 The word behind the language of a block says what its commands are: ``setup`` is what a test has already, ``service``
-and ``container`` run until the end, ``image`` belongs to the images, and without a word it is run where it stands.
+and ``container`` run until the end, ``image`` belongs to the images, and a command without a word runs where it is.
 """
 
 import os
@@ -61,7 +61,7 @@ class Tutorial:
         self._call(f"set -e\n{block.text}")
 
     def show(self, block: Block) -> None:
-        """Each command behind a ``$`` prints what stands below it."""
+        """Each command behind a ``$`` prints what is below it."""
         steps = [step.partition("\n") for step in block.text.removeprefix("$ ").split("\n$ ")]
         script = "".join(f"{command}\nprintf '\\0'\n" for command, _, _ in steps)
         printed = self._call(script).split("\0")[:-1]

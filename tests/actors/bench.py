@@ -1,4 +1,4 @@
-"""What the benchmarks serve beside the tally: an actor for each role, which does as little as its role allows."""
+"""What the benchmarks serve besides the tally: an actor for each role, which does as little as its role allows."""
 
 import os
 import time

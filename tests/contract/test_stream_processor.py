@@ -100,7 +100,7 @@ class Bank:
         return int((await self.ask("GET", f"/accounts/{id}", at=at)).body["payload"]["balance"])
 
     async def log(self) -> list[tuple[str, Record, bool]]:
-        """Transaction id, record and verdict of every record, told by the rule alone."""
+        """Transaction id, record and verdict of every record, by the rule alone."""
         fold, found = ReferenceFold(), []
         for key, value, time in await asyncio.to_thread(self._log):
             record = records.decode(value)
@@ -284,9 +284,9 @@ async def test_transfers_at_once_neither_make_nor_lose_money(bank: Bank) -> None
     assert {answer.status for answer in answers} <= {200, 409, 422}
     assert sum(answer.status == 200 for answer in answers) > 0
     assert sum([await bank.balance(id) for id in ids]) == 300
-    told = [kind for id in ids for kind in await bank.chain(id)]
+    kinds = [kind for id in ids for kind in await bank.chain(id)]
     sent = sum(answer.status == 200 for answer in answers)
-    assert Counter(told)["TransferSent"] == Counter(told)["TransferReceived"] == sent
+    assert Counter(kinds)["TransferSent"] == Counter(kinds)["TransferReceived"] == sent
 
 
 async def test_a_refusal_is_a_problem_document_and_leaves_no_trace(bank: Bank) -> None:

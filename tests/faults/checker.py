@@ -304,18 +304,18 @@ def _check_cut(
 ) -> Iterator[Finding]:
     actor = write.aggregate.partition("/")[0]
     where = f"{commit.offset} {write.aggregate}"
-    own = fold.aggregates[write.aggregate].stood(write.before)
+    own = fold.aggregates[write.aggregate].current_between(write.before)
     first, last = own[0] if own else 0, commit.offset
     if actor == "Pair":
         first = last
     for id, (balance, version, trace) in seen.items():
         timeline = fold.aggregates.get(f"{actor}/{id}") or Timeline()
-        stood = timeline.stood(version)
-        state: Any = timeline.states[version] if stood else None
-        if stood is None or (version and (state.balance, state.trace) != (balance, trace)):
+        between = timeline.current_between(version)
+        state: Any = timeline.states[version] if between else None
+        if between is None or (version and (state.balance, state.trace) != (balance, trace)):
             yield Finding(5, where, f"read {id} at version {version} as {balance} ({trace}), which it never was")
             continue
-        first, last = max(first, stood[0]), min(last, stood[1])
+        first, last = max(first, between[0]), min(last, between[1])
     if first > last:
         what = "another state than its own position has" if actor == "Pair" else "no one state of the scope"
         yield Finding(5, where, f"read {seen} on version {write.before}: {what}")

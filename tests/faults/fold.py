@@ -96,7 +96,7 @@ class Published:
 @dataclass
 class Timeline:
     """One aggregate: its head, and its state after each of its events. ``ends`` are the versions between commits,
-    each with the offset from which on it stood."""
+    each with the offset from which on it was the current one."""
 
     head: str = ""
     states: list[Any] = field(default_factory=lambda: [None])
@@ -106,7 +106,7 @@ class Timeline:
     def version(self) -> int:
         return len(self.states) - 1
 
-    def stood(self, version: int) -> tuple[int, int] | None:
+    def current_between(self, version: int) -> tuple[int, int] | None:
         """The offsets below which the log had to end for this version: from, and up to, both included."""
         if version not in self.ends:
             return None

@@ -131,14 +131,14 @@ class Right:
         self.call(name, Result.ACCEPTED, 200, command, version=version, position=position, answer=answer, key=key)
 
     def entry(self, name: str, *, whole: bool) -> bytes:
-        """As the cache has it; else with the last event beside the snapshot, as one applies who cannot fold it."""
+        """As the cache has it; else with the last event behind the snapshot, as stored by one who cannot fold it."""
         found = self.fold.aggregates[name]
         states = [msgspec.json.encode(state) if state is not None else b"" for state in found.states]
         if whole or not found.version:
             return b"%d %s %s" % (found.version, found.head.encode(), states[-1])
         *_, event = (e.value for e in self.fold.events if f"{e.headers['hive-actor']}/{e.key}" == name)
-        beside = json.dumps(event).encode()
-        return b"%d %s ~1 %d %s%s" % (found.version, found.head.encode(), len(states[-2]), states[-2], beside)
+        unfolded = json.dumps(event).encode()
+        return b"%d %s ~1 %d %s%s" % (found.version, found.head.encode(), len(states[-2]), states[-2], unfolded)
 
     def evidence(self) -> Evidence:
         fold = self.fold
@@ -290,7 +290,7 @@ def a_later_command_has_the_lower_version(e: Evidence, h: list[Call], pick: Call
 
 
 @found_as(5)
-def a_witness_saw_what_never_was(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
+def a_witness_read_what_never_was(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
     def lie(body: dict[str, Any]) -> None:
         body["writes"][0][3][0]["payload"]["seen"]["a"][0] += 1
 
@@ -298,7 +298,7 @@ def a_witness_saw_what_never_was(e: Evidence, h: list[Call], pick: Callable[[int
 
 
 @found_as(5)
-def a_witness_saw_two_positions(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
+def a_witness_read_two_positions(e: Evidence, h: list[Call], pick: Callable[[int], int]) -> None:
     def old(body: dict[str, Any]) -> None:  # of before the transfer, and of after it
         state = Fold()
         for record in e.log[: offset_of(e, '"Sent"')]:
@@ -326,7 +326,7 @@ def the_cache_is_another(e: Evidence, h: list[Call], pick: Callable[[int], int])
     match pick(9):
         case 0:
             del cache.entries[name]
-        case 7:  # an event beside a snapshot is lost
+        case 7:  # an unfolded event behind a snapshot is lost
             name = next(name for name in names if b" ~" in cache.entries[name])
             version, head, rest = cache.entries[name].split(b" ", 2)
             _, size, rest = rest.split(b" ", 2)

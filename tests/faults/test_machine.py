@@ -181,8 +181,8 @@ class Instance:
         for call, _ in self.calls:
             call.answered = float("inf")
 
-    def bury(self) -> None:
-        while tasks := asyncio.all_tasks(self.loop):  # what ends may begin what waited for it
+    def cancel_tasks(self) -> None:
+        while tasks := asyncio.all_tasks(self.loop):  # the end of one task may start another that waited for it
             for task in tasks:
                 task.cancel()
             self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
@@ -369,7 +369,7 @@ class Machine(RuleBasedStateMachine):
             assert not findings, "\n".join(map(str, findings))
         finally:
             for instance in (*world.dead, *world.instances):
-                instance.bury()
+                instance.cancel_tasks()
 
     def is_well(self, last: Instance) -> None:
         """A fresh instance takes a command for each account, and brings the cache up to the end."""

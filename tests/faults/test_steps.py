@@ -107,7 +107,7 @@ async def test_06_stopped_holding_the_lock(broker: Broker) -> None:
         await stage.accepted("Deposit", "Account/a", at=1, amount=2)
         stage.victim.resume()
         call = await late
-        # Its late record is void. What is answered is another record of it, performed again on what stands.
+        # Its late record is void. What is answered is another record of it, performed again on the present state.
         assert stage.verdicts(call)[0] is False
         assert call.result is not Result.ACCEPTED or stage.verdicts(call)[-1] is True
         await stage.well("Account/a")
@@ -132,11 +132,11 @@ async def test_08_stopped_in_the_middle_of_apply(broker: Broker) -> None:
         before = await stage.meet("Deposit", "Account/a", amount=1)
         for _ in range(5):
             await stage.accepted("Deposit", "Account/a", at=1, amount=2)
-        stands = stage.watermark()
+        watermark = stage.watermark()
         stage.victim.resume()
         await before
         # The late apply finds another watermark, and does nothing: the checker compares the cache with the fold.
-        await until(lambda: stage.watermark() >= stands, "as far as before")
+        await until(lambda: stage.watermark() >= watermark, "as far as before")
         await stage.well("Account/a")
 
 

@@ -5,7 +5,7 @@ with Container(docker, "hiveio/base", {"ACTOR_MODULE": "hello"}, actor=folder) a
     assert container.stop() == 0
 
 It shares the network of this machine, where the tests' Kafka and Valkey listen on the loopback address. It is given no
-more rights than a careful operator gives it.
+more rights than an operator would give it.
 """
 
 import json
@@ -44,7 +44,7 @@ def call(
 
 
 def bake(*arguments: str, within_s: float = 590.0, environ: Mapping[str, str] | None = None) -> str:
-    """``docker buildx bake``, with the certificates that pip is told to use here, if it is told."""
+    """``docker buildx bake``, with the certificates that pip is configured to use here, if any."""
     cert = os.environ.get("PIP_CERT")
     allowed = [f"--allow=fs.read={cert}"] if cert else []
     return call(

@@ -1,4 +1,4 @@
-"""``compose.yaml``: the bank's story, told from outside to the containers that it brings up.
+"""``compose.yaml``: the bank's story, played from outside against the containers that it brings up.
 
 Its Kafka and Valkey are the public images where the engine has them. Where it has not, as without a registry, stand-ins
 are built under the names that compose.yaml uses, from the packages that all tests run on, and removed afterwards, so
@@ -60,9 +60,9 @@ def composed(images: str, servers: None) -> Iterator[dict[str, str]]:
 
 
 def test_the_story_comes_out_right_from_outside(composed: dict[str, str]) -> None:
-    told = call(sys.executable, "-m", "examples.bank.story", "--once", "--composed", within_s=120, environ=composed)
-    assert "steps came out right" in told
-    assert "✗" not in told
+    output = call(sys.executable, "-m", "examples.bank.story", "--once", "--composed", within_s=120, environ=composed)
+    assert "steps came out right" in output
+    assert "✗" not in output
     # They hold nothing: made anew, they go on where they were.
     docker = ("docker", "compose", "--project-name", "bank-test")
     services = ("accounts", "statements", "visits", "quotes")

@@ -70,7 +70,7 @@ def project(images: str, tmp_path: Path) -> Iterator[Path]:
     call(images, "rmi", "--force", "hiveio-test/built", "hiveio-test/baked", check=False)
 
 
-def greeting(docker: str, image: str) -> Any:
+def greet(docker: str, image: str) -> Any:
     with Container(docker, image) as running:
         assert not running.complaints()
         return httpx.get(f"{running.url}/greetings/ada").json()
@@ -91,14 +91,14 @@ def test_docker_build_makes_the_images_that_bake_makes(images: str) -> None:
 
 def test_three_lines_with_docker_build(images: str, project: Path) -> None:
     call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
-    assert greeting(images, "hiveio-test/built") == "hello ada"
+    assert greet(images, "hiveio-test/built") == "hello ada"
 
 
 def test_three_lines_with_bake(images: str, project: Path) -> None:
     (project / "docker-bake.hcl").write_text(BAKE % project)
     folder = f"--allow=fs.read={project}"
     bake("--file=docker-bake.hcl", f"--file={project}/docker-bake.hcl", folder, "greetings")
-    assert greeting(images, "hiveio-test/baked") == "hello ada"
+    assert greet(images, "hiveio-test/baked") == "hello ada"
 
 
 def test_requirements_of_its_own_in_one_line(images: str, project: Path) -> None:
@@ -107,7 +107,7 @@ def test_requirements_of_its_own_in_one_line(images: str, project: Path) -> None
     (project / "Dockerfile").write_text(REQUIRING)
     (project / "actors/greetings.py").write_text(ACTOR)
     call(images, "build", "--tag", "hiveio-test/built", str(project), within_s=150)
-    assert greeting(images, "hiveio-test/built") == "good day ada"
+    assert greet(images, "hiveio-test/built") == "good day ada"
     show = "import importlib.metadata, msgspec, tiny; print(msgspec.__file__, tiny.__file__)"
     inside = ("run", "--rm", "--entrypoint")
     runtime, own = call(images, *inside, "python", "hiveio-test/built", "-c", show).split()

@@ -45,11 +45,11 @@ def test_two_builds_have_one_digest(images: str, ahead: Ahead) -> None:
     assert first == second
 
 
-def test_an_image_tells_what_it_was_built_from(images: str) -> None:
+def test_an_image_names_what_it_was_built_from(images: str) -> None:
     found = exported("base", "--provenance=mode=max")
     image, attestation = found[found["index.json"]["manifests"][0]["digest"]]["manifests"]
     assert attestation["annotations"]["vnd.docker.reference.digest"] == image["digest"]
     (statement,) = (found[layer["digest"]] for layer in found[attestation["digest"]]["layers"])
-    told = json.dumps(statement["predicate"])
-    assert "pkg:docker/python@3.13-slim-bookworm" in told
-    assert "--require-hashes" in told, "the steps of the build"
+    predicate = json.dumps(statement["predicate"])
+    assert "pkg:docker/python@3.13-slim-bookworm" in predicate
+    assert "--require-hashes" in predicate, "the steps of the build"

@@ -1,4 +1,4 @@
-"""Accounts of a stream processor, as tests ask them, and look at what truly stands."""
+"""Accounts of a stream processor, as tests ask them, and a look at what is truly stored."""
 
 from typing import Any
 

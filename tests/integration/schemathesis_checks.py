@@ -8,7 +8,7 @@ from schemathesis import CheckContext, GenerationMode, Response
 
 # What no schema can say: which topics there are, and how many bytes a text has.
 BEYOND_SCHEMAS = ("is not consumed here", "An id must have 1 to 255 bytes")
-REFUSED_BY_WHAT_STANDS = ("rejected", "version-mismatch", "key-reused", "not-found", "conflict")
+REFUSED_BY_THE_STATE = ("rejected", "version-mismatch", "key-reused", "not-found", "conflict")
 
 
 def of_the_operation(case: Any) -> bool:
@@ -37,7 +37,7 @@ def takes_what_fits(context: CheckContext, response: Response, case: Any) -> Non
     ):
         return
     problem = response.json()
-    if problem["type"].removeprefix("urn:hiveio:problem:") in REFUSED_BY_WHAT_STANDS:
+    if problem["type"].removeprefix("urn:hiveio:problem:") in REFUSED_BY_THE_STATE:
         return
     if any(text in problem.get("detail", "") for text in BEYOND_SCHEMAS):
         return

@@ -1,4 +1,4 @@
-"""What an actor does wrong concerns the message that it was given, and nothing and nobody else."""
+"""What an actor does wrong concerns the message that it was given, and nothing else."""
 
 import json
 import uuid
@@ -213,7 +213,7 @@ def test_what_an_actor_raises_ends_nothing_but_its_request() -> None:
         for how in [how for how in ASYNC if how != "cancels itself"]:
             assert (how, send("Later", how).status_code) == (how, 500)
         assert send("Plain", "unspeakable").status_code == 500
-        assert send("Later", "task").status_code == 200  # the task is not its answer, and ends nobody
+        assert send("Later", "task").status_code == 200  # the task is not its answer, and ends no process
         assert send("Plain", "").text == '"well"'
         for how in HOW:
             send("Plain", f"ready {how}")

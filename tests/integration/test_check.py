@@ -38,9 +38,11 @@ def test_every_event_of_the_log_is_folded_by_the_actors_of_today(
             "EVENT_STORE_TOPIC": topic,
         }
         tool = [str(Path(sys.executable).parent / "hiveio"), "check", "--log", *words]
-        told = subprocess.run(tool, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
-        assert told.stderr == ""
-        return told.returncode, told.stdout.splitlines()
+        checked = subprocess.run(
+            tool, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert checked.stderr == ""
+        return checked.returncode, checked.stdout.splitlines()
 
     summary = f"{topic}.transactions: 1 AccountActor Deposited, 3 AccountActor Opened"
     assert check(ACTOR) == (0, [summary, "1 actor: no breaking changes"])

@@ -56,12 +56,12 @@ def test_verify_finds_nothing_while_commands_come_in(role: Role, hiveio: Hiveio,
         for number in range(3):
             pool.submit(deposit, number)
         try:
-            told = hiveio("verify")
+            verified = hiveio("verify")
         finally:
             going = False
-    assert (told.returncode, told.stderr) == (0, ""), told.stdout + told.stderr
-    assert told.stdout.startswith(f"{topic}.transactions/0: ")
-    assert told.stdout.endswith("no difference\n")
+    assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout + verified.stderr
+    assert verified.stdout.startswith(f"{topic}.transactions/0: ")
+    assert verified.stdout.endswith("no difference\n")
 
 
 def test_verify_finds_what_was_changed_by_hand(
@@ -76,10 +76,10 @@ def test_verify_finds_what_was_changed_by_hand(
         prefix = ada.removesuffix(b":a:AccountActor/ada")
 
         def difference() -> str:
-            told = hiveio("verify")
-            assert told.returncode == 1, told.stdout
-            assert "1 difference\n" in told.stdout, told.stdout
-            return told.stdout
+            verified = hiveio("verify")
+            assert verified.returncode == 1, verified.stdout
+            assert "1 difference\n" in verified.stdout, verified.stdout
+            return verified.stdout
 
         client.delete(ada)
         assert "AccountActor/ada is nothing in the cache, and '2 " in difference()
@@ -115,9 +115,9 @@ def test_verify_finds_events_that_are_gone(role: Role, hiveio: Hiveio, kafka: Ka
     admin = AdminClient({"bootstrap.servers": kafka.brokers})
     partition = TopicPartition(topic, 0, 2)
     admin.delete_records([partition])[partition].result(10)
-    told = hiveio("verify")
-    assert told.returncode == 1, told.stdout
-    assert "2 differences" in told.stdout, told.stdout
+    verified = hiveio("verify")
+    assert verified.returncode == 1, verified.stdout
+    assert "2 differences" in verified.stdout, verified.stdout
 
 
 def test_verify_looks_no_further_than_the_watermark(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
@@ -125,8 +125,8 @@ def test_verify_looks_no_further_than_the_watermark(role: Role, hiveio: Hiveio, 
     assert role.stop() == 0
     commit = (read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b"").replace(b"ada", b"zoe")
     write(kafka.brokers, f"{topic}.transactions", [(0, "by-hand", commit, {})])
-    told = hiveio("verify")  # the cache stands before it, so it is not looked at
-    assert (told.returncode, "4 records (0 void), 3 aggregates, 3 events published" in told.stdout) == (0, True)
+    verified = hiveio("verify")  # the cache is behind it, so it is not looked at
+    assert (verified.returncode, "4 records (0 void), 3 aggregates, 3 events published" in verified.stdout) == (0, True)
 
 
 def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka: Kafka, topic: str) -> None:
@@ -147,9 +147,9 @@ def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka
         ("0:5", "void"),
     ]
     assert len(hiveio("log", "--last", "1", "--json").stdout.splitlines()) == 1
-    nobody = hiveio("log", "AccountActor/nobody")
+    missing = hiveio("log", "AccountActor/nobody")
     text = f"hiveio log: no record of AccountActor/nobody is in {topic}.transactions"
-    assert (nobody.returncode, nobody.stdout, nobody.stderr) == (1, "", f"{text}\n")
+    assert (missing.returncode, missing.stdout, missing.stderr) == (1, "", f"{text}\n")
     renamed = hiveio("log", "OrderActor/ada").stderr
     assert renamed == f"{text}: it has no actor OrderActor, but AccountActor\n".replace("Account", "Order", 1).replace(
         "nobody", "ada"
@@ -207,11 +207,11 @@ def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> 
             return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
         assert outcome == "unknown"
-        told = ask(transaction)
+        found = ask(transaction)
         if balance == 15:
-            assert (told.returncode, f"outcome: accepted at {topic}.transactions/0/" in told.stdout) == (0, True)
+            assert (found.returncode, f"outcome: accepted at {topic}.transactions/0/" in found.stdout) == (0, True)
         else:
-            assert (told.returncode, told.stdout.splitlines()[-1]) == (
+            assert (found.returncode, found.stdout.splitlines()[-1]) == (
                 1,
                 "outcome: not on record: nothing has happened so far",
             )

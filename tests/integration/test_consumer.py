@@ -127,8 +127,8 @@ async def test_repeats_of_a_publisher_are_dropped_also_after_a_restart(
     write(kafka.brokers, topic, positioned([0, 1, 2, 1, 2, 3]))
     async with member(settings()) as first:
         await first.until(lambda: first.actor.amounts() == [0, 1, 2, 3])
-        noted = await wait_committed(first, kafka.brokers, settings().group_id, topic, 6)
-        assert noted.startswith("0:3:0 ")
+        metadata = await wait_committed(first, kafka.brokers, settings().group_id, topic, 6)
+        assert metadata.startswith("0:3:0 ")
     write(kafka.brokers, topic, positioned([2, 3, 4]))
     async with member(settings()) as second:
         await second.until(lambda: second.actor.seen)
@@ -151,14 +151,14 @@ async def test_a_gap_stops_its_partition_loudly(kafka: Kafka, topic: str, settin
 async def test_a_slow_handler_holds_up_only_its_partition_and_keeps_its_membership(
     kafka: Kafka, topic: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One record takes longer than max.poll.interval.ms; behind it stands more than the queue takes."""
+    """One record takes longer than max.poll.interval.ms; behind it is more than the queue takes."""
     make_topic(kafka.brokers, topic, 2)
     write(kafka.brokers, topic, [*plain(range(500)), *plain(range(500), 1)])
-    begun: list[float] = []
+    calls: list[float] = []
 
     async def slow(amount: int, context: Context) -> None:
         if context.partition == 0 and amount == 0:
-            begun.append(1)
+            calls.append(1)
             await asyncio.sleep(8)
 
     short = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000", "group.protocol": "classic"}
@@ -167,7 +167,7 @@ async def test_a_slow_handler_holds_up_only_its_partition_and_keeps_its_membersh
         await one.until(lambda: sum(p == 1 for p, _, _ in one.actor.seen) == 500)
         assert not any(p == 0 for p, _, _ in one.actor.seen)
         await one.until(lambda: len(one.actor.seen) == 1000)
-    assert len(begun) == 1, "the record was delivered again"
+    assert len(calls) == 1, "the record was delivered again"
     assert not caplog.records
 
 
@@ -304,8 +304,8 @@ async def test_an_offset_below_the_retention_stops_with_the_remedy(
         await first.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 5)
     write(kafka.brokers, topic, plain(range(5, 10)))
     admin = AdminClient({"bootstrap.servers": kafka.brokers})
-    gone = TopicPartition(topic, 0, 8)
-    admin.delete_records([gone])[gone].result(10)
+    below = TopicPartition(topic, 0, 8)
+    admin.delete_records([below])[below].result(10)
     async with member(made) as stopped:
         await stopped.until(lambda: stopped.consumer.counts.failed)
         reason = await stopped.consumer.ready() or ""

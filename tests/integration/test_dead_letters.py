@@ -1,4 +1,4 @@
-"""Records that nobody can handle: tried, kept with those behind them, tried again in order, on a real Kafka."""
+"""Records that cannot be handled: tried, kept with those behind them, tried again in order, on a real Kafka."""
 
 import asyncio
 from collections import Counter
@@ -213,10 +213,10 @@ async def test_a_type_that_nobody_takes_is_a_dead_letter_and_parks_its_key(
     assert (first["hive-dead-reason"], first["hive-dead-actors"]) == ("unknown", "Recorder")
     assert first["hive-dead-exception"] == "Invalid: no actor takes the type 'Withdrawn'"
     assert [r["hive-dead-reason"] for r in rest] == ["unknown", "unknown", "parked", "unknown"]
-    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert len(said) == 2, "once for each type"
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == 2, "once for each type"
     for text in (f"{topic}/0/0", "'Withdrawn'", "a dead letter for Recorder", 'unknown = "skip"', "Deposited"):
-        assert text in said[0]
+        assert text in logged[0]
     async with member(made, Both) as two:  # it takes them now
         ask(kafka, made, "retry", "a")
         await two.until(lambda: two.actor.amounts() == [1, 4])
@@ -255,10 +255,10 @@ async def test_a_refusal_is_not_tried_again_and_a_backend_away_is_waited_for(
         one.actor.on_event = fail
         await one.until(lambda: one.actor.seen and one.consumer.counts.dead == 2)
     assert attempts == {0: 1, 1: 30, 2: 1 + 28 + 3}
-    told = {
+    reasons = {
         dead_letter["hive-dead-reason"]: dead_letter["hive-dead-attempts"] for dead_letter in dead_letters(kafka, made)
     }
-    assert told == {"refused": "1", "failed": "4"}
+    assert reasons == {"refused": "1", "failed": "4"}
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -286,8 +286,8 @@ async def test_a_backend_that_stays_away_is_told(
         assert f"{topic}/0/0: attempt" in reason
         assert reason.endswith("failed, and it waits for its backend: the database is away")
         assert one.consumer.alive()
-        said = [r.getMessage() for r in caplog.records if "the next is in" in r.getMessage()]
-        assert [int(text.split("attempt ")[1].split()[0]) for text in said] == [1, 2, 4, 8, 16, 32, 64]
+        logged = [r.getMessage() for r in caplog.records if "the next is in" in r.getMessage()]
+        assert [int(text.split("attempt ")[1].split()[0]) for text in logged] == [1, 2, 4, 8, 16, 32, 64]
         assert one.actor.amounts() == ([] if concurrency == 1 else [1])
         away = False
         await one.until(lambda: sorted(one.actor.amounts()) == [0, 1])
@@ -429,10 +429,10 @@ async def test_a_stop_while_dead_letters_are_tried_again_waits_only_for_the_hand
     made = settings(**QUICK)
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(("a", 0), ("a", 1)))
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def slow(amount: int, context: Context) -> None:
-        begun.set()
+        started.set()
         await asyncio.sleep(0.5)
 
     async with member(made) as one:
@@ -440,8 +440,8 @@ async def test_a_stop_while_dead_letters_are_tried_again_waits_only_for_the_hand
         await one.until(lambda: one.consumer.counts.parked == 1)
         one.actor.on_event = slow
         ask(kafka, made, "retry")
-        await begun.wait()
-    assert one.actor.amounts() == [0], "the one in hand is finished, and no other is begun"
+        await started.wait()
+    assert one.actor.amounts() == [0], "the one in hand is finished, and no other one is started"
     async with member(made) as two:
         await two.until(lambda: two.actor.amounts() == [1])  # the last one: nothing is left to wake the worker
     assert not [record for record in caplog.records if "did not finish" in record.getMessage()]
@@ -460,7 +460,7 @@ async def test_what_is_dropped_is_never_handled(kafka: Kafka, topic: str, settin
         await one.until(lambda: one.actor.amounts() == [2])
 
 
-async def test_beyond_the_limit_the_partition_stands_still_until_there_is_room(
+async def test_beyond_the_limit_the_partition_stops_until_there_is_room(
     kafka: Kafka, topic: str, settings: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = settings(consumer_parked=2, **QUICK)

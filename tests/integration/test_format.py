@@ -64,14 +64,14 @@ def test_a_log_of_the_first_format_is_upgraded_while_instances_work(
                 assert balance(role) == 5 + deposits
 
         deposit(a, b)
-        told = hiveio("upgrade")
-        assert told.returncode == 1, told
+        upgrade = hiveio("upgrade")
+        assert upgrade.returncode == 1, upgrade
         is_older = re.compile(rf"{re.escape(log)}/0: format 1 at offset \d+")
-        assert is_older.match(told.stdout), told
-        assert "Nothing was changed" in told.stdout
+        assert is_older.match(upgrade.stdout), upgrade
+        assert "Nothing was changed" in upgrade.stdout
 
         # An instance of an older version is at work: it moves a cache of its own.
-        begun, ended = threading.Event(), threading.Event()
+        started, ended = threading.Event(), threading.Event()
         mark = f"hive:{{{log}/0}}:deadbeef"
 
         def older() -> None:
@@ -80,28 +80,28 @@ def test_a_log_of_the_first_format_is_upgraded_while_instances_work(
                 topic_id = key.partition("}")[0].removeprefix(f"hive:{{{log}/0/")  # may have a slash
                 for offset in itertools.count(5):
                     client.set(mark, f"{offset}|0|{topic_id}|generation|{OLDER}-2")
-                    begun.set()
+                    started.set()
                     if ended.wait(0.1):
                         return
 
         thread = threading.Thread(target=older)
         thread.start()
         try:
-            assert begun.wait(10)
-            told = hiveio("upgrade", "--yes")
-            assert told.returncode == 20, told
-            assert is_older.fullmatch(told.stdout.strip()), told
-            assert f"does not know format 2 is at work: it has moved its cache {mark}" in told.stderr
+            assert started.wait(10)
+            upgrade = hiveio("upgrade", "--yes")
+            assert upgrade.returncode == 20, upgrade
+            assert is_older.fullmatch(upgrade.stdout.strip()), upgrade
+            assert f"does not know format 2 is at work: it has moved its cache {mark}" in upgrade.stderr
         finally:
             ended.set()
             thread.join()
 
         deposit(a, b)
-        told = hiveio("upgrade", "--yes")
-        assert told.returncode == 0, told
-        assert f"{log}/0: format {FORMAT} at offset " in told.stdout
-        told = hiveio("upgrade", "--yes")
-        assert (told.returncode, told.stdout.count("\n")) == (0, 1), told  # there is nothing to do any more
+        upgrade = hiveio("upgrade", "--yes")
+        assert upgrade.returncode == 0, upgrade
+        assert f"{log}/0: format {FORMAT} at offset " in upgrade.stdout
+        upgrade = hiveio("upgrade", "--yes")
+        assert (upgrade.returncode, upgrade.stdout.count("\n")) == (0, 1), upgrade  # there is nothing to do any more
         deposit(a, b)
         repeated = send(b, "ada", "Deposit", {"Idempotency-Key": "d1"}, amount=1)
         assert (repeated.status_code, balance(b)) == (200, 5 + deposits)  # from the time before

@@ -45,7 +45,7 @@ def exchange(role: Role, *sent: bytes) -> tuple[list[int], bytes]:
     return statuses(received), received
 
 
-TAKEN = {
+ACCEPTED = {
     "a URL as the target": b"GET http://a/accounts/1 HTTP/1.1\r\nHost: a\r\n\r\n",
     "a URL whose host is another one": b"GET HTTPS://b:1/accounts/1 HTTP/1.1\r\nHost: a\r\n\r\n",
     "HTTP/1.0 that stays": b"GET /accounts/1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
@@ -64,9 +64,9 @@ TAKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_allowed_is_answered(base: Role, name: str) -> None:
-    found, received = exchange(base, TAKEN[name])
+    found, received = exchange(base, ACCEPTED[name])
     assert found == [200, 200], received
 
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 from a hostile or clumsy client: whatever it sends, it gets 4xx or is cut off, and nobody else notices."""
+"""HTTP/1.1 from a hostile or clumsy client: it gets 4xx or is cut off, and no other client notices."""
 
 import contextlib
 import re
@@ -90,9 +90,9 @@ def test_the_rest_of_an_early_request_is_not_taken_for_another(base: Role, cut: 
 
 def test_a_request_that_comes_while_another_runs(base: Role) -> None:
     with connect(base) as connection:
-        begun = len(base.logs("slow begins"))
+        before = len(base.logs("slow begins"))
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(SLOW), SLOW))
-        wait_until(lambda: len(base.logs("slow begins")) > begun)
+        wait_until(lambda: len(base.logs("slow begins")) > before)
         connection.sendall(GET % 5)
         received = b""
         while b'{"id":"5"}' not in received:

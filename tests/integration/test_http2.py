@@ -267,9 +267,9 @@ def test_a_request_with_trailers_is_one_request(base: Role) -> None:
 
 def test_what_runs_is_carried_out_though_its_client_gives_up(base: Role) -> None:
     with Client(base.port) as client:
-        begun = len(base.logs("slow begins"))
+        before = len(base.logs("slow begins"))
         number = client.request("/accounts/1", slow(0.55))
-        wait_until(lambda: len(base.logs("slow begins")) > begun)
+        wait_until(lambda: len(base.logs("slow begins")) > before)
         client.state.reset_stream(number)
         client.flush()
         assert client.answers(client.request("/accounts/1", message(1))) == [200]
@@ -302,7 +302,7 @@ def test_a_body_that_does_not_come_is_408() -> None:
         assert client.answers(client.request("/ping")) == [200]
 
 
-def test_what_stands_still_is_cut_off() -> None:
+def test_a_connection_that_stands_still_is_cut_off() -> None:
     environ = {"HTTP_VERSION": "2", "REQUEST_TIMEOUT": "1000"}
     with Role("base", environ, actor=ENDING) as role:
         beginnings = [b"", b"PRI * HTTP/2", b"GET /ping HT", b"GET /ping HTTP/1.1\r\nHost: a\r\n", Client.__name__]

@@ -82,8 +82,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     original = Cache.load
 
-    async def load(self: Cache, partition: int, wanted: Sequence[tuple[str, str]]) -> list[CacheReply]:
-        replies = await original(self, partition, wanted)
+    async def load(self: Cache, partition: int, asked: Sequence[tuple[str, str]]) -> list[CacheReply]:
+        replies = await original(self, partition, asked)
         sizes.append(sum(len(reply.stored_entry or b"") for reply in replies))
         return replies
 

@@ -71,14 +71,14 @@ async def test_only_the_owner_gives_a_lock_back(nodes: list[Node]) -> None:
     assert (await acquire(b, "x")).until
 
 
-async def test_the_holder_extends_and_hears_that_another_one_waits(nodes: list[Node]) -> None:
+async def test_the_holder_extends_and_learns_that_another_one_waits(nodes: list[Node]) -> None:
     a, b = redlock(nodes, "a"), redlock(nodes, "b")
     first = await acquire(a, "x")
     assert not first.contended
     assert not (await acquire(b, "x")).until
-    again = await acquire(a, "x")
-    assert again.until > first.until
-    assert again.contended
+    extended = await acquire(a, "x")
+    assert extended.until > first.until
+    assert extended.contended
     a.release(SCOPE, ["x"])
     assert not (await acquire(b, "x")).contended, "b waits for itself no more"
 
@@ -96,7 +96,7 @@ async def test_a_lock_ends_by_its_time(nodes: list[Node]) -> None:
 async def test_a_majority_is_enough_at_once_and_a_minority_is_not(
     servers: list[Redis], nodes: list[Node], count: int
 ) -> None:
-    """Nodes that hang hold up nobody: their time-out is longer than the lock lasts."""
+    """Nodes that hang do not hold up the others: their time-out is longer than the lock lasts."""
     a, few = redlock(nodes[:count], "a", ttl_ms=400), count // 2
     for server in servers[:few]:
         server.pause()
@@ -113,7 +113,7 @@ async def test_a_majority_is_enough_at_once_and_a_minority_is_not(
     finally:
         for server in servers[: few + 1]:
             server.resume()
-    # What a node hears late it takes back in order: nobody is left with a lock that no one holds.
+    # A node that gets the calls late gets them in order, so no lock is left that no one holds.
     b = redlock(nodes[:count], "b", ttl_ms=400)
     while not (await acquire(b, "x")).until:
         await asyncio.sleep(0.02)
@@ -144,7 +144,7 @@ async def test_a_minority_that_answered_is_given_back(servers: list[Redis], node
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 async def test_a_free_lock_goes_to_the_one_that_has_waited_longest(nodes: list[Node], count: int) -> None:
-    """The order of asking does not matter, nor does a node that has not heard of all."""
+    """The order of asking does not matter, nor does a node that does not know of all who wait."""
     a, b, c = (redlock(nodes[:count], token) for token in "abc")
     assert (await acquire(a, "x")).until
     assert (await acquire(c, "x", waited_s=2)).waiters_ahead == 0

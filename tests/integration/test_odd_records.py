@@ -1,4 +1,4 @@
-"""Records that nobody expects, on a real Kafka: their partition goes on, and what is not read is a dead letter."""
+"""Unexpected records, on a real Kafka: their partition goes on, and what is not read is a dead letter."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ async def test_nothing_in_a_record_stops_its_partition(kafka: Kafka, topic: str,
     assert UNREADABLE in headers_of(found[0]), "the client reads no such name; the value is kept"
 
 
-async def test_what_stands_below_the_committed_offset_stops_nothing(kafka: Kafka, topic: str, settings: Made) -> None:
+async def test_what_is_below_the_committed_offset_stops_nothing(kafka: Kafka, topic: str, settings: Made) -> None:
     """The look-back reads it to know what was seen: gaps, other logs and what is no position are the past."""
     made = settings(**QUICK)
     make_topic(kafka.brokers, topic)
@@ -193,8 +193,8 @@ async def test_records_without_a_value_are_given_to_who_takes_them(kafka: Kafka,
     async with member(made, Amounts, Recorder) as one:
         await one.until(lambda: one.actors[1].amounts() == [1, 2])
         await one.until(lambda: one.consumer.counts.dead == 1)
-        gone = [(b"a", Tombstone()), *[(b"bad", Tombstone())] * 3]
-        assert one.actor.seen == [(b"a", Deposited(1)), *gone, (b"b", Deposited(2))]
+        deletions = [(b"a", Tombstone()), *[(b"bad", Tombstone())] * 3]
+        assert one.actor.seen == [(b"a", Deposited(1)), *deletions, (b"b", Deposited(2))]
     (kept,) = read_all(kafka.brokers, f"{topic}.{made.group_id}.dead")
     assert (kept.key(), kept.value()) == (b"bad", None)
 

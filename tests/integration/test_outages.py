@@ -32,7 +32,7 @@ def own_redis(redis: Redis) -> Iterator[Redis]:
         yield service
 
 
-def told(role: Role, backend: str) -> list[str]:
+def logged(role: Role, backend: str) -> list[str]:
     return [line["message"] for line in role.logs() if line["message"].startswith(backend)]
 
 
@@ -57,18 +57,18 @@ def test_a_line_when_kafka_goes_and_one_when_it_is_back(own_kafka: Kafka, own_re
             assert len(lines) == 1, f"{role.name} wrote {json.dumps(lines, indent=1)}"
             assert lines[0]["message"].startswith(f"Kafka at {own_kafka.brokers} is away: "), (role.name, lines)
             assert lines[0]["level"] == "warning"
-        # A line of another kind is told all the same.
+        # A line of another kind is logged all the same.
         processor = roles[2]
         own_redis.kill()
-        wait_until(lambda: told(processor, "Redis at "), 10, "the line about Redis")
+        wait_until(lambda: logged(processor, "Redis at "), 10, "the line about Redis")
         own_redis.start()
-        wait_until(lambda: len(told(processor, "Redis at ")) == 2, 20, "the second line about Redis")
+        wait_until(lambda: len(logged(processor, "Redis at ")) == 2, 20, "the second line about Redis")
         own_kafka.start()
         for role, seen in zip(roles, before, strict=True):
-            wait_until(lambda role=role: len(told(role, "Kafka at ")) == 2, 30, "the second line about Kafka")  # type: ignore[misc]
+            wait_until(lambda role=role: len(logged(role, "Kafka at ")) == 2, 30, "the second line about Kafka")  # type: ignore[misc]
             role.ready()
-            assert " is back, after " in told(role, "Kafka at ")[1]
-            # What the outage had of effects, such as a lease that was lost, is told too, and is little.
+            assert " is back, after " in logged(role, "Kafka at ")[1]
+            # What the outage had of effects, such as a lease that was lost, is logged too, and is little.
             assert len(role.logs()) - seen <= 8, role.text()
 
 
@@ -99,9 +99,9 @@ def test_the_reason_is_told_at_the_start(name: str, redis: Redis) -> None:
                 stack.callback(role.kill)  # none can end in order: that would take the rest of its attempts
             for role, reason in zip(roles, reasons.values(), strict=True):
                 wait_until(lambda role=role: role.logs("listening"), 20, "the start")  # type: ignore[misc]
-                wait_until(lambda role=role: told(role, "Kafka at "), 4, f"the reason ({reason})")  # type: ignore[misc]
-                assert reason in told(role, "Kafka at ")[0]
-                if name == "producer":  # clients are told neither where Kafka is, nor what it said
+                wait_until(lambda role=role: logged(role, "Kafka at "), 4, f"the reason ({reason})")  # type: ignore[misc]
+                assert reason in logged(role, "Kafka at ")[0]
+                if name == "producer":  # clients learn neither where Kafka is, nor what it answered
                     refused = httpx.post(role.url + "/readings", json={"sensor": "a", "celsius": 1, "count": 1})
                     assert refused.status_code == 503, refused.text
                     assert refused.json()["detail"] == CLOSED

@@ -1,4 +1,4 @@
-"""What a client is told, and told again: keys, versions, deadlines, reads; on real processes, Kafka and Redis."""
+"""What a client is answered, also the second time: keys, versions, deadlines, reads; on real processes and services."""
 
 import concurrent.futures
 import json
@@ -62,7 +62,7 @@ def add(role: Role, id: str, key: str | None = None, **payload: Any) -> httpx.Re
     )
 
 
-def told(answer: httpx.Response) -> tuple[int, Any, str | None, str | None]:
+def parts(answer: httpx.Response) -> tuple[int, Any, str | None, str | None]:
     return answer.status_code, answer.json(), answer.headers.get("etag"), answer.headers.get("hive-position")
 
 
@@ -83,7 +83,7 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
         "refused": {"amount": -100},
     }
     with processor() as a:
-        first = {key: told(add(a, "x", key, **payload)) for key, payload in sent.items()}
+        first = {key: parts(add(a, "x", key, **payload)) for key, payload in sent.items()}
         assert [status for status, *_ in first.values()] == [200, 200, 200, 422]
         assert [etag for _, _, etag, _ in first.values()] == ['"1"', '"4"', '"4"', None]
         assert len({position for *_, position in list(first.values())[:3]}) == 3
@@ -92,7 +92,7 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
 
         def again(role: Role) -> None:
             for key, payload in sent.items():
-                assert told(add(role, "x", key, **payload)) == first[key], key
+                assert parts(add(role, "x", key, **payload)) == first[key], key
                 assert add(role, "x", key, amount=7).status_code == 422, "another body"
 
         again(a)
@@ -116,7 +116,7 @@ def test_a_key_that_is_in_work_is_answered_409_with_the_time_to_ask_again(proces
         first, busy = sorted(both, key=lambda answer: answer.status_code)
         assert (first.status_code, busy.status_code) == (200, 409)
         assert int(busy.headers["retry-after"]) >= 1
-        assert told(add(role, "x", "k", amount=5, slow_s=1.5)) == told(first)
+        assert parts(add(role, "x", "k", amount=5, slow_s=1.5)) == parts(first)
 
 
 def test_a_key_is_remembered_for_its_window_and_no_longer(processor: Make, redis: Redis, topic: str) -> None:
@@ -128,13 +128,13 @@ def test_a_key_is_remembered_for_its_window_and_no_longer(processor: Make, redis
     with processor(IDEMPOTENCY_COUNT="20", IDEMPOTENCY_TIME="0") as role:
         first = add(role, "x", "k", amount=5)
         others(role, 19)
-        assert told(add(role, "x", "k", amount=5)) == told(first)
+        assert parts(add(role, "x", "k", amount=5)) == parts(first)
         time.sleep(0.01)  # of log time: its resolution is 1 ms
         others(role, 1)
-        assert told(add(role, "x", "k", amount=5))[2] == '"2"', "executed again"
+        assert parts(add(role, "x", "k", amount=5))[2] == '"2"', "executed again"
         forget_cache(redis, topic)
         wait_until(lambda: add(role, "other", amount=1).status_code == 200, what="folded anew")
-        assert told(add(role, "x", "k", amount=5))[2] == '"2"'
+        assert parts(add(role, "x", "k", amount=5))[2] == '"2"'
 
 
 def test_a_key_is_remembered_by_the_time_of_the_log(processor: Make) -> None:
@@ -144,12 +144,12 @@ def test_a_key_is_remembered_by_the_time_of_the_log(processor: Make) -> None:
         for _ in range(10):
             assert add(role, "other", amount=1).status_code == 200
         if time.monotonic() - began < 1.5:  # else this machine is too slow to tell
-            assert told(add(role, "x", "k", amount=5)) == told(first), "outside the count, inside the time"
+            assert parts(add(role, "x", "k", amount=5)) == parts(first), "outside the count, inside the time"
         moved, last = 0.0, time.monotonic()
         while moved < 2.2:  # the log's clock moves with its records, with each by a sixtieth of the window at most
             assert add(role, "other", amount=1).status_code == 200
             moved, last = moved + min(time.monotonic() - last, 2 / 60), time.monotonic()
-        assert told(add(role, "x", "k", amount=5))[2] == '"2"', "executed again"
+        assert parts(add(role, "x", "k", amount=5))[2] == '"2"', "executed again"
 
 
 def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(processor: Make) -> None:

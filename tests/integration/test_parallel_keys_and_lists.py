@@ -45,7 +45,7 @@ class Lister(Actor):
         self.lists.append([event.amount for event in events])
 
     def amounts(self) -> list[int]:
-        return [amount for taken in self.lists for amount in taken]
+        return [amount for amounts in self.lists for amount in amounts]
 
 
 async def test_keys_in_parallel_and_each_in_order(kafka: Kafka, topic: str, settings: Made) -> None:
@@ -72,7 +72,7 @@ async def test_keys_in_parallel_and_each_in_order(kafka: Kafka, topic: str, sett
     assert seen == {f"k{k}": [i for i in range(400) if i % 10 == k] for k in range(10)}
 
 
-async def test_the_offset_stands_at_the_oldest_that_is_not_done(kafka: Kafka, topic: str, settings: Made) -> None:
+async def test_the_offset_stays_at_the_oldest_that_is_not_done(kafka: Kafka, topic: str, settings: Made) -> None:
     make_topic(kafka.brokers, topic)
     write(kafka.brokers, topic, keyed(("a", 0), ("slow", 1), *[("b", i) for i in range(2, 20)]))
     released = asyncio.Event()

@@ -140,7 +140,7 @@ async def test_an_end_under_load_loses_nothing_answered(
     assert not stored.keys() - found.keys(), "answered and not there"
     assert max(found.values()) == 1, "there twice"
     if end is signal.SIGTERM:
-        assert not found.keys() - stored.keys() or statuses[0], "written, and the client was not told"
+        assert not found.keys() - stored.keys() or statuses[0], "written, and the client was not answered"
 
 
 async def test_a_broker_away_fills_the_queue_and_recovers(own_kafka: Kafka, topic: str, producer: Make) -> None:

@@ -85,9 +85,9 @@ def test_each_record_has_its_answer(kafka: Kafka, topic: str, producer: Make, fo
         assert found[3]["detail"] == "less than nothing"
         assert found[5] == {"status": 200}, "nothing to write"
         assert found[9] == {"status": 200, "position": f"{topic}/0/1"}
-        (told,) = role.complaints()
-        assert told["message"] == "Account failed at Deposit: KeyError: 'a fault of the actor'"
-        assert told["record"] == 8
+        (line,) = role.complaints()
+        assert line["message"] == "Account failed at Deposit: KeyError: 'a fault of the actor'"
+        assert line["record"] == 8
     first, last = read_all(kafka.brokers, topic)
     assert first.key() == b"a"
     keys = [dict(m.headers() or [])["hive-key"] for m in (first, last)]
@@ -138,8 +138,8 @@ def test_a_batch_has_a_limit_of_its_own(kafka: Kafka, topic: str, producer: Make
         assert 100 < len(b"\n".join(most)) < 20_000
         assert httpx.post(url, content=b"\n".join(most), headers=NDJSON).status_code == 200
         assert httpx.post(url, content=b"[%b]" % b",".join(most)).status_code == 200
-        told = httpx.post(url, content=b"\n".join(most * 2), headers=NDJSON)
-        assert told.status_code == 413, "Content-Length says it, so nothing is taken"
+        refused = httpx.post(url, content=b"\n".join(most * 2), headers=NDJSON)
+        assert refused.status_code == 413, "Content-Length says it, so nothing is taken"
 
         def stream() -> Iterator[bytes]:
             for line in most * 2:
@@ -173,17 +173,17 @@ def test_a_client_that_stops_sending_gets_the_answers_so_far(kafka: Kafka, topic
 
 
 def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer: Make) -> None:
-    begun, told = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     def stream() -> Iterator[bytes]:
         n = 0
-        while n < 100_000 and not told.is_set():
+        while n < 100_000 and not ended.is_set():
             n += 1
             yield deposit(n) + b"\n"
             if n == 100:
-                begun.set()
+                started.set()
             if n > 100:
-                told.wait(0.01)
+                ended.wait(0.01)
 
     with producer() as role:
         response: list[httpx.Response] = []
@@ -193,10 +193,10 @@ def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer:
 
         client = threading.Thread(target=post)
         client.start()
-        assert begun.wait(20)
+        assert started.wait(20)
         role.terminate()
         wait_until(lambda: role.logs("draining"), what="draining")
-        threading.Timer(1.0, told.set).start()
+        threading.Timer(1.0, ended.set).start()
         client.join(30)
         assert role.ended() == 0
     *stored, rest = answers(response[0])

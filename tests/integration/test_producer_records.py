@@ -66,11 +66,13 @@ def test_an_actor_names_its_topic_and_its_key(kafka: Kafka, topic: str, producer
         (b"b", "Alarm"),
         (b"c", "Alarm"),
     ]
-    (noted,) = read_all(kafka.brokers, topic)
-    assert noted.key() is None
+    (record,) = read_all(kafka.brokers, topic)
+    assert record.key() is None
 
 
-def test_a_payload_that_the_actor_does_not_change_stands_as_it_came(kafka: Kafka, topic: str, producer: Make) -> None:
+def test_a_payload_that_the_actor_does_not_change_is_written_as_it_came(
+    kafka: Kafka, topic: str, producer: Make
+) -> None:
     payload = b'{ "sensor": "a", "unit": {"name": "\xc3\xa4", "scale": 1e0}, "value": 1.50 }'
     with producer() as role:
         url = role.url + "/readings"

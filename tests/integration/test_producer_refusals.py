@@ -189,7 +189,7 @@ async def test_missing_rights_are_403_and_nothing_is_stored(
                 return load.answers[number].status_code
 
             # 503 while a client that may not write is made anew: it was not stored either.
-            wait_until(lambda: post() == 403, 10, "the missing right is told")
+            wait_until(lambda: post() == 403, 10, "the missing right is reported")
             assert {answer.status_code for answer in load.answers.values()} <= {403, 503}
             allow(guarded, security.user, topic, [AclOperation.WRITE])
             wait_until(lambda: post() == 200, 30, "the right is noticed")
@@ -203,7 +203,7 @@ async def test_missing_rights_are_403_and_nothing_is_stored(
             admin = AdminClient({"bootstrap.servers": guarded.brokers})
             admin.delete_acls([write])[write].result(30)
             await running
-            # 504 where librdkafka, which hears of the missing right too, had begun to send again.
+            # 504 where librdkafka, which gets the same refusal, had begun to send again.
             assert {answer.status_code for answer in load.answers.values()} <= {200, 403, 503, 504}
             assert post() in (403, 503)
             assert "Traceback" not in role.text()

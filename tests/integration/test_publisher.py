@@ -122,22 +122,22 @@ def test_a_holder_that_is_gone_is_succeeded_and_the_consumer_sees_no_gap(
         load = [pool.submit(add, roles[n % 2], f"c{n % 5}") for n in range(100)]  # under load
         wait_until(lambda: sum(answer.done() for answer in load) > 20)
         holder.kill() if fault == "killed" else holder.pause()
-        gone = time.monotonic()
+        lost_at = time.monotonic()
         assert wait_until(lambda: add(other, "last"), 15, "the other one goes on")
         wait_until(lambda: any(event.id == "last" for event in seen(listener)), 30, "taken over")
-        took_s = time.monotonic() - gone
+        took_s = time.monotonic() - lost_at
         print(f"holder {fault}: the next event came to the consumer after {took_s:.1f} s")
         if fault == "paused":
             holder.resume()
             load += [pool.submit(add, roles[n % 2], f"c{n % 5}") for n in range(60)]
         accepted += sum(answer.result() for answer in load)
-        stands = httpx.get(f"{other.url}/tallies/last", timeout=30).json()["payload"]["sum"] + sum(
+        events = httpx.get(f"{other.url}/tallies/last", timeout=30).json()["payload"]["sum"] + sum(
             httpx.get(f"{other.url}/tallies/c{n}", timeout=30).json()["payload"]["sum"] for n in range(5)
         )
-        assert stands >= accepted
-        wait_until(lambda: len(seen(listener)) >= stands, 30, f"all {stands} events")
+        assert events >= accepted
+        wait_until(lambda: len(seen(listener)) >= events, 30, f"all {events} events")
         check(seen(listener))
-        assert len(seen(listener)) == stands
+        assert len(seen(listener)) == events
         assert took_s < TAKEN_OVER_S
 
 
@@ -175,11 +175,11 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         return await original_send(self, group)
 
     monkeypatch.setattr(Session, "send", send)
-    begun = itertools.count()
+    sessions = itertools.count()
     original = Publisher._resume
 
     async def resume(self: Publisher) -> None:
-        next(begun)
+        next(sessions)
         await original(self)
 
     sources = Counts[str]()
@@ -207,7 +207,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         sent = 0
         until = time.monotonic() + 8
         for turn in itertools.count():
-            if time.monotonic() > until and next(begun) >= 20:
+            if time.monotonic() > until and next(sessions) >= 20:
                 break
             if turn % 10 == 0:  # a pause in which a publisher gets to the end, after which the scope hands on
                 while len(seen(listener)) < sent:
@@ -225,7 +225,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         for log in logs:
             await log.stop()
     written = len(read_all(kafka.brokers, topic))
-    print(f"{next(begun)} sessions; {sent} events, written {written} times; {dict(sources)}")
+    print(f"{next(sessions)} sessions; {sent} events, written {written} times; {dict(sources)}")
     assert all(sources[source] for source in ("log", "scope", "given up")), sources
     assert written > sent, "nothing was repeated: the sessions did not overlap"
     assert 0 < repeated(kafka, topic) <= 2 * 7, "a session that has repeated what another one published goes on"

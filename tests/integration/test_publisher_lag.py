@@ -1,4 +1,4 @@
-"""How far publishing is behind is true on every instance, whoever publishes or nobody, and the alarm fires."""
+"""How far publishing is behind is true on every instance, even if no one publishes, and the alarm fires."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_a_stuck_publisher_is_seen_by_all_instances(processor: Make, kafka: Kafk
         both = (one, two)
         assert send(one, "ada", "Open", owner="ada").status_code == 200
         wait_until(lambda: len(read_all(kafka.brokers, topic)) == 1, 30, "published")
-        largest_record(kafka.brokers, topic, 60)  # the event topic takes no event any more, from nobody
+        largest_record(kafka.brokers, topic, 60)  # the event topic takes no event any more, whoever sends it
         for _ in range(3):
             assert send(two, "ada", "Deposit", amount=1).status_code == 200
         for role in both:
@@ -35,7 +35,7 @@ def test_a_stuck_publisher_is_seen_by_all_instances(processor: Make, kafka: Kafk
         assert alarms(two.url) == STUCK
         two.kill()
         largest_record(kafka.brokers, topic, 1_000_000)
-        # What stands behind the last event on the topic bears no events: that is no lag.
+        # What follows the last event in the log writes no events, so it is no lag.
         with processor() as last:
             wait_until(lambda: len(read_all(kafka.brokers, topic)) == 4, 30, "published")
             # Before the first look there is no lag either, and that look may have begun before all was published.

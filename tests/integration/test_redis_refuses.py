@@ -65,7 +65,7 @@ REFUSALS: dict[str, tuple[Change, Change]] = {
 }
 
 
-def _told(role: Role, reason: str, *, in_log: bool) -> bool:
+def _reported(role: Role, reason: str, *, in_log: bool) -> bool:
     """By readiness; or, where only some keys are concerned, by a line of the log."""
     if in_log:
         return any(line["level"] == "error" and reason in line["message"] for line in role.complaints())
@@ -103,8 +103,8 @@ def test_a_redis_that_refuses_is_503(kafka: Kafka, server: Redis, topic: str) ->
             # The log is in Kafka: what the stream processor knows of an aggregate may be enough for a command.
             assert post(processor).status_code in (200, 503), reason
             for role in roles:
-                told = partial(_told, role, reason, in_log=reason == "WRONGTYPE" and role is processor)
-                wait_until(told, 10, f"{role.name} says {reason}")
+                reported = partial(_reported, role, reason, in_log=reason == "WRONGTYPE" and role is processor)
+                wait_until(reported, 10, f"{role.name} says {reason}")
             mend(admin)
             for role in roles:
                 role.ready()

@@ -37,7 +37,7 @@ def refuse(what: str, context: Context) -> None:
         case "secret":
             raise Forbidden("not for you")
         case "mine":
-            raise Unauthorized("who are you?", challenge='Bearer realm="shelf"')
+            raise Unauthorized("who are you?", challenge='Bearer realm="books"')
         case "sold":
             raise Gone("sold", headers={"Retry-After": "60"})
         case "odd":
@@ -70,7 +70,7 @@ HEARS = """
 REFUSED = {
     "nothing": (404, "Not Found", "urn:hiveio:problem:not-found", {}),
     "secret": (403, "Forbidden", "urn:hiveio:problem:forbidden", {}),
-    "mine": (401, "Unauthorized", "urn:hiveio:problem:unauthorized", {"www-authenticate": 'Bearer realm="shelf"'}),
+    "mine": (401, "Unauthorized", "urn:hiveio:problem:unauthorized", {"www-authenticate": 'Bearer realm="books"'}),
     "sold": (410, "Gone", "urn:hiveio:problem:gone", {"retry-after": "60"}),
 }
 
@@ -125,10 +125,10 @@ def test_a_refusal_that_cannot_be_answered_is_a_fault_and_told(role: Role) -> No
     ):
         assert take(role, what, **{"Idempotency-Key": what}).status_code == 500
 
-        def told(line: str = line) -> bool:
+        def is_logged(line: str = line) -> bool:
             return any(line in str(found) for found in role.complaints())
 
-        wait_until(told, what=line)
+        wait_until(is_logged, what=line)
     assert take(role, "book").status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""`hiveio replay`: a projection built anew, beside the one in use or in its place."""
+"""`hiveio replay`: a projection rebuilt, next to the one in use or in its place."""
 
 import sqlite3
 import subprocess

@@ -117,8 +117,8 @@ def rights(
             )
             for acl in acls
         ]  # fmt: skip
-        for gone in admin.delete_acls(given).values():
-            gone.result(30)
+        for deleted in admin.delete_acls(given).values():
+            deleted.result(30)
 
 
 @pytest.fixture
@@ -239,12 +239,12 @@ def test_what_is_missing_is_named(
         stack.enter_context(rights(guarded, security.user, "consumer", topic, without=without))
         wait_until(lambda: service.port, 30, "it listens")
 
-        def told() -> bool:
+        def is_reported() -> bool:
             answer = httpx.get(service.url + "/readyz?verbose", timeout=10)
             return answer.status_code == 503 and re.search(says, answer.text) is not None
 
         try:
-            wait_until(told, 40, says)
+            wait_until(is_reported, 40, says)
         except AssertionError:
             raise AssertionError(httpx.get(service.url + "/readyz?verbose").text + service.text()) from None
         wait_until(lambda: any(re.search(says, line["message"]) for line in service.complaints()), 10, "a line says so")

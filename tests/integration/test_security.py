@@ -176,7 +176,7 @@ def issuer(security: Security) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def failing(guarded: Kafka, guarded_redis: str, security: Security) -> Iterator[list[tuple[Role, int, str]]]:
-    """Roles that cannot start, their exit code and what they say; most try for 20 s, beside the test before theirs."""
+    """Roles that cannot start, their exit code and what they say; most try for 20 s, while another test runs."""
     settings = {
         "EVENT_STORE_BROKERS": guarded.secure,
         "EVENT_STORE_TOPIC": "test-never",
@@ -320,8 +320,7 @@ def test_topics_made_beforehand_need_no_right_to_make_or_configure_any(
     missing = {"EVENT_STORE_TOPIC": f"{ready}-missing"}
     with Role("producer", settings | missing, actor=ACTOR, module=account, wait=False) as producer:
         wait_until(lambda: producer.port)
-        told = wait_until(lambda: httpx.get(producer.url + "/readyz?verbose").text)
-        wait_until(lambda: "grant Describe and Create" in httpx.get(producer.url + "/readyz?verbose").text, 20, told)
+        wait_until(lambda: "grant Describe and Create" in httpx.get(producer.url + "/readyz?verbose").text, 20)
 
 
 @pytest.mark.usefixtures("failing")  # which are at it meanwhile

@@ -114,7 +114,7 @@ def test_redis_answers(redis: Redis, topic: str) -> None:
 
 
 def test_kafka_keeps_what_it_acknowledged(kafka: Kafka, topic: str) -> None:
-    with Kafka() as own:  # beside the common one
+    with Kafka() as own:  # not the one that tests share
         assert own.port != kafka.port
         make_topic(own.brokers, topic)
         append(own.brokers, topic, b"one")
@@ -177,9 +177,9 @@ def test_redis_keeps_what_it_acknowledged(binary: str | None) -> None:
         with client(own) as connection:
             assert connection.get("key") == b"value"
         own.restart()
-        with client(own) as connection, client(other) as beside:
+        with client(own) as connection, client(other) as unaffected:
             assert connection.get("key") == b"value"
-            assert beside.get("key") is None
+            assert unaffected.get("key") is None
         own.restart(empty=True)
         with client(own) as connection:
             assert connection.get("key") is None

@@ -103,11 +103,11 @@ async def refused(store: Sqlite | Postgresql, reason: str) -> int:
         try:
             await store.take(at(offset), offset)
         except Unavailable as error:
-            told = str(error)
+            message = str(error)
             break
     else:
         raise AssertionError("there is room for all")
-    assert reason in told
+    assert reason in message
     return offset
 
 
@@ -179,7 +179,7 @@ async def test_a_database_that_is_read_only_or_locked(
 async def test_a_database_that_is_silent(
     kafka: Kafka, topic: str, settings: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It stands still, and no connection breaks. A statement that only takes long is another matter."""
+    """It hangs, and no connection breaks. A statement that only takes long is another matter."""
     monkeypatch.setattr(pool, "WAIT_S", 2.0)
     monkeypatch.setattr(pool, "outage", outages.Outage("PostgreSQL"))  # other tests may have left one behind
     caplog.set_level("INFO")
@@ -212,7 +212,7 @@ async def test_a_database_that_is_silent(
             seconds = 3.0  # longer than it takes to doubt the server
             write(kafka.brokers, topic, plain([1]))
             await one.until(at_work.is_set)
-            assert await asyncio.gather(*(one.actor.amounts() for _ in range(2))) == [[]] * 2, "connections beside it"
+            assert await asyncio.gather(*(one.actor.amounts() for _ in range(2))) == [[]] * 2, "other connections"
             await one.until(lambda: one.consumer.counts.handled == 1)
             assert (one.consumer.counts.retried, logged()) == (0, [])
             at_work.clear()
@@ -368,7 +368,7 @@ def test_the_reason_of_a_failed_first_connection_is_told(kafka: Kafka, topic: st
         wait_until(named, 20, "readiness names the reason")
         refused = httpx.get(role.url + "/lines", timeout=30)
         assert refused.status_code == 503
-        assert refused.json()["detail"] == AWAY, "a client is not told where the database is"
+        assert refused.json()["detail"] == AWAY, "a client does not learn where the database is"
         with required("postgres"), Postgres(port=port) as server:
             wait_until(lambda: httpx.get(role.url + "/readyz").status_code == 200, 60, "it is ready")
 

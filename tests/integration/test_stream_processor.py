@@ -227,7 +227,7 @@ def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(how: s
     with Redis() as redis, processor(url=redis.url) as role:
         assert send(role, "ada", "Open", owner="Ada").status_code == 200
         redis.kill() if how == "killed" else redis.pause()
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # those at work are told in time
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # requests in flight are answered in time
             began = time.monotonic()
             first = list(pool.map(lambda n: send(role, f"c{n % 16}", "Open", owner="x"), range(64)))
             assert {answer.status_code for answer in first} == {503}
@@ -237,8 +237,8 @@ def test_while_the_cache_is_away_commands_are_refused_at_once_and_cheaply(how: s
         for number in range(100):
             refused = send(role, f"d{number}", "Open", owner="x")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), refused.text
-            assert str(redis.port) not in refused.text, "clients are not told where a backend is"
-        assert sum(worker.cpu_times()[:2]) - before < 2, "100 refusals, with all that goes on beside them"
+            assert str(redis.port) not in refused.text, "clients do not learn where a backend is"
+        assert sum(worker.cpu_times()[:2]) - before < 2, "100 refusals, with all that goes on besides"
         redis.start() if how == "killed" else redis.resume()
         wait_until(lambda: send(role, "ada", "Deposit", amount=5).status_code == 200, 30, "well again")
         assert balance(role, "ada") >= 5
@@ -258,9 +258,9 @@ def test_lock_nodes_a_minority_of_which_is_away(processor: Make, count: int) -> 
         nodes[few].kill()
         refused = send(role, "eve", "Open", owner="Eve")  # the lock of ada may be held for a moment still
         assert (refused.status_code, refused.headers.get("retry-after")) == (503, "1"), refused.text
-        assert not any(str(node.port) in refused.text for node in nodes), "clients are not told where a backend is"
-        told = "\n".join(line["message"] for line in role.logs() if line["level"] != "info")
-        assert [str(node.port) in told for node in nodes] == [number <= few for number in range(count)]
+        assert not any(str(node.port) in refused.text for node in nodes), "clients do not learn where a backend is"
+        logged = "\n".join(line["message"] for line in role.logs() if line["level"] != "info")
+        assert [str(node.port) in logged for node in nodes] == [number <= few for number in range(count)]
         nodes[few].start()
         wait_until(lambda: send(role, "ada", "Deposit", amount=5).status_code == 200, what="well again")
         for number, node in enumerate(nodes[:few]):

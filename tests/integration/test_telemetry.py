@@ -101,7 +101,7 @@ def tracestates(kafka: Kafka, topic: str) -> list[str | None]:
     return traceparents(kafka, topic, "tracestate")
 
 
-def said(service: Role, message: str) -> dict[str, Any]:
+def logged(service: Role, message: str) -> dict[str, Any]:
     line: dict[str, Any] = wait_until(lambda: next(iter(service.logs(message)), None), what=message)
     return line
 
@@ -118,8 +118,8 @@ def test_one_trace_from_the_request_over_the_producer_to_the_consumer(
         served = collector.span("POST /accounts/{id}")
         sent = collector.span(f"send {topic}")
         processed = collector.span(f"process {topic}")
-        assert said(producer, "opening Ada")["span_id"] == served.id
-        line = said(consumer, "registering Ada")
+        assert logged(producer, "opening Ada")["span_id"] == served.id
+        line = logged(consumer, "registering Ada")
         assert (line["trace_id"], line["span_id"]) == (TRACE, processed.id)
         numbers = {
             "http.server.request.duration": "s",
@@ -181,7 +181,7 @@ def test_one_trace_over_a_transaction_to_its_events(
         sent = collector.span(f"send {topic}")
         processed = collector.span(f"process {topic}")
         # The actor does not perform in the task of the request, and still speaks in its name.
-        line = said(processor, "opening Ada")
+        line = logged(processor, "opening Ada")
         assert (line["trace_id"], line["span_id"]) == (TRACE, transaction.id)
         assert line["request_id"] == answer.headers["x-request-id"]
         assert post(processor, "nobody", "2").status_code == 422

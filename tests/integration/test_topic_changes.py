@@ -151,7 +151,7 @@ async def test_topics_that_appear_are_read_from_their_first_event(
     kafka: Kafka, topic: str, settings: Made, protocol: dict[str, str], by: str
 ) -> None:
     """While the consumer runs and while it does not, with records of yesterday."""
-    first, *later = (f"{topic}-{letter}" for letter in "abc")
+    first, *later = (f"{topic}-{suffix}" for suffix in "abc")
     made = settings(
         consumer_topic=(f"^{topic}-[abc]",) if by == "expression" else (first, *later), from_start=False, kafka=protocol
     )
@@ -261,10 +261,10 @@ async def test_a_projection_knows_that_its_position_is_in_a_topic_that_is_gone(
     assert caplog.text.count("Lines has a position in a topic of this name that was deleted") == 1
 
 
-async def test_letters_of_a_topic_that_is_gone_are_not_those_of_the_new_one(
+async def test_dead_letters_of_a_topic_that_is_gone_are_not_those_of_the_new_one(
     kafka: Kafka, topic: str, settings: Made
 ) -> None:
-    """Its offsets begin again, and so would those of its letters."""
+    """Its offsets begin again, and so would those of its dead letters."""
     make_topic(kafka.brokers, topic)
     bad: Written = (0, "a", b"{", {})
     write(kafka.brokers, topic, [*plain([1]), (0, "b", b"{", {}), bad])

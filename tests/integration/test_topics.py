@@ -52,7 +52,7 @@ class Alarms(Actor):
 
 
 def own_config(brokers: str, topic: str) -> dict[str, str]:
-    """What stands on the topic itself."""
+    """What is set on the topic itself."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
     client = AdminClient({"bootstrap.servers": brokers})
     entries = client.describe_configs([resource])[resource].result(30)
@@ -199,9 +199,9 @@ def test_a_new_topic_has_as_many_replicas_as_asked_for(
         return replication.of_new(settings, cast("Any", client), "t", range(1, brokers + 1))
 
     if isinstance(replicas, str):
-        with pytest.raises(Unavailable) as told:
+        with pytest.raises(Unavailable) as raised:
             made()
-        assert replicas in str(told.value)
+        assert replicas in str(raised.value)
     else:
         assert made() == (replicas, {"min.insync.replicas": in_sync} if in_sync else {})
     client.defaults = KafkaError._TIMED_OUT  # that is no answer

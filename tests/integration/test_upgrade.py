@@ -66,7 +66,7 @@ class CounterActor(Actor):
             return "Added", {"amount": payload["by"], "note": "old"}
         return type, payload
 """
-# The same model, told from the events in another way.
+# The same model, folded from the events in another way.
 REPLAYED = AFTER.replace("events + 1", "events + 10").replace("    name =", "    schema_version = 2\n    name =")
 # A new event, in the two steps of the runbook: a version that can fold it, then one that writes it too.
 INCREASED = "class Increased(Event):\n    amount: int\n"
@@ -78,8 +78,8 @@ WRITING = EXPANDED.replace(") -> Added:", ") -> Increased:").replace(
 WRITING_WIDER = WRITING.replace("events: int\n", "events: int\n    last: int = 0\n").replace(
     "events + 1)", "events + 1, event.amount)"
 )
-# Another actor beside it, by which the service is known where the first one is renamed.
-BESIDE = """
+# A second actor, by which the service is recognised where the first one is renamed.
+SECOND_ACTOR = """
 class Note(Command):
     text: str
 class Noted(Event):
@@ -96,7 +96,7 @@ class NotesActor(Actor):
     def replay(self, notes: Notes | None, event: Noted) -> Notes:
         return Notes((notes.count if notes else 0) + 1)
 """
-RENAMED = AFTER.replace('    name = "Counter"\n', "") + BESIDE
+RENAMED = AFTER.replace('    name = "Counter"\n', "") + SECOND_ACTOR
 VERSIONS = {
     "before": BEFORE,
     "after": AFTER,
@@ -104,7 +104,7 @@ VERSIONS = {
     "expanded": EXPANDED,
     "writing": WRITING,
     "writing wider": WRITING_WIDER,
-    "beside another": AFTER + BESIDE,
+    "with another": AFTER + SECOND_ACTOR,
     "renamed": RENAMED,
 }
 
@@ -230,14 +230,14 @@ def verify(role: Role) -> "subprocess.CompletedProcess[str]":
 
 
 def test_an_actor_renamed_without_its_name_is_told_at_each_start(start: Start) -> None:
-    with start("beside another") as after:
+    with start("with another") as after:
         assert add(after, "x").status_code == 200
     for _ in range(2):  # the second time nothing is folded
         with start("renamed") as renamed:
-            (told,) = renamed.complaints()
-            assert told["message"].startswith("the log has aggregates of Counter and no actor of that name")
-            assert told["level"] == "warning"
-            assert 'name = "Counter"' in told["message"]
+            (warning,) = renamed.complaints()
+            assert warning["message"].startswith("the log has aggregates of Counter and no actor of that name")
+            assert warning["level"] == "warning"
+            assert 'name = "Counter"' in warning["message"]
             assert httpx.get(f"{renamed.url}/readyz?verbose").json()["checks"][0]["actors_not_here"] == ["Counter"]
             assert state(renamed, "x") == 404
             assert add(renamed, "y").status_code == 200

@@ -39,7 +39,7 @@ def write(brokers: str, topic: str, records: Iterable[Written]) -> None:
 
 
 def read_all(brokers: str, topic: str) -> list[Message]:
-    """Everything that stands in a topic now, read by a fresh client."""
+    """Everything that is in a topic now, read by a fresh client."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": "reader", "enable.auto.commit": False})
     try:
         partitions = [TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, 10).topics[topic].partitions]

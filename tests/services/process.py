@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 
-HOST = "127.0.0.1"  # not "localhost": a client may try ::1 first, where nobody listens
+HOST = "127.0.0.1"  # not "localhost": a client may try ::1 first, where no one listens
 log = logging.getLogger(__name__)
 
 
@@ -90,7 +90,7 @@ def spawn(command: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on, and that no other call has returned to a process that still runs.
+    """A TCP port that no one listens on, and that no other call has returned to a process that still runs.
 
     Below the ephemeral range, so that no outgoing connection takes it while a service is down between two starts. The
     UDP port of the same number claims it until this process ends: several processes run the tests side by side.
@@ -182,7 +182,7 @@ class Service:
             self.process = None
 
     def pause(self) -> None:
-        """SIGSTOP, and return when it stands still."""
+        """SIGSTOP, and return when it is stopped."""
         self._signal(signal.SIGSTOP)
         self._await_state(os.WSTOPPED)
 

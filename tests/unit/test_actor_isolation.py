@@ -1,4 +1,4 @@
-"""What an actor does to the objects that it is given reaches nobody else."""
+"""What an actor does to the objects that it is given reaches no other actor or attempt."""
 
 import asyncio
 from typing import Any

@@ -72,8 +72,8 @@ def test_a_pod(workload: dict[str, Any]) -> None:
 
     # Its settings are settings, with values that the runtime takes.
     settings = Settings.read(given)
-    known = {f.metadata["name"] for f in Settings.__dataclass_fields__.values() if f.metadata}
-    assert set(given) <= known | OF_THE_BANK
+    settings_names = {f.metadata["name"] for f in Settings.__dataclass_fields__.values() if f.metadata}
+    assert set(given) <= settings_names | OF_THE_BANK
     assert settings.cluster_size == 1
     assert container["image"].startswith(f"bank/{name}:")
 

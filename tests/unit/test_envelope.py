@@ -158,7 +158,7 @@ def test_the_context_is_made_from_the_envelope() -> None:
     assert (context.id, context.idempotency_key, context.version, context.meta) == ("a", "k", 3, {"x": 1})
 
 
-def test_an_untouched_payload_stands_as_it_came() -> None:
+def test_an_untouched_payload_is_written_as_it_came() -> None:
     payload = b'{ "count": 1, "type":"a", "price": 1.50, "unknown": {"\xc3\xa4": [1e3]} }'
     body = b'{"meta": {"a": 1}, "payload": %b, "type": "Ordered"}' % payload
     meta = LOG.decode(body)[1]
@@ -213,7 +213,7 @@ class Shade(enum.Enum):
 
 
 class Counted(Event):
-    """Whose keys are no texts, and stand in JSON as such; ``raw`` is anything."""
+    """Its keys are no texts, and are written to JSON as texts; ``raw`` is anything."""
 
     numbers: dict[int, dict[float, int]]
     ids: dict[uuid.UUID, int]

@@ -17,7 +17,7 @@ from hiveio.service import Service
 LIFE: list[str] = []
 
 
-class Heard(Event):
+class Opened(Event):
     pass
 
 
@@ -28,7 +28,7 @@ class Listener(Actor):
     async def stop(self) -> None:
         LIFE.append("actor closes")
 
-    def perform(self, event: Heard) -> None:
+    def perform(self, event: Opened) -> None:
         """Takes events."""
 
 
@@ -64,7 +64,7 @@ async def test_a_start_that_does_not_return_ends_the_service(monkeypatch: pytest
         async def start(self) -> None:
             await asyncio.Event().wait()
 
-        def perform(self, event: Heard) -> None: ...
+        def perform(self, event: Opened) -> None: ...
 
     monkeypatch.setattr(service_module, "START_TIMEOUT_S", 0.05)
     with pytest.raises(StartRaises, match=r"^Waiting\.start did not return within 0\.05 s$"):

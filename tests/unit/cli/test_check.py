@@ -68,7 +68,7 @@ NUMBERS = itertools.count()
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.syspath_prepend(tmp_path)
 
-    def told(source: str) -> dict[str, Description]:
+    def described(source: str) -> dict[str, Description]:
         name = f"checked_{next(NUMBERS)}"
         (tmp_path / f"{name}.py").write_text(source)
         importlib.invalidate_caches()
@@ -77,7 +77,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         del sys.modules[name]
         return found
 
-    return told
+    return described
 
 
 def changed(*pairs: tuple[str, str], source: str = SOURCE) -> str:
@@ -224,8 +224,8 @@ def test_who_is_broken_by_a_change(read: object, name: str) -> None:
     pairs, lines = BREAKS[name]
     found = [*map(str, changes(read(SOURCE), read(changed(*pairs))))]
     assert len(found) == len(lines), found
-    for told, line in zip(found, lines, strict=True):
-        assert told.startswith(line)
+    for text, line in zip(found, lines, strict=True):
+        assert text.startswith(line)
 
 
 def test_what_one_service_writes_and_another_reads(read: object) -> None:

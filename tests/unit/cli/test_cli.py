@@ -13,7 +13,7 @@ from tests.process import ROOT
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0
@@ -21,7 +21,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_it_names_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, "--version") == f"hiveio {__version__}\n"
+    assert output(capsys, "--version") == f"hiveio {__version__}\n"
 
 
 def test_help_and_docs_name_every_command_and_what_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,10 +30,10 @@ def test_help_and_docs_name_every_command_and_what_it_changes(capsys: pytest.Cap
     assert rows == [(name, about.changes) for name, about in COMMANDS.items()]
     modules = {path.stem for path in Path(main.__code__.co_filename).parent.glob("*.py")}
     assert COMMANDS.keys() <= modules
-    listed = " ".join(said(capsys, "--help").split())
+    listed = " ".join(output(capsys, "--help").split())
     for name, about in COMMANDS.items():
         assert f" {name} {about.does} (changes {about.changes})" in listed
-        assert f"(changes {about.changes})" in " ".join(said(capsys, name, "--help").split())
+        assert f"(changes {about.changes})" in " ".join(output(capsys, name, "--help").split())
 
 
 @pytest.mark.parametrize(

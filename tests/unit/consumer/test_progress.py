@@ -35,7 +35,7 @@ def topics(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
     return events, topic
 
 
-def taken(progress: Progress, topic: Iterable[Event]) -> list[Event]:
+def accepted(progress: Progress, topic: Iterable[Event]) -> list[Event]:
     return [event for event in topic if progress.take(*event)]
 
 
@@ -44,8 +44,8 @@ def test_each_event_once_in_order_over_any_restart(made: tuple[list[Event], list
     events, topic = made
     restart = data.draw(st.integers(0, len(topic)))
     first = Progress()
-    before = taken(first, topic[:restart])
-    after = taken(Progress(first.last), topic[restart:])  # what a commit's note keeps
+    before = accepted(first, topic[:restart])
+    after = accepted(Progress(first.last), topic[restart:])  # what a commit's note keeps
     assert [*before, *after] == events[: len(before) + len(after)]
     assert len(before) + len(after) == len(set(topic))
 
@@ -56,11 +56,11 @@ def test_a_missing_event_stops(length: int, data: st.DataObject) -> None:
     missing = data.draw(st.integers(1, len(events) - 2))
     progress = Progress()
     with pytest.raises(Corrupt, match="events are missing"):
-        taken(progress, [*events[:missing], *events[missing + 1 :]])
+        accepted(progress, [*events[:missing], *events[missing + 1 :]])
     assert progress.last == events[missing - 1][0], "nothing after the gap counts as seen"
 
 
-def test_what_comes_first_is_taken_wherever_it_stands() -> None:
+def test_what_comes_first_is_taken_whatever_its_position() -> None:
     assert Progress().take(b"3:7:0", b"3:6:1")
 
 

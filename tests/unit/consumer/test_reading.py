@@ -1,4 +1,4 @@
-"""What stands in a record never stops its partition: arbitrary bytes through a consumer in memory."""
+"""What is in a record never stops its partition: arbitrary bytes through a consumer in memory."""
 
 import asyncio
 import base64

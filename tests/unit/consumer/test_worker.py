@@ -163,7 +163,7 @@ async def test_an_actor_that_fails_holds_up_no_other(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_beyond_the_limit_the_partition_stands_still_until_there_is_room(mode: str) -> None:
+async def test_beyond_the_limit_the_partition_stops_until_there_is_room(mode: str) -> None:
     kind, more = in_mode(mode)
     partition = Partition(events(*[(f"k{i}", i) for i in range(5)]))
     async with partition.member(kind, consumer_parked=2, **more) as one:
@@ -196,7 +196,7 @@ async def test_a_handler_that_hangs_is_cancelled_and_tried_again(monkeypatch: py
     assert b"CONSUMER_TIMEOUT, 0.02 s" in found["hive-dead-exception"]
 
 
-async def test_the_offset_stands_at_the_oldest_that_is_not_done() -> None:
+async def test_the_offset_stays_at_the_oldest_that_is_not_done() -> None:
     partition = Partition(events(("a", 0), ("slow", 1), *[("b", i) for i in range(2, 20)]))
     released = asyncio.Event()
 

@@ -157,7 +157,7 @@ def fits(schema: dict[str, Any], value: Any) -> bool:
     return bool(jsonschema.Draft202012Validator(whole, format_checker=CHECKER).is_valid(value))
 
 
-def taken(kind: type[Actor], value: Any) -> bool:
+def decodes(kind: type[Actor], value: Any) -> bool:
     try:
         CONTRACTS[kind].command_codec.decode(msgspec.json.encode(value))
     except Refused:
@@ -179,7 +179,7 @@ FIELDS = [field.encode_name for field in msgspec.structs.fields(Everything)]
 def test_a_field_takes_what_its_schema_says(name: str) -> None:
     for leaf in LEAVES:
         body = {"type": "Everything", "payload": {"number": 5, name: leaf}}
-        assert taken(Several, body) == fits(content(operation("/several/{id}")["requestBody"]), body), leaf
+        assert decodes(Several, body) == fits(content(operation("/several/{id}")["requestBody"]), body), leaf
 
 
 PAYLOADS: st.SearchStrategy[Any] = st.one_of(
@@ -205,7 +205,7 @@ BODIES = st.one_of(
 def test_a_body_is_taken_exactly_where_the_schema_says(body: Any) -> None:
     for kind, contract in CONTRACTS.items():
         assert contract.path
-        assert taken(kind, body) == fits(content(operation(contract.path)["requestBody"]), body), contract.name
+        assert decodes(kind, body) == fits(content(operation(contract.path)["requestBody"]), body), contract.name
 
 
 @pytest.mark.parametrize("number", ["5.0", "5e0", "50e-1"])
@@ -218,7 +218,7 @@ def test_a_whole_float_is_an_integer(number: str) -> None:
 
 
 @pytest.mark.parametrize("rest", [b'"\xff"', b"1e400", b"nan", b"[" * 2000])
-def test_what_stands_behind_a_whole_float_is_refused_all_the_same(rest: bytes) -> None:
+def test_what_follows_a_whole_float_is_refused_all_the_same(rest: bytes) -> None:
     with pytest.raises(Refused):
         CONTRACTS[OneLoose].command_codec.decode(b'{"type":"Loose","payload":{"number":5.0,"more":%b}}' % rest)
 

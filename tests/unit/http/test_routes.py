@@ -1,6 +1,6 @@
 # ruff: noqa: E501
 # mypy: disable-error-code="misc, empty-body"
-"""What may stand on which path, and which resource a path finds."""
+"""Which actors may share which path, and which resource a path finds."""
 
 from typing import Any
 

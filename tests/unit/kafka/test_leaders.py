@@ -17,13 +17,13 @@ HOUR_S = 3600.0
 
 
 class Cluster:
-    """What each broker says of the leader of a partition, and with which epoch it leads if it says so of itself.
+    """The leader of a partition by each broker, and with which epoch it leads if it names itself.
 
-    Nobody answers where it is None. Who begins with all brokers asks ``first``.
+    A broker whose entry is None does not answer. A client that begins with all brokers asks ``first``.
     """
 
-    def __init__(self, **says: int | None) -> None:
-        self.says = {int(node.removeprefix("node")): leader for node, leader in says.items()}
+    def __init__(self, **leaders: int | None) -> None:
+        self.leaders = {int(node.removeprefix("node")): leader for node, leader in leaders.items()}
         self.epochs = {1: 5, 2: 6, 3: 7}
         self.named: dict[int, Collection[int]] = {}
         self.first = 1
@@ -35,16 +35,16 @@ class Cluster:
         node = self.first if asked == "anybody:1" else int(asked.removeprefix("node").partition(":")[0])
 
         def list_topics(topic: str, timeout: float) -> Any:
-            if (leader := self.says[node]) is None:
+            if (leader := self.leaders[node]) is None:
                 raise KafkaException
-            named = self.named.get(node, self.says)
+            named = self.named.get(node, self.leaders)
             brokers = {each: SimpleNamespace(id=each, host=f"node{each}", port=1) for each in named}
             topics = {topic: SimpleNamespace(partitions={0: SimpleNamespace(id=0, leader=leader)})}
             return SimpleNamespace(brokers=brokers, topics=topics, orig_broker_name=f"node{node}:1/{node}")
 
         def list_offsets(asked: dict[Any, Any], request_timeout: float) -> Any:
             def result(timeout_s: float) -> Any:
-                if (leader := self.says[node]) is None:
+                if (leader := self.leaders[node]) is None:
                     raise KafkaException
                 return SimpleNamespace(leader_epoch=self.epochs[leader])
 
@@ -84,7 +84,7 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     assert await watched.look() == LOOK_S
     assert watched.watch.doubt is None
     assert watched.begins_with == {"anybody:1"}
-    cluster.says, cluster.named = {1: 1, 2: 2, 3: 2}, {2: (2, 3), 3: (2, 3)}
+    cluster.leaders, cluster.named = {1: 1, 2: 2, 3: 2}, {2: (2, 3), 3: (2, 3)}
     cluster.first = 2
     watched.watch._witnesses[1] = None
     assert await watched.look() == CONFIRM_S
@@ -105,7 +105,7 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     assert len(watched.renewed) == 2, "and again where records go on to wait"
     monkeypatch.setattr("hiveio.kafka.client.time", SimpleNamespace(monotonic=lambda: time.monotonic() + HOUR_S))
     assert watched.begins_with == {"anybody:1"}, "for a while"
-    cluster.says[1] = 2
+    cluster.leaders[1] = 2
     assert await watched.look() == LOOK_S
     assert not watched.watch._abandoned
 
@@ -131,7 +131,7 @@ async def test_of_two_brokers_the_one_with_the_higher_epoch_is_right(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "says",
+    "leaders",
     [
         {"node1": None, "node2": 2, "node3": 2},  # it is away: the clients notice that
         {"node1": 1, "node2": None, "node3": None},
@@ -141,10 +141,10 @@ async def test_of_two_brokers_the_one_with_the_higher_epoch_is_right(monkeypatch
     ],
 )
 async def test_brokers_that_do_not_answer_or_know_no_leader_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, says: dict[str, int | None]
+    monkeypatch: pytest.MonkeyPatch, leaders: dict[str, int | None]
 ) -> None:
-    watched = Watched(monkeypatch, cluster := Cluster(**says))
-    cluster.first = next(node for node, leader in cluster.says.items() if leader is not None)
+    watched = Watched(monkeypatch, cluster := Cluster(**leaders))
+    cluster.first = next(node for node, leader in cluster.leaders.items() if leader is not None)
     for _ in range(3):
         await watched.look()
     assert not watched.renewed

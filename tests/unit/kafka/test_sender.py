@@ -267,38 +267,38 @@ async def test_stopping_takes_nothing_more_and_leaves_no_one_waiting(sender: Sen
         send(sender)
 
 
-def heard(sender: Sender, facility: str, text: str) -> None:
+def log_line(sender: Sender, facility: str, text: str) -> None:
     """A line of librdkafka's log, as the Kafka client hands it over."""
     FakeProducer.made[0].config["logger"].log(10, "%s [%s] %s", facility, "hiveio#producer-1", f"[thrd:b]: {text}")
 
 
 NUMBERED = ("NEWPID", "t [0] changed PID{Id:0,Epoch:0} -> PID{Id:0,Epoch:1} with base MsgId 6")
 GAP = ("ERRSEQ", "b/1: ProduceRequest for t [0] with 2 message(s) failed due to skipped sequence numbers")
-AGAIN = ("DRAIN", "t [0] beginning partition drain: drain before retrying")
+RETRY = ("DRAIN", "t [0] beginning partition drain: drain before retrying")
 
 
 @pytest.mark.parametrize(
-    ("lines", "known"),
+    ("lines", "definite"),
     [
-        ([], False),  # nothing is heard
+        ([], False),  # nothing is logged
         ([NUMBERED], True),
-        ([AGAIN, NUMBERED], True),  # before the first numbers nothing is sent
-        ([NUMBERED, AGAIN], False),
-        ([NUMBERED, GAP, AGAIN], True),  # behind a gap nothing is stored
-        ([NUMBERED, GAP, AGAIN, NUMBERED, AGAIN], False),
+        ([RETRY, NUMBERED], True),  # before the first numbers nothing is sent
+        ([NUMBERED, RETRY], False),
+        ([NUMBERED, GAP, RETRY], True),  # behind a gap nothing is stored
+        ([NUMBERED, GAP, RETRY, NUMBERED, RETRY], False),
         ([NUMBERED, ("DRAIN", "Beginning partition drain in state Assigned for 1 partition(s)")], True),
     ],
 )
 async def test_a_refusal_is_definite_where_nothing_was_sent_before(
-    sender: Sender, lines: list[tuple[str, str]], known: bool
+    sender: Sender, lines: list[tuple[str, str]], definite: bool
 ) -> None:
     future = send(sender)
     for line in lines:
-        heard(sender, *line)
+        log_line(sender, *line)
     FakeProducer.made[0].report(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
-    with pytest.raises(Forbidden if known else Unknown):
+    with pytest.raises(Forbidden if definite else Unknown):
         await future
-    heard(sender, *NUMBERED)
+    log_line(sender, *NUMBERED)
     later = send(sender)
     FakeProducer.made[0].report(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
     with pytest.raises(Forbidden):
@@ -321,7 +321,7 @@ async def test_what_may_be_its_neighbours_fault_is_sent_again_alone_and_once(
 ) -> None:
     sender._timeout_s = 30.0  # on a machine that is busy
     good, bad = send(sender), send(sender)
-    heard(sender, *NUMBERED)
+    log_line(sender, *NUMBERED)
     first = FakeProducer.made[0]
     first.report(KafkaError(code))
     async with asyncio.timeout(5):
@@ -351,7 +351,7 @@ async def test_what_may_be_its_neighbours_fault_is_sent_again_alone_and_once(
 )
 async def test_what_is_no_refusal_is_unknown(sender: Sender, code: int) -> None:
     future = send(sender)
-    heard(sender, *NUMBERED)
+    log_line(sender, *NUMBERED)
     FakeProducer.made[0].report(KafkaError(code))
     with pytest.raises(Unknown):
         await future

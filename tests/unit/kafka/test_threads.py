@@ -1,4 +1,4 @@
-"""Threads that call the Kafka client end when they are told to, and by nothing else."""
+"""Threads that call the Kafka client end when they are stopped, and at no other time."""
 
 import asyncio
 import threading

@@ -79,7 +79,7 @@ def test_any_bytes_are_split_or_refused(body: bytes, sizes: list[int]) -> None:
         (b'[{"a":"', 0),
     ],
 )
-def test_a_broken_array_gives_what_stands_before(body: bytes, before: int) -> None:
+def test_a_broken_array_gives_what_comes_before(body: bytes, before: int) -> None:
     found: list[Any] = []
     items = Items(100)
 

@@ -32,8 +32,8 @@ def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
-    """A port that somebody listens on, under IPv6 alone."""
+def used_port() -> Iterator[int]:
+    """A port in use, under IPv6 alone."""
     with socket.create_server(("::", 0), family=socket.AF_INET6) as server:
         yield server.getsockname()[1]
 
@@ -67,9 +67,9 @@ def test_an_address_of_another_machine_is_one_sentence_with_the_remedy() -> None
         listening("fe80::1%nowhere", 0)
 
 
-def test_a_port_that_is_taken_under_ipv6_is_not_listened_on_under_ipv4_alone(taken: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^PORT={taken} cannot be bound: Address already in use$"):
-        listening("::", taken)
+def test_a_port_that_is_taken_under_ipv6_is_not_listened_on_under_ipv4_alone(used_port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^PORT={used_port} cannot be bound: Address already in use$"):
+        listening("::", used_port)
 
 
 @pytest.mark.parametrize(

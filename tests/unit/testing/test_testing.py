@@ -328,11 +328,11 @@ def test_an_event_that_would_not_be_read_from_the_log_cannot_be_given() -> None:
 
 
 def test_a_projection_hears_events_and_answers_queries() -> None:
-    heard = given(Projection, Added(1), Added(2), id="a").and_given(Projection, "b", Added(5))
-    heard.when(Total("a")).then_reply({"total": 3, "tags": []})
-    heard.when(Total("b", least=9, tags=["x", "y z"])).then_reply({"total": 9, "tags": ["x", "y z"]})
-    heard.when(Added(4), id="a").then_reply(None).when(Total("a")).then_reply({"total": 7, "tags": []})
-    heard.when(Total("c")).then_rejected("never heard")
+    projection = given(Projection, Added(1), Added(2), id="a").and_given(Projection, "b", Added(5))
+    projection.when(Total("a")).then_reply({"total": 3, "tags": []})
+    projection.when(Total("b", least=9, tags=["x", "y z"])).then_reply({"total": 9, "tags": ["x", "y z"]})
+    projection.when(Added(4), id="a").then_reply(None).when(Total("a")).then_reply({"total": 7, "tags": []})
+    projection.when(Total("c")).then_rejected("never heard")
 
 
 def test_an_actor_at_the_door() -> None:

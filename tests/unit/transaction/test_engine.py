@@ -109,13 +109,13 @@ async def test_a_pipeline_whose_own_set_is_refused_serves_those_who_have_its_loc
             await two.submit(AccountActor, id, Deposit(10, id))
         await until(lambda: not one.cache.locks)
         engine = one.transactions.engine
-        taken = (one.cache.scope(0), "Account/c")
-        one.cache.locks[taken] = "an instance that works on it"
+        lock = (one.cache.scope(0), "Account/c")
+        one.cache.locks[lock] = "an instance that works on it"
         waits = asyncio.create_task(one.submit(AccountActor, "b", Transfer("c", 1, "waits for c")))
         await until(lambda: (b := engine.pipelines.get("Account/b")) and b.state is PAUSED and b.queue)
         assert (await one.submit(AccountActor, "a", Transfer("b", 1, "needs a and b"))).version == 2
         assert (await two.submit(AccountActor, "b", Deposit(1, "b was given back"))).version == 3
-        del one.cache.locks[taken]
+        del one.cache.locks[lock]
         await waits
 
 
@@ -145,9 +145,9 @@ async def test_who_gives_up_is_not_told_of_the_aggregates_of_others() -> None:
         await until(lambda: not one.cache.locks)
         one.cache.locks[one.cache.scope(0), "Account/secret"] = "an instance that works on it"
         for id in "ab":  # locked, and soon after
-            with pytest.raises(Conflict) as told:
+            with pytest.raises(Conflict) as raised:
                 await one.submit(AccountActor, id, Transfer("secret", 1, id))
-            assert "secret" not in told.value.detail
+            assert "secret" not in raised.value.detail
 
 
 async def test_a_pipeline_is_not_closed_by_the_reply_that_brings_its_next_command() -> None:
@@ -162,7 +162,7 @@ async def test_a_pipeline_is_not_closed_by_the_reply_that_brings_its_next_comman
 
 
 async def test_one_instance_alone_has_no_void_record() -> None:
-    """Every void record costs a pause to all that are chained behind it, and here nobody else can have been faster."""
+    """Every void record costs a pause to all that are chained behind it, and here no other instance can be faster."""
     dice = random.Random(20)
     refused = 0
     async with testing.Service(Purses) as service:
@@ -296,11 +296,11 @@ async def test_a_client_is_not_told_where_a_backend_is(
         monkeypatch.setattr(cache, "__class__", Away)
         with monkeypatch.context() as patch:
             patch.setattr(cache, "read", read)
-            with pytest.raises(Unavailable) as told:
+            with pytest.raises(Unavailable) as raised:
                 await service.submit(AccountActor, "a", Deposit(1, "x"), key=key)
-            assert (told.value.status, told.value.detail) == (503, AWAY)
-            assert str(told.value) == reason, "for those who operate it"
-            with pytest.raises(Unavailable) as told:
+            assert (raised.value.status, raised.value.detail) == (503, AWAY)
+            assert str(raised.value) == reason, "for those who operate it"
+            with pytest.raises(Unavailable) as raised:
                 await engine.read(service.contracts[0], "a", "cached")
-            assert told.value.detail == AWAY
+            assert raised.value.detail == AWAY
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What nobody could read again never reaches the log: a record that cannot be read stops its scope for good."""
+"""What could not be read again never reaches the log: a record that cannot be read stops its scope for good."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ async def test_it_is_a_fault_of_its_command_and_nothing_else(put: Put) -> None:
 
 async def test_a_text_that_is_no_utf_8_is_escaped_in_a_refusal_on_record() -> None:
     async with testing.Service(Trees) as service:
-        for detail in ("no \udcff", "no \\udcff"):  # what the first is told, and what is on record
+        for detail in ("no \udcff", "no \\udcff"):  # the first answer, and the one on record
             with pytest.raises(Rejected) as refused:
                 await service.submit(Trees, "a", Put("surrogate"), key="k")
             assert refused.value.detail == detail

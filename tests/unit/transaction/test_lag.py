@@ -43,7 +43,7 @@ class Message:
 
 
 class Marks:
-    """Two topics: ``log`` has for each record how many events it bears, ``events`` the positions published."""
+    """Two topics: ``log`` has for each record how many events it writes, ``events`` the positions published."""
 
     def __init__(self, *log: int) -> None:
         self.log, self.events, self.read_records = list(log), list[tuple[int, int]](), 0

@@ -34,14 +34,14 @@ def test_each_aggregate_of_a_record_has_its_place(record: Record, monkeypatch: p
     Placement(by_name, "log", 1).check(0, 7, record)
     Placement({}, "log", 2).check(0, 7, record)  # of an actor that is not here
     Placement(by_name, "log", 2, f"Account/other, {ELSEWHERE}").check(0, 7, record)
-    place = Placement(by_name, "log", 2)
-    place.check(0, 7, Foreign())
-    place.check(0, 7, record, {ELSEWHERE: 1})
+    placement = Placement(by_name, "log", 2)
+    placement.check(0, 7, Foreign())
+    placement.check(0, 7, record, {ELSEWHERE: 1})
     if record == commit("Account/raises"):
-        place.check(0, 7, record)  # whom this version cannot place, it cannot write either
+        placement.check(0, 7, record)  # what this version cannot place, it cannot write either
     else:
         with pytest.raises(Corrupt, match=f"log/0/7 has {ELSEWHERE}, which belongs to partition 1"):
-            place.check(0, 7, record)
+            placement.check(0, 7, record)
 
 
 class Message:
@@ -81,7 +81,7 @@ class Log:
         ([encode(commit(HERE))] * 50, [(45, 55), (5, 45)], 50),
         ([encode(commit(HERE))] * 500, [(495, 505), (405, 495)], 100),
         ([encode(commit(HERE)).ljust(placement.BYTES)] * 500, [(495, 505)], 10),
-        ([b'{"kind":"new"}', b"[]"], [(5, 7)], 1),  # what this version cannot read is told by the scope
+        ([b'{"kind":"new"}', b"[]"], [(5, 7)], 1),  # the scope reports what this version cannot read
     ],
 )
 async def test_the_last_records_are_read_in_bounded_bites(

@@ -1,4 +1,4 @@
-"""What one version cannot fold concerns that aggregate, and nobody else: two versions on one log and one cache."""
+"""What one version cannot fold concerns that aggregate and no other: two versions on one log and one cache."""
 
 import asyncio
 import logging
@@ -100,7 +100,7 @@ async def new() -> AsyncIterator[Service]:
         yield service
 
 
-def beside(service: Service, *actors: type[Actor], cache: MemoryCache | None = None) -> Service:
+def instance(service: Service, *actors: type[Actor], cache: MemoryCache | None = None) -> Service:
     """Another instance on the same log and, unless another one is given, the same cache."""
     return Service(*actors, log=service.log, cache=cache or service.cache)
 
@@ -120,12 +120,12 @@ def held(service: Service) -> dict[str, quarantine.QuarantinedAggregate]:
 
 
 async def refused(service: Service, actor: type[Actor], id: str, command: Command | None = None) -> Problem:
-    with pytest.raises(Quarantined) as told:
+    with pytest.raises(Quarantined) as raised:
         await (service.submit(actor, id, command) if command else service.read(actor, id))
-    assert (told.value.status, told.value.headers["Retry-After"]) == (503, "10")
+    assert (raised.value.status, raised.value.headers["Retry-After"]) == (503, "10")
     for internal in ("Counter/", "offset", "transactions", "Doubled", "is unknown"):
-        assert internal not in told.value.detail
-    return told.value
+        assert internal not in raised.value.detail
+    return raised.value
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.CRITICAL) -> list[Any]:
@@ -136,7 +136,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.CRITICAL) -> li
 async def test_one_aggregate_is_refused_and_all_else_goes_on(
     new: Service, shared: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with beside(new, Old, cache=None if shared else other_cache()) as old:
+    async with instance(new, Old, cache=None if shared else other_cache()) as old:
         for id in ("x", "y"):
             await new.submit(New, id, Add(5))
         assert await old.read(Old, "x") == (Counter(5), 1)
@@ -175,7 +175,7 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
         await first.submit(New, "x", Double())
         await first.submit(New, "x", Add(1))
     cache = other_cache()
-    async with beside(first, Old, cache=cache) as old:
+    async with instance(first, Old, cache=cache) as old:
         await refused(old, Old, "x")
         scope = cache.scopes[0]
         await until(lambda: scope.unfolded == {"Counter/x"})
@@ -184,12 +184,12 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
     assert entry.text == scope.entries["Counter/x"]
     # The same version again has nothing of it in memory: the cache tells.
     caplog.clear()
-    async with beside(first, Old, cache=cache) as old:
+    async with instance(first, Old, cache=cache) as old:
         await until(lambda: held(old))
         assert held(old)["Counter/x"].offset == 2
         assert len(lines(caplog)) == 1
         (await old.submit(Old, "y", Add(1)))
-        async with beside(first, New, cache=cache) as new:
+        async with instance(first, New, cache=cache) as new:
             assert await new.read(New, "x") == (Counter(11), 3), "from the cache alone: nothing is folded anew"
             await until(lambda: scope.unfolded == set())
             assert scope.entries["Counter/x"].endswith(b' {"sum":11}')
@@ -201,7 +201,7 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
 async def test_what_is_no_exception_is_one_too(new: Service, caplog: pytest.LogCaptureFixture) -> None:
     await new.submit(New, "x", Add(5))
     await new.submit(New, "x", Double())
-    async with beside(new, Ill, cache=other_cache()) as ill:
+    async with instance(new, Ill, cache=other_cache()) as ill:
         await refused(ill, Ill, "x")
         assert held(ill)["Counter/x"].reason == "SystemExit: never mind\x00\\ud800"
         assert (await ill.submit(Ill, "y", Add(1))).version == 1
@@ -214,14 +214,14 @@ async def test_beyond_a_bound_the_scope_stops_loudly(
     monkeypatch.setattr(quarantine, bound, 3 if bound == "MAX_AGGREGATES" else 200)
     for number in range(8):
         await new.submit(New, f"n{number}", Double())
-    async with beside(new, Old, cache=other_cache()) as old:
+    async with instance(new, Old, cache=other_cache()) as old:
         reason = await old.transactions.ready()
         assert reason is not None
         assert "start a version that can fold them" in reason
-        with pytest.raises(Problem) as told:
+        with pytest.raises(Problem) as raised:
             await old.submit(Old, "y", Add(1))
-        assert told.value.status == 503
-        assert "Counter" not in told.value.detail
+        assert raised.value.status == 503
+        assert "Counter" not in raised.value.detail
     assert len(held(old)) < 8, "it goes no further"
     assert (await new.submit(New, "y", Add(1))).version == 1
 
@@ -233,13 +233,13 @@ async def test_aggregates_of_actors_that_are_not_here_are_left_alone(caplog: pyt
     cache = other_cache()
     for _ in range(2):  # the second one has nothing to fold
         caplog.clear()
-        async with beside(both, New, cache=cache) as one:
+        async with instance(both, New, cache=cache) as one:
             assert await one.read(New, "x") == (Counter(1), 1)
             (line,) = lines(caplog, logging.WARNING)
             assert line.getMessage().startswith("the log has aggregates of Order and no actor of that name")
             assert one.transactions.details() == {"actors_not_here": ["Order"]}
             assert await one.transactions.ready() is None
-    async with beside(both, New, Order) as again:
+    async with instance(both, New, Order) as again:
         assert (await again.submit(Order, "o", Add(1))).version == 2
 
 
@@ -249,7 +249,7 @@ async def test_a_snapshot_that_is_none_concerns_its_aggregate(new: Service) -> N
     entries = new.cache.scopes[0].entries
     await until(lambda: len(entries) == 2)
     entries["Counter/x"] = entries["Counter/x"].replace(b"5", b"{")
-    async with beside(new, New) as other:
+    async with instance(new, New) as other:
         await refused(other, New, "x")
         assert (await other.submit(New, "y", Add(1))).version == 2
 
@@ -258,7 +258,7 @@ async def test_what_others_write_to_it_does_not_end_its_quarantine(
     new: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = other_cache()
-    async with beside(new, Old, cache=cache) as old, beside(new, Old, cache=cache):
+    async with instance(new, Old, cache=cache) as old, instance(new, Old, cache=cache):
         await new.submit(New, "x", Add(5))
         await new.submit(New, "x", Double())
         await until(lambda: cache.scopes[0].watermark.offset == 3 and "Counter/x" in held(old))

@@ -116,6 +116,6 @@ async def test_a_record_that_cannot_be_appended_is_told_to_all_who_wait() -> Non
     proofs = Proofs(append)
     async with asyncio.timeout(5):
         while errors:
-            told = await asyncio.gather(proofs.proved(), proofs.proved(), return_exceptions=True)
-            assert list(told) == [errors[0], errors[0]]
+            results = await asyncio.gather(proofs.proved(), proofs.proved(), return_exceptions=True)
+            assert list(results) == [errors[0], errors[0]]
             errors.pop(0)

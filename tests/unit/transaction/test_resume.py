@@ -1,4 +1,4 @@
-"""A broker that was the leader until it was cut off names an old end of the log: nobody may take that for a loss."""
+"""A broker that was the leader until it was cut off names an old end of the log: which must not be taken for a loss."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from tests.unit.transaction.test_engine import hold, until
 class Cache:
     """What all instances know of what was published."""
 
-    noted = False
+    has_published = False
 
     def scope(self, partition: int) -> str:
         return f"hive:{{log/{partition}/id}}"
 
     async def note_published(self, partition: int) -> None:
-        self.noted = True
+        self.has_published = True
 
     async def published(self, partition: int) -> bool:
-        return self.noted
+        return self.has_published
 
 
 class Events:
@@ -184,7 +184,7 @@ class Topic:
 
 
 @pytest.mark.parametrize(
-    ("between", "says"),
+    ("between", "reason"),
     [
         ([], None),
         (["no event of ours", "1:9:0"], None),  # records of others, which are passed over
@@ -197,7 +197,7 @@ class Topic:
         (["0:1:0"], "names an old end"),
     ],
 )
-async def test_a_session_that_another_one_has_overtaken_ends(between: list[str], says: str | None) -> None:
+async def test_a_session_that_another_one_has_overtaken_ends(between: list[str], reason: str | None) -> None:
     topic: Any = Topic("0:0:0", "0:0:1", *between, "0:1:0")
     anything: Any = None
 
@@ -206,15 +206,15 @@ async def test_a_session_that_another_one_has_overtaken_ends(between: list[str],
 
     session = Resume(anything, anything, topic, 0, log_where="log/0", where="events/0", proved=proved)
     session.end, at = 2, 2 + len(between)
-    if says == "names an old end":
+    if reason == "names an old end":
         topic.known = 2
-    if says is None:
+    if reason is None:
         await session.landed((at, at), "0:1:0")
         asked = topic.asked
         await session.landed((at + 1, at + 4), "0:1:1")
-        assert topic.asked == asked == (1 if between else 0), "where nobody is between, nothing is asked for"
+        assert topic.asked == asked == (1 if between else 0), "where there is no other session, nothing is asked for"
     else:
-        with pytest.raises(Unavailable, match=says):
+        with pytest.raises(Unavailable, match=reason):
             await session.landed((at, at), "0:1:0")
     with pytest.raises(Unavailable, match="did not report at which offsets"):
         await session.landed(None, "0:1:0")

@@ -47,7 +47,7 @@ def logs(draw: st.DrawFn, most: int = 15) -> Log:
         elif draw(st.integers(0, 5)) == 0:
             record = Barrier(tuple(names), draw(st.sampled_from([None, command])), keyed, seen)
         else:
-            # Mostly the head that stands, so that something is accepted.
+            # Mostly the present head, so that something is accepted.
             stale = draw(st.sampled_from([None, None, None, *heads]))
             named = [(name, right.head(name) if stale is None else stale) for name in names]
             writes = tuple(Write(name, head, 0) for name, head in named[:2])
@@ -212,7 +212,7 @@ def test_only_the_first_format_record_counts() -> None:
 HOUR_MS = 3_600_000
 
 
-def begun(format: int) -> ReferenceFold:
+def fold_of(format: int) -> ReferenceFold:
     fold = ReferenceFold()
     assert fold.append("format-x", Format(format, 1, "crc32", 0, HOUR_MS), 1)
     return fold
@@ -229,7 +229,7 @@ def writing(name: str, head: str, key: str = "k", seen: int = 0) -> Commit:
 def test_a_copy_of_a_barrier_brings_no_head_back() -> None:
     """Kafka's client may write a record twice. What was performed on the barrier's head is then good a second time."""
     for format, accepted in ((1, True), (2, False)):
-        fold = begun(format)
+        fold = fold_of(format)
         assert fold.append("w-1", moving("A/a"))
         assert fold.append("v-1", writing("A/a", "w-1", "one"))
         assert fold.append("w-1", moving("A/a")) is accepted
@@ -237,7 +237,7 @@ def test_a_copy_of_a_barrier_brings_no_head_back() -> None:
 
 
 def test_a_record_that_later_ones_of_its_writer_have_overtaken_is_void() -> None:
-    fold = begun(2)
+    fold = fold_of(2)
     assert fold.append("w-f", moving("A/a"))
     assert not fold.append("w-e", moving("A/b"))
     assert not fold.append("w-9", writing("A/b", ""))
@@ -267,7 +267,7 @@ def test_no_copy_of_a_record_is_accepted(log: Log, kept: int, data: st.DataObjec
 
 def test_a_writer_that_is_forgotten_goes_on_with_what_it_has_seen_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule, "WRITERS", 1)
-    fold = begun(2)
+    fold = fold_of(2)
     assert fold.append("w-1", moving("A/a", seen=1))
     assert fold.append("v-1", moving("A/a", seen=1))  # and w is forgotten
     assert fold.state.floor == 2
@@ -277,7 +277,7 @@ def test_a_writer_that_is_forgotten_goes_on_with_what_it_has_seen_since(monkeypa
 
 def kept_for(format: int, stamps: Sequence[int]) -> int:
     """For how many of the records with these timestamps the key of the first of them is remembered."""
-    fold = begun(format)
+    fold = fold_of(format)
     for number, stamp in enumerate(stamps):
         accepted = fold.append(f"w-{number + 1:x}", writing("A/a", fold.head("A/a")), stamp)
         if accepted and number:
@@ -305,7 +305,7 @@ def test_a_jump_of_a_brokers_clock_costs_a_step_of_the_window() -> None:
 
 
 def test_an_upgrade_counts_from_the_next_record_on_and_once() -> None:
-    fold = begun(1)
+    fold = fold_of(1)
     assert fold.append("w-1", moving("A/a"), 10 * HOUR_MS)
     assert fold.append("w-1", moving("A/a"), 20 * HOUR_MS)
     assert fold.state.format == 1

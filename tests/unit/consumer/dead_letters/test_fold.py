@@ -67,7 +67,7 @@ def test_letters_count_where_it_is_not_known_who_had_the_partition() -> None:
     partition.dead_letter("", 1)
     partition.dead_letter("one", 2)
     assert opened(partition.fold()) == opened(partition.fold(None, Owner("two", 2))) == 2
-    partition.dead_letter("", 3)  # an older version beside it, which had lost the partition
+    partition.dead_letter("", 3)  # an older version at the same time, which had lost the partition
     folded = partition.fold(Owner("two", 2))
     assert (opened(folded), list(folded.void)) == (2, [2])
 
