@@ -1,7 +1,7 @@
 """The one place that decides which actors handle a record, and what happens with a record that fails."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,7 @@ class Dispatcher:
 
         None where the record is a dead letter already, or was parked here.
         """
-        blocked = NOBODY
+        event, blocked = record.event, NOBODY
         if self.store.busy:
             found = self.store.blocked(record.message.key(), record.offset)
             if found is None:
@@ -63,47 +63,58 @@ class Dispatcher:
                 self._park(record.message, found)
                 return None
             blocked = found
-        event = record.event
+        elif record.offset >= self._resumed and (usual := self._deliveries.get(type(event))) is not None:
+            return usual
         if isinstance(event, Problem):
             return event
-        if not blocked and record.offset >= self._resumed:
-            return self._deliveries[type(event)]
         targets = self.routing.takers(event, blocked)
         if record.offset < self._resumed:  # some actors have it in their stores already
             targets = [one for one in targets if record.offset >= self._resumes.get(one, 0)]
         return Delivery(targets, blocked)
 
-    async def deliver(self, slot: HandlerSlot, record: NewRecord) -> None:
-        """Give the record to all actors that handle it, one after the other.
+    async def deliver(
+        self, slot: HandlerSlot, records: Iterable[NewRecord], handled: Callable[[NewRecord], None]
+    ) -> None:
+        """Give each record to all actors that handle it, one after the other, and call ``handled`` after it.
 
-        If one fails, the record becomes a dead letter, which may have to be flushed yet.
+        If an actor fails, the record becomes a dead letter, which may have to be flushed yet. When the slot is closing,
+        the record in the handler is the last.
         """
-        delivery = self.decide(record)
-        if not isinstance(delivery, Delivery):
-            await self.put_away(slot, record, delivery)
-            return
-        message = record.message  # the watchdog looks for it here, to say which record blocks the loop
-        event, meta, failures, given = record.event, record.meta, None, False
-        for target in delivery.targets:
-            if given and self.changes(event, meta):
-                event, meta = self.envelopes.decode_again(record)
-            given = True
-            envelope = self.envelopes.make(record, event, meta, target)
-            slot.begin()
-            try:
-                await target.handle(envelope)
-                continue
-            except BaseException as raised:
-                error = slot.failure(raised)
-            make = partial(self.envelopes.again, record, target)
-            failure = await self.attempts.more(slot, target, record.offset, envelope, error, make)
-            if failure is not None:
-                failures = {**(failures or {}), target.name: failure}
+        envelopes, counts = self.envelopes, self.routing.counts
+        for record in records:
+            delivery = self.decide(record)
+            if isinstance(delivery, Delivery):
+                message = record.message  # the watchdog looks for it here, to say which record blocks the loop
+                event, meta, failures, given = record.event, record.meta, None, False
+                for target in delivery.targets:
+                    if given and self.changes(event, meta):
+                        event, meta = envelopes.decode_again(record)
+                    given = True
+                    envelope = envelopes.make(record, event, meta, target)
+                    slot.begin()
+                    try:
+                        await target.handle(envelope)
+                        continue
+                    except BaseException as raised:
+                        error = slot.failure(raised)
+                    make = partial(envelopes.again, record, target)
+                    failure = await self.attempts.more(slot, target, record.offset, envelope, error, make)
+                    if failure is not None:
+                        failures = {**(failures or {}), target.name: failure}
+                if failures or delivery.blocked:
+                    slot.end()
+                    await self.dead_letter(slot, message, failures or {}, delivery.blocked)
+                else:
+                    counts.handled += 1
+            else:
+                slot.end()
+                await self.put_away(slot, record, delivery)
+            handled(record)
+            if slot.closing:
+                break
+            if slot.slice_is_over:
+                await slot.give_way()
         slot.end()
-        if failures or delivery.blocked:
-            await self.dead_letter(slot, message, failures or {}, delivery.blocked)
-        else:
-            self.routing.counts.handled += 1
 
     def changes(self, event: Any, meta: Any) -> bool:
         """Whether an actor can change the event or its meta, so that the next actor needs its own copy."""

@@ -46,12 +46,12 @@ class HandlerSlot:
     """
 
     __slots__ = (
-        "_begun_at",
         "_overdue",
         "_slice_end",
         "blocked_reason",
         "closing",
         "idle",
+        "slice_is_over",
         "started_at",
         "task",
         "timeout_s",
@@ -65,7 +65,8 @@ class HandlerSlot:
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._begun_at = self._slice_end = 0.0  # it works until the latter, before it lets others work
+        self._slice_end = 0.0
+        self.slice_is_over = False  # it is time to let others work
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.task = asyncio.create_task(work, name=name)
@@ -80,7 +81,9 @@ class HandlerSlot:
 
     def begin(self) -> None:
         """A handler is called now."""
-        self.started_at = self._begun_at = time.monotonic()
+        self.started_at = now = time.monotonic()
+        if now > self._slice_end:
+            self.slice_is_over = True
 
     def end(self) -> None:
         """No handler runs."""
@@ -97,13 +100,11 @@ class HandlerSlot:
         if self.task is not None and (self.idle or not idle_only):
             self.task.cancel()
 
-    def slice_is_over(self) -> bool:
-        return self._begun_at > self._slice_end
-
     async def give_way(self) -> None:
         """Let other tasks work."""
+        self.end()
         await asyncio.sleep(0)
-        self._slice_end = time.monotonic() + SLICE_S
+        self._slice_end, self.slice_is_over = time.monotonic() + SLICE_S, False
 
     def watch(self) -> None:
         """Cancel a handler that hangs. One that does not let itself be cancelled is cancelled again each time."""

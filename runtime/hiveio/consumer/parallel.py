@@ -100,6 +100,12 @@ class ParallelKeys:
     async def _serve(self, slot: HandlerSlot) -> None:
         """Serve one slot: it handles the first record of a key, which then waits behind the other keys."""
         store = self._dispatcher.store
+        item: Item
+
+        def handled(record: NewRecord) -> None:
+            if not store.busy:
+                self._finish(item)
+
         with self._guard(slot):
             while not slot.closing:
                 if not self._ready:
@@ -107,9 +113,7 @@ class ParallelKeys:
                     await slot.wait(self._idle[-1])
                     continue
                 item = self._ready.popleft()
-                await self._dispatcher.deliver(slot, item.record)
-                if store.busy:
+                await self._dispatcher.deliver(slot, (item.record,), handled)
+                if not item.done:
                     await store.flush()  # a record counts as done when its dead letter is written
-                self._finish(item)
-                if slot.slice_is_over():
-                    await slot.give_way()
+                    self._finish(item)

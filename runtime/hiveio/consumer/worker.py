@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hiveio.consumer.batch import Batches
 from hiveio.consumer.dead_letters.store import DeadLetterStore
 from hiveio.consumer.dispatch import Dispatcher
-from hiveio.consumer.envelopes import Envelopes
+from hiveio.consumer.envelopes import Envelopes, NewRecord
 from hiveio.consumer.failures import Attempts, HandlerSlot, RetryPolicy
 from hiveio.consumer.intake import Intake
 from hiveio.consumer.parallel import ParallelKeys
@@ -72,6 +72,7 @@ class PartitionWorker(Lane):
         self._arrived = asyncio.Event()  # records, dead letters, or the end
         self._chunks: deque[list[Message]] = deque()
         self._chunk: list[Message] = []  # that is being handled
+        self._handled_to = self.done  # including records whose dead letters are not written yet
         self._slot = HandlerSlot(policy.timeout_s)
         self.store = store(self._arrived.set)
         where, envelopes = f"{self.topic}/{self.partition}", Envelopes(start, routing.codec)
@@ -253,17 +254,15 @@ class PartitionWorker(Lane):
 
     async def _one_by_one(self, chunk: list[Message]) -> None:
         """Each record counts as done by itself. When the partition closes, the record in the handler is the last."""
-        slot, store, progress, deliver = self._slot, self.store, self._progress, self._dispatcher.deliver
-        for record in self._intake.new(chunk):
-            await deliver(slot, record)
-            if store.pending and slot.closing:
-                await store.flush()
-            if not store.pending:  # a record counts as done when its dead letter is written
-                self.done = (record.offset + 1, progress.last)
-            if slot.closing:
-                return
-            if slot.slice_is_over():
-                await slot.give_way()
+        await self._dispatcher.deliver(self._slot, self._intake.new(chunk), self._handled)
+        if self._slot.closing and self.store.pending:
+            await self.store.flush()
+            self.done = self._handled_to
+
+    def _handled(self, record: NewRecord) -> None:
+        self._handled_to = (record.offset + 1, self._progress.last)
+        if not self.store.pending:  # a record counts as done when its dead letter is written
+            self.done = self._handled_to
 
     async def _hand_out(self, parallel: ParallelKeys, chunk: list[Message], end: int) -> None:
         for record in self._intake.new(chunk):
