@@ -12,7 +12,7 @@ from tests.bench.bench import Bench, Lost, services
 from tests.bench.idle import idle
 from tests.bench.load import Generator
 from tests.bench.report import ceiling, machine
-from tests.bench.roles import base, consumer, consumer_memory, producer
+from tests.bench.roles import base, consumer, consumer_memory, producer, projections
 from tests.bench.stream import purses, scale, shared, stream
 from tests.services import ServiceFailed, ServiceUnavailable
 
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "producer": producer,
     "consumer": consumer,
     "consumer-memory": consumer_memory,
+    "projections": projections,
     "stream": stream,
     "purses": purses,
     "shared": shared,

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import sqlite3
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from itertools import count
 from typing import Any, cast
 
 import msgspec
+import psycopg
 import redis
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
@@ -22,6 +24,7 @@ from hiveio.redis import Script
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.rule import IdWindow
 from tests.actors.bench import Visited
+from tests.actors.stored import POSTGRES, SQLITE, TABLES
 
 Options = dict[str, Any]
 WINDOW = IdWindow(10_000, 3_600_000)  # as the settings have it by default
@@ -97,7 +100,45 @@ async def producer(o: Options) -> dict[str, float]:
     return {"requests": len(taken), "failed": 0, "seconds": seconds, "cpu_s": cpu, **percentiles(taken)}
 
 
-# -- consumer: a loop that consumes in batches, reads the headers and decodes the value
+# -- consumer: a loop that consumes in batches, reads the headers, decodes the value, and may store it
+
+Stored = tuple[str, int]
+
+
+def into_sqlite(place: str) -> Callable[[list[Stored], int], None]:
+    """A transaction a batch, with the position, in a file as SqliteProjection opens it."""
+    db = sqlite3.connect(place, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.executescript(f"{TABLES}; CREATE TABLE position (next INTEGER); INSERT INTO position VALUES (0)")
+
+    def store(rows: list[Stored], next: int) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        for row in rows:
+            db.execute(SQLITE, row)
+        db.execute("UPDATE position SET next = ?", (next,))
+        db.execute("COMMIT")
+
+    return store
+
+
+def into_postgres(place: str) -> Callable[[list[Stored], int], None]:
+    """A transaction a batch, with the position, and a statement an event without waiting for its answer."""
+    url, schema = place.rsplit("#", 1)
+    db = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+    db.execute(f"CREATE SCHEMA {schema}")
+    db.execute(f"SET search_path TO {schema}")
+    db.execute(f"{TABLES}; CREATE TABLE position (next BIGINT); INSERT INTO position VALUES (0)")
+
+    def store(rows: list[Stored], next: int) -> None:
+        with db.transaction(), db.pipeline():
+            for row in rows:
+                db.execute(POSTGRES, row)
+            db.execute("UPDATE position SET next = %s", (next,))
+
+    return store
+
+
+STORES = {"sqlite": into_sqlite, "postgres": into_postgres}
 
 
 class Wire(msgspec.Struct, tag_field="type", tag="Visited"):
@@ -118,7 +159,9 @@ def consumer(o: Options) -> dict[str, float]:
     client.assign([TopicPartition(o["topic"], 0, 0)])
     decode, steps = msgspec.json.Decoder(Wire).decode, o["steps"]
     seen, records, warm, clocks = 0, o["records"], o["records"] // 10, []
+    store = STORES[o["store"]](o["place"]) if "store" in o else None
     while seen < records:
+        rows: list[Stored] = []
         for message in client.consume(500, 1.0):
             assert message.error() is None, message.error()
             if "headers" in steps:
@@ -131,10 +174,15 @@ def consumer(o: Options) -> dict[str, float]:
             if "value" in steps:
                 value = message.value()
                 assert value is not None
-                decode(value)
+                event = decode(value)
+                if store is not None:
+                    key: Any = message.key()
+                    rows.append((key.decode(), event.payload.duration_ms))
             seen += 1
             if seen in (warm, records):
                 clocks.append((time.monotonic(), time.process_time()))
+        if store is not None and rows:
+            store(rows, seen)
     client.close()
     return {
         "requests": records - warm,

@@ -1,9 +1,12 @@
 """Base, producer and consumer, each against its bare parts."""
 
 import contextlib
+import itertools
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import httpx
 from confluent_kafka import Producer
@@ -11,8 +14,9 @@ from confluent_kafka import Producer
 from hiveio.kafka.delivery import Headers
 from tests.bench.bench import BULK, Bench
 from tests.bench.load import Request
-from tests.bench.measure import Row, Sample, memory_mb
+from tests.bench.measure import Measure, Row, Sample, memory_mb
 from tests.process import wait_until
+from tests.services import Postgres
 
 QUOTE = Request("POST", "/quotes", '{"type":"Quote","payload":{"amount":10000}}')
 FETCHING = {"queued.min.messages": 10_000, "fetch.queue.backoff.ms": 10}  # as the role's poller has them
@@ -65,12 +69,55 @@ def consumer(bench: Bench) -> None:
         "raw loop, librdkafka's own settings": bench.raw("consumer", **options, config={}, steps=["headers", "value"]),
         "raw loop without decoding": bench.raw("consumer", **options, config=FETCHING, steps=["headers"]),
         "raw loop without headers either": bench.raw("consumer", **options, config=FETCHING, steps=[]),
-        "hiveio/consumer": lambda: consumed(bench, topic, "Views"),
-        "hiveio/consumer, lists": lambda: consumed(bench, topic, "Lists"),
-        "hiveio/consumer, 8 keys at once": lambda: consumed(bench, topic, "Views", CONSUMER_CONCURRENCY="8"),
+        "hiveio/consumer": lambda: consumed(bench, topic, "bench:Views"),
+        "hiveio/consumer, lists": lambda: consumed(bench, topic, "bench:Lists"),
+        "hiveio/consumer, 8 keys at once": lambda: consumed(bench, topic, "bench:Views", CONSUMER_CONCURRENCY="8"),
     }
     bench.compare("consumer", 0, measures, "raw loop")
     bench.show("consumer")
+
+
+def projections(bench: Bench) -> None:
+    """Events stored through once, one by one and in lists, against loops written by hand: SQLite and PostgreSQL."""
+    records = max(20_000, bench.records // 4)
+    topic = bench.make_topic()
+    with bench.console.status(f"projections: writing {records:,} records"):
+        fill(bench, topic, records)
+    names = (f"b{number}" for number in itertools.count())
+    loop: dict[str, Any] = {
+        "brokers": bench.kafka.brokers, "topic": topic, "records": records, "config": FETCHING,
+        "steps": ["headers", "value"],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="hiveio-bench-") as folder, Postgres() as postgres:
+
+        def by_hand(store: str) -> Measure:
+            def measure() -> Sample:
+                place = f"{folder}/{next(names)}" if store == "sqlite" else f"{postgres.url}#{next(names)}"
+                return bench.raw("consumer", **loop, store=store, place=place)()
+
+            return measure
+
+        def served(actor: str) -> Measure:
+            def measure() -> Sample:
+                place = f"{folder}/{next(names)}" if actor.startswith("Sqlite") else next(names)
+                module = f"stored:{actor}"
+                return consumed(bench, topic, module, records, BENCH_DATABASE=place, POSTGRES_URL=postgres.url)
+
+            return measure
+
+        sqlite = {
+            "SQLite, a loop by hand": by_hand("sqlite"),
+            "SqliteProjection, one event at a time": served("Sqlite"),
+            "SqliteProjection, lists": served("SqliteLists"),
+        }
+        postgresql = {
+            "PostgreSQL, a loop by hand": by_hand("postgres"),
+            "PostgresProjection, one event at a time": served("Postgres"),
+            "PostgresProjection, lists": served("PostgresLists"),
+        }
+        bench.compare("projections", 0, sqlite, "SQLite, a loop by hand")
+        bench.compare("projections", 0, postgresql, "PostgreSQL, a loop by hand")
+    bench.show("projections")
 
 
 def consumer_memory(bench: Bench) -> None:
@@ -79,9 +126,9 @@ def consumer_memory(bench: Bench) -> None:
     with bench.console.status(f"consumer-memory: writing {records:,} records"):
         fill(bench, topic, records, **{"compression.type": "lz4"})
     for actor, what, environ in (
-        ("Views", "one at a time", {}),
-        ("Lists", "lists", {}),
-        ("Views", "8 keys at once", {"CONSUMER_CONCURRENCY": "8"}),
+        ("bench:Views", "one at a time", {}),
+        ("bench:Lists", "lists", {}),
+        ("bench:Views", "8 keys at once", {"CONSUMER_CONCURRENCY": "8"}),
     ):
         rss_mb: dict[str, float] = {}
 
@@ -131,7 +178,7 @@ def consumed(
         "BENCH_RECORDS": str(records),
         **more,
     }
-    with bench.role("consumer", f"bench:{actor}", **environ) as role, httpx.Client(base_url=role.url) as client:
+    with bench.role("consumer", actor, **environ) as role, httpx.Client(base_url=role.url) as client:
         worker = role.workers()[0].pid
 
         def progress() -> list[list[float]] | None:

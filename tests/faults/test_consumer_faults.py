@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from hiveio.consumer.dead_letters.format import headers_of
@@ -41,22 +42,39 @@ class Effects(Actor):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
+# The process is killed wherever it is then: in an effect, at a commit, between two groups of events.
 ONCE = """
-import os, random, signal
+import os, random, signal, threading
 from hiveio import Context, Event
 from hiveio.projection import SqliteProjection
+from hiveio.projection.postgres import PostgresProjection
 
 class Deposited(Event):
     amount: int
 
-class Once(SqliteProjection):
+class Killed:
+    killer = None
+
+    def begin(self):
+        if self.killer is None and os.environ["KILL"]:
+            wait_s = random.uniform(0, float(os.environ["KILL"]))
+            self.killer = threading.Timer(wait_s, os.kill, (os.getpid(), signal.SIGKILL))
+            self.killer.start()
+
+class Sqlite(Killed, SqliteProjection):
     database = os.environ["DATABASE"]
     tables = "CREATE TABLE IF NOT EXISTS line (amount INTEGER)"
 
     def perform(self, event: Deposited, context: Context) -> None:
+        self.begin()
         self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?)", (event.amount,)))
-        if random.random() < float(os.environ["KILL"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+
+class Postgresql(Killed, PostgresProjection):
+    tables = "CREATE TABLE IF NOT EXISTS line (amount BIGINT)"
+
+    async def perform(self, event: Deposited, context: Context) -> None:
+        self.begin()
+        await self.once(context, lambda db: db.execute("INSERT INTO line VALUES (%s)", (event.amount,)))
 """
 
 
@@ -107,17 +125,28 @@ def test_41_killed_after_the_effect_and_before_the_offset(kafka: Kafka, topic: s
 
 
 @pytest.mark.fault(41)
-def test_41_once_where_offset_and_effect_are_stored_together(kafka: Kafka, topic: str, effects: Path) -> None:
+@pytest.mark.parametrize("store", ["Sqlite", "Postgresql"])
+def test_41_once_where_offset_and_effect_are_stored_together(
+    kafka: Kafka, topic: str, effects: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    count = 20_000
     make_topic(kafka.brokers, topic)
-    write(kafka.brokers, topic, events(range(2000)))
-    database = effects.parent / "projection.sqlite"
-    settings = environ(kafka, topic, DATABASE=database, KILL=0.003)
+    write(kafka.brokers, topic, events(range(count)))
+    database, url = effects.parent / "projection.sqlite", ""
+    if store == "Postgresql":
+        url = request.getfixturevalue("postgres").url
+        with psycopg.connect(url) as connection:
+            connection.execute("DROP SCHEMA IF EXISTS projection CASCADE")
+    settings = environ(kafka, topic, DATABASE=database, POSTGRES_URL=url, KILL=0.3 if url else 0.06)
 
     def booked() -> list[int]:
+        if url:
+            with psycopg.connect(url) as server:
+                return [amount for (amount,) in server.execute("SELECT amount FROM projection.line ORDER BY amount")]
         with sqlite3.connect(database, timeout=10) as connection:
             return [amount for (amount,) in connection.execute("SELECT amount FROM line ORDER BY rowid")]
 
-    with Role("consumer", settings, actor_path=effects.parent, module="once", wait=False) as role:
+    with Role("consumer", settings, actor_path=effects.parent, module=f"once:{store}", wait=False) as role:
         pids: set[int] = set()
 
         def deaths() -> int:
@@ -126,9 +155,10 @@ def test_41_once_where_offset_and_effect_are_stored_together(kafka: Kafka, topic
 
         wait_until(lambda: deaths() > 3, 90, "some deaths")
         role.kill()
-    with Role("consumer", settings | {"KILL": "0"}, actor_path=effects.parent, module="once"):
-        wait_until(lambda: len(booked()) >= 2000, 60, "all events")
-        assert booked() == [*range(2000)]
+    assert len(booked()) < count, "it was killed in the middle"
+    with Role("consumer", settings | {"KILL": ""}, actor_path=effects.parent, module=f"once:{store}"):
+        wait_until(lambda: len(booked()) >= count, 60, "all events")
+    assert booked() == [*range(count)]
 
 
 @pytest.mark.fault(42)

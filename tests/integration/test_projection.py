@@ -215,7 +215,8 @@ async def test_letters_are_projected_once(
     write(kafka.brokers, topic, keyed(("a", 0), ("b", 1), ("a", 2)))
     made = settings(**QUICK)
     async with member(made, kind) as one:
-        await one.until(lambda: one.consumer.counts.parked == 1)
+        await one.until(one.partitions)
+        await one.until(lambda: one.consumer.workers[topic, 0].done[0] == 3)
         assert await store.amounts() == [1]
         kind.bad = set()
         ask(kafka, made, "retry")

@@ -71,7 +71,7 @@ class Batches:
             return make([(record, *envelopes.decode_again(record)) for record, _, _ in taken])
 
         envelope = make(taken)
-        error = await attempts.first(self._slot, target, envelope)
+        error = await self._slot.attempt(target, envelope)
         if error is None:
             return True
         offset = taken[0][0].offset
@@ -88,7 +88,7 @@ class Batches:
                 again = partial(envelopes.again, record, target)
                 # A list that failed may have changed its events.
                 envelope = again() if target.batch else envelopes.make(record, event, meta, target)
-                error = await attempts.first(self._slot, target, envelope)
+                error = await self._slot.attempt(target, envelope)
                 if error is not None:
                     failure = await attempts.more(self._slot, target, record.offset, envelope, error, again)
             if failure is not None:

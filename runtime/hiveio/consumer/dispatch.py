@@ -1,7 +1,8 @@
 """The one place that decides which actors handle a record, and what happens with a record that fails."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,13 @@ from hiveio.consumer.failures import Attempts, Failure, HandlerSlot
 from hiveio.consumer.reading import unknown_type
 from hiveio.consumer.redrive import Redrive
 from hiveio.consumer.routing import Routing, Target
-from hiveio.errors import Invalid, Problem, Refused
+from hiveio.errors import Corrupt, Invalid, Problem, Refused
 from hiveio.kafka import Message
 
 logger = logging.getLogger("hiveio.consumer")
+
+# A record whose effects may not be committed yet, and who handled it; None if it was put away, or is settled.
+Uncommitted = tuple[NewRecord, Sequence[Target] | None]
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -77,44 +81,133 @@ class Dispatcher:
     ) -> None:
         """Give each record to all actors that handle it, one after the other, and call ``handled`` after it.
 
-        If an actor fails, the record becomes a dead letter, which may have to be flushed yet. When the slot is closing,
-        the record in the handler is the last.
+        Where an actor leaves a transaction open, records are handled when that is committed, and ``handled`` is called
+        for the last of them. If an actor fails, the record becomes a dead letter, which may have to be flushed yet.
+        When the slot is closing, the record in the handler is the last.
         """
-        envelopes, counts = self.envelopes, self.routing.counts
-        for record in records:
-            delivery = self.decide(record)
-            if isinstance(delivery, Delivery):
-                message = record.message  # the watchdog looks for it here, to say which record blocks the loop
-                event, meta, failures, given = record.event, record.meta, None, False
-                for target in delivery.targets:
-                    if given and self.changes(event, meta):
-                        event, meta = envelopes.decode_again(record)
-                    given = True
-                    envelope = envelopes.make(record, event, meta, target)
-                    slot.begin()
-                    try:
-                        await target.handle(envelope)
-                        continue
-                    except BaseException as raised:
-                        error = slot.failure(raised)
-                    make = partial(envelopes.again, record, target)
-                    failure = await self.attempts.more(slot, target, record.offset, envelope, error, make)
-                    if failure is not None:
-                        failures = {**(failures or {}), target.name: failure}
-                if failures or delivery.blocked:
-                    slot.end()
-                    await self.dead_letter(slot, message, failures or {}, delivery.blocked)
+        envelopes, counts, group = self.envelopes, self.routing.counts, slot.group
+        uncommitted: list[Uncommitted] = []
+        try:
+            for record in records:
+                delivery = self.decide(record)
+                whole: Sequence[Target] | None = None  # who has handled it, without a failure
+                if isinstance(delivery, Delivery):
+                    targets, done, error = delivery.targets, 0, None
+                    message = record.message  # the watchdog looks for it here, to say which record blocks the loop
+                    event, meta = record.event, record.meta
+                    for target in targets:
+                        if done and self.changes(event, meta):
+                            event, meta = envelopes.decode_again(record)
+                        envelope = envelopes.make(record, event, meta, target)
+                        slot.begin()
+                        try:
+                            await target.handle(envelope)
+                        except BaseException as raised:
+                            error = slot.failure(raised)
+                            break
+                        done += 1
+                    if error is None and not delivery.blocked:
+                        whole = targets
+                    else:
+                        lost = await self._commit(slot, uncommitted)
+                        uncommitted = []
+                        left = [one for at, one in enumerate(targets) if at >= done or one.contract.actor in lost]
+                        failed = (targets[done], error) if error is not None else None
+                        failures, parked = await self._one_by_one(slot, record, left, failed)
+                        slot.end()
+                        if failures or parked or delivery.blocked:
+                            await self.dead_letter(slot, message, failures, delivery.blocked | parked)
+                        else:
+                            counts.handled += 1
                 else:
+                    if uncommitted and (delivery is not None or self.store.full):  # it takes time to put it away
+                        await self._commit(slot, uncommitted)
+                        uncommitted = []
+                    slot.end()
+                    await self.put_away(slot, record, delivery)
+                if group.open or uncommitted:
+                    uncommitted.append((record, whole))
+                    if slot.closing or slot.slice_is_over:
+                        await self._commit(slot, uncommitted)
+                        uncommitted = []
+                elif whole is not None:
                     counts.handled += 1
-            else:
-                slot.end()
-                await self.put_away(slot, record, delivery)
-            handled(record)
-            if slot.closing:
-                break
-            if slot.slice_is_over:
-                await slot.give_way()
+                if not uncommitted:
+                    handled(record)
+                if slot.closing:
+                    break
+                if slot.slice_is_over:
+                    await slot.give_way()
+        except Corrupt:  # events are missing before this record; those before the gap are handled
+            await self._end(slot, uncommitted, handled)
+            raise
+        await self._end(slot, uncommitted, handled)
+
+    async def _end(
+        self, slot: HandlerSlot, uncommitted: Sequence[Uncommitted], handled: Callable[[NewRecord], None]
+    ) -> None:
+        if uncommitted:
+            await self._commit(slot, uncommitted)
+            handled(uncommitted[-1][0])
         slot.end()
+
+    async def _commit(self, slot: HandlerSlot, uncommitted: Sequence[Uncommitted]) -> Container[Any]:
+        """Commit what is open. Returns the actors that have handled the records once more, because effects were lost.
+
+        They handle them one by one and commit each, so that a record that cannot be committed fails alone.
+        """
+        lost = await slot.commit()
+        if lost:
+            await self.store.flush()  # then the store says exactly for whom a key is parked
+        for record, targets in uncommitted:
+            if targets is None:
+                continue
+            if lost:
+                if slot.closing:
+                    raise asyncio.CancelledError  # the next owner handles it
+                losers = [target for target in targets if target.contract.actor in lost]
+                failures, parked = await self._one_by_one(slot, record, losers)
+                slot.end()
+                if failures or parked:
+                    await self.dead_letter(slot, record.message, failures, parked)
+                    await self.store.flush()
+                    continue
+            self.routing.counts.handled += 1
+        return lost
+
+    async def _one_by_one(
+        self,
+        slot: HandlerSlot,
+        record: NewRecord,
+        targets: Sequence[Target],
+        failed: tuple[Target, Exception] | None = None,
+    ) -> tuple[dict[str, Failure], frozenset[str]]:
+        """Let actors handle a record, each with a commit of its own and, where it fails, with more attempts.
+
+        ``failed`` is the one that has failed once already. Returns the actors that failed, and those for which the key
+        was parked in the meantime.
+        """
+        key, failures, again = record.message.key(), dict[str, Failure](), self.envelopes.again
+        blocked = self.store.parked(key) if key is not None and self.store.busy else NOBODY
+        parked = frozenset(target.name for target in targets if target.name in blocked)
+        for target in targets:
+            if target.name in parked:
+                continue
+            envelope = self.envelopes.make(record, record.event, record.meta, target)
+            make = partial(again, record, target)
+            error = failed[1] if failed is not None and failed[0] is target else None
+            if error is None:
+                try:
+                    envelope = make()
+                except BaseException as raised:  # an actor's type may raise any error
+                    error = slot.failure(raised)
+                else:
+                    error = await slot.attempt(target, envelope)
+            if error is not None:
+                failure = await self.attempts.more(slot, target, record.offset, envelope, error, make)
+                if failure is not None:
+                    failures[target.name] = failure
+        return failures, parked
 
     def changes(self, event: Any, meta: Any) -> bool:
         """Whether an actor can change the event or its meta, so that the next actor needs its own copy."""

@@ -1,6 +1,7 @@
 """What happens when a handler raises or hangs: it is tried again, until it works or its attempts are used up."""
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
@@ -12,6 +13,7 @@ from hiveio.consumer.routing import Counts, Target
 from hiveio.envelope import Envelope
 from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
 from hiveio.fault import about, log_fault
+from hiveio.group_commit import Group, current
 
 SLICE_S = 0.005  # the time that a task works before it lets others work
 logger = logging.getLogger("hiveio.consumer")
@@ -50,6 +52,7 @@ class HandlerSlot:
         "_slice_end",
         "blocked_reason",
         "closing",
+        "group",
         "idle",
         "slice_is_over",
         "started_at",
@@ -67,9 +70,44 @@ class HandlerSlot:
         self._overdue = False
         self._slice_end = 0.0
         self.slice_is_over = False  # it is time to let others work
+        self.group = Group()
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self.task = asyncio.create_task(work, name=name)
+        context = contextvars.copy_context()
+        context.run(current.set, self.group)
+        self.task = asyncio.create_task(self._run(work), name=name, context=context)
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        finally:
+            await self.group.rollback()
+
+    async def attempt(self, target: Target, envelope: Envelope) -> Exception | None:
+        """Let an actor handle an event outside of a group. Returns None where it worked."""
+        alone = current.set(None)
+        self.begin()
+        try:
+            await target.handle(envelope)
+        except BaseException as error:
+            return self.failure(error)
+        finally:
+            current.reset(alone)
+        self.end()
+        return None
+
+    async def commit(self) -> dict[Any, Exception]:
+        """Commit what is open. Returns why, for each actor whose effects are not stored, or not all of them."""
+        lost: dict[Any, Exception] = {}
+        while self.group.open:
+            actor, transaction = self.group.open.popitem()
+            self.begin()
+            try:
+                await transaction.commit()
+            except BaseException as error:
+                lost[actor] = self.failure(error)
+        self.end()
+        return lost
 
     async def wait(self, what: Awaitable[Any]) -> None:
         """Wait while no handler runs: a revoke does not wait for this."""
@@ -140,16 +178,6 @@ class Attempts:
     def __init__(self, policy: RetryPolicy, counts: Counts, where: str) -> None:
         self._policy, self._counts, self._where = policy, counts, where
 
-    async def first(self, slot: HandlerSlot, target: Target, envelope: Envelope) -> Exception | None:
-        """Try once. Returns None where it worked."""
-        slot.begin()
-        try:
-            await target.handle(envelope)
-        except BaseException as error:
-            return slot.failure(error)
-        slot.end()
-        return None
-
     async def more(
         self,
         slot: HandlerSlot,
@@ -199,7 +227,7 @@ class Attempts:
             except BaseException as error:  # an actor's type may raise any error
                 failure = slot.failure(error)
                 continue
-            found = await self.first(slot, target, envelope)
+            found = await slot.attempt(target, envelope)
             if found is None:
                 slot.block(None)
                 return None

@@ -61,17 +61,12 @@ class Redrive:
             return f"{type(error).__name__}: {error}" if keepers & actors else None
         for target in routing.takers(envelope.message, routing.names - actors):
             envelope = self._envelopes.of_dead_letter(dead_letter, original)  # another actor may have changed the event
-            self.slot.begin()
-            try:
-                await target.handle(as_batch(envelope) if target.batch else envelope)
-            except BaseException as error:
-                failure = self.slot.failure(error)
+            failure = await self.slot.attempt(target, as_batch(envelope) if target.batch else envelope)
+            if failure is not None:
                 if self.slot.closing and isinstance(failure, Unavailable):
                     raise asyncio.CancelledError from None  # the next owner tries it
                 text = f"{type(failure).__name__}: {failure}"
                 where = "/".join(map(str, origin))
                 logger.warning("%s: failed again: %s", where, text, extra=about(target.contract, envelope))
                 return text
-            finally:
-                self.slot.end()
         return None

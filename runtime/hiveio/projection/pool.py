@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -67,7 +67,8 @@ def connecting() -> dict[str, Any]:
 class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
     """Gives connections in a transaction whose search path is the schema.
 
-    ``reason`` says why no connection can be made, and is empty otherwise.
+    ``before`` is awaited before a connection is given to an actor. ``reason`` says why no connection can be made, and
+    is empty otherwise.
 
     A pooler in transaction mode gives another session to each transaction. It refuses options of a session, and what
     was set or prepared in a session is missing in the next transaction.
@@ -76,9 +77,9 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
     is silent there too, the connections that wait for an answer are broken.
     """
 
-    def __init__(self, url: str, space: str) -> None:
+    def __init__(self, url: str, space: str, before: Callable[[], Awaitable[None]]) -> None:
         self.reason = ""
-        self._url = url
+        self._url, self._before = url, before
         self._begin = sql.SQL("BEGIN; SET LOCAL search_path TO {}").format(sql.Identifier(space))
         self._pending: dict[AsyncConnection[Any], float] = {}  # since when each waits for an answer
         self._silent: set[AsyncConnection[Any]] = set()  # those of them that were broken here
@@ -136,7 +137,17 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
-        """Raises Unavailable when the database cannot be reached, also at the commit."""
+        """A connection for an actor, which finds what its handler has stored.
+
+        Raises Unavailable when the database cannot be reached, also at the commit.
+        """
+        await self._before()
+        async with self.transaction(timeout) as db:
+            yield db
+
+    @asynccontextmanager
+    async def transaction(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
+        """The same without a look at what a handler has stored."""
         try:
             async with super().connection(timeout) as db:
                 await db.execute(self._begin)

@@ -61,6 +61,16 @@ class OffsetRange(NamedTuple):
             raise ValueError("once() takes the context of an event that a consumer has read")
         return cls(first.topic, first.partition, first.offset, last.offset, first.redriven, first.topic_id or "")
 
+    def follows(self, other: "OffsetRange") -> bool:
+        """Whether these events come after the others in the same partition, so that its position is known."""
+        return (
+            other.last < self.first
+            and self.partition == other.partition
+            and self.topic == other.topic
+            and self.topic_id == other.topic_id
+            and not self.redriven
+        )
+
     def is_stored(self, next: int, topic_id: str) -> bool:
         """Whether a store that goes on at ``next`` holds them all. Raises Unavailable if it holds a part of them."""
         if next <= self.first or (topic_id and self.topic_id and topic_id != self.topic_id):

@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, LiteralString
 
 from psycopg import AsyncConnection, sql
+from psycopg.pq import TransactionStatus
 
 from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable, backend_away
+from hiveio.group_commit import current
+from hiveio.projection.collected import Collected, Statement, send
 from hiveio.projection.pool import Pool, connecting
 from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
@@ -33,6 +36,7 @@ class PostgresProjection(Actor):
     - ``url`` is a connection string (default: the variable POSTGRES_URL). ``schema`` is the search path, and belongs to
       this actor alone.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and dead letters that are tried again.
+      Effects of events that arrive together are sent and committed together, if nobody uses the answers.
     - ``pool`` gives connections for queries, each in a transaction. Instances and workers may share the database.
     - Events wait for a database that is unreachable, silent, full, locked or read-only. They become no dead letters.
     - It keeps no state in a session beyond a transaction, so it can use a pooler in transaction mode.
@@ -44,13 +48,14 @@ class PostgresProjection(Actor):
 
     def __init__(self) -> None:
         self.space = self.schema
+        self._collects = True  # as long as no effect needs the answer of a statement
 
     async def start(self) -> None:
         """Open the pool. It returns without the database too, and readiness says so.
 
         Raises ConfigError for a schema of another actor.
         """
-        self.pool = Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space)
+        self.pool = Pool(self.url or os.environ.get("POSTGRES_URL", ""), self.space, self._settle)
         self._made = False
         self._checking: asyncio.Task[Any] | None = None
         await self.pool.open()
@@ -102,11 +107,54 @@ class PostgresProjection(Actor):
     ) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
+        In a consumer that transaction may hold the effects of other events too, if they are INSERT, UPDATE, DELETE and
+        MERGE statements whose answers nobody uses. They are sent together, before any of the events counts as handled.
+        Where that fails, the events are handled again, one by one. Then, and wherever an effect does more than that,
+        each event has a transaction of its own, which has ended when this returns.
+
         Returns False without an effect when the database has it already. Raises what ``effect`` raises, and then
-        nothing is stored. Raises Unavailable when the database is unreachable, silent, full, locked or read-only, and
-        when the time of the handler ends while it waits for the database outside of ``effect``.
+        nothing of it is stored. Raises Unavailable when the database is unreachable, silent, full, locked or read-only,
+        and when the time of the handler ends while it waits for the database outside of ``effect``.
         """
-        offsets, in_effect = OffsetRange.of(context), False
+        offsets, group = OffsetRange.of(context), current.get()
+        if group is None or not self._collects:
+            return await self._alone(offsets, effect)
+        collected: Any = group.open.get(self)
+        if collected is None:
+            collected = group.open[self] = Collected(self._send)
+        refused = ""
+        if collected.takes(offsets) and not (refused := await collected.take(offsets, effect)):
+            return True
+        await self._settle()  # in order
+        stored = await self._alone(offsets, effect)
+        if refused and self._collects:
+            self._collects = False
+            logger.info(
+                "the projection %s commits each event alone, because an effect uses %s", type(self).__name__, refused
+            )
+        return stored
+
+    async def _settle(self) -> None:
+        """Store what the handler that runs has collected. Raises Unavailable if that fails."""
+        group = current.get()
+        collected = group.open.get(self) if group is not None else None
+        if collected is None:
+            return
+        try:
+            await collected.commit()
+        except Exception as error:
+            raise backend_away(f"PostgreSQL: the events before were not stored: {error}") from error
+
+    async def _send(self, offsets: OffsetRange, statements: list[Statement]) -> None:
+        async def work(db: AsyncConnection[Any]) -> None:
+            if not await _advance(db, offsets):
+                raise Unavailable(inside=f"another instance has stored {offsets.topic}/{offsets.partition}")
+            await send(db, statements)
+
+        await self._in_transaction(work)
+
+    async def _alone(self, offsets: OffsetRange, effect: Callable[[AsyncConnection[Any]], Awaitable[Any]]) -> bool:
+        in_effect = False
 
         async def work(db: AsyncConnection[Any]) -> bool:
             nonlocal in_effect
@@ -115,6 +163,8 @@ class PostgresProjection(Actor):
             in_effect = True
             await effect(db)
             in_effect = False
+            if db.info.transaction_status == TransactionStatus.INERROR:  # COMMIT would roll back, and say nothing
+                raise RuntimeError("the effect went on after an error of PostgreSQL, so nothing of it can be stored")
             return True
 
         try:
@@ -129,7 +179,7 @@ class PostgresProjection(Actor):
         self, work: Callable[[AsyncConnection[Any]], Awaitable[Any]], wait_s: float | None = None
     ) -> Any:
         """Raises Unavailable when the database cannot be reached, also at the commit."""
-        async with self.pool.connection(wait_s) as db:
+        async with self.pool.transaction(wait_s) as db:
             if not self._made:
                 await self._make(db)
             result = await work(db)

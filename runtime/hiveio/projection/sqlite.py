@@ -1,5 +1,6 @@
 """A projection in SQLite."""
 
+import asyncio
 import os
 import re
 import sqlite3
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 
 from hiveio.actor import Actor
 from hiveio.envelope import Context
-from hiveio.errors import backend_away
+from hiveio.errors import Unavailable, backend_away
+from hiveio.group_commit import Group, current
 from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
 # Errors of the file and not of a statement: it is full, locked, read-only, damaged, or cannot be reached. The next
@@ -44,8 +46,10 @@ class SqliteProjection(Actor):
 
     - ``database`` is a path; in memory (the default) the projection is built from the first event at each start.
     - ``once`` gives each event its effect exactly once, over crashes, rebalances and dead letters that are tried again.
+      The effects of events that arrive together are committed together.
     - Events wait for a file that is full, locked or read-only. They become no dead letters.
-    - ``connection`` is for queries. Only one process may write a file, so there is one worker.
+    - ``connection`` is for queries, which see what is committed. Take it anew in each of them.
+    - Only one process may write a file, so there is one worker.
     """
 
     single_process = True
@@ -54,11 +58,19 @@ class SqliteProjection(Actor):
 
     def __init__(self) -> None:
         self.file = self.database
+        self._open: _Transaction | None = None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection to the file. Others than the handler of events find no transaction open on it."""
+        if self._open is not None and current.get() is not self._open.group:
+            self._open.end()
+        return self._connection
 
     def start(self) -> None:
         """Open the file. Raises Unavailable, and ConfigError for a file of another actor."""
         with self._waiting():
-            self.connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
+            self._connection = sqlite3.connect(self.file, isolation_level=None, timeout=LOCKED_S)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.executescript(TABLES + self.tables)
             if "topic_id" not in {name for _, name, *_ in self.connection.execute("PRAGMA table_info (hive_position)")}:
@@ -78,27 +90,55 @@ class SqliteProjection(Actor):
         The offset that the group has committed does not matter: it is committed after the effect, and a crash between
         the two would repeat the effect.
         """
-        query = "SELECT next, topic_id FROM hive_position WHERE topic = ? AND partition = ?"
         with self._waiting():
-            return self.connection.execute(query, (topic, partition)).fetchone() or (0, "")
+            return self._position(topic, partition)
+
+    def _position(self, topic: str, partition: int) -> tuple[int, str]:
+        query = "SELECT next, topic_id FROM hive_position WHERE topic = ? AND partition = ?"
+        return self.connection.execute(query, (topic, partition)).fetchone() or (0, "")
 
     def once(self, context: Context | Sequence[Context], effect: Callable[[sqlite3.Connection], Any]) -> bool:
         """Run the effect of an event, or of a list of them, and store the position, in one transaction.
 
+        In a consumer that transaction may hold the effects of other events too. It is committed before any of them
+        counts as handled, and before another task runs. Where that fails, they are handled again.
+
         Returns False without an effect when the database has it already. Raises what ``effect`` raises, and then
-        nothing is stored. Raises Unavailable when the file is full, locked, read-only or unreachable.
+        nothing of it is stored. Raises Unavailable when the file is full, locked, read-only or unreachable.
         """
         offsets = OffsetRange.of(context)
-        with self._transaction() as db:
-            if not self._advance(db, offsets):
-                return False
-            effect(db)
-            return True
+        group = current.get()
+        if group is None:
+            with self._transaction() as db:
+                if not self._advance(db, offsets):
+                    return False
+                effect(db)
+                return True
+        try:
+            return self._transaction_in(group).once(offsets, effect)
+        except sqlite3.Error as error:
+            self._check(error)
+            raise
+
+    def _transaction_in(self, group: Group) -> "_Transaction":
+        """The transaction of the group. Raises Unavailable if it is lost: no event may be stored before those in it."""
+        opened = self._open
+        if opened is not None:
+            if opened.group is group:
+                return opened
+            opened.end()
+        ended = group.open.get(self)
+        if isinstance(ended, _Transaction) and ended.error is not None:
+            raise backend_away(f"SQLite: {self.file}: the events before were not stored: {ended.error}")
+        opened = _Transaction(self, group)
+        self._open = opened
+        group.open[self] = opened
+        return opened
 
     def _advance(self, db: sqlite3.Connection, offsets: OffsetRange) -> bool:
         if offsets.redriven:
             return db.execute("INSERT OR IGNORE INTO hive_redriven VALUES (?, ?, ?)", offsets.redriven_row).rowcount > 0
-        if offsets.is_stored(*self.position(offsets.topic, offsets.partition)):
+        if offsets.is_stored(*self._position(offsets.topic, offsets.partition)):
             return False
         row = (offsets.topic, offsets.partition, offsets.last + 1, offsets.topic_id)
         db.execute("INSERT OR REPLACE INTO hive_position (topic, partition, next, topic_id) VALUES (?, ?, ?, ?)", row)
@@ -107,13 +147,14 @@ class SqliteProjection(Actor):
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._waiting():
-            self.connection.execute("BEGIN IMMEDIATE")
+            db = self.connection
+            db.execute("BEGIN IMMEDIATE")
             try:
-                yield self.connection
-                self.connection.execute("COMMIT")
+                yield db
+                db.execute("COMMIT")
             except BaseException:
-                if self.connection.in_transaction:  # SQLite rolls back by itself where the disk is full
-                    self.connection.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite rolls back by itself where the disk is full
+                    db.execute("ROLLBACK")
                 raise
 
     @contextmanager
@@ -122,8 +163,12 @@ class SqliteProjection(Actor):
         try:
             yield
         except sqlite3.Error as error:
-            if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF not in _AWAY:
-                raise
+            self._check(error)
+            raise
+
+    def _check(self, error: sqlite3.Error) -> None:
+        """Raises Unavailable for an error of the file."""
+        if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _AWAY:
             raise backend_away(f"SQLite: {self.file}: {error}") from error
 
     # -- hiveio replay
@@ -185,3 +230,86 @@ class SqliteProjection(Actor):
     def _names(db: sqlite3.Connection, schema: str) -> list[str]:
         query = f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         return [name for (name,) in db.execute(query)]
+
+
+_NEXT = "UPDATE hive_position SET next = ? WHERE topic = ? AND partition = ? AND next = ? AND topic_id = ?"
+
+
+class _Transaction:
+    """The transaction that is open on the connection of a projection, with the effects of a group of events.
+
+    It ends before another task runs, which would see what is not committed. An actor may end it too, by a statement of
+    its own: then ``error`` says that its events are to be handled again, and their positions say what is stored.
+    """
+
+    def __init__(self, store: SqliteProjection, group: Group) -> None:
+        self._store, self._db, self.group = store, store._connection, group
+        self._last: OffsetRange | None = None  # the events that were stored last
+        self.error: Exception | None = None
+        self._db.execute("BEGIN IMMEDIATE")
+        self._ending = asyncio.get_running_loop().call_soon(self.end)
+
+    def once(self, offsets: OffsetRange, effect: Callable[[sqlite3.Connection], Any]) -> bool:
+        db = self._db
+        if not db.in_transaction:
+            self.end()
+            raise Unavailable(inside=str(self.error))
+        db.execute("SAVEPOINT hive_event")
+        try:
+            stored = not self._advance(offsets)
+            if not stored:
+                effect(db)
+            db.execute("RELEASE hive_event")
+        except BaseException:
+            if db.in_transaction:  # SQLite rolls back by itself where the disk is full
+                db.execute("ROLLBACK TO hive_event")
+                db.execute("RELEASE hive_event")
+            raise
+        if not stored and not offsets.redriven:
+            self._last = offsets
+        return not stored
+
+    def _advance(self, offsets: OffsetRange) -> bool:
+        last = self._last
+        if last is None or not offsets.follows(last):
+            return self._store._advance(self._db, offsets)
+        moved = self._db.execute(
+            _NEXT, (offsets.last + 1, offsets.topic, offsets.partition, last.last + 1, offsets.topic_id)
+        )
+        if not moved.rowcount:  # an actor has rolled back
+            raise Unavailable(inside=_ENDED)
+        return True
+
+    def end(self) -> None:
+        """Commit, if that has not been done. It raises nothing: ``error`` says what went wrong."""
+        if self._store._open is not self:
+            return
+        self._store._open = None
+        self._ending.cancel()
+        try:
+            with self._store._waiting():
+                if not self._db.in_transaction:
+                    raise Unavailable(inside=_ENDED)
+                try:
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+        except Exception as error:
+            self.error = error
+
+    async def commit(self) -> None:
+        self.end()
+        if self.error is not None:
+            raise self.error
+
+    async def rollback(self) -> None:
+        if self._store._open is self:
+            self._store._open = None
+            self._ending.cancel()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+_ENDED = "the transaction of the events was ended by SQLite, or by a statement of the actor"

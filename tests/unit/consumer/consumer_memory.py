@@ -195,6 +195,9 @@ class Partition:
         values |= {"consumer_attempts": 3, "consumer_backoff_ms": 1}
         made = Member(self, Settings(**(values | changes)), kinds)
         self._members.append(made)
+        for actor in made.actors:
+            if (starting := actor.start()) is not None:
+                await starting
         await made.consumer.start()
         try:
             await made.until(lambda: made.consumer.workers)
@@ -202,3 +205,6 @@ class Partition:
         finally:
             self._members.remove(made)
             await made.consumer.stop()
+            for actor in made.actors:
+                if (stopping := actor.stop()) is not None:
+                    await stopping

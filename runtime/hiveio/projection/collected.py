@@ -1,0 +1,156 @@
+"""The effects of a group of events as statements that are sent to PostgreSQL together, in one transaction.
+
+A statement takes a round trip, and most effects do not use the answer. Such an effect is only recorded when it runs. An
+effect that does more than that is refused here, and runs in a transaction of its own.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, cast
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from hiveio.errors import Unavailable, backend_away
+from hiveio.projection.position import OffsetRange
+
+Statement = tuple[Any, Any]  # a query and its parameters
+Effect = Callable[[AsyncConnection[Any]], Awaitable[Any]]
+
+# Of other types a value might change before it is sent.
+_LASTING = frozenset(
+    (type(None), bool, int, float, str, bytes, Decimal, UUID, date, datetime, time, timedelta)
+)  # fmt: skip
+_CHANGES = re.compile(r"\s*(?:insert|update|delete|merge)\b[^;]*;?\s*", re.IGNORECASE)
+
+
+class AnswerNeeded(Exception):
+    """An effect uses more than a connection's ``execute``, or the answer of a statement."""
+
+
+@lru_cache(maxsize=1_000)
+def _changes_rows(query: str) -> bool:
+    """Whether it is one statement that changes rows, and nothing about the transaction or the session."""
+    return _CHANGES.fullmatch(query) is not None
+
+
+class _Answer:
+    """Stands for the cursor of a statement that is not sent yet."""
+
+    def __init__(self, recorder: "Recorder") -> None:
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        self._recorder.refuse(f"the cursor's {name}")
+
+    def __aiter__(self) -> Any:
+        self._recorder.refuse("the rows of the cursor")
+
+    async def __aenter__(self) -> Any:
+        self._recorder.refuse("the cursor")
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+class Recorder:
+    """Stands for a connection, and records what an effect executes. ``refused`` says what it cannot stand for."""
+
+    def __init__(self) -> None:
+        self.statements: list[Statement] = []
+        self.refused = ""
+
+    def refuse(self, what: str) -> Any:
+        self.refused = self.refused or what
+        raise AnswerNeeded(what)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.refuse(f"the connection's {name}")
+
+    async def execute(self, query: Any, parameters: Any = None, **more: Any) -> _Answer:
+        if more or type(query) is not str or not _changes_rows(query):
+            self.refuse("a statement that is no INSERT, UPDATE, DELETE or MERGE")
+        if isinstance(parameters, dict):
+            values, kept = parameters.values(), dict(parameters)
+        elif isinstance(parameters, list | tuple):
+            values, kept = parameters, tuple(parameters)  # type: ignore[assignment]
+        elif parameters is None:
+            values, kept = (), None  # type: ignore[assignment]
+        else:
+            self.refuse(f"parameters of the type {type(parameters).__name__}")
+        for value in values:
+            if type(value) not in _LASTING:
+                self.refuse(f"a parameter of the type {type(value).__name__}")
+        self.statements.append((query, kept))
+        return _Answer(self)
+
+
+class Collected:
+    """What the events of a group have executed and what is not sent yet. ``send`` stores it, or raises.
+
+    Once that has failed, ``error`` says why, and nothing more is taken: no event may be stored before those in it.
+    """
+
+    def __init__(self, send: Callable[[OffsetRange, list[Statement]], Awaitable[Any]]) -> None:
+        self._send = send
+        self._statements: list[Statement] = []
+        self._offsets: OffsetRange | None = None
+        self.error: Exception | None = None
+
+    def takes(self, offsets: OffsetRange) -> bool:
+        """Whether the event comes after those that are collected."""
+        return self._offsets is None or offsets.follows(self._offsets)
+
+    async def take(self, offsets: OffsetRange, effect: Effect) -> str:
+        """Take an event, or return why that is not possible. Then nothing of its effect has happened.
+
+        Raises Unavailable if the events before it were not stored.
+        """
+        if self.error is not None:
+            raise backend_away(f"PostgreSQL: the events before were not stored: {self.error}")
+        recorder = Recorder()
+        try:
+            await effect(cast("AsyncConnection[Any]", recorder))
+        except Exception as error:  # it may be for the lack of a connection
+            return recorder.refused or f"{type(error).__name__}: {error}"
+        if recorder.refused:
+            return recorder.refused
+        self._statements += recorder.statements
+        self._offsets = offsets if self._offsets is None else self._offsets._replace(last=offsets.last)
+        return ""
+
+    async def commit(self) -> None:
+        if self.error is not None:
+            raise self.error
+        offsets, statements = self._offsets, self._statements
+        self._offsets, self._statements = None, []
+        if offsets is None:
+            return
+        try:
+            await self._send(offsets, statements)
+        except asyncio.CancelledError:
+            # The time of the handler has ended, and no event is to blame for that.
+            self.error = Unavailable(inside="PostgreSQL: the events were not stored within the time of the handler")
+            raise self.error from None
+        except Exception as error:
+            self.error = error
+            raise
+
+    async def rollback(self) -> None:
+        self._offsets, self._statements = None, []
+
+
+async def send(db: AsyncConnection[Any], statements: Iterable[Statement]) -> None:
+    """Execute them in order, without waiting for the answer of each. Raises the first error."""
+    async with db.pipeline(), db.cursor() as cursor:
+        for query, same in groupby(statements, key=lambda statement: statement[0]):
+            parameters = [values for _, values in same]
+            if len(parameters) > 1 and parameters[0] is not None:
+                await cursor.executemany(query, parameters)
+            else:
+                for values in parameters:
+                    await db.execute(query, values)
