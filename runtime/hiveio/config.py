@@ -193,7 +193,8 @@ class Settings:
         "CACHE_URL",
         "",
         parsers.redis_url,
-        "The URL of the Redis that holds the transaction cache, or the idempotency keys of the producer.",
+        "The URL of the Redis that holds the transaction cache, or the idempotency keys of the producer. A cluster is "
+        "`redis+cluster://host:port,…`, and Sentinels are `redis+sentinel://host:port,…/service/db`.",
     )
     lock_urls: tuple[str, ...] = setting(
         "LOCK_URLS", (), parsers.redis_urls, "The URLs of the Redis nodes for Redlock.", "CACHE_URL"
@@ -329,7 +330,7 @@ def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
     if not environ.get(name):
         return f"the value of {name}, read from {name}_FILE,"
     if "@" in text or ("://" in text and "?" in text):
-        text = re.sub(r"^(\w+://)?.*", r"\1…", text, count=1, flags=re.DOTALL)
+        text = re.sub(r"^([\w+]+://)?.*", r"\1…", text, count=1, flags=re.DOTALL)
     return f"{name}={text!r}"
 
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 _WRITTEN = ("content-type", "traceparent", "tracestate")  # every record has these in any case
@@ -100,17 +101,58 @@ def url_path(text: str) -> str:
     return text
 
 
-def redis_url(text: str) -> str:
-    """a URL redis://host:port/db, rediss:// or unix://"""
-    # The port is a ValueError where a password with / # or ? is not percent-encoded.
-    if not re.match(r"(rediss?|unix)://", text) or urlsplit(text).port == 0:
+class RedisUrl(NamedTuple):
+    """The parts of a URL of Redis. ``login`` is percent-encoded, and ends with @ where it is not empty."""
+
+    kind: str  # cluster, sentinel or "", a single server
+    tls: bool
+    login: str
+    hosts: list[tuple[str, int]]  # of a cluster or of sentinels
+    service: str
+    database: int
+    query: str
+    shown: str  # what may be shown: all but user, password and options
+
+
+_REDIS = re.compile(
+    r"(rediss?)\+(cluster|sentinel)://(?:([^@/?#,]*)@)?([^@/?#]+)(?:/([^/?#]*))?(?:/(\d+))?/?(?:\?(.*))?"
+)
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?")
+_PORTS = {"cluster": 6379, "sentinel": 26379}
+
+
+def split_redis_url(text: str) -> RedisUrl:
+    """Raises ValueError."""
+    if not (found := _REDIS.fullmatch(text)):
+        parts = urlsplit(text)
+        # The port is a ValueError where a password with / # or ? is not percent-encoded.
+        if not re.match(r"(rediss?|unix)://", text) or parts.port == 0 or "," in parts.netloc.rpartition("@")[2]:
+            raise ValueError
+        shown = parts.netloc.rpartition("@")[2] + parts.path
+        return RedisUrl("", parts.scheme == "rediss", "", [], "", 0, parts.query, shown)
+    scheme, kind, login, names, path, database, query = (part or "" for part in found.groups())
+    hosts = []
+    for name in names.split(","):
+        if not (host := _HOST.fullmatch(name)) or not 0 < int(port := host[3] or _PORTS[kind]) < 65536:
+            raise ValueError
+        hosts.append((host[1] or host[2], int(port)))
+    if (kind == "cluster" and (path not in ("", "0") or database)) or (kind == "sentinel" and not path):
         raise ValueError
+    shown = names + (f"/{path}" if kind == "sentinel" else "") + (f"/{database}" if database else "")
+    return RedisUrl(
+        kind, scheme == "rediss", f"{login}@" if login else "", hosts, path, int(database or 0), query, shown
+    )
+
+
+def redis_url(text: str) -> str:
+    """a URL redis://host:port/db, redis+sentinel://host:port,…/service/db, redis+cluster://host:port,…, or unix://"""
+    split_redis_url(text)
     return text
 
 
 def redis_urls(text: str) -> tuple[str, ...]:
-    """one or more comma-separated URLs redis://host:port/db"""
-    return tuple(redis_url(url.strip()) for url in text.split(","))
+    """one or more comma-separated URLs redis://host:port/db, or others that CACHE_URL takes"""
+    return tuple(redis_url(url.strip()) for url in re.split(r",(?=\s*[\w+]+://)", text))
 
 
 def ip_address(text: str) -> str:

@@ -273,7 +273,7 @@ class Stage(System):
     # -- what is left
 
     def evidence(self, within_s: float = WELL_S) -> Evidence:
-        evidence = gather(self.direct.brokers, self.redis.url, self.topic, within_s)
+        evidence = gather(self.direct.brokers, self.cache_url, self.topic, within_s)
         end = evidence.events[-1].offset + 1 if evidence.events else 0
         self.watched.arrived = self._arrivals.wait(end, within_s)
         evidence.watched = self.watched
@@ -306,8 +306,13 @@ class Stage(System):
         finally:
             client.close()
 
+    @property
+    def cache_url(self) -> str:
+        """That of the server which has the cache."""
+        return self.redis.url
+
     def redis_client(self) -> Any:
-        return RedisClient(host=HOST, port=self.redis.port, socket_timeout=10)
+        return RedisClient.from_url(self.cache_url, socket_timeout=10)
 
     def findings(self, within_s: float = WELL_S) -> list[Finding]:
         """What the checker finds, once everything is at rest."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from hiveio.redis import Redis as Node
+from hiveio.redis import connect
 from hiveio.transaction.lock import Locked, Redlock
 from tests.conftest import required
 from tests.services import Redis
@@ -23,7 +24,7 @@ def servers() -> Iterator[list[Redis]]:
 
 @pytest.fixture
 async def nodes(servers: list[Redis]) -> AsyncIterator[list[Node]]:
-    nodes = [Node(server.url, timeout_s=0.5) for server in servers]
+    nodes = [connect(server.url, timeout_s=0.5) for server in servers]
     for node in nodes:
         await node.execute("FLUSHALL")
     yield nodes

@@ -15,6 +15,7 @@ from tests.services.kafka import Kafka, kafka_cluster, kafka_home, running_clust
 from tests.services.postgres import Pgbouncer, Postgres
 from tests.services.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.redis import Redis
+from tests.services.redis_cluster import RedisCluster, Sentinels
 from tests.services.security import Security
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "Pgbouncer",
     "Postgres",
     "Redis",
+    "RedisCluster",
     "Security",
+    "Sentinels",
     "Service",
     "ServiceFailed",
     "ServiceUnavailable",

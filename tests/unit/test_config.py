@@ -6,6 +6,7 @@ import pytest
 
 from hiveio.config import LINKED, Settings
 from hiveio.errors import ConfigError
+from hiveio.parsers import split_redis_url
 
 
 def test_defaults() -> None:
@@ -27,8 +28,8 @@ def test_defaults() -> None:
         ({"EVENT_STORE_TOPIC": "a b"}, "EVENT_STORE_TOPIC='a b' is wrong: it takes a topic name: 1 to 220 of a-z A-Z 0-9 . _ -"),
         ({"EVENT_STORE_CONSUMER_TOPIC": "^("}, "EVENT_STORE_CONSUMER_TOPIC='^(' is wrong: it takes a topic name, a comma-separated list of them, or ^regex"),
         ({"PING_URL": "ping"}, "PING_URL='ping' is wrong: it takes a path that starts with /"),
-        ({"CACHE_URL": "localhost"}, "CACHE_URL='localhost' is wrong: it takes a URL redis://host:port/db, rediss:// or unix://"),
-        ({"LOCK_URLS": "redis://a,b"}, "LOCK_URLS='redis://a,b' is wrong: it takes one or more comma-separated URLs redis://host:port/db"),
+        ({"CACHE_URL": "localhost"}, "CACHE_URL='localhost' is wrong: it takes a URL redis://host:port/db, redis+sentinel://host:port,…/service/db, redis+cluster://host:port,…, or unix://"),
+        ({"LOCK_URLS": "redis://a,b"}, "LOCK_URLS='redis://a,b' is wrong: it takes one or more comma-separated URLs redis://host:port/db, or others that CACHE_URL takes"),
         ({"PRODUCER_ACK": "none"}, "PRODUCER_ACK='none' is wrong: it takes stored or queued"),
         ({"EVENT_HEADERS": "x-a,hive-id"}, "EVENT_HEADERS='x-a,hive-id' is wrong: it takes a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"),
         ({"EVENT_HEADERS": "*"}, "EVENT_HEADERS='*' is wrong: it takes a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"),
@@ -73,7 +74,16 @@ def test_the_bundle_of_openssl_is_not_our_certificate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["redis:/ada:hunter2@host", "redis://ada:hun/ter2@host", "redis://host:x?password=hunter2", "hunter2@host"]
+    "value",
+    [
+        "redis:/ada:hunter2@host",
+        "redis://ada:hun/ter2@host",
+        "redis://host:x?password=hunter2",
+        "hunter2@host",
+        "redis+cluster://ada:hun,ter2@host",
+        "redis+sentinel://ada:hunter2@host:26379",
+        "redis+raft://:hunter2@host",
+    ],
 )
 def test_an_error_shows_no_secret(value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^CACHE_URL='.*…' is wrong") as caught:
@@ -86,6 +96,43 @@ def test_an_error_shows_no_secret(value: str, tmp_path: Path) -> None:
     assert "hunter2" not in repr(
         Settings.read({"CACHE_URL": "redis://:hunter2@host", "KAFKA_SASL_PASSWORD": "hunter2"})
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://a:1,b:2",
+        "redis+cluster://",
+        "redis+cluster://a:0",
+        "redis+cluster://a:65536",
+        "redis+cluster://a,,b",
+        "redis+cluster://a b",
+        "redis+cluster://a/1",
+        "redis+sentinel://a:26379",
+        "redis+sentinel://a/service/first",
+        "redis+sentinel://a/service/1/2",
+        "rediss-cluster://a",
+    ],
+)
+def test_a_wrong_url_of_a_cluster_or_of_sentinels(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^CACHE_URL=.* is wrong: it takes a URL redis://host:port/db, redis"):
+        Settings.read({"CACHE_URL": url})
+
+
+def test_urls_of_clusters_and_sentinels_have_commas_of_their_own() -> None:
+    cluster = "rediss+cluster://ada:pa%2Css@a:7000,[::1]:7001,c?ssl_ca_certs=/ca"
+    sentinel = "redis+sentinel://a,b:26380/mymaster/3?sentinel_password=hunter2"
+    assert Settings.read({"LOCK_URLS": f"{cluster}, redis://d,{sentinel}"}).lock_urls == (
+        cluster,
+        "redis://d",
+        sentinel,
+    )
+    parts = split_redis_url(cluster)
+    assert (parts.kind, parts.tls, parts.hosts) == ("cluster", True, [("a", 7000), ("::1", 7001), ("c", 6379)])
+    assert parts.shown == "a:7000,[::1]:7001,c"
+    parts = split_redis_url(sentinel)
+    assert (parts.hosts, parts.service, parts.database) == ([("a", 26379), ("b", 26380)], "mymaster", 3)
+    assert parts.shown == "a,b:26380/mymaster/3"
 
 
 def test_a_value_and_its_file_are_one_too_many() -> None:

@@ -14,7 +14,9 @@ import redis as redis_client
 import uvloop
 
 from hiveio.errors import Unavailable
-from hiveio.redis import Redis, Refusal, Script
+from hiveio.redis import Refusal, Script, connect
+from hiveio.redis.node import Node
+from tests.faults.proxy import Proxy
 from tests.services import Redis as Server
 
 
@@ -41,7 +43,7 @@ def breaking() -> Iterator[int]:
 
 def test_a_connection_that_breaks_at_any_moment_is_unavailable(breaking: int) -> None:
     async def use() -> None:
-        redis = Redis(f"redis://127.0.0.1:{breaking}")
+        redis = connect(f"redis://127.0.0.1:{breaking}")
         for _ in range(200):
             with pytest.raises(Unavailable, match="does not answer"):
                 await redis.execute("PING")
@@ -74,7 +76,7 @@ async def test_whatever_redis_answers_instead_is_unavailable(answer: str) -> Non
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    redis = Redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    redis = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     text = "node of a cluster" if answer.startswith("MOVED") else answer.partition(" ")[2]
     for attempt in (redis.execute("PING"), redis.call(Script("read"), "mark", (1,), (1, "", ""))):
         with pytest.raises(Unavailable, match=text):
@@ -87,7 +89,7 @@ async def test_whatever_redis_answers_instead_is_unavailable(answer: str) -> Non
 async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
     script = Script("read")
     with Server(options={"busy-reply-threshold": "10"}) as server:
-        redis = Redis(server.url)
+        redis = connect(server.url)
         admin = redis_client.Redis.from_url(server.url)
         await redis.call(script, "mark", (1,), (1, "", ""))
 
@@ -121,16 +123,16 @@ async def test_a_redis_that_refuses_is_unavailable_and_says_why() -> None:
 
 async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server() as server:
-        redis, read = Redis(server.url), Script("read")
+        redis, read = connect(server.url), Script("read")
         answers: list[int] = []
-        exchange = Redis._exchange
+        exchange = Node._exchange
 
-        async def counted(self: Redis, commands: list[bytes]) -> list[Any]:
+        async def counted(self: Node, commands: list[bytes]) -> list[Any]:
             replies = await exchange(self, commands)
             answers.extend(sum(len(entry) for ((entry, _),) in reply[1:]) for reply in replies)
             return replies
 
-        monkeypatch.setattr(Redis, "_exchange", counted)
+        monkeypatch.setattr(Node, "_exchange", counted)
         try:
             await redis.execute("SET", "mark", "0|0|topic|gen|")
             for number in range(20):
@@ -139,7 +141,8 @@ async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: 
             assert [entry[:3].split()[0] for _, ((entry, _),) in found] == [b"%d" % n for n in range(20)]
             assert len(answers) >= 4
             assert max(answers) < 1_500_000
-            assert redis._waiting == 0
+            assert isinstance(redis, Node)
+            assert redis._queue.waiting == 0
         finally:
             await redis.stop()
 
@@ -154,4 +157,30 @@ async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: 
     ],
 )
 async def test_a_redis_is_shown_without_secrets(url: str, shown: str) -> None:
-    assert Redis(url).shown == shown
+    assert connect(url).shown == shown
+
+
+async def test_many_commands_at_once_wait_for_a_connection() -> None:
+    with Server() as server:
+        redis = connect(server.url)
+        assert (
+            await asyncio.gather(*[redis.execute("SET", f"key-{number}", "x") for number in range(40)]) == [True] * 40
+        )
+        await redis.stop()
+
+
+async def test_a_server_that_has_become_a_replica_is_left() -> None:
+    """Behind the name is another master by then. A connection that is open leads to the old one for ever."""
+    reset = ("mark", (), ("", "1|0|topic|generation|2|0|0|"))
+    with Server() as old, Server() as new, Proxy(old.port) as name:
+        redis = connect(f"redis://127.0.0.1:{name.port}")
+        await redis.call(Script("reset"), *reset)
+        await redis.execute("SET", "key", "x")
+        with contextlib.closing(redis_client.Redis.from_url(old.url)) as admin:
+            admin.replicaof("127.0.0.1", new.port)
+        name.target = new.port  # for new connections
+        with pytest.raises(Unavailable, match="read only replica"):
+            await redis.execute("SET", "key", "x")
+        await redis.execute("SET", "key", "x")
+        await redis.call(Script("reset"), *reset)
+        await redis.stop()

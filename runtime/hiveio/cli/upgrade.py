@@ -15,7 +15,7 @@ from hiveio.config import Settings
 from hiveio.errors import Corrupt, Unavailable, Unsafe
 from hiveio.kafka.reader import Reader
 from hiveio.kafka.session import Outgoing
-from hiveio.redis import Redis
+from hiveio.redis import Redis, connect
 from hiveio.transaction.cache import former_marks
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.record import FORMAT, Barrier, Format, Upgrade, encode
@@ -93,7 +93,7 @@ def _print(settings: Settings, scope: ScopeFormat) -> None:
 @asynccontextmanager
 async def _cache(settings: Settings) -> AsyncIterator[Redis]:
     """The cache. Raises Unavailable if it does not answer."""
-    redis = Redis(settings.cache_url)
+    redis = connect(settings.cache_url)
     try:
         yield redis
     except Unavailable as error:

@@ -15,7 +15,7 @@ from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.kafka.reader import Reader
 from hiveio.loader import load
-from hiveio.redis import Redis
+from hiveio.redis import connect
 from hiveio.transaction.cache import Cache, fingerprint
 
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _verify(settings: Settings, contracts: list[Contract], log_id: str, scopes: list[int]) -> int:
-    redis = Redis(settings.cache_url)
+    redis = connect(settings.cache_url)
     cache = Cache(redis, settings.log_topic, log_id, fingerprint(contracts))
     by_name = {contract.name: contract for contract in contracts}
     try:

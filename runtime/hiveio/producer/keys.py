@@ -12,7 +12,7 @@ import msgspec
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome, encode_json, encode_value
 from hiveio.errors import Conflict, KeyReused, Unavailable, Unknown
-from hiveio.redis import Redis, Script
+from hiveio.redis import Script, connect
 
 _CLAIM, _KEEP = Script("claim", "hiveio.producer"), Script("keep", "hiveio.producer")
 ATTEMPTS, FIRST_S = 8, 0.1  # to store the outcome of a key; the wait doubles, with jitter: half a minute
@@ -41,7 +41,7 @@ class Keys:
     name = "keys"
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = Redis(settings.cache_url)
+        self._redis = connect(settings.cache_url)
         self._probe = Claim(f"hive:keys:{{{settings.client_id}}}:", b"ready", "ready", "")
         self._window_ms = settings.idempotency_time_s * 1000
         self._timeout_ms = settings.request_timeout_ms
@@ -84,6 +84,8 @@ class Keys:
         name = encode_json((actor, envelope.id, envelope.key))
         prefix = f"hive:keys:{{{topic}/{topic_id}}}:"
         claim = Claim(prefix, name, token, blake2b(envelope.body, digest_size=8).hexdigest())
+        if self._probe.prefix != prefix:
+            self._probe = self._probe._replace(prefix=prefix)  # readiness asks the shard that has the keys
         try:
             _, found = await self._redis.call(_CLAIM, prefix, (self._window_ms,), claim[1:])
         except (Unavailable, asyncio.CancelledError):

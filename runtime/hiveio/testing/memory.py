@@ -159,8 +159,7 @@ class MemoryCache(Cache):
         self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
 
-    @property
-    def away(self) -> str:
+    def away(self, partition: int | None = None) -> str:
         return ""
 
     def forget_all(self) -> None:

@@ -204,14 +204,14 @@ class Cache:
     def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str) -> None:
         self.redis, self._topic, self._topic_id, self._meaning = redis, topic, topic_id, meaning
 
-    @property
-    def away(self) -> str:
-        """Why it does not answer, or "" while it does. Publishers ask all the time, so they notice when it is back."""
-        return self.redis.away
+    def away(self, partition: int | None = None) -> str:
+        """Why the cache of a scope, or of any scope, does not answer, or "" while it does. Publishers ask all the time,
+        so they notice when it is back."""
+        return self.redis.away("" if partition is None else self.mark(partition))
 
-    async def probe(self) -> None:
+    async def probe(self, partition: int) -> None:
         """Raises Unavailable where Redis takes no writes: a PING says nothing about rights, room or replicas."""
-        await self.redis.execute("SET", f"{self.scope(0)}:ready", "", "PX", PROBED_MS)
+        await self.redis.execute("SET", f"{self.scope(partition)}:ready", "", "PX", PROBED_MS)
 
     def scope(self, partition: int) -> str:
         return f"hive:{{{self._topic}/{partition}/{self._topic_id}}}"
@@ -304,40 +304,30 @@ class Cache:
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove all keys of a generation."""
-        cursor: Any = 0
-        while True:
-            cursor, keys = await self.redis.execute(
-                "SCAN", cursor, "MATCH", _escaped(f"{self.mark(partition)}:{generation}:") + "*", "COUNT", LEFTOVERS
-            )
+        prefix = f"{self.mark(partition)}:{generation}:"
+        async for keys in self.redis.scan(_escaped(prefix) + "*", LEFTOVERS, prefix):
             if keys:
                 await self.redis.execute("UNLINK", *keys)
-            if int(cursor) == 0:
-                return
 
     async def aggregates(self, partition: int, generation: str) -> AsyncIterator[str]:
         """The names of all aggregates of a generation, in no order."""
         prefix = f"{self.mark(partition)}:{generation}:a:"
-        cursor: Any = 0
-        while True:
-            cursor, keys = await self.redis.execute("SCAN", cursor, "MATCH", _escaped(prefix) + "*", "COUNT", LEFTOVERS)
+        async for keys in self.redis.scan(_escaped(prefix) + "*", LEFTOVERS, prefix):
             for key in keys:
                 yield key.decode("utf-8", "replace").removeprefix(prefix)
-            if int(cursor) == 0:
-                return
 
     async def sampled(self) -> list[tuple[int, str]]:
         """Some aggregates of all scopes with their partitions, from the caches of all versions of the models: those
         among the first ``SAMPLE`` keys of this Redis."""
         prefix, suffix = f"hive:{{{self._topic}/", f"/{self._topic_id}}}"
         found: list[tuple[int, str]] = []
-        cursor: Any = 0
-        for _ in range(SAMPLE // LEFTOVERS):
-            pattern = f"{_escaped(prefix)}*{_escaped(suffix)}:*:a:*"
-            cursor, keys = await self.redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
+        looked_at = 0
+        async for keys in self.redis.scan(f"{_escaped(prefix)}*{_escaped(suffix)}:*:a:*", LEFTOVERS):
             for key in keys:
                 partition, _, rest = key.decode("utf-8", "replace").removeprefix(prefix).partition(suffix)
                 found.append((int(partition), rest.partition(":a:")[2]))
-            if int(cursor) == 0:
+            looked_at += LEFTOVERS
+            if looked_at >= SAMPLE:
                 break
         return found
 
@@ -351,17 +341,13 @@ async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, b
     """The watermarks of a log, by their keys, that versions which know only format 1 have left there or still move.
     Raises Unavailable."""
     found: dict[bytes, bytes] = {}
-    pattern = _escaped(f"hive:{{{topic}/") + "*" + _escaped("}:") + "?" * 8
-    cursor: Any = 0
-    while True:
-        cursor, keys = await redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", LEFTOVERS)
+    async for keys in redis.scan(_escaped(f"hive:{{{topic}/") + "*" + _escaped("}:") + "?" * 8, LEFTOVERS):
         for key in keys:
             watermark = await redis.execute("GET", key) or b""
             parts = watermark.split(b"|")
             if len(parts) == FORMER_PARTS and parts[2] == topic_id.encode():
                 found[key] = watermark
-        if int(cursor) == 0:
-            return found
+    return found
 
 
 def _escaped(text: str) -> str:

@@ -21,7 +21,7 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
-from hiveio.redis import Redis
+from hiveio.redis import Redis, connect
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
@@ -86,7 +86,7 @@ class TransactionLog:
     async def start(self) -> None:
         s = self.settings
         instance = os.urandom(6).hex()
-        by_url = {url: Redis(url) for url in dict.fromkeys((s.cache_url, *s.lock_nodes))}
+        by_url = {url: connect(url) for url in dict.fromkeys((s.cache_url, *s.lock_nodes))}
         self._nodes = list(by_url.values())
         cache_node = by_url[s.cache_url]
         first_contact(s)
@@ -187,11 +187,11 @@ class TransactionLog:
         for scope in self.scopes:
             if scope.state or scope.journal.late:
                 return scope.state or f"the verdicts of {scope.where} are late"
-        if unready := self._cache.away or self._brokers.doubt:
+        if unready := self._cache.away() or self._brokers.doubt:
             return unready
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
-            await self._cache.probe()
+            await self._cache.probe(self._looked_at)
             # Without this, an instance without work would not notice that Kafka or the leader of a partition is away.
             await self._reader.end(self._looked_at)
         except Unavailable as error:

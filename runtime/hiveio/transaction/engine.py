@@ -88,7 +88,7 @@ class Engine:
     def submit(self, contract: Contract, envelope: Envelope) -> InFlight:
         """Take a command. Its future ends with its outcome or a Problem, after REQUEST_TIMEOUT at the latest."""
         scope = self._ready(contract, envelope.id)
-        if reason := self._cache.away:
+        if reason := self._cache.away(scope.partition):
             raise backend_away(reason)
         if scope.journal.late:
             raise Unavailable("The transaction log is slow to answer. Try again later.")

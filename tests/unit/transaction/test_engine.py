@@ -283,7 +283,8 @@ async def test_a_client_is_not_told_where_a_backend_is(
     reason = "Redis at 10.0.0.7:6379 does not answer: ConnectionError"
 
     class Away(MemoryCache):
-        away = property(lambda self: reason if known else "")
+        def away(self, partition: int | None = None) -> str:
+            return reason if known else ""
 
     async with testing.Service(AccountActor) as service:
         cache, engine = service.cache, service.transactions.engine

@@ -1,0 +1,262 @@
+"""Redis Cluster, and Sentinels: several servers that find each other, all with one password."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from redis import Redis as Client
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from tests.services.process import HOST, free_port
+from tests.services.redis import Redis
+
+SLOTS = 16384
+NODE_TIMEOUT_MS = 1500
+FORMED_S = 30.0
+SERVICE = "mymaster"
+WATCHING = (("down-after-milliseconds", "1000"), ("failover-timeout", "5000"))
+
+
+class RedisCluster:
+    """Three masters, each with a number of replicas. A context manager.
+
+    ``password`` is that of all users and nodes. ``announced`` gives the port that clients are told, where that is
+    another one than the server's.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        *,
+        password: str = "",
+        binary: str | None = None,
+        announced: Callable[[int], int] | None = None,
+    ) -> None:
+        self.password, self._stack = password, contextlib.ExitStack()
+        self.servers: list[Redis] = []
+        self._bus_ports: list[str] = []
+        for _ in range(3 * (1 + replicas)):
+            options = {
+                "cluster-enabled": "yes",
+                "cluster-port": str(free_port()),  # else it is 10,000 higher, among those of outgoing connections
+                "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+                "cluster-require-full-coverage": "no",  # the others serve their slots while one is away
+                "cluster-replica-validity-factor": "0",  # a replica that lags may be promoted
+                "repl-diskless-sync-delay": "0",
+                **({"requirepass": password, "masterauth": password} if password else {}),
+            }
+            port = free_port()
+            if announced is not None:
+                options["cluster-announce-port"] = str(announced(port))
+            self.servers.append(Redis(port, options=options, binary=binary))
+            self._bus_ports.append(options["cluster-port"])
+
+    def __enter__(self) -> Self:
+        with self._stack as stack:
+            for server in self.servers:
+                stack.callback(server.close)
+                server.launch()
+            for server in self.servers:
+                server.wait()
+            self._form()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """That of two of its servers: the others are found."""
+        login = f":{self.password}@" if self.password else ""
+        return f"redis+cluster://{login}" + ",".join(f"{HOST}:{server.port}" for server in self.servers[:2])
+
+    def client(self, server: Redis) -> Any:
+        """A plain client of one server. Its types know no bytes."""
+        return Client(host=HOST, port=server.port, password=self.password or None, socket_timeout=5)
+
+    def ask(self, server: Redis, *command: str | int) -> Any:
+        with contextlib.closing(self.client(server)) as client:
+            return client.execute_command(*command)
+
+    def _form(self) -> None:
+        for number, server in enumerate(self.servers):
+            self.ask(server, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            if number < 3:
+                first, end = number * SLOTS // 3, (number + 1) * SLOTS // 3
+                self.ask(server, "CLUSTER ADDSLOTSRANGE", first, end - 1)
+        for server in self.servers[1:]:
+            self.ask(server, "CLUSTER MEET", HOST, self.servers[0].port, self._bus_ports[0])
+        self.until(lambda: all(len(self.nodes(server)) == len(self.servers) for server in self.servers), "met")
+        for number, server in enumerate(self.servers[3:]):
+            self.ask(server, "CLUSTER REPLICATE", self.id(self.servers[number % 3]))
+        self.until(self.is_well, "formed")
+
+    def is_well(self) -> bool:
+        """Every server sees all slots served, and every replica follows its master."""
+        for server in self.servers:
+            if b"cluster_state:ok" not in self.raw(server, "CLUSTER INFO"):
+                return False
+            found = self.ask(server, "INFO", "replication")
+            if found["role"] == "slave" and found["master_link_status"] != "up":
+                return False
+        return len({node for server in self.servers for node in self.masters_by(server)}) == 3
+
+    def raw(self, server: Redis, *command: str) -> bytes:
+        with contextlib.closing(self.client(server)) as client:
+            client.response_callbacks.clear()
+            return bytes(client.execute_command(*command))
+
+    def nodes(self, server: Redis) -> list[list[str]]:
+        """The lines of CLUSTER NODES, as this server sees them."""
+        return [line.split() for line in self.raw(server, "CLUSTER NODES").decode().splitlines()]
+
+    def masters_by(self, server: Redis) -> list[str]:
+        return [node[0] for node in self.nodes(server) if "master" in node[2] and len(node) > 8]
+
+    def id(self, server: Redis) -> str:
+        return self.raw(server, "CLUSTER MYID").decode()
+
+    def slot(self, key: str) -> int:
+        return key_slot(key.encode())
+
+    def master(self, slot: int) -> Redis:
+        """The server that has this slot, by its own word."""
+        for server in self.servers:
+            with contextlib.suppress(RedisError, OSError):
+                for node in self.nodes(server):
+                    if "myself,master" in node[2] and any(_has(text, slot) for text in node[8:]):
+                        return server
+        raise AssertionError(f"slot {slot} has no master")
+
+    def replica(self, master: Redis) -> Redis:
+        id = self.id(master)
+        for server in self.servers:
+            with contextlib.suppress(RedisError, OSError):
+                if any("myself,slave" in node[2] and node[3] == id for node in self.nodes(server)):
+                    return server
+        raise AssertionError(f"the server on port {master.port} has no replica")
+
+    def migrate(self, slot: int, to: Redis, pause_s: float = 0.0) -> None:
+        """Move a slot key by key, as ``redis-cli --cluster reshard`` does, waiting after each key."""
+        source = self.master(slot)
+        self.ask(to, "CLUSTER SETSLOT", slot, "IMPORTING", self.id(source))
+        self.ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", self.id(to))
+        auth = ("AUTH", self.password) if self.password else ()
+        with contextlib.closing(self.client(source)) as client:
+            while keys := client.execute_command("CLUSTER GETKEYSINSLOT", slot, 1):
+                client.execute_command("MIGRATE", HOST, to.port, "", 0, 5000, *auth, "KEYS", *keys)
+                time.sleep(pause_s)
+        for server in (to, source, *(s for s in self.servers if s not in (to, source))):
+            with contextlib.suppress(RedisError):  # replicas take no such command
+                self.ask(server, "CLUSTER SETSLOT", slot, "NODE", self.id(to))
+
+    @staticmethod
+    def until(condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + FORMED_S
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                if condition():
+                    return
+            assert time.monotonic() < end, f"the cluster is not {what} within {FORMED_S} s"
+            time.sleep(0.05)
+
+
+def _has(text: str, slot: int) -> bool:
+    """Whether a word of CLUSTER NODES such as 0-5460 has this slot."""
+    first, _, last = text.partition("-")
+    return first.isdigit() and int(first) <= slot <= int(last or first)
+
+
+class Sentinels:
+    """A master, its replica, and three Sentinels that watch them. A context manager.
+
+    ``password`` is that of the servers, ``own_password`` that of the Sentinels.
+    """
+
+    def __init__(self, *, password: str, own_password: str) -> None:
+        self.password, self.own_password, self._stack = password, own_password, contextlib.ExitStack()
+        options = {"requirepass": password, "masterauth": password, "repl-diskless-sync-delay": "0"}
+        self.master, self.replica = Redis(options=options), Redis(options=options)
+        self.sentinels = [Sentinel(self.master.port, password, own_password) for _ in range(3)]
+
+    def __enter__(self) -> Self:
+        with self._stack as stack:
+            for server in (self.master, self.replica):
+                stack.enter_context(server)
+            with contextlib.closing(self.client(self.replica)) as client:
+                client.replicaof(HOST, self.master.port)
+            for sentinel in self.sentinels:
+                stack.enter_context(sentinel)
+            RedisCluster.until(self.is_well, "watched by its Sentinels")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        return self.url_by(self.sentinels)
+
+    def url_by(self, asked: Sequence[Sentinel]) -> str:
+        """That of a client which asks these Sentinels alone."""
+        hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in asked)
+        return f"redis+sentinel://:{self.password}@{hosts}/{SERVICE}/0?sentinel_password={self.own_password}"
+
+    def client(self, server: Redis) -> Any:
+        return Client(host=HOST, port=server.port, password=self.password, socket_timeout=5)
+
+    def is_well(self) -> bool:
+        """Each Sentinel knows the replica, which follows its master, and the two others."""
+        for sentinel in self.sentinels:
+            state = sentinel.state()
+            if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
+                return False
+        with contextlib.closing(self.client(self.replica)) as client:
+            return bool(client.info("replication")["master_link_status"] == "up")
+
+    def watch(self, sentinel: Sentinel, master: Redis, *, quorum: int) -> None:
+        """From now on this Sentinel watches, and names, that master."""
+        sentinel.ask("SENTINEL REMOVE", SERVICE)
+        sentinel.ask("SENTINEL MONITOR", SERVICE, HOST, master.port, quorum)
+        for name, value in (("auth-pass", self.password), *WATCHING):
+            sentinel.ask("SENTINEL SET", SERVICE, name, value)
+
+
+class Sentinel(Redis):
+    """One of them: a server in another mode."""
+
+    def __init__(self, master_port: int, password: str, own_password: str) -> None:
+        self._lines = [
+            f"sentinel monitor {SERVICE} {HOST} {master_port} 2",
+            *(f"sentinel {name} {SERVICE} {value}" for name, value in WATCHING),
+            f"sentinel auth-pass {SERVICE} {password}",
+            f"requirepass {own_password}",
+        ]
+        self._own_password = own_password
+        super().__init__()
+
+    def _command(self) -> list[str]:
+        file = self.data / "sentinel.conf"  # it writes what it learns into it
+        if not file.exists():
+            file.write_text("\n".join([f"port {self.port}", f"bind {HOST}", f"dir {self.data}", *self._lines, ""]))
+        (binary,) = [word for word in super()._command() if word.endswith("-server")][:1]
+        return [binary, str(file), "--sentinel"]
+
+    def ask(self, *command: str | int) -> Any:
+        with contextlib.closing(Client(host=HOST, port=self.port, password=self._own_password)) as client:
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def state(self) -> dict[str, Any]:
+        """What it knows of the master."""
+        found: dict[str, Any] = self.ask("SENTINEL MASTERS")[SERVICE]
+        return found
+
+    def named(self) -> int:
+        """The port of the master, by its word."""
+        return int(self.state()["port"])
