@@ -9,6 +9,7 @@ import os
 import runpy
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def applies_blindly() -> None:
     line = "if present ~= ARGV[1] then return {0, present} end\n"
     assert line in cache._APPLY.text
     cache._APPLY.text = cache._APPLY.text.replace(line, "")
+    cache._APPLY.sha = sha1(cache._APPLY.text.encode(), usedforsecurity=False).hexdigest()
 
 
 def believes_the_leader() -> None:
