@@ -13,7 +13,7 @@ import pytest
 import redis as redis_client
 import uvloop
 
-from hiveio.errors import Unavailable
+from hiveio.errors import Unavailable, Unsafe
 from hiveio.redis import Refusal, Script, connect
 from hiveio.redis.node import Node
 from tests.faults.proxy import Proxy
@@ -184,3 +184,40 @@ async def test_a_server_that_has_become_a_replica_is_left() -> None:
         await redis.execute("SET", "key", "x")
         await redis.call(Script("reset"), *reset)
         await redis.stop()
+
+
+NO_CONFIG = "-ERR unknown command 'config'\r\n"
+INFO = "# Memory\r\nused_memory:1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "info", "refused"),
+    [
+        (NO_CONFIG, INFO + "maxmemory_policy:noeviction\r\n", ""),
+        (NO_CONFIG, INFO + "maxmemory_policy:volatile-lru\r\n", "has maxmemory-policy volatile-lru: "),
+        ("*0\r\n", INFO + "maxmemory_policy:noeviction\r\n", ""),  # Dragonfly, and with --cache_mode
+        ("*0\r\n", INFO + "cache_mode:cache\r\nmaxmemory_policy:eviction\r\n", "has maxmemory-policy eviction: "),
+        (NO_CONFIG, INFO, "says its maxmemory-policy neither in CONFIG GET nor in INFO memory: "),
+    ],
+)
+async def test_a_redis_says_in_one_way_or_another_that_it_evicts_nothing(config: str, info: str, refused: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            if b"CONFIG" in data:
+                writer.write(config.encode())
+            elif b"INFO\r\n" in data and b"memory" in data:
+                writer.write(f"${len(info)}\r\n{info}\r\n".encode())
+            else:
+                writer.write(b"+OK\r\n" * data.count(b"*"))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    redis = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    if refused:
+        with pytest.raises(Unsafe, match=re.escape(refused)):
+            await redis.refuse_eviction()
+    else:
+        await redis.refuse_eviction()
+    await redis.stop()
+    server.close()
+    await server.wait_closed()

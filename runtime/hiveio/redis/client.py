@@ -1,6 +1,7 @@
 """What every Redis offers, be it one server or many."""
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -80,15 +81,21 @@ class Redis(ABC):
     async def refuse_eviction(self) -> None:
         """Raises Unsafe for a Redis that may drop keys by itself, Unavailable when it does not answer."""
         for server in await self.masters():
-            try:
-                found = await server.execute("CONFIG", "GET", "maxmemory-policy")
-                policy = found[1].decode() if found else "noeviction"
-            except Refusal:  # CONFIG is forbidden by some providers; INFO says it too
-                memory = await server.execute("INFO", "memory")
-                text = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else str(memory)
-                policy = text if isinstance(memory, dict) else text.partition("maxmemory_policy:")[2].split("\\r")[0]
+            policy = await _maxmemory_policy(server)
             if policy != "noeviction":
                 raise Unsafe(
                     f"Redis at {server.shown} has maxmemory-policy {policy}: what drops keys by itself cannot be "
                     "relied on; set maxmemory-policy noeviction"
+                    if policy
+                    else f"Redis at {server.shown} says its maxmemory-policy neither in CONFIG GET nor in INFO memory: "
+                    "what may drop keys by itself cannot be relied on; use a Redis that says noeviction"
                 )
+
+
+async def _maxmemory_policy(server: Redis) -> str:
+    """Empty where the server does not say it."""
+    with contextlib.suppress(Refusal):  # some providers forbid CONFIG, and Dragonfly has no such option
+        if found := await server.execute("CONFIG", "GET", "maxmemory-policy"):
+            return str(found[1].decode())
+    memory = await server.execute("INFO", "memory")
+    return str(memory.get("maxmemory_policy", ""))
