@@ -74,6 +74,59 @@ def cluster() -> Any:
         yield service
 
 
+async def progress(stage: SharedStage, *servers: Redis) -> None:
+    """The cache of each of them moves, which is used by some instance."""
+    before = [stage.watermark_of(server) for server in servers]
+
+    def moved() -> bool:
+        return all(stage.watermark_of(server) > then for server, then in zip(servers, before, strict=True))
+
+    await until(moved, f"all beyond {before}", to_thread=True)
+
+
+@pytest.mark.fault(22)
+async def test_22_two_masters_of_a_slot_are_used_at_once(broker: Broker, cluster: RedisCluster) -> None:
+    """One of them is cut off from the cluster, and does not notice; instance 0 knows no other."""
+    with ClusterStage(broker, cluster) as stage:
+        await stage.accepted("Deposit", "Account/h0", amount=10)
+        slot = stage.slot
+        old = cluster.master(slot)
+        new = cluster.replica(old)
+        async with stage.load(hot=0.9):
+            await asyncio.sleep(0.5)
+            cluster.cut_off(old)
+            cluster.ask(new, "CLUSTER FAILOVER", "TAKEOVER")
+            others = [server for server in cluster.servers if server not in (old, new)]
+            await until(
+                lambda: all(cluster.owner(server, slot) == new.port for server in others), "told", to_thread=True
+            )
+            await asyncio.to_thread(stage.instances[1].kill)
+            await asyncio.to_thread(stage.instances[1].start_with, CACHE_URL=cluster.url_by(others))
+            for _ in range(2):
+                await progress(stage, old, new)
+            cluster.join_again(old)
+            await asyncio.to_thread(cluster.until, cluster.is_well, "well")
+            await stage.reached(stage.watermark_of(new) + 50)
+        await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(20)
+async def test_20_a_shard_is_lost_and_comes_back_empty(broker: Broker, cluster: RedisCluster) -> None:
+    """Its master and its replica are replaced by new ones on their addresses."""
+    with ClusterStage(broker, cluster) as stage:
+        await stage.accepted("Deposit", "Account/h0", amount=10)
+        slot = stage.slot
+        master = cluster.master(slot)
+        async with stage.load():
+            await asyncio.sleep(0.5)
+            before = stage.watermark_of(master)
+            await asyncio.to_thread(cluster.replace, master, cluster.replica(master))
+            await asyncio.to_thread(cluster.until, cluster.is_well, "well")
+            assert cluster.master(slot) is master
+            await stage.reached(before + 1)
+        await stage.well("Account/h0", "Tally/t0")
+
+
 @pytest.mark.fault(81)
 async def test_81_a_master_of_a_cluster_fails_over_to_a_replica_that_lags(
     broker: Broker, cluster: RedisCluster

