@@ -221,8 +221,8 @@ def test_roles_on_a_cluster(kafka: Kafka, cluster: RedisCluster, topic: str) -> 
         assert stored == {name.encode(): 1 for name in names}
         environ = processor.environ | {"PATH": os.environ["PATH"]}
         tool = str(Path(sys.executable).parent / "hiveio")
-        told = subprocess.run([tool, "verify"], env=environ, capture_output=True, text=True, timeout=60, check=False)
-        assert (told.returncode, told.stdout.count("no difference")) == (0, 6), told
+        done = subprocess.run([tool, "verify"], env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout.count("no difference")) == (0, 6), done
         for role in (processor, producer):
             assert not role.complaints(), role.text()
 
