@@ -42,7 +42,7 @@ run: $(READY) ## The bank example as a story, on a real Kafka and Valkey (ONCE=1
 	@$(BIN)/python -m examples.bank.story $(if $(ONCE),--once)
 
 .PHONY: services
-services: $(READY) ## Kafka and Valkey in the foreground (KAFKA_PORT, REDIS_PORT, HIVEIO_DATA)
+services: $(READY) ## Kafka and Valkey in the foreground (BROKERS=3, KAFKA_PORT, REDIS_PORT, HIVEIO_DATA)
 	@$(BIN)/python -m tests.services
 
 .PHONY: test

@@ -204,12 +204,12 @@ def test_a_service_that_does_not_start_shows_its_log() -> None:
         pass
 
 
-def foreground(folder: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+def foreground(folder: Path, brokers: str = "") -> tuple[subprocess.Popen[str], dict[str, str]]:
     """`python -m tests.services`, and the addresses it prints."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.services"],
         cwd=ROOT,
-        env={**os.environ, "HIVEIO_DATA": str(folder), "KAFKA_PORT": "", "REDIS_PORT": ""},
+        env={**os.environ, "HIVEIO_DATA": str(folder), "KAFKA_PORT": "", "REDIS_PORT": "", "BROKERS": brokers},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -254,5 +254,49 @@ def test_the_foreground_ends_when_a_child_dies(kafka: Kafka, tmp_path: Path) -> 
         with Client.from_url(addresses["CACHE_URL"]) as connection:
             os.kill(int(connection.info("server")["process_id"]), signal.SIGKILL)
         assert process.wait(30) == 1
-        assert "redis ended" in process.stdout.read()
+        assert "redis on port" in process.stdout.read()
     assert not processes_with(str(tmp_path))
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_three_brokers_in_the_foreground_are_one_cluster_that_may_lose_one(
+    kafka: Kafka, tmp_path: Path, topic: str
+) -> None:
+    """What they have acknowledged is there at the next start, on other ports."""
+    process, addresses = foreground(tmp_path, "3")
+    assert process.stdout is not None
+    with process, process.stdout:
+        servers = addresses["EVENT_STORE_BROKERS"]
+        admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+        found = admin.list_topics(timeout=10).brokers.values()
+        assert {broker.port for broker in found} == {int(server.rpartition(":")[2]) for server in servers.split(",")}
+        assert len(found) == 3
+        new = NewTopic(topic, 1, 3, config={"min.insync.replicas": "2"})
+        admin.create_topics([new])[topic].result(10)
+        append(servers, topic, b"one")
+        words = iter(process.stdout.readline, "")
+        said = next(line for line in words if "kill its process" in line)
+        pids = [int(word) for word in said.replace(".", " ").split() if word.isdigit()]
+        leader = admin.list_topics(topic, timeout=5).topics[topic].partitions[0].leader
+        os.kill(pids[leader - 1], signal.SIGKILL)
+        assert next(line for line in words if "ended by itself" in line).startswith("✗ kafka on port")
+        append(servers, topic, b"two")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not processes_with(str(tmp_path))
+    process, addresses = foreground(tmp_path, "3")
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert values(addresses["EVENT_STORE_BROKERS"], topic, 2) == [b"one", b"two"]
+        process.send_signal(signal.SIGTERM)
+
+
+def test_a_wrong_number_of_brokers_is_named() -> None:
+    for name, value, said in [("BROKERS", "none", "from 1 to 5"), ("KAFKA_PORT", "65535", "from 1 to 65533")]:
+        environ = {**os.environ, "BROKERS": "3", name: value}
+        command = [sys.executable, "-m", "tests.services"]
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{name}={value}: ")
+        assert said in done.stderr
