@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, TopicCollection
 from confluent_kafka import ConsumerGroupTopicPartitions as GroupOffsets
 from confluent_kafka.admin import AdminClient
 
@@ -13,7 +13,7 @@ from hiveio.errors import ConfigError, Unavailable, backend_away
 from hiveio.kafka.assigned import CommitMetadata, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
-from hiveio.kafka.reading import bounds
+from hiveio.kafka.reading import bounds, committed
 
 CALL_S = 10.0  # one request to Kafka
 PROBE_S = 1.0
@@ -125,16 +125,8 @@ class Lookup:
 
     def committed(self, keys: Iterable[Partition]) -> dict[Partition, tuple[int, CommitMetadata]]:
         """The group's offsets; partitions without one are left out."""
-
-        def ask(consumer: Consumer, _: AdminClient) -> list[TopicPartition]:
-            found: list[TopicPartition] = consumer.committed([TopicPartition(*key) for key in keys], timeout=CALL_S)
-            for partition in found:
-                if partition.error is not None:
-                    raise KafkaException(partition.error)
-            return found
-
-        found = self._call(ask, f"the offsets of the group {self._settings.group_id}")
-        return {(p.topic, p.partition): (p.offset, CommitMetadata.of(p.metadata or "")) for p in found if p.offset >= 0}
+        what = f"the offsets of the group {self._settings.group_id}"
+        return self._call(lambda consumer, _: committed(consumer, keys, CALL_S), what)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset and end offset."""

@@ -10,7 +10,7 @@ from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka.assigned import UNKNOWN, CommitMetadata, Owner, Partition
 from hiveio.kafka.client import answered, client_config, denied, make
-from hiveio.kafka.reading import bounds, messages
+from hiveio.kafka.reading import bounds, committed, messages
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
@@ -101,20 +101,24 @@ class Reader:
 
     def committed(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """The group's offsets; partitions without one are left out."""
-        asked = [TopicPartition(*key) for key in partitions]
-        found = self._call(self._consumer.committed, asked, timeout=TIMEOUT_S)
-        return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+        return {key: offset for key, (offset, _) in self._committed(partitions).items()}
 
     def owners(self, partitions: Sequence[Partition]) -> dict[Partition, Owner]:
         """The members that have these partitions, or had them last, as far as that is known."""
-        if not partitions:
-            return {}
-        found = self._call(self._consumer.committed, [TopicPartition(*key) for key in partitions], timeout=TIMEOUT_S)
-        for one in found:
-            if one.error is not None and (right := denied(one.error, f"topic {one.topic}", "Describe")) is not None:
-                raise backend_away(right)
-        found_owners = {(one.topic, one.partition): CommitMetadata.of(one.metadata or "").owner for one in found}
-        return {key: owner for key, owner in found_owners.items() if owner is not None}
+        found = self._committed(partitions) if partitions else {}
+        return {key: metadata.owner for key, (_, metadata) in found.items() if metadata.owner is not None}
+
+    def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, CommitMetadata]]:
+        def ask() -> dict[Partition, tuple[int, CommitMetadata]]:
+            try:
+                return committed(self._consumer, partitions, TIMEOUT_S)
+            except KafkaException as error:
+                what = f"the group's offsets of {', '.join(sorted({topic for topic, _ in partitions}))}"
+                if (right := denied(error.args[0], what, "Describe")) is not None:
+                    raise backend_away(right) from None
+                raise
+
+        return cast(dict[Partition, tuple[int, CommitMetadata]], self._call(ask))
 
     def commit(self, offsets: dict[Partition, int], owners: dict[Partition, Owner]) -> None:
         """Set the offsets of a group without members, each with the id of its topic and its owner."""

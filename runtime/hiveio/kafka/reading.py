@@ -1,13 +1,14 @@
-"""Reads partitions with one client, blocking: where they begin and end, and their messages. Each call has a bound.
+"""Reads partitions with one client, blocking: their bounds, their committed offsets, their messages; all with a bound.
 
-All that read single records or stretches of a topic do it with these two functions; `tail` follows one for good.
+All that read single records or stretches of a topic do it with these functions; `tail` follows one for good.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from hiveio.errors import backend_away
+from hiveio.kafka.assigned import CommitMetadata, Partition
 from hiveio.kafka.client import denied
 
 
@@ -17,6 +18,18 @@ def bounds(client: Consumer, topic: str, partition: int, timeout_s: float) -> tu
     if found is None:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
     return found
+
+
+def committed(
+    client: Consumer, partitions: Iterable[Partition], timeout_s: float
+) -> dict[Partition, tuple[int, CommitMetadata]]:
+    """The offsets of the client's group and what is committed with them; partitions without an offset are left out.
+    Raises KafkaException, also for a failure that concerns one partition."""
+    found: list[TopicPartition] = client.committed([TopicPartition(*key) for key in partitions], timeout=timeout_s)
+    for one in found:
+        if one.error is not None:
+            raise KafkaException(one.error)
+    return {(p.topic, p.partition): (p.offset, CommitMetadata.of(p.metadata or "")) for p in found if p.offset >= 0}
 
 
 def messages(
