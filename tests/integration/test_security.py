@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -89,8 +90,10 @@ def allow(kafka: Kafka, user: str, prefix: str = "test-", topic_rights: Sequence
 
     def are_in_force() -> bool:
         """The controller confirms them, and the broker comes to know them a moment later."""
+        everybody: Any = None  # which the client takes, and its types do not
+        rights = AclOperation.ANY, AclPermissionType.ANY
         prefixed = AclBindingFilter(
-            ResourceType.ANY, prefix, ResourcePatternType.PREFIXED, None, None, AclOperation.ANY, AclPermissionType.ANY
+            ResourceType.ANY, prefix, ResourcePatternType.PREFIXED, everybody, everybody, *rights
         )
         return len(admin.describe_acls(prefixed, request_timeout=10).result(20)) >= len(acls)
 

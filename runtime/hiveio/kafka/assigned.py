@@ -14,11 +14,11 @@ _METADATA = re.compile(r"(\S*) (\S+) (\S+)(?: (\w+)@(\d{1,18}))?")
 class Owner(NamedTuple):
     """The member that has a partition: ``id`` differs at each assignment.
 
-    ``since`` is the end offset of the same partition of the companion topic (see Poller) at that moment.
+    ``companion_end`` is the end offset of the same partition of the companion topic (see Poller) at that moment.
     """
 
     id: str
-    since: int
+    companion_end: int
 
 
 class CommitMetadata(NamedTuple):
@@ -37,7 +37,7 @@ class CommitMetadata(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.seen} {self.topic_id or '-'} {self.subscription or '-'}"
-        return f"{text} {self.owner.id}@{self.owner.since}" if self.owner else text
+        return f"{text} {self.owner.id}@{self.owner.companion_end}" if self.owner else text
 
     @classmethod
     def of(cls, text: str) -> "CommitMetadata":
@@ -45,8 +45,8 @@ class CommitMetadata(NamedTuple):
         found = _METADATA.fullmatch(text)
         if found is None:
             return cls(text or UNKNOWN)
-        seen, topic_id, subscription, id, since = ("" if part == "-" else part for part in found.groups())
-        return cls(seen or NOTHING, topic_id, subscription, Owner(id, int(since)) if id else None)
+        seen, topic_id, subscription, id, end = ("" if part == "-" else part for part in found.groups())
+        return cls(seen or NOTHING, topic_id, subscription, Owner(id, int(end)) if id else None)
 
 
 Offsets = dict[Partition, tuple[int, CommitMetadata]]

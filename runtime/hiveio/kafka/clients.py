@@ -27,7 +27,7 @@ class Clients:
         self._former: list[Client] = []  # that still hold records, and get no more
         self._stale: set[Client] = set()  # those of them that may still use a broker that no longer leads
         self._failed: dict[Client, Problem] = {}  # the answer of each that has not been replaced yet
-        self._renewed: dict[Client, float] = {}  # successors of one that failed, and since when
+        self._renewed: dict[Client, float] = {}  # successors of one that failed, and when each was made
         self._ending: set[asyncio.Future[None]] = set()
 
     def make(self) -> None:
@@ -92,8 +92,8 @@ class Clients:
         """A client that fails again and again is replaced after a while."""
         self._failed[client] = answer
         self._end(client)
-        since = self._renewed.pop(client, -CALM_S)
-        if time.monotonic() - since > CALM_S:
+        renewed_at = self._renewed.pop(client, -CALM_S)
+        if time.monotonic() - renewed_at > CALM_S:
             self._renew(client)
         else:
             asyncio.get_running_loop().call_later(random.uniform(1.0, 2.0), self._renew, client)

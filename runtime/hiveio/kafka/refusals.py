@@ -100,9 +100,9 @@ class Attempts:
                 self._resent_at = time.monotonic()
         self._log(level, format, *arguments)
 
-    def once(self, since: float) -> bool:
-        """Whether all that was produced since then, by the monotonic clock, was certainly sent once at most."""
-        return self._numbers_seen and self._resent_at < since
+    def once(self, produced_at: float) -> bool:
+        """Whether all that was produced at this monotonic time or later was certainly sent once at most."""
+        return self._numbers_seen and self._resent_at < produced_at
 
     @property
     def nothing_sent(self) -> bool:

@@ -103,7 +103,7 @@ class Tail:
         self._lock = threading.Lock()
         self._unconsumed = Unconsumed()
         self._suspended: set[int] = set()  # not read, because too many records are not consumed
-        self._refused: dict[int, float] = {}  # since when a broker does not know the next offset of a partition
+        self._refused: dict[int, float] = {}  # when a broker first did not know the next offset of a partition
         self._retry_at = 0.0  # when another client asks for it
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
@@ -188,7 +188,9 @@ class Tail:
         now = time.monotonic()
         self._retry_at = now + REFUSED_S
         # For a partition without a later error there is just no new record.
-        self._refused = {p: since for p, since in self._refused.items() if now - since < OLD_END_S + 2 * REFUSED_S}
+        self._refused = {
+            p: first_at for p, first_at in self._refused.items() if now - first_at < OLD_END_S + 2 * REFUSED_S
+        }
         tried(self._consumer.close)
         self._consumer = self._reading_client()
         self._assign(self._following.keys() - self._suspended)
@@ -201,7 +203,7 @@ class Tail:
         if not moves:
             return
         self._suspended -= moves.keys()
-        self._refused = {partition: since for partition, since in self._refused.items() if partition not in moves}
+        self._refused = {partition: first_at for partition, first_at in self._refused.items() if partition not in moves}
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
@@ -278,7 +280,9 @@ class Tail:
         self._next |= ends
         if self._refused:
             well = {message.partition() for message in messages if (error := message.error()) is None or at_end(error)}
-            self._refused = {p: since for p, since in self._refused.items() if p not in well and p not in failures}
+            self._refused = {
+                p: first_at for p, first_at in self._refused.items() if p not in well and p not in failures
+            }
 
     def _deliver(
         self,

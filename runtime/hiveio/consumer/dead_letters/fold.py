@@ -89,8 +89,8 @@ class Fold:
         return key
 
     def _is_void(self, at: int, headers: Mapping[str, bytes]) -> bool:
-        begun = next((n for n in reversed(range(len(self.owners))) if self.owners[n].since <= at), None)
-        return begun is not None and headers.get(OWNER, b"") not in {owner.id.encode() for owner in self.owners[begun:]}
+        present = next((n for n in reversed(range(len(self.owners))) if self.owners[n].companion_end <= at), None)
+        return present is not None and headers.get(OWNER, b"") not in {o.id.encode() for o in self.owners[present:]}
 
     def _park(self, key: Key, at: int, headers: Mapping[str, bytes]) -> None:
         origin = origin_of(headers)
