@@ -97,6 +97,9 @@ lock: $(READY) ## Write requirements.lock from requirements.in
 		-c requirements.lock runtime/pyproject.toml -o runtime/requirements.lock
 	@printf 'flit-core\nsetuptools\nwheel\n' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \
 		--no-annotate --python-version 3.11 -c requirements.lock - -o runtime/build.lock
+	@$(SAY) "and what the benchmark of the peers installs for itself"
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+		-c requirements.lock tests/bench/peers/requirements.in -o tests/bench/peers/requirements.txt
 	@$(DONE) "requirements.lock; make setup installs it"
 
 .PHONY: clean

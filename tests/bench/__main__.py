@@ -11,6 +11,7 @@ from rich.markup import escape
 from tests.bench.bench import Bench, Lost, services
 from tests.bench.idle import idle
 from tests.bench.load import Generator
+from tests.bench.peers import peers
 from tests.bench.report import ceiling, machine
 from tests.bench.roles import base, consumer, consumer_memory, producer, projections
 from tests.bench.stream import purses, scale, shared, stream
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "shared": shared,
     "scale": scale,
     "idle": idle,
+    "peers": peers,
 }
 
 

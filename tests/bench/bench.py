@@ -117,12 +117,16 @@ class Bench:
 
     def raw(self, what: str, **options: Any) -> Measure:
         """A process of tests.bench.raw."""
+        return self.program([sys.executable, "-m", "tests.bench.raw", what], **options)
+
+    def program(self, command: Sequence[str], **options: Any) -> Measure:
+        """A process that is given the options as JSON, and prints its result as one line of JSON."""
 
         def measure() -> Sample:
-            command = [sys.executable, "-m", "tests.bench.raw", what, json.dumps(options)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+            whole = [*command, json.dumps(options)]
+            done = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
             if done.returncode:
-                raise RuntimeError(f"{what}: {done.stderr}")
+                raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
             r = json.loads(done.stdout)
             parts = {name: value for name, value in r.items() if name in ("begin_ms", "append_ms", "apply_ms")}
             cpu_us = r["cpu_s"] / r["requests"] * 1e6
@@ -156,9 +160,9 @@ class Bench:
     def add(self, rows: Sequence[Row]) -> None:
         self.rows += rows
 
-    def show(self, title: str) -> None:
+    def show(self, title: str, against: str = "raw") -> None:
         """The table of the rows of this title."""
-        self.console.print(table(title, [row for row in self.rows if row.bench == title]))
+        self.console.print(table(title, [row for row in self.rows if row.bench == title], against))
 
     def note(self, text: str) -> None:
         self.notes.append(text)

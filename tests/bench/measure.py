@@ -95,7 +95,8 @@ def total(*sides: Sequence[Sample]) -> list[Sample]:
 class Usage:
     """CPU of a process tree between two moments, and where its workers spent it.
 
-    ``loop`` is the workers' main thread, ``kafka`` librdkafka's own threads, ``threads`` ours that call it.
+    ``loop`` is the workers' main thread, ``kafka`` librdkafka's own threads, ``threads`` ours that call it. A process
+    without children is its own worker.
     """
 
     def __init__(self, pid: int) -> None:
@@ -105,10 +106,11 @@ class Usage:
     def _read(self) -> dict[str, float]:
         found = {"all": 0.0, "loop": 0.0, "kafka": 0.0, "threads": 0.0}
         top = psutil.Process(self._pid)
-        for process in (top, *top.children(recursive=True)):
+        workers = top.children(recursive=True)
+        for process in (top, *workers):
             times = process.cpu_times()
             found["all"] += times.user + times.system
-            for thread in process.threads() if process.pid != self._pid else ():
+            for thread in process.threads() if process is not top or not workers else ():
                 found[_kind(process.pid, thread.id)] += thread.user_time + thread.system_time
         return found
 

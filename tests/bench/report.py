@@ -14,8 +14,8 @@ from tests.bench.measure import Row
 THREADS = ("loop", "threads", "kafka")
 
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Rates and times, with ratios to the raw row; for rows without a rate, their parts."""
+def table(title: str, rows: Sequence[Row], against: str = "raw") -> Table:
+    """Rates and times, with ratios to the row ``against``; for rows without a rate, their parts."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     shown.add_column("", no_wrap=True)
     if not any(row.median("rate") for row in rows):
@@ -27,8 +27,8 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     for name in ("clients", "/s", "p50 ms", "p99 ms", "CPU µs"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("loop+threads+kafka", justify="right", style="dim", no_wrap=True)
-    for name in ("/s of raw", "p50 of raw", "CPU of raw"):
-        shown.add_column(name, justify="right", style="bold", no_wrap=True)
+    for name in ("/s", "p50", "CPU"):
+        shown.add_column(f"{name} of {against}", justify="right", style="bold", no_wrap=True)
     shown.add_column("failed" if any(row.failed for row in rows) else "", justify="right", style="red", no_wrap=True)
     for row in rows:
         ratios = [row.ratio(name) for name in ("rate", "p50_ms", "cpu_us")] if row.raw else [None] * 3

@@ -9,7 +9,9 @@ from tests.bench.__main__ import BENCHES, main
 from tests.bench.bench import Bench, Lost
 from tests.bench.load import Generator
 from tests.bench.measure import Row, Sample, alternate, total
+from tests.bench.peers.environment import environment
 from tests.bench.roles import QUOTE
+from tests.conftest import required
 from tests.services import Kafka, Redis
 
 
@@ -20,9 +22,13 @@ def bench(kafka: Kafka, redis: Redis) -> Bench:
     return Bench(kafka, redis, own, console, 0.3, 1, clients=(3,), records=1_000, aggregates=(10, 50))
 
 
-@pytest.mark.parametrize("name", BENCHES)
+AHEAD = {"peers": [pytest.mark.ahead(environment, print)]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AHEAD.get(name, [])) for name in BENCHES])
 def test_runs_and_every_request_succeeds(bench: Bench, name: str) -> None:
-    BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
+    with required(name):
+        BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
     assert bench.rows
     assert sum(row.failed for row in bench.rows) == 0
     assert all(row.median("rate") > 0 for row in bench.rows if name != "idle")
