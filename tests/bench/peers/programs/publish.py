@@ -122,7 +122,7 @@ async def readyz() -> None:
 
 
 @application.post("/visits/{id}")
-async def visit(id: str, message: Message) -> Visited:
+async def store(id: str, message: Message) -> Visited:
     event = Visited(payload=message.payload)
     await client.publish(id, event)
     return event
