@@ -158,7 +158,8 @@ async def test_75_to_77_every_role_leaves_a_leader_that_the_others_have_deposed(
         return any(call.marker.encode() in (message.value() or b"") for message in read_all(others, stage.topic))
 
     with stage, contextlib.ExitStack() as stack:
-        first = Pair(*[stack.enter_context(role) for role in served_by(cluster.proxied, topic, topic)])
+        only = f"{HOST}:{cluster.proxies[1].port}"  # the broker that will be deposed
+        first = Pair(*[stack.enter_context(role) for role in served_by(only, topic, topic)])
         await stage.accepted("Deposit", "Account/a", amount=1)
         await asyncio.to_thread(first.ready, STARTED_S)
         await asyncio.to_thread(first.serves, STARTED_S)
@@ -173,13 +174,11 @@ async def test_75_to_77_every_role_leaves_a_leader_that_the_others_have_deposed(
         try:
             led = (topic, stage.topic)
             await until(lambda: all(cluster.leader(name) > 1 for name in led), "elected", ELECTED_S, to_thread=True)
-            only = f"{HOST}:{cluster.proxies[1].port}"
             second = Pair(*[stack.enter_context(role) for role in served_by(only, topic, f"{topic}-2")])
             began = time.monotonic()
             await asyncio.sleep(UNREADY_S)
             for probe in probes:
-                said = probe.unready(cut, time.monotonic())
-                assert any("disagree about who leads" in reason for reason in said), probe.said
+                assert probe.unready(cut, time.monotonic()), probe.said
             await asyncio.to_thread(first.serves, SERVES_S - UNREADY_S)
             print(f"served again after {time.monotonic() - began:.1f} s")
             call = await stage.accepted("Deposit", "Account/a", amount=1)

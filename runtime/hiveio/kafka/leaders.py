@@ -64,6 +64,7 @@ class LeaderWatch:
         self._settings, self._topics, self._renew, self._late = settings, topics, renew, late
         self.doubt: str | None = "the brokers are being asked which of them leads"
         self._witnesses: list[Producer | None] = [None, None]
+        self._first_broker = ""  # the one that answers the first witness
         self._last_answers: dict[str, tuple[dict[int, int], set[int]]] = {}  # by topic, the last answer of a witness
         self._addresses: dict[int, str] = {}  # also those of brokers that the others no longer name
         self._named: set[int] = set()  # the brokers that the last answer named
@@ -110,21 +111,27 @@ class LeaderWatch:
             return LOOK_S
         self._turn += 1
         turns = range(WITNESSED * self._turn, WITNESSED * self._turn + min(WITNESSED, len(topics)))
-        changed = [turn for turn in turns if await self._changed(topics[turn % len(topics)])]
+        witnessed: list[Answer] = []
         now, late = time.monotonic(), self._late()
-        if changed:
-            self._alert_until = now + ALERT_S
+        for topic in (topics[turn % len(topics)] for turn in turns):
+            found = await self._ask_witnesses(topic)
+            if self._changed(topic, found):
+                self._alert_until = now + ALERT_S
+            witnessed += found
+        if not self._differed and (differing := _differing(witnessed)):
+            self._doubt_about(differing)  # at once: to ask each broker may take seconds
         if now > self._alert_until and not (self._differed or late) and self._asked.issuperset(topics):
             return LOOK_S
         # New ones come first, else one after the other.
         asked = sorted(topics, key=lambda each: (each in self._asked, random.random()))[:MAX_TOPICS]
         answers = await self._ask_each(asked)
-        differing = _differing(answers)
+        latest = {(answer.broker, answer.topic): answer for answer in [*witnessed, *answers]}
+        differing = _differing(latest.values())
         confirmed, self._differed = self._differed, bool(differing)
         if differing:
             if confirmed:
                 return await self._act(differing, late=late)
-            self.doubt = "the brokers disagree about who leads {}/{}".format(*min(differing))
+            self._doubt_about(differing)
             return CONFIRM_S
         if answers:
             self._asked = self._asked.intersection(topics) | {answer.topic for answer in answers}
@@ -132,17 +139,20 @@ class LeaderWatch:
             self.doubt = None
         return LOOK_S
 
+    def _doubt_about(self, differing: Iterable[Partition]) -> None:
+        self.doubt = "the brokers disagree about who leads {}/{}".format(*min(differing))
+
     # -- the witnesses
 
-    async def _changed(self, topic: str) -> bool:
-        """Whether the witnesses differ from each other, or from the last answer."""
-        answers = [
-            answer
-            for answer in await asyncio.gather(*[blocking(self._witness, number, topic) for number in range(2)])
-            if answer is not None
-        ]
+    async def _ask_witnesses(self, topic: str) -> list[Answer]:
+        found = await asyncio.gather(*[blocking(self._witness, number, topic) for number in range(2)])
+        answers = [answer for answer in found if answer is not None]
         if len(answers) == 2 and answers[0].broker == answers[1].broker and len(answers[0].brokers) > 1:
-            self._witnesses[1] = None  # a new one may reach another broker
+            self._witnesses[1] = None  # a new one connects to another broker, if one is known
+        return answers
+
+    def _changed(self, topic: str, answers: Sequence[Answer]) -> bool:
+        """Whether the witnesses differ from each other, or from the last answer."""
         views = [(answer.leaders, set(answer.brokers)) for answer in answers]
         before = self._last_answers.get(topic)
         if views:
@@ -150,10 +160,17 @@ class LeaderWatch:
         return any(view != (before or views[0]) for view in views)
 
     def _witness(self, number: int, topic: str) -> Answer | None:
-        client = self._witnesses[number] or self._client(self._settings.brokers)
+        client = self._witnesses[number] or self._client(self._elsewhere() if number else self._settings.brokers)
         answer = self._answer(client, topic)
         self._witnesses[number] = None if answer is None else client
+        if not number:
+            self._first_broker = "" if answer is None else answer.broker
         return answer
+
+    def _elsewhere(self) -> str:
+        """Brokers other than that of the first witness, which may be the only one that the settings name."""
+        others = {self._addresses[each] for each in self._named} - {self._first_broker}
+        return ",".join(others) if self._first_broker and others else self._settings.brokers
 
     # -- each broker
 
