@@ -32,7 +32,7 @@ ALERT_S = 10.0  # for which each broker is asked after a leader or a broker has 
 PAUSE_S, LONGEST_PAUSE_S = 4.0, 60.0  # in which new clients should do their work; doubled while they do not
 MAX_BROKERS, MAX_TOPICS = 12, 20  # asked in one look
 WITNESSED = 2  # topics of which the witnesses are asked in one look, in turn
-ATTEMPTS = 3  # to get the answer of one broker, if others answer instead of it
+ATTEMPTS = 5  # to get the answers of one broker, where others answer instead of it
 logger = logging.getLogger("hiveio.kafka")
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
 
@@ -175,18 +175,20 @@ class LeaderWatch:
     # -- each broker
 
     async def _ask_each(self, topics: Sequence[str]) -> list[Answer]:
-        """What each broker says of these topics. A broker other than the one asked may answer: the client chooses."""
+        """What each broker says of these topics. A client sends its first question to the broker that it was made for,
+        and each later one to whichever it likes: so brokers are asked again of topics for which others answered."""
         if not self._addresses:
             await blocking(self._ask, self._settings.brokers, topics[:1])
         # Those that the others no longer name come first: one of them may not know that it is no leader any more.
         known = sorted(self._addresses, key=lambda each: (each in self._named, random.random()))
-        missing = {self._addresses[each] for each in known[:MAX_BROKERS]}
+        missing = {self._addresses[each]: list(topics) for each in known[:MAX_BROKERS]}
         answers: dict[tuple[str, str], Answer] = {}
         for _ in range(ATTEMPTS):
-            found = await asyncio.gather(*[blocking(self._ask, each, topics) for each in missing])
+            found = await asyncio.gather(*[blocking(self._ask, broker, each) for broker, each in missing.items()])
             answers |= {(answer.broker, answer.topic): answer for each in found for answer in each}
-            silent = {broker for broker, each in zip(missing, found, strict=True) if not each}
-            missing -= silent | {broker for broker, _ in answers}
+            heard = [broker for broker, each in zip(missing, found, strict=True) if each]
+            left = {broker: [topic for topic in topics if (broker, topic) not in answers] for broker in heard}
+            missing = {broker: each for broker, each in left.items() if each}
         return list(answers.values())
 
     def _ask(self, brokers: str, topics: Iterable[str]) -> list[Answer]:

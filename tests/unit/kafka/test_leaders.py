@@ -1,5 +1,6 @@
 """Who leads a partition, where the brokers that are asked say different things."""
 
+import itertools
 import time
 from collections.abc import Collection
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from confluent_kafka import KafkaException, Producer
 from hiveio.config import Settings
 from hiveio.kafka import leaders
 from hiveio.kafka.client import client_config
-from hiveio.kafka.leaders import CONFIRM_S, LEFT_S, LOOK_S, PAUSE_S, LeaderWatch
+from hiveio.kafka.leaders import CONFIRM_S, LEFT_S, LOOK_S, PAUSE_S, Answer, LeaderWatch
 
 HOUR_S = 3600.0
 
@@ -19,7 +20,8 @@ HOUR_S = 3600.0
 class Cluster:
     """The leader of a partition by each broker, and with which epoch it leads if it names itself.
 
-    A broker whose entry is None does not answer. A client that begins with all brokers asks ``first``.
+    A broker whose entry is None does not answer. A client that begins with all brokers asks ``first``. If it
+    ``wanders``, a client asks this broker from its second question on, whichever it was made for.
     """
 
     def __init__(self, **leaders: int | None) -> None:
@@ -27,14 +29,17 @@ class Cluster:
         self.epochs = {1: 5, 2: 6, 3: 7}
         self.named: dict[int, Collection[int]] = {}
         self.first = 1
+        self.wanders: int | None = None
         self.clients = 0
 
     def make(self, kind: type, config: dict[str, Any]) -> Any:
         self.clients += 1
         asked = config["bootstrap.servers"]
-        node = self.first if asked == "anybody:1" else int(asked.removeprefix("node").partition(":")[0])
+        made_for = self.first if asked == "anybody:1" else int(asked.removeprefix("node").partition(":")[0])
+        questions = itertools.count()
 
         def list_topics(topic: str, timeout: float) -> Any:
+            node = self.wanders if next(questions) and self.wanders else made_for
             if (leader := self.leaders[node]) is None:
                 raise KafkaException
             named = self.named.get(node, self.leaders)
@@ -44,7 +49,7 @@ class Cluster:
 
         def list_offsets(asked: dict[Any, Any], request_timeout: float) -> Any:
             def result(timeout_s: float) -> Any:
-                if (leader := self.leaders[node]) is None:
+                if (leader := self.leaders[made_for]) is None:
                     raise KafkaException
                 return SimpleNamespace(leader_epoch=self.epochs[leader])
 
@@ -85,8 +90,6 @@ async def test_clients_are_made_anew_and_begin_with_the_brokers_that_know_of_ano
     assert watched.watch.doubt is None
     assert watched.begins_with == {"anybody:1"}
     cluster.leaders, cluster.named = {1: 1, 2: 2, 3: 2}, {2: (2, 3), 3: (2, 3)}
-    cluster.first = 2
-    watched.watch._witnesses[1] = None
     assert await watched.look() == CONFIRM_S
     assert not watched.renewed, "after each election they differ for a moment"
     assert watched.watch.doubt == "the brokers disagree about who leads bank/0"
@@ -121,6 +124,50 @@ async def test_who_starts_with_a_deposed_leader_is_not_ready_before_it_has_left_
     assert watched.renewed
     assert watched.watch.doubt is None
     assert watched.begins_with == {"node2:1", "node3:1"}
+
+
+async def test_who_knows_a_single_broker_learns_from_others_that_it_was_deposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch, cluster := Cluster(node1=1, node2=1, node3=1))
+    for _ in range(2):  # the first look shows which brokers there are
+        await watched.look()
+    cluster.leaders, cluster.named = {1: 1, 2: 2, 3: 2}, {2: (2, 3), 3: (2, 3)}
+    assert cluster.first == 1
+    assert await watched.look() == CONFIRM_S
+    assert watched.watch.doubt == "the brokers disagree about who leads bank/0"
+
+
+async def test_witnesses_that_disagree_are_believed_before_each_broker_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch, cluster := Cluster(node1=1, node2=1, node3=1))
+    for _ in range(2):
+        await watched.look()
+    doubts = []
+
+    async def nobody_answers(topics: Collection[str]) -> list[Answer]:
+        doubts.append(watched.watch.doubt)
+        return []
+
+    monkeypatch.setattr(watched.watch, "_ask_each", nobody_answers)
+    cluster.leaders = {1: 1, 2: 2, 3: 2}
+    for _ in range(2):
+        await watched.look()
+    assert doubts == ["the brokers disagree about who leads bank/0"] * 2
+    assert watched.renewed, "their answers suffice"
+
+
+async def test_a_broker_is_asked_of_each_topic_though_others_answer_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch, cluster := Cluster(node1=1, node2=1, node3=1))
+    watched.topics = ["bank", "loans"]
+    await watched.look()
+    cluster.leaders, cluster.named = {1: 1, 2: 2, 3: 2}, {2: (2, 3), 3: (2, 3)}
+    cluster.first = cluster.wanders = 2
+    watched.watch._witnesses = [None, None]
+    for _ in range(2):
+        await watched.look()
+    assert watched.renewed == [{"bank", "loans"}]
 
 
 async def test_of_two_brokers_the_one_with_the_higher_epoch_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
