@@ -105,7 +105,8 @@ def first_contact(settings: Settings) -> None:
 
 
 def answered(asked: "Future[Any]", timeout_s: float) -> Any:
-    """The result of a request to an AdminClient with this ``request_timeout``. Raises KafkaException.
+    """The result of a request to an AdminClient, which is waited for no longer than this, and a little more for the
+    client to say why there is none. Raises KafkaException.
 
     If the client has ended meanwhile, nothing completes its requests, whatever their time-out.
     """
@@ -113,6 +114,12 @@ def answered(asked: "Future[Any]", timeout_s: float) -> Any:
         return asked.result(timeout_s + 1.0)
     except TimeoutError:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+
+
+# For librdkafka. It ends the process (an assertion in rd_kafka_enq_once_del_source_return) if a group's coordinator is
+# found after the request to it has timed out, while the client lives. So who asks a coordinator gives up long before
+# (see ``answered``), and drops the client.
+COORDINATOR_TIMEOUT_S = 600.0
 
 
 def is_fatal(error: KafkaError) -> bool:

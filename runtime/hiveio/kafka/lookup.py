@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Unavailable, backend_away
 from hiveio.kafka.assigned import CommitMetadata, Partition
-from hiveio.kafka.client import answered, client_config, denied, make
+from hiveio.kafka.client import COORDINATOR_TIMEOUT_S, answered, client_config, denied, make
 from hiveio.kafka.guard import text, tried
 from hiveio.kafka.reading import bounds, committed
 
@@ -101,7 +101,8 @@ class Lookup:
         """Whether Kafka knows the group, and it has no members."""
         group = self._settings.group_id
         results = self._call(
-            lambda _, admin: admin.describe_consumer_groups([group], request_timeout=CALL_S), f"the group {group}"
+            lambda _, admin: admin.describe_consumer_groups([group], request_timeout=COORDINATOR_TIMEOUT_S),
+            f"the group {group}",
         )
         try:
             return bool(answered(results[group], CALL_S).state == ConsumerGroupState.EMPTY)
@@ -114,7 +115,9 @@ class Lookup:
         """The metadata of each offset of the group, on all topics."""
         group = self._settings.group_id
         results = self._call(
-            lambda _, admin: admin.list_consumer_group_offsets([GroupOffsets(group)], request_timeout=CALL_S),
+            lambda _, admin: admin.list_consumer_group_offsets(
+                [GroupOffsets(group)], request_timeout=COORDINATOR_TIMEOUT_S
+            ),
             f"the offsets of the group {group}",
         )
         try:

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicCo
 from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka.assigned import UNKNOWN, CommitMetadata, Owner, Partition
-from hiveio.kafka.client import answered, client_config, denied, make
+from hiveio.kafka.client import COORDINATOR_TIMEOUT_S, answered, client_config, denied, make
 from hiveio.kafka.reading import bounds, committed, messages
 from hiveio.kafka.session import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
@@ -95,7 +95,8 @@ class Reader:
         """Forget a group without members, if Kafka lets us: its offsets expire anyway."""
         client = admin(self._settings)  # named: its results end with it
         try:
-            answered(client.delete_consumer_groups([group], request_timeout=TIMEOUT_S)[group], TIMEOUT_S)
+            asked = client.delete_consumer_groups([group], request_timeout=COORDINATOR_TIMEOUT_S)
+            answered(asked[group], TIMEOUT_S)
         except KafkaException:
             pass
 

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from hiveio.config import Settings
 from hiveio.errors import backend_away
 from hiveio.kafka import replication
-from hiveio.kafka.client import answered, client_config, denied, make
+from hiveio.kafka.client import COORDINATOR_TIMEOUT_S, answered, client_config, denied, make
 from hiveio.kafka.threads import blocking
 
 TIMEOUT_S = 10.0
@@ -71,7 +71,8 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
     """
     client = admin(settings)  # named: its results end with it
     try:
-        found = answered(client.describe_consumer_groups([group], request_timeout=timeout_s)[group], timeout_s)
+        asked = client.describe_consumer_groups([group], request_timeout=COORDINATOR_TIMEOUT_S)
+        found = answered(asked[group], timeout_s)
     except KafkaException:
         return set(), False
     members = set() if found.state == ConsumerGroupState.DEAD else {member.member_id for member in found.members}
