@@ -1,16 +1,25 @@
 """Group commit: the effects of several events in one transaction, which is committed before they count as handled.
 
 The consumer keeps a ``Group`` for each task that runs handlers, and makes it ``current`` there. A store that finds one
-leaves its transaction open in it. The consumer commits it when nothing more has arrived, when other tasks are to work,
-and when an event fails. Where the commit fails, it gives the events to the actor again, one by one and without a group.
+leaves its transaction open in it. The consumer commits it when nothing more has arrived, when an event fails, and when
+other tasks are to work, or after LONGEST_S where it may stay open meanwhile. Where the commit fails, it gives the
+events to the actor again, one by one and without a group.
 """
 
+import time
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+LONGEST_S = 0.05  # of a group that stays open while other tasks work
+
 
 class OpenTransaction(Protocol):
-    """A transaction that holds the effects of some events."""
+    """A transaction that holds the effects of some events.
+
+    ``waits`` says whether it may stay open while other tasks work.
+    """
+
+    waits: bool
 
     async def commit(self) -> None:
         """Raises if effects are not stored."""
@@ -22,10 +31,15 @@ class OpenTransaction(Protocol):
 class Group:
     """The transactions that are open in one task, by the actor that has begun them."""
 
-    __slots__ = ("open",)
+    __slots__ = ("begun_at", "open")
 
     def __init__(self) -> None:
         self.open: dict[Any, OpenTransaction] = {}
+        self.begun_at = 0.0
+
+    def waits(self) -> bool:
+        """Whether it may be committed later than before other tasks work."""
+        return time.monotonic() - self.begun_at < LONGEST_S and all(one.waits for one in self.open.values())
 
     async def rollback(self) -> None:
         while self.open:

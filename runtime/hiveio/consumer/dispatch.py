@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -126,8 +127,10 @@ class Dispatcher:
                     slot.end()
                     await self.put_away(slot, record, delivery)
                 if group.open or uncommitted:
+                    if not uncommitted:
+                        group.begun_at = time.monotonic()
                     uncommitted.append((record, whole))
-                    if slot.closing or slot.slice_is_over:
+                    if slot.closing or (slot.slice_is_over and not group.waits()):
                         await self._commit(slot, uncommitted)
                         uncommitted = []
                 elif whole is not None:

@@ -6,22 +6,23 @@ effect that does more than that is refused here, and runs in a transaction of it
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from itertools import groupby
 from typing import Any, cast
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
 from hiveio.errors import Unavailable, backend_away
+from hiveio.projection.pipeline import Statement, converted
 from hiveio.projection.position import OffsetRange
 
-Statement = tuple[Any, Any]  # a query and its parameters
 Effect = Callable[[AsyncConnection[Any]], Awaitable[Any]]
 
+MAX_STATEMENTS = 5_000
+MAX_BYTES = 4 << 20
 # Of other types a value might change before it is sent.
 _LASTING = frozenset(
     (type(None), bool, int, float, str, bytes, Decimal, UUID, date, datetime, time, timedelta)
@@ -62,6 +63,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.statements: list[Statement] = []
+        self.size = 0  # in bytes, about
         self.refused = ""
 
     def refuse(self, what: str) -> Any:
@@ -74,18 +76,21 @@ class Recorder:
     async def execute(self, query: Any, parameters: Any = None, **more: Any) -> _Answer:
         if more or type(query) is not str or not _changes_rows(query):
             self.refuse("a statement that is no INSERT, UPDATE, DELETE or MERGE")
-        if isinstance(parameters, dict):
-            values, kept = parameters.values(), dict(parameters)
-        elif isinstance(parameters, list | tuple):
-            values, kept = parameters, tuple(parameters)  # type: ignore[assignment]
-        elif parameters is None:
-            values, kept = (), None  # type: ignore[assignment]
-        else:
-            self.refuse(f"parameters of the type {type(parameters).__name__}")
-        for value in values:
-            if type(value) not in _LASTING:
-                self.refuse(f"a parameter of the type {type(value).__name__}")
-        self.statements.append((query, kept))
+        values: tuple[Any, ...] = ()
+        text = query
+        if parameters is not None:
+            found = converted(query) or self.refuse("placeholders other than %s or %(name)s")
+            if isinstance(parameters, dict) and not found.unnamed:
+                values = tuple(parameters[name] for name in found.names)
+            elif isinstance(parameters, list | tuple) and not found.names and len(parameters) == found.unnamed:
+                values = tuple(parameters)
+            else:
+                self.refuse("parameters that do not fit the placeholders")
+            text = found.text
+        if not _LASTING.issuperset(map(type, values)):
+            self.refuse("a parameter that may change before it is sent")
+        self.statements.append(Statement(text, values))
+        self.size += len(text) + sum(len(value) for value in values if isinstance(value, str | bytes))
         return _Answer(self)
 
 
@@ -95,11 +100,19 @@ class Collected:
     Once that has failed, ``error`` says why, and nothing more is taken: no event may be stored before those in it.
     """
 
+    waits = True  # nothing is open in the database
+
     def __init__(self, send: Callable[[OffsetRange, list[Statement]], Awaitable[Any]]) -> None:
         self._send = send
         self._statements: list[Statement] = []
+        self._size = 0
         self._offsets: OffsetRange | None = None
         self.error: Exception | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be sent before it takes more: an effect may be much larger than its event."""
+        return len(self._statements) >= MAX_STATEMENTS or self._size >= MAX_BYTES
 
     def takes(self, offsets: OffsetRange) -> bool:
         """Whether the event comes after those that are collected."""
@@ -120,6 +133,7 @@ class Collected:
         if recorder.refused:
             return recorder.refused
         self._statements += recorder.statements
+        self._size += recorder.size
         self._offsets = offsets if self._offsets is None else self._offsets._replace(last=offsets.last)
         return ""
 
@@ -127,7 +141,7 @@ class Collected:
         if self.error is not None:
             raise self.error
         offsets, statements = self._offsets, self._statements
-        self._offsets, self._statements = None, []
+        self._offsets, self._statements, self._size = None, [], 0
         if offsets is None:
             return
         try:
@@ -141,16 +155,4 @@ class Collected:
             raise
 
     async def rollback(self) -> None:
-        self._offsets, self._statements = None, []
-
-
-async def send(db: AsyncConnection[Any], statements: Iterable[Statement]) -> None:
-    """Execute them in order, without waiting for the answer of each. Raises the first error."""
-    async with db.pipeline(), db.cursor() as cursor:
-        for query, same in groupby(statements, key=lambda statement: statement[0]):
-            parameters = [values for _, values in same]
-            if len(parameters) > 1 and parameters[0] is not None:
-                await cursor.executemany(query, parameters)
-            else:
-                for values in parameters:
-                    await db.execute(query, values)
+        self._offsets, self._statements, self._size = None, [], 0

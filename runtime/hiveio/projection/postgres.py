@@ -13,7 +13,8 @@ from hiveio.actor import Actor
 from hiveio.envelope import Context
 from hiveio.errors import Unavailable, backend_away
 from hiveio.group_commit import current
-from hiveio.projection.collected import Collected, Statement, send
+from hiveio.projection.collected import Collected
+from hiveio.projection.pipeline import Statement, send
 from hiveio.projection.pool import Pool, connecting
 from hiveio.projection.position import ADD_TOPIC_ID, BEHIND, TABLES, OffsetRange, check_owner
 
@@ -124,6 +125,8 @@ class PostgresProjection(Actor):
             collected = group.open[self] = Collected(self._send)
         refused = ""
         if collected.takes(offsets) and not (refused := await collected.take(offsets, effect)):
+            if collected.full:
+                await self._settle()
             return True
         await self._settle()  # in order
         stored = await self._alone(offsets, effect)

@@ -242,6 +242,8 @@ class _Transaction:
     its own: then ``error`` says that its events are to be handled again, and their positions say what is stored.
     """
 
+    waits = False
+
     def __init__(self, store: SqliteProjection, group: Group) -> None:
         self._store, self._db, self.group = store, store._connection, group
         self._last: OffsetRange | None = None  # the events that were stored last

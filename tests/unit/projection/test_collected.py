@@ -8,10 +8,12 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from hiveio import Unavailable
-from hiveio.projection.collected import Collected, Recorder, Statement
+from hiveio.projection.collected import MAX_BYTES, MAX_STATEMENTS, Collected, Recorder
+from hiveio.projection.pipeline import Query, Statement, converted
 from hiveio.projection.position import OffsetRange
 
 INSERT = "INSERT INTO line VALUES (%s)"
+SENT = "INSERT INTO line VALUES ($1)"
 
 
 def at(offset: int) -> OffsetRange:
@@ -39,7 +41,7 @@ async def test_effects_are_sent_together_and_in_order() -> None:
     assert sent.groups == []
     await collected.commit()
     await collected.commit()
-    assert sent.groups == [(4, 8, [(INSERT, (4,)), (INSERT, (5,)), (INSERT, (8,))])]
+    assert sent.groups == [(4, 8, [(SENT, (4,)), (SENT, (5,)), (SENT, (8,))])]
 
 
 async def test_an_effect_that_fails_leaves_nothing() -> None:
@@ -53,7 +55,7 @@ async def test_an_effect_that_fails_leaves_nothing() -> None:
     assert await collected.take(at(0), broken) == "ValueError: no"
     assert not await collected.take(at(1), lambda db: db.execute(INSERT, (2,)))
     await collected.commit()
-    assert sent.groups == [(1, 1, [(INSERT, (2,))])]
+    assert sent.groups == [(1, 1, [(SENT, (2,))])]
 
 
 async def test_nothing_is_taken_behind_events_that_are_lost() -> None:
@@ -131,6 +133,12 @@ async def test_an_effect_that_uses_an_answer_is_not_taken(effect: Callable[[Any]
         (INSERT, ([1, 2],)),
         (INSERT, {"a": {}}),
         (INSERT, "text"),
+        (INSERT, ()),
+        (INSERT, {"amount": 1}),
+        ("UPDATE line SET amount = %(amount)s", {"other": 1}),
+        ("UPDATE line SET amount = %(amount)s WHERE id = %s", (1,)),
+        ("UPDATE line SET amount = %b", (1,)),
+        ("DELETE FROM line WHERE name LIKE 'a%'", (1,)),
     ],
 )
 async def test_what_may_mean_something_else_later_is_not_taken(query: Any, parameters: Any) -> None:
@@ -143,5 +151,44 @@ async def test_parameters_are_taken_as_they_are_now() -> None:
     await recorder.execute("UPDATE line SET amount = %(amount)s", named)
     await recorder.execute("  delete from line where made < %s ;", (datetime(2026, 1, 1, tzinfo=UTC),))
     values[0] = named["amount"] = 2
-    assert [kept for _, kept in recorder.statements[:2]] == [(1,), {"amount": 1}]
+    assert recorder.statements[:2] == [(SENT, (1,)), ("UPDATE line SET amount = $1", (1,))]
     assert not recorder.refused
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("a %s %s 100%%", Query("a $1 $2 100%", (), 2)),
+        ("%(b)s %(a)s %(b)s", Query("$1 $2 $1", ("b", "a"), 0)),
+        ("nothing", Query("nothing", (), 0)),
+        ("100%", None),
+        ("% s", None),
+        ("%t", None),
+        ("%(a b)s", None),
+        ("%s %(a)s", None),
+    ],
+)
+def test_placeholders_are_those_of_the_server(query: str, found: Query | None) -> None:
+    assert converted(query) == found
+
+
+async def test_a_percent_sign_is_itself_where_there_are_no_parameters() -> None:
+    recorder = Recorder()
+    for query in ("DELETE FROM line WHERE name LIKE 'a%'", "DELETE FROM line WHERE name = '%s'"):
+        await recorder.execute(query)
+        assert recorder.statements.pop() == (query, ())
+
+
+async def test_a_group_is_bounded_in_statements_and_in_bytes() -> None:
+    async def many(db: Any) -> None:
+        for amount in range(MAX_STATEMENTS):
+            await db.execute(INSERT, (amount,))
+
+    for effect in (many, lambda db: db.execute(INSERT, ("x" * MAX_BYTES,))):
+        collected = Collected(Sent())
+        assert not await collected.take(at(0), lambda db: db.execute(INSERT, (1,)))
+        assert not collected.full
+        assert not await collected.take(at(1), effect)
+        assert collected.full
+        await collected.commit()
+        assert not collected.full
