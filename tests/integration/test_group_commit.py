@@ -5,6 +5,8 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -12,6 +14,7 @@ import pytest
 
 from hiveio import Context
 from hiveio.consumer.dead_letters.format import headers_of
+from hiveio.projection import collected
 from hiveio.projection.postgres import PostgresProjection
 from tests.integration.consumers import Deposited, wire
 from tests.services import Pgbouncer, Postgres
@@ -107,6 +110,101 @@ async def test_what_fails_is_found_and_fails_alone(postgres: Postgres) -> None:
         await partition.mark("retry")
         await one.until(lambda: counts.redriven == 6)
         assert sorted(await one.actor.amounts()) == [*range(60)]
+
+
+VALUES: list[tuple[Any, ...]] = [
+    (None, None, None, None, None, None),
+    (True, 1, "plain", b"\x00\xff", Decimal("1.50"), date(2026, 1, 2)),
+    (False, 70_000, "100% 'of' %s $1 \\", b"", Decimal(-3), date(1, 1, 1)),
+    (None, -(2**40), "ö 漢 \U0001f41d", b"'", Decimal("1e20"), None),
+    (True, 2, "", None, Decimal(0), date(9999, 12, 31)),
+]
+COLUMNS = "flag BOOLEAN, number BIGINT, text TEXT, bytes BYTEA, price NUMERIC, day DATE"
+INTO = "INSERT INTO line (amount, flag, number, text, bytes, price, day) VALUES "
+
+
+class Valued(Stored):
+    """Stores values of each type, with statements of several forms."""
+
+    tables = f"CREATE TABLE IF NOT EXISTS line (position SERIAL, amount BIGINT, {COLUMNS})"
+
+    async def effect(self, db: Any, amount: int) -> None:
+        values = VALUES[amount % len(VALUES)]
+        if amount % 2:
+            await db.execute(INTO + "(%s, %s, %s, %s, %s, %s, %s)", [amount, *values])
+        else:
+            names = ("flag", "number", "text", "bytes", "price", "day")
+            query = INTO + "(%(amount)s, %(flag)s, %(number)s, %(text)s, %(bytes)s, %(price)s, %(day)s)"
+            await db.execute(query, {"amount": amount, **dict(zip(names, values, strict=True))})
+        await db.execute("UPDATE line SET text = text || '%s' WHERE text LIKE 'pl%%'")
+        await db.execute("UPDATE line SET text = replace(text, '%%', %s) WHERE amount = %s", ("%", amount))
+
+    async def rows(self) -> list[tuple[Any, ...]]:
+        async with self.pool.connection() as db:
+            found = await db.execute("SELECT amount, flag, number, text, bytes, price, day FROM line ORDER BY position")
+            return await found.fetchall()
+
+
+class Alone(Valued):
+    def __init__(self) -> None:
+        super().__init__()
+        self._collects = False
+
+
+async def test_values_arrive_as_in_a_transaction_of_their_own(postgres: Postgres) -> None:
+    found = []
+    for base in (Valued, Alone):
+        async with many(20).member(kind_of(base, postgres)) as one:
+            await one.until(lambda: done(one) == 20)
+            assert one.actor._collects is (base is Valued)
+            found.append(await one.actor.rows())
+    assert found[0] == found[1]
+    assert found[0][2][3] == "100% 'of' %s $1 \\"
+
+
+async def test_a_value_that_cannot_be_sent_fails_alone(postgres: Postgres) -> None:
+    """It is found before anything of its group is sent."""
+
+    class Texts(Valued):
+        async def effect(self, db: Any, amount: int) -> None:
+            text = "\0" if amount == 7 else "text"
+            await db.execute("INSERT INTO line (amount, text) VALUES (%s, %s)", (amount, text))
+
+    partition = many(20)
+    async with partition.member(kind_of(Texts, postgres)) as one:
+        await one.until(lambda: done(one) == 20)
+        assert [row[0] for row in await one.actor.rows()] == [i for i in range(20) if i != 7]
+        assert one.actor._collects
+    assert partition.kept() == [(7, "failed")]
+
+
+@pytest.mark.parametrize("bound", ["MAX_STATEMENTS", "MAX_BYTES"])
+async def test_a_group_that_is_full_is_stored_before_it_takes_more(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(collected, bound, 1)
+    partition = many(20)
+    async with partition.member(kind_of(Stored, postgres)) as one:
+        await one.until(lambda: done(one) == 20)
+        assert await one.actor.amounts() == [*range(20)]
+        assert await one.actor.transactions() == 20
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_partition_that_moves_in_the_middle_of_a_group(postgres: Postgres, lost: bool) -> None:
+    """What it has handled is committed. What it has not is handled by the next owner, and nothing is stored twice."""
+    kind = kind_of(Stored, postgres)
+    partition = many(3000)
+    async with partition.member(kind) as one:
+        worker = one.consumer.workers["t", 0]
+        await one.until(lambda: one.actor.performed.total() > 700 and worker.slots[0].group.open)
+        await one.consumer.close([worker], lost=lost)
+        handled, (stored, _) = worker.done[0], await one.actor.position("t", 0)
+        assert handled <= stored < 3000
+        assert lost or handled == stored
+    async with partition.member(kind) as two:
+        await two.until(lambda: done(two) == 3000)
+        assert await two.actor.amounts() == [*range(3000)]
 
 
 @pytest.mark.parametrize("stored", [True, False])

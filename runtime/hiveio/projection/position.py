@@ -55,8 +55,7 @@ class OffsetRange(NamedTuple):
     @classmethod
     def of(cls, context: Context | Sequence[Context]) -> "OffsetRange":
         """Raises ValueError for what is not an event of a consumer: only such events have offsets."""
-        contexts = [context] if isinstance(context, Context) else list(context)
-        first, last = contexts[0], contexts[-1]
+        first, last = (context, context) if isinstance(context, Context) else (context[0], context[-1])
         if first.topic is None or first.partition is None or first.offset is None or last.offset is None:
             raise ValueError("once() takes the context of an event that a consumer has read")
         return cls(first.topic, first.partition, first.offset, last.offset, first.redriven, first.topic_id or "")

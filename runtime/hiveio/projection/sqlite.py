@@ -232,7 +232,8 @@ class SqliteProjection(Actor):
         return [name for (name,) in db.execute(query)]
 
 
-_NEXT = "UPDATE hive_position SET next = ? WHERE topic = ? AND partition = ? AND next = ? AND topic_id = ?"
+_ROW = "SELECT rowid FROM hive_position WHERE topic = ? AND partition = ?"
+_NEXT = "UPDATE hive_position SET next = ? WHERE rowid = ? AND next = ?"
 
 
 class _Transaction:
@@ -246,9 +247,11 @@ class _Transaction:
 
     def __init__(self, store: SqliteProjection, group: Group) -> None:
         self._store, self._db, self.group = store, store._connection, group
+        self._run = self._db.cursor().execute  # a cursor for each statement would cost as much as the statement
         self._last: OffsetRange | None = None  # the events that were stored last
+        self._row: int | None = None  # of their partition's position, where it is known
         self.error: Exception | None = None
-        self._db.execute("BEGIN IMMEDIATE")
+        self._run("BEGIN IMMEDIATE")
         self._ending = asyncio.get_running_loop().call_soon(self.end)
 
     def once(self, offsets: OffsetRange, effect: Callable[[sqlite3.Connection], Any]) -> bool:
@@ -256,29 +259,31 @@ class _Transaction:
         if not db.in_transaction:
             self.end()
             raise Unavailable(inside=str(self.error))
-        db.execute("SAVEPOINT hive_event")
+        run = self._run
+        run("SAVEPOINT hive_event")
         try:
-            stored = not self._advance(offsets)
-            if not stored:
+            new = self._advance(offsets)
+            if new:
                 effect(db)
-            db.execute("RELEASE hive_event")
+            run("RELEASE hive_event")
         except BaseException:
             if db.in_transaction:  # SQLite rolls back by itself where the disk is full
-                db.execute("ROLLBACK TO hive_event")
-                db.execute("RELEASE hive_event")
+                run("ROLLBACK TO hive_event")
+                run("RELEASE hive_event")
             raise
-        if not stored and not offsets.redriven:
+        if new and not offsets.redriven:
             self._last = offsets
-        return not stored
+        return new
 
     def _advance(self, offsets: OffsetRange) -> bool:
-        last = self._last
+        last, run = self._last, self._run
         if last is None or not offsets.follows(last):
+            self._row = None
             return self._store._advance(self._db, offsets)
-        moved = self._db.execute(
-            _NEXT, (offsets.last + 1, offsets.topic, offsets.partition, last.last + 1, offsets.topic_id)
-        )
-        if not moved.rowcount:  # an actor has rolled back
+        if self._row is None:
+            (self._row,) = run(_ROW, (offsets.topic, offsets.partition)).fetchone() or (0,)
+        # With the effect, and not once for all: an effect may commit too, as sqlite3's executescript does.
+        if not run(_NEXT, (offsets.last + 1, self._row, last.last + 1)).rowcount:  # an actor has rolled back
             raise Unavailable(inside=_ENDED)
         return True
 
