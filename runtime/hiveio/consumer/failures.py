@@ -15,7 +15,9 @@ from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
 from hiveio.fault import about, log_fault
 from hiveio.group_commit import Group, current
 
-SLICE_S = 0.005  # the time that a task works before it lets others work
+# The CPU time that a task works before it lets others work, or as long as its last commit took. The other is in real
+# time: a thread that waits for a core has worked little in it.
+SLICE_S, LONGEST_SLICE_S = 0.005, 0.025
 logger = logging.getLogger("hiveio.consumer")
 
 Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it waits behind another of its key
@@ -48,8 +50,10 @@ class HandlerSlot:
     """
 
     __slots__ = (
+        "_cpu_end",
         "_overdue",
-        "_slice_end",
+        "_slice_begin",
+        "_slice_s",
         "blocked_reason",
         "closing",
         "group",
@@ -68,7 +72,8 @@ class HandlerSlot:
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._slice_end = 0.0
+        self._slice_begin = self._cpu_end = 0.0
+        self._slice_s = SLICE_S
         self.slice_is_over = False  # it is time to let others work
         self.group = Group()
 
@@ -99,6 +104,7 @@ class HandlerSlot:
     async def commit(self) -> dict[Any, Exception]:
         """Commit what is open. Returns why, for each actor whose effects are not stored, or not all of them."""
         lost: dict[Any, Exception] = {}
+        begun_at = time.monotonic()
         while self.group.open:
             actor, transaction = self.group.open.popitem()
             self.begin()
@@ -107,6 +113,7 @@ class HandlerSlot:
             except BaseException as error:
                 lost[actor] = self.failure(error)
         self.end()
+        self._slice_s = min(max(SLICE_S, time.monotonic() - begun_at), LONGEST_SLICE_S)
         return lost
 
     async def wait(self, what: Awaitable[Any]) -> None:
@@ -120,7 +127,8 @@ class HandlerSlot:
     def begin(self) -> None:
         """A handler is called now."""
         self.started_at = now = time.monotonic()
-        if now > self._slice_end:
+        worked = now - self._slice_begin
+        if worked > SLICE_S and (worked > LONGEST_SLICE_S or time.thread_time() > self._cpu_end):
             self.slice_is_over = True
 
     def end(self) -> None:
@@ -142,7 +150,8 @@ class HandlerSlot:
         """Let other tasks work."""
         self.end()
         await asyncio.sleep(0)
-        self._slice_end, self.slice_is_over = time.monotonic() + SLICE_S, False
+        self._slice_begin, self._cpu_end = time.monotonic(), time.thread_time() + self._slice_s
+        self.slice_is_over = False
 
     def watch(self) -> None:
         """Cancel a handler that hangs. One that does not let itself be cancelled is cancelled again each time."""
