@@ -1,25 +1,30 @@
-"""Faults 69 to 73: what a consumer's store, the repeats of publishers, and its dead letters may meet."""
+"""Faults 69 to 73, and 84: what a consumer's store, the repeats of publishers, and its dead letters may meet."""
 
 import asyncio
 import uuid
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
-from hiveio import Unavailable
+from hiveio import Context, Unavailable
 from hiveio.cli import main
 from hiveio.config import Settings
 from hiveio.consumer.dead_letters.format import headers_of
 from hiveio.kafka.session import MAX_GROUP, OVERLAPPING
+from hiveio.projection import pipeline
+from hiveio.projection.postgres import PostgresProjection
 from tests.faults.proxy import PRODUCE, Passing, Proxy
 from tests.faults.proxy import kafka as of_kafka
 from tests.faults.stage import Broker
-from tests.integration.consumers import Recorder, member, plain, positioned, settings
+from tests.integration.consumers import Deposited, Recorder, member, plain, positioned, settings, wire
 from tests.integration.test_dead_letters import QUICK, Choosy, Made, ask, keyed
 from tests.integration.test_projection import Postgresql, at
 from tests.integration.topics import committed, make_topic, read_all, write
-from tests.services import Kafka, Postgres
+from tests.process import wait_until
+from tests.services import Kafka, Postgres, ServiceFailed
+from tests.unit.consumer.consumer_memory import Partition
 
 __all__ = ["settings"]
 
@@ -53,6 +58,71 @@ async def test_69_the_connection_to_postgresql_is_cut_at_commit(
                 gate.cut(is_commit, times=1)
                 with pytest.raises(Unavailable, match="PostgreSQL"):
                     await one.actor.take(at(0), 4)
+
+
+class Counted(PostgresProjection):
+    tables = "CREATE TABLE IF NOT EXISTS line (number SERIAL, amount BIGINT)"
+    performed = 0
+
+    async def perform(self, event: Deposited, context: Context) -> None:
+        self.performed += 1
+        await self.once(context, lambda db: db.execute("INSERT INTO line (amount) VALUES (%s)", (event.amount,)))
+
+
+@pytest.mark.fault(84)
+async def test_84_postgresql_is_killed_in_the_middle_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the statements of the group, behind them, and while it commits: each event is there once."""
+    count, killed = 2_000, 0
+    partition = Partition([(b"k%d" % (i % 20), wire(i), []) for i in range(count)])
+    send, commit = pipeline.send, psycopg.AsyncConnection.commit
+    with Postgres() as server:
+
+        def due(place: int) -> bool:
+            """Whether the server is killed now: once at each place, after some hundred events."""
+            up = all(task.done() for task in restarts)
+            return up and killed == place and one.actor.performed > 400 * (killed + 1)
+
+        async def kill() -> None:
+            nonlocal killed
+            killed += 1
+            server.kill()
+            restarts.append(asyncio.create_task(asyncio.to_thread(wait_until, started, 30)))
+
+        def started() -> bool:
+            try:
+                server.start()
+            except ServiceFailed:  # a session of the killed one has not noticed yet
+                return False
+            return True
+
+        async def sending(db: Any, statements: Any) -> None:
+            if due(0):
+                await kill()
+            await send(db, statements)
+            if due(1):
+                await kill()
+
+        async def committing(db: Any) -> None:
+            committed = asyncio.create_task(commit(db))
+            if due(2):
+                await asyncio.sleep(0)
+                await kill()
+            await committed
+
+        monkeypatch.setattr("hiveio.projection.postgres.send", sending)
+        monkeypatch.setattr(psycopg.AsyncConnection, "commit", committing)
+        kind = type("Counted", (Counted,), {"url": server.url})
+        restarts: list[asyncio.Task[None]] = []
+        async with partition.member(kind, buffer=200, consumer_backoff_limit_ms=50) as one:
+            async with asyncio.timeout(90):
+                while killed < 3 or one.consumer.workers["t", 0].done[0] < count:
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(*restarts)
+            assert one.consumer.counts.dead == 0
+        with psycopg.connect(server.url) as other:
+            rows = other.execute("SELECT amount FROM projection.line ORDER BY number").fetchall()
+            assert [amount for (amount,) in rows] == [*range(count)]
+            assert other.execute("SELECT next FROM projection.hive_position").fetchall() == [(count,)]
 
 
 @pytest.mark.fault(70)
