@@ -128,6 +128,8 @@ def split_redis_url(text: str) -> RedisUrl:
         # The port is a ValueError where a password with / # or ? is not percent-encoded.
         if not re.match(r"(rediss?|unix)://", text) or parts.port == 0 or "," in parts.netloc.rpartition("@")[2]:
             raise ValueError
+        if parts.scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path):  # redis-py would take database 0
+            raise ValueError
         shown = parts.netloc.rpartition("@")[2] + parts.path
         return RedisUrl("", parts.scheme == "rediss", "", [], "", 0, parts.query, shown)
     scheme, kind, login, names, path, database, query = (part or "" for part in found.groups())

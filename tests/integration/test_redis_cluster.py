@@ -17,8 +17,10 @@ import httpx
 import pytest
 
 from hiveio import outages
-from hiveio.errors import ConfigError, Unavailable, Unsafe
+from hiveio.errors import Unavailable, Unsafe
 from hiveio.redis import Redis, Script, connect
+from hiveio.transaction.cache import former_marks
+from hiveio.transaction.lock import Locked, Redlock
 from tests.conftest import required
 from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.test_security import REDIS_RIGHTS, tls_before
@@ -73,6 +75,9 @@ async def test_calls_and_commands_go_to_the_shard_of_their_key(redis: Redis, clu
     own = [key async for keys in redis.scan("hive:*:mark", 10, TAGS[0]) for key in keys]
     assert f"{TAGS[0]}:mark".encode() in own
     assert len(own) < len(TAGS)
+    former = [f"hive:{{old/{number}/id}}:01234567" for number in range(12)]  # as ``hiveio upgrade`` looks for them
+    await asyncio.gather(*[redis.execute("SET", key, "5|0|id|generation|transaction") for key in former])
+    assert sorted(await former_marks(redis, "old", "id")) == sorted(key.encode() for key in former)
 
 
 async def test_a_master_that_evicts_is_refused(redis: Redis, cluster: RedisCluster) -> None:
@@ -174,6 +179,31 @@ async def test_a_master_is_lost_and_its_replica_takes_over(
         outages.known.clear()
 
 
+async def test_a_cluster_is_one_node_of_a_lock_among_others(redis: Redis) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server()) for _ in range(2)]
+        nodes = [redis, *(connect(server.url, timeout_s=0.5) for server in servers)]
+        locks = [Redlock(nodes, token, 5_000, 0.01, 200) for token in ("a", "b")]
+
+        async def acquired(lock: Redlock) -> Locked:
+            future: asyncio.Future[Locked] = asyncio.get_running_loop().create_future()
+            lock.acquire("hive:{lock/0}", ["x", "y"], future.set_result)
+            return await future
+
+        assert (await acquired(locks[0])).until
+        refused = await acquired(locks[1])
+        assert refused.reason.count("is locked by another instance") == 3
+        assert redis.shown in refused.reason
+        servers[0].kill()
+        assert (await acquired(locks[0])).until
+        assert not (await acquired(locks[1])).until
+        locks[0].release("hive:{lock/0}", ["x", "y"])
+        assert (await acquired(locks[1])).until
+        for node in nodes[1:]:
+            await node.stop()
+        outages.known.clear()
+
+
 async def test_a_wrong_kind_of_url_is_named(cluster: RedisCluster) -> None:
     node = connect(f"redis://:{PASSWORD}@{HOST}:{cluster.servers[0].port}")
     foreign = next(tag for tag in TAGS if cluster.master(cluster.slot(tag)) is not cluster.servers[0])
@@ -189,9 +219,6 @@ async def test_a_wrong_kind_of_url_is_named(cluster: RedisCluster) -> None:
             with pytest.raises(Unavailable, match=said):
                 await wrong.refuse_eviction()
             await wrong.stop()
-    for url in ("redis://h?ssl_ca=/x", "redis+cluster://h?ssl_ca=/x", "redis+sentinel://h/m?ssl_ca=/x"):
-        with pytest.raises(ConfigError, match=r"the URL of Redis at h.* has a wrong option: .*'ssl_ca'"):
-            connect(url)
 
 
 def post(role: Role, account: str, amount: int = 1, **headers: str) -> httpx.Response:
@@ -225,6 +252,27 @@ def test_roles_on_a_cluster(kafka: Kafka, cluster: RedisCluster, topic: str) -> 
         assert (done.returncode, done.stdout.count("no difference")) == (0, 6), done
         for role in (processor, producer):
             assert not role.complaints(), role.text()
+        # The shard with the keys of the producer is lost, and its replica knows them.
+        found = [cluster.ask(server, "KEYS", f"hive:keys:{{{topic}-producer/*") for server in cluster.servers]
+        key = next(filter(None, found))[0].decode()
+        lost = cluster.master(cluster.slot(key))
+        first = post(producer, "a1", 2, **{"Idempotency-Key": "a1"})
+        lost.kill()
+        try:
+            wait_until(lambda: is_ready(producer) == 503, 5, "not ready")
+            wait_until(lambda: is_ready(producer) == 200, 30, "ready")
+            again = post(producer, "a1", 2, **{"Idempotency-Key": "a1"})
+            assert (again.status_code, again.content) == (200, first.content)
+            assert post(producer, "new", 2, **{"Idempotency-Key": "new"}).status_code == 200
+            wait_until(lambda: is_ready(processor) == 200, 30, "ready")
+            assert [post(processor, name, 1).status_code for name in names] == [200] * len(names)
+        finally:
+            lost.start()
+            cluster.until(cluster.is_well, "well")
+
+
+def is_ready(role: Role) -> int:
+    return httpx.get(f"{role.url}/readyz", timeout=10).status_code
 
 
 @pytest.mark.kafka

@@ -102,6 +102,7 @@ def test_an_error_shows_no_secret(value: str, tmp_path: Path) -> None:
     "url",
     [
         "redis://a:1,b:2",
+        "redis://a:26379/mymaster",
         "redis+cluster://",
         "redis+cluster://a:0",
         "redis+cluster://a:65536",

@@ -13,11 +13,12 @@ import pytest
 import redis as redis_client
 import uvloop
 
-from hiveio.errors import Unavailable, Unsafe
+from hiveio.errors import ConfigError, Unavailable, Unsafe
 from hiveio.redis import Refusal, Script, connect
 from hiveio.redis.node import Node
 from tests.faults.proxy import Proxy
 from tests.services import Redis as Server
+from tests.services import free_port
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ async def test_calls_that_a_large_answer_leaves_out_are_made_again(monkeypatch: 
     ("url", "shown"),
     [
         ("redis://host:1", "host:1"),
-        ("rediss://ada:hunter2@host:1/2?ssl_ca_certs=/ca", "host:1/2"),
+        ("rediss://ada:hunter2@host:1/2?ssl_cert_reqs=none", "host:1/2"),
         ("redis://host:1/0?password=hunter2", "host:1/0"),
         ("unix://ada:hunter2@/run/redis.sock?db=1", "/run/redis.sock"),
     ],
@@ -221,3 +222,49 @@ async def test_a_redis_says_in_one_way_or_another_that_it_evicts_nothing(config:
     await redis.stop()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h?ssl_ca=/x", "wrong option: .*'ssl_ca'"),
+        ("redis+cluster://h?db=3", "wrong option: Argument 'db' must be 0"),
+        ("redis+sentinel://h/m?sentinel_ssl_ca=/x", "wrong option: .*'ssl_ca'"),
+        ("rediss://h?ssl_ca_certs=/nowhere", "ssl_ca_certs=/nowhere, which cannot be read"),
+        ("rediss+cluster://h?ssl_keyfile=/nowhere", "ssl_keyfile=/nowhere, which cannot be read"),
+    ],
+)
+def test_a_wrong_option_of_a_url_is_named(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the URL of Redis at h(/m)? has .*{said}"):
+        connect(url)
+
+
+async def test_what_each_sentinel_says_is_said() -> None:
+    answers = {
+        free_port(): b"-NOAUTH Authentication required.\r\n",
+        free_port(): b"*0\r\n",
+    }
+
+    def serving(answer: bytes) -> Any:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(4096):
+                writer.write(answer if b"SENTINEL" in data else b"+OK\r\n" * data.count(b"*"))
+            writer.close()
+
+        return serve
+
+    servers = [await asyncio.start_server(serving(answer), "127.0.0.1", port) for port, answer in answers.items()]
+    refuses, empty, closed = [*answers, free_port()]
+    redis = connect(f"redis+sentinel://127.0.0.1:{refuses},127.0.0.1:{empty},127.0.0.1:{closed}/main")
+    with pytest.raises(Unavailable) as caught:
+        await redis.execute("PING")
+    said = str(caught.value)
+    assert "no Sentinel names a master 'main'" in said
+    assert f"127.0.0.1:{refuses}: Authentication required." in said
+    assert f"127.0.0.1:{empty} knows none of that name" in said
+    assert f"127.0.0.1:{closed}: " in said
+    assert "redis.asyncio" not in said
+    await redis.stop()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
