@@ -1,34 +1,19 @@
 """Behind a real nginx that forbids POST: nothing that it lets through may do what it does not."""
 
 import json
-import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import require
 from tests.integration.test_base import ACTOR, deposit
 from tests.integration.test_hostile import statuses
-from tests.process import Role, wait_until
+from tests.nginx import nginx
+from tests.process import Role
+from tests.services import free_port
 
-CONFIG = """
-%(user)s
-daemon off;
-pid %(folder)s/pid;
-error_log stderr error;
-events {}
-http {
-    access_log off;
-    client_body_temp_path %(folder)s/body;
-    proxy_temp_path %(folder)s/proxy;
-    fastcgi_temp_path %(folder)s/fastcgi;
-    uwsgi_temp_path %(folder)s/uwsgi;
-    scgi_temp_path %(folder)s/scgi;
+HTTP = """
     upstream service { server 127.0.0.1:%(service)d; keepalive 1; }
     server {
         listen 127.0.0.1:%(port)d;
@@ -40,7 +25,6 @@ http {
             proxy_request_buffering %(buffering)s;
         }
     }
-}
 """
 BODY = json.dumps(deposit(666666)).encode()
 SMUGGLED = b"POST /accounts/1 HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -55,42 +39,18 @@ def base() -> Iterator[Role]:
 
 
 @pytest.fixture(scope="module", params=["on", "off"])
-def nginx(request: pytest.FixtureRequest, base: Role, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def proxy(request: pytest.FixtureRequest, base: Role, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that keeps one connection to the service; with its buffering of requests on and off."""
-    command = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not command:
-        require("nginx", "no nginx in PATH")
-    folder = tmp_path_factory.mktemp("nginx")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    about = {
-        "user": "user root;" if os.getuid() == 0 else "",
-        "folder": folder,
-        "service": base.port,
-        "port": port,
-        "buffering": request.param,
-    }
-    Path(folder, "nginx.conf").write_text(CONFIG % about)
-    arguments = [command, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_until(lambda: listens(process, port), what="nginx")
-            yield port
-        finally:
-            process.terminate()
-
-
-def listens(process: "subprocess.Popen[str]", port: int) -> bool:
-    assert process.poll() is None, process.stderr and process.stderr.read()
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    port = free_port()
+    about = {"service": base.port, "port": port, "buffering": request.param}
+    with nginx(tmp_path_factory.mktemp("nginx"), port, HTTP % about):
+        yield port
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET", "OPTIONS", "DELETE", "PURGE"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_a_body_carries_no_request_past_a_proxy(base: Role, nginx: int, method: str, framing: str) -> None:
-    url = f"http://127.0.0.1:{nginx}/accounts"
+def test_a_body_carries_no_request_past_a_proxy(base: Role, proxy: int, method: str, framing: str) -> None:
+    url = f"http://127.0.0.1:{proxy}/accounts"
     body = SMUGGLED if framing == "length" else iter([SMUGGLED])
     expected = {"HEAD": 200, "GET": 200, "OPTIONS": 204}.get(method, 405)
     with httpx.Client(timeout=20) as client:
@@ -103,7 +63,7 @@ def test_a_body_carries_no_request_past_a_proxy(base: Role, nginx: int, method: 
     assert not base.logs("deposit")
 
 
-def test_what_nginx_passes_on_is_taken(base: Role, nginx: int) -> None:
+def test_what_nginx_passes_on_is_taken(base: Role, proxy: int) -> None:
     """Its way of writing a request is none of those that are refused."""
     sent = [
         b"GET http://a/accounts/1 HTTP/1.1\r\nHost: b\r\n\r\n",
@@ -112,6 +72,6 @@ def test_what_nginx_passes_on_is_taken(base: Role, nginx: int) -> None:
         b"GET /accounts/1 HTTP/1.0\r\n\r\n",
     ]
     for request in sent:
-        with socket.create_connection(("127.0.0.1", nginx), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", proxy), timeout=20) as connection:
             connection.sendall(request)
             assert statuses(connection.recv(65_536)) == [200], request
