@@ -1,6 +1,7 @@
 """What Kafka refuses for certain is answered so, its neighbours in a batch are stored, and no key is burnt."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,7 +72,10 @@ class Load:
         return {answer.status_code for number, answer in self.answers.items() if (number % 4 == 0) is odd}
 
     def check(self, kafka: Kafka, topic: str) -> None:
-        """Each answer says what is true: a fresh client finds what is stored, once and where it says, and no more."""
+        """Each answer says what is true: a fresh client finds what is stored, once and where it says, and no more. None
+        has a text of Kafka or of its client, or says where a broker is."""
+        texts = "\n".join(answer.text for answer in self.answers.values())
+        assert not re.search(r"Broker:|Local:|(?i:authorization failed)|_[A-Z]+_|127\.0\.0\.1|localhost", texts), texts
         found: dict[int, str] = {}
         for message in read_all(kafka.brokers, topic):
             number = msgspec.json.decode(message.value() or b"")["payload"]["number"]

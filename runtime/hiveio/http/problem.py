@@ -14,12 +14,17 @@ _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 def problem_document(problem: Problem) -> dict[str, Any]:
     """The document. ``type`` is a URN made of the class, so an actor's own subclass of Rejected has one of its own."""
-    name = _CAPITAL.sub("-", type(problem).__name__).lower()
-    urn = "about:blank" if type(problem) in (Problem, Refused) else f"urn:hiveio:problem:{name}"
-    document: dict[str, Any] = {"type": problem.urn or urn, "title": problem.title, "status": problem.status}
+    urn = problem.urn or urn_of(type(problem))
+    document: dict[str, Any] = {"type": urn, "title": problem.title, "status": problem.status}
     if problem.detail:
         document["detail"] = problem.detail
     return document | {name: value for name, value in problem.members.items() if name not in document}
+
+
+def urn_of(kind: type[Problem]) -> str:
+    if kind in (Problem, Refused):
+        return "about:blank"
+    return kind.urn or f"urn:hiveio:problem:{_CAPITAL.sub('-', kind.__name__).lower()}"
 
 
 def encode_problem(problem: Problem) -> bytes:

@@ -25,6 +25,8 @@ REPEATED = MAX_GROUP * OVERLAPPING
 class Oversized(Unavailable):
     """Kafka does not accept the group, or one of its records, because of its size."""
 
+    urn = "urn:hiveio:problem:unavailable"  # clients do not learn how a backend fails
+
 
 class Outgoing(NamedTuple):
     key: str | bytes | None

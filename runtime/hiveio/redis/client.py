@@ -22,6 +22,8 @@ class Refusal(Unavailable):
     user lacks a right; or somebody has changed a key by hand. Whatever it is, the operator of Redis can mend it.
     """
 
+    urn = "urn:hiveio:problem:unavailable"  # clients do not learn how a backend fails
+
     def __init__(self, inside: str) -> None:
         super().__init__(DETAIL, inside=inside)
 
