@@ -29,6 +29,7 @@ SHORT = {
     "h9-writer-forgotten",
     "h9-writer-forgotten-floor",
     "p1-pipelined-with-gaps",
+    "p1-refused-is-skipped",
     "p1-stop-and-wait",
     "p3-overtaken-ends",
     "p3-overtaken-goes-on",
@@ -252,6 +253,7 @@ def publisher(
         "MaxTopic": 6,
         "Ordered": True,
         "Waits": True,
+        "Skips": False,
         "Most": 9,
         "Looks": True,
         "OldEnd": False,
@@ -265,6 +267,7 @@ PIPELINED = {"Ordered": False, "Waits": False}
 publisher("p1-pipelined-with-gaps", expect="InOrderOnce", invariants=["InOrderOnce"], **PIPELINED)
 publisher("p1-stop-and-wait", Ordered=False, Sessions={"P1", "P2"})
 publisher("p1-pipelined-ordered", Waits=False, Sessions={"P1", "P2"})
+publisher("p1-refused-is-skipped", Waits=False, Skips=True, Sessions={"P1"}, expect="NoGap", invariants=["NoGap"])
 publisher("p1-three-sessions-topic-only", Waits=False, Consumers=set(), N=4, MaxTopic=7)
 SHORT_REPEATS: dict[str, Any] = {"Consumers": set(), "Most": 1, "invariants": ["ShortRepeats", "NoGap"]}
 publisher("p3-overtaken-goes-on", Looks=False, Sessions={"P1", "P2"}, expect="ShortRepeats", **SHORT_REPEATS)

@@ -147,9 +147,9 @@ def publishes_late() -> None:
     """Events wait before they are sent."""
     original = Session.send
 
-    async def send(self: Session, group: Sequence[Outgoing], partition: int | None = None) -> None:
+    async def send(self: Session, group: Sequence[Outgoing]) -> None:
         await asyncio.sleep(LATE_S)
-        await original(self, group, partition)
+        await original(self, group)
 
     setattr(Session, "send", send)  # noqa: B010
 

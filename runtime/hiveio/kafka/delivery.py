@@ -39,9 +39,11 @@ class Owner(Protocol):
     """Gets the reports, on its loop."""
 
     name: str
-    loop: asyncio.AbstractEventLoop
 
-    def settle(self, reported: list["Delivery"]) -> None: ...
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def settle(self, reported: list[Any]) -> None: ...
     def replace(self, client: "Client", reason: str) -> None: ...
 
 
@@ -95,8 +97,9 @@ class Client:
     def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self.owner, self.config = owner, config
-        self.reported: list[Delivery] = []
+        self.reported: list[Any] = []  # what its owner settles
         self.ended = False
+        self.failure: object | None = None  # why it has failed for good
         self.turned = time.monotonic()
         self.attempts = Attempts(config["logger"].log)
         listening = {"debug": ",".join({"eos", *config.get("debug", "eos").split(",")}), "logger": self.attempts}
@@ -141,6 +144,6 @@ class Client:
             if reported:
                 tried(lambda: loop.call_soon_threadsafe(self.owner.settle, reported))  # noqa: B023
             if failure is not None:
-                reason = text(failure)
+                self.failure, reason = failure, text(failure)
                 tried(lambda: loop.call_soon_threadsafe(self.owner.replace, self, reason))  # noqa: B023
                 time.sleep(TURN_S)  # it goes on until it is ended: the records that it held are still reported

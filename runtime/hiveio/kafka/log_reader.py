@@ -7,7 +7,7 @@ fails is replaced.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,11 +15,12 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
-from hiveio.kafka.reading import bounds, messages
+from hiveio.kafka.reading import bounds, first_messages, messages
 from hiveio.kafka.tail import LogRecord, log_record, reading_client
 from hiveio.kafka.threads import blocking
 
-READERS = 4  # clients that read records at the same time, of any partitions
+AT_ONCE = 100  # partitions of which one client reads the first record
+READERS = 3  # clients that read records at the same time, of any partitions
 RENEW_S = 2.0  # a client younger than this is not replaced
 Parsed = TypeVar("Parsed")
 
@@ -114,6 +115,18 @@ class LogReader:
     ) -> list[Parsed]:
         with self._client() as client:
             return [parse(message) for message in messages(client, self._topic, partition, offset, timeout_s, end=end)]
+
+    async def first_records(self, partitions: Sequence[int]) -> dict[int, LogRecord]:
+        """The records at offset 0 of those of the partitions that have one. Many partitions are read together."""
+        return await blocking(self._first_records, partitions)
+
+    def _first_records(self, partitions: Sequence[int], timeout_s: float = 5.0) -> dict[int, LogRecord]:
+        found: dict[int, LogRecord] = {}
+        for start in range(0, len(partitions), AT_ONCE):
+            with self._client() as client:
+                some = first_messages(client, self._topic, partitions[start : start + AT_ONCE], timeout_s)
+            found |= {partition: log_record(message) for partition, message in some.items()}
+        return found
 
     def _read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:
         with self._client() as client:

@@ -3,7 +3,7 @@
 All that read single records or stretches of a topic do it with these functions; `tail` follows one for good.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -72,3 +72,33 @@ def messages(
         raise backend_away(f"{topic}/{partition}/{offset} cannot be read: {error.args[0].str()}") from None
     finally:
         client.unassign()
+
+
+def first_messages(client: Consumer, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, Message]:
+    """The messages at offset 0 of those of the partitions that have one, read together. The client must report ends.
+
+    Raises Unavailable when Kafka refuses, or sends nothing for ``timeout_s``.
+    """
+    found: dict[int, Message] = {}
+    missing = set(partitions)
+    try:
+        client.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        while missing:
+            message = client.poll(timeout_s)
+            if message is None:
+                raise backend_away(
+                    f"{topic}/{min(missing)}/0 cannot be read: Kafka gave no answer within {timeout_s:g} s"
+                )
+            failure, partition = message.error(), message.partition()
+            if failure is None or failure.code() == KafkaError._PARTITION_EOF:
+                if failure is None and message.offset() == 0 and partition in missing:
+                    found[partition] = message
+                missing.discard(-1 if partition is None else partition)
+            elif failure.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # no coordinator is needed here
+                reason = denied(failure, f"topic {topic}", "Read")
+                raise backend_away(reason or f"{topic}/{partition}/0 cannot be read: {failure.str()}")
+    except KafkaException as error:
+        raise backend_away(f"{topic}/{min(missing)}/0 cannot be read: {error.args[0].str()}") from None
+    finally:
+        client.unassign()
+    return found

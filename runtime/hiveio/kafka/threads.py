@@ -7,27 +7,24 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-MAX_THREADS = 64  # threads for the calls of one kind; each is started when it is needed
+MAX_THREADS = 64  # for calls that block; each is started when it is needed
 
 T = TypeVar("T")
-Kind = Literal["ask", "publish"]
-_pools: dict[Kind, ThreadPoolExecutor] = {}
+_pools: list[ThreadPoolExecutor] = []  # one, once it is needed
 os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
-async def blocking(call: Callable[..., T], *arguments: Any, kind: Kind = "ask") -> T:
+async def blocking(call: Callable[..., T], *arguments: Any) -> T:
     """Make a call on another thread that may block for seconds, while brokers are silent.
 
-    Like ``asyncio.to_thread``, whose few threads are left to actors. Publishers have threads of their own too: each of
-    them may wait for a delivery, which must not keep others from asking.
+    Like ``asyncio.to_thread``, whose few threads are left to actors.
     """
-    pool = _pools.get(kind)
-    if pool is None:
-        pool = _pools[kind] = ThreadPoolExecutor(MAX_THREADS, f"kafka {kind}")
+    if not _pools:
+        _pools.append(ThreadPoolExecutor(MAX_THREADS, "kafka ask"))
     run = contextvars.copy_context().run
-    return await asyncio.get_running_loop().run_in_executor(pool, lambda: run(call, *arguments))
+    return await asyncio.get_running_loop().run_in_executor(_pools[0], lambda: run(call, *arguments))
 
 
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -18,6 +18,7 @@ from hiveio.kafka.client import first_contact
 from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.session_clients import SessionClients
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
@@ -100,12 +101,14 @@ class TransactionLog:
         self._events = LogReader(s, s.written_topic)
         self.tail = Tail(s, s.log_topic)
         self._publishing = Tail(s, s.log_topic)
+        self._sessions = SessionClients(s, f"publisher {s.written_topic}")
+        self._end_offsets = EndOffsets(s)
         lock_nodes = [by_url[url] for url in s.lock_nodes]
         remember_ms = 4 * (s.lock_retry_delay_ms + s.lock_retry_jitter_ms) + 100
         lock = Redlock(lock_nodes, instance, s.lock_ttl_ms, s.lock_drift_factor, remember_ms)
         by_name = {contract.name: contract for contract in self.contracts}
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
-        pinned = Pinned(s, by_name, self._reader, self._events)
+        pinned = Pinned(s, by_name, self._reader, self._events, self._end_offsets)
         count, self._unused = await _retrying(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
@@ -121,19 +124,19 @@ class TransactionLog:
         in_flight: int = await _retrying(lambda: pinned.in_flight(count, topic.id, self._cache))
         self._appender = Appender(s, s.log_topic, self.engine.append_failed, in_flight)
         self._appender.start()
-        for scope in self.scopes:
-            await _retrying(lambda scope=scope: pinned.pin(scope.partition, self._appender))
+        await _retrying(lambda: pinned.pin(count, self._appender))
         self.tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
         for scope in self.scopes:
             scope.start()
-            publisher = Publisher(s, scope, self._cache, self._publishing, self._events, self._observer)
+            publisher = Publisher(
+                s.written_topic, scope, self._cache, self._publishing, self._events, self._sessions, self._observer
+            )
             self._publishers.append(publisher)
             leader = Leader(scope, self._cache, instance, [publisher])
             self._leaders.append(leader)
             leader.start()
-        self._end_offsets = EndOffsets(s)
         self._lag = PublisherLag(self.scopes, self._end_offsets, self._events, s.written_topic)
         self._lag.start()
         self._started = True
@@ -177,6 +180,7 @@ class TransactionLog:
             await self._appender.stop(share)
             await self.tail.stop()
             await self._publishing.stop()
+            await self._sessions.stop()
             await self._lag.stop()
             await blocking(self._reader.close)
             await blocking(self._events.close)
@@ -207,6 +211,7 @@ class TransactionLog:
         if self.settings.written_topic in topics:
             for publisher in self._publishers:
                 publisher.renew()
+            self._sessions.renew()
         if self.settings.log_topic in topics:
             self.tail.renew()
             self._publishing.renew()

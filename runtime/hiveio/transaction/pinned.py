@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Corrupt, Unsafe, backend_away
 from hiveio.kafka.appender import Appender
+from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import Topic
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
@@ -29,10 +31,13 @@ IN_FLIGHT = 5
 class Pinned:
     """Reads and writes the format records of one log. ``actors`` are the names of the actors of this service."""
 
-    def __init__(self, settings: Settings, actors: Iterable[str], reader: LogReader, events: LogReader) -> None:
+    def __init__(
+        self, settings: Settings, actors: Iterable[str], reader: LogReader, events: LogReader, ends: EndOffsets
+    ) -> None:
         s = self._settings = settings
         self._actors = tuple(sorted(actors))
-        self._reader, self._events = reader, events
+        self._reader, self._events, self._ends = reader, events, ends
+        self._found: dict[int, Format] = {}  # by partition: what is written there stays
         self._mine = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000, self._actors)
 
     async def scopes(self, topic: Topic, events: Topic) -> tuple[int, dict[str, int]]:
@@ -74,51 +79,63 @@ class Pinned:
             )
         return count, {each.name: each.partitions - count for each in (topic, events) if each.partitions > count}
 
-    async def pin(self, partition: int, appender: Appender) -> None:
-        """Write the format record if there is none. Of two that are written at the same time the first counts. Raises
-        as ``scopes`` does."""
+    async def pin(self, count: int, appender: Appender) -> None:
+        """Write the format record to those of the first ``count`` partitions that have none. Of two that are written at
+        the same time the first counts. Raises as ``scopes`` does."""
         s = self._settings
-        found = await self._first(partition)
-        if found is None:
-            if await last_event(self._events, partition, lambda offset: None) is not None:
-                raise Unsafe(
-                    f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log that "
-                    "is gone, so a new log would never be published there. Restore the log; or, to give it up, let the "
-                    "service write to another EVENT_STORE_TOPIC"
-                )
-            appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(self._mine))
+        missing = await self._missing(range(count))
+        if missing:
+            ends = await blocking(self._ends.ends, [(s.written_topic, partition) for partition in missing])
+            for partition in missing:
+                if ends[s.written_topic, partition] and await self._has_events(partition):
+                    raise Unsafe(
+                        f"{s.log_topic}/{partition} is empty, and {s.written_topic}/{partition} has events of a log "
+                        "that is gone, so a new log would never be published there. Restore the log; or, to give it "
+                        "up, let the service write to another EVENT_STORE_TOPIC"
+                    )
+            for partition in missing:
+                appender.append(partition, f"format-{os.urandom(6).hex()}", records.encode(self._mine))
             for _ in range(100):
-                if (found := await self._first(partition)) is not None:
+                if not (missing := await self._missing(missing)):
                     break
                 await asyncio.sleep(0.05)
             else:
-                raise backend_away(f"the format record of {s.log_topic}/{partition} was not read back")
-        await self._compare(partition, found)
+                raise backend_away(f"the format record of {s.log_topic}/{missing[0]} was not read back")
+        for partition in range(count):
+            await self._compare(partition, self._found[partition])
+
+    async def _has_events(self, partition: int) -> bool:
+        return await last_event(self._events, partition, lambda offset: None) is not None
 
     async def in_flight(self, count: int, topic_id: str, cache: Cache) -> int:
         """How many produce requests an instance may have in flight: as many as there are partitions, IN_FLIGHT at most,
         if each of the first ``count`` partitions has format 2, by its first record, or by the cache, which knows of an
         upgrade."""
+        await self._missing(range(count))
         for partition in range(count):
-            first = await self._first(partition)
-            watermark = (await cache.read(partition)).watermark
-            upgraded = watermark is not None and watermark.topic == topic_id and watermark.format >= 2
-            if first is not None and first.format < 2 and not upgraded:
-                return 1
+            if (first := self._found.get(partition)) is not None and first.format < 2:
+                watermark = (await cache.read(partition)).watermark
+                if watermark is None or watermark.topic != topic_id or watermark.format < 2:
+                    return 1
         return min(IN_FLIGHT, count)
 
     async def _first(self, partition: int) -> Format | None:
-        first = await self._reader.read(partition, 0)
-        if first is None:
-            return None
-        where = f"{self._settings.log_topic}/{partition}"
-        try:
-            found = records.decode(first.value)
-        except Corrupt as error:
-            raise Corrupt(f"{where}/0: {error}") from None
-        if not isinstance(found, Format):
-            raise Corrupt(f"{where}/0 is not a format record, so this topic is not a transaction log")
-        return found
+        await self._missing([partition])
+        return self._found.get(partition)
+
+    async def _missing(self, partitions: Sequence[int]) -> list[int]:
+        """Those of the partitions that have no format record yet. Raises Corrupt, Unavailable."""
+        sought = [partition for partition in partitions if partition not in self._found]
+        for partition, first in (await self._reader.first_records(sought)).items():
+            where = f"{self._settings.log_topic}/{partition}"
+            try:
+                found = records.decode(first.value)
+            except Corrupt as error:
+                raise Corrupt(f"{where}/0: {error}") from None
+            if not isinstance(found, Format):
+                raise Corrupt(f"{where}/0 is not a format record, so this topic is not a transaction log")
+            self._found[partition] = found
+        return [partition for partition in sought if partition not in self._found]
 
     async def _compare(self, partition: int, found: Format) -> None:
         if found.actors and not {*found.actors} & {*self._actors} and not await self._at_home(found.partitions):

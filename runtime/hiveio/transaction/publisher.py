@@ -9,13 +9,14 @@ another one was faster, so there are few repeats in a row (REPEATED). It is mode
 
 import asyncio
 import logging
+import random
 from collections import deque
 from itertools import islice
 
-from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session import MAX_GROUP, Outgoing, Session
+from hiveio.kafka.session import MAX_GROUP, Outgoing, Replaced, Session
+from hiveio.kafka.session_clients import SessionClients
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
@@ -31,6 +32,7 @@ logger = logging.getLogger("hiveio.publisher")
 
 WAIT_S = 0.3  # for something to publish, until it asks again whether this instance still leads
 CHECK_S = 1.0  # between two checks of its progress
+RESUME_S = 0.1  # the longest pause until the next session, where the one before ended because of another partition
 STUCK_S = 3.0  # without progress while there are records to publish
 POSITION = 2  # among the headers of an event
 GATHER_S = 0.005  # between two requests
@@ -47,17 +49,18 @@ class Publisher:
 
     def __init__(
         self,
-        settings: Settings,
+        topic: str,
         scope: Scope,
         cache: Cache,
         tail: Tail,
         events: LogReader,
+        clients: SessionClients,
         observer: Observer | None = None,
     ) -> None:
-        """``tail`` is for publishing alone: it follows the log while the publisher is behind the scope."""
+        """``topic`` is the event topic. ``tail`` is for publishing alone: it follows the log while the publisher is
+        behind the scope."""
         self._observer = observer
-        self._settings, self._scope, self._tail = settings, scope, tail
-        self._topic = settings.written_topic
+        self._topic, self._scope, self._tail, self._clients = topic, scope, tail, clients
         self._where = where = f"{self._topic}/{scope.partition}"
         self.name = f"publishing {where}"
         self._resuming = Resume(
@@ -75,6 +78,7 @@ class Publisher:
         self._live_bytes = 0
         self._news = asyncio.Event()
         self._checked_at = self._moved_at = 0.0  # the latest check, and the latest progress
+        self._check_s = CHECK_S
         self._read_at_check = 0
         self._trouble = ""  # why the log cannot be read
         self._previous = ""
@@ -88,14 +92,24 @@ class Publisher:
         return self._read >= self._scope.view.next
 
     async def run(self, is_leading: IsLeading) -> None:
-        """Run one session, while this instance leads. Raises Unavailable, Corrupt."""
+        """Run one session after the other, while this instance leads. Raises Unavailable, Corrupt."""
+        now = asyncio.get_running_loop().time
+        self._checked_at = self._moved_at = now()
+        while await is_leading():
+            try:
+                await self._run_session(is_leading)
+            except Replaced:  # what failed is not of this partition
+                if now() - self._moved_at > STUCK_S:
+                    raise
+                await asyncio.sleep(random.uniform(0.0, RESUME_S))
+
+    async def _run_session(self, is_leading: IsLeading) -> None:
         await self._resume()
-        session = self._session = Session(self._settings, self._topic, self._scope.partition, self._observer)
+        session = self._session = Session(self._clients, self._topic, self._scope.partition, self._observer)
         logger.info("publishing %s after %s", self._where, self._previous or "the start")
         loop = asyncio.get_running_loop()
-        self._checked_at = self._moved_at = loop.time()
         try:
-            while self._session is session and await is_leading():
+            while self._session is session and session.usable and await is_leading():
                 group = await self._gather()
                 began = loop.time()
                 if group:
@@ -128,7 +142,7 @@ class Publisher:
         if self._trouble:
             raise Unavailable(self._trouble)
         now = asyncio.get_running_loop().time()
-        if now - self._checked_at < CHECK_S:
+        if now - self._checked_at < self._check_s:
             return
         try:
             async with asyncio.timeout(CHECK_S):
@@ -140,6 +154,7 @@ class Publisher:
         elif now - self._moved_at > STUCK_S:
             raise Unavailable(f"no event from {self._scope.where}/{self._read} on was published for {STUCK_S:.0f} s")
         self._checked_at, self._read_at_check = now, self._read
+        self._check_s = CHECK_S * (0.75 + random.random() / 2)  # not all publishers at once
 
     async def _log_end(self) -> int:
         await self._scope.caught_up("linearizable")

@@ -17,9 +17,9 @@ class FirstRecord:
     def __init__(self, format: int) -> None:
         self._format = format
 
-    async def read(self, partition: int, offset: int) -> LogRecord | None:
+    async def first_records(self, partitions: list[int]) -> dict[int, LogRecord]:
         value = encode(Format(self._format, 1, "crc32", 1, 1))
-        return LogRecord(0, "format-x", value, 0) if self._format else None
+        return {partition: LogRecord(0, "format-x", value, 0) for partition in partitions if self._format}
 
 
 class Marked:
@@ -48,7 +48,7 @@ async def test_one_is_under_way_where_a_partition_may_have_format_1(
 ) -> None:
     log: Any = FirstRecord(format)
     cache: Any = Marked(watermark)
-    pinned = Pinned(memory_settings(None), (), log, log)
+    pinned = Pinned(memory_settings(None), (), log, log, log)
     assert [await pinned.in_flight(count, "topic id", cache) for count in (1, 3, 200)] == [
         1,
         min(3, expected),

@@ -10,6 +10,7 @@ from hiveio.errors import ConfigError
 from hiveio.kafka import Message
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.session_clients import SessionClients
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.topics import FOREVER, ensure_companion
 
@@ -36,7 +37,8 @@ class DeadLetterTopics:
                 f"EVENT_STORE_GROUP_ID={self._group!r} is wrong: it is part of the name of the dead-letter topic, "
                 "<topic>.<group>.dead, which takes a-z A-Z 0-9 . _ - and has at most 249 characters"
             )
-        self._sessions: dict[str, Session] = {}
+        self._clients = SessionClients(self._settings, "dead letters")
+        self._sessions: dict[tuple[str, int], Session] = {}
         self._tails: dict[str, Tail] = {}
         self._writing = asyncio.Lock()
 
@@ -47,13 +49,13 @@ class DeadLetterTopics:
         """Write all of them, in order. Raises Unavailable: then each may have been written or not."""
         name = self.topic_of(topic)
         async with self._writing:
-            session = self._sessions.pop(name, None)
-            if session is None:
+            session = self._sessions.pop((name, partition), None)
+            if session is None or not session.usable:
                 # A compacted or expiring topic would lose dead letters that are open.
                 await ensure_companion(self._settings, name, topic, {**FOREVER, "max.message.bytes": str(MAX_BYTES)})
-                session = Session(self._settings, name, -1)
-            await session.send(group, partition)
-            self._sessions[name] = session  # a session that failed is not used again
+                session = Session(self._clients, name, partition)
+            await session.send(group)
+            self._sessions[name, partition] = session  # a session that failed is not used again
 
     async def original(self, topic: str, partition: int, offset: int) -> Message | None:
         """A record of the source; None if it is no longer there. Raises Unavailable."""
@@ -74,10 +76,7 @@ class DeadLetterTopics:
         """Go on with new clients, which ask again who leads the partitions."""
         for tail in self._tails.values():
             tail.renew()
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        self._clients.renew()
 
     async def stop(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-        await asyncio.gather(*(tail.stop() for tail in self._tails.values()))
+        await asyncio.gather(self._clients.stop(), *(tail.stop() for tail in self._tails.values()))
