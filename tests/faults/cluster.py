@@ -17,6 +17,9 @@ from tests.faults.stage import Broker, Stage, until
 from tests.services import HOST, Kafka, free_port, running_cluster
 
 NODES = (1, 2, 3)
+# A broker asks the active controller for the ids that it gives to producers. If that one was cut off meanwhile, the
+# broker waits for it for as long as this (30 s by default), and new producers wait with it.
+PROPERTIES = {"controller.socket.timeout.ms": 3000}
 ELECTED_S = 90.0  # 5 to 11 s where the machine has nothing else to do
 # A deposed leader learns of it when it reaches the others again; until then, and a little longer, it may name an old
 # end of the log.
@@ -29,7 +32,10 @@ class Cluster(Broker):
     def __init__(self) -> None:
         ports, voters = ({node: free_port() for node in NODES} for _ in range(2))
         self.nodes = {
-            node: Kafka(node=node, advertised_port=ports[node], voters=voters, peers_proxied=True) for node in NODES
+            node: Kafka(
+                node=node, advertised_port=ports[node], voters=voters, peers_proxied=True, properties=PROPERTIES
+            )
+            for node in NODES
         }
         self.proxies = {
             node: Proxy(kafka.upstream_port or 0, framed=True, port=ports[node]) for node, kafka in self.nodes.items()
