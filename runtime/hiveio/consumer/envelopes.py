@@ -83,9 +83,9 @@ class Envelopes:
         redriven: bool = False,
     ) -> None:
         """``topic_id`` is empty where it is not known."""
-        found = Headers.wrapping(headers or ())
+        found, names = Headers.wrapping(headers or ()), {pair[0] for pair in headers or ()}
         envelope.headers = found
-        envelope.key = found.get("hive-key")
+        envelope.key = found.get("hive-key") if "hive-key" in names else None
         envelope.record = Context(
             id=envelope.id or None,
             topic=self._topic,
@@ -95,7 +95,7 @@ class Envelopes:
             partition=self._partition,
             offset=offset,
             position=parse_position(position) if position is not None else None,
-            version=version_of(found),
+            version=version_of(found) if "hive-version" in names else None,
             time=time_ms / 1000,
             headers=found,
             meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,

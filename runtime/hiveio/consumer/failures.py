@@ -18,6 +18,7 @@ from hiveio.group_commit import Group, current
 # The CPU time that a task works before it lets others work, or as long as its last commit took. The other is in real
 # time: a thread that waits for a core has worked little in it.
 SLICE_S, LONGEST_SLICE_S = 0.005, 0.025
+LOOK_S = 0.0005  # between two looks at whether it is over
 logger = logging.getLogger("hiveio.consumer")
 
 Failure = tuple[Exception, int]  # the last error, and the number of attempts; 0: it waits behind another of its key
@@ -51,8 +52,9 @@ class HandlerSlot:
 
     __slots__ = (
         "_cpu_end",
+        "_looks_at",
         "_overdue",
-        "_slice_begin",
+        "_slice_end",
         "_slice_s",
         "blocked_reason",
         "closing",
@@ -72,7 +74,7 @@ class HandlerSlot:
         self.closing = False
         self.blocked_reason: str | None = None
         self._overdue = False
-        self._slice_begin = self._cpu_end = 0.0
+        self._looks_at = self._slice_end = self._cpu_end = 0.0
         self._slice_s = SLICE_S
         self.slice_is_over = False  # it is time to let others work
         self.group = Group()
@@ -127,9 +129,10 @@ class HandlerSlot:
     def begin(self) -> None:
         """A handler is called now."""
         self.started_at = now = time.monotonic()
-        worked = now - self._slice_begin
-        if worked > SLICE_S and (worked > LONGEST_SLICE_S or time.thread_time() > self._cpu_end):
-            self.slice_is_over = True
+        if now > self._looks_at:  # the clock of a thread is slow to read
+            left_s = min(self._cpu_end - time.thread_time(), self._slice_end - now)
+            self.slice_is_over = left_s <= 0
+            self._looks_at = now + max(left_s, LOOK_S)
 
     def end(self) -> None:
         """No handler runs."""
@@ -150,8 +153,9 @@ class HandlerSlot:
         """Let other tasks work."""
         self.end()
         await asyncio.sleep(0)
-        self._slice_begin, self._cpu_end = time.monotonic(), time.thread_time() + self._slice_s
-        self.slice_is_over = False
+        now = time.monotonic()
+        self._cpu_end, self._slice_end = time.thread_time() + self._slice_s, now + LONGEST_SLICE_S
+        self._looks_at, self.slice_is_over = now + self._slice_s, False
 
     def watch(self) -> None:
         """Cancel a handler that hangs. One that does not let itself be cancelled is cancelled again each time."""

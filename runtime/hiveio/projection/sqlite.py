@@ -106,8 +106,7 @@ class SqliteProjection(Actor):
         Returns False without an effect when the database has it already. Raises what ``effect`` raises, and then
         nothing of it is stored. Raises Unavailable when the file is full, locked, read-only or unreachable.
         """
-        offsets = OffsetRange.of(context)
-        group = current.get()
+        offsets, group, opened = OffsetRange.of(context), current.get(), self._open
         if group is None:
             with self._transaction() as db:
                 if not self._advance(db, offsets):
@@ -115,7 +114,9 @@ class SqliteProjection(Actor):
                 effect(db)
                 return True
         try:
-            return self._transaction_in(group).once(offsets, effect)
+            if opened is None or opened.group is not group:
+                opened = self._transaction_in(group)
+            return opened.once(offsets, effect)
         except sqlite3.Error as error:
             self._check(error)
             raise
