@@ -255,3 +255,18 @@ async def test_nothing_counts_as_handled_before_the_commit(kind: type[Stored]) -
     assert stored == [*range(50)]
     assert at
     assert all(offset < 50 for offset in at)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_partition_that_moves_in_the_middle_of_a_group(kind: type[Stored], lost: bool) -> None:
+    partition = many(2000)
+    async with partition.member(kind) as one:
+        worker = one.consumer.workers["t", 0]
+        await one.until(lambda: one.actor.performed.total() > 300)
+        await one.consumer.close([worker], lost=lost)
+        handled, (stored, _) = worker.done[0], one.actor.position("t", 0)
+        assert handled <= stored < 2000
+        assert lost or handled == stored
+    async with partition.member(kind) as two:
+        await two.until(lambda: done(two) == 2000)
+        assert two.actor.amounts() == [*range(2000)]

@@ -10,13 +10,15 @@ from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from psycopg import AsyncConnection, OperationalError
+from psycopg import AsyncConnection, OperationalError, abc
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
+UNKNOWN, NULL = 0, -1  # a type that the server finds out; a value that is none
+WIDTHS = {21: 2, 23: 4, 20: 8}  # in bytes, of the types of integers: psycopg takes the narrowest for each value
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|s|%|)")
 
 
@@ -60,21 +62,27 @@ def converted(query: str) -> Query | None:
     return None if names and count else Query(text, tuple(names), count)
 
 
+class Call(NamedTuple):
+    """A statement as it is sent. ``types`` are those of its values, NULL where there is none."""
+
+    text: str
+    types: tuple[int, ...]
+    values: Sequence[Any]
+    formats: Sequence[Any] | None
+
+
 async def send(db: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
     """Execute the statements in order. Raises the first error, and then none of those behind it has been executed."""
-    transformer, encoding, calls = Transformer(db), db.info.encoding, []
-    for text, values in statements:
-        dumped = transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
-        calls.append(((text, transformer.types), dumped, transformer.formats))
+    encoding, calls = db.info.encoding, calls_of(Transformer(db), statements)
     pgconn, prepared = db.pgconn, None
     async with db.lock:
         try:
             pgconn.enter_pipeline_mode()
-            for form, dumped, formats in calls:
-                if form != prepared:
-                    pgconn.send_prepare(b"", form[0].encode(encoding), form[1])
-                    prepared = form
-                pgconn.send_query_prepared(b"", dumped, formats)
+            for text, types, values, formats in calls:
+                if prepared != (text, types):
+                    pgconn.send_prepare(b"", text.encode(encoding), types)
+                    prepared = text, types
+                pgconn.send_query_prepared(b"", values, formats)
             pgconn.pipeline_sync()
             error = await db.wait(_until_sync(pgconn))
             pgconn.exit_pipeline_mode()
@@ -83,6 +91,49 @@ async def send(db: AsyncConnection[Any], statements: Sequence[Statement]) -> Non
             raise
     if error is not None:
         raise error_from_result(error, encoding)
+
+
+def calls_of(transformer: abc.Transformer, statements: Sequence[Statement]) -> list[Call]:
+    """The statements with their values as the server reads them. Those with one text have one form where they can."""
+    calls: list[Call] = []
+    forms: dict[str, dict[tuple[int, ...], None]] = {}  # the types of each text
+    for text, values in statements:
+        dumped = transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
+        types = transformer.types or ()
+        if None in dumped:
+            types = tuple([NULL if value is None else kind for kind, value in zip(types, dumped, strict=True)])
+        forms.setdefault(text, {})[types] = None
+        calls.append(Call(text, types, dumped, transformer.formats))
+    for text, known in forms.items():
+        if len(known) > 1 or any(NULL in types for types in known):
+            common = common_types([*known])
+            calls = [call if call.text != text else _as(call, common) for call in calls]
+    return calls
+
+
+def common_types(forms: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Types that the values of all these forms can have, or None. NULL has any, and an integer any that is wider."""
+    common = []
+    for column in zip(*forms, strict=True):
+        types = {*column} - {NULL}
+        if len(types) > 1:
+            if not types <= WIDTHS.keys():
+                return None
+            types = {max(types, key=WIDTHS.__getitem__)}
+        common.append(types.pop() if types else UNKNOWN)
+    return tuple(common)
+
+
+def _as(call: Call, types: tuple[int, ...] | None) -> Call:
+    if types is None:
+        return call._replace(types=tuple([UNKNOWN if kind == NULL else kind for kind in call.types]))
+    values = [
+        value
+        if kind in (wanted, NULL)
+        else int.from_bytes(value, "big", signed=True).to_bytes(WIDTHS[wanted], "big", signed=True)
+        for value, kind, wanted in zip(call.values, call.types, types, strict=True)
+    ]
+    return call._replace(types=types, values=values)
 
 
 def _until_sync(pgconn: PGconn) -> Generator[Wait, Ready | int, PGresult | None]:

@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from psycopg.adapt import Transformer
 from psycopg.types.json import Jsonb
 
 from hiveio import Unavailable
 from hiveio.projection.collected import MAX_BYTES, MAX_STATEMENTS, Collected, Recorder
-from hiveio.projection.pipeline import Query, Statement, converted
+from hiveio.projection.pipeline import NULL, Query, Statement, calls_of, common_types, converted
 from hiveio.projection.position import OffsetRange
 
 INSERT = "INSERT INTO line VALUES (%s)"
@@ -192,3 +193,30 @@ async def test_a_group_is_bounded_in_statements_and_in_bytes() -> None:
         assert collected.full
         await collected.commit()
         assert not collected.full
+
+
+@pytest.mark.parametrize(
+    ("forms", "common"),
+    [
+        ([(21, 0), (23, 0), (NULL, NULL)], (23, 0)),
+        ([(23,), (20,), (21,)], (20,)),
+        ([(NULL,), (NULL,)], (0,)),
+        ([(0,), (21,)], None),  # a text, and a number
+        ([(701,), (21,)], None),
+    ],
+)
+def test_statements_with_one_text_have_one_form_where_they_can(
+    forms: list[tuple[int, ...]], common: tuple[int, ...] | None
+) -> None:
+    assert common_types(forms) == common
+
+
+def test_integers_are_as_wide_as_the_widest_and_others_stay() -> None:
+    rows = [(1, "a"), (-70_000, None), (2**40, "b"), (None, "1")]
+    calls = calls_of(Transformer(), [Statement("a $1 $2", row) for row in rows])
+    assert {call.types for call in calls} == {(20, 0)}
+    numbers = [bytes(value) for value in (call.values[0] for call in calls) if value is not None]
+    assert [int.from_bytes(number, "big", signed=True) for number in numbers] == [1, -70_000, 2**40]
+    assert {len(number) for number in numbers} == {8}
+    mixed = calls_of(Transformer(), [Statement("a $1", (value,)) for value in (1, "1", None)])
+    assert [call.types for call in mixed] == [(21,), (0,), (0,)]
