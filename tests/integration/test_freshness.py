@@ -178,7 +178,7 @@ def test_a_query_about_a_key_that_is_parked_says_so(kafka: Kafka, topic: str) ->
         assert (answer.text, answer.headers.get("hive-parked")) == ("1", "1")
         refused = httpx.get(role.url + "/balances/adä")
         assert (refused.status_code, refused.headers.get("hive-parked")) == (503, "1")
-        assert "events of adä wait as dead letters" in refused.json()["detail"]
+        assert "Events of adä wait as dead letters" in refused.json()["detail"]
         assert int(refused.headers["retry-after"]) >= 1
         for path in ("/totals/bob", "/balances/bob", "/totals/nobody"):
             answer = httpx.get(role.url + path)

@@ -176,7 +176,7 @@ class Consumer:
         of_log = topic.endswith(".transactions")
         source = topic.removesuffix(".transactions") if of_log else topic
         if not self._by_expression and source not in self._settings.read_topics:
-            raise Refused(f"Hive-Position: {topic} is not consumed here")
+            raise Refused(f"Hive-Position: {topic} is not consumed here.")
         worker = self.workers.get((source, partition))
         if worker is not None:
             end, seen = worker.at

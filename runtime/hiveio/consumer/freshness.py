@@ -44,7 +44,7 @@ def fresh(handler: Handler, contract: Contract, consumer: Consumer) -> Handler:
         key = envelope.id or _text(envelope.message, key_fields.get(type(envelope.message)))
         parked = bool(key) and consumer.has_parked(contract, key)
         if parked and refuses:
-            away = Unavailable(f"events of {key} wait as dead letters, so the answer would not be complete")
+            away = Unavailable(f"Events of {key} wait as dead letters, so the answer would not be complete.")
             away.headers[PARKED] = "1"
             raise away
         outcome = await handler(envelope)
@@ -73,10 +73,10 @@ def _text(query: Any, field: str | None) -> str:
 async def _until(consumer: Consumer, contract: Contract, text: str, until: float, wait_s: float) -> None:
     found = _POSITION.fullmatch(text)
     if found is None:
-        raise Refused(f"Hive-Position is {text[:100]!r}; it must look like orders/0/17")
+        raise Refused(f"Hive-Position is {text[:100]!r}; it must look like orders/0/17.")
     position = found[1], int(found[2]), int(found[3])
     clock = asyncio.get_running_loop().time
     while not await consumer.reached(contract, *position):
         if clock() >= until:
-            raise Unavailable(f"the projection has not reached the position {text} within {wait_s:g} s; ask again")
+            raise Unavailable(f"The projection has not reached the position {text} within {wait_s:g} s. Ask again.")
         await asyncio.sleep(LOOK_S)

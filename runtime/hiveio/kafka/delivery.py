@@ -88,7 +88,7 @@ class Delivery:
         assert self.error is not None
         if self.client.attempts.once(self.sent) and (problem := refusal(self.error, self.written[0])):
             return problem
-        return Unknown("Kafka did not confirm the record; it may be stored all the same")
+        return Unknown("Kafka did not confirm the record. It may be stored all the same.")
 
 
 class Client:

@@ -57,7 +57,7 @@ def refusal(error: KafkaError, topic: str) -> Problem | None:
     if found is None:
         return None
     kind, reason = found
-    return kind(f"topic {topic} does not accept the record: {reason}; nothing was stored")
+    return kind(f"The topic {topic} does not accept the record: {reason}. Nothing was stored.")
 
 
 def failed(reason: str) -> Problem:
@@ -67,9 +67,9 @@ def failed(reason: str) -> Problem:
     brokers, so it is for the log alone.
     """
     if "authorization failed" in reason.lower():
-        return Forbidden("this service may not write to its topic; nothing was stored")
+        return Forbidden("This service may not write to its topic. Nothing was stored.")
     text = f"the Kafka producer failed: {reason}; nothing was stored"
-    return Unavailable("the Kafka producer failed; nothing was stored", inside=text)
+    return Unavailable("The Kafka producer failed. Nothing was stored.", inside=text)
 
 
 class Attempts:

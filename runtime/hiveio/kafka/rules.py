@@ -62,7 +62,7 @@ class Rules:
     def topic_id(self, topic: str) -> str:
         """Raises Unavailable while it is not known."""
         if topic not in self._rules:
-            raise Unavailable(f"events are not accepted yet: the topic {topic} is being looked up")
+            raise Unavailable(f"Events are not accepted yet: the topic {topic} is being looked up. Try again.")
         return self._rules[topic].topic_id
 
     def check(self, topic: str, size: int, *, keyless: bool) -> None:
@@ -70,10 +70,10 @@ class Rules:
         rule = self._rules.get(topic) or Rule(self._limit)
         if size + OVERHEAD > rule.limit:
             self.look_again(topic)
-            raise TooLarge(f"a record of {size} bytes is larger than topic {topic} accepts ({rule.limit} bytes)")
+            raise TooLarge(f"The record has {size} bytes; the topic {topic} accepts {rule.limit}.")
         if keyless and rule.keyed:
             self.look_again(topic)
-            raise Invalid(f"topic {topic} is compacted and accepts no record without a key")
+            raise Invalid(f"The topic {topic} is compacted and accepts no record without a key.")
 
 
 def size_of(value: bytes, key: str | bytes | None, headers: Headers) -> int:

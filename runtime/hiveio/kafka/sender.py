@@ -27,8 +27,8 @@ LOADED_S = 0.02  # for which records are still gathered afterwards
 MAX_RECORDS, MAX_BYTES = 20_000, 64 << 20  # accepted and not reported; beyond that, 503
 SWEEP_S = 0.05  # how late a deadline may be noticed
 LATE_S = 3.0  # for which a record waits until the leaders are asked about
-LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT; it may be stored all the same"
-CLOSED = "events are not accepted now: try again in a moment"
+LATE = "Kafka did not confirm the record within REQUEST_TIMEOUT. It may be stored all the same."
+CLOSED = "Events are not accepted now. Try again in a moment."
 OPEN_S = 2.0  # the longest that the start waits for the topics: before, probes are not answered
 logger = logging.getLogger("hiveio.sender")
 
@@ -153,7 +153,7 @@ class Sender:
             unfinished = [*self._pending, *self._late]
             for record in unfinished:
                 self._fail(
-                    record, Unknown("the service stopped before Kafka answered; the record may be stored all the same")
+                    record, Unknown("The service stopped before Kafka answered. The record may be stored all the same.")
                 )
             self._losses.unconfirmed(len(unfinished), "the service stopped before Kafka answered")
         if self._sweeper is not None:
@@ -205,9 +205,9 @@ class Sender:
         self.rules.check(topic, max(sizes), keyless=keyless)
         unconfirmed = len(self._pending) + len(self._late)
         if unconfirmed + len(sizes) > self._max_records or self._bytes + sum(sizes) > self._max_bytes:
-            raise Unavailable("the queue to Kafka is full", retry_after=self._flow.retry_after(unconfirmed))
+            raise Unavailable("The queue to Kafka is full. Try again.", retry_after=self._flow.retry_after(unconfirmed))
         if self._shedding is not None:
-            raise Unavailable(self._shedding, retry_after=self._flow.retry_after(unconfirmed))
+            raise Unavailable(f"{self._shedding}. Try again.", retry_after=self._flow.retry_after(unconfirmed))
 
     def send(
         self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, *, gather: bool = False
@@ -261,7 +261,7 @@ class Sender:
         try:
             client.producer.produce(topic, value, key, headers=headers, on_delivery=record)
         except BufferError:
-            self._fail(record, Unavailable("the queue to Kafka is full"))
+            self._fail(record, Unavailable("The queue to Kafka is full. Try again."))
         except KafkaException as failure:
             # Nothing was written, and nothing will be: an error of produce() itself is definite.
             error = failure.args[0]
@@ -367,7 +367,7 @@ class Sender:
         stuck = self._clients.stuck(chain(self._pending, self._late))
         if stuck and self.crowded:
             for record in stuck:
-                self._fail(record, Unknown("Kafka did not confirm the record; it may be stored all the same"))
+                self._fail(record, Unknown("Kafka did not confirm the record. It may be stored all the same."))
             self._losses.unconfirmed(len(stuck), "another broker leads the partition now")
             stuck = []
         self._stuck = len(stuck)
@@ -384,7 +384,7 @@ class Sender:
         if client.attempts.nothing_sent:
             fate = answer
         else:
-            fate = Unknown("the Kafka producer failed; the record may be stored all the same")
+            fate = Unknown("The Kafka producer failed. The record may be stored all the same.")
             self._losses.unconfirmed(len(lost), reason)
         for record in lost:
             self._fail(record, fate)

@@ -139,7 +139,7 @@ class Intake:
                     raise self._too_large()
                 for item in _split(splitter, part, last=not more):
                     if (count := count + 1) > MAX_RECORDS:
-                        raise TooLarge(f"the batch has more than {MAX_RECORDS} records")
+                        raise TooLarge(f"The batch has more than {MAX_RECORDS} records.")
                     chunk.append(item)
                     if len(chunk) == CHUNK:
                         yield chunk
@@ -150,14 +150,14 @@ class Intake:
                 if not more:
                     return
                 if self._service.draining:
-                    raise Unavailable("this instance is shutting down")
+                    raise Unavailable("This instance is shutting down. Try again.")
                 if monotonic() > until:
-                    raise RequestTimeout(f"the batch took longer than {MAX_TIMEOUTS} times REQUEST_TIMEOUT")
+                    raise RequestTimeout(f"The batch took longer than {MAX_TIMEOUTS} times REQUEST_TIMEOUT.")
                 progressed()
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
         except TimeoutError:  # the chunk is empty: it was yielded before more was awaited
-            raise RequestTimeout("the rest of the batch did not arrive in time") from None
+            raise RequestTimeout("The rest of the batch did not arrive in time.") from None
         except Problem:
             if chunk:
                 yield chunk
@@ -223,7 +223,7 @@ class Intake:
         return self._done + (b"}" if position is None else b',"position":"%b"}' % position.encode())
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the batch has more than {self._batch_limit} bytes")
+        return TooLarge(f"The batch has more than {self._batch_limit} bytes.")
 
 
 def _split(splitter: Splitter, part: bytes, *, last: bool) -> Iterator[Item]:

@@ -96,14 +96,14 @@ class Keys:
         entry, age_ms = found
         state, first, hash, *answer = entry.split(b"\n", 4)
         if hash.decode() != claim.hash:
-            raise KeyReused("this Idempotency-Key was used before with another body")
+            raise KeyReused("This Idempotency-Key was used before with another body.")
         if state == b"D":
             status, headers = msgspec.json.decode(answer[0], type=tuple[int, dict[str, str]])
             return Outcome(status=status, headers=headers, encoded=answer[1])
         if 0 <= age_ms < self._timeout_ms:  # below 0, the clock of Redis was set back since
-            raise Conflict("a request with this Idempotency-Key is still being handled", headers={"Retry-After": "1"})
+            raise Conflict("A request with this Idempotency-Key is still being handled.", headers={"Retry-After": "1"})
         raise Unknown(
-            "the first request with this Idempotency-Key has no answer: it may be stored, and is not sent again",
+            "The first request with this Idempotency-Key has no answer. It may be stored, and is not sent again.",
             id=first.decode(),
         )
 

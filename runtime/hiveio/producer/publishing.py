@@ -189,7 +189,7 @@ class Publishing:
             return None
         key = str(value)
         if not 1 <= len(key.encode()) <= ID_LIMIT:
-            raise Invalid(f"a key has 1 to {ID_LIMIT} bytes", pointer=f"/payload/{self.contract.key}")
+            raise Invalid(f"A key must have 1 to {ID_LIMIT} bytes.", pointer=f"/payload/{self.contract.key}")
         return key
 
     def _headers(self, envelope: Envelope) -> Headers:
@@ -213,7 +213,7 @@ async def _outcomes(stored: list[DeliveryFuture], *, late: bool = False) -> list
             except Late as error:
                 if not late:
                     raise
-                outcomes.append(await error.fate or Unknown("Kafka did not confirm the record"))
+                outcomes.append(await error.fate or Unknown("Kafka did not confirm the record."))
         except Problem as problem:
             outcomes.append(problem)
     return outcomes
@@ -228,7 +228,7 @@ def _combined(outcomes: list[RecordMetadata | Problem]) -> RecordMetadata:
             raise problem
     if problems and stored_at:
         raise Unknown(
-            f"{len(stored_at)} of its {len(outcomes)} events are stored, the others are not: {problems[0].detail}"
+            f"{problems[0].detail} Of its {len(outcomes)} events {len(stored_at)} are stored, and the others are not."
         )
     if problems:
         raise problems[0]

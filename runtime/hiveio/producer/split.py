@@ -77,13 +77,13 @@ class Items:
                     self._expected = {b"[": "item or ]", b",": "item", b"]": "nothing"}[char]
                     at += 1
                 elif "item" not in self._expected:
-                    raise Malformed(f"the JSON array is malformed: {self._expected} is missing")
+                    raise Malformed(f"The JSON array is malformed: {self._expected} is missing.")
                 elif char in b"{[":
                     self._depth, at = 1, at + 1
                 else:
                     scalar = _SCALAR.match(data, at)
                     if scalar is None and char != b'"':
-                        raise Malformed("the JSON array is malformed: an item is missing")
+                        raise Malformed("The JSON array is malformed: an item is missing.")
                     if scalar is None or (scalar.end() == len(data) and char != b'"'):
                         if len(data) - at > self._limit:
                             raise _too_large(self._limit)
@@ -115,7 +115,7 @@ class Items:
 
     def close(self) -> Iterator[Item]:
         if self._expected != "nothing":
-            raise Malformed("the JSON array is malformed: the body ends before it does")
+            raise Malformed("The JSON array is malformed: the body ends before it does.")
         return iter(())
 
 
@@ -126,4 +126,4 @@ def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the record has more than {limit} bytes")
+    return TooLarge(f"The record has more than {limit} bytes.")

@@ -185,7 +185,7 @@ class Scenario:
             if asked is None or (isinstance(message, Query) and asked.match is None):
                 await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
             else:
-                self._answered_with(VersionMismatch("an actor without aggregates has no versions"))
+                self._answered_with(VersionMismatch("An actor without aggregates has no versions."))
 
     async def _answer(
         self,

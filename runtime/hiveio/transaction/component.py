@@ -298,7 +298,7 @@ def snapshots(contract: Contract, log: TransactionLog) -> Route:
         consistency = query_parameters(query).get("consistency", [contract.reads])[-1] if query else contract.reads
         if consistency not in CONSISTENCIES:
             raise Invalid(
-                f"consistency is {consistency!r}; it must be cached, current or linearizable", pointer="/consistency"
+                f"consistency is {consistency!r}; it must be cached, current or linearizable.", pointer="/consistency"
             )
         return consistency, None
 

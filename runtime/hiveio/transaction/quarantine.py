@@ -117,14 +117,14 @@ def refusal(name: str) -> Quarantined:
     id = name.partition("/")[2]
     return Quarantined(
         f"{id} cannot be used for now, because this version of the service cannot read its latest events. Nothing was "
-        "changed; try again later"
+        "changed. Try again later."
     )
 
 
 def refusal_of_another() -> Quarantined:
     """The answer to a command that needs such an aggregate in addition to its own."""
     return Quarantined(
-        "another aggregate that this command needs cannot be used for now. Nothing was changed; try again later"
+        "Another aggregate that this command needs cannot be used for now. Nothing was changed. Try again later."
     )
 
 

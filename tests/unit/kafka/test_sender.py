@@ -107,7 +107,7 @@ async def test_a_failed_delivery_is_unknown(sender: Sender, caplog: pytest.LogCa
     FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT, "broker b:9092 timed out"))
     with pytest.raises(Unknown) as unknown:
         await future
-    assert unknown.value.detail == "Kafka did not confirm the record; it may be stored all the same"
+    assert unknown.value.detail == "Kafka did not confirm the record. It may be stored all the same."
     assert "broker b:9092 timed out" in caplog.text
 
 
@@ -207,7 +207,7 @@ async def test_an_error_of_produce_is_definite(sender: Sender, caplog: pytest.Lo
     FakeProducer.made[0].fails_with = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "broker b:9092 says no")
     with pytest.raises(TooLarge) as refused:
         await send(sender)
-    assert refused.value.detail == "topic t does not accept the record: it is too large; nothing was stored"
+    assert refused.value.detail == "The topic t does not accept the record: it is too large. Nothing was stored."
     assert "broker b:9092 says no" in caplog.text
     FakeProducer.made[0].fails_with = KafkaError(KafkaError._QUEUE_FULL)
     with pytest.raises(Unavailable):
@@ -228,7 +228,7 @@ async def test_a_producer_that_failed_answers_the_same_whoever_hears_of_it_first
     fatal = KafkaError(KafkaError._FATAL, reason)
     FakeProducer.made[0].fails_with = fatal
     for _ in range(2):
-        with pytest.raises(kind, match="nothing was stored"):  # produce() tells before the poll thread does
+        with pytest.raises(kind, match="(?i)nothing was stored"):  # produce() tells before the poll thread does
             await send(sender)
     async with asyncio.timeout(5):
         while len(FakeProducer.made) < 2:
@@ -238,7 +238,7 @@ async def test_a_producer_that_failed_answers_the_same_whoever_hears_of_it_first
     again.fatal = again.fails_with = fatal
     with pytest.raises(Unknown):
         await taken
-    with pytest.raises(kind, match="nothing was stored"):  # it failed again: the next one waits
+    with pytest.raises(kind, match="(?i)nothing was stored"):  # it failed again: the next one waits
         await send(sender)
     assert [record.getMessage().count("is replaced") for record in caplog.records] == [1, 0, 1]
     assert len(FakeProducer.made) == 2

@@ -87,7 +87,7 @@ def test_a_broken_array_gives_what_comes_before(body: bytes, before: int) -> Non
         found.extend(items.feed(body))
         found.extend(items.close())
 
-    with pytest.raises(Malformed, match="the JSON array is malformed"):
+    with pytest.raises(Malformed, match="The JSON array is malformed"):
         read()
     assert len(found) == before
 
