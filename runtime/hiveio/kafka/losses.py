@@ -8,8 +8,12 @@ from hiveio.errors import Problem
 LOG_S = 10.0  # between two log lines about records that Kafka refuses
 logger = logging.getLogger("hiveio.sender")
 
-_unconfirmed = metrics.Counter("hiveio_records_unconfirmed_total", "Records taken that Kafka will not confirm any more")
-_refused = metrics.Counter("hiveio_records_refused_total", "Records taken that Kafka refused: they are not stored")
+_unconfirmed = metrics.Counter(
+    "hiveio_records_unconfirmed_total", "Records that were accepted and that Kafka will not confirm any more"
+)
+_refused = metrics.Counter(
+    "hiveio_records_refused_total", "Records that were accepted and that Kafka refused, so they are not stored"
+)
 
 
 class Losses:

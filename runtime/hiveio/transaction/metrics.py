@@ -17,7 +17,9 @@ _commands = Counter("hiveio_commands_total", "Commands by outcome", ["outcome"])
 _retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond the first")
 _voids = Counter("hiveio_void_records_total", "Records of this service that were read back void")
 _lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was held by another instance")
-_in_flight = Gauge("hiveio_commands_in_flight", "Commands taken and not answered", multiprocess_mode="livesum")
+_in_flight = Gauge(
+    "hiveio_commands_in_flight", "Commands that were accepted and are not answered yet", multiprocess_mode="livesum"
+)
 _cancelled = Counter("hiveio_performs_cancelled_total", "Performs that had not ended at the deadline of their command")
 _abandoned = Gauge(
     "hiveio_performs_abandoned", "Performs that go on after their cancellation", multiprocess_mode="livesum"
@@ -32,7 +34,7 @@ _unapplied = Gauge(
 )
 _unpublished = Gauge(
     "hiveio_publisher_lag_records",
-    "Records of the log from the first event on that is not on the event topic",
+    "Records of the log from the first one whose events are not on the event topic",
     ["scope"],
     multiprocess_mode="livemax",
 )

@@ -228,7 +228,7 @@ async def test_a_producer_that_failed_answers_the_same_whoever_hears_of_it_first
     fatal = KafkaError(KafkaError._FATAL, reason)
     FakeProducer.made[0].fails_with = fatal
     for _ in range(2):
-        with pytest.raises(kind, match="(?i)nothing was stored"):  # produce() tells before the poll thread does
+        with pytest.raises(kind, match=r"(?i)nothing was stored"):  # produce() tells before the poll thread does
             await send(sender)
     async with asyncio.timeout(5):
         while len(FakeProducer.made) < 2:
@@ -238,7 +238,7 @@ async def test_a_producer_that_failed_answers_the_same_whoever_hears_of_it_first
     again.fatal = again.fails_with = fatal
     with pytest.raises(Unknown):
         await taken
-    with pytest.raises(kind, match="(?i)nothing was stored"):  # it failed again: the next one waits
+    with pytest.raises(kind, match=r"(?i)nothing was stored"):  # it failed again: the next one waits
         await send(sender)
     assert [record.getMessage().count("is replaced") for record in caplog.records] == [1, 0, 1]
     assert len(FakeProducer.made) == 2
