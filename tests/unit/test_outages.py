@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from hiveio import outages
 from hiveio.errors import Unavailable
 from hiveio.kafka import reachability
+from hiveio.kafka.client import logger as client_logger
 from hiveio.outages import BLINK_S, EVERY_S, Outage
 
 
@@ -171,3 +172,27 @@ def test_a_broker_that_the_cluster_names_no_more_is_forgotten(
     reachability.probe("[::1]:9092", Asked([None, {"::1:9092"}], [{"::1:9092"}]))
     assert len(slept) == 3, "an address of IPv6 is named without brackets"
     assert [*outages.known] == ["Kafka at [::1]:9092"]
+
+
+def test_what_clients_try_again_and_again_is_one_line_for_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("hiveio.kafka.reachability.time", SimpleNamespace(monotonic=lambda: now))
+    caplog.set_level(logging.INFO)
+
+    def say(client: int, broker: str) -> None:
+        text = (
+            f"[thrd:main]: Failed to acquire idempotence PID from broker {broker}: Broker: Coordinator load: retrying"
+        )
+        client_logger.log(logging.WARNING, "%s [%s] %s", "GETPID", f"hiveio#producer-{client}", text)
+
+    for client in (1, 1, 2):
+        say(client, "b:9092/1")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    say(1, "c:9092/2")
+    assert len(caplog.records) == 2
+    now += reachability.RETRY_S + 1
+    for _ in range(2):
+        say(1, "b:9092/1")
+    assert len(caplog.records) == 3

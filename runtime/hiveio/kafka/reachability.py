@@ -20,6 +20,7 @@ from hiveio.kafka.threads import start_thread
 
 FIRST_S = 1.6  # the longest that a first answer may take
 PROBE_S = 2.0
+RETRY_S = 10.0  # between two lines that say the same of an attempt that is repeated
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between two probes; it doubles
 _BROKER = re.compile(r"(?:\w+://)?(\[[0-9a-fA-F:.]+\]:\d+|[\w.-]+:\d+)(?:/\w+)?: ")
 _CONNECTION = {
@@ -35,6 +36,7 @@ MakeProducer = Callable[[Mapping[str, Any]], Producer]
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
 _make_client: MakeProducer | None = None  # makes clients that are configured as those of this process
 _probing: set[str] = set()
+_retries: dict[str, float] = {}  # what was said of them, and when
 _lock = threading.Lock()
 
 
@@ -54,11 +56,24 @@ def worth_a_line(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     if text.endswith(": retrying"):
         record.levelno, record.levelname = logging.INFO, "INFO"  # happens at every first start on a new cluster
+        return _is_new(text.partition("]: ")[2])  # after the names of the client and its thread
     if isinstance(record.args, tuple) and record.args and record.args[0] in ("FAIL", "ERROR", "REQTMOUT"):
         # A connection that is closed is opened again, and if it cannot be, the next line says so.
         return record.levelno > logging.INFO and not _report(str(record.args[-1]))
     # One environment tunes producers and consumers; each would warn about the other's properties.
     return "property and will be ignored by this" not in text
+
+
+def _is_new(retry: str) -> bool:
+    """Whether no client has said this lately: each says it up to 20 times a second, for as long as it lasts."""
+    now = time.monotonic()
+    with _lock:
+        for said in [said for said, at in _retries.items() if now - at > RETRY_S]:
+            del _retries[said]
+        if retry in _retries:
+            return False
+        _retries[retry] = now
+        return True
 
 
 def check_first_contact(brokers: str) -> None:
