@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -39,7 +40,9 @@ class SharedStage(Stage):
         with contextlib.closing(client):
             with contextlib.suppress(ResponseError):
                 client.execute_command("READONLY")  # a replica of a cluster would send us to its master
-            marks: list[Any] = [client.get(key) for key in client.scan_iter(match="hive:{*") if key.count(b":") == 2]
+            marks: list[Any] = [
+                client.get(key) for key in client.scan_iter(match=f"hive:{{{self.log_topic}/*") if key.count(b":") == 2
+            ]
         return max((int(mark.partition(b"|")[0]) for mark in marks if mark and mark.count(b"|") >= 4), default=0)
 
     async def reached(self, offset: int) -> None:
@@ -53,9 +56,9 @@ class ClusterStage(SharedStage):
         self.cluster, self.url = cluster, cluster.url
         self.server = lambda: cluster.master(self.slot)
 
-    @property
+    @cached_property
     def slot(self) -> int:
-        """That of the scope, of which there is one."""
+        """That of the scope, of which there is one. It is known once something is in the cache."""
         pattern = f"hive:{{{self.log_topic}/0/*"
         running = [server for server in self.cluster.servers if server.running]
         found = next(filter(None, (self.cluster.ask(server, "KEYS", pattern) for server in running)))
