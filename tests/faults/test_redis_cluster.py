@@ -154,7 +154,7 @@ async def test_81_a_master_of_a_cluster_fails_over_to_a_replica_that_lags(
                         old.kill()
                     else:
                         replica.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
-                    await until(lambda new=new: cluster.master(slot) is new, "promoted", to_thread=True)  # type: ignore[misc]
+                    await until(lambda new=new: cluster.has(new, slot), "promoted", to_thread=True)  # type: ignore[misc]
                     replica.config_set("masterauth", PASSWORD)
                 await stage.reached(before + 1)
                 if not old.running:

@@ -161,13 +161,18 @@ class RedisCluster:
     def slot(self, key: str) -> int:
         return key_slot(key.encode())
 
+    def has(self, server: Redis, slot: int) -> bool:
+        """Whether this server runs, and is the master of the slot by its own word."""
+        with contextlib.suppress(RedisError, OSError):
+            for node in self.nodes(server):
+                if "myself,master" in node[2] and any(_has(text, slot) for text in node[8:]):
+                    return True
+        return False
+
     def master(self, slot: int) -> Redis:
-        """The server that has this slot, by its own word."""
         for server in self.servers:
-            with contextlib.suppress(RedisError, OSError):
-                for node in self.nodes(server):
-                    if "myself,master" in node[2] and any(_has(text, slot) for text in node[8:]):
-                        return server
+            if server.running and self.has(server, slot):
+                return server
         raise AssertionError(f"slot {slot} has no master")
 
     def owner(self, asked: Redis, slot: int) -> int:
