@@ -90,7 +90,10 @@ class Recorder:
         if not _LASTING.issuperset(map(type, values)):
             self.refuse("a parameter that may change before it is sent")
         self.statements.append(Statement(text, values))
-        self.size += len(text) + sum(len(value) for value in values if isinstance(value, str | bytes))
+        self.size += len(text)
+        for value in values:
+            if type(value) is str or type(value) is bytes:
+                self.size += len(value)
         return _Answer(self)
 
 
@@ -106,7 +109,8 @@ class Collected:
         self._send = send
         self._statements: list[Statement] = []
         self._size = 0
-        self._offsets: OffsetRange | None = None
+        self._first: OffsetRange | None = None  # of the events, and the last of them
+        self._last: OffsetRange | None = None
         self.error: Exception | None = None
 
     @property
@@ -116,7 +120,7 @@ class Collected:
 
     def takes(self, offsets: OffsetRange) -> bool:
         """Whether the event comes after those that are collected."""
-        return self._offsets is None or offsets.follows(self._offsets)
+        return self._last is None or offsets.follows(self._last)
 
     async def take(self, offsets: OffsetRange, effect: Effect) -> str:
         """Take an event, or return why that is not possible. Then nothing of its effect has happened.
@@ -134,18 +138,18 @@ class Collected:
             return recorder.refused
         self._statements += recorder.statements
         self._size += recorder.size
-        self._offsets = offsets if self._offsets is None else self._offsets._replace(last=offsets.last)
+        self._first, self._last = self._first or offsets, offsets
         return ""
 
     async def commit(self) -> None:
         if self.error is not None:
             raise self.error
-        offsets, statements = self._offsets, self._statements
-        self._offsets, self._statements, self._size = None, [], 0
-        if offsets is None:
+        first, last, statements = self._first, self._last, self._statements
+        await self.rollback()
+        if first is None or last is None:
             return
         try:
-            await self._send(offsets, statements)
+            await self._send(first._replace(last=last.last), statements)
         except asyncio.CancelledError:
             # The time of the handler has ended, and no event is to blame for that.
             self.error = Unavailable(inside="PostgreSQL: the events were not stored within the time of the handler")
@@ -155,4 +159,5 @@ class Collected:
             raise
 
     async def rollback(self) -> None:
-        self._offsets, self._statements, self._size = None, [], 0
+        self._first = self._last = None
+        self._statements, self._size = [], 0
