@@ -45,7 +45,6 @@ LOOK_INSIDE = {
             "integration/test_tail.py",
             "unit/kafka/test_leaders.py",
             "unit/kafka/test_sender.py",
-            "unit/producer/test_publishing.py",
         ],
         "what is held in memory, and who waits, is not shown by a property yet",
     ),

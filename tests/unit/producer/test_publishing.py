@@ -13,6 +13,7 @@ from hiveio.envelope import Envelope
 from hiveio.errors import Unavailable
 from hiveio.producer.keys import Claim, Keys
 from hiveio.producer.publishing import Publishing
+from hiveio.redis.node import Node
 from hiveio.types import RecordMetadata
 
 CLAIM = Claim("hive:keys:{t/id}:", b"name", "token", "hash")
@@ -115,7 +116,7 @@ async def test_while_it_is_claimed_it_is_given_back(
     publishing: Publishing, keys: RecordedKeys, ends: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    monkeypatch.setattr(keys._redis, "call", lambda *_: asked)
+    monkeypatch.setattr(Node, "call", lambda *_: asked)
     task = asyncio.create_task(publishing.claim(envelope(wait=False)))
     if ends is None:
         await over(task)
