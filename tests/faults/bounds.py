@@ -50,7 +50,7 @@ class Watched:
 
 
 def check_published(fold: Fold, acknowledged: Mapping[int, float], watched: Watched) -> Iterator[Finding]:
-    """``acknowledged``: for the offset of an accepted record, when a client was first told so."""
+    """``acknowledged``: for the offset of an accepted record, when a client was first answered so."""
     if watched.arrived is None:
         return
     for event in fold.events:

@@ -37,7 +37,7 @@ class Instance(Service):
         super().__init__(None, None)
 
     def start_with(self, **environ: str) -> None:
-        """Start with these settings, for this time, beside its own."""
+        """Start with these settings, for this time, besides its own."""
         self._further = environ
         self.start(90.0)
 

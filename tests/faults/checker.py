@@ -1,4 +1,4 @@
-"""The checker of docs/faults.md: the log, the cache and the event topic against what the clients were told.
+"""The checker of docs/faults.md: the log, the cache and the event topic against what the clients were answered.
 
 All of its points; the sixth is in stored.py, those that have a bound in bounds.py. It reads with fresh clients
 (evidence.py), and judges by its own fold (fold.py).
@@ -86,7 +86,7 @@ def check(evidence: Evidence, history: Sequence[Call]) -> list[Finding]:
 
 
 def _acknowledged(history: Iterable[Call]) -> dict[int, float]:
-    """For the offset of each record that was answered as accepted: when that was first told."""
+    """For the offset of each record that was answered as accepted: when that was first answered."""
     first: dict[int, float] = {}
     for call in history:
         if call.result is Result.ACCEPTED and call.position is not None:
@@ -208,7 +208,7 @@ def _check_pairs(fold: Fold) -> Iterator[Finding]:
 
 
 class _Acknowledged:
-    """The newest version of each aggregate that anybody had been told of at a time."""
+    """The newest version of each aggregate that any client had been answered with at a time."""
 
     def __init__(self, answered: Mapping[str, list[tuple[float, int]]]) -> None:
         self._times: dict[str, list[float]] = {}

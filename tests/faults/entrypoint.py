@@ -94,7 +94,7 @@ def accepts_everything() -> None:
 
 
 def trusts_the_lock() -> None:
-    """Redlock is believed: what is appended while the lock is surely held counts, whatever the log says."""
+    """Redlock is believed: what is appended while the lock is certainly held counts, whatever the log says."""
     append, judge, heads_match, own = Performer._append, View.judge, rule._heads_match, [False]
 
     def append_while_held(self: Performer, command: InFlight, tx: Tx, *given: Any) -> None:

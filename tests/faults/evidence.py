@@ -18,7 +18,7 @@ READ_S = 30.0
 
 
 def gather(brokers: str, url: str, topic: str, within_s: float = 30.0) -> Evidence:
-    """The evidence once it is at rest: all of the log applied and published. After ``within_s`` as it stands then."""
+    """The evidence once it is at rest: all of the log applied and published. After ``within_s`` as it is then."""
     until = time.monotonic() + within_s
     while True:
         try:

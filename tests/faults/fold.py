@@ -85,7 +85,7 @@ class Accepted:
 
 @dataclass
 class Published:
-    """An event as it has to stand on the event topic."""
+    """An event as it has to be on the event topic."""
 
     position: str
     key: str
@@ -167,7 +167,7 @@ class Fold:
         void = ("commit", "barrier") if self.format > 1 else ("commit",)
         copied = first is not record and body["kind"] in void
         if verdict and copied:  # Kafka's client may write a record twice
-            self._found(2, record.offset, f"a copy of {record.tx}, which stands at {first.offset}, is accepted")
+            self._found(2, record.offset, f"a copy of {record.tx}, which is at {first.offset}, is accepted")
         return verdict
 
     def _go_on(self, record: Record) -> None:
@@ -195,12 +195,12 @@ class Fold:
         return known
 
     def watermark(self, topic_id: str, generation: str) -> str:
-        """As it should stand in the cache."""
+        """As it should be in the cache."""
         parts = (self.next, self.time, topic_id, generation, self.format, self.stamp, self.floor, self.last)
         return "|".join(map(str, parts))
 
     def writers_text(self) -> dict[str, str]:
-        """As they should stand in the cache."""
+        """As they should be in the cache."""
         return {name: f"{number}:{offset}" for name, (number, offset) in self.writers.items()}
 
     def known(self, command: str, at: int) -> bool:

@@ -1,4 +1,4 @@
-"""A second opinion: porcupine, a checker of linearizability written by others, on what clients were told.
+"""A second opinion: porcupine, a checker of linearizability written by others, on what clients were answered.
 
 It knows nothing of the log: only when each request was sent and answered, and what the answer said of one aggregate.
 """
@@ -87,11 +87,11 @@ def _of_command(calls: list[Call]) -> Iterator[dict[str, Any]]:
 def _operation(name: str, calls: Sequence[Call], answered: Sequence[Call] = (), **what: Any) -> dict[str, Any]:
     """Between its first request and its first definite answer; clients of porcupine do one thing at a time, so each
     operation is a client of its own."""
-    begun, ended = min(call.called for call in calls), min(call.answered for call in answered or calls)
+    start, ended = min(call.called for call in calls), min(call.answered for call in answered or calls)
     return {
         "Aggregate": name,
         "Client": 0,
-        "Call": int(begun * 1e9),
+        "Call": int(start * 1e9),
         "Return": int(ended * 1e9),
         "Version": -1,
     } | what

@@ -21,7 +21,7 @@ class OnTopic(NamedTuple):
 
 @dataclass
 class CacheDump:
-    """One generation of the cache: what stands under its watermark."""
+    """One generation of the cache: what is stored under its watermark."""
 
     watermark: str = ""
     entries: dict[str, bytes] = field(default_factory=dict)
@@ -47,9 +47,9 @@ def check_cache(fold: Fold, cache: CacheDump, topic_id: str) -> Iterator[Finding
         if text is None:
             yield Finding(6, name, f"at version {timeline.version} and not in the cache (watermark {offset})")
             continue
-        wanted = (timeline.version, timeline.head, plain(timeline.states[-1]))
-        if _stored(fold, name, text) != wanted:
-            yield Finding(6, name, f"the cache has {text!r} at {offset}, the fold {wanted}")
+        folded = (timeline.version, timeline.head, plain(timeline.states[-1]))
+        if _stored(fold, name, text) != folded:
+            yield Finding(6, name, f"the cache has {text!r} at {offset}, the fold {folded}")
     for at in range(cache.floor * BITS, fold.next):
         bits = cache.bits.get(at // BITS, b"")
         byte, bit = divmod(at % BITS, 8)

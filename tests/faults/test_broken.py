@@ -1,7 +1,7 @@
 """The checker finds an engine that is built wrong, every time: nothing here hangs on chance.
 
-Each breakage (entrypoint.py) meets the one interleaving that it cannot stand. The right engine stands the same in the
-tests of faults 6, 18, 22, 50 and 52.
+Each breakage (entrypoint.py) meets the one interleaving that it does not survive. The right engine survives it in
+the tests of faults 6, 18, 22, 50 and 52.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ KEPT_S = 6.0  # the right engine has published by then
 
 
 async def overtaken(stage: Stage) -> None:
-    """The victim stands still with a decision on an old state, and appends it after another one has written."""
+    """The victim is paused with a decision on an old state, and appends it after another one has written."""
     await stage.accepted("Deposit", "Account/a", at=1, amount=10)
     late = await stage.meet("Withdraw", "Account/a", amount=10)
     await stage.accepted("Withdraw", "Account/a", at=1, amount=7)
@@ -35,7 +35,7 @@ async def overtaken(stage: Stage) -> None:
 
 
 async def lost_meanwhile(stage: Stage) -> None:
-    """The victim stands still with what it wants to apply, and applies it to a cache that was begun anew."""
+    """The victim is paused with what it is to apply, and applies it to a new generation of the cache."""
     await stage.accepted("Deposit", "Account/b", at=1, amount=5)
     await stage.aside("Deposit", "Account/a", amount=10)
     late = await stage.meet("Deposit", "Account/a", amount=1)

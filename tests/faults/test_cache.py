@@ -54,7 +54,7 @@ async def test_17_the_topic_was_made_anew(broker: Broker) -> None:
         # Noticed, loudly, and never used: the account of before is not there.
         assert any('"warning"' in line for i in stage.instances for line in i.lines("1 other logs named"))
         assert (await stage.read("Account/a")).version == 0
-        assert stage.watermark() == ahead, "what stands there is left as it is"
+        assert stage.watermark() == ahead, "what is there is left as it is"
         await stage.well("Account/a")
 
 
@@ -189,7 +189,7 @@ async def test_26_locks_end_early(broker: Broker) -> None:
 
 @pytest.mark.fault(26)
 async def test_26_the_clock_of_redis_jumps(broker: Broker, tmp_path: Path) -> None:
-    """By hours, to and fro: locks, leases and intents end early or late, and wishes are forgotten."""
+    """By hours, to and fro: locks, leases and intents end early or late, and waiting instances are forgotten."""
     if FAKETIME is None:
         require("faketime", "there is no libfaketime (apt-get install faketime)")
     clock = tmp_path / "clock"

@@ -215,7 +215,7 @@ def test_42_rebalances_under_load_with_a_handler_slower_than_the_poll_interval(
             raise AssertionError(f"missing {len(missing)}: {missing[:50]}; beyond {more[:9]}; {first.text()}") from None
         assert first.process.poll() is None
     assert at_once(effects) == []
-    # A handler that is cancelled on revoke has no effect and is begun again elsewhere; an offset whose commit came too
+    # A handler that is cancelled on revoke has no effect and is called again elsewhere; an offset whose commit came too
     # late is delivered again. Nothing is skipped, and each partition is in order.
     handled = defaultdict(list)
     for _, amount, _, at in lines(effects):

@@ -65,7 +65,7 @@ async def test_80_a_publisher_that_begins_again_and_again_keeps_no_threads(broke
             (worker,) = psutil.Process(stage.victim.process.pid).children()
             return int(worker.num_threads())
 
-        async def begun(sessions: int) -> None:
+        async def started(sessions: int) -> None:
             while len(stage.victim.lines('"publishing ')) < sessions:
                 (lease,) = client.keys("hive:*:publisher") or (None,)
                 if lease is not None and client.get(lease) != b"another":
@@ -73,8 +73,8 @@ async def test_80_a_publisher_that_begins_again_and_again_keeps_no_threads(broke
                 await asyncio.sleep(0.1)
             await stage.accepted("Deposit", "Account/a", amount=1)
 
-        await begun(2)
+        await started(2)
         before = threads()
-        await begun(2 + SESSIONS)
+        await started(2 + SESSIONS)
         await until(lambda: threads() < before + SESSIONS, f"about {before} threads", 10)  # a client has three
         await stage.well("Account/a")

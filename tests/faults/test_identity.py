@@ -1,4 +1,4 @@
-"""Faults 58, 59 and 61: which log it is, whose, with how many partitions, and what stands where."""
+"""Faults 58, 59 and 61: which log it is, whose, with how many partitions, and what is where."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def test_61_another_service_writes_to_the_topic_by_mistake(kafka: Kafka, redis: 
     both = TAKES_DEPOSITS + renamed.partition("class Account(Model):")[2].partition("\n\n")[2]
     with processor(environ) as role:
         assert deposit(role, "ada") == 200
-        said = refused(environ | {"EVENT_STORE_PARTITIONS": "1"}, renamed, 2)  # that is not what it is told of
+        said = refused(environ | {"EVENT_STORE_PARTITIONS": "1"}, renamed, 2)  # that is not what the line is about
         assert f"EVENT_STORE_TOPIC={topic} belongs to another service" in said
         assert "was made by one with the actors AccountActor, and this one has OrderActor" in said
         with processor(environ, both) as second:
@@ -185,8 +185,8 @@ def test_61_two_clusters_have_topics_of_one_name_and_one_redis(kafka: Kafka, red
                 f"the Redis of CACHE_URL has seen 1 other logs named {log}"
             ]
         with processor(one) as a:  # with its cache
-            begun = [line["message"] for line in a.logs() if " is folded from offset " in line["message"]]
-            assert begun == [f"{log}/0 is folded from offset 22 to 22"]
+            starts = [line["message"] for line in a.logs() if " is folded from offset " in line["message"]]
+            assert starts == [f"{log}/0 is folded from offset 22 to 22"]
         roles = [Role("producer", settings(cluster, redis, f"{topic}-plain"), actor=PRODUCER) for cluster in clusters]
         with roles[0] as a, roles[1] as b:
             for role in (a, b, b):

@@ -123,7 +123,7 @@ class Load:
         wrong = {
             amount: (place, there.get(place)) for amount, place in self.stored.items() if there.get(place) != amount
         }
-        assert not wrong, f"{wrong} (answered, stands there); answered {self.stored}, written {there}, {self.statuses}"
+        assert not wrong, f"{wrong} (answered, found there); answered {self.stored}, written {there}, {self.statuses}"
         assert not self.refused & amounts.keys(), "refused, and written all the same"
         assert not amounts or max(amounts.values()) == 1, "written twice"
         assert set(self.statuses) <= {0, 200, 202, 413, 503, 504}, self.statuses
@@ -336,7 +336,7 @@ async def test_44_the_end_of_a_producer_under_load(
     if end is signal.SIGTERM:
         assert load.accepted <= amounts.keys(), "accepted and lost"
         answered = load.accepted | load.stored.keys()
-        assert len(amounts.keys() - answered) <= load.statuses[0], "written, and the client was told something else"
+        assert len(amounts.keys() - answered) <= load.statuses[0], "written, and the client was answered otherwise"
 
 
 @pytest.mark.fault(44)

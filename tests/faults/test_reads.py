@@ -31,7 +31,7 @@ HEAD = 8  # bytes of an answer that belong to its request: the length and the co
 
 @contextlib.asynccontextmanager
 async def an_old_end_is_named(stage: Stage) -> AsyncIterator[None]:
-    """From here on the victim is told of the end that the log has now, and of no record that comes later."""
+    """From here on the victim sees the end that the log has now, and no record that comes later."""
     ends: list[bytes] = []
     asks_for_the_end = kafka(LIST_OFFSETS, stage.log_topic)
 

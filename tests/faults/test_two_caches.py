@@ -109,7 +109,7 @@ async def test_21_failover_to_a_replica_that_lags(broker: Broker, nodes: int) ->
 
 
 async def both_have_the_lock(stage: TwoCaches) -> None:
-    """The victim appends under a lock that it surely has, and so has another one, which is faster."""
+    """The victim appends under a lock that it certainly has, and so has another one, which is faster."""
     await stage.accepted("Deposit", "Account/a", at=1, amount=10)
     async with stage.apart():
         await stage.accepted("Deposit", "Account/a", amount=1)

@@ -36,7 +36,7 @@ class Workload:
         self.sent: Counter[str] = Counter()
         self.stop = asyncio.Event()
         self._seed = seed
-        self._versions: dict[str, int] = {}  # as last told to anybody
+        self._versions: dict[str, int] = {}  # as a client was last answered
         self._answered_keys: list[Call] = []
 
     async def run(self) -> None:
