@@ -111,9 +111,9 @@ _CHOICES = {
 
 def check_class(kind: type) -> None:
     """Check the types of the attributes of a class, and that its methods are methods. Raises BadAnnotation."""
-    for attribute, wanted in _ATTRIBUTES.items():
-        if not isinstance(found := getattr(kind, attribute), wanted):
-            raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it must be of type {wanted.__name__}")
+    for attribute, expected in _ATTRIBUTES.items():
+        if not isinstance(found := getattr(kind, attribute), expected):
+            raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it must be of type {expected.__name__}")
     for attribute, allowed in _CHOICES.items():
         if (chosen := getattr(kind, attribute)) not in allowed:
             listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
@@ -136,16 +136,16 @@ def check_class(kind: type) -> None:
 def check_plain(kind: type, method: str, parameters: Sequence[str] = (), *, may_wait: bool = True) -> None:
     """Check that a method can be called as the runtime calls it. Raises BadAnnotation."""
     name, function = f"{kind.__name__}.{method}", getattr(kind, method)
-    wanted = f"{method}({', '.join(['self', *parameters])})"
+    expected = f"{method}({', '.join(['self', *parameters])})"
     if not callable(function):
-        raise BadAnnotation(f"{name} is {function!r}; it must be a method {wanted}")
+        raise BadAnnotation(f"{name} is {function!r}; it must be a method {expected}")
     if not may_wait and inspect.iscoroutinefunction(function):
-        raise BadAnnotation(f"{name} is async; it must be a plain method {wanted}")
+        raise BadAnnotation(f"{name} is async; it must be a plain method {expected}")
     static = isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod)
     try:
         inspect.signature(function).bind(*parameters, *([] if static else [None]))
     except TypeError:
-        raise BadAnnotation(f"{name} takes other parameters; it is called as {wanted}") from None
+        raise BadAnnotation(f"{name} takes other parameters; it is called as {expected}") from None
 
 
 def check_takes_nothing(kind: type) -> None:

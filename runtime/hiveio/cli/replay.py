@@ -106,9 +106,9 @@ async def _reset(
         # These records are read again, so their dead letters are forgotten.
         owner, owners = secrets.token_hex(4), dict[Partition, Owner]()
         for topic in {topic for topic, _ in begins}:
-            letters = reader.partitions(dead_topic(topic, settings.group_id))
-            reader.write([(*partition, forget()) for partition in letters])
-            dead_ends = {partition[1]: reader.bounds(*partition)[1] for partition in letters}
+            dead_partitions = reader.partitions(dead_topic(topic, settings.group_id))
+            reader.write([(*partition, forget()) for partition in dead_partitions])
+            dead_ends = {partition[1]: reader.bounds(*partition)[1] for partition in dead_partitions}
             own = [partition for partition in begins if partition[0] == topic]
             owners |= {partition: Owner(owner, dead_ends.get(partition[1], 0)) for partition in own}
         reader.commit(begins, owners)  # a dead letter of a former member that lands after this is void

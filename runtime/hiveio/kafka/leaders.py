@@ -186,8 +186,8 @@ class LeaderWatch:
         for _ in range(ATTEMPTS):
             found = await asyncio.gather(*[blocking(self._ask, broker, each) for broker, each in missing.items()])
             answers |= {(answer.broker, answer.topic): answer for each in found for answer in each}
-            heard = [broker for broker, each in zip(missing, found, strict=True) if each]
-            left = {broker: [topic for topic in topics if (broker, topic) not in answers] for broker in heard}
+            answering = [broker for broker, each in zip(missing, found, strict=True) if each]
+            left = {broker: [topic for topic in topics if (broker, topic) not in answers] for broker in answering}
             missing = {broker: each for broker, each in left.items() if each}
         return list(answers.values())
 
