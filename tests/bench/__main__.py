@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from tests.bench.bench import Bench, Lost, services
+from tests.bench.fleet import scale_out
 from tests.bench.idle import idle
 from tests.bench.load import Generator
+from tests.bench.log import fold
 from tests.bench.peers import peers
 from tests.bench.report import ceiling, machine
 from tests.bench.roles import base, consumer, consumer_memory, producer, projections
@@ -27,6 +29,8 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "purses": purses,
     "shared": shared,
     "scale": scale,
+    "scale-out": scale_out,
+    "fold": fold,
     "idle": idle,
     "peers": peers,
 }
@@ -48,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=3, help="of each; the median counts (3)")
     made.add_argument("--clients", type=numbers, default=[1, 64], help="numbers of clients (1,64)")
     made.add_argument("--records", type=int, default=400_000, help="in the consumer's topic (400000)")
-    made.add_argument("--aggregates", type=numbers, default=[1_000, 100_000, 1_000_000], help="of scale")
+    made.add_argument("--aggregates", type=numbers, default=[1_000, 100_000, 1_000_000], help="of scale and of fold")
+    made.add_argument("--instances", type=numbers, default=[1, 2, 4, 8], help="of scale-out (1,2,4,8)")
+    made.add_argument("--partitions", type=numbers, default=[1, 16], help="of scale-out (1,16)")
     made.add_argument("--generator", choices=("wrk", "own"), default="", help="wrk where it is installed, else our own")
     made.add_argument("--json", metavar="FILE", help="write the results there too")
     return made
@@ -68,7 +74,7 @@ def main(arguments: list[str]) -> int:
             console.print(f"load by {generator.name}; Kafka, Valkey, load and service share the machine", style="dim")
             bench = Bench(
                 kafka, redis, generator, console, options.seconds, options.rounds, options.clients, options.records,
-                options.aggregates,
+                options.aggregates, options.instances, options.partitions,
             )  # fmt: skip
             about = machine()
             console.print(", ".join(f"{name} {value}" for name, value in about.items()), style="dim")

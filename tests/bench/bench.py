@@ -55,6 +55,8 @@ class Bench:
     clients: Sequence[int] = (1, 64)
     records: int = 400_000  # of the consumer's topic
     aggregates: Sequence[int] = (1_000, 100_000, 1_000_000)
+    instances: Sequence[int] = (1, 2, 4, 8)
+    partitions: Sequence[int] = (1, 16)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ceilings: list[float] = field(default_factory=list)
@@ -160,9 +162,9 @@ class Bench:
     def add(self, rows: Sequence[Row]) -> None:
         self.rows += rows
 
-    def show(self, title: str, against: str = "raw") -> None:
+    def show(self, title: str, against: str = "raw", parts: Sequence[str] = ()) -> None:
         """The table of the rows of this title."""
-        self.console.print(table(title, [row for row in self.rows if row.bench == title], against))
+        self.console.print(table(title, [row for row in self.rows if row.bench == title], against, parts))
 
     def note(self, text: str) -> None:
         self.notes.append(text)

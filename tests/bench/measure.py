@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+import redis
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,27 @@ class Usage:
         """Microseconds a request since the start."""
         now = self._read()
         return {name: (now[name] - self._before[name]) / max(requests, 1) * 1e6 for name in now}
+
+
+class RedisUsage:
+    """What a Redis did since the start: CPU of its process, and bytes that it was sent and sent itself."""
+
+    def __init__(self, url: str) -> None:
+        self._client = redis.Redis.from_url(url)
+        self._before = self._read()
+
+    def _read(self) -> dict[str, float]:
+        found: Any = self._client.info()
+        return {
+            "Redis µs": (found["used_cpu_user"] + found["used_cpu_sys"]) * 1e6,
+            "Redis B in": float(found["total_net_input_bytes"]),
+            "Redis B out": float(found["total_net_output_bytes"]),
+        }
+
+    def each(self, records: int) -> dict[str, float]:
+        """For each record."""
+        now = self._read()
+        return {name: (now[name] - self._before[name]) / max(records, 1) for name in now}
 
 
 def _kind(pid: int, thread: int) -> str:

@@ -14,8 +14,8 @@ from tests.bench.measure import Row
 THREADS = ("loop", "threads", "kafka")
 
 
-def table(title: str, rows: Sequence[Row], against: str = "raw") -> Table:
-    """Rates and times, with ratios to the row ``against``; for rows without a rate, their parts."""
+def table(title: str, rows: Sequence[Row], against: str = "raw", parts: Sequence[str] = ()) -> Table:
+    """Rates, times, ``parts``, and ratios to the row ``against``; for rows without a rate, all their parts."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     shown.add_column("", no_wrap=True)
     if not any(row.median("rate") for row in rows):
@@ -27,6 +27,8 @@ def table(title: str, rows: Sequence[Row], against: str = "raw") -> Table:
     for name in ("clients", "/s", "p50 ms", "p99 ms", "CPU µs"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("loop+threads+kafka", justify="right", style="dim", no_wrap=True)
+    for name in parts:
+        shown.add_column(name, justify="right", no_wrap=True)
     for name in ("/s", "p50", "CPU"):
         shown.add_column(f"{name} of {against}", justify="right", style="bold", no_wrap=True)
     shown.add_column("failed" if any(row.failed for row in rows) else "", justify="right", style="red", no_wrap=True)
@@ -41,6 +43,7 @@ def table(title: str, rows: Sequence[Row], against: str = "raw") -> Table:
             _number(row.median("p99_ms")),
             _number(row.median("cpu_us")),
             "" if None in spent else "+".join(f"{part:.0f}" for part in spent if part is not None),
+            *(_number(row.part(name) or 0.0) for name in parts),
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             str(row.failed or ""),
         )

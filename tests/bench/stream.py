@@ -7,18 +7,12 @@ from functools import partial
 from statistics import mean, median
 
 import httpx
-from confluent_kafka import Producer
 
-from hiveio.config import Settings
-from hiveio.kafka.delivery import Headers
-from hiveio.transaction import record as records
-from hiveio.transaction.record import FORMAT, Commit, Format
-from hiveio.transaction.rule import HASH
 from tests.actors.purses import FULL
-from tests.bench.bench import BULK, LOG, Bench, Lost, Served
+from tests.bench.bench import LOG, Bench, Lost, Served
 from tests.bench.load import Request
+from tests.bench.log import fill, until_ready
 from tests.bench.measure import Measure, Row, Sample, Usage
-from tests.process import wait_until
 
 ADD = '{"type":"Add","payload":{"amount":5}}'
 DISTINCT = Request("POST", "/tallies/{}", ADD, 1_000_000)
@@ -148,40 +142,14 @@ def scale(bench: Bench) -> None:
         role = bench.role("stream-processor", "tally:Tallies", EVENT_STORE_TOPIC=topic)
         role.wait = False
         with role, bench.console.status(f"scale: folding {count:,} records"):
-            wait_until(role.logs, 30, "its first line")
-            usage, folding = Usage(role.process.pid), time.monotonic()
-            role.ready(600)
-            seconds, cpu_us = time.monotonic() - folding, usage.each_us(count)["all"]
+            folded = until_ready(bench, role, count)
             request = Request("POST", "/tallies/{}", ADD, count)
             measure = bench.http(role, request, clients)
             samples = tuple(measure() for _ in range(bench.rounds))
         bench.add([Row("scale", f"{count:,} aggregates", clients, samples, raw)])
         raw = raw or samples
         bench.note(
-            f"{count:,} aggregates: {count / seconds:,.0f} records/s folded at the start, {cpu_us:.1f} µs of CPU each"
+            f"{count:,} aggregates: {folded.rate:,.0f} records/s folded at the start, at {folded.cpu_us:.1f} µs of CPU"
         )
         bench.check("scale: events", bench.stored(topic) - 1, role.acknowledged)
     bench.show("scale")
-
-
-def fill(bench: Bench, topic: str, count: int) -> None:
-    """A log in which each of the aggregates was written once, and an event topic that says all is published."""
-    settings = Settings()
-    bench.make_topic(topic)
-    bench.make_topic(f"{topic}.transactions", LOG)
-    client = Producer(BULK | {"bootstrap.servers": bench.kafka.brokers})
-    log = f"{topic}.transactions"
-    first = Format(FORMAT, 1, HASH, settings.idempotency_count, settings.idempotency_time_s * 1000)
-    client.produce(log, records.encode(first), b"format-bench", 0)
-    text = (
-        b'{"kind":"commit","command":["Tally/%d","fill-%d"],'
-        b'"writes":[["Tally/%d","",0,[{"type":"Added","payload":{"amount":5}}]]]}'
-    )
-    assert isinstance(records.decode(text % (0, 0, 0)), Commit)
-    for number in range(count):
-        client.produce(log, text % (number, number, number), b"fill-%d" % number, 0)
-        if number % 5_000 == 0:
-            client.poll(0)
-    headers: Headers = [("hive-position", b"0:%d:0" % count), ("hive-id", b"fill-%d.0" % (count - 1))]
-    client.produce(topic, b'{"type":"Added","payload":{"amount":5}}', b"%d" % (count - 1), 0, headers=headers)
-    assert client.flush(120) == 0

@@ -19,7 +19,19 @@ from tests.services import Kafka, Redis
 def bench(kafka: Kafka, redis: Redis) -> Bench:
     console = Console(width=150, quiet=True)
     own = Generator("own")  # wrk takes whole seconds
-    return Bench(kafka, redis, own, console, 0.3, 1, clients=(3,), records=1_000, aggregates=(10, 50))
+    return Bench(
+        kafka,
+        redis,
+        own,
+        console,
+        0.3,
+        1,
+        clients=(3,),
+        records=1_000,
+        aggregates=(10, 50),
+        instances=(1, 2),
+        partitions=(2,),
+    )
 
 
 AHEAD = {"peers": [pytest.mark.ahead(environment, print)]}
