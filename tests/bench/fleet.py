@@ -11,8 +11,8 @@ from tests.bench.measure import Measure, RedisUsage, Row, Sample, Usage, alterna
 from tests.bench.stream import ADD
 
 AGGREGATES = 1_000
-IDLE = "idle ms/1,000"  # CPU of an instance without load, for 1,000 records of the others
-PARTS = (IDLE, "Redis µs", "Redis B in", "Redis B out")
+IDLE = "idle ms"  # CPU of an instance without load, for 1,000 records of the others
+PARTS = (IDLE, "Redis µs", "Redis in", "Redis out")
 
 
 def scale_out(bench: Bench) -> None:
@@ -44,7 +44,7 @@ def scale_out(bench: Bench) -> None:
                 alone = alone or tuple(next(iter(taken.values())))
                 bench.add([Row(title, name, clients, tuple(found), alone) for name, found in taken.items()])
                 bench.note(f"{count} without load: {unused(bench, roles):.1f} % of a core each")
-        bench.show(title, "the first", PARTS)
+        bench.show(title, "one", PARTS)
         bench.check(f"{title}: events", bench.stored(environ["EVENT_STORE_TOPIC"]), sum(r.acknowledged for r in roles))
 
 

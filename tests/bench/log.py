@@ -18,7 +18,7 @@ ADDED = ("Tally", '{"type":"Added","payload":{"amount":5}}')
 PAGE = 700_000  # bytes of a large snapshot
 FILLED = ("Page", f'{{"type":"Filled","payload":{{"size":{PAGE}}}}}')
 FEW = 1_000
-PARTS = ("Redis µs", "Redis B in", "Redis B out")
+PARTS = ("Redis µs", "Redis in", "Redis out")
 
 
 def fold(bench: Bench) -> None:

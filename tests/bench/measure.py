@@ -132,8 +132,8 @@ class RedisUsage:
         found: Any = self._client.info()
         return {
             "Redis µs": (found["used_cpu_user"] + found["used_cpu_sys"]) * 1e6,
-            "Redis B in": float(found["total_net_input_bytes"]),
-            "Redis B out": float(found["total_net_output_bytes"]),
+            "Redis in": float(found["total_net_input_bytes"]),
+            "Redis out": float(found["total_net_output_bytes"]),
         }
 
     def each(self, records: int) -> dict[str, float]:

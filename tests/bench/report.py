@@ -26,14 +26,17 @@ def table(title: str, rows: Sequence[Row], against: str = "raw", parts: Sequence
         return shown
     for name in ("clients", "/s", "p50 ms", "p99 ms", "CPU µs"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("loop+threads+kafka", justify="right", style="dim", no_wrap=True)
+    split = any(row.part(THREADS[0]) is not None for row in rows)
+    if split:
+        shown.add_column("+".join(THREADS), justify="right", style="dim", no_wrap=True)
     for name in parts:
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("/s", "p50", "CPU"):
+    compared = ("rate", "p50_ms", "cpu_us") if any(row.raw for row in rows) else ()
+    for name in ("/s", "p50", "CPU")[: len(compared)]:
         shown.add_column(f"{name} of {against}", justify="right", style="bold", no_wrap=True)
     shown.add_column("failed" if any(row.failed for row in rows) else "", justify="right", style="red", no_wrap=True)
     for row in rows:
-        ratios = [row.ratio(name) for name in ("rate", "p50_ms", "cpu_us")] if row.raw else [None] * 3
+        ratios = [row.ratio(name) for name in compared]
         spent = [row.part(name) for name in THREADS]
         shown.add_row(
             row.what,
@@ -42,7 +45,11 @@ def table(title: str, rows: Sequence[Row], against: str = "raw", parts: Sequence
             _number(row.median("p50_ms")),
             _number(row.median("p99_ms")),
             _number(row.median("cpu_us")),
-            "" if None in spent else "+".join(f"{part:.0f}" for part in spent if part is not None),
+            *(
+                ["" if None in spent else "+".join(f"{part:.0f}" for part in spent if part is not None)]
+                if split
+                else []
+            ),
             *(_number(row.part(name) or 0.0) for name in parts),
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             str(row.failed or ""),
