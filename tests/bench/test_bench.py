@@ -35,11 +35,12 @@ def bench(kafka: Kafka, redis: Redis) -> Bench:
 
 
 AHEAD = {"peers": [pytest.mark.ahead(environment, print)]}
+NEEDS = {"peers": "peers", "projections": "postgres"}  # beyond Kafka and Redis
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=AHEAD.get(name, [])) for name in BENCHES])
 def test_runs_and_every_request_succeeds(bench: Bench, name: str) -> None:
-    with required("peers"):
+    with required(NEEDS.get(name, "kafka")):
         BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
     assert bench.rows
     assert sum(row.failed for row in bench.rows) == 0
