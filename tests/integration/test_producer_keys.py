@@ -178,14 +178,14 @@ def test_what_the_end_flushes_is_known_to_the_next_instance(own_kafka: Kafka, to
 def test_killed_between_claim_and_answer_it_is_never_stored_twice(
     own_kafka: Kafka, topic: str, producer: Make, redis: Redis
 ) -> None:
-    with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:
+    with producer(own_kafka.brokers, REQUEST_TIMEOUT="3000") as role:
         assert post(role, "before").status_code == 200
         own_kafka.pause()
         first = post(role, "k")
         assert first.status_code == 504, first.text
         role.kill()
         own_kafka.resume()
-    with producer(own_kafka.brokers, REQUEST_TIMEOUT="1000") as role:
+    with producer(own_kafka.brokers, REQUEST_TIMEOUT="3000") as role:
         again = post(role, "k")
         assert again.status_code == 504
         assert again.json()["id"] == first.json()["id"]
