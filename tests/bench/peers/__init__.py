@@ -109,8 +109,8 @@ def consuming(bench: Bench, python: Path) -> None:
         return measure
 
     measures: dict[str, Measure] = {
-        OURS: lambda: consumed(bench, topic, "Views"),
-        f"{OURS}, lists": lambda: consumed(bench, topic, "Lists"),
+        OURS: lambda: consumed(bench, topic, "bench:Views"),
+        f"{OURS}, lists": lambda: consumed(bench, topic, "bench:Lists"),
         "aiokafka, lists": peer("aiokafka"),
         "FastStream": peer("faststream", max(bench.records // SLOWER, 100)),
         "FastStream, lists": peer("faststream-batch"),
