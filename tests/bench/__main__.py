@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tests.bench.bench import Bench, Lost, services
 from tests.bench.fleet import scale_out
-from tests.bench.idle import idle
+from tests.bench.idle import idle, partitions
 from tests.bench.load import Generator
 from tests.bench.log import fold
 from tests.bench.peers import peers
@@ -32,6 +32,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "scale-out": scale_out,
     "fold": fold,
     "idle": idle,
+    "partitions": partitions,
     "peers": peers,
 }
 

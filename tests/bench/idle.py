@@ -1,8 +1,10 @@
-"""The cost of an idle role: its memory, and the time from its start to its first answer."""
+"""The cost of an idle role: its memory, its threads, and the time from its start to its first answer."""
 
 import socket
 import statistics
 import time
+
+import psutil  # type: ignore[import-untyped]
 
 from tests.bench.bench import Bench, Served
 from tests.bench.measure import Row, Sample, memory_mb
@@ -14,6 +16,7 @@ ROLES = {
     "consumer": "bench:Views",
     "stream-processor": "tally:Tallies",
 }
+PARTITIONS = 200
 
 
 def idle(bench: Bench) -> None:
@@ -42,6 +45,32 @@ def idle(bench: Bench) -> None:
         }
         bench.add([Row("idle", f"hiveio/{name}", 0, (Sample(0, 0, 0, 0, parts=figures),))])
     bench.show("idle")
+
+
+def partitions(bench: Bench) -> None:
+    """A stream processor with 200 partitions: its start on a new log and on one that is there, threads, idle CPU."""
+    name, actor = "stream-processor", ROLES["stream-processor"]
+    figures: dict[str, list[dict[str, float]]] = {"new log": [], "existing log": []}
+    for _ in range(bench.rounds):
+        topic = bench.topic()
+        for samples in figures.values():
+            role = bench.role(name, actor, EVENT_STORE_TOPIC=topic, EVENT_STORE_PARTITIONS=str(PARTITIONS))
+            started = time.monotonic()
+            role.wait = False
+            with role:
+                role.ready(120)
+                ready_s = time.monotonic() - started
+                time.sleep(bench.seconds)  # what the start left behind is gone
+                worker = psutil.Process(role.workers()[0].pid)
+                spent_s, since = sum(worker.cpu_times()[:2]), time.monotonic()
+                time.sleep(bench.seconds)
+                idle_s = time.monotonic() - since
+                cpu = 100 * (sum(worker.cpu_times()[:2]) - spent_s) / idle_s
+                samples.append({"ready s": ready_s, "threads": worker.num_threads(), "idle CPU %": cpu})
+    for log, samples in figures.items():
+        medians = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+        bench.add([Row("partitions", f"{PARTITIONS} partitions, {log}", 0, (Sample(0, 0, 0, 0, parts=medians),))])
+    bench.show("partitions")
 
 
 def first_answer(role: Served) -> None:

@@ -44,7 +44,7 @@ def test_runs_and_every_request_succeeds(bench: Bench, name: str) -> None:
         BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
     assert bench.rows
     assert sum(row.failed for row in bench.rows) == 0
-    assert all(row.median("rate") > 0 for row in bench.rows if name != "idle")
+    assert all(row.median("rate") > 0 for row in bench.rows if name not in ("idle", "partitions"))
     json.dumps([row.plain() for row in bench.rows])
 
 
