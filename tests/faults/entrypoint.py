@@ -21,7 +21,8 @@ from hiveio.envelope import Codec
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.delivery import Client
-from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.session import Session
+from hiveio.kafka.session_clients import Outgoing
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.server.process import serve
 from hiveio.transaction import cache, rule, view

@@ -18,7 +18,8 @@ import pytest
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
-from hiveio.kafka.session import Outgoing, Session
+from hiveio.kafka.session import Session
+from hiveio.kafka.session_clients import Outgoing
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.publisher import Publisher

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from hiveio.config import Settings
-from hiveio.kafka.session import Outgoing, Oversized, Replaced, Session
-from hiveio.kafka.session_clients import SHARED, SessionClients
+from hiveio.kafka.session import Session
+from hiveio.kafka.session_clients import SHARED, Outgoing, Oversized, Replaced, SessionClients
 from tests.integration.topics import make_topic, read_all
 from tests.services import Kafka
 

@@ -14,7 +14,7 @@ from hiveio.cli.judging import Partition, Progress, count_scopes, decoded
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, Unavailable, Unsafe
 from hiveio.kafka.reader import Reader
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 from hiveio.redis import Redis, connect
 from hiveio.transaction.cache import former_marks
 from hiveio.transaction.journal import fresh_ids

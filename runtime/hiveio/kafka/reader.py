@@ -11,7 +11,7 @@ from hiveio.errors import backend_away
 from hiveio.kafka.assigned import UNKNOWN, CommitMetadata, Owner, Partition
 from hiveio.kafka.client import COORDINATOR_TIMEOUT_S, answered, client_config, denied, make
 from hiveio.kafka.reading import bounds, committed, messages
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 from hiveio.kafka.topics import TIMEOUT_S, admin, group_members
 
 AT_ONCE = 500  # messages that are kept while they are handed out

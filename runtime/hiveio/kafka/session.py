@@ -4,10 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from hiveio.errors import Unavailable
-from hiveio.kafka.session_clients import Outgoing as Outgoing
-from hiveio.kafka.session_clients import Oversized as Oversized
-from hiveio.kafka.session_clients import Replaced as Replaced
-from hiveio.kafka.session_clients import SessionClients
+from hiveio.kafka.session_clients import Outgoing, SessionClients
 from hiveio.types import DeliveryFuture, Observer, RecordMetadata
 
 MAX_GROUP = 500  # events that a publisher sends at once

@@ -15,8 +15,8 @@ from itertools import islice
 
 from hiveio.errors import Unavailable
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session import MAX_GROUP, Outgoing, Replaced, Session
-from hiveio.kafka.session_clients import SessionClients
+from hiveio.kafka.session import MAX_GROUP, Session
+from hiveio.kafka.session_clients import Outgoing, Replaced, SessionClients
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records

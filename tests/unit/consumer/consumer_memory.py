@@ -15,7 +15,7 @@ from hiveio.consumer.dead_letters.topic import DeadLetterTopics
 from hiveio.kafka import CommitMetadata, Lane, Message, Poller, Start
 from hiveio.kafka.assigned import Lanes, Owner
 from hiveio.kafka.headers import Pairs
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 
 Record = tuple[bytes | None, bytes | None, Pairs]  # key, value, headers
 _owners = itertools.count()

@@ -7,8 +7,8 @@ import pytest
 
 from hiveio.config import Settings
 from hiveio.errors import Unavailable
-from hiveio.kafka.session import Outgoing, Replaced, Session
-from hiveio.kafka.session_clients import SHARED, SessionClients
+from hiveio.kafka.session import Session
+from hiveio.kafka.session_clients import SHARED, Outgoing, Replaced, SessionClients
 from tests.unit.kafka.test_delivery import client_threads, until_ended
 
 SETTINGS = Settings(brokers="nowhere:1", kafka={"test.mock.num.brokers": "1"})  # librdkafka is its own broker

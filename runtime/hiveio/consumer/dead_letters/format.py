@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of as all_headers
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 
 # -- headers of a dead letter
 ORIGIN = "hive-dead-origin"  # <topic>/<partition>/<offset>

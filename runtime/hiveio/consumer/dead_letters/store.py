@@ -31,7 +31,7 @@ from hiveio.consumer.dead_letters.format import (
 from hiveio.consumer.dead_letters.topic import DeadLetterTopics
 from hiveio.errors import Unavailable
 from hiveio.kafka import Message, Start
-from hiveio.kafka.session import Outgoing, Oversized
+from hiveio.kafka.session_clients import Outgoing, Oversized
 
 READ_S = 30.0  # the time within which a dead letter that was written is read back
 PAUSE_S = 2.0  # the pause before a write that failed is tried again

@@ -9,8 +9,8 @@ from hiveio.consumer.dead_letters.format import dead_topic
 from hiveio.errors import ConfigError
 from hiveio.kafka import Message
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session import Outgoing, Session
-from hiveio.kafka.session_clients import SessionClients
+from hiveio.kafka.session import Session
+from hiveio.kafka.session_clients import Outgoing, SessionClients
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.topics import FOREVER, ensure_companion
 

@@ -7,7 +7,7 @@ from confluent_kafka import Message
 from hiveio.consumer.dead_letters.fold import Fold
 from hiveio.consumer.dead_letters.format import OWNER, dead_letter, mark
 from hiveio.kafka.assigned import CommitMetadata, Owner
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 
 
 class Partition:
