@@ -22,8 +22,8 @@ from hiveio.kafka.session import Session
 from hiveio.kafka.session_clients import Outgoing
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.component import TransactionLog
-from hiveio.transaction.publisher import Publisher
-from hiveio.transaction.resume import published
+from hiveio.transaction.resume import Published, Resume, published
+from hiveio.transaction.scope import OnJudged, Scope
 from tests.actors.tally import Add, Tallies
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all
@@ -177,26 +177,31 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
 
     monkeypatch.setattr(Session, "send", send)
     sessions = itertools.count()
-    original = Publisher._resume
+    last, sources = Resume.last, Counts[str]()
+    verdicts, notify = Scope.verdicts, Scope.notify_judged
 
-    async def resume(self: Publisher) -> None:
+    async def counted_last(self: Resume) -> Published | None:
         next(sessions)
-        await original(self)
+        return await last(self)
 
-    sources = Counts[str]()
-    ask, judged = Publisher._ask, Publisher._on_judged
+    async def counted_verdicts(self: Scope, first: int, end: int) -> str:
+        found = await verdicts(self, first, end)
+        sources["log"] += len(found)
+        return found
 
-    async def counted_ask(self: Publisher) -> None:
-        await ask(self)
-        sources["log"] += len(self._judged)
+    def counted_notify(self: Scope, on_judged: OnJudged | None) -> None:
+        def counted(*record: Any) -> None:
+            ended = sources["ended"]
+            assert on_judged is not None
+            on_judged(*record)
+            sources["given up" if sources["ended"] > ended else "scope"] += 1
 
-    def counted_judged(self: Publisher, *record: Any) -> None:
-        judged(self, *record)
-        sources["scope" if self._live else "given up"] += 1
+        sources["ended"] += on_judged is None
+        notify(self, on_judged and counted)
 
-    monkeypatch.setattr(Publisher, "_resume", resume)
-    monkeypatch.setattr(Publisher, "_ask", counted_ask)
-    monkeypatch.setattr(Publisher, "_on_judged", counted_judged)
+    monkeypatch.setattr(Resume, "last", counted_last)
+    monkeypatch.setattr(Scope, "verdicts", counted_verdicts)
+    monkeypatch.setattr(Scope, "notify_judged", counted_notify)
     settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
     made = contracts([Tallies])
     logs = [TransactionLog(settings, made) for _ in range(3)]

@@ -5,7 +5,7 @@ import os
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import Message
@@ -13,8 +13,8 @@ from confluent_kafka import Message
 from hiveio.config import Settings
 from hiveio.kafka import tail as tails
 from hiveio.kafka import unconsumed
-from hiveio.kafka.log_reader import READERS, LogReader
-from hiveio.kafka.tail import LogRecord, Tail
+from hiveio.kafka.log_reader import LogReader
+from hiveio.kafka.tail import LogRecord, Tail, log_record
 from tests.integration.topics import Written, make_topic, write
 from tests.services import Kafka
 
@@ -40,7 +40,7 @@ async def tail(kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch) -> Asy
     monkeypatch.setattr(unconsumed, "SHARED_BYTES", MOST)
     monkeypatch.setattr(unconsumed, "LEAST_BYTES", MOST)
     monkeypatch.setattr(tails, "BATCH", BATCH)
-    one = Tail(Settings(brokers=kafka.brokers), topic)
+    one = Tail(Settings(brokers=kafka.brokers), topic, make=lambda message: tails.log_record(message))
     one.start()
     yield one
     await one.stop()
@@ -113,21 +113,21 @@ async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bou
     await until(lambda: len(lazy.seen) >= full)
     assert lazy.seen[0] == 7
     failures = [ValueError("odd")]
-    hand_over = tail._hand_over
 
-    def fails(messages: list[Any]) -> None:
+    def fails(message: Message) -> LogRecord:
         if failures:
             raise failures.pop()
-        hand_over(messages)
+        return log_record(message)
 
-    monkeypatch.setattr(tail, "_hand_over", fails)
+    monkeypatch.setattr(tails, "log_record", fails)
     greedy = Taker(tail, 1, greedy=True)
     await all_of_it(greedy)
     assert not failures
     assert len(lazy.seen) <= full + 2 * BATCH
-    before = tail._consumer
+    made = Mock(wraps=tails.reading_client)
+    monkeypatch.setattr(tails, "reading_client", made)
     tail.renew()
-    await until(lambda: tail._consumer is not before)
+    await until(lambda: made.call_count == 1)
     lazy.greedy = True
     lazy.take()
     await all_of_it(lazy, offset=7)
@@ -164,7 +164,7 @@ async def test_who_reads_one_partition_does_not_wait_for_who_reads_another(kafka
         async with asyncio.timeout(10):
             records = await asyncio.gather(*[reader.read(1, offset) for offset in range(6)])
         assert [record.offset for record in records if record is not None] == list(range(6))
-        assert len(reader._idle) < READERS, "one is in use"
+        assert not slow.done()
     finally:
         goes_on.set()
     assert await slow == [0, 1, 2]
@@ -184,10 +184,10 @@ async def test_an_offset_that_a_broker_does_not_know_is_lost_only_if_it_stays_so
     tail.start()
     try:
         tail.follow(0, 3, lambda records: seen.extend(record.offset for record in records), lost.append)
-        await until(lambda: bool(tail._refused))
+        await until(lambda: bool(tail.refused))
         write(kafka.brokers, topic, [(0, None, b"x", {}) for _ in range(5)])
         await until(lambda: seen == [3, 4])
-        await until(lambda: not tail._refused)
+        await until(lambda: not tail.refused)
         assert not lost
         monkeypatch.setattr(tails, "OLD_END_S", 0.5)
         tail.follow(0, 9, lambda records: None, lost.append)

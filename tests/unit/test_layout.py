@@ -33,22 +33,8 @@ def test_a_file_of_unit_tests_is_named_after_a_module_or_package(file: str) -> N
 # Named tuples have public methods that begin with an underscore, and so have errors of librdkafka their names.
 PUBLIC = {"_replace", "_asdict", "_fields", "_make"}
 LIBRARIES = {"KafkaError", "httpx"}
-# Files that still look inside objects of ours, and why. No others may; whoever rewrites one takes it out.
-LOOK_INSIDE = {
-    "faults/entrypoint.py": "it builds the engine and the cache wrong on purpose",
-    **dict.fromkeys(
-        ["integration/test_publisher.py", "unit/test_redis.py"],
-        "they make interleavings happen between two private steps, and count these",
-    ),
-    **dict.fromkeys(
-        [
-            "integration/test_tail.py",
-            "unit/kafka/test_leaders.py",
-            "unit/kafka/test_sender.py",
-        ],
-        "what is held in memory, and who waits, is not shown by a property yet",
-    ),
-}
+# Files that look inside objects of ours all the same, and why.
+LOOK_INSIDE = {"faults/entrypoint.py": "it builds the engine and the cache wrong on purpose"}
 
 
 def private(name: str) -> bool:

@@ -95,7 +95,7 @@ class LeaderWatch:
     async def _run(self) -> None:
         while True:
             try:
-                pause_s = await self._look()
+                pause_s = await self.look()
             except Exception:  # whatever it was: the next look may find more
                 logger.exception("the brokers could not be asked which of them leads")
                 pause_s = LOOK_S
@@ -103,8 +103,8 @@ class LeaderWatch:
                 self._settled.set()
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.0))
 
-    async def _look(self) -> float:
-        """How long to wait before the next one."""
+    async def look(self) -> float:
+        """Ask the witnesses, and each broker if need be. Returns the seconds to wait before the next look."""
         topics = sorted(self._topics())
         if not topics:
             self.doubt = None

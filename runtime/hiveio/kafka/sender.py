@@ -91,17 +91,17 @@ class Sender:
         # A little before the edge gives up on the request, because the edge does not know the record.
         self._timeout_s = settings.request_timeout_ms / 1000 * 0.9
         self._flow, self._shed = Flow(self._timeout_s), shed
-        self._shedding: str | None = None  # why nothing is accepted now, though there is room
+        self.shedding: str | None = None  # why nothing is accepted now, though there is room
         self._losses = Losses(self.name)
         self._loaded_until = 0.0
         self._pending: dict[Delivery, None] = {}  # in the order of their deadlines
         self._late: set[Delivery] = set()  # past their deadline, and still held by librdkafka
         self._sweeper: asyncio.TimerHandle | None = None
-        self._leaders = LeaderWatch(settings, lambda: self._topics, self._renew, self._waits_long)
+        self._leaders = LeaderWatch(settings, lambda: self._topics, self.renew, self._waits_long)
         self._stuck = 0  # records held by clients from before they were renewed
         self._opening: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[str | None] | None = None
-        self._bytes = 0
+        self.unconfirmed_bytes = 0
         self._drained: asyncio.Future[None] | None = None
         self._closed: str | None = "it has not started"
 
@@ -141,14 +141,13 @@ class Sender:
     async def stop(self) -> None:
         """Accept nothing more and wait, for a bounded time, until everything is stored; the rest is then Unknown."""
         self._closed = "it is stopping"
-        bound_s = self._settings.drain_timeout_ms / 1000 * 0.8
         await self._leaders.stop()
         if self._opening is not None:
             self._opening.cancel()
         try:
             if self._pending or self._late:
                 self._drained = self.loop.create_future()
-                await asyncio.wait([self._drained], timeout=bound_s)
+                await asyncio.wait([self._drained], timeout=self._settings.drain_timeout_ms / 1000 * 0.8)
         finally:  # also if the process has no time left to wait
             unfinished = [*self._pending, *self._late]
             for record in unfinished:
@@ -164,7 +163,7 @@ class Sender:
         """None when Kafka answers and there is room, else the reason."""
         if self._closed is not None:
             return f"{self.name}: {self._closed}"
-        if len(self._pending) + len(self._late) >= self._max_records or self._bytes >= self._max_bytes:
+        if self.unconfirmed >= self._max_records or self.unconfirmed_bytes >= self._max_bytes:
             return f"{self.name}: the queue to Kafka is full"
         if self._flow.stalled:
             return f"{self.name}: {self._flow.refusal}"
@@ -181,9 +180,8 @@ class Sender:
         return self._clients.alive()
 
     def _ask(self, client: Client) -> str | None:
-        topic = self._topics[0] if self._topics else None
         try:
-            client.ask(lambda producer: producer.list_topics(topic, 1.0))
+            client.ask(lambda producer: producer.list_topics(next(iter(self._topics), None), 1.0))
         except KafkaException as error:
             return f"{self.name}: Kafka at {self._settings.brokers} does not answer: {error.args[0].str()}"
         return None
@@ -191,7 +189,12 @@ class Sender:
     @property
     def crowded(self) -> bool:
         """Whether the queue is more than half full: callers that can wait should."""
-        return 2 * (len(self._pending) + len(self._late)) > self._max_records or 2 * self._bytes > self._max_bytes
+        return 2 * self.unconfirmed > self._max_records or 2 * self.unconfirmed_bytes > self._max_bytes
+
+    @property
+    def unconfirmed(self) -> int:
+        """Records that were accepted and hold room: neither stored nor refused, as far as is known."""
+        return len(self._pending) + len(self._late)
 
     # -- sending
 
@@ -203,11 +206,11 @@ class Sender:
         if self._closed is not None:
             raise Unavailable(CLOSED, inside=f"events are not accepted: {self._closed}")
         self.rules.check(topic, max(sizes), keyless=keyless)
-        unconfirmed = len(self._pending) + len(self._late)
-        if unconfirmed + len(sizes) > self._max_records or self._bytes + sum(sizes) > self._max_bytes:
+        unconfirmed = self.unconfirmed
+        if unconfirmed + len(sizes) > self._max_records or self.unconfirmed_bytes + sum(sizes) > self._max_bytes:
             raise Unavailable("The queue to Kafka is full. Try again.", retry_after=self._flow.retry_after(unconfirmed))
-        if self._shedding is not None:
-            raise Unavailable(f"{self._shedding}. Try again.", retry_after=self._flow.retry_after(unconfirmed))
+        if self.shedding is not None:
+            raise Unavailable(f"{self.shedding}. Try again.", retry_after=self._flow.retry_after(unconfirmed))
 
     def send(
         self, topic: str, value: bytes, key: str | bytes | None, headers: Headers, *, gather: bool = False
@@ -247,7 +250,7 @@ class Sender:
         now = self.loop.time()
         record = Delivery(client, size, now, now + self._timeout_s, future)
         self._pending[record] = None
-        self._bytes += size
+        self.unconfirmed_bytes += size
         if self._observer is not None:
             headers = self._observer(topic, key, headers, future)
         self._produce(record, topic, value, key, headers)
@@ -297,7 +300,7 @@ class Sender:
         if confirmed:
             now = self.loop.time()
             self._flow.confirmed(confirmed, now - (reported[-1].deadline - self._timeout_s), now)
-            if self._shedding is not None:
+            if self.shedding is not None:
                 self._look(now)  # a client that was just answered may send again at once
         self._losses.unconfirmed(failed, reason)
 
@@ -317,7 +320,7 @@ class Sender:
             self._late.discard(record)
         else:
             return
-        self._bytes -= record.size
+        self.unconfirmed_bytes -= record.size
         if self._drained is not None and not (self._pending or self._late or self._drained.done()):
             self._drained.set_result(None)
 
@@ -347,11 +350,9 @@ class Sender:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def _look(self, now: float) -> None:
-        unconfirmed = len(self._pending) + len(self._late)
-        _waiting.set(unconfirmed)
-        self._flow.look(unconfirmed - self._stuck, now)
-        if self._shed:
-            self._shedding = self._flow.refusal
+        _waiting.set(self.unconfirmed)
+        self._flow.look(self.unconfirmed - self._stuck, now)
+        self.shedding = self._flow.refusal if self._shed else None
 
     # -- clients
 
@@ -359,7 +360,8 @@ class Sender:
         oldest = next(iter(self._pending), None)
         return oldest is not None and self.loop.time() - oldest.sent > LATE_S
 
-    async def _renew(self, topics: set[str]) -> None:
+    async def renew(self, topics: set[str]) -> None:
+        """Another broker leads: send with new clients. The old ones keep what they hold."""
         self._clients.renew(first_brokers(self._settings))
 
     def _give_up(self) -> None:

@@ -103,7 +103,7 @@ class Tail:
         self._lock = threading.Lock()
         self._unconsumed = Unconsumed()
         self._suspended: set[int] = set()  # not read, because too many records are not consumed
-        self._refused: dict[int, float] = {}  # when a broker first did not know the next offset of a partition
+        self.refused: dict[int, float] = {}  # by partition, when a broker first did not know its next offset
         self._retry_at = 0.0  # when another client asks for it
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
@@ -161,7 +161,7 @@ class Tail:
 
     def _read(self) -> None:
         while not self._ended:
-            if self._stale or (self._refused and time.monotonic() > self._retry_at):
+            if self._stale or (self.refused and time.monotonic() > self._retry_at):
                 self._renew_client()
             self._move()
             if not self._following:
@@ -180,7 +180,7 @@ class Tail:
         answer must stay the same for OLD_END_S, in which new clients ask again."""
         now = time.monotonic()
         self._retry_at = now + REFUSED_S
-        return now - self._refused.setdefault(partition, now) > OLD_END_S
+        return now - self.refused.setdefault(partition, now) > OLD_END_S
 
     def _renew_client(self) -> None:
         """Go on after what was handed over: what the old client had only fetched is read again."""
@@ -188,8 +188,8 @@ class Tail:
         now = time.monotonic()
         self._retry_at = now + REFUSED_S
         # For a partition without a later error there is just no new record.
-        self._refused = {
-            p: first_at for p, first_at in self._refused.items() if now - first_at < OLD_END_S + 2 * REFUSED_S
+        self.refused = {
+            p: first_at for p, first_at in self.refused.items() if now - first_at < OLD_END_S + 2 * REFUSED_S
         }
         tried(self._consumer.close)
         self._consumer = self._reading_client()
@@ -203,7 +203,7 @@ class Tail:
         if not moves:
             return
         self._suspended -= moves.keys()
-        self._refused = {partition: first_at for partition, first_at in self._refused.items() if partition not in moves}
+        self.refused = {partition: first_at for partition, first_at in self.refused.items() if partition not in moves}
         for partition, move in moves.items():
             if move is None:
                 self._following.pop(partition, None)
@@ -278,10 +278,10 @@ class Tail:
             self._ended = True
             return
         self._next |= ends
-        if self._refused:
+        if self.refused:
             well = {message.partition() for message in messages if (error := message.error()) is None or at_end(error)}
-            self._refused = {
-                p: first_at for p, first_at in self._refused.items() if p not in well and p not in failures
+            self.refused = {
+                p: first_at for p, first_at in self.refused.items() if p not in well and p not in failures
             }
 
     def _deliver(

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -43,6 +43,7 @@ class FakeProducer:
         self.reports: list[tuple[Callable[[Any, Any], None], Any]] = []
         self.fails_with: KafkaError | None = None
         self.fatal: KafkaError | None = None
+        self.closed = False
         FakeProducer.made.append(self)
 
     def produce(self, topic: str, value: bytes, key: Any, *, on_delivery: Callable[..., None], **_: Any) -> None:
@@ -66,29 +67,46 @@ class FakeProducer:
             raise KafkaException(fatal)  # as the real one does
 
     def purge(self, *, blocking: bool) -> None: ...
-    def close(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
 
 
 async def no_answer(*_: Any) -> None:
     raise Unavailable("Kafka does not answer")
 
 
+SETTINGS = Settings(
+    brokers="nowhere:1",
+    request_timeout_ms=200,
+    drain_timeout_ms=200,
+    buffer_timeout_ms=0,  # one producer is enough
+    kafka={"queue.buffering.max.messages": "4"},
+)
+Start = Callable[..., Awaitable[Sender]]
+
+
 @pytest.fixture
-async def sender(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
+async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Starts senders with other settings."""
     FakeProducer.made = []
     monkeypatch.setattr(module, "Producer", FakeProducer)
     monkeypatch.setattr(rules, "ensure_topic", no_answer)
-    settings = Settings(
-        brokers="nowhere:1",
-        request_timeout_ms=200,
-        drain_timeout_ms=200,
-        buffer_timeout_ms=0,  # one producer is enough
-        kafka={"queue.buffering.max.messages": "4"},
-    )
-    made = Sender(settings)
-    await made.start()
-    yield made
-    await made.stop()
+    made: list[Sender] = []
+
+    async def start_one(*, shed: bool = False, **settings: Any) -> Sender:
+        made.append(Sender(dataclasses.replace(SETTINGS, **settings), shed=shed))
+        await made[-1].start()
+        return made[-1]
+
+    yield start_one
+    for each in made:
+        await each.stop()
+
+
+@pytest.fixture
+async def sender(start: Start) -> Sender:
+    return await start()
 
 
 def send(sender: Sender, size: int = 1) -> "DeliveryFuture":
@@ -124,18 +142,18 @@ async def test_a_late_record_is_unknown_and_keeps_its_room(sender: Sender) -> No
         send(sender)
     FakeProducer.made[0].report()
     async with asyncio.timeout(5):
-        while sender._late:
+        while sender.unconfirmed:
             await asyncio.sleep(0.001)
     again = send(sender)
     FakeProducer.made[0].report()
     assert await again == (2, 7)
 
 
-async def test_silence_of_kafka_sheds_and_a_confirmation_ends_it(sender: Sender) -> None:
-    sender._shed = True
+async def test_silence_of_kafka_sheds_and_a_confirmation_ends_it(start: Start) -> None:
+    sender = await start(shed=True)
     first = send(sender)
     async with asyncio.timeout(5):
-        while not sender._shedding:
+        while not sender.shedding:
             await asyncio.sleep(0.001)
     with pytest.raises(Unavailable, match="has confirmed nothing for") as refused:
         send(sender)
@@ -143,7 +161,7 @@ async def test_silence_of_kafka_sheds_and_a_confirmation_ends_it(sender: Sender)
     assert "has confirmed nothing" in (await sender.ready() or "")
     FakeProducer.made[0].report()
     async with asyncio.timeout(5):
-        while sender._shedding:
+        while sender.shedding:
             await asyncio.sleep(0.001)
     second = send(sender)
     FakeProducer.made[0].report()
@@ -151,8 +169,8 @@ async def test_silence_of_kafka_sheds_and_a_confirmation_ends_it(sender: Sender)
     assert first.done()
 
 
-async def test_stopping_waits_for_the_late_too(sender: Sender) -> None:
-    object.__setattr__(sender._settings, "drain_timeout_ms", 60_000)
+async def test_stopping_waits_for_the_late_too(start: Start) -> None:
+    sender = await start(drain_timeout_ms=60_000)
     late = send(sender)
     with pytest.raises(Unknown):
         await late
@@ -168,7 +186,7 @@ async def test_what_is_not_confirmed_leaves_a_line(sender: Sender, caplog: pytes
     send(sender)
     FakeProducer.made[0].report(KafkaError(KafkaError._MSG_TIMED_OUT))
     async with asyncio.timeout(5):
-        while sender._pending:
+        while sender.unconfirmed:
             await asyncio.sleep(0.001)
     send(sender)
     await sender.stop()
@@ -189,18 +207,22 @@ async def test_a_fatal_error_makes_a_new_producer_and_all_is_unknown(sender: Sen
     FakeProducer.made[1].report()
     assert await second == (2, 7)
     old.report()  # a late report of the old one disturbs nothing
-    assert not sender._pending
-    assert sender._bytes == 0
+    assert (sender.unconfirmed, sender.unconfirmed_bytes) == (0, 0)
 
 
-async def test_one_request_of_a_client_is_in_flight_unless_it_is_tuned(sender: Sender) -> None:
+async def test_one_request_of_a_client_is_in_flight_unless_it_is_tuned(sender: Sender, start: Start) -> None:
     """With several librdkafka may begin its sequence anew when a leader changes, and write again what is written."""
     name = "max.in.flight.requests.per.connection"
-    assert [client.config[name] for client in FakeProducer.made] == [1]
-    tuned = Sender(dataclasses.replace(sender._settings, kafka={name: "5"}))
-    await tuned.start()
-    assert (tuned._clients.eager.config[name], tuned._clients.alone.config[name]) == ("5", 1)
+    tuned = await start(request_timeout_ms=30_000, kafka={name: "5"})
+    refused = [send(tuned) for _ in range(2)]
+    FakeProducer.made[-1].config["logger"].log(10, "%s [%s] %s", NUMBERED[0], "", NUMBERED[1])
+    FakeProducer.made[-1].report(KafkaError(KafkaError.INVALID_RECORD))
+    async with asyncio.timeout(5):
+        while len(FakeProducer.made) < 3:  # the last one sends them again, each alone
+            await asyncio.sleep(0.001)
+    assert [client.config[name] for client in FakeProducer.made] == [1, "5", 1]
     await tuned.stop()
+    assert all(future.done() for future in refused)
 
 
 async def test_an_error_of_produce_is_definite(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
@@ -212,7 +234,7 @@ async def test_an_error_of_produce_is_definite(sender: Sender, caplog: pytest.Lo
     FakeProducer.made[0].fails_with = KafkaError(KafkaError._QUEUE_FULL)
     with pytest.raises(Unavailable):
         await send(sender)
-    assert sender._bytes == 0
+    assert sender.unconfirmed_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -317,9 +339,9 @@ async def test_a_refusal_is_definite_where_nothing_was_sent_before(
     ],
 )
 async def test_what_may_be_its_neighbours_fault_is_sent_again_alone_and_once(
-    sender: Sender, code: int, kind: type[Exception]
+    start: Start, code: int, kind: type[Exception]
 ) -> None:
-    sender._timeout_s = 30.0  # on a machine that is busy
+    sender = await start(request_timeout_ms=30_000)  # a busy machine takes its time
     good, bad = send(sender), send(sender)
     log_line(sender, *NUMBERED)
     first = FakeProducer.made[0]
@@ -358,27 +380,27 @@ async def test_what_is_no_refusal_is_unknown(sender: Sender, code: int) -> None:
 
 
 async def test_clients_that_may_have_stayed_with_a_deposed_leader_are_left_and_keep_what_they_have(
-    sender: Sender, caplog: pytest.LogCaptureFixture
+    start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sender._shed = True
+    sender = await start(shed=True)
     first = send(sender)
     with pytest.raises(Unknown, match="within REQUEST_TIMEOUT"):
         await first
-    assert sender._shedding, "Kafka has confirmed nothing for long"
-    await sender._renew({"t"})
+    assert sender.shedding, "Kafka has confirmed nothing for long"
+    await sender.renew({"t"})
     async with asyncio.timeout(5):
-        while sender._shedding:
+        while sender.shedding:
             await asyncio.sleep(0.001)
-    assert sender._late, "it may still be stored"
+    assert sender.unconfirmed == 1, "it may still be stored"
     second = send(sender)
     FakeProducer.made[-1].report()
     assert await second == (2, 7)
     FakeProducer.made[0].report()
     async with asyncio.timeout(5):
-        while sender._late or sender._clients._stale:
+        while sender.unconfirmed or not FakeProducer.made[0].closed:
             await asyncio.sleep(0.001)
     held = [send(sender) for _ in range(3)]  # of four
-    await sender._renew({"t"})
+    await sender.renew({"t"})
     for future in held:
         with pytest.raises(Unknown, match="did not confirm the record"):
             await future
