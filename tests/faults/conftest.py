@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import required
 from tests.faults.stage import Broker
 
-MIX = {6, 9, 18, 33, 41, 42, 43, 69, 70, 71}  # faults of the short mix: each at another place, all quick
+MIX = {6, 9, 18, 33, 41, 42, 43, 66, 69, 70, 71}  # faults of the short mix: each at another place, all quick
 
 
 @pytest.fixture(scope="session")

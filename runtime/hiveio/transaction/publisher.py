@@ -72,6 +72,7 @@ class Publisher:
             where=where,
             proved=self._log_end,
         )
+        scope.mirror.subscribe(on_loss=self._resuming.forget)
         self._inbox: deque[LogRecord] = deque()  # read from the log while it catches up, and perhaps not judged yet
         self._judged: deque[Candidate] = deque()  # not sent yet; they come from the inbox or from the scope
         self._live = False  # whether the scope passes records on as it judges them
@@ -115,6 +116,8 @@ class Publisher:
                 if group:
                     await self._send(session, group)
                     await self._resuming.note()
+                elif not self._scope.mirror.lost:
+                    await self._resuming.note_again()
                     metrics.published.inc(len(group))
                 self._scope.applier.note_published(self._read)
                 await self._check()

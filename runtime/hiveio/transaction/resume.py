@@ -91,7 +91,8 @@ class Resume:
         self._foreign = ForeignRecords(where, "no event of this service, so it is skipped")
         self._trimmed = 0
         self.end = 0  # of the topic at the start of the session, and after each of its requests
-        self._noted = False
+        self._has_published = False  # events of this log are on the topic
+        self._noted = False  # the cache says so too
         self._empty_since: float | None = None
 
     async def last(self) -> Published | None:
@@ -103,7 +104,8 @@ class Resume:
         else:
             found = await self._highest(found, first)
             await self._compare(found)
-            self._noted, self._empty_since = False, None  # Redis may have lost it after it was noted
+            self._empty_since = None
+            self.forget()
             await self.note()
         if first > self._trimmed:
             self._trimmed = first
@@ -148,14 +150,24 @@ class Resume:
             below = last.at
 
     async def note(self) -> None:
-        """Note for every instance that events of this log are on the topic."""
+        """Note in the cache, for every instance, that events of this log are on the topic."""
+        self._has_published = True
         if not self._noted:
             await self._cache.note_published(self._partition)
             self._noted = True
 
+    def forget(self) -> None:
+        """The cache may have lost what was noted there."""
+        self._noted = False
+
+    async def note_again(self) -> None:
+        """Note it again if the cache has lost it."""
+        if self._has_published:
+            await self.note()
+
     async def _never_published(self, first: int) -> None:
         """Raises Corrupt where events were published and the topic has lost them."""
-        if first > 0 or self._noted or await self._cache.published(self._partition):
+        if first > 0 or self._has_published or await self._cache.published(self._partition):
             if first == 0:
                 await self._doubt()
             raise Corrupt(
