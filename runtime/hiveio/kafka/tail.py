@@ -280,9 +280,7 @@ class Tail:
         self._next |= ends
         if self.refused:
             well = {message.partition() for message in messages if (error := message.error()) is None or at_end(error)}
-            self.refused = {
-                p: first_at for p, first_at in self.refused.items() if p not in well and p not in failures
-            }
+            self.refused = {p: first_at for p, first_at in self.refused.items() if p not in well and p not in failures}
 
     def _deliver(
         self,
