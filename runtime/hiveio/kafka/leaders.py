@@ -112,15 +112,15 @@ class LeaderWatch:
         self._turn += 1
         turns = range(WITNESSED * self._turn, WITNESSED * self._turn + min(WITNESSED, len(topics)))
         witnessed: list[Answer] = []
-        now, late = time.monotonic(), self._late()
         for topic in (topics[turn % len(topics)] for turn in turns):
             found = await self._ask_witnesses(topic)
             if self._changed(topic, found):
-                self._alert_until = now + ALERT_S
+                self._alert_until = time.monotonic() + ALERT_S
             witnessed += found
         if not self._differed and (differing := _differing(witnessed)):
             self._doubt_about(differing)  # at once: to ask each broker may take seconds
-        if now > self._alert_until and not (self._differed or late) and self._asked.issuperset(topics):
+        late = self._late()
+        if time.monotonic() > self._alert_until and not (self._differed or late) and self._asked.issuperset(topics):
             return LOOK_S
         # New ones come first, else one after the other.
         asked = sorted(topics, key=lambda each: (each in self._asked, random.random()))[:MAX_TOPICS]

@@ -195,8 +195,8 @@ class SessionClients:
 
     def replace(self, client: Client, reason: str) -> None:
         """The client has failed for good. It reports what became of the records that it holds."""
-        for each in [each for each in self._clients if each is client]:
-            self._retire(each)
+        assert isinstance(client, _Producer)
+        self._retire(client)
 
     def renew(self) -> None:
         """Make new clients, which ask again who leads the partitions. What the old ones held may be stored or not."""
