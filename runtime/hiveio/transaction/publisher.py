@@ -115,10 +115,10 @@ class Publisher:
                 began = loop.time()
                 if group:
                     await self._send(session, group)
+                    metrics.published.inc(len(group))
                     await self._resuming.note()
                 elif not self._scope.mirror.lost:
                     await self._resuming.note_again()
-                    metrics.published.inc(len(group))
                 self._scope.applier.note_published(self._read)
                 await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
