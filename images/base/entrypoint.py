@@ -1,18 +1,7 @@
-"""hiveio/base: a message or a query comes in, the actor performs, its answer goes out."""
+"""hiveio/base as the process of its image."""
 
-from hiveio.actor import performing
-from hiveio.http.routes import Route, messages, queries
+from hiveio.roles.base import base
 from hiveio.server.process import serve
-from hiveio.service import Service
-
-
-def base(service: Service) -> list[Route]:
-    return [
-        route
-        for contract in service.contracts
-        for route in (*messages(contract, performing(contract)), *queries(contract, performing(contract)))
-    ]
-
 
 if __name__ == "__main__":
     serve(base)

@@ -1,15 +1,7 @@
-"""hiveio/producer: a message comes in, the actor checks it, and its events are answered once Kafka has stored them."""
+"""hiveio/producer as the process of its image."""
 
-from hiveio.actor import performing
-from hiveio.http.routes import Route
-from hiveio.producer import published
+from hiveio.roles.producer import producer
 from hiveio.server.process import serve
-from hiveio.service import Service
-
-
-def producer(service: Service) -> list[Route]:
-    return published(service, performing)
-
 
 if __name__ == "__main__":
     serve(producer)

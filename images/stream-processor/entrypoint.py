@@ -1,25 +1,7 @@
-"""hiveio/stream-processor: a command comes in, the actor decides on its aggregate, the log says whether it counts."""
+"""hiveio/stream-processor as the process of its image."""
 
-from hiveio.http.routes import Route
+from hiveio.roles.stream_processor import stream_processor
 from hiveio.server.process import serve
-from hiveio.service import Service
-from hiveio.transaction.component import TransactionLog, commands, outcomes, snapshots, transacting
-
-
-def stream_processor(service: Service) -> list[Route]:
-    log = service.use(TransactionLog(service.settings, service.contracts, service.telemetry.observer()))
-    for contract in service.contracts:
-        service.sends(service.settings.written_topic, contract)
-    traced = service.telemetry.transacting
-    return [
-        outcomes(log),
-        *(
-            route
-            for contract in service.contracts
-            for route in (*commands(contract, traced(transacting(contract, log), contract)), snapshots(contract, log))
-        ),
-    ]
-
 
 if __name__ == "__main__":
     serve(stream_processor)

@@ -6,11 +6,9 @@ and ``narrow`` one with a smaller bound.
 
 import asyncio
 import os
-import runpy
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha1
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -24,6 +22,7 @@ from hiveio.kafka.delivery import Client
 from hiveio.kafka.session import Session
 from hiveio.kafka.session_clients import Outgoing
 from hiveio.kafka.tail import LogRecord, Tail
+from hiveio.roles.stream_processor import stream_processor
 from hiveio.server.process import serve
 from hiveio.transaction import cache, rule, view
 from hiveio.transaction.command import InFlight
@@ -41,7 +40,6 @@ from hiveio.transaction.view import View
 LATE_S = 1.5
 LEAK = 10_000  # bytes
 FEW = 1_000
-ORIGINAL = Path(__file__).parents[2] / "images" / "stream-processor" / "entrypoint.py"
 
 
 def lockless() -> None:
@@ -216,4 +214,4 @@ WAYS = {
 if __name__ == "__main__":
     for way in filter(None, os.environ.get("HIVEIO_BROKEN", "").split(",")):
         WAYS[way]()
-    serve(runpy.run_path(str(ORIGINAL), run_name="entrypoint")["stream_processor"])
+    serve(stream_processor)

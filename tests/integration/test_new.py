@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from hiveio.cli import main
-from hiveio.cli.new import ROLES
+from hiveio.roles import ROLES
 from tests.process import Role, wait_until
 from tests.services import Kafka, Redis
 

@@ -19,7 +19,7 @@ RANKS = [
     {"service"},
     {"http", "kafka", "redis"},
     {"producer", "consumer", "transaction", "telemetry"},
-    {"server", "testing", "projection"},
+    {"server", "testing", "projection", "roles"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

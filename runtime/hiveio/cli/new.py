@@ -9,13 +9,8 @@ from pathlib import Path
 
 from hiveio.errors import ConfigError
 from hiveio.http.routes import RESERVED_BELOW
+from hiveio.roles import ROLES
 
-ROLES = {
-    "base": "answers messages and queries over HTTP",
-    "producer": "takes messages over HTTP and writes their events to Kafka",
-    "consumer": "keeps a projection of events from Kafka and answers queries",
-    "stream-processor": "decides on commands for aggregates, in transactions",
-}
 # The settings that each role needs, for the README of the project.
 SETTINGS = {
     "base": "",
@@ -28,7 +23,7 @@ SETTINGS = {
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of the project and its folder: a-z, 0-9 and -, as in order-lines")
     parser.add_argument(
-        "--role", choices=ROLES, required=True, help="; ".join(f"{r} {about}" for r, about in ROLES.items())
+        "--role", choices=ROLES, required=True, help="; ".join(f"{name} {role.does}" for name, role in ROLES.items())
     )
     parser.add_argument(
         "--into",
@@ -50,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         "module": module,
         "Class": "".join(part.capitalize() for part in name.split("-")),
         "role": role,
-        "about": ROLES[role],
+        "about": ROLES[role].does,
         "settings": SETTINGS[role].format(name=name),
     }
     templates = files("hiveio.cli") / "template"

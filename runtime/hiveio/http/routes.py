@@ -21,6 +21,8 @@ from hiveio.service import Service
 
 # (body, id, other path parameters, query string) → (message, the client's meta). Raises Refused.
 Decode = Callable[[bytes, str, Mapping[str, str], bytes], tuple[Any, Raw | None]]
+# What a role is: the routes of a service. It is called in each worker, on its loop.
+Build = Callable[[Service], list["Route"]]
 
 RESERVED = ("/livez", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json")
 RESERVED_BELOW = "/transactions"

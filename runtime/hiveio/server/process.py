@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -23,19 +22,16 @@ from hiveio import logs, metrics
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
-from hiveio.http.routes import Route
+from hiveio.http.routes import Build
 from hiveio.loader import load
 from hiveio.peers import Peers
 from hiveio.server.address import listening
 from hiveio.server.http1 import FAST_PARSER
 from hiveio.server.tls import certificate
 from hiveio.server.worker import KEEPALIVE_S, Worker, exit_report
-from hiveio.service import Service
 
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
 REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers do not mix
-
-Build = Callable[[Service], list[Route]]
 
 logger = logging.getLogger("hiveio")
 
