@@ -61,6 +61,14 @@ fault: $(READY) ## Inject every fault of docs/faults.md, and check what is left 
 bench: $(READY) ## Each role against its bare parts, as ratios (B='stream --seconds 5', B=--help)
 	@$(BIN)/python -m tests.bench $(B)
 
+# Through the sdist: what is in the wheel is in it, too. The same commit gives the same bytes.
+.PHONY: dist
+dist: $(READY) ## The wheel and the sdist of the package, in dist/ (DIST=FOLDER)
+	@rm -f $(or $(DIST),dist)/hiveio-*
+	@SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)" \
+		$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist) runtime
+	@$(DONE) "$$(cd $(or $(DIST),dist) && echo *.whl *.tar.gz)"
+
 # A file outside of this folder has to be allowed by name.
 BAKE := docker buildx bake $(if $(PIP_CERT),--allow=fs.read=$(PIP_CERT))
 
@@ -104,6 +112,6 @@ lock: $(READY) ## Write requirements.lock from requirements.in
 
 .PHONY: clean
 clean: $(READY) ## Remove caches and what was built; .venv and downloads stay
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 	@$(DONE) "clean"

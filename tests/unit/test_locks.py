@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+from packaging.requirements import Requirement
+
 import hiveio
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +20,27 @@ def pins(path: str) -> dict[str, str]:
     return {name: " ".join(re.findall(r"^\S+|sha256:\w+", pin)) for name, pin in found}
 
 
+def needed(of: str) -> list[Requirement]:
+    """``dependencies``, or the name of an extra."""
+    project = PROJECT["project"]
+    return [Requirement(text) for text in project.get(of) or project["optional-dependencies"][of]]
+
+
+@pytest.mark.parametrize("of", ["dependencies", *PROJECT["project"]["optional-dependencies"]])
+def test_each_dependency_has_bounds_and_the_version_that_is_tested_fits_in_them(of: str) -> None:
+    """The lowest version is the tested one, as far as the bound names it: nothing older is promised."""
+    locked = {name: pin.removeprefix("==").split()[0] for name, pin in pins("requirements.lock").items()}
+    for requirement in needed(of):
+        bounds = {bound.operator: bound.version for bound in requirement.specifier}
+        assert bounds.keys() == {">=", "<"}, f"{requirement}: a lower and an upper bound"
+        tested = locked[requirement.name]
+        assert tested in requirement.specifier, f"{requirement}: {tested} is tested"
+        assert f"{tested}.".startswith(f"{bounds['>=']}."), f"{requirement}: nothing older than {tested} is tested"
+
+
 def test_the_images_install_what_everybody_tests_with() -> None:
     everything, runtime = pins("requirements.lock"), pins("runtime/requirements.lock")
-    assert set(PROJECT["project"]["dependencies"]) <= set(runtime)
+    assert {each.name for each in needed("dependencies")} <= set(runtime)
     assert runtime == {name: pin for name, pin in everything.items() if name in runtime}, "run: make lock"
     assert not {"pytest", "mypy", "httpx"} & set(runtime)
     assert all("sha256:" in pin for pin in runtime.values())
@@ -27,12 +48,17 @@ def test_the_images_install_what_everybody_tests_with() -> None:
 
 def test_the_build_is_locked_too() -> None:
     build = pins("runtime/build.lock")
-    assert {name.partition(" ")[0].replace("_", "-") for name in PROJECT["build-system"]["requires"]} <= set(build)
+    required = {Requirement(text).name.replace("_", "-") for text in PROJECT["build-system"]["requires"]}
+    assert required <= set(build)
     assert all("sha256:" in pin for pin in build.values())
 
 
 def test_the_release_has_one_version() -> None:
-    version = PROJECT["project"]["version"]
-    assert hiveio.__version__ == version
+    assert PROJECT["project"]["dynamic"] == ["version"], "flit takes it from hiveio.__version__"
     bake = (ROOT / "docker-bake.hcl").read_text()
-    assert re.search(r'variable "VERSION" {\s+default = "([^"]+)"', bake)[1] == version  # type: ignore[index]
+    assert re.search(r'variable "VERSION" {\s+default = "([^"]+)"', bake)[1] == hiveio.__version__  # type: ignore[index]
+
+
+def test_the_package_has_the_license_of_the_repository() -> None:
+    """A copy: an archive takes no file from outside of its folder."""
+    assert (ROOT / "runtime/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
