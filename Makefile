@@ -11,6 +11,9 @@ SAY := printf '\033[36m·\033[0m %s\n'
 DONE := printf '\033[32m✓\033[0m %s\n'
 FAIL := printf '\033[31m✗\033[0m %s\n'
 
+# Downloads stay with the repository.
+export HIVEIO_CACHE ?= $(CURDIR)/.cache
+
 # Two processes: most tests wait for others' processes, of which each of the two has its own.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -41,9 +44,11 @@ $(READY): requirements.lock runtime/pyproject.toml
 run: $(READY) ## The bank example as a story, on a real Kafka and Valkey (ONCE=1: no waiting)
 	@$(BIN)/python -m examples.bank.story $(if $(ONCE),--once)
 
+# HOST counts on the command line alone: some shells keep the name of the machine in it.
 .PHONY: services
-services: $(READY) ## Kafka and Valkey in the foreground (BROKERS=3, KAFKA_PORT, REDIS_PORT, HIVEIO_DATA)
-	@$(BIN)/python -m tests.services
+services: $(READY) ## Kafka and Valkey in the foreground (BROKERS=3, KAFKA_PORT, REDIS_PORT, HIVEIO_DATA; HOST: for containers)
+	@$(BIN)/hiveio services $(if $(BROKERS),--brokers $(BROKERS)) $(if $(KAFKA_PORT),--kafka-port $(KAFKA_PORT)) \
+		$(if $(REDIS_PORT),--redis-port $(REDIS_PORT)) $(if $(HIVEIO_DATA),--data '$(HIVEIO_DATA)') $(if $(filter command,$(origin HOST)),--host '$(HOST)')
 
 .PHONY: test
 test: $(READY) ## All tests, side by side (T='-k name -x' for pytest: these only, one after the other)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from hiveio.dev.process import free_port
 from hiveio.errors import Unavailable
 from hiveio.kafka.sender import CLOSED
 from hiveio.outages import EVERY_S
@@ -21,7 +22,6 @@ from tests.integration import shop
 from tests.integration.topics import make_topic
 from tests.process import Role, wait_until
 from tests.services import Kafka, Postgres, Redis
-from tests.services.process import free_port
 
 AWAY_S = 8.0  # less than EVERY_S: no line between
 

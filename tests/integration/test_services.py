@@ -19,6 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from redis import Redis as Client
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from hiveio.cli import main
 from tests.services import HOST, Kafka, Redis, ServiceFailed, ServiceUnavailable, free_port, kafka_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -204,12 +205,11 @@ def test_a_service_that_does_not_start_shows_its_log() -> None:
         pass
 
 
-def foreground(folder: Path, brokers: str = "") -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """`python -m tests.services`, and the addresses it prints."""
+def foreground(folder: Path, *words: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """`hiveio services`, and the addresses it prints for this machine."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.services"],
+        [sys.executable, "-m", "hiveio.cli", "services", "--data", str(folder), *words],
         cwd=ROOT,
-        env={**os.environ, "HIVEIO_DATA": str(folder), "KAFKA_PORT": "", "REDIS_PORT": "", "BROKERS": brokers},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -224,6 +224,32 @@ def foreground(folder: Path, brokers: str = "") -> tuple[subprocess.Popen[str], 
     return process, addresses
 
 
+def outer_address() -> str:
+    """One of this machine that is not its loopback; no packet is sent to find it. Empty if there is none."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def reached_from_outside(host: str, outside: dict[str, str]) -> None:
+    """Whoever comes from another address is sent back to that one, and to no other."""
+    servers = outside["EVENT_STORE_BROKERS"]
+    found = AdminClient({"bootstrap.servers": servers}).list_topics(timeout=10).brokers.values()
+    assert [f"{broker.host}:{broker.port}" for broker in found] == [servers]
+    assert servers.startswith(f"{host}:")
+    with Client.from_url(outside["CACHE_URL"]) as connection:
+        assert connection.ping()
+
+
+def refuses_a_stranger(addresses: dict[str, str], host: str) -> None:
+    """What is for this machine alone listens on its loopback alone."""
+    with socket.socket() as probe:
+        assert probe.connect_ex((host, int(addresses["EVENT_STORE_BROKERS"].rpartition(":")[2]))) != 0
+
+
 @pytest.mark.kafka
 @pytest.mark.redis
 @pytest.mark.parametrize(
@@ -232,10 +258,17 @@ def foreground(folder: Path, brokers: str = "") -> tuple[subprocess.Popen[str], 
 def test_the_foreground_leaves_no_process_behind(
     kafka: Kafka, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process, addresses = foreground(tmp_path)
+    host = outer_address() if number == signal.SIGTERM else ""
+    process, addresses = foreground(tmp_path, "--host", host)
     assert process.stdout is not None
     with process, process.stdout:
         assert AdminClient({"bootstrap.servers": addresses["EVENT_STORE_BROKERS"]}).list_topics(timeout=10).brokers
+        if host:
+            lines = [process.stdout.readline().strip() for _ in range(4)]
+            assert lines[:2] == ["", "From containers:"]
+            outside = dict(line.split("=", 1) for line in lines[2:])
+            reached_from_outside(host, outside)
+            refuses_a_stranger(addresses, host)
         with Client.from_url(addresses["CACHE_URL"]) as connection:
             assert connection.ping()
             redis_pid = int(connection.info("server")["process_id"])
@@ -264,7 +297,7 @@ def test_three_brokers_in_the_foreground_are_one_cluster_that_may_lose_one(
     kafka: Kafka, tmp_path: Path, topic: str
 ) -> None:
     """What they have acknowledged is there at the next start, on other ports."""
-    process, addresses = foreground(tmp_path, "3")
+    process, addresses = foreground(tmp_path, "--brokers", "3")
     assert process.stdout is not None
     with process, process.stdout:
         servers = addresses["EVENT_STORE_BROKERS"]
@@ -285,18 +318,19 @@ def test_three_brokers_in_the_foreground_are_one_cluster_that_may_lose_one(
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert not processes_with(str(tmp_path))
-    process, addresses = foreground(tmp_path, "3")
+    process, addresses = foreground(tmp_path, "--brokers", "3")
     assert process.stdout is not None
     with process, process.stdout:
         assert values(addresses["EVENT_STORE_BROKERS"], topic, 2) == [b"one", b"two"]
         process.send_signal(signal.SIGTERM)
 
 
-def test_a_wrong_number_of_brokers_is_named() -> None:
-    for name, value, said in [("BROKERS", "none", "from 1 to 5"), ("KAFKA_PORT", "65535", "from 1 to 65533")]:
-        environ = {**os.environ, "BROKERS": "3", name: value}
-        command = [sys.executable, "-m", "tests.services"]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"{name}={value}: ")
-        assert said in done.stderr
+def test_what_cannot_be_is_named_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in [
+        (["--brokers", "6"], "--brokers 6 is wrong: it takes a number from 1 to 5"),
+        (["--brokers", "3", "--kafka-port", "65535"], "--kafka-port 65535 is wrong: it takes a number from 1 to 65530"),
+        (["--host", "127.0.0.1"], "HOST=127.0.0.1 is wrong"),
+        (["--host", "localhost"], "HOST=localhost is wrong"),
+    ]:
+        assert main(["services", *words]) == 2
+        assert said in capsys.readouterr().err

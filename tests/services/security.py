@@ -13,7 +13,7 @@ import trustme
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from tests.services.process import HOST
+from hiveio.dev.process import HOST
 
 AUDIENCE, ISSUER = "kafka", "https://issuer.test"
 _OAUTH = "org.apache.kafka.common.security.oauthbearer"

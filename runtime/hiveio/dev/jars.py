@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from tests.services.process import ServiceUnavailable
+from hiveio.dev.process import ServiceUnavailable
 
 LOCK = Path(__file__).with_name("kafka.lock")
 ROOTS = (
@@ -25,8 +25,9 @@ Progress = Callable[[str], None]
 
 
 def cache() -> Path:
-    """The folder of downloads: `.cache` of the project, or HIVEIO_CACHE."""
-    folder = Path(os.environ.get("HIVEIO_CACHE") or Path(__file__).parents[2] / ".cache").resolve()
+    """The folder of downloads: HIVEIO_CACHE, or `hiveio` where the user's caches are."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("HIVEIO_CACHE") or users / "hiveio").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -111,5 +112,5 @@ def write_lock() -> None:
         lines = {
             f"{item.groupId}:{item.artifactId}:{item.version} {_sha256(item.artifact.resolve())}\n" for item in needed
         }
-    head = "# Kafka's jars: coordinates and sha256, written by `python -m tests.services lock`.\n"
+    head = "# Kafka's jars: coordinates and sha256, written by `hiveio services --lock`.\n"
     LOCK.write_text(head + "".join(sorted(lines)))

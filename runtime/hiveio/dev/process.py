@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
@@ -43,7 +43,8 @@ if os.getppid() != int(sys.argv[1]):
     os._exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-_spawns: queue.SimpleQueue[tuple[Sequence[str], Path, Future[subprocess.Popen[bytes]]]] = queue.SimpleQueue()
+_Spawn = tuple[Sequence[str], Path | None, Mapping[str, str] | None, Future[subprocess.Popen[bytes]]]
+_spawns: queue.SimpleQueue[_Spawn] = queue.SimpleQueue()
 _spawner_started = threading.Lock()
 
 
@@ -60,13 +61,15 @@ def _spawner() -> None:
     # The kernel sends the death signal when the *thread* that forked ends, so one that lives as long as the process
     # (a daemon thread is never joined) forks for all.
     while True:
-        command, console, result = _spawns.get()
+        command, console, environ, result = _spawns.get()
         guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
         try:
-            with console.open("ab") as output:
+            with contextlib.ExitStack() as stack:
+                output = stack.enter_context(console.open("ab")) if console else subprocess.PIPE
                 result.set_result(
                     subprocess.Popen(
                         guarded,
+                        env=environ,
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -77,15 +80,18 @@ def _spawner() -> None:
             result.set_exception(error)
 
 
-def spawn(command: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
-    """Start `command` (an absolute path first) in its own process group, its output appended to `console`.
+def spawn(
+    command: Sequence[str], console: Path | None, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `command` (an absolute path first) in its own process group.
 
-    It dies with this process, also when this process gets SIGKILL (Linux).
+    Its output is appended to `console`, or comes in a pipe. `environ` is its environment, by default ours. It dies with
+    this process, also when this process gets SIGKILL (Linux).
     """
     if _spawner_started.acquire(blocking=False):  # never released: once a process
         threading.Thread(target=_spawner, name="service-spawner", daemon=True).start()
     result: Future[subprocess.Popen[bytes]] = Future()
-    _spawns.put((command, console, result))
+    _spawns.put((command, console, environ, result))
     return result.result()
 
 
