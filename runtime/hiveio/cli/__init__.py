@@ -29,7 +29,7 @@ COMMANDS: dict[str, About] = {
     ),
     "health": About("ask the service in this container whether it is alive"),
     "log": About("the records of the transaction log, with their verdicts"),
-    "new": About("write a small project to begin with: an actor, its test and its image", "a new folder"),
+    "new": About("write a project to begin with: actors, their tests, images and compose.yaml", "a new folder"),
     "replay": About(
         "rebuild a projection from the log",
         "the projection; with --reset also the group's offsets and dead letters",
