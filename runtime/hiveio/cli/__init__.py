@@ -27,6 +27,7 @@ COMMANDS: dict[str, About] = {
     "dead": About(
         "list, show, retry or drop the dead letters of a consumer group", "retry, drop: the dead-letter topic"
     ),
+    "dev": About("run the services of this folder on a real Kafka and Valkey, for development", "the folder .hiveio"),
     "health": About("ask the service in this container whether it is alive"),
     "log": About("the records of the transaction log, with their verdicts"),
     "new": About("write a project to begin with: actors, their tests, images and compose.yaml", "a new folder"),

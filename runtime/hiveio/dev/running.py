@@ -1,0 +1,105 @@
+"""A service as a child process, started again whenever its files change."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hiveio.dev.actors import Found
+from hiveio.dev.changes import files_of
+from hiveio.dev.output import Output
+from hiveio.dev.process import HOST, spawn
+
+STOPPED_S = 8.0  # the longest drain; then it is killed
+LOOK_S = 0.03
+
+
+class Running:
+    """`hiveio serve ROLE` on `port`; what it says goes to `output`."""
+
+    def __init__(self, found: Found, port: int, environ: Mapping[str, str], folder: Path, output: Output) -> None:
+        self.found, self.port, self.environ = found, port, environ
+        self._folder, self._output = folder, output
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self.files: set[Path] = set()
+        self.said_ended = False  # by who watches it, since its last start
+
+    @property
+    def name(self) -> str:
+        return self.found.short
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    @property
+    def ended(self) -> int | None:
+        """The exit code, where it has ended without `stop`."""
+        return self._process.poll() if self._process else None
+
+    def start(self) -> None:
+        """Does not wait."""
+        self.said_ended = False
+        self.files = files_of(self._folder, self.found.name.partition(":")[0])
+        command = [sys.executable, "-P", "-m", "hiveio.cli", "serve", self.found.role]
+        self._process = process = spawn(command, None, self.environ)
+        self._reader = threading.Thread(target=self._read, args=(process,), name=f"output of {self.name}", daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._output.said(self.name, line.decode("utf-8", "backslashreplace").rstrip("\n"))
+
+    def stop(self) -> None:
+        """It drains, and is killed if it does not end. Nothing of it is left."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOPPED_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        process.wait()
+        if self._reader is not None:
+            self._reader.join(1)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has become ready; False at once if it ends, or is stopped."""
+        until, process = time.monotonic() + timeout_s, self._process
+        while time.monotonic() < until and process is not None and process.poll() is None:
+            with contextlib.suppress(OSError, urllib.error.URLError):
+                if self._ask("/readyz").status == 200:
+                    return True
+            time.sleep(LOOK_S)
+        return False
+
+    def waits_for(self) -> str:
+        """What /readyz says, of a service that is not ready."""
+        try:
+            self._ask("/readyz?verbose").close()
+        except urllib.error.HTTPError as error:
+            return error.read().decode("utf-8", "backslashreplace")
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def document(self) -> dict[str, Any]:
+        """Its /openapi.json. Raises OSError."""
+        with self._ask("/openapi.json") as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def _ask(self, path: str) -> Any:
+        return urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5)
