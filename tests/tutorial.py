@@ -1,4 +1,6 @@
-"""Plays docs/tutorial.md: its files are written, its commands run, and what it shows is compared with what is printed.
+"""Plays a page: its files are written, its commands run, and what it shows is compared with what is printed.
+
+docs/tutorial.md is one, and the README.md that `hiveio new` writes another.
 
 The word behind the language of a block says what its commands are: ``setup`` is what a test has already, ``service``
 and ``container`` run until the end, ``image`` belongs to the images, and a command without a word runs where it is.
@@ -8,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -30,26 +32,20 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> list[Block]:
+def blocks(page: Path = PAGE) -> list[Block]:
     return [
-        Block(*found) for found in re.findall(r"^```(\w+) ?(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+        Block(*found) for found in re.findall(r"^```(\w+) ?(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
     ]
 
 
-class Tutorial:
-    """The page on these servers: its ports and its topic are replaced by free ones."""
+class Played:
+    """A page in a folder, with the commands of `.venv`. ``replaced`` are texts of it, and what is run instead."""
 
-    def __init__(self, folder: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
+    def __init__(self, folder: Path, replaced: Mapping[str, str], **environ: str) -> None:
         self.folder = folder
-        self._ports = {"3001": str(free_port()), "3002": str(free_port())}
-        self._replaced = {
-            "localhost:9092": kafka.brokers,
-            "redis://localhost:6379": redis.url,
-            "EVENT_STORE_TOPIC=tickets": f"EVENT_STORE_TOPIC={topic}",
-            **self._ports,
-        }
+        self._replaced = dict(replaced)
         path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
-        self._environ = {**os.environ, "HIVEIO": str(ROOT), "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environ = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **environ}
 
     def write(self, block: Block) -> None:
         """The file that the block is, named in its first line."""
@@ -57,8 +53,8 @@ class Tutorial:
         assert found, f"no name of a file in the first line of {block.text!r}"
         (self.folder / found[1]).write_text(block.text.removeprefix(found[0]))
 
-    def run(self, block: Block) -> None:
-        self._call(f"set -e\n{block.text}")
+    def run(self, block: Block, within_s: float = WITHIN_S) -> None:
+        self._call(f"set -e\n{block.text}", within_s)
 
     def show(self, block: Block) -> None:
         """Each command behind a ``$`` prints what is below it."""
@@ -66,6 +62,38 @@ class Tutorial:
         script = "".join(f"{command}\nprintf '\\0'\n" for command, _, _ in steps)
         printed = self._call(script).split("\0")[:-1]
         assert [text.strip() for text in printed] == [shown.strip() for _, _, shown in steps]
+
+    def _call(self, script: str, within_s: float = WITHIN_S) -> str:
+        done = subprocess.run(
+            ["bash", "-c", self._here(script)],
+            cwd=self.folder,
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            check=False,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _here(self, text: str) -> str:
+        for shown, own in self._replaced.items():
+            text = text.replace(shown, own)
+        return text
+
+
+class Tutorial(Played):
+    """docs/tutorial.md on these servers: its ports and its topic are replaced by free ones."""
+
+    def __init__(self, folder: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
+        self._ports = {"3001": str(free_port()), "3002": str(free_port())}
+        replaced = {
+            "localhost:9092": kafka.brokers,
+            "redis://localhost:6379": redis.url,
+            "EVENT_STORE_TOPIC=tickets": f"EVENT_STORE_TOPIC={topic}",
+            **self._ports,
+        }
+        super().__init__(folder, replaced, HIVEIO=str(ROOT))
 
     @contextmanager
     def serving(self, block: Block) -> Iterator[None]:
@@ -88,24 +116,6 @@ class Tutorial:
                 os.killpg(process.pid, signal.SIGTERM)
                 said, _ = process.communicate(timeout=30)
                 print(said)  # pytest shows it with a failure
-
-    def _call(self, script: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", self._here(script)],
-            cwd=self.folder,
-            env=self._environ,
-            capture_output=True,
-            text=True,
-            timeout=WITHIN_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def _here(self, text: str) -> str:
-        for shown, own in self._replaced.items():
-            text = text.replace(shown, own)
-        return text
 
 
 def _is_ready(process: subprocess.Popen[str], port: str) -> bool:

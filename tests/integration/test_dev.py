@@ -1,0 +1,241 @@
+"""`hiveio dev` in the folder that `hiveio new` has written, as a user has it: from the first start to Ctrl-C."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hiveio.cli import main
+from hiveio.roles import ROLES
+from tests.conftest import require
+from tests.process import wait_until
+from tests.services import HOST, Kafka
+from tests.tutorial import Played, blocks
+
+READY = "Each is restarted when its files change"
+STARTED_S = 60.0
+ENDED_S = 30.0
+pytestmark = pytest.mark.redis
+
+
+class Dev:
+    """The process and what it has said. Nothing is a terminal here, so what it says has no colours."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self.lines = folder, list[str]()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hiveio.cli", "dev", *words],
+            cwd=folder,
+            env={**os.environ, "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def says(self, text: str, after: int = 0, within_s: float = 20.0) -> int:
+        """Waits for a line with the text behind the first ``after`` ones; the number of lines up to it."""
+
+        def found() -> int | None:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text()}"
+            return next((at + 1 for at, line in enumerate(list(self.lines)) if at >= after and text in line), None)
+
+        try:
+            return int(wait_until(found, within_s, text))
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.text()}") from None
+
+    def urls(self) -> dict[str, str]:
+        """Of each service by its name."""
+        found = re.findall(r"^(\w+)  [a-z-]+  (http://localhost:\d+)$", self.text(), re.M)
+        return dict(found)
+
+    def calls(self) -> list[str]:
+        return [line.strip() for line in self.lines if line.startswith("  curl ")]
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(ENDED_S)
+        self._reader.join(5)
+        return code
+
+
+@contextmanager
+def running(folder: Path, *words: str) -> Iterator[Dev]:
+    dev = Dev(folder, *words)
+    try:
+        dev.says(READY, within_s=STARTED_S)
+        yield dev
+    finally:
+        if dev.process.poll() is None:
+            dev.end()
+        print(dev.text())  # pytest shows it with a failure
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    words = [word for role in ROLES for word in ("--role", role)]
+    assert main(["new", "shop", *words, "--into", str(tmp_path)]) == 0
+    return tmp_path / "shop"
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines of processes that have to do with the folder, by their arguments, environment or place."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            texts = [(each / "cmdline").read_bytes(), (each / "environ").read_bytes(), os.fsencode(each / "cwd")]
+            if any(os.fsencode(folder) in text for text in texts) and int(each.name) != os.getpid():
+                found.append(texts[0].replace(b"\0", b" ").decode())
+        except OSError:
+            pass  # it has ended, or is a kernel's
+    return found
+
+
+def listens(url: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, int(url.rpartition(":")[2]))) == 0
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path, kafka: Kafka) -> None:
+    """One start for all of it: each costs seconds."""
+    if shutil.which("curl") is None:
+        require("curl", "no curl in PATH")
+    with running(shop) as dev:
+        urls = dev.urls()
+        assert urls.keys() == {"items", "reports", "board", "shouts"}
+        each_line_of_the_readme(shop, urls)
+        each_line_of_curl(dev)
+        one_at_a_time(shop)
+        a_change_restarts_whom_it_concerns(dev, urls)
+        a_fault_waits_for_its_correction(dev, urls)
+        a_new_module_is_a_new_service(dev)
+        urls = dev.urls()
+        assert dev.end() == 0
+        assert "Traceback" not in dev.text().rpartition(READY)[2].rpartition("restarted in")[2]
+    wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
+    assert not any(listens(url) for url in urls.values())
+    assert {path.name for path in shop.iterdir() if path.is_dir()} <= {".hiveio"}
+
+    started = time.monotonic()
+    with running(shop) as dev:  # what it has is still there
+        print(f"the second start took {time.monotonic() - started:.1f} s")
+        assert httpx.get(f"{dev.urls()['items']}/items/7").json()["payload"] == {"title": "Book"}
+        answer = httpx.get(f"{dev.urls()['board']}/board/7", timeout=20)
+        assert answer.json()["payload"] == {"title": "Book", "changes": 1}
+        assert dev.end(signal.SIGTERM) == 0
+
+    with running(shop, "--fresh", "board:consumer", "items") as dev:
+        assert dev.urls().keys() == {"items", "board"}
+        assert httpx.get(f"{dev.urls()['items']}/items/7").status_code == 404
+        assert httpx.get(f"{dev.urls()['board']}/board/7").status_code == 404
+        dev.process.kill()  # nothing of it is left in this case either
+        dev.process.wait(10)
+    wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
+
+
+def each_line_of_the_readme(shop: Path, urls: dict[str, str]) -> None:
+    """But what is installed here already, runs already, or needs an engine (tests/images)."""
+    ports = dict(zip(("3001", "3002", "3003", "3004"), map(port_of, urls.values()), strict=True))
+    page = Played(shop, {f"localhost:{shown}": f"localhost:{own}" for shown, own in ports.items()})
+    words = []
+    for block in blocks(shop / "README.md"):
+        words.append(block.word)
+        if (block.language, block.word) == ("sh", ""):
+            page.run(block)
+        elif block.language == "console":
+            page.show(block)
+    assert words == ["setup", "", "dev", "", "compose", "down"]
+    for name in (".mypy_cache", ".pytest_cache"):
+        shutil.rmtree(shop / name, ignore_errors=True)
+
+
+def port_of(url: str) -> str:
+    return url.rpartition(":")[2]
+
+
+def each_line_of_curl(dev: Dev) -> None:
+    """Each is a request that the service takes: what is refused, is refused by the actor."""
+    calls = dev.calls()
+    assert len(calls) == 7  # Create, Rename and the state; Report; Entry; Shout and ShoutAll
+    for call in calls:
+        done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=20, check=True)
+        assert '"type":' in done.stdout, call
+        for wrong in ("invalid", "malformed", "about:blank", "unavailable"):
+            assert f'"{wrong}"' not in done.stdout.replace("urn:hiveio:problem:", ""), f"{call}: {done.stdout}"
+
+
+def one_at_a_time(shop: Path) -> None:
+    second = Dev(shop)
+    assert second.process.wait(20) == 2
+    assert second.lines == [] or "already" in second.text()
+
+
+def a_change_restarts_whom_it_concerns(dev: Dev, urls: dict[str, str]) -> None:
+    before = len(dev.lines)
+    module = dev.folder / "shouts.py"
+    module.write_text(module.read_text().replace("title.upper()] * times", "title.upper() + '!'] * times"))
+    changed = time.monotonic()
+    dev.says("shouts  │ restarted in", before)
+    took = time.monotonic() - changed
+    print(f"a changed file was answered by after {took:.2f} s")
+    assert took < 5  # 1.5 on an idle machine
+    assert httpx.get(f"{urls['shouts']}/shouts/hello").json()["payload"] == {"texts": ["HELLO!"]}
+    assert [line for line in dev.lines[before:] if "restarted in" in line and "shouts" not in line] == []
+    before = len(dev.lines)
+    (dev.folder / "events.py").touch()  # which the others share
+    for name in ("items  ", "board  ", "reports"):
+        dev.says(f"{name} │ restarted in", before)
+    assert not [line for line in dev.lines[before:] if line.startswith("shouts  │ restarted in")]
+    (dev.folder / "test_items.py").touch()
+
+
+def a_fault_waits_for_its_correction(dev: Dev, urls: dict[str, str]) -> None:
+    module, before = dev.folder / "shouts.py", len(dev.lines)
+    right = module.read_text()
+    module.write_text(right + "\nraise RuntimeError('half written')\n")
+    dev.says("half written", before)
+    dev.says("ended with exit code", before)
+    before = len(dev.lines)
+    module.write_text(right)
+    dev.says("shouts  │ restarted in", before)
+    assert httpx.get(f"{urls['shouts']}/shouts/hello").status_code == 200
+
+
+def a_new_module_is_a_new_service(dev: Dev) -> None:
+    before = len(dev.lines)
+    text = (dev.folder / "shouts.py").read_text().replace("ShoutsActor", "CallsActor").replace("/shouts", "/calls")
+    (dev.folder / "calls.py").write_text(text)
+    dev.says("calls  base  http://localhost:", before)
+    wait_until(lambda: "calls" in dev.urls(), 5)
+    assert httpx.get(f"{dev.urls()['calls']}/calls/hello").json()["payload"] == {"texts": ["HELLO!"]}
+    before = len(dev.lines)
+    (dev.folder / "calls.py").unlink()
+    wait_until(lambda: not listens(dev.urls()["calls"]), 15, "the end of a service whose module is gone")
+
+
+def test_a_folder_without_an_actor_is_named(tmp_path: Path, kafka: Kafka) -> None:
+    dev = Dev(tmp_path)
+    assert dev.process.wait(STARTED_S) == 2
+    wait_until(lambda: "has no actor" in dev.text(), 5, dev.text())
+    assert not processes_in(tmp_path)
