@@ -1,0 +1,3 @@
+module hiveio/actionlint
+
+go 1.21
