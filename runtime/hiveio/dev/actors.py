@@ -54,7 +54,8 @@ class Look:
         for word in words:
             _word(word)
         self._folder = folder
-        self._process = spawn([sys.executable, "-P", "-m", __name__, str(folder), *words], None)
+        environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a folder that is watched is not written to
+        self._process = spawn([sys.executable, "-P", "-m", __name__, str(folder), *words], None, environ)
 
     def result(self) -> list[Found]:
         """A module that cannot be loaded is found with its fault. Raises ConfigError if nothing can be said at all."""

@@ -19,7 +19,7 @@ from hiveio.dev.redis import Redis
 
 MOST_BROKERS = 5  # each takes 300 MB
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def end(*_: int | FrameType | None) -> NoReturn:
@@ -98,8 +98,7 @@ class Services:
     @property
     def here(self) -> Addresses:
         """For processes of this machine."""
-        brokers = ",".join(f"localhost:{broker.port}" for broker in self.brokers)
-        return Addresses(brokers, f"redis://localhost:{self.redis.port}")
+        return Addresses(",".join(broker.brokers for broker in self.brokers), self.redis.url)
 
     @property
     def outside(self) -> Addresses | None:

@@ -124,9 +124,7 @@ class Session:
 
     def _free_port(self) -> int:
         taken = {each.port for each in self.running.values()}
-        return next(
-            port for port in (preferred(FIRST_PORT + count) for count in range(len(taken) + 1)) if port not in taken
-        )
+        return preferred(next(port for port in range(FIRST_PORT, 65536) if port not in taken))
 
     async def _make_topics(self, names: set[str]) -> None:
         """Ahead, so that no consumer waits for the start of who writes."""
