@@ -61,7 +61,8 @@ def _bodies(operation: Schema, document: Schema) -> Iterator[Any]:
         return
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     for each in _variants(schema, document):
-        if each.get("type") != "array":  # a batch: what it takes is shown alone
+        # Neither a batch nor, where there is one message only, its payload without a type: each is shown once.
+        if "type" in each.get("properties", {}):
             yield example(each, document)
 
 
@@ -135,7 +136,8 @@ def _number(schema: Schema, kind: str) -> float:
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     least, most = schema.get("minimum", above), schema.get("maximum", below)
     step: float = schema.get("multipleOf", 1)
-    value: float = least if least is not None else 1 if most is None else min(1, most)
+    value: float = max(1, least) if least is not None else 1
+    value = min(value, most) if most is not None else value
     value = -(-value // step) * step
     if value == above:
         value += step
