@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import httpx
 
+from hiveio.dev.services import JARS
 from hiveio.transaction.record import Commit
 from tests.services import ServiceFailed, ServiceUnavailable
 
@@ -217,10 +218,9 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
     with world:
         with Progress(display.console) as progress:
             if not isinstance(world, Composed):
-                jars = "Kafka's jars (43 MB, fetched once)"
-                progress.began("jars", jars)
-                world.prepare(lambda text: progress.began("jars", text))
-                progress.began("jars", jars)
+                progress.began("jars", JARS)
+                world.prepare(lambda text: progress.began("jars", f"{JARS}: {text}"))
+                progress.began("jars", JARS)
                 progress.done("jars")
             world.start(
                 lambda service: progress.began(service.name, NAMES.get(service.name, f"hiveio/{service.name}")),

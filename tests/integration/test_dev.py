@@ -47,7 +47,8 @@ class Dev:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+        with self.process.stdout as output:
+            self.lines.extend(line.rstrip("\n") for line in output)
 
     def text(self) -> str:
         return "\n".join(self.lines)
@@ -74,8 +75,12 @@ class Dev:
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(ENDED_S)
-        self._reader.join(5)
+        return self.ended(ENDED_S)
+
+    def ended(self, within_s: float) -> int:
+        """Its exit code, once it has ended and all that it said is read."""
+        code = self.process.wait(within_s)
+        self._reader.join(10)
         return code
 
 
@@ -88,6 +93,7 @@ def running(folder: Path, *words: str) -> Iterator[Dev]:
     finally:
         if dev.process.poll() is None:
             dev.end()
+        dev.ended(10)
         print(dev.text())  # pytest shows it with a failure
 
 
@@ -140,9 +146,9 @@ def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path
     started = time.monotonic()
     with running(shop) as dev:  # what it has is still there
         print(f"the second start took {time.monotonic() - started:.1f} s")
-        assert httpx.get(f"{dev.urls()['items']}/items/7").json()["payload"] == {"title": "Book"}
+        assert httpx.get(f"{dev.urls()['items']}/items/7").json()["payload"] == {"title": "text"}
         answer = httpx.get(f"{dev.urls()['board']}/board/7", timeout=20)
-        assert answer.json()["payload"] == {"title": "Book", "changes": 1}
+        assert answer.json()["payload"] == {"title": "text", "changes": 2}  # by the README, and by a line of curl
         assert dev.end(signal.SIGTERM) == 0
 
     with running(shop, "--fresh", "board:consumer", "items") as dev:
@@ -150,7 +156,6 @@ def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path
         assert httpx.get(f"{dev.urls()['items']}/items/7").status_code == 404
         assert httpx.get(f"{dev.urls()['board']}/board/7").status_code == 404
         dev.process.kill()  # nothing of it is left in this case either
-        dev.process.wait(10)
     wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
 
 
@@ -187,8 +192,9 @@ def each_line_of_curl(dev: Dev) -> None:
 
 def one_at_a_time(shop: Path) -> None:
     second = Dev(shop)
-    assert second.process.wait(20) == 2
-    assert second.lines == [] or "already" in second.text()
+    assert second.ended(20) == 2
+    assert "hiveio dev runs in" in second.text()
+    assert "already" in second.text()
 
 
 def a_change_restarts_whom_it_concerns(dev: Dev, urls: dict[str, str]) -> None:
@@ -236,6 +242,6 @@ def a_new_module_is_a_new_service(dev: Dev) -> None:
 
 def test_a_folder_without_an_actor_is_named(tmp_path: Path, kafka: Kafka) -> None:
     dev = Dev(tmp_path)
-    assert dev.process.wait(STARTED_S) == 2
-    wait_until(lambda: "has no actor" in dev.text(), 5, dev.text())
+    assert dev.ended(STARTED_S) == 2
+    assert "has no actor" in dev.text()
     assert not processes_in(tmp_path)

@@ -79,7 +79,7 @@ def download(folder: Path, progress: Progress, lock: Path = LOCK) -> None:
         try:
             for count, done in enumerate(as_completed(fetches), 1):
                 done.result()
-                progress(f"jars: {count} of {len(missing)}")
+                progress(f"{count} of {len(missing)}")
         except ServiceUnavailable:
             raise
         except Exception as error:

@@ -208,7 +208,7 @@ def kafka_home(progress: jars.Progress = lambda _: None) -> Path:
         with jars.exclusive(jars.cache() / "kafka.making"):
             if not ready.exists():
                 jars.download(home / "jars", progress)
-                progress("Kafka's class archive")
+                progress("an archive of their classes, for quick starts")
                 _prepare(home)
                 ready.touch()
     return home

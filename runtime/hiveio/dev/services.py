@@ -17,6 +17,7 @@ from hiveio.dev.kafka import Kafka, kafka_home, running_cluster
 from hiveio.dev.process import Service, free_port
 from hiveio.dev.redis import Redis
 
+JARS = "Kafka's jars (43 MB, fetched once)"
 MOST_BROKERS = 5  # each takes 300 MB
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -82,8 +83,8 @@ class Services:
 
     def __enter__(self) -> Self:
         with self._stack as stack:
-            with step("Kafka's jars (43 MB, fetched once)") as status:
-                kafka_home(lambda text: status.update(text))
+            with step(JARS) as status:
+                kafka_home(lambda text: status.update(f"{JARS}: {text}"))
             one = len(self.brokers) == 1
             with step("Apache Kafka" if one else f"Apache Kafka, {len(self.brokers)} brokers"):
                 stack.enter_context(self.brokers[0] if one else running_cluster(self.brokers))
