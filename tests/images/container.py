@@ -8,6 +8,7 @@ It shares the network of this machine, where the tests' Kafka and Valkey listen 
 more rights than an operator would give it.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -86,7 +87,10 @@ class Container(Role):
         try:
             return super().ready(within_s)
         except AssertionError as error:
-            reason = httpx.get(f"{self.url}/readyz?verbose", timeout=10, verify=self.trust).text if self.port else ""
+            reason = ""
+            if self.port:
+                with contextlib.suppress(httpx.TransportError):  # it has ended
+                    reason = httpx.get(f"{self.url}/readyz?verbose", timeout=10, verify=self.trust).text
             raise AssertionError(f"{error}\n{reason}{self.text()}") from None
 
     def __exit__(self, *raised: Any) -> None:

@@ -1,5 +1,6 @@
 """What a team builds on the images: three lines, by ``docker build`` and by bake, and packages of its own."""
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.images.container import Container, bake, call, inspected
+from hiveio.dev.services import Services
+from tests.images.container import HARDENED, Container, bake, call, inspected
 
 ACTOR = """
 import tiny
@@ -78,8 +80,11 @@ def greet(docker: str, image: str) -> Any:
 
 def test_docker_build_makes_the_images_that_bake_makes(images: str) -> None:
     names = ["hiveio-test/base", "hiveio-test/producer"]
+    # The layers are there, unless a build from nothing is replacing them at this moment.
+    cert = os.environ.get("PIP_CERT")
+    secret = ["--secret", f"id=PIP_CERT,src={cert}"] if cert else []
     try:
-        call(images, "build", "--file", "images/base/Dockerfile", "--tag", names[0], ".", within_s=150)
+        call(images, "build", *secret, "--file", "images/base/Dockerfile", "--tag", names[0], ".", within_s=250)
         call(images, "build", "--build-arg", f"BASE={names[0]}", "--tag", names[1], "images/producer", within_s=150)
         built, baked = (inspected(images, name) for name in (names[1], "hiveio/producer"))
         assert built["RootFS"]["Layers"][:-1] == baked["RootFS"]["Layers"][:-1]
@@ -131,21 +136,36 @@ def test_what_needs_another_version_of_the_runtimes_is_refused(images: str, proj
 def test_what_hiveio_new_writes_is_built_and_runs(
     images: str, role: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    inside = (
-        "--rm",
-        "--user",
-        f"{os.getuid()}:{os.getgid()}",
-        "--volume",
-        f"{tmp_path}:/out",
-        "--entrypoint",
-        "hiveio",
-    )
+    user = f"{os.getuid()}:{os.getgid()}"
+    inside = ("--rm", "--user", user, "--volume", f"{tmp_path}:/out", "--entrypoint", "hiveio")
     call(images, "run", *inside, "hiveio/base", "new", "order-lines", "--role", role, "--into", "/out")
+    (dockerfile,) = (tmp_path / "order-lines").glob("*.Dockerfile")
     try:
-        call(images, "buildx", "bake", cwd=tmp_path / "order-lines", within_s=150)
+        call(images, "build", "--tag", "hiveio-test/new", "--file", str(dockerfile), str(dockerfile.parent))
         del settings["ACTOR_MODULE"]  # it is in the image
-        with Container(images, "order-lines", settings) as running:
+        with Container(images, "hiveio-test/new", settings, options=(*HARDENED, "--volume", "/data")) as running:
             assert not running.complaints()
             assert httpx.get(f"{running.url}/openapi.json").status_code == 200
     finally:
-        call(images, "rmi", "--force", "order-lines", check=False)
+        call(images, "rmi", "--force", "hiveio-test/new", check=False)
+
+
+REACH = """
+import json
+import os
+import redis
+from confluent_kafka.admin import AdminClient
+found = AdminClient({"bootstrap.servers": os.environ["EVENT_STORE_BROKERS"]}).list_topics(timeout=20).brokers
+print(*(f"{broker.host}:{broker.port}" for broker in found.values()))
+redis.Redis.from_url(os.environ["CACHE_URL"]).ping()
+"""
+
+
+def test_a_container_with_a_network_of_its_own_reaches_the_services_for_development(images: str) -> None:
+    """By the address of Docker's bridge, as `make services HOST=172.17.0.1` says."""
+    (bridge,) = json.loads(call(images, "network", "inspect", "bridge"))
+    with Services(host=bridge["IPAM"]["Config"][0]["Gateway"]) as services:
+        assert services.outside is not None
+        environ = [word for line in str(services.outside).splitlines() for word in ("--env", line)]
+        done = call(images, "run", "--rm", *environ, "--entrypoint", "python", "hiveio/stream-processor", "-c", REACH)
+        assert done.strip() == services.outside.brokers

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import hiveio
+from hiveio.roles import ROLES
 from tests.conftest import require
 from tests.process import ROOT
 from tests.services import jars
 
 VERSION = hiveio.__version__
 INSTALLED_S = 300
+UV = str(Path(sys.executable).with_name("uv"))
 # An actor whose types are those that a checker has to know, and one wrong line for it to find.
 ACTOR = """\
 from hiveio import Actor, Command, Context, Event, Model
@@ -75,11 +77,10 @@ def installed() -> Path:
     python = home / "bin" / "python"
     with jars.exclusive(jars.cache() / "installed.making"), jars.scratch(jars.cache() / "installed.dist") as folder:
         wheel = made(folder) / f"hiveio-{VERSION}-py3-none-any.whl"
-        uv = str(Path(sys.executable).with_name("uv"))
-        install = [uv, "pip", "install", "--quiet", "--python", str(python)]
+        install = [UV, "pip", "install", "--quiet", "--python", str(python)]
         words = [
             *(
-                [[uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)]]
+                [[UV, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)]]
                 if not python.exists()
                 else []
             ),
@@ -146,6 +147,23 @@ def test_an_installed_package_has_its_command_types_and_tests(python: Path, tmp_
         wrong = call(python, "-m", *checker, "wrong.py", at=tmp_path)
         assert wrong.returncode == 1, wrong.stdout + wrong.stderr
         assert f"wrong.py:{len((ACTOR + WRONG).splitlines())}:" in wrong.stdout
+
+
+@pytest.mark.timeout(INSTALLED_S + 120)
+def test_a_new_project_is_tested_and_checked_by_what_its_readme_installs(python: Path, tmp_path: Path) -> None:
+    roles = [word for role in ROLES for word in ("--role", role)]
+    written = call(python.with_name("hiveio"), "new", "shop", *roles, at=tmp_path)
+    assert written.returncode == 0, written.stderr
+    shop = tmp_path / "shop"
+    # Nothing is missing, so nothing is asked of an index.
+    missing = call(
+        UV, "pip", "install", "--offline", "--dry-run", "--python", python, "-r", "requirements.txt", at=shop
+    )
+    assert missing.returncode == 0, missing.stderr
+    assert "Would make no changes" in missing.stderr
+    for command in (["pytest", "-q", "-W", "error"], ["mypy"], ["pyright", "--pythonpath", str(python)]):
+        done = call(python, "-m", *command, at=shop)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_an_installed_package_serves(python: Path, tmp_path: Path) -> None:
