@@ -37,6 +37,7 @@ atexit.register(lambda: remove() if os.getpid() == _owner else None)
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
 from prometheus_client.exposition import CONTENT_TYPE_LATEST  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 __all__ = [
     "CONTENT_TYPE_LATEST",
@@ -47,6 +48,7 @@ __all__ = [
     "Timings",
     "exposition",
     "flush",
+    "gauges",
     "remove",
     "worker_gone",
 ]
@@ -130,6 +132,15 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def gauges(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The gauges of hiveio in an exposition, each with its labels and values. Raises ValueError."""
+    return {
+        family.name: [(sample.labels, sample.value) for sample in family.samples]
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("hiveio_") and family.type == "gauge"
+    }
 
 
 def worker_gone(pid: int) -> None:

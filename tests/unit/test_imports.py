@@ -21,6 +21,7 @@ RANKS = [
     {"producer", "consumer", "transaction", "telemetry"},
     {"server", "testing", "projection", "roles"},
     {"dev"},
+    {"server", "testing", "projection", "status"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -37,6 +37,7 @@ COMMANDS: dict[str, About] = {
     ),
     "serve": About("run a role with the actors of this folder", "what the service stores"),
     "services": About("run Kafka and Valkey on this machine, for development", "the folder of --data"),
+    "status": About("scopes, consumer groups, dead letters and instances on one screen"),
     "transaction": About("what became of a transaction, by the log"),
     "upgrade": About("raise the transaction log to the newest format", "with --yes: the transaction log"),
     "verify": About("compare the cache and the event topic with the transaction log"),

@@ -8,44 +8,17 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 
 from hiveio.cli.shown import shown, shown_lines
 from hiveio.config import Settings
-from hiveio.consumer.dead_letters.fold import Fold
-from hiveio.consumer.dead_letters.format import (
-    ACTORS,
-    ATTEMPTS,
-    EXCEPTION,
-    MARK,
-    PREFIX,
-    REASON,
-    TIME,
-    Key,
-    headers_of,
-    mark,
-    origin_of,
-    parking_key,
-)
+from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, TIME, Key, mark
+from hiveio.consumer.dead_letters.opened import DeadLetter, OpenDeadLetters
 from hiveio.errors import HiveError
-from hiveio.kafka import Message
 from hiveio.kafka.reader import Reader
 
 WAIT_S = 60.0  # the time without any progress after which the command ends
-
-
-class DeadLetter(NamedTuple):
-    """An open dead letter. ``topic`` and ``partition`` are those of the dead-letter topic."""
-
-    topic: str
-    partition: int
-    key: Key
-    origin: str
-    message: Message
-    headers: dict[str, bytes]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -83,53 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"dropped {_count(len(chosen), 'dead letter')}{more}")
             return 0
         return _retry(reader, dead_letters, chosen, group, wait=not arguments.no_wait)
-
-
-class OpenDeadLetters:
-    """The open dead letters of a group, as far as its dead-letter topics were read."""
-
-    def __init__(self, reader: Reader, group: str, topic: str | None) -> None:
-        suffix = f".{group}.dead"
-        names = [f"{topic}{suffix}"] if topic else [n for n in reader.topics() if n.endswith(suffix)]
-        self._reader, self._suffix = reader, suffix
-        self._bounds = {at: reader.bounds(*at) for name in names for at in reader.partitions(name)}
-        self._folds = {partition: Fold(bounds[0]) for partition, bounds in self._bounds.items()}
-        self._dead_letters: dict[tuple[str, int], dict[int, Message]] = {partition: {} for partition in self._bounds}
-        self.failed: dict[str, str] = {}  # origin → why it failed when it was tried again
-
-    def asked(self, dead_letter: DeadLetter) -> bool:
-        entry = self._folds[dead_letter.topic, dead_letter.partition].entries.get(dead_letter.key)
-        return entry is not None and entry.asked
-
-    @property
-    def void(self) -> int:
-        """The number of dead letters that are void because they came late."""
-        return sum(len(fold.void) for fold in self._folds.values())
-
-    def open(self) -> Iterator[DeadLetter]:
-        """Read to the end, and yield what is open, in order."""
-        # An owner commits its claim before it writes a dead letter. So the end offsets are read before the owners.
-        ends = {partition: self._reader.bounds(*partition)[1] for partition in self._folds}
-        sources = {partition: (partition[0].removesuffix(self._suffix), partition[1]) for partition in self._folds}
-        owners = self._reader.owners(list(sources.values()))
-        for partition, fold in self._folds.items():
-            dead_letters = self._dead_letters[partition]
-            fold.owned(owners.get(sources[partition]))
-            for message in self._reader.read(*partition, fold.next, ends[partition]):
-                headers, at = headers_of(message), message.offset()
-                if MARK not in headers and at is not None:
-                    dead_letters[at] = message
-                elif headers.get(MARK) == b"failed" and (origin := origin_of(headers)):
-                    self.failed["/".join(map(str, origin))] = headers.get(EXCEPTION, b"").decode("utf-8", "replace")
-                fold.add(message)
-            for at in list(dead_letters):
-                headers = headers_of(dead_letters[at])
-                key, origin = parking_key(dead_letters[at], headers), origin_of(headers)
-                entry = fold.entries.get(key) if key is not None else None
-                if entry is None or key is None or origin is None or not entry.open(at):
-                    del dead_letters[at]
-                    continue
-                yield DeadLetter(*partition, key, "/".join(map(str, origin)), dead_letters[at], headers)
 
 
 def _count(number: int, noun: str) -> str:

@@ -27,9 +27,23 @@ class EndOffsets:
 
     def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The end offsets of these partitions. Blocking; raises Unavailable."""
+        return self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+    def starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The first offsets. Blocking; raises Unavailable."""
+        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+    def since(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """The first offsets that were written at this time or later; partitions without one are left out. Blocking;
+        raises Unavailable."""
+        spec = OffsetSpec.for_timestamp(time_ms)
+        return {at: offset for at, offset in self._offsets(partitions, spec).items() if offset >= 0}
+
+    def _offsets(self, partitions: Iterable[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         try:
-            latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-            asked = {TopicPartition(*partition): latest for partition in partitions}
+            asked = {TopicPartition(*partition): spec for partition in partitions}
+            if not asked:
+                return {}
             client = self._admin  # named: its results end with it
             results = client.list_offsets(asked, request_timeout=TIMEOUT_S)
             return {(tp.topic, tp.partition): future.result(2 * TIMEOUT_S).offset for tp, future in results.items()}

@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 
 from hiveio.config import Settings
 from hiveio.errors import backend_away
-from hiveio.kafka.reading import bounds, first_messages, messages
+from hiveio.kafka.reading import bounds, messages, messages_at
 from hiveio.kafka.tail import LogRecord, log_record, reading_client
 from hiveio.kafka.threads import blocking
 
@@ -123,9 +123,10 @@ class LogReader:
     def _first_records(self, partitions: Sequence[int], timeout_s: float = 5.0) -> dict[int, LogRecord]:
         found: dict[int, LogRecord] = {}
         for start in range(0, len(partitions), AT_ONCE):
+            offsets = {(self._topic, partition): 0 for partition in partitions[start : start + AT_ONCE]}
             with self._client() as client:
-                some = first_messages(client, self._topic, partitions[start : start + AT_ONCE], timeout_s)
-            found |= {partition: log_record(message) for partition, message in some.items()}
+                some = messages_at(client, offsets, timeout_s)
+            found |= {at[1]: log_record(message) for at, message in some.items() if message.offset() == 0}
         return found
 
     def _read_message(self, partition: int, offset: int, timeout_s: float = 5.0) -> Message | None:

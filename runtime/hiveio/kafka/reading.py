@@ -3,7 +3,7 @@
 All that read single records or stretches of a topic do it with these functions; `tail` follows one for good.
 """
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -74,31 +74,35 @@ def messages(
         client.unassign()
 
 
-def first_messages(client: Consumer, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, Message]:
-    """The messages at offset 0 of those of the partitions that have one, read together. The client must report ends.
+def messages_at(client: Consumer, offsets: Mapping[Partition, int], timeout_s: float) -> dict[Partition, Message]:
+    """For each partition the message at this offset, or the first one after it (transaction markers are no messages);
+    partitions that end before are left out. They are read together. The client must report ends.
 
     Raises Unavailable when Kafka refuses, or sends nothing for ``timeout_s``.
     """
-    found: dict[int, Message] = {}
-    missing = set(partitions)
+    found: dict[Partition, Message] = {}
+    missing = set(offsets)
+
+    def where() -> str:
+        topic, partition = min(missing)
+        return f"{topic}/{partition}/{offsets[topic, partition]}"
+
     try:
-        client.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        client.assign([TopicPartition(*at, offset) for at, offset in offsets.items()])
         while missing:
             message = client.poll(timeout_s)
             if message is None:
-                raise backend_away(
-                    f"{topic}/{min(missing)}/0 cannot be read: Kafka gave no answer within {timeout_s:g} s"
-                )
-            failure, partition = message.error(), message.partition()
+                raise backend_away(f"{where()} cannot be read: Kafka gave no answer within {timeout_s:g} s")
+            failure, at = message.error(), (message.topic() or "", message.partition() or 0)
             if failure is None or failure.code() == KafkaError._PARTITION_EOF:
-                if failure is None and message.offset() == 0 and partition in missing:
-                    found[partition] = message
-                missing.discard(-1 if partition is None else partition)
+                if failure is None and at in missing:
+                    found[at] = message
+                missing.discard(at)
             elif failure.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # no coordinator is needed here
-                reason = denied(failure, f"topic {topic}", "Read")
-                raise backend_away(reason or f"{topic}/{partition}/0 cannot be read: {failure.str()}")
+                reason = denied(failure, f"topic {at[0]}", "Read")
+                raise backend_away(reason or f"{where()} cannot be read: {failure.str()}")
     except KafkaException as error:
-        raise backend_away(f"{topic}/{min(missing)}/0 cannot be read: {error.args[0].str()}") from None
+        raise backend_away(f"{where()} cannot be read: {error.args[0].str()}") from None
     finally:
         client.unassign()
     return found

@@ -97,7 +97,6 @@ class Application(BaseApplication):  # type: ignore[misc]
     """The service as gunicorn sees it, and what master and workers share."""
 
     def __init__(self, settings: Settings, contracts: list[Contract], build: Build) -> None:
-        self.settings = settings
         self.contracts = contracts
         self.build = build
         self.master: Master | None = None
@@ -105,6 +104,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.peers = Peers(settings.cluster_size)
         self.listener = listening(settings.bind, settings.port)
         self.address: tuple[Any, ...] = self.listener.getsockname()
+        self.settings = dataclasses.replace(settings, port=self.address[1])  # PORT=0 takes a free one
         self._reports, self._reporter = os.pipe()
         os.set_blocking(self._reports, False)
         super().__init__()

@@ -48,6 +48,7 @@ KEYS = {
     "<scope>:published": "is there once events of this log were published",
     "<scope>:ready": "what readiness writes",
     "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
+    "hive:instances:{<log topic>/<topic id>}": "hash: instance → JSON: where it listens, its version, its fingerprint",
 }
 
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
@@ -288,6 +289,11 @@ class Cache:
         text, has_lease = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
         return Watermark.parse(text), bool(has_lease)
 
+    async def leader(self, partition: int) -> str:
+        """The holder of the lease of the scope's publisher; "" if nobody has it."""
+        found = await self.redis.execute("GET", f"{self.scope(partition)}:publisher")
+        return (found or b"").decode("utf-8", "replace")
+
     async def note_published(self, partition: int) -> None:
         """Note that events of this log were published."""
         await self.redis.execute("SET", f"{self.scope(partition)}:published", "")
@@ -301,6 +307,31 @@ class Cache:
         name = f"hive:logs:{{{self._topic}}}"
         await self.redis.execute("SADD", name, self._topic_id)
         return sorted({id.decode() for id in await self.redis.execute("SMEMBERS", name)} - {self._topic_id})
+
+    async def some_unfolded(self, partition: int, generation: str, most: int) -> tuple[int, list[str]]:
+        """How many aggregates have such events, unknown actors included, and the names of some of them."""
+        key = f"{self.mark(partition)}:{generation}:unfolded"
+        count = await self.redis.execute("SCARD", key)
+        found = await self.redis.execute("SRANDMEMBER", key, most) if count else []
+        return int(count), sorted(name.decode("utf-8", "replace") for name in found)
+
+    async def announce(self, instance: str, text: bytes, forgotten_s: int) -> None:
+        """Note what an instance says of itself. All of it is forgotten when none has done so for ``forgotten_s``."""
+        await self.redis.execute("HSET", self._instances, instance, text)
+        await self.redis.execute("EXPIRE", self._instances, forgotten_s)
+
+    async def announced(self) -> dict[str, bytes]:
+        """What each instance has said of itself."""
+        found = await self.redis.execute("HGETALL", self._instances)
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {name.decode("utf-8", "replace"): text for name, text in pairs}
+
+    async def withdraw(self, instances: Sequence[str]) -> None:
+        await self.redis.execute("HDEL", self._instances, *instances)
+
+    @property
+    def _instances(self) -> str:
+        return f"hive:instances:{{{self._topic}/{self._topic_id}}}"
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove all keys of a generation."""

@@ -32,6 +32,7 @@ from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.placement import Placement
+from hiveio.transaction.presence import Presence
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.rule import IdWindow
@@ -92,7 +93,8 @@ class TransactionLog:
         cache_node = by_url[s.cache_url]
         first_contact(s)
         topic, events = await _retrying(lambda: self._backends(cache_node))
-        self._cache = Cache(cache_node, s.log_topic, topic.id, fingerprint(self.contracts))
+        meaning = fingerprint(self.contracts)
+        self._cache = Cache(cache_node, s.log_topic, topic.id, meaning)
         await self._log_others()
         self._brokers.start()
         await self._brokers.settled(LEADERS_S)
@@ -139,6 +141,8 @@ class TransactionLog:
             leader.start()
         self._lag = PublisherLag(self.scopes, self._end_offsets, self._events, s.written_topic)
         self._lag.start()
+        self._presence = Presence(self._cache, s, instance, meaning, by_name)
+        self._presence.start()
         self._started = True
         self._made.set()
 
@@ -182,6 +186,7 @@ class TransactionLog:
             await self._publishing.stop()
             await self._sessions.stop()
             await self._lag.stop()
+            await self._presence.stop()
             await blocking(self._reader.close)
             await blocking(self._events.close)
         for node in self._nodes:

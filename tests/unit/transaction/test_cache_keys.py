@@ -34,6 +34,7 @@ def test_the_map_has_every_key_that_is_written_and_no_other() -> None:
         f"{MARK}:0123456789:floor",
         "hive:{orders.transactions/0/a_topic/id}:lock:Account/ada",
         "hive:logs:{orders.transactions}",
+        "hive:instances:{orders.transactions/a/id}",
         "hive:keys:{orders/id}:key",
         "somebody:else",
     ],

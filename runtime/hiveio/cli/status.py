@@ -1,0 +1,189 @@
+"""``hiveio status``: what is going on, on one screen. It changes nothing and joins no group."""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from hiveio.cli.shown import shown
+from hiveio.config import Settings
+from hiveio.loader import load
+from hiveio.status import Collector, Status
+from hiveio.status.model import Group, Instance, Scope
+from hiveio.transaction.cache import fingerprint
+
+WATCH_S = 2.0
+HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", action="store_true", help=f"look again every {WATCH_S:g} s, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with --watch one a line")
+    parser.add_argument(
+        "--instance",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a service to ask that does not announce itself, as http://HOST:PORT (consumers, producers)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if nothing needs attention, 1 if something does."""
+    settings = Settings.read()
+    return asyncio.run(_run(settings, arguments))
+
+
+def fingerprints(settings: Settings) -> list[str]:
+    """The fingerprint of the actors of ACTOR_MODULE, if it is set: its cache is shown although no instance runs."""
+    return [fingerprint(load(settings))] if settings.actor_module else []
+
+
+async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    collector = Collector(settings, arguments.instance, fingerprints(settings))
+    try:
+        while True:
+            status = await collector.look()
+            if arguments.json:
+                print(msgspec.json.encode(status).decode(), flush=True)
+            elif arguments.watch and sys.stdout.isatty():
+                rows = shutil.get_terminal_size().lines - 1
+                lines = list(screen(status))
+                if len(lines) > rows:
+                    lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines: make the window higher"]
+                print(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_REST, end="", flush=True)
+            else:
+                print("\n".join(screen(status)), flush=True)
+            if not arguments.watch:
+                return 1 if status.warnings or status.problems else 0
+            await asyncio.sleep(WATCH_S)
+    finally:
+        await collector.stop()
+
+
+def screen(status: Status) -> Iterable[str]:
+    """The lines of one screen. What others wrote is shown with its control characters escaped."""
+    yield f"{status.topic}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(status.time))}"
+    for title, lines in (
+        ("ATTENTION", [f"! {line}" for line in status.warnings]),
+        ("UNKNOWN", [f"? {line}" for line in status.problems]),
+        ("SCOPES", _table(SCOPES, map(_scope, status.scopes))),
+        ("GROUPS", _table(GROUPS, map(_group, status.groups))),
+        ("INSTANCES", _table(INSTANCES, map(_instance, status.instances))),
+    ):
+        if lines:
+            yield ""
+            yield title
+            yield from map(shown, lines)
+
+
+SCOPES = ("scope", "end", "judged", "applied", "published", "waits", "leader", "verdicts/s", "void", "quarantined")
+GROUPS = ("group", "state", "members", "lag", "oldest", "parked keys", "dead letters")
+INSTANCES = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "in flight")
+
+
+def _scope(scope: Scope) -> tuple[str, ...]:
+    return (
+        str(scope.partition),
+        number(scope.end),
+        number(scope.judged),
+        number(scope.applied),
+        number(scope.published),
+        span(scope.publisher_lag_s),
+        scope.leader or "nobody",
+        f"{scope.rate:,.1f}",
+        share(scope.void_share),
+        number(sum(each.count for each in scope.quarantined)),
+    )
+
+
+def _group(group: Group) -> tuple[str, ...]:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in group.dead.reasons.items())
+    return (
+        group.name,
+        group.state.lower(),
+        str(len(group.members)),
+        number(group.lag),
+        span(group.lag_s),
+        number(group.dead.keys),
+        f"{group.dead.count} ({reasons})" if reasons else number(group.dead.count),
+    )
+
+
+def _instance(instance: Instance) -> tuple[str, ...]:
+    return (
+        instance.id,
+        instance.service,
+        instance.url.partition("://")[2],
+        instance.version,
+        instance.fingerprint,
+        span(instance.up_s),
+        state(instance),
+        ranges(instance.leads),
+        number(instance.commands_in_flight),
+    )
+
+
+def state(instance: Instance) -> str:
+    """In one or two words."""
+    if instance.gone and instance.seen_s is not None:
+        return f"gone for {span(instance.seen_s)}"
+    return {True: "ready", False: "not ready", None: "no answer"}[instance.ready]
+
+
+def number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def span(seconds: float | None) -> str:
+    """A time, in the one or two units that say it."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f} s" if seconds else "0 s"
+    whole = int(seconds)
+    for unit, size, smaller, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """0-3, 7: the scopes of a leader are often many."""
+    found: list[list[int]] = []
+    for each in sorted(numbers):
+        if found and each == found[-1][1] + 1:
+            found[-1][1] = each
+        else:
+            found.append([each, each])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns as wide as what is in them; numbers to the right."""
+    cells = [tuple(map(shown, row)) for row in rows]
+    if not cells:
+        return []
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    right = [all(_is_number(row[n]) for row in cells) for n in range(len(heads))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+
+    return [f"  {line(row)}" for row in (heads, *cells)]
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text in ("-", "nobody")

@@ -1,0 +1,137 @@
+"""The instances: as they announce themselves in Redis, and what they answer to whoever asks them."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hiveio.metrics import gauges
+from hiveio.status.model import Check, Instance
+from hiveio.transaction.presence import GONE_S, Announcement
+
+ASK_S = 1.5  # for the next bytes of an answer
+MOST_S = 5.0  # for both answers, from whoever sends them slowly
+MOST_BYTES = 4_000_000  # of one answer
+MOST_ASKED = 100  # services, in one look
+AT_ONCE = 20
+
+
+class Answers(NamedTuple):
+    """What a service has answered: its /readyz?verbose, and the numbers of its /metrics by name and labels."""
+
+    ready: bool | None
+    checks: list[dict[str, object]]
+    numbers: Mapping[str, list[tuple[dict[str, str], float]]]
+    unreachable: str
+
+    def by_scope(self, name: str) -> dict[int, float]:
+        """A gauge with the label ``scope``."""
+        return {
+            int(labels["scope"]): value for labels, value in self.numbers.get(name, ()) if labels["scope"].isdigit()
+        }
+
+    def total(self, name: str) -> float | None:
+        found = self.numbers.get(name)
+        return sum(value for _, value in found) if found else None
+
+
+def listed(
+    announced: Iterable[Announcement],
+    named: Iterable[str],
+    leads: Mapping[str, list[int]],
+    answers: Mapping[str, Answers],
+) -> list[Instance]:
+    """The instances that announced themselves, and the services that were named by their URL."""
+    now = time.time()
+    found = []
+    for each in announced:
+        seen_s = max(0.0, now - each.seen)
+        instance = Instance(
+            id=each.id,
+            url=url_of(each),
+            service=each.service,
+            version=each.version,
+            fingerprint=each.fingerprint,
+            actors=list(each.actors),
+            up_s=max(0.0, now - each.started),
+            seen_s=seen_s,
+            gone=seen_s > GONE_S,
+            leads=leads.get(each.id, []),
+        )
+        found.append(_with_answers(instance, answers.get(instance.url)))
+    urls = {instance.url for instance in found}
+    found += [_with_answers(Instance(id=url, url=url), answers.get(url)) for url in named if url not in urls]
+    return found
+
+
+def url_of(each: Announcement) -> str:
+    host = f"[{each.host}]" if ":" in each.host else each.host
+    return f"{'https' if each.secure else 'http'}://{host}:{each.port}"
+
+
+def _with_answers(instance: Instance, answers: Answers | None) -> Instance:
+    if answers is None:
+        return instance
+    instance.ready, instance.unreachable = answers.ready, answers.unreachable
+    for check in answers.checks:
+        if check.get("reason"):
+            instance.not_ready.append(Check(str(check["name"]), str(check["reason"])))
+        quarantined = check.get("quarantined")
+        if isinstance(quarantined, list):
+            instance.quarantined += quarantined
+    if (in_flight := answers.total("hiveio_commands_in_flight")) is not None:
+        instance.commands_in_flight = int(in_flight)
+    return instance
+
+
+async def ask_all(urls: Iterable[str]) -> dict[str, Answers]:
+    """Ask the services at these URLs, several at a time; each has MOST_S."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(url: str) -> Answers:
+        async with slots:
+            try:
+                return await asyncio.wait_for(asyncio.to_thread(ask, url), MOST_S)
+            except TimeoutError:
+                return Answers(None, [], {}, f"{url} did not answer within {MOST_S:g} s")
+
+    chosen = list(dict.fromkeys(urls))[:MOST_ASKED]
+    return dict(zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True))
+
+
+def ask(url: str) -> Answers:
+    """What a service answers. Blocking."""
+    try:
+        status, body = _get(url, "/readyz?verbose")
+        checks = msgspec.json.decode(body, type=dict[str, object]).get("checks") if body[:1] == b"{" else None
+        _, metrics = _get(url, "/metrics")
+        return Answers(
+            status == 200, checks if isinstance(checks, list) else [], gauges(metrics.decode("utf-8", "replace")), ""
+        )
+    except (OSError, HTTPException, ValueError, KeyError) as error:  # msgspec's errors are ValueErrors
+        return Answers(None, [], {}, f"{url} does not answer: {str(error) or type(error).__name__}")
+
+
+def _get(url: str, path: str) -> tuple[int, bytes]:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.scheme not in ("http", "https"):
+        raise ValueError("it takes http://HOST:PORT")
+    connection: HTTPConnection
+    if parts.scheme == "https":
+        connection = HTTPSConnection(parts.hostname, parts.port, timeout=ASK_S, context=ssl.create_default_context())
+    else:
+        connection = HTTPConnection(parts.hostname, parts.port, timeout=ASK_S)
+    try:
+        connection.request("GET", path, headers={"Accept": "application/json"})
+        answer = connection.getresponse()
+        body = answer.read(MOST_BYTES + 1)
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"its answer is larger than {MOST_BYTES} bytes")
+        return answer.status, body
+    finally:
+        connection.close()

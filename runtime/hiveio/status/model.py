@@ -1,0 +1,149 @@
+"""What is known at one moment, as one structure: ``hiveio status --json`` prints it, and the console shows it.
+
+None says that nobody could be asked. Every list is bounded; where something was left out, ``problems`` says so.
+"""
+
+from msgspec import Struct, field
+
+
+class Quarantined(Struct, frozen=True, kw_only=True):
+    """Aggregates of a scope whose events a version cannot fold. ``names`` are some of them."""
+
+    fingerprint: str
+    count: int
+    names: list[str]
+
+
+class Scope(Struct, kw_only=True):
+    """A partition of the transaction log.
+
+    ``end`` is the end offset of the log. ``applied`` is the watermark of the cache: everything below it is judged and
+    in the cache. ``published`` is the offset of the last record whose events are on the event topic, and
+    ``events_end`` the end of that topic. ``judged`` is the largest offset up to which an instance has judged, by its
+    metrics. ``rate`` are the verdicts a second over the last ten seconds, and ``void_share`` is the part of void
+    records among the last thousand. ``publisher_lag_s`` is the age of the oldest event that is not published.
+    """
+
+    partition: int
+    end: int
+    judged: int | None = None
+    applied: int | None = None
+    events_end: int = 0
+    published: int | None = None
+    leader: str = ""
+    rate: float = 0.0
+    void_share: float | None = None
+    publisher_lag: int | None = None
+    publisher_lag_s: float | None = None
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+class Partition(Struct, kw_only=True):
+    """How far a group has come in a partition. ``lag_s`` is the age of the first record that it has not handled."""
+
+    topic: str
+    partition: int
+    committed: int
+    end: int
+    lag: int
+    lag_s: float | None
+    member: str
+
+
+class DeadLetters(Struct, kw_only=True):
+    """The open dead letters of a group. ``reasons`` counts them; ``parked`` are those that wait behind another."""
+
+    count: int
+    keys: int
+    reasons: dict[str, int]
+
+
+class Group(Struct, kw_only=True):
+    """A consumer group that reads topics of this service. ``lag`` is the sum over its partitions, ``lag_s`` the
+    largest."""
+
+    name: str
+    state: str
+    members: list[str]
+    lag: int
+    lag_s: float | None
+    partitions: list[Partition]
+    dead: DeadLetters
+
+
+class Check(Struct, frozen=True):
+    """A part of an instance that is not ready, and why."""
+
+    name: str
+    reason: str
+
+
+class Instance(Struct, kw_only=True):
+    """A worker process that has announced itself, or a service that was named.
+
+    ``seen_s`` is how long ago it announced itself. ``ready`` is None where it could not be asked; ``unreachable`` says
+    why. ``leads`` are the scopes whose lease it holds.
+    """
+
+    id: str
+    url: str
+    service: str = ""
+    version: str = ""
+    fingerprint: str = ""
+    actors: list[str] = field(default_factory=list)
+    up_s: float | None = None
+    seen_s: float | None = None
+    gone: bool = False
+    ready: bool | None = None
+    not_ready: list[Check] = field(default_factory=list)
+    unreachable: str = ""
+    leads: list[int] = field(default_factory=list)
+    commands_in_flight: int | None = None
+    quarantined: list[dict[str, object]] = field(default_factory=list)
+
+
+class Status(Struct, kw_only=True):
+    """Everything, at ``time`` (seconds since the epoch). ``topic`` is the event topic, ``log`` the transaction log."""
+
+    time: float
+    topic: str
+    log: str
+    scopes: list[Scope] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    instances: list[Instance] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What needs somebody's attention, in sentences."""
+        found = [
+            f"Instance {each.id} has not announced itself for {each.seen_s:.0f} s."
+            for each in self.instances
+            if each.gone and each.seen_s is not None
+        ]
+        found += [
+            f"Instance {each.id} is not ready: {check.name}: {check.reason}"
+            for each in self.instances
+            for check in each.not_ready
+        ]
+        for scope in self.scopes:
+            where = f"{self.log}/{scope.partition}"
+            if scope.end > 1 and not scope.leader and any(not each.gone for each in self.instances):
+                found.append(f"Scope {where} has no leader, so nobody publishes its events.")
+            if scope.publisher_lag_s is not None and scope.publisher_lag_s > LATE_S:
+                by = f" by {scope.leader}" if scope.leader else ""
+                found.append(f"Events of scope {where} have waited {scope.publisher_lag_s:.0f} s to be published{by}.")
+            for each in scope.quarantined:
+                found.append(
+                    f"{each.count} aggregates of scope {where} cannot be folded by fingerprint {each.fingerprint}: "
+                    f"{', '.join(each.names[:3])}."
+                )
+        for group in self.groups:
+            if group.dead.count:
+                found.append(f"Group {group.name} has {group.dead.count} open dead letters of {group.dead.keys} keys.")
+            if group.lag and not group.members:
+                found.append(f"Group {group.name} has {group.lag} records to handle and no members.")
+        return found
+
+
+LATE_S = 10.0  # as long as the alert on the same

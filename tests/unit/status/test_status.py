@@ -1,0 +1,171 @@
+"""The status: which topics and groups belong to a service, what needs attention, and how it looks on a screen."""
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import msgspec
+import pytest
+
+from hiveio.cli.status import ranges, screen, span
+from hiveio.config import Settings
+from hiveio.status.groups import dead_topics, sources
+from hiveio.status.instances import ask, listed, url_of
+from hiveio.status.model import Check, DeadLetters, Group, Instance, Quarantined, Scope, Status
+from hiveio.transaction.presence import GONE_S, Announcement, announcements
+
+TOPICS = [
+    "bank",
+    "bank.eu",
+    "bank.eu.statements.dead",
+    "bank.statements.dead",
+    "bank.transactions",
+    "bank.v.2.dead",
+    "other.x.dead",
+]
+READY = b'{"ready": false, "checks": [{"name": "transaction log", "ready": false, "reason": "bank/0 is at 7 of 9"}]}'
+METRICS = b"""# HELP hiveio_fold_lag_records x
+# TYPE hiveio_fold_lag_records gauge
+hiveio_fold_lag_records{scope="0"} 2.0
+# HELP hiveio_commands_in_flight x
+# TYPE hiveio_commands_in_flight gauge
+hiveio_commands_in_flight 3.0
+# HELP hiveio_commands_total x
+# TYPE hiveio_commands_total counter
+hiveio_commands_total{outcome="accepted"} 5.0
+"""
+
+
+def announcement(id: str = "a", *, seen_s: float = 0.0, host: str = "10.0.0.7") -> Announcement:
+    now = time.time()
+    return Announcement(id, host, 3000, False, "0.1.0", "9c1f0a77", "bank", ("Account",), now - 60, now - seen_s)
+
+
+def group(**given: object) -> Group:
+    settings = {"name": "statements", "state": "STABLE", "members": ["hiveio at 10.0.0.8"], "lag": 0, "lag_s": 0.0}
+    settings |= {"partitions": [], "dead": DeadLetters(count=0, keys=0, reasons={})} | given
+    return Group(**settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """A service that answers READY and METRICS."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            ready = self.path.startswith("/readyz")
+            self.send_response(503 if ready else 200)
+            self.end_headers()
+            self.wfile.write(READY if ready else METRICS)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_sources_are_what_is_written_and_what_is_read() -> None:
+    assert sources(Settings(topic="bank"), TOPICS) == ["bank"]
+    assert sources(Settings(topic="gone", consumer_topic=("bank.eu",)), TOPICS) == ["bank.eu"]
+    by_expression = Settings(producer_topic="bank", consumer_topic=("^bank",))
+    assert sources(by_expression, TOPICS) == ["bank", "bank.eu", "bank.transactions"]
+
+
+def test_a_dead_letter_topic_belongs_to_the_longest_source_and_the_rest_is_the_group() -> None:
+    assert dead_topics(["bank", "bank.eu"], TOPICS) == {
+        "statements": ("bank.eu.statements.dead", "bank.statements.dead"),
+        "v.2": ("bank.v.2.dead",),
+    }
+    assert dead_topics(["bank"], ["bank.dead", "bank..dead"]) == {}
+
+
+def test_announcements_that_nobody_can_read_are_left_out() -> None:
+    encoded = msgspec.json.encode(announcement())
+    assert [each.id for each in announcements([b"{}", b"\xff", encoded, b"null"])] == ["a"]
+
+
+def test_an_instance_that_is_silent_is_gone() -> None:
+    found = listed([announcement("a"), announcement("b", seen_s=GONE_S + 5)], [], {"a": [0, 1]}, {})
+    assert [(each.id, each.gone, each.leads, each.ready) for each in found] == [
+        ("a", False, [0, 1], None),
+        ("b", True, [], None),
+    ]
+    status = Status(time=0, topic="bank", log="bank.transactions", instances=found)
+    assert status.warnings == ["Instance b has not announced itself for 35 s."]
+
+
+def test_an_address_of_ipv6_has_brackets() -> None:
+    assert url_of(announcement(host="fe80::1")) == "http://[fe80::1]:3000"
+
+
+def test_what_an_instance_answers_is_shown(service: str) -> None:
+    answers = ask(service)
+    assert (answers.ready, answers.unreachable) == (False, "")
+    assert answers.by_scope("hiveio_fold_lag_records") == {0: 2.0}
+    assert answers.total("hiveio_commands_in_flight") == 3.0
+    (instance,) = listed([], [service], {}, {service: answers})
+    assert instance.not_ready == [Check("transaction log", "bank/0 is at 7 of 9")]
+    assert instance.commands_in_flight == 3
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://127.0.0.1", "nonsense", "http://127.0.0.1:70000"])
+def test_what_does_not_answer_is_said(url: str) -> None:
+    answers = ask(url)
+    assert answers.ready is None
+    assert answers.unreachable.startswith(f"{url} does not answer: ")
+
+
+def test_what_needs_attention_comes_first() -> None:
+    dead = DeadLetters(count=3, keys=1, reasons={"failed": 1, "parked": 2})
+    status = Status(
+        time=0,
+        topic="bank",
+        log="bank.transactions",
+        scopes=[
+            Scope(partition=0, end=5, leader="a", publisher_lag_s=42.0),
+            Scope(partition=1, end=5),
+            Scope(partition=2, end=1, quarantined=[Quarantined(fingerprint="9c", count=1, names=["Account/ada"])]),
+        ],
+        groups=[group(dead=dead), group(name="late", members=[], lag=7, lag_s=None, state="EMPTY")],
+        instances=[Instance(id="a", url="http://h:1", ready=True)],
+    )
+    assert status.warnings == [
+        "Events of scope bank.transactions/0 have waited 42 s to be published by a.",
+        "Scope bank.transactions/1 has no leader, so nobody publishes its events.",
+        "1 aggregates of scope bank.transactions/2 cannot be folded by fingerprint 9c: Account/ada.",
+        "Group statements has 3 open dead letters of 1 keys.",
+        "Group late has 7 records to handle and no members.",
+    ]
+    lines = list(screen(status))
+    assert lines.index("ATTENTION") < lines.index("SCOPES") < lines.index("GROUPS") < lines.index("INSTANCES")
+    assert "3 (1 failed, 2 parked)" in "\n".join(lines)
+    assert "UNKNOWN" not in lines
+
+
+def test_what_others_wrote_moves_no_cursor() -> None:
+    status = Status(time=0, topic="bank", log="", problems=["\x1b[2J"], groups=[group(name="\x1b[31mred")])
+    assert "\x1b" not in "".join(screen(status))
+
+
+def test_what_is_known_is_one_json_object() -> None:
+    status = Status(time=1.5, topic="bank", log="bank.transactions", scopes=[Scope(partition=0, end=5)])
+    assert msgspec.json.decode(msgspec.json.encode(status), type=Status) == status
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0, "0 s"), (2.34, "2.3 s"), (59, "59 s"), (60, "1 min"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],
+)
+def test_a_time_has_one_or_two_units(seconds: float | None, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_numbers_in_a_row_are_a_range() -> None:
+    assert ranges([3, 0, 1, 2, 7, 9, 10]) == "0-3, 7, 9-10"
+    assert ranges([]) == ""
