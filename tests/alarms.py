@@ -1,4 +1,4 @@
-"""The alarms of docs/operations.md, over what a service shows on /metrics at one moment."""
+"""The alerts of deploy/prometheus/rules.yaml, over what a service shows on /metrics at one moment."""
 
 import re
 from collections import defaultdict
@@ -9,9 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process import ROOT
 
-_RULES = re.search(r"```yaml\n(groups:.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
-assert _RULES is not None
-RULES = {rule["alert"]: rule["expr"] for rule in yaml.safe_load(_RULES[1])["groups"][0]["rules"]}
+_RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
+RULES = {rule["alert"]: rule["expr"] for rule in _RULES["groups"][0]["rules"]}
 
 
 def shown(url: str) -> dict[str, list[float]]:
@@ -24,10 +23,10 @@ def shown(url: str) -> dict[str, list[float]]:
 
 
 def alarms(url: str) -> set[str]:
-    """Those whose expression is true now, of the form ``max by (scope) (metric) > number``: Prometheus adds ``for``."""
+    """Those whose expression is true now, of the form ``max by (job, scope) (metric) > number``."""
     values, found = shown(url), set[str]()
     for alert, expression in RULES.items():
-        if simple := re.fullmatch(r"max by \(scope\) \((\w+)\) > ([\d.]+)", expression):
+        if simple := re.fullmatch(r"max by \(job, scope\) \((\w+)\) > ([\d.]+)", expression):
             assert simple[1] in values, f"{alert} looks at {simple[1]}, which is not shown"
             if max(values[simple[1]]) > float(simple[2]):
                 found.add(alert)

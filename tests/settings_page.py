@@ -11,9 +11,9 @@ MARK = "<!-- `make docs` writes what follows -->\n"
 # Each setting belongs to one group, named after the roles that read it.
 GROUPS = {
     "Every role": (
-        "ACTOR_MODULE", "ACTOR_PATH", "BIND", "PORT", "CLUSTER_SIZE", "HTTP_VERSION", "SECURE", "SSL_CERT", "SSL_KEY",
-        "PING_URL", "BODY_LIMIT", "REQUEST_TIMEOUT", "DRAIN_TIMEOUT", "TELEMETRY", "TELEMETRY_SERVICE_NAME",
-        "TELEMETRY_URL_TRACES", "TELEMETRY_URL_METRICS",
+        "ACTOR_MODULE", "ACTOR_PATH", "BIND", "PORT", "ADMIN_PORT", "CLUSTER_SIZE", "HTTP_VERSION", "SECURE",
+        "SSL_CERT", "SSL_KEY", "PING_URL", "BODY_LIMIT", "REQUEST_TIMEOUT", "DRAIN_TIMEOUT", "TELEMETRY",
+        "TELEMETRY_SERVICE_NAME", "TELEMETRY_URL_TRACES", "TELEMETRY_URL_METRICS",
     ),
     "Producer, consumer and stream processor": (
         "EVENT_STORE_BROKERS", "EVENT_STORE_TOPIC", "EVENT_STORE_ID", "EVENT_STORE_REPLICATION", "EVENT_STORE_BUFFER",

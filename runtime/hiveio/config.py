@@ -41,6 +41,13 @@ class Settings:
         "The address on which the service listens. `::` is all of IPv6 and IPv4, `0.0.0.0` all of IPv4.",
     )
     port: int = setting("PORT", 3000, parsers.whole_number(0, 65535), "The port on which the service listens.")
+    admin_port: int | None = setting(
+        "ADMIN_PORT",
+        None,
+        parsers.whole_number(0, 65535),
+        "A port of their own for probes, metrics and documents. PORT then has only the paths of actors and PING_URL.",
+        "PORT",
+    )
     cluster_size: int = setting(
         "CLUSTER_SIZE",
         parsers.cpu_quota,
@@ -288,6 +295,11 @@ class Settings:
         return given or self.actor_module.partition(":")[0] or self.client_id
 
     @property
+    def probes_port(self) -> int:
+        """Where probes, metrics and documents are."""
+        return self.port if self.admin_port is None else self.admin_port
+
+    @property
     def lock_nodes(self) -> tuple[str, ...]:
         return self.lock_urls or (self.cache_url,)
 
@@ -306,7 +318,7 @@ class Settings:
         Raises ConfigError with the name, the value and what is allowed. What Kubernetes sets for its services is no
         setting.
         """
-        environ = {name: value for name, value in environ.items() if not LINKED.fullmatch(name)}
+        environ = {name: value for name, value in environ.items() if not linked(name, value)}
         for name, value in environ.items():
             if _UNSUPPORTED.match(name) and value.lower() not in ("", "0", "false"):
                 raise ConfigError(f"{name}={value}: this setting is not supported yet; remove it")
@@ -323,6 +335,11 @@ class Settings:
             except (ValueError, KeyError, re.error):
                 raise ConfigError(f"{_shown(environ, name, text)} is wrong: it takes {parse.__doc__}") from None
         return cls(**values, given=frozenset(values), kafka=Properties(environ))
+
+
+def linked(name: str, value: str) -> bool:
+    """Whether this comes from Kubernetes or a container link. For a Service named admin it sets ADMIN_PORT to a URL."""
+    return LINKED.fullmatch(name) is not None and (name != "ADMIN_PORT" or "://" in value)
 
 
 def _shown(environ: Mapping[str, str], name: str, text: str) -> str:

@@ -6,6 +6,7 @@ one place, after the folder for the shared values was made. Import ``Counter``, 
 
 import atexit
 import os
+import platform
 import shutil
 import tempfile
 from bisect import bisect_left
@@ -34,7 +35,7 @@ def remove() -> None:
 # Workers are forks and run exit handlers too: only the owner removes the folder.
 atexit.register(lambda: remove() if os.getpid() == _owner else None)
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest  # noqa: E402
 from prometheus_client.exposition import CONTENT_TYPE_LATEST  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "Counter",
     "Gauge",
     "Histogram",
+    "ProcessMetrics",
     "RequestMetrics",
     "Timings",
     "exposition",
@@ -59,6 +61,22 @@ _requests = Counter("hiveio_http_requests_total", "HTTP requests that were answe
 _seconds = Histogram(
     "hiveio_http_request_seconds", "Time from a request to its answer, in seconds", ["method", "route"], buckets=SECONDS
 )
+_build = Gauge(
+    "hiveio_build_info", "The version of hiveio and of Python", ["version", "python", "service"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+# prometheus_client's own registry has metrics of these names for one process; that of all workers has no others.
+_cpu = Counter("process_cpu_seconds_total", "CPU time of the workers, in seconds", registry=None)
+_process = {
+    name: Gauge(name, text, multiprocess_mode=mode, registry=None)  # type: ignore[arg-type]
+    for name, text, mode in (
+        ("process_resident_memory_bytes", "Resident memory of the workers; they share some of it", "livesum"),
+        ("process_open_fds", "Open files of the workers", "livesum"),
+        ("process_max_fds", "Files that the workers may open", "livesum"),
+        ("process_start_time_seconds", "When the newest worker started, in seconds since the epoch", "livemax"),
+    )
+}
+_own = ProcessCollector(registry=None)
 _timings: list["Timings"] = []
 
 
@@ -124,6 +142,24 @@ def flush() -> None:
     """Write all observations to the shared values."""
     for timings in _timings:
         timings.flush()
+
+
+class ProcessMetrics:
+    """What a worker process needs of its machine. prometheus_client measures one process, and shows it of one that has
+    no others."""
+
+    def __init__(self, version: str, service: str) -> None:
+        self._cpu_s = 0.0
+        _build.labels(version, platform.python_version(), service).set(1)
+
+    def measure(self) -> None:
+        for family in _own.collect():
+            value = family.samples[0].value
+            if family.name == "process_cpu_seconds":
+                _cpu.inc(max(0.0, value - self._cpu_s))
+                self._cpu_s = value
+            elif family.name in _process:
+                _process[family.name].set(value)
 
 
 def exposition() -> bytes:

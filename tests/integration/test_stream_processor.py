@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import re
 import signal
 import threading
 import time
@@ -107,11 +108,21 @@ def test_each_phase_of_a_command_is_timed_and_each_lag_is_told(role: Role) -> No
         ('hiveio_commands_total{outcome="accepted"}', 10),
         ('hiveio_commands_total{outcome="refused"}', 1),
         ("hiveio_published_events_total", 10),
+        ('hiveio_commands_total{actor="AccountActor",command="Open",outcome="accepted"}', 1),
+        ('hiveio_commands_total{actor="AccountActor",command="Deposit",outcome="accepted"}', 9),
+        ('hiveio_commands_total{actor="AccountActor",command="Open",outcome="refused"}', 1),
+        ('hiveio_command_seconds_count{actor="AccountActor",command="Open"}', 2),
     ):
         wait_until(partial(lambda name, count: metric(role, name) == count, name, count), what=f"{name} {count}")
     wait_until(lambda: metric(role, 'hiveio_command_phase_seconds_count{phase="apply"}') >= 1)
     assert 0 < metric(role, 'hiveio_command_phase_seconds_sum{phase="verdict"}') < 60
     shown = httpx.get(f"{role.url}/metrics").text
+    assert re.search(r'hiveio_build_info\{python="3\.\d+\.\d+",service="\w+",version="\d+\.\d+\.\d+"\} 1\.0', shown)
+    assert re.search(r'hiveio_models_info\{fingerprint="[0-9a-f]{8}"\} 1\.0', shown)
+    assert metric(role, "process_resident_memory_bytes") > 10_000_000
+    assert 0 < metric(role, "process_open_fds") < metric(role, "process_max_fds")
+    assert 0 < metric(role, "process_cpu_seconds_total") < 600
+    assert abs(metric(role, "process_start_time_seconds") - time.time()) < 600
     for name in ("fold_lag", "watermark_lag", "publisher_lag"):
         assert f'hiveio_{name}_records{{scope="0"}}' in shown
         wait_until(partial(lambda name: metric(role, f"hiveio_{name}_records") == 0, name), what=name)

@@ -170,7 +170,19 @@ def links(service: str, ports: dict[str, int], protocol: str = "tcp") -> dict[st
 SERVICES = [
     *("kafka", "kafka-sasl", "kafka-ssl", "kafka-port", "kafka-service", "cache", "cache-url", "redis", "event-store"),
     *("event-store-brokers", "event-store-topic", "actor", "actor-module", "port", "request", "request-timeout"),
-    *("lock", "lock-ttl", "telemetry", "telemetry-url", "ssl", "ssl-cert", "producer", "consumer", "http", "body"),
+    *(
+        "lock",
+        "lock-ttl",
+        "telemetry",
+        "telemetry-url",
+        "ssl",
+        "ssl-cert",
+        "producer",
+        "consumer",
+        "http",
+        "body",
+        "admin",
+    ),
 ]
 
 
@@ -185,7 +197,9 @@ def test_what_kubernetes_sets_for_a_service_is_no_setting(service: str) -> None:
 
 def test_no_setting_looks_like_what_kubernetes_sets() -> None:
     names = [f.metadata["name"] for f in fields(Settings) if f.metadata]
-    assert [name for name in names if LINKED.fullmatch(name)] == []
+    assert [name for name in names if LINKED.fullmatch(name)] == ["ADMIN_PORT"]  # whose value tells the two apart
+    assert Settings.read({"ADMIN_PORT": "3001"}).probes_port == 3001
+    assert Settings.read({"ADMIN_PORT": "tcp://10.0.0.7:80"}).probes_port == 3000
 
 
 def test_properties_of_librdkafka_are_read_when_somebody_needs_them() -> None:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _connected(settings: Settings) -> socket.socket:
-    connection = connected(settings.bind, settings.port, TIMEOUT_S)
+    connection = connected(settings.bind, settings.probes_port, TIMEOUT_S)
     if not settings.secure:
         return connection
     import ssl

@@ -41,7 +41,7 @@ from hiveio.http.response import JSON, Response
 from hiveio.http.routes import Resource, Route, Router, path_text
 from hiveio.logs import request_id
 from hiveio.service import Service
-from hiveio.types import Message, Receive, Scope, Send
+from hiveio.types import App, Message, Receive, Scope, Send
 
 _JSON = (b"content-type", JSON)
 _CLOSE = (b"connection", b"close")
@@ -74,6 +74,7 @@ class Edge:
         self._hosts = self._heads.hosts
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
         self._probes = probes(service, self.router)
+        self._beside_actors = self._probes if settings.admin_port is None else probes(service, self.router, ping=True)
         self._timer: asyncio.TimerHandle | None = None
 
     # -- time
@@ -133,7 +134,7 @@ class Edge:
             if resource is None and (found := self.router.find(raw_path)) is not None:
                 resource, raw = found
         if resource is None or not resource.routes:
-            await self._serve_ours(scope, receive, send, reference, started)
+            await self._serve_ours(self._beside_actors, scope, receive, send, reference, started)
             return
 
         method: str = scope["method"]
@@ -291,7 +292,26 @@ class Edge:
             counted = self._metrics[label, path] = metrics.RequestMetrics(label, path)
         return counted
 
-    async def _serve_ours(self, scope: Scope, receive: Receive, send: Send, reference: str, started: float) -> None:
+    async def admin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application of ADMIN_PORT: probes, metrics and documents, and nothing of actors."""
+        if scope["type"] != "http":
+            return
+        started = monotonic()
+        self.requests += 1
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        reference = (sane_request_id(given) if given else None) or next(self._ids)
+        request_id.set(reference)
+        try:
+            self._heads.check(headers, scope["headers"], older=scope["http_version"] == "1.0")
+        except Problem as problem:
+            await self._send(Response.of_problem(problem), scope["method"], reference, send)
+            return
+        await self._serve_ours(self._probes, scope, receive, send, reference, started)
+
+    async def _serve_ours(
+        self, served: App, scope: Scope, receive: Receive, send: Send, reference: str, started: float
+    ) -> None:
         """Probes, and 404 for what matches nothing."""
         status = 500
 
@@ -306,7 +326,7 @@ class Edge:
                 message["body"] = b""
             await send(message)
 
-        await self._probes(scope, receive, send_with_id)
+        await served(scope, receive, send_with_id)
         path = scope["path"] if scope["path"] in self._ours else "(none)"
         self._metrics_of(scope["method"], path).add(status, monotonic() - started)
 

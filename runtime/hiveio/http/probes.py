@@ -17,7 +17,8 @@ from hiveio.http.routes import Router
 from hiveio.service import Service
 
 
-def probes(service: Service, router: Router) -> Starlette:
+def probes(service: Service, router: Router, *, ping: bool = False) -> Starlette:
+    """All paths of the runtime; with ``ping`` the others are elsewhere, on ADMIN_PORT."""
     described: dict[str, Any] = {}
 
     async def livez(request: Request) -> Response:
@@ -37,7 +38,7 @@ def probes(service: Service, router: Router) -> Starlette:
         ]
         return JSONResponse({"ready": ready, "checks": listed}, 200 if ready else 503)
 
-    async def ping(request: Request) -> Response:
+    async def pong(request: Request) -> Response:
         return PlainTextResponse("pong")
 
     async def numbers(request: Request) -> Response:
@@ -74,8 +75,10 @@ def probes(service: Service, router: Router) -> Starlette:
         "/metrics": numbers,
         "/openapi.json": openapi,
         "/asyncapi.json": channels,
-        service.settings.ping_url: ping,
     }
+    if ping:
+        endpoints = {}
+    endpoints[service.settings.ping_url] = pong
     application = Starlette(
         routes=[StarletteRoute(path, endpoint) for path, endpoint in endpoints.items()],
         exception_handlers={HTTPException: problem, Exception: problem},

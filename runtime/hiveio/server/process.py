@@ -54,6 +54,8 @@ def serve(build: Build) -> NoReturn:
 
             telemetry.check()
         contracts = load(settings)
+        if settings.admin_port and settings.admin_port == settings.port:
+            raise ConfigError(f"ADMIN_PORT={settings.admin_port} is wrong: it is PORT too; it takes another port")
         application = Application(_with_workers(settings, contracts), contracts, build)
     except Stop as error:
         _end(error.exit_code, str(error))
@@ -102,9 +104,12 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.master: Master | None = None
         self.certificate = certificate(settings)
         self.peers = Peers(settings.cluster_size)
-        self.listener = listening(settings.bind, settings.port)
-        self.address: tuple[Any, ...] = self.listener.getsockname()
-        self.settings = dataclasses.replace(settings, port=self.address[1])  # PORT=0 takes a free one
+        self.listeners = [listening(settings.bind, settings.port)]
+        if settings.admin_port is not None:
+            self.listeners.append(listening(settings.bind, settings.admin_port, "ADMIN_PORT"))
+        self.addresses: list[tuple[Any, ...]] = [listener.getsockname() for listener in self.listeners]
+        port, *admin = [address[1] for address in self.addresses]  # a port of 0 takes a free one
+        self.settings = dataclasses.replace(settings, port=port, admin_port=admin[0] if admin else None)
         self._reports, self._reporter = os.pipe()
         os.set_blocking(self._reports, False)
         super().__init__()
@@ -172,9 +177,10 @@ class Master(Arbiter):  # type: ignore[misc]
         super().__init__(application)
 
     def start(self) -> None:
-        listener = self.app.listener
-        kind = TCP6Socket if listener.family == socket.AF_INET6 else TCPSocket
-        self.LISTENERS = [kind(self.app.address, self.cfg, self.log, fd=listener.detach())]
+        self.LISTENERS = []
+        for listener, address in zip(self.app.listeners, self.app.addresses, strict=True):
+            kind = TCP6Socket if listener.family == socket.AF_INET6 else TCPSocket
+            self.LISTENERS.append(kind(address, self.cfg, self.log, fd=listener.detach()))
         super().start()
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -199,9 +205,11 @@ class Master(Arbiter):  # type: ignore[misc]
 
 
 def _ready(master: Master) -> None:
-    address, port = master.app.address[:2]
-    workers = master.app.settings.cluster_size
-    logger.info("listening", extra={"address": address, "port": port, "workers": workers})
+    settings = master.app.settings
+    shown = {"address": master.app.addresses[0][0], "port": settings.port, "workers": settings.cluster_size}
+    if settings.admin_port is not None:
+        shown["admin_port"] = settings.admin_port
+    logger.info("listening", extra=shown)
     gc.freeze()  # before the fork: pages that the collector never touches stay shared
 
 

@@ -7,6 +7,7 @@ anything is flushed, and gives start and stop a fixed 30 s. Here DRAIN_TIMEOUT i
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -18,14 +19,17 @@ from typing import Any, Protocol
 
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
+from hiveio import __version__
 from hiveio.errors import Stop
 from hiveio.http.edge import Edge
 from hiveio.http.routes import check_reached
+from hiveio.metrics import ProcessMetrics
 from hiveio.peers import Health
 from hiveio.server.http1 import Http1Connection
 from hiveio.server.tls import GOODBYE_S, HANDSHAKE_S
 from hiveio.server.watchdog import Watchdog
 from hiveio.service import Service
+from hiveio.types import App
 
 REQUEST_SHARE = 0.6  # of DRAIN_TIMEOUT, for requests in flight
 RESERVE = 0.1  # of it, for the end of the process
@@ -34,6 +38,7 @@ QUIET_LOOKS = 10  # in a row without a new request: listeners may close without 
 LINGER_LOOKS = 30  # at most, for clients that never pause
 TURNS = 5  # of the loop, in which it accepts connections and reads the requests that came on them
 BEAT_S = 1.0
+MEASURE_BEATS = 5  # between two measurements of the process
 EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 BACKLOG = 2_048  # connections that wait to be taken; with 100, a thousand clients that come at once wait a second
@@ -74,6 +79,16 @@ class PlainConfig:
         value = getattr(self._config, name)
         setattr(self, name, value)
         return value
+
+
+class AdminSide:
+    """The worker as the connections of ADMIN_PORT see it: another application, and all else the same."""
+
+    def __init__(self, worker: "Worker", asgi: App) -> None:
+        self._worker, self.asgi = worker, asgi
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
 
 
 class Worker(ASGIWorker):  # type: ignore[misc]
@@ -177,7 +192,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             self.asgi = service.telemetry.serving(edge, edge.router.template)
             if not await self._started(service):
                 return
-            await self._listen()
+            await self._listen(AdminSide(self, edge.admin))
             edge.watch()
             settle_memory()
             logger.info("worker serves", extra={"actors": [contract.name for contract in service.contracts]})
@@ -194,7 +209,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             await self._stopped(service, settings.drain_timeout_ms / 1000 * (1 - REQUEST_SHARE - RESERVE))
             watchdog.stop()
 
-    async def _listen(self) -> None:
+    async def _listen(self, admin: AdminSide) -> None:
         secure: dict[str, Any] = {}
         if certificate := self.app.certificate:
             certificate.renew()  # this worker may replace one that died long after the start
@@ -203,14 +218,17 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 "ssl_handshake_timeout": HANDSHAKE_S,
                 "ssl_shutdown_timeout": GOODBYE_S,
             }
-        greet: Callable[[], asyncio.BaseProtocol] = partial(Http1Connection, self)
+        greet: Callable[[Any], Callable[[], asyncio.BaseProtocol]] = partial(partial, Http1Connection)
         if self.app.settings.http_version == 2:
             from hiveio.server.negotiation import ProtocolNegotiator
 
-            greet = partial(ProtocolNegotiator, self, Http1Connection)
-        for listener in self.sockets:
+            def greet(side: Any) -> Callable[[], asyncio.BaseProtocol]:
+                return partial(ProtocolNegotiator, side, Http1Connection)
+
+        # The second socket, if there is one, is that of ADMIN_PORT.
+        for listener, side in zip(self.sockets, (self, admin), strict=False):
             # The loop listens again, with 100 unless a number is given.
-            server = await self.loop.create_server(greet, sock=listener.sock, backlog=BACKLOG, **secure)
+            server = await self.loop.create_server(greet(side), sock=listener.sock, backlog=BACKLOG, **secure)
             self.servers.append(server)
 
     def _fail(self, error: BaseException) -> None:
@@ -235,9 +253,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         return not self._end.is_set()
 
     async def _beat(self) -> None:
-        """Show the master that the loop turns, end a worker whose master is gone, and look for a new certificate."""
-        while True:
+        """Show the master that the loop turns, end a worker whose master is gone, look for a new certificate, and
+        measure what this process needs."""
+        process = ProcessMetrics(__version__, self.app.settings.service_name)
+        for beat in itertools.count():
             self.notify()
+            if beat % MEASURE_BEATS == 0:
+                process.measure()
             if self.app.certificate:
                 self.app.certificate.renew()
             self._cut_off()

@@ -37,7 +37,7 @@ class InFlight:
     ) -> None:
         self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
         self._on_over = on_over
-        self._phase_at = time.monotonic()  # when its current phase began
+        self._came_at = self._phase_at = time.monotonic()  # when its current phase began
         self.target = id.target
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
@@ -72,6 +72,11 @@ class InFlight:
         """The id by which a client asks for the outcome: see Token."""
         token = Token(self.contract.name, self.envelope.id, self.id.key, *self.started_at)
         return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it came, in seconds."""
+        return time.monotonic() - self._came_at
 
     def next_phase(self) -> float:
         """End the current phase and return how long it took, in seconds."""

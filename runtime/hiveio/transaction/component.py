@@ -23,6 +23,7 @@ from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis, connect
+from hiveio.transaction import metrics
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
@@ -94,6 +95,7 @@ class TransactionLog:
         first_contact(s)
         topic, events = await _retrying(lambda: self._backends(cache_node))
         meaning = fingerprint(self.contracts)
+        metrics.models(meaning)
         self._cache = Cache(cache_node, s.log_topic, topic.id, meaning)
         await self._log_others()
         self._brokers.start()

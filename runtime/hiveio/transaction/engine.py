@@ -159,7 +159,8 @@ class Engine:
         self.work.over(command)
         if command.keyed:
             self.keys_in_work.discard(command.id.text)
-        self._metrics.over(outcome, command.attempts)
+        kind = type(command.envelope.message).__name__
+        self._metrics.over(command.contract.name, kind, outcome, command.age_s, command.attempts)
 
     def expire(self, command: InFlight) -> Problem:
         """Answer a command now, as at its deadline, and return the answer."""

@@ -13,7 +13,13 @@ logger = logging.getLogger("hiveio.transaction")
 
 REPORT_S = 30.0  # between two lines about records of others
 
-_commands = Counter("hiveio_commands_total", "Commands by outcome", ["outcome"])
+_KIND = ["actor", "command"]
+_commands = Counter("hiveio_commands_total", "Commands by actor, type and outcome", [*_KIND, "outcome"])
+_seconds = Histogram("hiveio_command_seconds", "Time from a command to its answer, in seconds", _KIND, buckets=SECONDS)
+_models = Gauge(
+    "hiveio_models_info", "The fingerprint of the models, which names the cache", ["fingerprint"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
 _retries = Counter("hiveio_command_retries_total", "Attempts of commands beyond the first")
 _voids = Counter("hiveio_void_records_total", "Records of this service that were read back void")
 _lock_waits = Counter("hiveio_lock_waits_total", "Times that the lock of an aggregate was held by another instance")
@@ -78,14 +84,19 @@ class CommandMetrics:
     ``verdict`` (append and read back); ``apply`` is one call that applies a group of records to the cache."""
 
     def __init__(self) -> None:
-        self._outcomes: Counts[str] = Counts()
+        self._outcomes: Counts[tuple[str, str, str]] = Counts()
+        self._seconds: dict[tuple[str, str], Timings] = {}
         self._voids = self._retries = self._lock_waits = self._cancelled = 0
         self.begin, self.perform, self.verdict = map(phase, ("begin", "perform", "verdict"))
 
-    def over(self, outcome: str, retries: int) -> None:
-        """A command is answered."""
-        self._outcomes[outcome] += 1
+    def over(self, actor: str, command: str, outcome: str, seconds: float, retries: int) -> None:
+        """A command of this type is answered."""
+        self._outcomes[actor, command, outcome] += 1
         self._retries += retries
+        timings = self._seconds.get((actor, command))
+        if timings is None:
+            timings = self._seconds[actor, command] = Timings(_seconds.labels(actor, command))
+        timings.observe(seconds)
 
     def void(self) -> None:
         """A record of a command was read back void."""
@@ -99,8 +110,8 @@ class CommandMetrics:
         self._cancelled += 1
 
     def flush(self, in_flight: int, abandoned: int) -> None:
-        for outcome, count in self._outcomes.items():
-            _commands.labels(outcome).inc(count)
+        for labels, count in self._outcomes.items():
+            _commands.labels(*labels).inc(count)
         self._outcomes.clear()
         for counter, count in (
             (_voids, self._voids),
@@ -126,6 +137,11 @@ class LagGauges:
         values = (behind, unapplied, unpublished, unpublished_s, quarantined)
         for gauge, value in zip(self._gauges, values, strict=True):
             gauge.set(max(0, value))
+
+
+def models(fingerprint: str) -> None:
+    """Show the fingerprint of this version of the models."""
+    _models.labels(fingerprint).set(1)
 
 
 def phase(name: str) -> Timings:

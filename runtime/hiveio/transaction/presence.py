@@ -28,7 +28,8 @@ logger = logging.getLogger("hiveio.transaction")
 
 
 class Announcement(Struct, frozen=True):
-    """What an instance says of itself. ``id`` is what it holds leases under; each worker process has its own.
+    """What an instance says of itself. ``id`` is what it holds leases under; each worker process has its own. ``port``
+    is that of its probes and metrics.
     ``started`` and ``seen`` are seconds since the epoch, by the clock of its machine."""
 
     id: str
@@ -86,9 +87,17 @@ class Presence:
         while True:
             try:
                 said = Announcement(
-                    self._id, host, s.port, s.secure, __version__, self._fingerprint, s.service_name, self._actors,
-                    started, time.time(),
-                )  # fmt: skip
+                    id=self._id,
+                    host=host,
+                    port=s.probes_port,
+                    secure=s.secure,
+                    version=__version__,
+                    fingerprint=self._fingerprint,
+                    service=s.service_name,
+                    actors=self._actors,
+                    started=started,
+                    seen=time.time(),
+                )
                 await self._cache.announce(self._id, _encode(said), int(FORGOTTEN_S))
                 if time.monotonic() - tidied > FORGOTTEN_S:
                     await self._tidy()

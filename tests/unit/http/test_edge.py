@@ -23,6 +23,7 @@ from hiveio.http.edge import Edge
 from hiveio.http.routes import Route, messages, queries
 from hiveio.logs import request_id
 from hiveio.service import Service
+from hiveio.types import App
 
 
 class Deposit(Command):
@@ -115,7 +116,7 @@ async def edge() -> AsyncIterator[Edge]:
 
 
 async def call(
-    edge: Edge,
+    edge: App,
     method: str,
     target: str,
     body: bytes | list[bytes] = b"",
@@ -466,3 +467,26 @@ async def test_openapi_describes_messages_queries_and_problems(edge: Edge) -> No
     }
     references = set(json.dumps(described).split('"$ref": "#/components/schemas/')[1:])
     assert {text.split('"')[0] for text in references} <= set(described["components"]["schemas"])
+
+
+OURS = ("/livez", "/readyz", "/metrics", "/openapi.json")
+
+
+async def test_with_a_port_of_their_own_probes_are_there_and_nowhere_else() -> None:
+    made = service(ADMIN_PORT="3001")
+    edge = Edge(made, routes(made.contracts[0]))
+    for path in OURS:
+        assert (await call(edge, "GET", path)).status == 404
+        assert (await call(edge.admin, "GET", path)).status == 200
+    for side in (edge, edge.admin):
+        assert (await call(side, "GET", "/ping")).body == b"pong"
+    assert (await call(edge, "POST", "/accounts/1", deposit(5))).status == 200
+    answer = await call(edge.admin, "POST", "/accounts/1", deposit(5))
+    assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.headers["x-request-id"]
+    assert (await call(edge.admin, "GET", "/livez", headers={"Host": "a b"})).status == 400
+
+
+async def test_without_a_port_of_their_own_probes_are_beside_the_actors(edge: Edge) -> None:
+    for path in OURS:
+        assert (await call(edge, "GET", path)).status == 200
