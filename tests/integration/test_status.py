@@ -1,70 +1,22 @@
 """``hiveio status`` over a stream processor and a consumer that work on a real Kafka and Redis."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import msgspec
 import pytest
 
 from hiveio.status import Status
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
+from tests.integration.bank import Bank, hiveio, look, opened
 from tests.integration.conftest import Make
-from tests.process import Role, wait_until
-
-STATEMENTS = """
-from hiveio import Actor, Event
-
-class Opened(Event):
-    owner: str
-class Deposited(Event):
-    amount: int
-
-class Statements(Actor):
-    def perform(self, event: Opened | Deposited) -> None:
-        if isinstance(event, Opened) and event.owner == "poison":
-            raise ValueError("no such owner")
-"""
-
-
-class Bank:
-    """A stream processor, and a consumer of its events."""
-
-    def __init__(self, accounts: Role, statements: Role, topic: str) -> None:
-        self.accounts, self.statements, self.topic = accounts, statements, topic
-        self.group = statements.environ["EVENT_STORE_GROUP_ID"]
-
-    def status(self) -> Status:
-        return look(self.accounts, "--instance", self.statements.url)
-
-
-def hiveio(role: Role, *words: str) -> subprocess.CompletedProcess[str]:
-    """The tool with the settings of this role, without its actor."""
-    environ = role.environ | {"ACTOR_MODULE": ""}
-    tool = str(Path(sys.executable).parent / "hiveio")
-    return subprocess.run([tool, *words], env=environ, capture_output=True, text=True, timeout=60, check=False)
-
-
-def look(role: Role, *words: str) -> Status:
-    done = hiveio(role, "status", "--json", *words)
-    assert done.stderr == ""
-    return msgspec.json.decode(done.stdout, type=Status)
+from tests.integration.topics import largest_record
+from tests.process import wait_until
+from tests.services import Kafka
 
 
 @pytest.fixture
 def bank(processor: Make, topic: str) -> Iterator[Bank]:
-    accounts = processor(EVENT_STORE_PARTITIONS="2", EVENT_STORE_ID="accounts")
-    with accounts:
-        environ = {
-            "EVENT_STORE_BROKERS": accounts.environ["EVENT_STORE_BROKERS"],
-            "EVENT_STORE_TOPIC": topic,
-            "EVENT_STORE_GROUP_ID": f"{topic}-statements",
-            "EVENT_STORE_FROM_START": "true",
-            "CONSUMER_ATTEMPTS": "1",
-        }
-        with Role("consumer", environ, actor=STATEMENTS) as statements:
-            yield Bank(accounts, statements, topic)
+    with opened(processor, topic) as bank:
+        yield bank
 
 
 def test_one_look_shows_scopes_groups_dead_letters_and_instances(bank: Bank) -> None:
@@ -94,7 +46,7 @@ def test_one_look_shows_scopes_groups_dead_letters_and_instances(bank: Bank) -> 
     assert accounts.url.endswith(f":{bank.accounts.port}")
     assert (accounts.leads, accounts.actors) == ([0, 1], ["AccountActor"])
     assert (statements.id, statements.ready) == (bank.statements.url, True)
-    assert status.warnings == [f"Group {bank.group} has 2 open dead letters of 1 keys."]
+    assert status.warnings == [f"Group {bank.group} has 2 open dead letters of 1 key."]
 
     shown = hiveio(bank.accounts, "status")
     assert (shown.returncode, shown.stderr) == (1, "")
@@ -109,12 +61,18 @@ def test_one_look_shows_scopes_groups_dead_letters_and_instances(bank: Bank) -> 
     assert after.instances[0].ready is None
 
 
-def test_an_instance_that_ends_takes_back_what_it_said(processor: Make) -> None:
+def test_it_names_who_holds_up_publishing_and_who_has_gone(processor: Make, kafka: Kafka, topic: str) -> None:
     with processor() as first, processor() as second:
 
         def ports() -> set[str]:
             return {each.url.rpartition(":")[2] for each in look(first).instances}
 
         wait_until(lambda: ports() == {str(first.port), str(second.port)}, 30, "both are shown")
+        largest_record(kafka.brokers, topic, 60)  # the event topic takes no event any more, whoever sends it
+        assert send(first, "ada", "Open", owner="ada").status_code == 200
+        warned = wait_until(
+            lambda: next((each for each in look(first).warnings if "to be published by" in each), ""), 60
+        )
+        assert warned.rpartition(" ")[2].rstrip(".") in {each.id for each in look(first).instances}
         assert second.stop() == 0
         assert ports() == {str(first.port)}

@@ -22,6 +22,7 @@ RANKS = [
     {"server", "testing", "projection", "roles"},
     {"dev"},
     {"server", "testing", "projection", "status"},
+    {"console"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -55,10 +56,10 @@ def test_a_library_is_imported_in_one_place(path: Path) -> None:
     allowed = {
         "confluent_kafka": ["kafka/", "dev/kafka.py"],
         "redis": ["redis/"],
-        "starlette": ["http/probes.py"],
+        "starlette": ["http/probes.py", "console/app.py"],
         "prometheus_client": ["metrics.py"],
         "h2": ["server/http2.py", "server/http2_state.py"],
-        "gunicorn": ["server/http1.py", "server/worker.py", "server/process.py"],
+        "gunicorn": ["server/http1.py", "server/worker.py", "server/process.py", "server/plain.py"],
     }
     own = path.relative_to(PACKAGE).as_posix()
     for library, places in allowed.items():

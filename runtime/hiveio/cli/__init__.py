@@ -24,6 +24,7 @@ class About(NamedTuple):
 
 COMMANDS: dict[str, About] = {
     "check": About("which change of the actors in this folder breaks whom", "the file of --write"),
+    "console": About("what is going on, as pages in a browser", "with --write: the dead-letter topic"),
     "dead": About(
         "list, show, retry or drop the dead letters of a consumer group", "retry, drop: the dead-letter topic"
     ),

@@ -12,7 +12,8 @@ from hiveio.cli.judging import JudgedRecord, count_scopes, home_of, judged, sear
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
-from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade, named
+from hiveio.status.text import about
+from hiveio.transaction.record import Commit, named
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,23 +89,6 @@ def as_text(scope: int, found: JudgedRecord) -> str:
         lines.append(f"    {write.aggregate}  {version}  {events or '(no events)'}")
     lines += [f"    {read.aggregate}  read" for read in (record.reads if isinstance(record, Commit) else ())]
     return "\n".join(map(shown, lines))
-
-
-def about(record: Record) -> str:
-    if isinstance(record, Commit):
-        key = f"  Idempotency-Key {record.command.key}" if record.keyed else ""
-        refused = f"  refused: {record.refusal.get('detail', '')}" if record.refusal else ""
-        return f"commit {record.command.target}{key}{refused}"
-    if isinstance(record, Barrier):
-        closes = f", closes the command {record.command.key}" if record.command else ""
-        return f"barrier {' '.join(record.aggregates)}{closes}"
-    if isinstance(record, Foreign):
-        return "no record of hiveio, so it is void for every reader"
-    if isinstance(record, Upgrade):
-        return f"upgrade to format {record.format}"
-    kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
-    by = f", made by the service of {', '.join(record.actors)}" if record.actors else ""
-    return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}{by}"
 
 
 def clock(time_ms: int) -> str:

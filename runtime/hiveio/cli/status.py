@@ -14,6 +14,7 @@ from hiveio.config import Settings
 from hiveio.loader import load
 from hiveio.status import Collector, Status
 from hiveio.status.model import Group, Instance, Scope
+from hiveio.status.text import number, ranges, share, span, state
 from hiveio.transaction.cache import fingerprint
 
 WATCH_S = 2.0
@@ -126,46 +127,6 @@ def _instance(instance: Instance) -> tuple[str, ...]:
         ranges(instance.leads),
         number(instance.commands_in_flight),
     )
-
-
-def state(instance: Instance) -> str:
-    """In one or two words."""
-    if instance.gone and instance.seen_s is not None:
-        return f"gone for {span(instance.seen_s)}"
-    return {True: "ready", False: "not ready", None: "no answer"}[instance.ready]
-
-
-def number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def span(seconds: float | None) -> str:
-    """A time, in the one or two units that say it."""
-    if seconds is None:
-        return "-"
-    if seconds < 10:
-        return f"{seconds:.1f} s" if seconds else "0 s"
-    whole = int(seconds)
-    for unit, size, smaller, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
-    return f"{whole} s"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0-3, 7: the scopes of a leader are often many."""
-    found: list[list[int]] = []
-    for each in sorted(numbers):
-        if found and each == found[-1][1] + 1:
-            found[-1][1] = each
-        else:
-            found.append([each, each])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -47,7 +47,12 @@ class GroupWatch:
             problem(f"Only {MOST_PARTITIONS} of {len(partitions)} partitions of {', '.join(read)} are looked at.")
             partitions = partitions[:MOST_PARTITIONS]
         dead = dead_topics(read, topics)
-        names = list(dict.fromkeys([*dead, self._settings.group_id, *self._groups.names()]))
+        try:
+            others = self._groups.names()
+        except HiveError as error:
+            problem(f"Not all consumer groups are known: {error}")
+            others = []
+        names = list(dict.fromkeys([*dead, self._settings.group_id, *others]))
         names = [name for name in names if name]
         if len(names) > MOST_GROUPS:
             problem(f"Only {MOST_GROUPS} of {len(names)} consumer groups are looked at.")

@@ -135,15 +135,20 @@ class Status(Struct, kw_only=True):
                 found.append(f"Events of scope {where} have waited {scope.publisher_lag_s:.0f} s to be published{by}.")
             for each in scope.quarantined:
                 found.append(
-                    f"{each.count} aggregates of scope {where} cannot be folded by fingerprint {each.fingerprint}: "
-                    f"{', '.join(each.names[:3])}."
+                    f"{_count(each.count, 'aggregate')} of scope {where} cannot be folded by fingerprint "
+                    f"{each.fingerprint}: {', '.join(each.names[:3])}."
                 )
         for group in self.groups:
             if group.dead.count:
-                found.append(f"Group {group.name} has {group.dead.count} open dead letters of {group.dead.keys} keys.")
+                dead, keys = _count(group.dead.count, "open dead letter"), _count(group.dead.keys, "key")
+                found.append(f"Group {group.name} has {dead} of {keys}.")
             if group.lag and not group.members:
-                found.append(f"Group {group.name} has {group.lag} records to handle and no members.")
+                found.append(f"Group {group.name} has {_count(group.lag, 'record')} to handle and no members.")
         return found
 
 
 LATE_S = 10.0  # as long as the alert on the same
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

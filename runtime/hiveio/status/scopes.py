@@ -34,10 +34,12 @@ class ScopeWatch:
         self._ends = EndOffsets(settings)
         self._log = LogReader(settings, settings.log_topic)
         self._events = LogReader(settings, settings.written_topic)
+        self._reader = Reader(settings)
         self._topic_id, self._count = "", 0
         self._published: dict[int, tuple[int, int | None]] = {}  # the end of the event topic, and what its last says
 
     async def stop(self) -> None:
+        await blocking(self._reader.close)
         await blocking(self._log.close)
         await blocking(self._events.close)
 
@@ -84,8 +86,8 @@ class ScopeWatch:
         self._count = record.partitions if isinstance(record, Format) else partitions
 
     def _described(self) -> tuple[str, int]:
-        with Reader(self._settings) as reader:
-            return reader.topic_id(self._settings.log_topic), len(reader.partitions(self._settings.log_topic))
+        topic = self._settings.log_topic
+        return self._reader.topic_id(topic), len(self._reader.partitions(topic))
 
     def _cache(self, fingerprint: str) -> Cache:
         assert self._redis is not None

@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import msgspec
 import pytest
 
-from hiveio.cli.status import ranges, screen, span
+from hiveio.cli.status import screen
 from hiveio.config import Settings
 from hiveio.status.groups import dead_topics, sources
 from hiveio.status.instances import ask, listed, url_of
 from hiveio.status.model import Check, DeadLetters, Group, Instance, Quarantined, Scope, Status
+from hiveio.status.text import ranges, span
 from hiveio.transaction.presence import GONE_S, Announcement, announcements
 
 TOPICS = [
@@ -138,8 +139,8 @@ def test_what_needs_attention_comes_first() -> None:
     assert status.warnings == [
         "Events of scope bank.transactions/0 have waited 42 s to be published by a.",
         "Scope bank.transactions/1 has no leader, so nobody publishes its events.",
-        "1 aggregates of scope bank.transactions/2 cannot be folded by fingerprint 9c: Account/ada.",
-        "Group statements has 3 open dead letters of 1 keys.",
+        "1 aggregate of scope bank.transactions/2 cannot be folded by fingerprint 9c: Account/ada.",
+        "Group statements has 3 open dead letters of 1 key.",
         "Group late has 7 records to handle and no members.",
     ]
     lines = list(screen(status))

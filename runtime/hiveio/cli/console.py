@@ -1,0 +1,75 @@
+"""``hiveio console``: what is going on, as pages in a browser. It only reads, unless it is started with --write."""
+
+import argparse
+import ipaddress
+import secrets
+import sys
+from pathlib import Path
+
+from hiveio.config import Settings
+from hiveio.console.app import Console
+from hiveio.errors import ConfigError
+from hiveio.loader import load
+from hiveio.server.address import listening
+from hiveio.server.plain import serve_application
+from hiveio.status import Collector
+from hiveio.transaction.cache import fingerprint
+from hiveio.types import App
+
+PORT = 3030
+SHORTEST = 16  # characters of a token
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"the port to listen on ({PORT})")
+    parser.add_argument("--token-file", type=Path, help="a file with the token that a browser needs")
+    parser.add_argument("--write", action="store_true", help="let it retry and drop dead letters")
+    parser.add_argument(
+        "--instance", action="append", default=[], metavar="URL",
+        help="a service to ask that does not announce itself, as http://HOST:PORT (consumers, producers)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until it is ended."""
+    settings = Settings.read()
+    settings.need(brokers="the console reads from Kafka")
+    if not settings.written_topic:
+        settings.need(read_topics="the console shows its events")
+    token = token_of(arguments.host, arguments.token_file)
+    contracts = load(settings) if settings.actor_module else []
+    host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
+    listener = listening(host, arguments.port, "--port")
+    shown = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
+    query = f"?token={token}" if token else ""
+    note = "" if arguments.write else " (it only reads; --write lets it retry and drop)"
+    print(f"hiveio console: http://{shown}:{listener.getsockname()[1]}/{query}{note}", file=sys.stderr, flush=True)
+
+    def make() -> App:
+        collector = Collector(settings, arguments.instance, [fingerprint(contracts)] if contracts else [])
+        return Console(settings, contracts, collector, write=arguments.write).application(token)
+
+    serve_application(make, listener)
+
+
+def token_of(host: str, file: Path | None) -> str:
+    """The token of the file; a new one where the console can be reached from elsewhere; none on loopback."""
+    if file is None:
+        return "" if is_loopback(host) else secrets.token_urlsafe(24)
+    try:
+        token = file.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"--token-file {file} cannot be read: {error.strerror}") from None
+    if len(token) < SHORTEST or not all(c.isascii() and (c.isalnum() or c in "-._~") for c in token):
+        raise ConfigError(
+            f"--token-file {file} is wrong: a token has at least {SHORTEST} characters, of a-z A-Z 0-9 - . _ ~"
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

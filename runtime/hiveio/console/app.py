@@ -1,0 +1,333 @@
+"""The console as an ASGI application: its paths, and what each of them reads."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from importlib import resources
+from urllib.parse import parse_qs, quote
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from hiveio.actor import Contract
+from hiveio.config import Settings
+from hiveio.console import states, trace
+from hiveio.console.dead import DeadLetters, by_key
+from hiveio.console.guard import Guard
+from hiveio.console.history import EVERY_S, History
+from hiveio.console.html import Child, h
+from hiveio.console.layout import badge, code, facts, frame, link, section, table
+from hiveio.console.pages import aggregates as aggregate_pages
+from hiveio.console.pages import dead as dead_pages
+from hiveio.console.pages import log as log_pages
+from hiveio.console.pages import overview as overview_pages
+from hiveio.console.records import Books, ScopeRecords
+from hiveio.consumer.dead_letters.opened import DeadLetter
+from hiveio.errors import HiveError, NotFound
+from hiveio.kafka.threads import blocking
+from hiveio.status import Collector, Status
+from hiveio.types import App
+
+LIVE_S = 2.0
+MOST_BODY = 10_000  # bytes of a form
+SEARCHED = 64  # scopes that are judged for a search over all of them
+FILES = {"console.css": "text/css", "console.js": "text/javascript", "console.svg": "image/svg+xml"}
+
+logger = logging.getLogger("hiveio.console")
+
+
+class Console:
+    """The pages of one service. ``write`` lets them change dead letters."""
+
+    def __init__(self, settings: Settings, contracts: Sequence[Contract], collector: Collector, *, write: bool) -> None:
+        self.settings, self.write = settings, write
+        self.contracts = {contract.name: contract for contract in contracts}
+        self.collector, self.history = collector, History(collector)
+        self.books, self.dead = Books(settings), DeadLetters(settings)
+
+    def application(self, token: str) -> App:
+        """The application; with a token only for those who have it, without one only on loopback."""
+        routes = [
+            Route("/", self.overview),
+            Route("/status.json", self.status_json),
+            Route("/log", self.logs),
+            Route("/log/{scope:int}", self.log),
+            Route("/log/{scope:int}/{offset:int}", self.record),
+            Route("/aggregates", self.aggregates),
+            Route("/aggregate", self.aggregate),
+            Route("/transaction", self.transaction),
+            Route("/find", self.find),
+            Route("/dead", self.dead_groups),
+            Route("/dead/{group}", self.dead_group),
+            Route("/dead/{group}", self.act, methods=["POST"]),
+            Route("/dead/{group}/{topic}/{partition:int}/{offset:int}", self.dead_letter),
+            Route("/groups", self.groups),
+            Route("/groups/{group}", self.group),
+            Route("/instances", self.instances),
+            *(Route(f"/{name}", self.file) for name in FILES),
+        ]
+        made = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: self._problem, HiveError: self._problem, Exception: self._fault},
+        )
+        return Guard(made, token)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.history.start()
+        try:
+            yield
+        finally:
+            await self.history.stop()
+            await self.collector.stop()
+            await blocking(self.books.close)
+            await blocking(self.dead.close)
+
+    # -- pages
+
+    async def overview(self, request: Request) -> Response:
+        status = await self.history.now()
+        samples = list(self.history.samples)
+        return self._page(request, "Overview", overview_pages.overview(status, samples), live_s=EVERY_S)
+
+    async def status_json(self, request: Request) -> Response:
+        return Response(msgspec.json.encode(await self.history.now()), media_type="application/json")
+
+    async def groups(self, request: Request) -> Response:
+        found = overview_pages.groups(await self.history.now())
+        return self._page(request, "Consumers", [found], live_s=EVERY_S)
+
+    async def group(self, request: Request) -> Response:
+        name = request.path_params["group"]
+        group = next((group for group in (await self.history.now()).groups if group.name == name), None)
+        if group is None:
+            raise NotFound(f"There is no consumer group {name} that reads topics of this service.")
+        return self._page(request, f"Group {name}", overview_pages.group_page(group), live_s=EVERY_S)
+
+    async def instances(self, request: Request) -> Response:
+        status = await self.history.now()
+        found = [
+            overview_pages.instances(status),
+            section("Quarantined aggregates", overview_pages.quarantined(status)),
+        ]
+        return self._page(request, "Instances", found, live_s=EVERY_S)
+
+    async def logs(self, request: Request) -> Response:
+        await self._count()
+        return RedirectResponse("/log/0")
+
+    async def log(self, request: Request) -> Response:
+        scope, count = await self._scope(request)
+        below, void = _whole(request, "below"), request.query_params.get("void") == "1"
+        end = scope.end if below is None else min(below, scope.end)
+        if void:
+            offsets = [offset for offset in scope.voids if offset < end][-log_pages.PAGE :]
+            rows = await blocking(scope.rows_at, offsets)
+        else:
+            rows = await blocking(scope.rows, max(0, end - log_pages.PAGE), end)
+        content = log_pages.scope_log(scope, rows[::-1], count, below, void=void)
+        live_s = LIVE_S if below is None or not scope.complete else 0.0
+        return self._page(request, f"Log of scope {scope.partition}", content, live_s=live_s)
+
+    async def record(self, request: Request) -> Response:
+        scope, _ = await self._scope(request)
+        offset = request.path_params["offset"]
+        rows = await blocking(scope.rows, offset, offset + 1) if offset < scope.end else []
+        if not rows:
+            raise NotFound(f"{scope.where} has no record at {offset}; it ends at {scope.end}.")
+        live_s = LIVE_S if not scope.complete and rows[0].accepted is None else 0.0
+        return self._page(
+            request, f"Record {scope.partition}:{offset}", log_pages.record_page(scope, rows[0]), live_s=live_s
+        )
+
+    async def aggregates(self, request: Request) -> Response:
+        scopes = await self._scopes()
+        begins, after = (request.query_params.get(name, "") for name in ("begins", "after"))
+        content = await blocking(aggregate_pages.aggregates, scopes, begins, after)
+        return self._page(request, "Aggregates", [_progress(scopes), content], live_s=_until_judged(scopes))
+
+    async def aggregate(self, request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        scopes = await self._scopes()
+        scope = next((scope for scope in scopes if name in scope.touched), None)
+        if scope is None:
+            if live_s := _until_judged(scopes):
+                return self._page(request, name, [_progress(scopes)], live_s=live_s, query=name)
+            raise NotFound(f"No accepted record of {name or 'an aggregate without a name'} is in the log.")
+        touched = list(scope.touched[name])
+        if len(touched) > states.FOLDED:
+            text = f"It has {len(touched):,} records; states are shown of aggregates with up to {states.FOLDED:,}. "
+            latest = [link(f"/log/{scope.partition}/{at}", f"{at:,}") for at in touched[:-21:-1]]
+            content: list[Child] = [h("p", text), h("p", "Its latest records: ", [[each, " "] for each in latest])]
+        else:
+            rows = await blocking(scope.rows_at, touched)
+            found = await blocking(states.steps, name, rows, self.contracts)
+            content = aggregate_pages.aggregate(name, scope, found, len(touched), _whole(request, "last"))
+        return self._page(request, name, content, query=name)
+
+    async def transaction(self, request: Request) -> Response:
+        id = request.query_params.get("id", "")
+        scopes = await self._scopes()
+        found = await blocking(trace.find, self.settings, scopes, id)
+        if found is None:
+            if live_s := _until_judged(scopes):
+                return self._page(request, "Transaction", [_progress(scopes)], live_s=live_s, query=id)
+            raise NotFound(f"No record of the transaction {id[:200] or 'without an id'} is in the log.")
+        status = await self.history.now()
+        return self._page(request, "Transaction", await self._traced(found, status), live_s=EVERY_S, query=id)
+
+    async def _traced(self, found: trace.Trace, status: Status) -> list[Child]:
+        accepted, partition, topic = found.accepted, found.scope.partition, self.settings.written_topic
+        outcome: Child = badge("not on record", "warn") if accepted is None else log_pages.verdict(accepted)
+        rows = []
+        for group in status.groups if found.events else ():
+            dead = set[str]()
+            if group.dead.count:
+                dead = {each.origin for each in (await blocking(self.dead.look, group.name)).listed}
+            said = trace.handled(group, topic, partition, found.events, dead)
+            kind = "good" if said == "handled" else "quiet" if said.startswith("does") else "warn"
+            rows.append((link(f"/groups/{quote(group.name, safe='')}", group.name), badge(said, kind)))
+        where = f"{topic}/{partition}, offsets {found.events[0]:,} to {found.events[-1]:,}" if found.events else "none"
+        return [
+            facts(
+                ("outcome", outcome),
+                ("attempts", f"{len(found.rows):,}"),
+                ("events", where),
+            ),
+            section("In the log", log_pages.attempts(found.scope, found.rows)),
+            section("At the consumers", table(("group", "its events"), rows, "It has no events on the topic.")),
+        ]
+
+    async def find(self, request: Request) -> Response:
+        text = request.query_params.get("q", "").strip()[:1000]
+        path = "/aggregate?name=" if "/" in text else "/transaction?id="
+        return RedirectResponse(path + quote(text, safe="") if text else "/", 303)
+
+    # -- dead letters
+
+    async def dead_groups(self, request: Request) -> Response:
+        return self._page(request, "Dead letters", dead_pages.groups(await self.history.now()), live_s=EVERY_S)
+
+    async def dead_group(self, request: Request) -> Response:
+        name = request.path_params["group"]
+        found = await blocking(self.dead.look, name)
+        content = dead_pages.group(name, found, _whole(request, "first") or 0, write=self.write)
+        return self._page(request, f"Dead letters of {name}", content, live_s=EVERY_S)
+
+    async def dead_letter(self, request: Request) -> Response:
+        name, given = request.path_params["group"], request.path_params
+        found = await blocking(self.dead.look, name)
+        place = f"{given['topic']}/{given['partition']}/{given['offset']}"
+        dead = next((each for each in found.listed if dead_pages.place(each) == place), None)
+        if dead is None:
+            raise NotFound(f"{place} is no open dead letter: it was handled or dropped.")
+        original = await blocking(self.dead.original, name, dead)
+        behind = len(_of_key(found.listed, dead)) - 1
+        again = found.failed.get(dead.origin, "")
+        content = dead_pages.one(name, dead, original, behind, again, write=self.write)
+        return self._page(request, f"Dead letter {dead.origin}", content)
+
+    async def act(self, request: Request) -> Response:
+        """Ask for a confirmation, and with it write the mark."""
+        name = request.path_params["group"]
+        if not self.write:
+            raise HTTPException(403, "The console only reads: it was started without --write.")
+        form = parse_qs((await _body(request)).decode("utf-8", "replace"))
+        kind, which = (form.get(field, [""])[-1] for field in ("action", "which"))
+        if kind not in dead_pages.ACTIONS:
+            raise HTTPException(400, "The action must be retry or dropped.")
+        found = await blocking(self.dead.look, name)
+        chosen = found.listed
+        if which != "all":
+            dead = next((each for each in found.listed if dead_pages.place(each) == which), None)
+            chosen = _of_key(found.listed, dead) if dead is not None else []
+        if not chosen:
+            raise NotFound("It is no open dead letter any more: it was handled or dropped.")
+        if form.get("confirmed") != ["yes"]:
+            content = dead_pages.confirmation(name, kind, which, len(chosen))
+            return self._page(request, dead_pages.ACTIONS[kind], content)
+        marked = [together[0] for together in by_key(chosen)] if kind == "retry" else chosen
+        count = await blocking(self.dead.write, name, kind, marked)
+        logger.info("dead letters of %s: %s, %d of them", name, kind, count)
+        return RedirectResponse(f"/dead/{quote(name, safe='')}", 303)
+
+    # -- what pages share
+
+    async def file(self, request: Request) -> Response:
+        name = request.url.path.lstrip("/")
+        body = resources.files("hiveio.console").joinpath("static", name).read_bytes()
+        return Response(body, media_type=FILES[name])
+
+    async def _count(self) -> int:
+        """The number of scopes. Raises NotFound where there is no log."""
+        count = len((await self.history.now()).scopes)
+        if not count:
+            raise NotFound("There is no transaction log: EVENT_STORE_TOPIC names that of no stream processor.")
+        return count
+
+    async def _scope(self, request: Request) -> tuple[ScopeRecords, int]:
+        count, partition = await self._count(), request.path_params["scope"]
+        if partition >= count:
+            raise NotFound(f"There is no scope {partition}: the log has 0 to {count - 1}.")
+        return await self.books.scope(partition, count), count
+
+    async def _scopes(self) -> list[ScopeRecords]:
+        count = await self._count()
+        return [await self.books.scope(partition, count) for partition in range(min(count, SEARCHED))]
+
+    def _page(
+        self,
+        request: Request,
+        title: str,
+        content: Sequence[Child],
+        *,
+        live_s: float = 0.0,
+        query: str = "",
+        status: int = 200,
+    ) -> Response:
+        topic = self.settings.written_topic or ", ".join(self.settings.read_topics)
+        text = frame(title, request.url.path, content, live_s=live_s, topic=topic, query=query)
+        return HTMLResponse(text, status)
+
+    async def _problem(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, str(error.detail)
+        else:
+            status, text = (404 if isinstance(error, NotFound) else 503), str(error)
+        return self._page(request, {404: "Not found", 503: "Not reachable"}.get(status, "Not possible"),
+                          [h("p", text)], status=status)  # fmt: skip
+
+    async def _fault(self, request: Request, error: Exception) -> Response:
+        content = [h("p", "This is a fault of the console. Its log has the traceback."), code(type(error).__name__)]
+        return self._page(request, "Fault", content, status=500)
+
+
+def _of_key(listed: Sequence[DeadLetter], dead: DeadLetter) -> list[DeadLetter]:
+    return [e for e in listed if (e.topic, e.partition, e.key) == (dead.topic, dead.partition, dead.key)]
+
+
+def _progress(scopes: Sequence[ScopeRecords]) -> Child:
+    return next((found for scope in scopes if (found := log_pages.progress(scope)) is not None), None)
+
+
+def _until_judged(scopes: Sequence[ScopeRecords]) -> float:
+    return 0.0 if all(scope.complete for scope in scopes) else LIVE_S
+
+
+def _whole(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+async def _body(request: Request) -> bytes:
+    found = b""
+    async for part in request.stream():
+        found += part
+        if len(found) > MOST_BODY:
+            raise HTTPException(413, "The form is too large.")
+    return found

@@ -1,0 +1,87 @@
+"""Who may see the console: whoever reaches it on loopback, or has its token. No other site may act for a browser."""
+
+import hmac
+from collections.abc import Collection
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, quote, urlsplit
+
+from hiveio.types import App, Message, Receive, Scope, Send
+
+COOKIE = "hiveio-console"
+LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
+HEADERS = [
+    (b"content-security-policy", b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+     b"img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]  # fmt: skip
+
+
+class Guard:
+    """ASGI middleware. Without a token, only requests whose Host is loopback are served: so a page of another site,
+    whose name leads to this machine, reads nothing (DNS rebinding). With one, a request needs it: as
+    ``Authorization: Bearer``, in the cookie, or once as ``?token=``, which sets the cookie. A POST has to come from a
+    page of the console."""
+
+    def __init__(self, app: App, token: str, hosts: Collection[str] = LOOPBACK) -> None:
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if refusal := self._refusal(scope, headers):
+            return await _answer(send_with_headers, *refusal)
+        return await self._app(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+        host = headers.get(b"host", "")
+        if not self._token:
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+            if name.lower() not in self._hosts:
+                return 421, "The console is served on loopback only: open it as http://localhost.", []
+        else:
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+            if given and self._is_token(given):
+                cookie = f"{COOKIE}={given}; Path=/; HttpOnly; SameSite=Strict"
+                return 303, "", [(b"location", _here(scope["path"])), (b"set-cookie", cookie.encode())]
+            bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
+            if not (self._is_token(bearer) or self._is_token(_cookie(headers.get(b"cookie", "")))):
+                text = "The console needs its token: open it with ?token=… once, as it was printed at its start."
+                return 401, text, [(b"www-authenticate", b'Bearer realm="hiveio console"')]
+        if scope["method"] not in ("GET", "HEAD"):
+            origin = headers.get(b"origin", "")
+            if urlsplit(origin).netloc != host or not host:
+                return 403, "This request does not come from a page of the console.", []
+        return None
+
+    def _is_token(self, given: str) -> bool:
+        return bool(given) and hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def _here(path: str) -> bytes:
+    """The path as the target of a redirect, which does not lead to another host."""
+    return quote("/" + path.lstrip("/")).encode()
+
+
+def _cookie(text: str) -> str:
+    try:
+        found = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found is not None else ""
+
+
+async def _answer(send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]]) -> None:
+    common = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text.encode())).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": common + headers})
+    await send({"type": "http.response.body", "body": text.encode()})

@@ -1,0 +1,1 @@
+"""The pages of the console. Each takes what is known, and gives HTML."""

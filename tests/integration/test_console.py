@@ -1,0 +1,199 @@
+"""``hiveio console`` over a stream processor and a consumer that work on a real Kafka and Redis."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+from msgspec import Raw
+
+from hiveio.transaction import record as records
+from hiveio.transaction.record import CommandId, Commit, Format, Write
+from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
+from tests.integration.bank import HIVEIO, Bank, opened
+from tests.integration.conftest import Make
+from tests.integration.topics import Written, make_topic, write
+from tests.process import wait_until
+from tests.services import Kafka
+
+
+class Console:
+    """The tool as a process, with these settings, on a free port."""
+
+    def __init__(self, environ: Mapping[str, str], *words: str) -> None:
+        self._environ, self._command = dict(environ), [HIVEIO, "console", "--port", "0", *words]
+
+    @classmethod
+    def of(cls, bank: Bank, *words: str) -> "Console":
+        return cls(bank.accounts.environ, "--instance", bank.statements.url, *words)
+
+    def __enter__(self) -> "Console":
+        self.process = subprocess.Popen(
+            self._command, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.said = self.process.stderr.readline()
+        found = re.search(r":(\d+)/", self.said)
+        assert found is not None, self.said + self.process.communicate()[1]
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        wait_until(self._answers, 30, "the console answers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.output, self.errors = self.process.communicate(timeout=30)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate()
+        try:
+            return httpx.get(f"{self.url}/console.css", timeout=5).status_code in (200, 401)
+        except httpx.TransportError:
+            return False
+
+    def page(self, path: str, status: int = 200) -> str:
+        answer = httpx.get(self.url + path, timeout=30, follow_redirects=True)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+@pytest.fixture
+def bank(processor: Make, kafka: Kafka, topic: str) -> Iterator[Bank]:
+    """With a void record, a poisoned event, and an event that is parked behind it."""
+    with opened(processor, topic) as bank:
+        for id in ("ada", "bob"):
+            assert send(bank.accounts, id, "Open", owner=id).status_code == 200
+        for amount in (5, 7):
+            assert send(bank.accounts, "ada", "Deposit", amount=amount).status_code == 200
+        assert send(bank.accounts, "<b>eve", "Open", owner="poison").status_code == 200
+        assert send(bank.accounts, "<b>eve", "Deposit", amount=1).status_code == 200
+        stale = Commit(CommandId("AccountActor/ada", "stale"), (Write("AccountActor/ada", "", 0),))
+        write(kafka.brokers, f"{topic}.transactions", [(bank.scope("ada"), "rude-1", records.encode(stale), {})])
+        yield bank
+
+
+def text(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_it_shows_what_is_going_on_and_changes_nothing(bank: Bank, kafka: Kafka, topic: str) -> None:
+    with Console.of(bank) as console:
+        assert (
+            console.said
+            == f"hiveio console: http://localhost:{console.port}/ (it only reads; --write lets it retry and drop)\n"
+        )
+        overview = wait_until(lambda: "2 open dead letters" in (page := text(console.page("/"))) and page, 60)
+        assert f"Group {bank.group} has 2 open dead letters of 1 key." in overview
+        assert "ready" in overview
+
+        scope = bank.scope("ada")
+        log = wait_until(lambda: "void" in (page := text(console.page(f"/log/{scope}"))) and page, 30)
+        assert "AccountActor/ada, which it writes, has changed: it was decided after no transaction" in log
+        only = text(console.page(f"/log/{scope}?void=1"))
+        assert "void" in only
+        assert "accepted" not in only
+        record = text(console.page(f"/log/{scope}/1"))
+        assert "accepted" in record
+
+        aggregate = text(console.page("/aggregate?name=AccountActor/ada"))
+        assert "&quot;balance&quot;: 5" in aggregate
+        assert "&quot;balance&quot;: 12" in aggregate
+        assert "AccountActor/bob" in console.page("/aggregates")
+        eve = console.page("/find?q=AccountActor/<b>eve")
+        assert "<b>eve" not in eve
+        assert "&lt;b&gt;eve" in eve
+        assert "No accepted record" in text(console.page("/aggregate?name=AccountActor/nobody", 404))
+
+        transaction = re.search(r'/transaction\?id=([^"]+)', console.page(f"/log/{scope}/1"))
+        assert transaction is not None
+        traced = text(console.page(f"/transaction?id={transaction[1]}"))
+        assert "accepted" in traced
+        assert bank.group in traced
+        assert "handled" in traced
+
+        dead = text(console.page(f"/dead/{bank.group}"))
+        assert "ValueError: no such owner" in dead
+        place = re.search(rf'href="(/dead/{bank.group}/[^"]+)"', console.page(f"/dead/{bank.group}"))
+        assert place is not None
+        letter = text(console.page(place[1]))
+        assert "poison" in letter
+        assert "1 more of this key" in letter
+        assert "only reads" in letter
+        form = {"action": "dropped", "which": "all", "confirmed": "yes"}
+        same = {"origin": console.url}
+        assert httpx.post(f"{console.url}/dead/{bank.group}", data=form, headers=same).status_code == 403
+
+        for path in ("/groups", f"/groups/{bank.group}", "/instances", "/dead"):
+            assert "<main" in console.page(path)
+        assert "applied" in httpx.get(f"{console.url}/status.json", timeout=10).json()["scopes"][0]
+        for path in ("/log/99", "/log/0/999999", "/groups/nobody", "/dead/nobody", "/transaction?id=x", "/nothing"):
+            console.page(path, 404)
+    assert console.process.returncode == 0
+    assert '"level": "error"' not in console.output
+
+
+def test_a_poisoned_event_is_found_and_redriven(bank: Bank, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-the-test\n")
+    with Console.of(bank, "--write", "--token-file", str(tmp_path / "token")) as console:
+        assert "token=a-token-of-the-test" in console.said
+        assert httpx.get(console.url).status_code == 401
+        own = {"authorization": "Bearer a-token-of-the-test"}
+        with httpx.Client(base_url=console.url, headers=own, timeout=30) as client:
+            at = f"/dead/{bank.group}"
+            wait_until(lambda: "no such owner" in client.get(at).text, 60)
+            form = {"action": "retry", "which": "all"}
+            assert client.post(at, data=form).status_code == 403  # from nowhere
+            same = {"origin": console.url}
+            asked = client.post(at, data=form, headers=same)
+            assert "2 dead letters of the group" in text(asked.text)
+            assert "no such owner" in client.get(at).text
+            bank.cure()
+            done = client.post(at, data=form | {"confirmed": "yes"}, headers=same)
+            assert (done.status_code, done.headers["location"]) == (303, at)
+            wait_until(lambda: "There are no open dead letters." in client.get(at).text, 60)
+
+
+RECORDS, AGGREGATES = 100_000, 10_000
+QUICK_S = 3.0  # for a page on a machine that has other work
+
+
+def test_a_long_log_stays_quick(kafka: Kafka, topic: str) -> None:
+    """Without Redis and without an instance: Kafka is enough to read a log."""
+
+    def commit(number: int) -> bytes:
+        at, name = divmod(number, AGGREGATES)
+        head = f"w-{number - AGGREGATES + 1:x}" if at else ""
+        event = Raw(b'{"type":"Deposited","payload":{"amount":1}}')
+        written = Write(f"AccountActor/{name:05}", head, at, (event,))
+        return records.encode(Commit(CommandId(written.aggregate, f"k{number}"), (written,), seen=number))
+
+    make_topic(kafka.brokers, topic)
+    make_topic(kafka.brokers, f"{topic}.transactions", config={"message.timestamp.type": "LogAppendTime"})
+    first = records.encode(Format(2, 1, "crc32", 10_000, 3_600_000))
+    log: list[Written] = [(0, "format-0", first, {})]
+    log += [(0, f"w-{number + 1:x}", commit(number), {}) for number in range(RECORDS - 1)]
+    write(kafka.brokers, f"{topic}.transactions", log)
+    environ = {"PATH": os.environ["PATH"], "EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic}
+    with Console(environ) as console:
+        wait_until(lambda: "records are judged" not in console.page("/log/0"), 90, "all is judged")
+        assert f"of {RECORDS:,}" in text(console.page("/log/0"))
+        for path, expected in (
+            ("/", "CACHE_URL is not set"),
+            ("/log/0", "AccountActor/09998"),
+            ("/log/0?below=50000", "49,999"),
+            ("/log/0?void=1", "There are no such records."),
+            ("/aggregates", "1 to 100 of 10,000"),
+            ("/aggregates?begins=AccountActor/099", "1 to 100 of 100"),
+            ("/aggregate?name=AccountActor/00007", "Version 10"),
+            ("/transaction?id=w-c350", "accepted"),
+        ):
+            began = time.monotonic()
+            assert expected in text(console.page(path)), path
+            assert time.monotonic() - began < QUICK_S, path
+        resident = psutil.Process(console.process.pid).children()[0].memory_info().rss
+        assert resident < 400_000_000

@@ -1,0 +1,128 @@
+"""The console in a real browser: keyboard, phone, dark and light, a slider through time, and a redrive by hand.
+
+With HIVEIO_PICTURES=docs/pictures it also makes the pictures of the documents.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import require
+from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
+from tests.integration.bank import Bank
+from tests.integration.test_console import Console, bank  # noqa: F401 - a fixture
+from tests.process import wait_until
+
+sync_api = pytest.importorskip("playwright.sync_api")
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 860}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = shutil.which("chromium") or require("chromium", "it is Debian's package chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+class Tab:
+    """A page of the browser that notes what it asks for, and what goes wrong in it."""
+
+    def __init__(self, browser: Any, url: str, **settings: Any) -> None:
+        self.context = browser.new_context(viewport=DESK, **settings)
+        self.page = self.context.new_page()
+        self.url, self.wrong, self.asked = url, [], set[str]()  # type: ignore[var-annotated]
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda line: self.wrong.append(line.text) if line.type == "error" else None)
+        self.page.on("request", lambda request: self.asked.add(re.sub(r"^(\w+://[^/]+).*", r"\1", request.url)))
+
+    def open(self, path: str) -> Any:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.wrong == []
+        assert self.asked == {self.url}  # nothing is loaded from elsewhere
+
+
+def picture(page: Any, name: str) -> None:
+    if folder := os.environ.get("HIVEIO_PICTURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"console-{name}.png")
+
+
+def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
+    with Console.of(bank, "--write") as console:
+        wait_until(lambda: "2 open dead letters" in console.page("/"), 60)
+        wait_until(lambda: "balance" in console.page("/aggregate?name=AccountActor/ada"), 30)
+        tab = Tab(browser, console.url, color_scheme="light")
+        page = tab.open("/")
+        assert page.locator("figure").count() == 6
+        light = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        picture(page, "overview")
+
+        page.keyboard.press("2")
+        page.wait_for_url("**/log/0")
+        page.keyboard.press("j")
+        assert page.evaluate("document.activeElement.getAttribute('href')").startswith("/log/0/")
+        picture(page, "log")
+        page.keyboard.press("/")
+        page.keyboard.type("AccountActor/ada")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".slider input")
+        assert page.locator(".steps > li:visible").count() == 1
+        assert "Version 3" in page.locator(".steps > li:visible").inner_text()
+        page.keyboard.press("Escape")
+        page.locator("h1").click()
+        page.keyboard.press("ArrowLeft")
+        assert "Version 2" in page.locator(".steps > li:visible").inner_text()
+        assert "5" in page.locator(".steps > li:visible pre .new").first.inner_text()
+        picture(page, "aggregate")
+        page.get_by_role("button", name="All").click()
+        assert page.locator(".steps > li:visible").count() == 3
+
+        page = tab.open("/log/0")
+        last = page.locator("tbody tr a").first.inner_text()
+        for number in range(8):
+            assert send(bank.accounts, f"new{number}", "Open", owner="new").status_code == 200
+        first = page.locator("tbody tr a").first
+        wait_until(lambda: first.inner_text() != last, 15, "the page has renewed itself")
+
+        bank.cure()
+        page = tab.open(f"/dead/{bank.group}")
+        picture(page, "dead-letters")
+        page.get_by_role("button", name=re.compile("Try again")).click()
+        page.get_by_role("button", name="Try again").click()
+        page.wait_for_selector("text=There are no open dead letters.", timeout=30_000)
+        tab.close()
+
+        dark = Tab(browser, console.url, color_scheme="dark")
+        page = dark.open("/")
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != light
+        picture(page, "overview-dark")
+        page.set_viewport_size(PHONE)
+        for path in (
+            "/",
+            "/log/0",
+            "/aggregate?name=AccountActor/ada",
+            "/groups",
+            "/instances",
+            f"/groups/{bank.group}",
+        ):
+            page = dark.open(path)
+            wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert wide <= window, path
+        picture(dark.open("/"), "phone")
+        dark.close()
+
+        plain = Tab(browser, console.url, java_script_enabled=False)
+        assert plain.open("/aggregate?name=AccountActor/ada").locator(".steps > li").count() == 3
+        plain.close()
