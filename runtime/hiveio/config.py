@@ -1,21 +1,17 @@
 """The environment, read once into one frozen object. ``docs/settings.md`` is generated from it."""
 
-import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hiveio import parsers
+from hiveio.environment import Properties, is_linked, lookup, without_secrets
 from hiveio.errors import ConfigError
 
 # Variables that may be given and are not supported yet. The start stops at one, so that nobody relies on it in vain.
 _UNSUPPORTED = re.compile(r"TELEMETRY_(?!(SERVICE_NAME|URL_TRACES|URL_METRICS)(_FILE)?$)\w+$")
-# What Kubernetes and container links set for every service, whatever it is called: kafka, telemetry, event-store.
-LINKED = re.compile(r".+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-# Properties of librdkafka whose own names end in .file: they take a path, and librdkafka reads it.
-_PATHS = re.compile(r"KAFKA_SASL_OAUTHBEARER_ASSERTION_(PRIVATE_KEY_|JWT_TEMPLATE_)?FILE$")
 
 
 def setting(name: str, default: Any, parse: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
@@ -318,7 +314,7 @@ class Settings:
         Raises ConfigError with the name, the value and what is allowed. What Kubernetes sets for its services is no
         setting.
         """
-        environ = {name: value for name, value in environ.items() if not linked(name, value)}
+        environ = {name: value for name, value in environ.items() if not is_linked(name, value)}
         for name, value in environ.items():
             if _UNSUPPORTED.match(name) and value.lower() not in ("", "0", "false"):
                 raise ConfigError(f"{name}={value}: this setting is not supported yet; remove it")
@@ -327,71 +323,13 @@ class Settings:
             if not f.metadata:
                 continue
             name, parse = f.metadata["name"], f.metadata["parse"]
-            text = _lookup(environ, name)
+            text = lookup(environ, name)
             if text is None or text == "":
                 continue
             try:
                 values[f.name] = parse(text.strip())
             except (ValueError, KeyError, re.error):
-                raise ConfigError(f"{_shown(environ, name, text)} is wrong: it takes {parse.__doc__}") from None
+                raise ConfigError(
+                    f"{without_secrets(environ, name, text)} is wrong: it takes {parse.__doc__}"
+                ) from None
         return cls(**values, given=frozenset(values), kafka=Properties(environ))
-
-
-def linked(name: str, value: str) -> bool:
-    """Whether this comes from Kubernetes or a container link. For a Service named admin it sets ADMIN_PORT to a URL."""
-    return LINKED.fullmatch(name) is not None and (name != "ADMIN_PORT" or "://" in value)
-
-
-def _shown(environ: Mapping[str, str], name: str, text: str) -> str:
-    """Name and value for an error line, without secrets: values of files, and URLs with a user or a query."""
-    if not environ.get(name):
-        return f"the value of {name}, read from {name}_FILE,"
-    if "@" in text or ("://" in text and "?" in text):
-        text = re.sub(r"^([\w+]+://)?.*", r"\1…", text, count=1, flags=re.DOTALL)
-    return f"{name}={text!r}"
-
-
-def _lookup(environ: Mapping[str, str], name: str) -> str | None:
-    path = environ.get(f"{name}_FILE")
-    # These two are paths already, and SSL_CERT_FILE is a variable of OpenSSL: it names the authorities to trust.
-    if not path or name in ("SSL_CERT", "SSL_KEY"):
-        return environ.get(name)
-    if environ.get(name):
-        raise ConfigError(f"{name} and {name}_FILE are both set: keep one of them")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().rstrip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"{name}_FILE={path!r} cannot be read: {error.strerror}") from None
-
-
-class Properties(Mapping[str, str]):
-    """The properties of librdkafka: ``KAFKA_SASL_MECHANISM=PLAIN`` → ``{"sasl.mechanism": "PLAIN"}``.
-
-    They and their files are read at the first look, because a role without Kafka has no use for them. That look raises
-    ConfigError for a file that cannot be read.
-    """
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    @functools.cached_property
-    def _values(self) -> dict[str, str]:
-        found = {}
-        for name in self._environ:
-            if name.startswith("KAFKA_"):
-                is_path = _PATHS.match(name)
-                plain = name if is_path else name.removesuffix("_FILE")
-                value = self._environ[name] if is_path else _lookup(self._environ, plain)
-                if value is not None:
-                    found[plain.removeprefix("KAFKA_").lower().replace("_", ".")] = value
-        return found
-
-    def __getitem__(self, name: str) -> str:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)

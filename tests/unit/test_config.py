@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hiveio.config import LINKED, Settings
+from hiveio.config import Settings
+from hiveio.environment import LINKED
 from hiveio.errors import ConfigError
 from hiveio.parsers import split_redis_url
 

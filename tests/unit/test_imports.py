@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # One way: a module imports only from lower ranks, or from its own room.
 RANKS = [
     {"errors", "types", "peers", "parsers"},
+    {"environment"},
     {"config", "headers", "conditions", "outages", "metrics", "group_commit"},
     {"envelope", "annotations", "immutable", "logs"},
     {"actor", "cloudevents"},

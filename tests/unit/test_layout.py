@@ -71,7 +71,7 @@ def looked_at(source: str) -> Iterator[str]:
     ("source", "found"),
     [
         ("engine._scopes[0]", ["engine._scopes"]),
-        ("from hiveio.config import _LINKED", ["_LINKED"]),
+        ("from hiveio.environment import _LINKED", ["_LINKED"]),
         ("monkeypatch.setattr('hiveio.kafka.client._begin', {})", ["hiveio.kafka.client._begin"]),
         ("setattr(tail, '_woken', False)", ["_woken"]),
         ("place._replace(offset=1); KafkaError._TIMED_OUT; row.__class__; __version__", []),
