@@ -101,6 +101,12 @@ format: $(READY) ## Put the code in form
 docs: $(READY) ## Write docs/settings.md from the settings in the code
 	@$(BIN)/python -m tests.settings_page
 
+.PHONY: pictures
+pictures: $(READY) ## Make the pictures of the documents, in a real browser: do so when the console looks otherwise
+	@mkdir -p docs/pictures
+	@HIVEIO_PICTURES=1 $(BIN)/pytest tests/integration/test_console_browser.py -q
+	@$(DONE) "docs/pictures; look at them before you commit them"
+
 .PHONY: lock
 lock: $(READY) ## Write requirements.lock from requirements.in
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import ssl
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ import hiveio
 from tests.images.container import HARDENED, ROLES, ROOT, Container, bake, call, inspected
 from tests.integration.topics import make_topic, read_all
 from tests.process import wait_until
-from tests.services import Kafka, Redis
+from tests.services import Kafka, Redis, free_port
 
 UID = 10001
 
@@ -229,6 +230,40 @@ def test_it_is_healthy_behind_its_own_certificate(images: str, tmp_path: Path, r
         running.healthy()
         assert health(running, "--ready") == 0
         assert not running.complaints()
+
+
+@pytest.mark.parametrize("role", ["stream-processor"], indirect=True)
+def test_status_and_console_are_in_the_image_and_probes_may_have_a_port_of_their_own(
+    container: Callable[..., Container], role: str
+) -> None:
+    own, port = free_port(), free_port()
+    with container(ADMIN_PORT=str(own), wait=False) as running:
+        wait_until(lambda: running.logs("worker serves"), 120, "serving")
+        running.healthy()
+        wait_until(lambda: health(running, "--ready") == 0, 60, "ready")
+        assert httpx.get(f"http://127.0.0.1:{own}/readyz").status_code == 200
+        assert httpx.get(running.url + "/readyz").status_code == 404
+        assert works(role, running.url, 1)
+        inside = [running.docker, "exec", running.container, "hiveio"]
+        shown = wait_until(lambda: "ready" in (text := call(*inside, "status", check=False)) and text, 60, "its status")
+        assert f":{own}" in shown
+        console = subprocess.Popen([*inside, "console", "--port", str(port)], stderr=subprocess.PIPE, text=True)
+        with console:
+            assert console.stderr is not None
+            assert f"http://localhost:{port}/" in console.stderr.readline()
+            url = f"http://127.0.0.1:{port}"
+
+            def served() -> bool:
+                try:
+                    return "ready" in httpx.get(url, timeout=30).text
+                except httpx.TransportError:
+                    return False
+
+            wait_until(served, 60, "the console")
+            assert httpx.get(f"{url}/console.js").status_code == 200
+            states = httpx.get(f"{url}/aggregate?name=AccountActor/1", timeout=30).text
+            assert "&quot;owner&quot;: &quot;Ada&quot;" in states  # folded by the actor of the image
+            running.stop()  # and what was started in it
 
 
 def health(container: Container, *arguments: str) -> int:

@@ -1,18 +1,20 @@
 """A stream processor and a consumer of its events, at work, for those who look at them with the command-line tool."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
 import msgspec
 
 from hiveio.status import Status
 from hiveio.transaction.rule import scope_of
 from tests.integration.conftest import Make
-from tests.process import Role
+from tests.process import Role, wait_until
 
 SCOPES = 2
 HIVEIO = str(Path(sys.executable).parent / "hiveio")
@@ -63,6 +65,46 @@ def look(role: Role, *words: str) -> Status:
     done = hiveio(role, "status", "--json", *words)
     assert done.stderr == ""
     return msgspec.json.decode(done.stdout, type=Status)
+
+
+class Console:
+    """The tool as a process, with these settings, on a free port."""
+
+    def __init__(self, environ: Mapping[str, str], *words: str) -> None:
+        self._environ, self._command = dict(environ), [HIVEIO, "console", "--port", "0", *words]
+
+    @classmethod
+    def of(cls, bank: Bank, *words: str) -> "Console":
+        return cls(bank.accounts.environ, "--instance", bank.statements.url, *words)
+
+    def __enter__(self) -> "Console":
+        self.process = subprocess.Popen(
+            self._command, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.said = self.process.stderr.readline()
+        found = re.search(r":(\d+)/", self.said)
+        assert found is not None, self.said + self.process.communicate()[1]
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        wait_until(self._answers, 30, "the console answers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.output, self.errors = self.process.communicate(timeout=30)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate()
+        try:
+            return httpx.get(f"{self.url}/console.css", timeout=5).status_code in (200, 401)
+        except httpx.TransportError:
+            return False
+
+    def page(self, path: str, status: int = 200) -> str:
+        answer = httpx.get(self.url + path, timeout=30, follow_redirects=True)
+        assert answer.status_code == status, answer.text
+        return answer.text
 
 
 @contextmanager

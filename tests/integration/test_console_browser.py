@@ -1,6 +1,6 @@
 """The console in a real browser: keyboard, phone, dark and light, a slider through time, and a redrive by hand.
 
-With HIVEIO_PICTURES=docs/pictures it also makes the pictures of the documents.
+`make pictures` runs it, and keeps the pictures of the documents that it makes.
 """
 
 import os
@@ -14,13 +14,21 @@ import pytest
 
 from tests.conftest import require
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
-from tests.integration.bank import Bank
-from tests.integration.test_console import Console, bank  # noqa: F401 - a fixture
-from tests.process import wait_until
+from tests.integration.bank import Bank, Console
+from tests.integration.test_console import bank  # noqa: F401 - a fixture
+from tests.process import ROOT, wait_until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}
+PICTURES = ROOT / "docs" / "pictures"
+MOST_BYTES = 150_000  # of a picture
+
+
+@pytest.fixture
+def topic() -> str:
+    """The name that the pictures show. No other test of this Kafka has it."""
+    return "bank"
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +61,14 @@ class Tab:
         assert self.asked == {self.url}  # nothing is loaded from elsewhere
 
 
-def picture(page: Any, name: str) -> None:
-    if folder := os.environ.get("HIVEIO_PICTURES"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"console-{name}.png")
+def picture(page: Any, folder: Path, name: str) -> None:
+    path = folder / f"console-{name}.png"
+    page.screenshot(path=path)
+    assert path.stat().st_size < MOST_BYTES
 
 
-def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
+def test_in_a_browser(bank: Bank, browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    pictures = PICTURES if os.environ.get("HIVEIO_PICTURES") else tmp_path
     with Console.of(bank, "--write") as console:
         wait_until(lambda: "2 open dead letters" in console.page("/"), 60)
         wait_until(lambda: "balance" in console.page("/aggregate?name=AccountActor/ada"), 30)
@@ -67,13 +76,13 @@ def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
         page = tab.open("/")
         assert page.locator("figure").count() == 6
         light = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        picture(page, "overview")
+        picture(page, pictures, "overview")
 
         page.keyboard.press("2")
         page.wait_for_url("**/log/0")
         page.keyboard.press("j")
         assert page.evaluate("document.activeElement.getAttribute('href')").startswith("/log/0/")
-        picture(page, "log")
+        picture(page, pictures, "log")
         page.keyboard.press("/")
         page.keyboard.type("AccountActor/ada")
         page.keyboard.press("Enter")
@@ -85,7 +94,7 @@ def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
         page.keyboard.press("ArrowLeft")
         assert "Version 2" in page.locator(".steps > li:visible").inner_text()
         assert "5" in page.locator(".steps > li:visible pre .new").first.inner_text()
-        picture(page, "aggregate")
+        picture(page, pictures, "aggregate")
         page.get_by_role("button", name="All").click()
         assert page.locator(".steps > li:visible").count() == 3
 
@@ -98,7 +107,7 @@ def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
 
         bank.cure()
         page = tab.open(f"/dead/{bank.group}")
-        picture(page, "dead-letters")
+        picture(page, pictures, "dead-letters")
         page.get_by_role("button", name=re.compile("Try again")).click()
         page.get_by_role("button", name="Try again").click()
         page.wait_for_selector("text=There are no open dead letters.", timeout=30_000)
@@ -107,7 +116,7 @@ def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
         dark = Tab(browser, console.url, color_scheme="dark")
         page = dark.open("/")
         assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != light
-        picture(page, "overview-dark")
+        picture(page, pictures, "overview-dark")
         page.set_viewport_size(PHONE)
         for path in (
             "/",
@@ -120,9 +129,10 @@ def test_in_a_browser(bank: Bank, browser: Any) -> None:  # noqa: F811
             page = dark.open(path)
             wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
             assert wide <= window, path
-        picture(dark.open("/"), "phone")
+        picture(dark.open("/"), pictures, "phone")
         dark.close()
 
         plain = Tab(browser, console.url, java_script_enabled=False)
         assert plain.open("/aggregate?name=AccountActor/ada").locator(".steps > li").count() == 3
         plain.close()
+    assert {path.name for path in pictures.iterdir()} == {path.name for path in PICTURES.iterdir()}

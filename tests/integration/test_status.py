@@ -1,12 +1,13 @@
 """``hiveio status`` over a stream processor and a consumer that work on a real Kafka and Redis."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from hiveio.status import Status
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
-from tests.integration.bank import Bank, hiveio, look, opened
+from tests.integration.bank import Bank, Console, hiveio, look, opened
 from tests.integration.conftest import Make
 from tests.integration.topics import largest_record
 from tests.process import wait_until
@@ -70,9 +71,15 @@ def test_it_names_who_holds_up_publishing_and_who_has_gone(processor: Make, kafk
         wait_until(lambda: ports() == {str(first.port), str(second.port)}, 30, "both are shown")
         largest_record(kafka.brokers, topic, 60)  # the event topic takes no event any more, whoever sends it
         assert send(first, "ada", "Open", owner="ada").status_code == 200
-        warned = wait_until(
-            lambda: next((each for each in look(first).warnings if "to be published by" in each), ""), 60
-        )
-        assert warned.rpartition(" ")[2].rstrip(".") in {each.id for each in look(first).instances}
+        ids = {each.id for each in look(first).instances}
+        with Console(first.environ) as console:
+
+            def blamed() -> str:
+                found = re.search(r"have waited \d+ s to be published by (\w+)\.", console.page("/"))
+                return found[1] if found else ""
+
+            assert wait_until(blamed, 60, "the console names who holds up publishing") in ids
+        warned = next(each for each in look(first).warnings if "to be published by" in each)
+        assert warned.rpartition(" ")[2].rstrip(".") in ids
         assert second.stop() == 0
         assert ports() == {str(first.port)}

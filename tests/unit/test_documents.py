@@ -71,6 +71,15 @@ def test_every_link_leads_somewhere() -> None:
     assert wrong == []
 
 
+def test_every_picture_is_shown_and_every_picture_that_is_shown_is_there() -> None:
+    """`make pictures` makes them. They are no larger than a page needs, because they stay in the history for good."""
+    shown = {(path.parent / name).resolve() for path in DOCUMENTS
+             for name in re.findall(r'(?:src|srcset)="([^"]+)"', path.read_text("utf-8"))}  # fmt: skip
+    kept = set((ROOT / "docs" / "pictures").iterdir())
+    assert {path for path in shown if path.parent.name == "pictures"} == kept
+    assert sum(path.stat().st_size for path in kept) < 600_000
+
+
 def _anchor(title: str) -> str:
     """As GitHub makes it of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

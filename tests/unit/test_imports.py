@@ -20,10 +20,8 @@ RANKS = [
     {"service"},
     {"http", "kafka", "redis"},
     {"producer", "consumer", "transaction", "telemetry"},
-    {"server", "testing", "projection", "roles"},
-    {"dev"},
-    {"server", "testing", "projection", "status"},
-    {"console"},
+    {"server", "testing", "projection", "roles", "status"},
+    {"console", "dev"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -9,8 +9,9 @@ from tests.process import ROOT
 
 UNIT = ROOT / "tests" / "unit"
 PACKAGE = ROOT / "runtime" / "hiveio"
-OF_THE_REPOSITORY = {"ahead", "deploy", "documents", "imports", "layout", "locks", "readme", "release"}
-OF_THE_REPOSITORY = {"ahead", "deploy", "deploy_alerts", "documents", "imports", "layout", "locks", "readme"}
+OF_THE_REPOSITORY = {
+    "ahead", "deploy", "deploy_alerts", "documents", "imports", "layout", "locks", "readme", "release",
+}  # fmt: skip
 FILES = sorted(path.relative_to(UNIT).as_posix() for path in UNIT.rglob("*.py"))
 
 

@@ -66,7 +66,7 @@ class Console:
             Route("/dead/{group}", self.act, methods=["POST"]),
             Route("/dead/{group}/{topic}/{partition:int}/{offset:int}", self.dead_letter),
             Route("/groups", self.groups),
-            Route("/groups/{group}", self.group),
+            Route("/groups/{group:path}", self.group),  # Kafka allows any name
             Route("/instances", self.instances),
             *(Route(f"/{name}", self.file) for name in FILES),
         ]
@@ -93,7 +93,9 @@ class Console:
     async def overview(self, request: Request) -> Response:
         status = await self.history.now()
         samples = list(self.history.samples)
-        return self._page(request, "Overview", overview_pages.overview(status, samples), live_s=EVERY_S)
+        return self._page(
+            request, "Overview", overview_pages.overview(status, samples, _first(request)), live_s=EVERY_S
+        )
 
     async def status_json(self, request: Request) -> Response:
         return Response(msgspec.json.encode(await self.history.now()), media_type="application/json")
@@ -107,12 +109,12 @@ class Console:
         group = next((group for group in (await self.history.now()).groups if group.name == name), None)
         if group is None:
             raise NotFound(f"There is no consumer group {name} that reads topics of this service.")
-        return self._page(request, f"Group {name}", overview_pages.group_page(group), live_s=EVERY_S)
+        return self._page(request, f"Group {name}", overview_pages.group_page(group, _first(request)), live_s=EVERY_S)
 
     async def instances(self, request: Request) -> Response:
         status = await self.history.now()
         found = [
-            overview_pages.instances(status),
+            overview_pages.instances(status, _first(request)),
             section("Quarantined aggregates", overview_pages.quarantined(status)),
         ]
         return self._page(request, "Instances", found, live_s=EVERY_S)
@@ -216,7 +218,7 @@ class Console:
     async def dead_group(self, request: Request) -> Response:
         name = request.path_params["group"]
         found = await blocking(self.dead.look, name)
-        content = dead_pages.group(name, found, _whole(request, "first") or 0, write=self.write)
+        content = dead_pages.group(name, found, _first(request), write=self.write)
         return self._page(request, f"Dead letters of {name}", content, live_s=EVERY_S)
 
     async def dead_letter(self, request: Request) -> Response:
@@ -322,6 +324,11 @@ def _until_judged(scopes: Sequence[ScopeRecords]) -> float:
 def _whole(request: Request, name: str) -> int | None:
     text = request.query_params.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def _first(request: Request) -> int:
+    """The number of the first row that is shown."""
+    return _whole(request, "first") or 0
 
 
 async def _body(request: Request) -> bytes:

@@ -31,7 +31,8 @@ class Sample(NamedTuple):
 def sample(status: Status) -> Sample:
     lags = [scope.publisher_lag_s for scope in status.scopes if scope.publisher_lag_s is not None]
     ages = [group.lag_s for group in status.groups if group.lag_s is not None]
-    flights = [each.commands_in_flight for each in status.instances if each.commands_in_flight is not None]
+    # Worker processes of one service have one address, where each answers for all of them.
+    flights = {each.url: each.commands_in_flight for each in status.instances if each.commands_in_flight is not None}
     shares = [scope.void_share for scope in status.scopes if scope.void_share is not None and scope.rate]
     return Sample(
         time=status.time,
@@ -41,7 +42,7 @@ def sample(status: Status) -> Sample:
         group_lag=sum(group.lag for group in status.groups),
         group_lag_s=max(ages, default=None),
         dead=sum(group.dead.count for group in status.groups),
-        in_flight=sum(flights) if flights else None,
+        in_flight=sum(flights.values()) if flights else None,
     )
 
 

@@ -1,5 +1,6 @@
 """HTML from Python, escaped by default: what others wrote cannot become markup."""
 
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any, TypeAlias
@@ -42,8 +43,14 @@ def joined(children: Child) -> Markup:
     return Markup("".join(map(joined, children)))
 
 
+_MAYBE_HIDDEN = re.compile(r"[^\n -~]")
+
+
 def visible(text: str) -> str:
     """The text with what cannot be seen escaped: control characters, and those that turn the direction of writing."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return _MAYBE_HIDDEN.sub(_seen, text)
+
+
+def _seen(found: re.Match[str]) -> str:
+    character = found[0]
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

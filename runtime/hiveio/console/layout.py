@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -22,6 +23,9 @@ NAVIGATION = (
     ("/instances", "Instances"),
 )
 MOST_TEXT = 20_000  # characters of one value on a page
+MOST_LINE = 300  # characters of what is said in a table
+ROWS = 100  # of a table
+T = TypeVar("T")
 KEYS = (
     ("1 to 6", "the pages"),
     ("/", "search"),
@@ -110,7 +114,23 @@ def link(path: str, text: Child, **query: object) -> Markup:
     return h("a", text, href=f"{path}?{urlencode(given)}" if given else path)
 
 
-def pages(older: Markup | None, newer: Markup | None, between: str) -> Markup:
+def some(path: str, rows: Sequence[T], first: int, noun: str) -> tuple[Sequence[T], Markup | None]:
+    """Those of one page from the ``first`` one on, and the way to the others; none where these are all."""
+    shown = rows[first : first + ROWS]
+    if len(shown) == len(rows):
+        return shown, None
+    between = f"{first + 1:,} to {first + len(shown):,} of {len(rows):,} {noun}" if shown else f"no more {noun}"
+    return shown, pages(
+        link(path, "next →", first=first + ROWS) if first + ROWS < len(rows) else None,
+        link(path, "← previous", first=max(0, first - ROWS) or None) if first else None,
+        between,
+    )
+
+
+def pages(older: Markup | None, newer: Markup | None, between: str) -> Markup | None:
+    """The ways to further pages, and what this one shows; nothing where there is nothing to say."""
+    if older is None and newer is None and not between:
+        return None
     return h("nav", newer, h("span", between), older, class_="pages", aria_label="Further pages")
 
 
@@ -126,13 +146,19 @@ def ago(time_ms: int) -> str:
     return f"{span(max(0.0, time.time() - time_ms / 1000))} ago" if time_ms > 0 else "-"
 
 
-def pretty(value: bytes) -> str:
+def pretty(value: bytes, most: int = MOST_TEXT) -> str:
     """JSON with line breaks; other bytes as they are shown in Python. Long ones are cut."""
     try:
         text = msgspec.json.format(value, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = repr(value[:MOST_TEXT])
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}\n… {len(text) - MOST_TEXT:,} more characters"
+        text = repr(value[:most])
+    return text if len(text) <= most else f"{text[:most]}\n… {len(text) - most:,} more characters"
+
+
+def line(text: str) -> str:
+    """The first line of a text, cut where it is long."""
+    first = text.strip().partition("\n")[0]
+    return first if len(first) <= MOST_LINE else f"{first[:MOST_LINE]}…"
 
 
 def code(text: str) -> Markup:

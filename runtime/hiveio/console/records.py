@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hiveio.config import Settings
-from hiveio.errors import HiveError
+from hiveio.errors import Corrupt, HiveError
 from hiveio.kafka.reader import Reader
 from hiveio.kafka.tail import LogRecord, log_record, no_record
 from hiveio.kafka.threads import blocking
@@ -26,10 +26,11 @@ FORGET = 20_000  # records after which command ids outside the window are forgot
 
 
 class Row(NamedTuple):
-    """A record with its verdict; ``accepted`` is None where it is not judged (yet). ``reason`` says why it is void."""
+    """A record with its verdict; ``accepted`` is None where it is not judged (yet). ``reason`` says why it is void.
+    ``record`` is None where this version does not know the record."""
 
     message: LogRecord
-    record: Record
+    record: Record | None
     accepted: bool | None
     reason: str
 
@@ -85,7 +86,9 @@ class ScopeRecords:
             self.end, self.failure = end, ""
             stop = min(end, self.most)
             for message in self._messages(self._judge, self.judged, stop):
-                self._add(message)
+                self.add(message)
+        except Corrupt as error:
+            self.failure = f"{self.where}/{self.judged}: {error}"
         except HiveError as error:
             self.failure = str(error)
         finally:
@@ -101,7 +104,8 @@ class ScopeRecords:
                 at = message.offset + 1
         yield from map(no_record, range(at, end))
 
-    def _add(self, message: LogRecord) -> None:
+    def add(self, message: LogRecord) -> None:
+        """Judge the next record. Raises Corrupt."""
         record, fold = records.decode(message.value), self._fold
         offset = message.offset
         accepted, reason = judge(fold, message, record)
@@ -119,28 +123,28 @@ class ScopeRecords:
             fold.forget()
 
     def rows(self, first: int, end: int) -> list[Row]:
-        """The records of these offsets, oldest first; first < end, a few hundred at most."""
-        with self._reading:
-            _, present = self._pages.bounds(self._settings.log_topic, self.partition)
-            found = list(self._messages(self._pages, max(0, first), min(end, present)))
-        return [self.row(message) for message in found]
+        """The records of these offsets, oldest first; a few hundred at most."""
+        return [self.row(message) for message in self._read(first, end)]
 
     def rows_at(self, offsets: Sequence[int]) -> list[Row]:
         """The records at these offsets, which rise. Those close to each other are read together."""
-        found: list[Row] = []
-        wanted, at = set(offsets), 0
-        while at < len(offsets):
-            last = at
-            while last + 1 < len(offsets) and offsets[last + 1] - offsets[last] < NEAR:
-                last += 1
-            found += [row for row in self.rows(offsets[at], offsets[last] + 1) if row.message.offset in wanted]
-            at = last + 1
-        return found
+        wanted = set(offsets)
+        read = (message for first, end in stretches(offsets) for message in self._read(first, end))
+        return [self.row(message) for message in read if message.offset in wanted]
+
+    def _read(self, first: int, end: int) -> Iterator[LogRecord]:
+        with self._reading:
+            _, present = self._pages.bounds(self._settings.log_topic, self.partition)
+            yield from self._messages(self._pages, max(0, first), min(end, present))
 
     def row(self, message: LogRecord) -> Row:
         offset = message.offset
         accepted = self._fold.verdicts[offset] if offset < self.judged else None
-        return Row(message, records.decode(message.value), accepted, self.reasons.get(offset, ""))
+        try:
+            record = records.decode(message.value)
+        except Corrupt as error:
+            return Row(message, None, accepted, str(error))
+        return Row(message, record, accepted, self.reasons.get(offset, ""))
 
 
 class Books:
@@ -167,6 +171,17 @@ class Books:
 
     async def all(self, count: int) -> list[ScopeRecords]:
         return list(await asyncio.gather(*(self.scope(partition, count) for partition in range(count))))
+
+
+def stretches(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where these offsets lie, which rise: first and end of each stretch. What is near to each other is one."""
+    at = 0
+    while at < len(offsets):
+        last = at
+        while last + 1 < len(offsets) and offsets[last + 1] - offsets[last] < NEAR:
+            last += 1
+        yield offsets[at], offsets[last] + 1
+        at = last + 1
 
 
 def _moved(record: Record) -> tuple[str, ...]:

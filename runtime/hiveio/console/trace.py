@@ -10,7 +10,7 @@ from hiveio.transaction.command import Token
 from hiveio.transaction.record import Commit, Transactional
 from hiveio.transaction.resume import published
 
-AHEAD = 200  # records of the event topic that are looked through for the events of one record
+AHEAD = 200  # records of the event topic beside its events that are looked through for the events of one record
 STEP = 16  # records that one look of the search reads
 
 
@@ -33,15 +33,12 @@ def find(settings: Settings, scopes: list[ScopeRecords], id: str) -> Trace | Non
     if scope is None:
         return None
     rows = scope.rows_at(offsets)
-    accepted = next((row for row in rows if row.accepted and isinstance(row.record, Commit)), None)
-    has_events = accepted is not None and any(write.events for write in _commit(accepted).writes)
-    events = _events(settings, scope.partition, accepted.message.offset) if accepted is not None and has_events else []
-    return Trace(scope, rows, events)
-
-
-def _commit(row: Row) -> Commit:
-    assert isinstance(row.record, Commit)
-    return row.record
+    for row in rows:
+        if row.accepted and isinstance(row.record, Commit):
+            count = sum(len(write.events) for write in row.record.writes)
+            events = _events(settings, scope.partition, row.message.offset, count) if count else []
+            return Trace(scope, rows, events)
+    return Trace(scope, rows, [])
 
 
 def _offsets(scopes: list[ScopeRecords], id: str) -> tuple[list[int], ScopeRecords | None]:
@@ -72,9 +69,9 @@ def _of_same_command(scope: ScopeRecords, offset: int) -> list[int]:
     return [offset]
 
 
-def _events(settings: Settings, partition: int, offset: int) -> list[int]:
-    """Where the events of the log's record at this offset are on the event topic, which has them in the order of the
-    log. Repeats come later than what they repeat, so what is found first is what consumers take."""
+def _events(settings: Settings, partition: int, offset: int, count: int) -> list[int]:
+    """Where the ``count`` events of the log's record at this offset are on the event topic, which has them in the order
+    of the log. Repeats come later than what they repeat, so what is found first is what consumers take."""
     topic = settings.written_topic
     with Reader(settings) as reader:
         low, end = reader.bounds(topic, partition)
@@ -86,10 +83,10 @@ def _events(settings: Settings, partition: int, offset: int) -> list[int]:
                 high = middle
             else:
                 first = middle + 1
-        found = []
-        for message in reader.read(topic, partition, first, min(end, first + AHEAD)):
+        found: list[int] = []
+        for message in reader.read(topic, partition, first, min(end, first + count + AHEAD)):
             event = published(message, partition)
-            if event is not None and event.offset > offset:
+            if len(found) == count or (event is not None and event.offset > offset):
                 break
             if event is not None and event.offset == offset:
                 found.append(event.at)

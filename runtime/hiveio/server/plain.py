@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 
 from hiveio import logs
-from hiveio.server.process import GunicornLogger
+from hiveio.server.process import GunicornLogger, in_memory
 from hiveio.types import App
 
 MOST_CONNECTIONS = 100
@@ -31,6 +31,7 @@ class PlainApplication(BaseApplication):  # type: ignore[misc]
             "asgi_loop": "uvloop",
             "logger_class": GunicornLogger,
             "control_socket_disable": True,
+            **in_memory(),
         }.items():
             self.cfg.set(name, value)
 

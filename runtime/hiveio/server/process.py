@@ -84,6 +84,11 @@ def _end(code: int, line: str) -> NoReturn:
     os._exit(code)
 
 
+def in_memory() -> dict[str, str]:
+    """Where gunicorn's workers show that they live: the file system of a container may be read-only."""
+    return {"worker_tmp_dir": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}
+
+
 class GunicornLogger(Logger):  # type: ignore[misc]
     """gunicorn's warnings and errors go where all logs go. Its other lines are dropped, and there is no access log."""
 
@@ -135,8 +140,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             "pre_fork": _before_fork,
             "child_exit": _child_exit,
         }
-        if os.access("/dev/shm", os.W_OK):
-            chosen["worker_tmp_dir"] = "/dev/shm"
+        chosen |= in_memory()
         for name, value in chosen.items():
             self.cfg.set(name, value)
 

@@ -6,7 +6,7 @@ rest is there all the same.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hiveio.config import Settings
@@ -21,6 +21,8 @@ from hiveio.status.scopes import ScopeWatch
 from hiveio.transaction.presence import Announcement
 
 MOST_URLS = 100
+FOLDING = "hiveio_fold_lag_records"
+LAG, LAG_S = "hiveio_publisher_lag_records", "hiveio_publisher_lag_seconds"
 T = TypeVar("T")
 
 
@@ -75,7 +77,8 @@ class Collector:
                 leads.setdefault(scope.leader, []).append(scope.partition)
         status.instances = listed(announced, self._urls, leads, answers)
         status.problems += [each.unreachable for each in answers.values() if each.unreachable]
-        _add_numbers(scopes, answers)
+        leaders = {each.id: answers[url] for each in announced if each.id in leads and (url := url_of(each)) in answers}
+        add_numbers(scopes, answers.values(), leaders)
         return status
 
     def _topics(self) -> list[str]:
@@ -95,21 +98,27 @@ class Collector:
             return None
 
 
-def _add_numbers(scopes: Sequence[Scope], answers: dict[str, Answers]) -> None:
-    """What only the instances know: the largest of what they say."""
-
-    def largest(name: str, best: Callable[[list[float]], float] = max) -> dict[int, float]:
-        found: dict[int, list[float]] = {}
-        for each in answers.values():
-            for partition, value in each.by_scope(name).items():
-                found.setdefault(partition, []).append(value)
-        return {partition: best(values) for partition, values in found.items()}
-
-    behind = largest("hiveio_fold_lag_records", min)
-    lag, lag_s = largest("hiveio_publisher_lag_records"), largest("hiveio_publisher_lag_seconds")
+def add_numbers(scopes: Sequence[Scope], answers: Collection[Answers], leaders: Mapping[str, Answers]) -> None:
+    """What only the instances know. Of a scope that it does not follow, an instance says 0."""
+    folding = {id: each.by_scope(FOLDING) for id, each in leaders.items()}
+    slowest, lag, lag_s = (_largest(name, answers) for name in (FOLDING, LAG, LAG_S))
     for scope in scopes:
         at = scope.partition
-        if at in behind:
-            scope.judged = max(0, scope.end - int(behind[at]))
+        behind = folding.get(scope.leader, {}).get(at)
+        if behind is None:
+            behind = slowest.get(at) or None
+        if behind is not None:
+            scope.judged = max(0, scope.end - int(behind))
+        if scope.applied is not None:
+            scope.judged = max(scope.judged or 0, scope.applied)
         if at in lag:
             scope.publisher_lag, scope.publisher_lag_s = int(lag[at]), lag_s.get(at)
+
+
+def _largest(name: str, answers: Iterable[Answers]) -> dict[int, float]:
+    """By scope, the largest number that an instance says."""
+    found: dict[int, float] = {}
+    for each in answers:
+        for partition, value in each.by_scope(name).items():
+            found[partition] = max(value, found.get(partition, value))
+    return found

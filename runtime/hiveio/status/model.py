@@ -19,9 +19,10 @@ class Scope(Struct, kw_only=True):
 
     ``end`` is the end offset of the log. ``applied`` is the watermark of the cache: everything below it is judged and
     in the cache. ``published`` is the offset of the last record whose events are on the event topic, and
-    ``events_end`` the end of that topic. ``judged`` is the largest offset up to which an instance has judged, by its
-    metrics. ``rate`` are the verdicts a second over the last ten seconds, and ``void_share`` is the part of void
-    records among the last thousand. ``publisher_lag_s`` is the age of the oldest event that is not published.
+    ``events_end`` the end of that topic. ``judged`` is how far the leader has judged the log, by its metrics; without a
+    leader, how far the slowest instance that folds it. ``leader`` publishes its events. ``rate`` are the verdicts a
+    second over the last ten seconds, and ``void_share`` is the part of void records among the last thousand.
+    ``publisher_lag_s`` is the age of the oldest event that is not published.
     """
 
     partition: int
@@ -36,6 +37,11 @@ class Scope(Struct, kw_only=True):
     publisher_lag: int | None = None
     publisher_lag_s: float | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is known that is to be applied or to be published."""
+        return (self.applied is not None and self.applied < self.end) or bool(self.publisher_lag)
 
 
 class Partition(Struct, kw_only=True):
@@ -128,8 +134,8 @@ class Status(Struct, kw_only=True):
         ]
         for scope in self.scopes:
             where = f"{self.log}/{scope.partition}"
-            if scope.end > 1 and not scope.leader and any(not each.gone for each in self.instances):
-                found.append(f"Scope {where} has no leader, so nobody publishes its events.")
+            if scope.has_work and not scope.leader:
+                found.append(f"Scope {where} has no leader, so nobody applies its records and publishes its events.")
             if scope.publisher_lag_s is not None and scope.publisher_lag_s > LATE_S:
                 by = f" by {scope.leader}" if scope.leader else ""
                 found.append(f"Events of scope {where} have waited {scope.publisher_lag_s:.0f} s to be published{by}.")

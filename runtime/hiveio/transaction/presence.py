@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 import msgspec
 from msgspec import Struct
@@ -29,8 +30,8 @@ logger = logging.getLogger("hiveio.transaction")
 
 class Announcement(Struct, frozen=True):
     """What an instance says of itself. ``id`` is what it holds leases under; each worker process has its own. ``port``
-    is that of its probes and metrics.
-    ``started`` and ``seen`` are seconds since the epoch, by the clock of its machine."""
+    is that of its probes and metrics. ``started`` and ``seen`` are seconds since the epoch, by the clock of its
+    machine."""
 
     id: str
     host: str
@@ -82,8 +83,8 @@ class Presence:
             pass  # it is forgotten later
 
     async def _run(self) -> None:
-        host, started, tidied = await blocking(_address), time.time(), 0.0
-        s = self._settings
+        s, started, tidied = self._settings, time.time(), 0.0
+        host = await blocking(_address) if ip_address(s.bind).is_unspecified else s.bind
         while True:
             try:
                 said = Announcement(

@@ -80,7 +80,16 @@ async def test_the_redirect_stays_here(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://localhost:3030", 200), ("http://evil.example", 403), ("null", 403), ("", 403), ("http://localhost", 403)],
+    [
+        ("http://localhost:3030", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://localhost", 403),
+        ("http://[", 403),
+        ("ftp://localhost:3030", 403),
+        ("https://localhost:3030", 200),
+    ],
 )
 async def test_a_change_comes_from_a_page_of_the_console(origin: str, status: int) -> None:
     assert (await answer("", method="POST", origin=origin))[0] == status

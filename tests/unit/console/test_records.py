@@ -1,9 +1,16 @@
 """Verdicts with their reasons: every void record has one, whatever the log is."""
 
-from hypothesis import HealthCheck, given, settings
+import tracemalloc
 
-from hiveio.console.records import judge
+import pytest
+from hypothesis import HealthCheck, given, settings
+from msgspec import Raw
+
+from hiveio.config import Settings
+from hiveio.console import records as judged
+from hiveio.console.records import NEAR, judge, stretches
 from hiveio.kafka.tail import LogRecord
+from hiveio.transaction import record as records
 from hiveio.transaction.record import Barrier, CommandId, Commit, Foreign, Format, Read, Record, Upgrade, Write
 from hiveio.transaction.rule import ReferenceFold
 from tests.unit.transaction.test_rule import Log, logs
@@ -25,13 +32,13 @@ def commit(name: str, head: str, key: str = "", reads: tuple[Read, ...] = ()) ->
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(logs())
 def test_it_judges_as_the_rule_does_and_says_why(log: Log) -> None:
-    judged, reference = ReferenceFold(), ReferenceFold()
+    fold, reference = ReferenceFold(), ReferenceFold()
     for offset, (transaction, record, time) in enumerate(log):
-        verdict, reason = judge(judged, LogRecord(offset, transaction, b"", time), record)
+        verdict, reason = judge(fold, LogRecord(offset, transaction, b"", time), record)
         assert verdict == reference.append(transaction, record, time)
         assert verdict == (not reason)
         assert reason not in ("the rule says so", "it is no record of hiveio")
-    assert judged.aggregates == reference.aggregates
+    assert fold.aggregates == reference.aggregates
 
 
 def test_a_void_record_says_what_it_was_decided_after_and_what_came_between() -> None:
@@ -62,3 +69,33 @@ def test_a_repeat_a_copy_and_bytes_of_others_have_reasons_of_their_own() -> None
         "",
         "the log has format 2 already",
     ]
+
+
+def test_what_lies_together_is_read_together_and_nothing_else_is() -> None:
+    assert list(stretches([])) == []
+    assert list(stretches([7, 8, 9 + NEAR, 9 + 2 * NEAR])) == [
+        (7, 9),
+        (9 + NEAR, 10 + NEAR),
+        (9 + 2 * NEAR, 10 + 2 * NEAR),
+    ]
+    assert list(stretches([7, 6 + NEAR])) == [(7, 7 + NEAR)]
+
+
+def test_a_record_that_is_known_costs_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/operations.md says how many: with ids of 36 characters, and ten records of an aggregate."""
+    log = [LogRecord(0, "format-0", records.encode(FORMAT), 1)]
+    for number in range(20_000):
+        name = f"Account/0190b3c4-0000-7000-8000-{number % 2_000:012}"
+        head = f"5f0c1d2e3a4b-{number - 1_999:x}" if number >= 2_000 else ""
+        written = Write(name, head, number // 2_000, (Raw(b'{"type":"Deposited","payload":{}}'),))
+        value = records.encode(Commit(CommandId(name, f"0190b3c4-{number:027}"), (written,), seen=number))
+        log.append(LogRecord(number + 1, f"5f0c1d2e3a4b-{number + 1:x}", value, number))
+    monkeypatch.setattr(judged, "Reader", lambda settings: None)
+    scope = judged.ScopeRecords(Settings(topic="bank"), 0)
+    tracemalloc.start()
+    for message in log:
+        scope.add(message)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert (scope.judged, scope.voids) == (20_001, [])
+    assert held / len(log) < 600

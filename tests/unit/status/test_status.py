@@ -10,8 +10,9 @@ import pytest
 
 from hiveio.cli.status import screen
 from hiveio.config import Settings
+from hiveio.status.collector import add_numbers
 from hiveio.status.groups import dead_topics, sources
-from hiveio.status.instances import ask, listed, url_of
+from hiveio.status.instances import Answers, ask, listed, url_of
 from hiveio.status.model import Check, DeadLetters, Group, Instance, Quarantined, Scope, Status
 from hiveio.status.text import ranges, span
 from hiveio.transaction.presence import GONE_S, Announcement, announcements
@@ -130,7 +131,7 @@ def test_what_needs_attention_comes_first() -> None:
         log="bank.transactions",
         scopes=[
             Scope(partition=0, end=5, leader="a", publisher_lag_s=42.0),
-            Scope(partition=1, end=5),
+            Scope(partition=1, end=5, applied=3),
             Scope(partition=2, end=1, quarantined=[Quarantined(fingerprint="9c", count=1, names=["Account/ada"])]),
         ],
         groups=[group(dead=dead), group(name="late", members=[], lag=7, lag_s=None, state="EMPTY")],
@@ -138,7 +139,7 @@ def test_what_needs_attention_comes_first() -> None:
     )
     assert status.warnings == [
         "Events of scope bank.transactions/0 have waited 42 s to be published by a.",
-        "Scope bank.transactions/1 has no leader, so nobody publishes its events.",
+        "Scope bank.transactions/1 has no leader, so nobody applies its records and publishes its events.",
         "1 aggregate of scope bank.transactions/2 cannot be folded by fingerprint 9c: Account/ada.",
         "Group statements has 3 open dead letters of 1 key.",
         "Group late has 7 records to handle and no members.",
@@ -147,6 +148,42 @@ def test_what_needs_attention_comes_first() -> None:
     assert lines.index("ATTENTION") < lines.index("SCOPES") < lines.index("GROUPS") < lines.index("INSTANCES")
     assert "3 (1 failed, 2 parked)" in "\n".join(lines)
     assert "UNKNOWN" not in lines
+
+
+def test_a_scope_that_needs_nobody_has_no_leader_and_is_well() -> None:
+    at_rest = Scope(partition=0, end=5, applied=5, publisher_lag=0, publisher_lag_s=0.0)
+    assert Status(time=0, topic="bank", log="bank.transactions", scopes=[at_rest]).warnings == []
+    waits = msgspec.structs.replace(at_rest, publisher_lag=1)
+    assert len(Status(time=0, topic="bank", log="bank.transactions", scopes=[waits]).warnings) == 1
+
+
+def says(**gauges: float) -> Answers:
+    numbers = {f"hiveio_{name}": [({"scope": "0"}, value), ({}, 9.0)] for name, value in gauges.items()}
+    return Answers(True, [], numbers, "")
+
+
+@pytest.mark.parametrize(
+    ("leader", "answers", "applied", "judged"),
+    [
+        ("a", {"a": says(fold_lag_records=2)}, 5, 8),
+        ("a", {"a": says(fold_lag_records=0), "b": says(fold_lag_records=4)}, 5, 10),  # b has just begun to follow it
+        ("a", {"b": says(fold_lag_records=0)}, 5, 5),  # the leader does not answer
+        ("", {"a": says(fold_lag_records=7), "b": says(fold_lag_records=0)}, 1, 3),  # b does not follow it
+        ("", {"b": says(fold_lag_records=0)}, None, None),
+    ],
+)
+def test_what_is_judged_is_what_the_leader_says(
+    leader: str, answers: dict[str, Answers], applied: int | None, judged: int | None
+) -> None:
+    scope = Scope(partition=0, end=10, leader=leader, applied=applied)
+    add_numbers([scope], answers.values(), answers)
+    assert scope.judged == judged
+
+
+def test_an_event_waits_for_as_long_as_any_instance_says() -> None:
+    scope = Scope(partition=0, end=10, leader="a")
+    add_numbers([scope], [says(), says(publisher_lag_records=3, publisher_lag_seconds=4.5), says()], {})
+    assert (scope.publisher_lag, scope.publisher_lag_s) == (3, 4.5)
 
 
 def test_what_others_wrote_moves_no_cursor() -> None:

@@ -10,6 +10,7 @@ from hiveio.console.states import Step
 
 PAGE = 100
 STEPS = 100  # events of one page
+MOST_TEXT = 4_000  # characters of one of them, and of one state
 
 
 def aggregates(scopes: Sequence[ScopeRecords], begins: str, after: str) -> list[Child]:
@@ -53,9 +54,9 @@ def aggregate(name: str, scope: ScopeRecords, found: Sequence[Step], total: int,
     end = len(found) if last is None else max(0, min(last, len(found)))
     begin = max(0, end - STEPS)
     items = []
-    before: list[str] = pretty(found[begin - 1].state or b"null").splitlines() if begin else []
+    before: list[str] = pretty(found[begin - 1].state or b"null", MOST_TEXT).splitlines() if begin else []
     for step in found[begin:end]:
-        state = pretty(step.state) if step.state is not None else ""
+        state = pretty(step.state, MOST_TEXT) if step.state is not None else ""
         items.append(_step(scope, step, state, set(before)))
         before = state.splitlines()
     return [
@@ -69,7 +70,7 @@ def aggregate(name: str, scope: ScopeRecords, found: Sequence[Step], total: int,
         pages(
             link("/aggregate", "earlier →", name=name, last=begin) if begin else None,
             link("/aggregate", "← latest", name=name) if end < len(found) else None,
-            f"events {begin + 1:,} to {end:,} of {len(found):,}" if items else "",
+            f"events {begin + 1:,} to {end:,} of {len(found):,}" if len(items) < len(found) else "",
         ),
     ]
 
@@ -85,6 +86,6 @@ def _step(scope: ScopeRecords, step: Step, state: str, before: set[str]) -> Mark
         "li",
         h("h3", f"Version {step.version:,} ", h("small", moment(step.row.message.time), " ",
           link(f"/log/{scope.partition}/{offset}", f"{scope.partition}:{offset}"))),
-        h("div", h("div", h("h4", "event"), h("pre", h("code", pretty(step.event)), tabindex="0")),
+        h("div", h("div", h("h4", "event"), h("pre", h("code", pretty(step.event, MOST_TEXT)), tabindex="0")),
           h("div", h("h4", "state after it"), shown), class_="beside"),
     )  # fmt: skip

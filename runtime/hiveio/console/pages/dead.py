@@ -6,13 +6,12 @@ from urllib.parse import quote
 
 from hiveio.console.dead import Found, by_key
 from hiveio.console.html import Child, Markup, h
-from hiveio.console.layout import ago, badge, code, facts, link, moment, pages, pretty, section, table
+from hiveio.console.layout import ago, badge, code, facts, line, link, moment, pretty, section, some, table
 from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, headers_of, time_of
 from hiveio.consumer.dead_letters.opened import DeadLetter
 from hiveio.kafka import Message
 from hiveio.status import Status
 
-PAGE = 50
 ACTIONS = {"retry": "Try again", "dropped": "Drop"}
 
 
@@ -44,16 +43,20 @@ def groups(status: Status) -> list[Child]:
 
 def group(name: str, found: Found, first: int, *, write: bool) -> list[Child]:
     keys = by_key(found.listed)
-    shown = keys[first : first + PAGE]
     at = f"/dead/{quote(name, safe='')}"
+    shown, others = some(at, keys, first, "keys")
 
     def row(together: list[DeadLetter]) -> Sequence[Child]:
         dead = together[0]
-        why = text(dead, EXCEPTION).strip().partition("\n")[0]
         again = found.failed.get(dead.origin)
         return (
             link(f"{at}/{place(dead)}", key(dead)),
-            [badge(text(dead, REASON), "bad"), " ", why, h("small", f"again: {again}") if again else None],
+            [
+                badge(text(dead, REASON), "bad"),
+                " ",
+                line(text(dead, EXCEPTION)),
+                h("small", line(f"again: {again}")) if again else None,
+            ],
             text(dead, ATTEMPTS),
             ago(time_of(dead.headers)),
             f"{len(together) - 1:,}",
@@ -64,16 +67,12 @@ def group(name: str, found: Found, first: int, *, write: bool) -> list[Child]:
         found.total > len(found.listed)
     ) else ""  # fmt: skip
     return [
-        h("p", f"{len(keys):,} keys wait.{more} A key is handled in order: its first dead letter has failed, and later "
-          "events of the key are parked behind it."),
+        h("p", f"{len(keys):,} {'key waits' if len(keys) == 1 else 'keys wait'}.{more} A key is handled in order: its "
+          "first dead letter has failed, and later events of the key are parked behind it."),
         table(("key", "why", "attempts", "written", "behind it", "record"), map(row, shown),
               "There are no open dead letters.", right=(2, 4)),
-        _forms(at, "all", write=write, label=f" all {found.total:,}") if found.listed else None,
-        pages(
-            link(at, "next →", first=first + PAGE) if first + PAGE < len(keys) else None,
-            link(at, "← previous", first=max(0, first - PAGE)) if first else None,
-            f"{first + 1:,} to {first + len(shown):,} of {len(keys):,} keys" if shown else "",
-        ),
+        _forms(at, "all", write=write, label=f" all {len(found.listed):,}") if found.listed else None,
+        others,
     ]  # fmt: skip
 
 

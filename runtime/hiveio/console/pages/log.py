@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import msgspec
 
 from hiveio.console.html import Child, Markup, h
-from hiveio.console.layout import ago, badge, code, facts, link, moment, pages, pretty, section, table
+from hiveio.console.layout import ago, badge, code, facts, line, link, moment, pages, pretty, section, table
 from hiveio.console.records import Row, ScopeRecords
 from hiveio.status.text import about
-from hiveio.transaction.record import Barrier, Commit
+from hiveio.transaction.record import Barrier, Commit, Read, Write
 
 PAGE = 50
 MOST = 200  # scopes that are listed
+NAMED = 10  # aggregates of a record, and events of one of them
 
 
 def verdict(row: Row) -> Markup:
@@ -69,26 +70,49 @@ def _line(found: tuple[ScopeRecords, Row]) -> Sequence[Child]:
 
 
 def kind(row: Row) -> str:
+    if row.record is None:
+        return "unknown"
     if isinstance(row.record, Commit):
         return f"commit{', keyed' if row.record.keyed else ''}"
     return about(row.record).split(" ", 1)[0].rstrip(":,")
 
 
 def touched(row: Row) -> Child:
+    """The aggregates that the record names, a few of them, each with what it says about it."""
     record = row.record
-    if isinstance(record, Barrier):
-        return h("ul", [h("li", link("/aggregate", name, name=name)) for name in record.aggregates])
-    if not isinstance(record, Commit):
+    if record is None:
+        return "this version does not know it"
+    if not isinstance(record, Commit | Barrier):
         return about(record)
-    found = []
-    for write in record.writes:
-        types = [msgspec.json.decode(event, type=_Typed).type for event in write.events]
-        what = ", ".join(types) if types else "no events"
-        found.append(h("li", link("/aggregate", write.aggregate, name=write.aggregate), " ", what))
-    found += [h("li", link("/aggregate", read.aggregate, name=read.aggregate), " read") for read in record.reads]
-    if record.refusal is not None:
-        found.append(h("li", h("small", f"refused: {record.refusal.get('detail', '')}")))
+    if isinstance(record, Barrier):
+        parts: list[Write | Read | str] = [*record.aggregates]
+    else:
+        parts = [*record.writes, *record.reads]
+    found = [h("li", _part(part)) for part in parts[:NAMED]]
+    if len(parts) > NAMED:
+        found.append(h("li", f"and {len(parts) - NAMED:,} more"))
+    if isinstance(record, Commit) and record.refusal is not None:
+        found.append(h("li", h("small", line(f"refused: {record.refusal.get('detail', '')}"))))
     return h("ul", found)
+
+
+def _part(part: Write | Read | str) -> Child:
+    name = part if isinstance(part, str) else part.aggregate
+    said = _types(part) if isinstance(part, Write) else " read" if isinstance(part, Read) else ""
+    return [link("/aggregate", name, name=name), said]
+
+
+def _types(write: Write) -> str:
+    types = [_type(bytes(event)) for event in write.events[:NAMED]]
+    more = f" and {len(write.events) - NAMED:,} more" if len(write.events) > NAMED else ""
+    return f" {', '.join(types)}{more}" if types else " no events"
+
+
+def _type(event: bytes) -> str:
+    try:
+        return msgspec.json.decode(event, type=_Typed).type
+    except msgspec.MsgspecError:
+        return "?"
 
 
 class _Typed(msgspec.Struct):
@@ -99,17 +123,23 @@ def record_page(scope: ScopeRecords, row: Row) -> list[Child]:
     record, offset = row.record, row.message.offset
     writes: list[Child] = []
     if isinstance(record, Commit):
-        for write in record.writes:
+        for write in record.writes[:PAGE]:
             title = link("/aggregate", write.aggregate, name=write.aggregate)
             after = write.version + len(write.events)
             writes.append(h("h3", title, f" version {write.version} → {after}"))
-            writes += [code(pretty(bytes(event))) for event in write.events] or [h("p", "no events", class_="empty")]
+            shown = [code(pretty(bytes(event))) for event in write.events[:NAMED]]
+            writes += shown or [h("p", "no events", class_="empty")]
+            if len(write.events) > NAMED:
+                writes.append(h("p", f"and {len(write.events) - NAMED:,} more events"))
+        if len(record.writes) > PAGE:
+            writes.append(h("p", f"and {len(record.writes) - PAGE:,} more aggregates"))
     return [
         facts(
-            ("verdict", [verdict(row), f" because {row.reason}" if row.reason else ""]),
+            ("verdict", [verdict(row), f" because {row.reason}" if row.reason and record is not None else ""]),
+            ("why", row.reason if record is None else None),
             ("stored", [moment(row.message.time), f" ({ago(row.message.time)})"]),
             ("transaction", link("/transaction", row.message.key, id=row.message.key) if row.message.key else None),
-            ("record", about(record)),
+            ("record", about(record) if record is not None else "this version does not know it"),
         ),
         h("div", writes) if writes else None,
         section("As it is stored", code(pretty(row.message.value))),

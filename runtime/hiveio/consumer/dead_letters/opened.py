@@ -31,9 +31,10 @@ class OpenDeadLetters:
         names = [f"{topic}{suffix}"] if topic else [n for n in reader.topics() if n.endswith(suffix)]
         self._reader, self._suffix, self._most = reader, suffix, most
         self._bounds = {at: reader.bounds(*at) for name in names for at in reader.partitions(name)}
+        self.failed: dict[str, str] = {}  # origin → why it failed when it was tried again
         self._folds = {partition: Fold(bounds[0]) for partition, bounds in self._bounds.items()}
         self._dead_letters: dict[tuple[str, int], dict[int, Message]] = {partition: {} for partition in self._bounds}
-        self.failed: dict[str, str] = {}  # origin → why it failed when it was tried again
+        self._left_out = False  # there was no room for some of them
 
     def asked(self, dead_letter: DeadLetter) -> bool:
         entry = self._folds[dead_letter.topic, dead_letter.partition].entries.get(dead_letter.key)
@@ -61,24 +62,62 @@ class OpenDeadLetters:
         sources = {partition: (partition[0].removesuffix(self._suffix), partition[1]) for partition in self._folds}
         owners = self._reader.owners(list(sources.values()))
         for partition, fold in self._folds.items():
-            dead_letters = self._dead_letters[partition]
             fold.owned(owners.get(sources[partition]))
             for message in self._reader.read(*partition, fold.next, ends[partition]):
-                headers, at = headers_of(message), message.offset()
-                if MARK not in headers and at is not None:
-                    if self._most is None:
-                        dead_letters[at] = message
-                    elif sum(map(len, self._dead_letters.values())) < self._most:
-                        message.set_value(None)
-                        dead_letters[at] = message
-                elif headers.get(MARK) == b"failed" and (origin := origin_of(headers)):
-                    self.failed["/".join(map(str, origin))] = headers.get(EXCEPTION, b"").decode("utf-8", "replace")
+                headers = headers_of(message)
                 fold.add(message)
-            for at in list(dead_letters):
-                headers = headers_of(dead_letters[at])
-                key, origin = parking_key(dead_letters[at], headers), origin_of(headers)
-                entry = fold.entries.get(key) if key is not None else None
-                if entry is None or key is None or origin is None or not entry.open(at):
+                if MARK not in headers:
+                    self._keep(message, self._dead_letters[partition])
+                elif headers[MARK] == b"failed" and (origin := origin_of(headers)):
+                    self.failed["/".join(map(str, origin))] = headers.get(EXCEPTION, b"").decode("utf-8", "replace")
+        self._drop_closed()
+        if self._left_out and self._kept <= (self._most or 0) // 2:
+            self._refill()
+        failed = {}
+        for partition, dead_letters in self._dead_letters.items():
+            for _, message in sorted(dead_letters.items()):
+                headers = headers_of(message)
+                key, origin = parking_key(message, headers), origin_of(headers)
+                if key is not None and origin is not None:
+                    where = "/".join(map(str, origin))
+                    if where in self.failed:
+                        failed[where] = self.failed[where]
+                    yield DeadLetter(*partition, key, where, message, headers)
+        if self._most is not None:
+            self.failed = failed
+
+    @property
+    def _kept(self) -> int:
+        return sum(map(len, self._dead_letters.values()))
+
+    def _keep(self, message: Message, dead_letters: dict[int, Message]) -> None:
+        at = message.offset()
+        if at is None:
+            return
+        if self._most is not None:
+            if self._kept >= self._most:
+                self._left_out = True
+                return
+            message.set_value(None)
+        dead_letters[at] = message
+
+    def _drop_closed(self) -> None:
+        for partition, dead_letters in self._dead_letters.items():
+            for at, message in list(dead_letters.items()):
+                if not _is_open(message, self._folds[partition]):
                     del dead_letters[at]
-                    continue
-                yield DeadLetter(*partition, key, "/".join(map(str, origin)), dead_letters[at], headers)
+
+    def _refill(self) -> None:
+        """Read again what there was no room for, now that it is known which are open."""
+        self._left_out = False
+        for partition, fold in self._folds.items():
+            first = min((entry.first for entry in fold.entries.values()), default=fold.next)
+            for message in self._reader.read(*partition, first, fold.next):
+                if MARK not in headers_of(message) and _is_open(message, fold):
+                    self._keep(message, self._dead_letters[partition])
+
+
+def _is_open(message: Message, fold: Fold) -> bool:
+    key, at = parking_key(message, headers_of(message)), message.offset()
+    entry = fold.entries.get(key) if key is not None else None
+    return entry is not None and at is not None and entry.open(at)

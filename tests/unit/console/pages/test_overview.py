@@ -1,9 +1,11 @@
 """The overview, consumers and instances, whatever is known."""
 
+import time
+
 from hiveio.console.history import sample
 from hiveio.console.html import joined
 from hiveio.console.layout import frame
-from hiveio.console.pages.overview import group_page, overview, quarantined
+from hiveio.console.pages.overview import group_page, instances, overview, quarantined
 from hiveio.status.model import Check, DeadLetters, Group, Instance, Partition, Quarantined, Scope, Status
 
 EVIL = "<script>alert(1)</script>"
@@ -35,7 +37,7 @@ def full() -> Status:
 
 
 def test_nothing_is_shown_where_nothing_is() -> None:
-    status = Status(time=0.0, topic="bank", log="")
+    status = Status(time=time.time(), topic="bank", log="")
     page = frame("Overview", "/", overview(status, [sample(status)]))
     for said in (
         "Nothing needs attention.",
@@ -49,7 +51,7 @@ def test_nothing_is_shown_where_nothing_is() -> None:
 def test_what_is_wrong_is_marked_and_what_others_wrote_is_text() -> None:
     status = full()
     page = frame("Overview", "/", overview(status, [sample(status)] * 3), live_s=5.0, topic=EVIL, query=EVIL)
-    page += joined(group_page(status.groups[0])) + quarantined(status)
+    page += joined(group_page(status.groups[0])) + joined(quarantined(status))
     assert EVIL not in page
     assert "−2" in page  # applied behind the end
     assert 'class="badge bad">not ready' in page
@@ -57,6 +59,54 @@ def test_what_is_wrong_is_marked_and_what_others_wrote_is_text() -> None:
     assert 'class="badge warn">0.2.0' in page  # two versions
     assert 'href="/groups/%3Cscript%3Ealert%281%29%3C%2Fscript%3E"' in page
     assert 'data-live="5"' in page
+
+
+def many() -> Status:
+    """1,000 scopes without a leader, 1,000 instances that are not ready, and a group with 1,000 partitions."""
+    work = [Scope(partition=at, end=9, applied=1, quarantined=[Quarantined(fingerprint="9c", count=1, names=["A/1"])])
+            for at in range(1_000)]  # fmt: skip
+    ill = [Instance(id=f"i{at}", url=f"http://h:{at}", not_ready=[Check("log", "x" * 5_000)]) for at in range(1_000)]
+    rows = [Partition(topic="bank", partition=at, committed=1, end=2, lag=1, lag_s=1.0, member="m")
+            for at in range(1_000)]  # fmt: skip
+    group = Group(
+        name="g", state="STABLE", members=["m"] * 1_000, lag=1_000, lag_s=1.0, partitions=rows,
+        dead=DeadLetters(count=0, keys=0, reasons={}),
+    )  # fmt: skip
+    return Status(time=time.time(), topic="bank", log="bank.transactions", scopes=work, instances=ill, groups=[group])
+
+
+def test_a_page_is_bounded_and_leads_to_what_it_does_not_show() -> None:
+    status = many()
+    page = joined(overview(status, [sample(status)], first=200))
+    assert "201 to 300 of 1,000 scopes" in page
+    assert 'href="/?first=300"' in page
+    assert 'href="/?first=100"' in page
+    assert "1 to 100 of 1,000 instances" in page
+    assert "and 2,900 more, which <code>hiveio status</code> shows" in page
+    assert page.count("<tr>") == 3 + 100 + 1 + 100
+    assert "901 to 1,000 of 1,000 instances" in joined(instances(status, 900))
+    assert "no more instances" in joined(instances(status, 5_000))
+    assert "1 to 100 of 1,000 partitions" in joined(group_page(status.groups[0]))
+    assert "900 more scopes have some." in joined(quarantined(status))
+    for shown in (page, joined(instances(status)), joined(group_page(status.groups[0])), joined(quarantined(status))):
+        assert len(shown) < 250_000
+
+
+def test_a_status_that_is_old_says_so() -> None:
+    status = Status(time=time.time() - 90, topic="bank", log="")
+    assert "This is 1 min 30 s old: no later look has ended." in joined(overview(status, []))
+
+
+def test_the_workers_of_a_service_answer_for_each_other() -> None:
+    workers = [Instance(id=id, url="http://h:1", commands_in_flight=7) for id in ("a", "b")]
+    workers.append(Instance(id="c", url="http://h:2", commands_in_flight=1))
+    assert sample(Status(time=0.0, topic="bank", log="", instances=workers)).in_flight == 8
+
+
+def test_a_scope_without_work_needs_no_leader() -> None:
+    for applied, kind in ((5, "quiet"), (4, "warn")):
+        status = Status(time=time.time(), topic="bank", log="", scopes=[Scope(partition=0, end=5, applied=applied)])
+        assert f'class="badge {kind}">nobody' in joined(overview(status, []))
 
 
 def test_a_chart_has_a_gap_where_nobody_could_be_asked() -> None:
