@@ -1,7 +1,7 @@
 # `docker buildx bake` builds the four images; `bake example` the bank on top of them; `bake validate` checks.
 
 variable "VERSION" {
-  default = "0.1.0" # as in runtime/pyproject.toml; a test compares them
+  default = "0.2.0" # as in runtime/hiveio/__init__.py; a test compares them
 }
 
 variable "REVISION" {

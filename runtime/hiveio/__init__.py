@@ -5,7 +5,7 @@ from hiveio.envelope import Context
 from hiveio.errors import Forbidden, NotFound, Rejected, Unauthorized, Unavailable
 from hiveio.headers import Headers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Actor",
     "Command",
