@@ -132,6 +132,7 @@ def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path
         assert urls.keys() == {"items", "reports", "board", "shouts"}
         each_line_of_the_readme(shop, urls)
         each_line_of_curl(dev)
+        shown = the_console_shows_what_is_there(dev)
         one_at_a_time(shop)
         a_change_restarts_whom_it_concerns(dev, urls)
         a_fault_waits_for_its_correction(dev, urls)
@@ -140,7 +141,7 @@ def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path
         assert dev.end() == 0
         assert "Traceback" not in dev.text().rpartition(READY)[2].rpartition("restarted in")[2]
     wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
-    assert not any(listens(url) for url in urls.values())
+    assert not any(listens(url) for url in (*urls.values(), shown))
     assert {path.name for path in shop.iterdir() if path.is_dir()} <= {".hiveio"}
 
     started = time.monotonic()
@@ -188,6 +189,17 @@ def each_line_of_curl(dev: Dev) -> None:
         assert '"type":' in done.stdout, call
         for wrong in ("invalid", "malformed", "about:blank", "unavailable"):
             assert f'"{wrong}"' not in done.stdout.replace("urn:hiveio:problem:", ""), f"{call}: {done.stdout}"
+
+
+def the_console_shows_what_is_there(dev: Dev) -> str:
+    """Its URL. It starts when the services are ready, and nobody waits for it."""
+    found = re.search(r"^items console  (http://localhost:\d+)$", dev.text(), re.M)
+    assert found is not None
+    wait_until(lambda: listens(found[1]), 30, "the console")
+    page = httpx.get(f"{found[1]}/aggregate?name=ItemsActor/7", timeout=30)
+    assert "&quot;title&quot;: &quot;text&quot;" in page.text  # folded by the actor of this folder
+    assert "not answer" not in httpx.get(found[1], timeout=30).text  # the others are asked
+    return found[1]
 
 
 def one_at_a_time(shop: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Running:
         return self.found.short
 
     @property
+    def words(self) -> list[str]:
+        """The command of hiveio that it is."""
+        return ["serve", self.found.role]
+
+    @property
     def url(self) -> str:
         return f"http://localhost:{self.port}"
 
@@ -51,7 +56,7 @@ class Running:
         """Does not wait."""
         self.said_ended = False
         self.files = files_of(self._folder, self.found.name.partition(":")[0])
-        command = [sys.executable, "-P", "-m", "hiveio.cli", "serve", self.found.role]
+        command = [sys.executable, "-P", "-m", "hiveio.cli", *self.words]
         self._process = process = spawn(command, None, self.environ)
         self._reader = threading.Thread(target=self._read, args=(process,), name=f"output of {self.name}", daemon=True)
         self._reader.start()
@@ -103,3 +108,27 @@ class Running:
 
     def _ask(self, path: str) -> Any:
         return urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5)
+
+
+class RunningConsole(Running):
+    """`hiveio console` of a stream processor, started again with it: it folds states with the same actor. ``others``
+    are the URLs of services that do not announce themselves."""
+
+    def __init__(self, of: Running, port: int, others: Sequence[str], folder: Path, output: Output) -> None:
+        topics = {"EVENT_STORE_CONSUMER_TOPIC": ""}  # the one that the stream processor writes
+        super().__init__(of.found, port, {**of.environ, **topics}, folder, output)
+        self.others = list(others)
+
+    @property
+    def name(self) -> str:
+        return f"{self.found.short} console"
+
+    @property
+    def words(self) -> list[str]:
+        return [
+            "console",
+            "--port",
+            str(self.port),
+            "--write",
+            *(word for url in self.others for word in ("--instance", url)),
+        ]

@@ -19,13 +19,14 @@ from hiveio.dev.calls import calls
 from hiveio.dev.output import Output
 from hiveio.dev.process import Service
 from hiveio.dev.project import FIRST_PORT, environment, ordered, project_name, topics_of
-from hiveio.dev.running import Running
+from hiveio.dev.running import Running, RunningConsole
 from hiveio.dev.services import Services, console, step
 from hiveio.errors import ConfigError
 from hiveio.kafka import ensure_topic
 
 KEPT = ".hiveio"
 KAFKA_PORT, REDIS_PORT = 9092, 6379
+CONSOLE_PORT = 3030
 READY_S = 60.0
 QUIET_MS, TOGETHER_MS, LOOK_MS = 50, 300, 400  # a change is waited for until there is none for QUIET_MS
 
@@ -39,6 +40,7 @@ class Session:
         self.project = project_name(self.folder)
         self.output = output
         self.running: dict[str, Running] = {}
+        self.consoles: dict[str, RunningConsole] = {}  # by the stream processor
         self._faults: dict[str, str] = {}
 
     def run(self, *, fresh: bool) -> int:
@@ -84,12 +86,15 @@ class Session:
         with step("Services"):
             self._adopt(found)
             self._wait(list(self.running.values()))
+        self._show()
         console.print()
         console.print(escape(str(self.services.here)))
         if outside := self.services.outside:
             console.print(escape(f"From containers:\n{outside}"))
         for each in self.running.values():
             self._introduce(each)
+        for each in self.consoles.values():
+            console.print(f"\n[bold]{escape(each.name)}[/]  {each.url}")
         console.print("\n[dim]Each is restarted when its files change. Ctrl-C ends all of it.[/]\n")
 
     def _adopt(self, found: list[Found]) -> None:
@@ -122,9 +127,26 @@ class Session:
                 self.output.say(name, fault, "red")
         self._faults = faults
 
-    def _free_port(self) -> int:
-        taken = {each.port for each in self.running.values()}
-        return preferred(next(port for port in range(FIRST_PORT, 65536) if port not in taken))
+    def _show(self) -> None:
+        """A console for each stream processor. Nobody waits for them."""
+        others = sorted(each.url for each in self.running.values() if each.found.role != "stream-processor")
+        writers = {name: each for name, each in self.running.items() if each.found.role == "stream-processor"}
+        for name in self.consoles.keys() - writers.keys():
+            self.consoles.pop(name).stop()
+        for name, writer in writers.items():
+            before = self.consoles.get(name)
+            port = before.port if before else self._free_port(CONSOLE_PORT)
+            made = RunningConsole(writer, port, others, self.folder, self.output)
+            if before is not None and (before.words, before.environ) == (made.words, made.environ):
+                continue
+            if before is not None:
+                before.stop()
+            self.consoles[name] = made
+            made.start()
+
+    def _free_port(self, first: int = FIRST_PORT) -> int:
+        taken = {each.port for each in (*self.running.values(), *self.consoles.values())}
+        return preferred(next(port for port in range(first, 65536) if port not in taken))
 
     async def _make_topics(self, names: set[str]) -> None:
         """Ahead, so that no consumer waits for the start of who writes."""
@@ -158,9 +180,9 @@ class Session:
 
     def _stop(self) -> None:
         """All at once, while Kafka still takes what they flush."""
-        if self.running:
-            with ThreadPoolExecutor(len(self.running)) as pool:
-                list(pool.map(Running.stop, self.running.values()))
+        if running := [*self.running.values(), *self.consoles.values()]:
+            with ThreadPoolExecutor(len(running)) as pool:
+                list(pool.map(Running.stop, running))
 
     # -- changes
 
@@ -193,6 +215,9 @@ class Session:
             for each in touched:
                 if each.ended is None:
                     self.output.say(each.name, f"restarted in {time.monotonic() - started:.1f} s", "green")
+        for shown in self.consoles.values():
+            if shown.files & paths or shown.ended is not None:
+                _restart(shown)
         self._reconsider()
 
     def _reconsider(self) -> None:
@@ -208,9 +233,10 @@ class Session:
         self._wait(new)
         for each in new:
             self._introduce(each)
+        self._show()
 
     def _say_ended(self) -> None:
-        for each in self.running.values():
+        for each in (*self.running.values(), *self.consoles.values()):
             if each.ended is not None and not each.said_ended:
                 self._say_not_ready(each)
                 each.said_ended = True
