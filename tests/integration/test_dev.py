@@ -109,7 +109,8 @@ def processes_in(folder: Path) -> list[str]:
     found = []
     for each in Path("/proc").glob("[0-9]*"):
         try:
-            texts = [(each / "cmdline").read_bytes(), (each / "environ").read_bytes(), os.fsencode(each / "cwd")]
+            texts = [(each / name).read_bytes() for name in ("cmdline", "environ")]
+            texts.append(os.fsencode((each / "cwd").readlink()))
             if any(os.fsencode(folder) in text for text in texts) and int(each.name) != os.getpid():
                 found.append(texts[0].replace(b"\0", b" ").decode())
         except OSError:

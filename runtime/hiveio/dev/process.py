@@ -43,7 +43,7 @@ if os.getppid() != int(sys.argv[1]):
     os._exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-_Spawn = tuple[Sequence[str], Path | None, Mapping[str, str] | None, Future[subprocess.Popen[bytes]]]
+_Spawn = tuple[Sequence[str], Path | None, Mapping[str, str] | None, int, Future[subprocess.Popen[bytes]]]
 _spawns: queue.SimpleQueue[_Spawn] = queue.SimpleQueue()
 _spawner_started = threading.Lock()
 
@@ -61,7 +61,7 @@ def _spawner() -> None:
     # The kernel sends the death signal when the *thread* that forked ends, so one that lives as long as the process
     # (a daemon thread is never joined) forks for all.
     while True:
-        command, console, environ, result = _spawns.get()
+        command, console, environ, stdin, result = _spawns.get()
         guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
         try:
             with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def _spawner() -> None:
                     subprocess.Popen(
                         guarded,
                         env=environ,
-                        stdin=subprocess.DEVNULL,
+                        stdin=stdin,
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -81,7 +81,11 @@ def _spawner() -> None:
 
 
 def spawn(
-    command: Sequence[str], console: Path | None, environ: Mapping[str, str] | None = None
+    command: Sequence[str],
+    console: Path | None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start `command` (an absolute path first) in its own process group.
 
@@ -91,7 +95,7 @@ def spawn(
     if _spawner_started.acquire(blocking=False):  # never released: once a process
         threading.Thread(target=_spawner, name="service-spawner", daemon=True).start()
     result: Future[subprocess.Popen[bytes]] = Future()
-    _spawns.put((command, console, environ, result))
+    _spawns.put((command, console, environ, stdin, result))
     return result.result()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from hiveio.dev.actors import Found
 from hiveio.dev.process import HOST
 from hiveio.dev.services import Addresses
+from hiveio.dev.spares import PYTHON
 
 FIRST_PORT = 3001
 # In this order they are given ports and are shown: who writes comes before who reads.
@@ -50,8 +51,7 @@ def environment(
         "BIND": HOST,
         "PORT": str(port),
         "CLUSTER_SIZE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a folder that is watched is not written to
+        **PYTHON,
     }
     if each.role != "base":
         given |= {"EVENT_STORE_BROKERS": addresses.brokers, "CACHE_URL": addresses.cache}

@@ -18,17 +18,20 @@ from hiveio.dev.actors import Found
 from hiveio.dev.changes import files_of
 from hiveio.dev.output import Output
 from hiveio.dev.process import HOST, spawn
+from hiveio.dev.spares import Spares
 
 STOPPED_S = 8.0  # the longest drain; then it is killed
 LOOK_S = 0.03
 
 
 class Running:
-    """`hiveio serve ROLE` on `port`; what it says goes to `output`."""
+    """What `hiveio serve ROLE` runs, on `port`; what it says goes to `output`."""
 
-    def __init__(self, found: Found, port: int, environ: Mapping[str, str], folder: Path, output: Output) -> None:
+    def __init__(
+        self, found: Found, port: int, environ: Mapping[str, str], folder: Path, output: Output, spares: Spares
+    ) -> None:
         self.found, self.port, self.environ = found, port, environ
-        self._folder, self._output = folder, output
+        self._folder, self._output, self.spares = folder, output, spares
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self.files: set[Path] = set()
@@ -37,11 +40,6 @@ class Running:
     @property
     def name(self) -> str:
         return self.found.short
-
-    @property
-    def words(self) -> list[str]:
-        """The command of hiveio that it is."""
-        return ["serve", self.found.role]
 
     @property
     def url(self) -> str:
@@ -56,10 +54,12 @@ class Running:
         """Does not wait."""
         self.said_ended = False
         self.files = files_of(self._folder, self.found.name.partition(":")[0])
-        command = [sys.executable, "-P", "-m", "hiveio.cli", *self.words]
-        self._process = process = spawn(command, None, self.environ)
+        self._process = process = self._spawn()
         self._reader = threading.Thread(target=self._read, args=(process,), name=f"output of {self.name}", daemon=True)
         self._reader.start()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return self.spares.start(self.found.role, self.environ)
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -116,15 +116,19 @@ class RunningConsole(Running):
 
     def __init__(self, of: Running, port: int, others: Sequence[str], folder: Path, output: Output) -> None:
         topics = {"EVENT_STORE_CONSUMER_TOPIC": ""}  # the one that the stream processor writes
-        super().__init__(of.found, port, {**of.environ, **topics}, folder, output)
+        super().__init__(of.found, port, {**of.environ, **topics}, folder, output, of.spares)
         self.others = list(others)
 
     @property
     def name(self) -> str:
         return f"{self.found.short} console"
 
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return spawn([sys.executable, "-P", "-m", "hiveio.cli", *self.words], None, self.environ)
+
     @property
     def words(self) -> list[str]:
+        """The command of hiveio that it is."""
         return [
             "console",
             "--port",

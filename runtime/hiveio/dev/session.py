@@ -21,6 +21,7 @@ from hiveio.dev.process import Service
 from hiveio.dev.project import FIRST_PORT, environment, ordered, project_name, topics_of
 from hiveio.dev.running import Running, RunningConsole
 from hiveio.dev.services import Services, console, step
+from hiveio.dev.spares import Spares
 from hiveio.errors import ConfigError
 from hiveio.kafka import ensure_topic
 
@@ -41,6 +42,7 @@ class Session:
         self.output = output
         self.running: dict[str, Running] = {}
         self.consoles: dict[str, RunningConsole] = {}  # by the stream processor
+        self._spares = Spares()
         self._faults: dict[str, str] = {}
 
     def run(self, *, fresh: bool) -> int:
@@ -55,6 +57,8 @@ class Session:
             (self.kept / "data").mkdir(exist_ok=True)
             look = Look(self.folder, self.words)
             stack.callback(look.cancel)
+            stack.callback(self._spares.close)
+            self._spares.fill()
             self.services = stack.enter_context(
                 Services(
                     kafka_port=preferred(KAFKA_PORT),
@@ -65,6 +69,7 @@ class Session:
             )
             stack.callback(self._stop)
             self._begin(look.result())
+            self._spares.fill()
             return self._watch()
 
     @contextlib.contextmanager
@@ -116,7 +121,7 @@ class Session:
                 continue
             if before is not None:
                 before.stop()
-            self.running[each.name] = Running(each, port, environ, self.folder, self.output)
+            self.running[each.name] = Running(each, port, environ, self.folder, self.output, self._spares)
             self.running[each.name].start()
 
     def _say_faults(self, found: list[Found]) -> None:
@@ -219,6 +224,7 @@ class Session:
             if shown.files & paths or shown.ended is not None:
                 _restart(shown)
         self._reconsider()
+        self._spares.fill()
 
     def _reconsider(self) -> None:
         """A changed module may have another role, take other events, or be new."""
