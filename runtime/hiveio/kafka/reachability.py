@@ -21,6 +21,9 @@ from hiveio.kafka.threads import start_thread
 FIRST_S = 1.6  # the longest that a first answer may take
 PROBE_S = 2.0
 RETRY_S = 10.0  # between two lines that say the same of an attempt that is repeated
+AGAIN_S = (
+    1.0  # an attempt that succeeds sooner, in its repetitions, needs no line: on a new cluster each client has one
+)
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between two probes; it doubles
 _BROKER = re.compile(r"(?:\w+://)?(\[[0-9a-fA-F:.]+\]:\d+|[\w.-]+:\d+)(?:/\w+)?: ")
 _CONNECTION = {
@@ -36,7 +39,7 @@ MakeProducer = Callable[[Mapping[str, Any]], Producer]
 _silent = logging.Logger("silent", logging.CRITICAL + 1)
 _make_client: MakeProducer | None = None  # makes clients that are configured as those of this process
 _probing: set[str] = set()
-_retries: dict[str, float] = {}  # what was said of them, and when
+_retries: dict[str, "_Retry"] = {}  # by what librdkafka says of them
 _lock = threading.Lock()
 
 
@@ -55,7 +58,7 @@ def worth_a_line(record: logging.LogRecord) -> bool:
     """A filter for librdkafka's own log lines."""
     text = record.getMessage()
     if text.endswith(": retrying"):
-        record.levelno, record.levelname = logging.INFO, "INFO"  # happens at every first start on a new cluster
+        record.levelno, record.levelname = logging.INFO, "INFO"
         return _is_new(text.partition("]: ")[2])  # after the names of the client and its thread
     if isinstance(record.args, tuple) and record.args and record.args[0] in ("FAIL", "ERROR", "REQTMOUT"):
         # A connection that is closed is opened again, and if it cannot be, the next line says so.
@@ -64,15 +67,25 @@ def worth_a_line(record: logging.LogRecord) -> bool:
     return "property and will be ignored by this" not in text
 
 
+class _Retry:
+    """Times: of the first attempt, of the latest one, and of the latest line, if there was one."""
+
+    def __init__(self, now: float) -> None:
+        self.first = self.latest = now
+        self.said: float | None = None
+
+
 def _is_new(retry: str) -> bool:
-    """Whether no client has said this lately: each says it up to 20 times a second, for as long as it lasts."""
+    """Whether it goes on, and no client has said so lately: each says it up to 20 times a second."""
     now = time.monotonic()
     with _lock:
-        for said in [said for said, at in _retries.items() if now - at > RETRY_S]:
+        for said in [said for said, each in _retries.items() if now - each.latest > RETRY_S]:
             del _retries[said]
-        if retry in _retries:
+        each = _retries.setdefault(retry, _Retry(now))
+        each.latest = now
+        if now - each.first < AGAIN_S or (each.said is not None and now - each.said < RETRY_S):
             return False
-        _retries[retry] = now
+        each.said = now
         return True
 
 
