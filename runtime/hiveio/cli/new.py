@@ -177,6 +177,7 @@ def _readme(name: str, parts: list[Part]) -> str:
         name=name,
         services="\n".join(f"| `{part.module}` | hiveio/{part.role}: {part.does} |" for part in parts),
         on=" on a real Kafka and Valkey" if valkey else " on a real Kafka" if kafka else "",
+        console=" It prints the URL of a console, whose pages show what is going on." if valkey else "",
         shared="`events.py` has the events, which the services share. " if kafka else "",
         again="The same lines as above try them, on the same ports. " if calls else "",
     )
