@@ -1,4 +1,8 @@
-"""Phase two: the records that were judged here are applied to the cache of their scope, in groups."""
+"""Phase two: the records that were judged here are applied to the cache of their scope, in groups.
+
+The leader of the scope applies. Other instances look how far the cache has come, and apply only where it has not moved
+for a while, and then until another instance moves it. Which instance applies is a matter of work, not of safety.
+"""
 
 import asyncio
 import logging
@@ -23,6 +27,9 @@ PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: the records of a call share its cost
 UNAPPLIED = 2_000  # records that are judged and not applied, beyond which judging waits
 GIVE_WAY_S = 0.05  # between two calls while this instance cannot fold all events: another one may, and should be first
+LOOK_S = 0.1  # between two looks at what the leader has applied
+STILL_S = 0.3  # without progress, after which another instance applies
+SOON_S, SOON_STILL_S = 0.004, 0.03  # the same two while this instance is at work, or somebody waits
 
 
 class Unapplied(NamedTuple):
@@ -62,8 +69,17 @@ class Applier:
         self._work, self._applied = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._began = 0.0  # when the latest call was made
+        self._is_own_turn: Callable[[], bool] = lambda: True
+        self._own_at = -1  # the offset of the latest record of this instance
+        self._took_over = False  # it applies although it does not lead
+        self._cache_at, self._since = -1, 0.0  # the offset of the cache at the latest look or call, and since when
+        self._patience = 1.0  # a factor of STILL_S, so that not all instances take over at once
         self._timer: asyncio.TimerHandle | None = None
         mirror.subscribe(on_move=self.moved, on_loss=self.wake)
+
+    def take_turns(self, is_own_turn: Callable[[], bool]) -> None:
+        """``is_own_turn`` says whether this instance should apply: otherwise another one should, while it can."""
+        self._is_own_turn = is_own_turn
 
     def end(self) -> None:
         """The scope has failed: nothing is applied any more, and all that wait are called."""
@@ -74,8 +90,12 @@ class Applier:
         """The events of the records below this offset are published."""
         self._published = offset
 
-    def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry]) -> None:
+    def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry], *, own: bool) -> None:
         """The next record is judged; ``entries`` has the aggregates whose heads it has moved."""
+        if own:
+            self._own_at = message.offset
+        if not self.judged:
+            self._since = self._loop.time()
         heads = tuple(effects.heads)
         verdict = bool(effects.verdict)
         self.judged.append(Unapplied(message.offset, message.key, verdict, heads, effects.id, effects.writers))
@@ -108,9 +128,11 @@ class Applier:
         """There is something to apply. It is applied at once after a pause, and else together with what comes soon."""
         if self._timer is None:
             pause = self._began + GATHER_S - self._loop.time()
-            if (quarantine := self._view.quarantine).entries:
+            if self._defers():
+                pause = SOON_S if self._awaited else LOOK_S
+            elif self._view.quarantine.entries:
                 pause = GIVE_WAY_S
-            if pause > 0 and not quarantine.healed:
+            if pause > 0 and not self._view.quarantine.healed:
                 self._timer = self._loop.call_later(pause, self._hurry)
             else:
                 self._work.set()
@@ -160,7 +182,7 @@ class Applier:
                 self._applied.set()
                 continue
             try:
-                await self._apply()
+                await (self._look() if self._defers() else self._apply())
                 pause = PAUSE_S[0]
                 if self.judged or self._view.quarantine.healed:
                     self.wake()
@@ -175,6 +197,32 @@ class Applier:
         self._applied.set()  # all that wait are called, since nothing is applied any more
         while self._when:
             self._when.popleft()[1]()
+
+    @property
+    def _awaited(self) -> bool:
+        """Whether somebody waits for what is judged to be applied, or this instance is at work itself: then it is the
+        first to see that the cache is lost."""
+        return bool(self._when) or self._own_at >= self._mirror.watermark.offset or self.full
+
+    def _defers(self) -> bool:
+        """Whether it is the turn of another instance to apply, and that one does."""
+        if self._is_own_turn() or self._view.quarantine.healed:
+            return False
+        if self._took_over and self._mirror.watermark.offset != self._cache_at:
+            self._took_over, self._cache_at, self._since = False, self._mirror.watermark.offset, self._loop.time()
+        return not self._took_over
+
+    async def _look(self) -> None:
+        """See how far the leader has come; take over if it makes no progress."""
+        asked = self._mirror.watermark.offset
+        reply = await self._cache.read(self._partition)
+        self._mirror.observe_watermark(reply.watermark, asked)
+        now, at = self._loop.time(), self._mirror.watermark.offset
+        still_s = self._patience * (SOON_STILL_S if self._awaited else STILL_S)
+        if at != self._cache_at:
+            self._cache_at, self._since, self._patience = at, now, 1 + random.random()
+        elif now - self._since > still_s:
+            self._took_over = True
 
     async def _apply(self) -> None:
         view, base = self._view, self._mirror.watermark
@@ -208,6 +256,7 @@ class Applier:
         )
         self._times.observe(time.monotonic() - began)
         self._mirror.observe_watermark(reached)
+        self._cache_at = to.offset  # if the cache is elsewhere, another instance applies too
         if faults.armed:
             for name in names:
                 faults.hit("applied", name)

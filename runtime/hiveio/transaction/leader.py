@@ -48,6 +48,7 @@ class Leader:
         self._renewed_at = 0.0  # 0 while it does not lead
         self._task: asyncio.Task[None] | None = None
         self._reason, self._logged_at = "", 0.0  # why the duties paused, and when that was logged
+        scope.applier.take_turns(self._applies)
         self.paused_at = float("-inf")  # when a duty last failed because a backend was away
 
     def start(self) -> None:
@@ -99,6 +100,12 @@ class Leader:
         if reason != self._reason or now - self._logged_at > LOG_S:
             logger.warning("%s is paused: %s", names, error)
             self._reason, self._logged_at = reason, now
+
+    def _applies(self) -> bool:
+        """Whether this instance should apply: while it leads, and while its scope is being folded, which nobody leads
+        who does not have it folded already."""
+        leads = self._renewed_at > 0 and time.monotonic() - self._renewed_at < LEASE_MS / 1000
+        return leads or bool(self._scope.state)
 
     async def _lead(self) -> None:
         """Run the duties until one ends because another instance has the lease, or fails."""

@@ -322,7 +322,7 @@ class Scope:
                 end = time.monotonic() + TURN_S
             pending = self.journal.take(message.key)
             effects = self.view.judge(message, record, pending.entries if pending is not None else None)
-            self.applier.add(message, effects, self.view.entries)
+            self.applier.add(message, effects, self.view.entries, own=pending is not None)
             self._settle(message, record, pending, effects)
             count += 1
             if self.failed or self.applier.large:  # it fails where too many events cannot be folded
