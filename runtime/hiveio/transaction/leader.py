@@ -46,6 +46,7 @@ class Leader:
         """``holder`` names this instance."""
         self._scope, self._cache, self._holder, self._duties = scope, cache, holder, duties
         self._renewed_at = 0.0  # 0 while it does not lead
+        self._refused_at = float("-inf")  # when it last learned that another instance has the lease
         self._task: asyncio.Task[None] | None = None
         self._reason, self._logged_at = "", 0.0  # why the duties paused, and when that was logged
         scope.applier.take_turns(self._applies)
@@ -102,10 +103,9 @@ class Leader:
             self._reason, self._logged_at = reason, now
 
     def _applies(self) -> bool:
-        """Whether this instance should apply: while it leads, and while its scope is being folded, which nobody leads
-        who does not have it folded already."""
-        leads = self._renewed_at > 0 and time.monotonic() - self._renewed_at < LEASE_MS / 1000
-        return leads or bool(self._scope.state)
+        """Whether this instance should apply: unless it knows that another one leads. While a scope is being folded,
+        everybody applies."""
+        return time.monotonic() - self._refused_at > LEASE_MS / 1000 or bool(self._scope.state)
 
     async def _lead(self) -> None:
         """Run the duties until one ends because another instance has the lease, or fails."""
@@ -135,7 +135,7 @@ class Leader:
         if mirror.watermark.generation == before.generation:
             # In this way an instance without other work notices that the cache is lost.
             mirror.observe_watermark(watermark, before.offset)
-        self._renewed_at = now if has_lease else 0.0
+        self._renewed_at, self._refused_at = (now, float("-inf")) if has_lease else (0.0, now)
         return has_lease
 
     async def _release(self) -> None:
