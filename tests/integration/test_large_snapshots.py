@@ -46,7 +46,8 @@ class Instance:
 
     async def __aenter__(self) -> "Instance":
         await self.log.start()
-        await until(lambda: all(scope.ready for scope in self.log.scopes))
+        scopes = [self.log.scopes.use(partition) for partition in range(self.log.settings.partitions)]
+        await until(lambda: all(scope.ready for scope in scopes))
         return self
 
     async def __aexit__(self, *_: object) -> None:

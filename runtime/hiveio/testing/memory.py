@@ -21,9 +21,11 @@ from hiveio.transaction.engine import Engine
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.placement import Placement
+from hiveio.transaction.rebuild import Rebuilds
 from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, IdRecord, IdWindow, ReferenceFold, Writer
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.scopes import Scopes
 
 T = TypeVar("T")
 MEMORY = "memory"  # the topic id
@@ -158,6 +160,7 @@ class MemoryCache(Cache):
         self._topic, self._topic_id, self._meaning = settings.log_topic, MEMORY, meaning
         self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
+        self.folds: dict[int, tuple[str, float]] = {}  # who folds a scope, and until when
 
     def away(self, partition: int | None = None) -> str:
         return ""
@@ -250,6 +253,15 @@ class MemoryCache(Cache):
 
         return await self._call(script)
 
+    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
+        def script() -> tuple[Watermark | None, bool]:
+            has, until = self.folds.get(partition, (holder, 0.0))
+            if has == holder or until < time.monotonic():
+                self.folds[partition] = (holder, time.monotonic() + ttl_ms / 1000)
+            return self._watermark(partition), self.folds[partition][0] == holder
+
+        return await self._call(script)
+
     async def verdicts(self, partition: int, first: int, end: int) -> tuple[Watermark | None, str]:
         def script() -> tuple[Watermark | None, str]:
             scope = self.scopes.get(partition)
@@ -314,12 +326,14 @@ class MemoryTransactionLog(TransactionLog):
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
         placement = Placement(by_name, s.log_topic, s.partitions)
         common, ids = (s.log_topic, MEMORY, self.cache, self.tail, reader, by_name, window, placement), fresh_ids()
-        self.scopes = [Scope(partition, *common, ids) for partition in range(s.partitions)]
-        lock = MemoryLock(f"{id(self):x}", self.cache.locks)
+        holder = f"{id(self):x}"
+        rebuilds = Rebuilds(holder)
+        self.scopes = Scopes(s.partitions, lambda partition: Scope(partition, *common, ids, rebuilds))
+        lock = MemoryLock(holder, self.cache.locks)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
         self.engine.start(MemoryAppender(self.log))
-        for scope in self.scopes:
-            scope.start()
+        for partition in range(s.partitions):
+            self.scopes.open(partition)
         while not all(scope.ready or scope.failed for scope in self.scopes):
             await asyncio.sleep(0)
         self._started = True

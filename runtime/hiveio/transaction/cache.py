@@ -32,6 +32,9 @@ SAMPLE = 20_000  # keys that are looked at when an instance starts
 KEYS = {
     "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|transaction id before it`; `time` is "
     "the log's clock, `stamp` the latest timestamp",
+    "<mark>:rest": "`end of the log:end of the event topic` when the last leader left the scope, which nobody used: "
+    "everything was applied and published",
+    "<mark>:fold": "the lease of the instance that folds a cache which is far behind",
     "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
     "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
     "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
@@ -54,8 +57,8 @@ KEYS = {
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
 
-_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK = (
-    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark")
+_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK = (
+    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look")
 )
 
 
@@ -181,6 +184,15 @@ class WatermarkReply(NamedTuple):
     writers: dict[str, Writer]
 
 
+class Look(NamedTuple):
+    """What an instance that does not follow a scope sees of it. ``text`` is the watermark as it is stored."""
+
+    text: bytes
+    watermark: Watermark | None
+    served: bool  # another instance leads it, or folds its cache
+    rest: str  # where its last leader left it at rest: see ``note_rest``
+
+
 def _replies(text: bytes, found: Sequence[tuple[bytes | None, bytes | None]]) -> list[CacheReply]:
     watermark = Watermark.parse(text)
     return [CacheReply(watermark, *pair) for pair in found]
@@ -285,7 +297,13 @@ class Cache:
 
     async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
         """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
-        key = f"{self.scope(partition)}:publisher"
+        return await self._lease(partition, f"{self.scope(partition)}:publisher", holder, ttl_ms)
+
+    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
+        """The watermark, and whether the holder is the one that folds this cache for the next ``ttl_ms``."""
+        return await self._lease(partition, f"{self.mark(partition)}:fold", holder, ttl_ms)
+
+    async def _lease(self, partition: int, key: str, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
         text, has_lease = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
         return Watermark.parse(text), bool(has_lease)
 
@@ -293,6 +311,17 @@ class Cache:
         """The holder of the lease of the scope's publisher; "" if nobody has it."""
         found = await self.redis.execute("GET", f"{self.scope(partition)}:publisher")
         return (found or b"").decode("utf-8", "replace")
+
+    async def look(self, partition: int) -> Look:
+        """The state of a scope that is not followed."""
+        lease = f"{self.scope(partition)}:publisher"
+        text, (served, rest) = await self.redis.call(_LOOK, self.mark(partition), (lease,), ())
+        return Look(text, Watermark.parse(text), bool(served), rest.decode())
+
+    async def note_rest(self, partition: int, log_end: int, events_end: int) -> None:
+        """Note that everything below these ends of the log and of the event topic is applied and published, and that
+        the leader leaves the scope."""
+        await self.redis.execute("SET", f"{self.mark(partition)}:rest", rest(log_end, events_end))
 
     async def note_published(self, partition: int) -> None:
         """Note that events of this log were published."""
@@ -379,6 +408,11 @@ async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, b
             if len(parts) == FORMER_PARTS and parts[2] == topic_id.encode():
                 found[key] = watermark
     return found
+
+
+def rest(log_end: int, events_end: int) -> str:
+    """The note of a scope at rest. Where it says something else, there is work left, or a topic is another one."""
+    return f"{log_end}:{events_end}"
 
 
 def _escaped(text: str) -> str:

@@ -47,10 +47,7 @@ class InFlight:
         )  # the context of the request, for its actor: another command may be the one that calls perform
         self.needs = {id.target}
         self.attempts = 0
-        self.id_absent_from = scope.view.next  # no record from this offset on had its id when it was looked up
-        self.started_at = IdRecord(
-            scope.view.next, scope.view.time, self.keyed
-        )  # the end of the log before any record of it
+        self.begin()
         self.over = False  # it is answered, so nothing is started for it any more
         self.maybe_recorded = False  # a record of it is in the log, or may be and is not read back
         self._performed = False
@@ -58,6 +55,12 @@ class InFlight:
         self.refusal: Problem | None = None  # the answer, if its actor refuses it
         self._body, self._version, self._has_events = b"null", 0, False  # the answer, if it is accepted
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def begin(self) -> None:
+        """Its scope is open, and it begins from what the scope knows now."""
+        view = self.scope.view
+        self.id_absent_from = view.next  # no record from this offset on had its id when it was looked up
+        self.started_at = IdRecord(view.next, view.time, self.keyed)  # the end of the log before any record of it
 
     def message(self) -> Any:
         """The message as it came, also for a second perform after the actor has changed the message that it was

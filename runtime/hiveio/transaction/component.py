@@ -27,17 +27,19 @@ from hiveio.transaction import metrics
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
+from hiveio.transaction.following import Following
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lag import PublisherLag
-from hiveio.transaction.leader import Leader
+from hiveio.transaction.leadership import Leadership
 from hiveio.transaction.lock import Redlock
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.presence import Presence
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
-from hiveio.transaction.publisher import Publisher
+from hiveio.transaction.rebuild import Rebuilds
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.scopes import Scopes
 from hiveio.types import Observer
 
 logger = logging.getLogger("hiveio.transaction")
@@ -45,6 +47,7 @@ logger = logging.getLogger("hiveio.transaction")
 MAX_RECORD_BYTES = 1_000_000  # of a record of the log, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
 LATE_S = 3.0  # without a record being read back, or events being published
+OPENING_S = 1.0  # for which commands wait for a scope that is opened; then the instance is not ready
 LEADERS_S = 5.0  # to ask the brokers who leads; then the start goes on without that
 START_S = 20.0  # to reach the backends; then the start fails
 
@@ -75,9 +78,7 @@ class TransactionLog:
                 )
         self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
-        self.scopes: list[Scope] = []
-        self._leaders: list[Leader] = []
-        self._publishers: list[Publisher] = []
+        self.scopes = Scopes()
         self._nodes: list[Redis] = []
         self._started = False
         topics = (settings.log_topic, settings.written_topic)
@@ -122,8 +123,8 @@ class TransactionLog:
             )
         await _retrying(lambda: placement.sample(self._reader, self._cache))
         common = (s.log_topic, topic.id, self._cache, self.tail, self._reader, by_name, window, placement)
-        ids = fresh_ids()
-        self.scopes = [Scope(partition, *common, ids, bounds) for partition in range(count)]
+        ids, rebuilds = fresh_ids(), Rebuilds(instance)
+        self.scopes = Scopes(count, lambda partition: Scope(partition, *common, ids, rebuilds, bounds))
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
         in_flight: int = await _retrying(lambda: pinned.in_flight(count, topic.id, self._cache))
         self._appender = Appender(s, s.log_topic, self.engine.append_failed, in_flight)
@@ -132,15 +133,17 @@ class TransactionLog:
         self.tail.start()
         self._publishing.start()
         self.engine.start(self._appender)
-        for scope in self.scopes:
-            scope.start()
-            publisher = Publisher(
-                s.written_topic, scope, self._cache, self._publishing, self._events, self._sessions, self._observer
-            )
-            self._publishers.append(publisher)
-            leader = Leader(scope, self._cache, instance, [publisher])
-            self._leaders.append(leader)
-            leader.start()
+        self._leadership = Leadership(
+            *(s.written_topic, self._cache, instance, self._publishing, self._events),
+            *(self._end_offsets, self._sessions, self._observer),
+        )
+        self.scopes.on_open(self._leadership.begin)
+        self._following = Following(
+            *(self.scopes, self._leadership, self._cache, self._end_offsets, s.log_topic, s.written_topic),
+            works_on=self.engine.works_on,
+            unused_s=2 * s.request_timeout_ms / 1000,
+        )
+        self._following.start()
         self._lag = PublisherLag(self.scopes, self._end_offsets, self._events, s.written_topic)
         self._lag.start()
         self._presence = Presence(self._cache, s, instance, meaning, by_name)
@@ -179,8 +182,8 @@ class TransactionLog:
             await self.engine.drain(2 * share)
         await self._brokers.stop()
         if self._started:
-            for leader in self._leaders:
-                await leader.stop(share / len(self._leaders))
+            await self._following.stop()
+            await self._leadership.stop(share)
             for scope in self.scopes:
                 await scope.stop()
             await self._appender.stop(share)
@@ -195,9 +198,14 @@ class TransactionLog:
             await node.stop()
 
     async def ready(self) -> str | None:
+        now, looked_at = asyncio.get_running_loop().time(), self._following.looked_at
         for scope in self.scopes:
+            if scope.opening and scope.opened_at > looked_at and now - scope.opened_at < OPENING_S:
+                continue  # commands wait for it a moment
             if scope.state or scope.journal.late:
                 return scope.state or f"the verdicts of {scope.where} are late"
+        if looked_at > now:
+            return f"the partitions of {self.settings.log_topic} are being looked at"
         if unready := self._cache.away() or self._brokers.doubt:
             return unready
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
@@ -216,8 +224,7 @@ class TransactionLog:
         await self._made.wait()
         renewals = [self._events.renew, self._end_offsets.renew]
         if self.settings.written_topic in topics:
-            for publisher in self._publishers:
-                publisher.renew()
+            self._leadership.renew()
             self._sessions.renew()
         if self.settings.log_topic in topics:
             self.tail.renew()
@@ -228,11 +235,11 @@ class TransactionLog:
 
     def _late(self) -> bool:
         """Whether a record was not read back, or events could not be published, for LATE_S."""
+        if not self._started:
+            return False
         now = time.monotonic()
         oldest = [next(iter(scope.journal.pending.values())) for scope in self.scopes if scope.journal.pending]
-        return any(now - pending.started_at > LATE_S for pending in oldest) or any(
-            now - leader.paused_at < LATE_S for leader in self._leaders
-        )
+        return self._leadership.paused or any(now - pending.started_at > LATE_S for pending in oldest)
 
     def details(self) -> dict[str, Any]:
         """What /readyz?verbose says of aggregates in quarantine, of unknown actors and of unused partitions."""

@@ -41,6 +41,7 @@ from hiveio.transaction.reads import read
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.recovery import NOT_KNOWN_YET, Recovery
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.scopes import Scopes
 from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.work import Work
 
@@ -57,7 +58,7 @@ class Engine:
         self,
         settings: Settings,
         contracts: Sequence[Contract],
-        scopes: Sequence[Scope],
+        scopes: Scopes,
         cache: Cache,
         reader: LogReader,
         lock: Redlock,
@@ -79,23 +80,20 @@ class Engine:
         self._drained = False
 
     def start(self, appender: Appender) -> None:
-        for scope in self._scopes:
-            scope.journal.start(appender)
+        self._scopes.on_open(lambda scope: scope.journal.start(appender))
         self._sweep()
 
     # -- a command
 
     def submit(self, contract: Contract, envelope: Envelope) -> InFlight:
         """Take a command. Its future ends with its outcome or a Problem, after REQUEST_TIMEOUT at the latest."""
-        scope = self._ready(contract, envelope.id)
+        scope = self._used(contract, envelope.id)
         if reason := self._cache.away(scope.partition):
             raise backend_away(reason)
-        if scope.journal.late:
-            raise Unavailable("The transaction log is slow to answer. Try again later.")
         self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
-        if name in scope.quarantine.entries and key is None:  # a command with a key may be on record
-            raise refusal(name)
+        if not scope.opening:
+            self._admit(scope, name, key)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
         id = CommandId(name, key or scope.journal.fresh())
@@ -104,15 +102,44 @@ class Engine:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         command = InFlight(contract, envelope, scope, id, deadline, self._over)
         self.work.take(command)
-        pipeline = self.pipelines.of(scope, name)
-        if key is None:
-            pipeline.push(command)
-        else:
+        if key is not None:
             self.keys_in_work.add(id.text)
-            pipeline.expect(soon=True)  # so the aggregate is locked and read in the same round trip
-            reply = self._cache.read(scope.partition, "", id.text)
-            reply.add_done_callback(partial(self._looked_up, pipeline, command))
+        if scope.opening:
+            scope.waiting.when_open(partial(self._scope_opened, command))
+        else:
+            self._enter(command)
         return command
+
+    def _admit(self, scope: Scope, name: str, key: str | None) -> None:
+        """Raises Unavailable for a command that its scope does not accept now."""
+        if not scope.ready:
+            raise scope.unavailable()
+        if scope.journal.late:
+            raise Unavailable("The transaction log is slow to answer. Try again later.")
+        if name in scope.quarantine.entries and key is None:  # a command with a key may be on record
+            raise refusal(name)
+
+    def _scope_opened(self, command: InFlight) -> None:
+        """The scope that the command waits for is open, or has failed."""
+        if command.over:
+            return
+        try:
+            self._admit(command.scope, command.target, command.envelope.key)
+        except Unavailable as error:
+            command.fail(error)
+        else:
+            command.begin()
+            self._enter(command)
+
+    def _enter(self, command: InFlight) -> None:
+        """Give the command to the pipeline of its aggregate."""
+        pipeline = self.pipelines.of(command.scope, command.target)
+        if not command.keyed:
+            pipeline.push(command)
+            return
+        pipeline.expect(soon=True)  # so the aggregate is locked and read in the same round trip
+        reply = self._cache.read(command.scope.partition, "", command.id.text)
+        reply.add_done_callback(partial(self._looked_up, pipeline, command))
 
     def _looked_up(self, pipeline: Pipeline, command: InFlight, reply: "asyncio.Future[CacheReply]") -> None:
         """The cache has answered: repeat the answer of a command that is on record, and queue any other one."""
@@ -174,7 +201,7 @@ class Engine:
 
     async def read(self, contract: Contract, id: str, consistency: Consistency) -> tuple[Any, int]:
         """The state and version of an aggregate. Raises NotFound if it has never existed, Unavailable."""
-        scope, name = self._ready(contract, id), aggregate(contract.name, id)
+        scope, name = await self._ready(contract, id), aggregate(contract.name, id)
         return await read(scope, self._cache, name, consistency, self._timeout_s, self._retries.delay_s)
 
     async def outcome(self, token: str) -> dict[str, Any]:
@@ -185,19 +212,37 @@ class Engine:
             contract = self._actors.by_name[asked.actor]
         except (ValueError, KeyError):
             raise NotFound(f"Transaction {token[:80]!r} was not found.") from None
-        scope = self._ready(contract, asked.id)
+        scope = await self._ready(contract, asked.id)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self.recovery.outcome(scope, asked.command, asked.started_at)
         except TimeoutError:
             raise Unknown(NOT_KNOWN_YET, transaction=token) from None
 
-    def _ready(self, contract: Contract, id: str) -> Scope:
-        """The scope of an aggregate. Raises Unavailable if it is not ready, or has failed."""
-        scope = self._scopes[self._actors.partition(contract, id)]
+    def _used(self, contract: Contract, id: str) -> Scope:
+        """The scope of an aggregate, which is followed from now on. Raises Unavailable if it has lost its cache, or has
+        failed."""
+        scope = self._scopes.use(self._actors.partition(contract, id))
+        if not (scope.ready or scope.opening):
+            raise scope.unavailable()
+        return scope
+
+    async def _ready(self, contract: Contract, id: str) -> Scope:
+        """The same, after it has opened. Raises Unavailable."""
+        scope = self._used(contract, id)
+        if scope.opening:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await scope.waiting.opened()
+            except TimeoutError:
+                raise scope.unavailable() from None
         if not scope.ready:
             raise scope.unavailable()
         return scope
+
+    def works_on(self, scope: Scope) -> bool:
+        """Whether commands or records of this scope are in work."""
+        return bool(scope.journal.pending) or any(command.scope is scope for command in self.work.open)
 
     # -- time
 

@@ -7,7 +7,7 @@ there until an accepted record with events is found. Nothing is read where nothi
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hiveio.errors import HiveError, Unavailable
 from hiveio.kafka import Message
@@ -32,7 +32,7 @@ STRETCH = 20_000  # the most records that one measurement of a scope reads
 class PublisherLag:
     """Keeps the backlog of every scope up to date."""
 
-    def __init__(self, scopes: Sequence[Scope], end_offsets: EndOffsets, events: LogReader, topic: str) -> None:
+    def __init__(self, scopes: Iterable[Scope], end_offsets: EndOffsets, events: LogReader, topic: str) -> None:
         self._scopes, self._end_offsets, self._events, self._topic = scopes, end_offsets, events, topic
         self._logged: tuple[str, float] = ("", 0.0)  # why a measurement failed, and when that was logged
         self._task: asyncio.Task[None] | None = None
@@ -71,11 +71,14 @@ class PublisherLag:
         return True
 
     async def look(self) -> None:
-        """Measure the lag of every scope now."""
-        partitions = [(topic, scope.partition) for scope in self._scopes for topic in (scope.topic, self._topic)]
+        """Measure the lag of every scope that is followed now."""
+        scopes = list(self._scopes)
+        if not scopes:
+            return
+        partitions = [(topic, scope.partition) for scope in scopes for topic in (scope.topic, self._topic)]
         ends = await blocking(self._end_offsets.ends, partitions)
         failure: Unavailable | None = None
-        for scope in self._scopes:
+        for scope in scopes:
             backlog = scope.backlog
             backlog.log_ends_at(ends[scope.topic, scope.partition])
             try:

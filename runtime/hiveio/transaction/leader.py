@@ -52,6 +52,11 @@ class Leader:
         scope.applier.take_turns(self._applies)
         self.paused_at = float("-inf")  # when a duty last failed because a backend was away
 
+    @property
+    def leads(self) -> bool:
+        """Whether this instance has the lease, as far as it knows without asking."""
+        return self._renewed_at > 0 and time.monotonic() - self._renewed_at < LEASE_MS / 1000
+
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._run())
 

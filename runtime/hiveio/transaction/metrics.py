@@ -138,6 +138,10 @@ class LagGauges:
         for gauge, value in zip(self._gauges, values, strict=True):
             gauge.set(max(0, value))
 
+    def clear(self) -> None:
+        """The scope is not followed any more."""
+        self.set(0, 0, 0, 0.0, 0)
+
 
 def models(fingerprint: str) -> None:
     """Show the fingerprint of this version of the models."""

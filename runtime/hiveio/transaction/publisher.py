@@ -85,12 +85,13 @@ class Publisher:
         self._previous = ""
         self._after = (-1, -1)  # offset and index of the last event published
         self._session: Session | None = None
-        self._read = 0  # all events of the log below this offset are published
+        self._read = 0  # all events of the log below this offset are published, or on their way
+        self._stored = -1  # the same without those on their way
 
     @property
     def done(self) -> bool:
-        """Whether all events that this instance has judged are published."""
-        return self._read >= self._scope.view.next
+        """Whether all events that this instance has judged are published: Kafka has stored them."""
+        return self._stored >= self._scope.view.next
 
     async def run(self, is_leading: IsLeading) -> None:
         """Run one session after the other, while this instance leads. Raises Unavailable, Corrupt."""
@@ -119,7 +120,8 @@ class Publisher:
                     await self._resuming.note()
                 elif not self._scope.mirror.lost:
                     await self._resuming.note_again()
-                self._scope.applier.note_published(self._read)
+                self._stored = self._read
+                self._scope.applier.note_published(self._stored)
                 await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)
@@ -164,9 +166,11 @@ class Publisher:
         return self._scope.view.next
 
     async def _resume(self) -> None:
+        self._stored = -1
         last = await self._resuming.last()
         self._previous, self._after = (last.position, (last.offset, last.event_index)) if last else ("", (-1, -1))
-        self._read, self._trouble = max(0, self._after[0]), ""
+        self._read = self._stored = max(0, self._after[0])
+        self._trouble = ""
         self._tail.follow(self._scope.partition, self._read, self._arrived, self._broken)
 
     def _unfollow(self) -> None:

@@ -8,7 +8,8 @@ barrier moves the head on which it was decided, so that it is void if it lands l
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from msgspec import Raw
@@ -24,6 +25,7 @@ from hiveio.transaction.pipelines import Pipelines
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
 from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope
+from hiveio.transaction.scopes import Scopes
 from hiveio.transaction.tasks import Tasks
 
 logger = logging.getLogger("hiveio.engine")
@@ -41,7 +43,7 @@ class Recovery:
 
     def __init__(
         self,
-        scopes: Sequence[Scope],
+        scopes: Scopes,
         cache: Cache,
         reader: LogReader,
         pipelines: Pipelines,
@@ -52,12 +54,7 @@ class Recovery:
         self._scopes, self._cache, self._reader, self._pipelines = scopes, cache, reader, pipelines
         self._tasks, self._timeout_s = tasks, timeout_s
         self._refusals_logged_at = -EVERY_S
-        for scope in scopes:
-            scope.notify_barriers(
-                lambda barrier, offset, verdict, scope=scope: self.on_barrier(  # type: ignore[misc]
-                    scope, barrier, offset, verdict
-                )
-            )
+        scopes.on_open(lambda scope: scope.notify_barriers(partial(self.on_barrier, scope)))
 
     # -- commands
 
@@ -86,6 +83,8 @@ class Recovery:
                 f"There was no verdict {within}, so the command may be executed. Ask GET /transactions/<transaction>."
             )
             problem = Unknown(text, transaction=command.token)
+        elif command.scope.opening:
+            problem = command.scope.unavailable()
         elif command.waits:
             problem = Unavailable(f"The actor did not decide on {name} {within}; nothing was changed. Try again.")
         else:

@@ -31,10 +31,12 @@ from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
+from hiveio.transaction.rebuild import FAR, Rebuild, Rebuilds
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow, Writer
 from hiveio.transaction.view import View
+from hiveio.transaction.waiting import Waiting
 
 logger = logging.getLogger("hiveio.scope")
 
@@ -61,9 +63,11 @@ class Scope:
         window: IdWindow,
         placement: Placement,
         ids: Iterator[str],
+        rebuilds: Rebuilds,
         bounds: Bounds | None = None,
     ) -> None:
-        """``ids`` gives the ids for the records of this instance: see ``fresh_ids``."""
+        """``ids`` gives the ids for the records of this instance: see ``fresh_ids``. ``rebuilds`` are those of all
+        scopes of this instance."""
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
@@ -80,6 +84,7 @@ class Scope:
         self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.journal.pending, self.decoded)
         self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
+        self._rebuild = Rebuild(partition, cache, rebuilds)
         self.failed = ""
         self.stopped = False  # it has failed, and takes no more records
         self._on_barrier: OnBarrier = lambda barrier, offset, verdict: None
@@ -89,7 +94,8 @@ class Scope:
         self._following = False
         self._goal: int | None = None  # the offset at which it has caught up
         self._inbox: deque[LogRecord] = deque()
-        self._waiting: dict[asyncio.Future[None], int] = {}  # the offset that each one waits for
+        self.waiting = Waiting()
+        self.opened_at = self.used_at = asyncio.get_running_loop().time()  # used: by a command or a read
         self._judging = False  # meanwhile the view keeps what was loaded for it
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -108,6 +114,9 @@ class Scope:
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._tail.unfollow(self.partition)
+        self._rebuild.end()
+        self._lags.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
@@ -116,11 +125,28 @@ class Scope:
         return not self.failed and not self.mirror.lost and self._goal is not None and self.view.next >= self._goal
 
     @property
+    def opening(self) -> bool:
+        """Whether it has not been ready yet, and may still be."""
+        return self.waiting.opening
+
+    @property
+    def folded_elsewhere(self) -> bool:
+        """Whether it waits for another instance that folds it."""
+        return self._rebuild.waits_at is not None
+
+    @property
+    def applied(self) -> bool:
+        """Whether everything that this instance has judged is applied."""
+        return not self.applier.judged and self.mirror.watermark.offset == self.view.next
+
+    @property
     def state(self) -> str:
         """Why it is not ready, or ""."""
         if self.failed or self.ready:
             return self.failed
-        return f"{self.where} is being folded: at offset {self.view.next} of {self._goal or '?'}"
+        at, by = self._rebuild.waits_at, " by another instance"
+        at, by = (self.view.next, "") if at is None else (at, by)
+        return f"{self.where} is being folded{by}: at offset {at} of {self._goal or '?'}"
 
     def unavailable(self) -> Unavailable:
         """What clients get while it is not ready. Only operators are given the reason."""
@@ -140,6 +166,8 @@ class Scope:
             self.failed = reason
             logger.critical("the scope stops: %s", reason)
             self.journal.end()
+            self.waiting.end_opening()
+            self._rebuild.end()
             self._news.set()
             self.applier.end()
 
@@ -168,17 +196,7 @@ class Scope:
         if self.view.next < offset:
             if self.failed:
                 raise self.unavailable()
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting[future] = offset
-            try:
-                await future
-            finally:  # the caller may have come to its deadline
-                self._waiting.pop(future, None)
-
-    @property
-    def waiting(self) -> int:
-        """How many callers of ``reach`` wait."""
-        return len(self._waiting)
+            await self.waiting.reach(offset)
 
     async def caught_up(self, consistency: Consistency) -> None:
         """Wait until every record that was acknowledged before this call is judged. Raises Unavailable."""
@@ -223,9 +241,7 @@ class Scope:
         self._tail.unfollow(self.partition)
         self._inbox.clear()
         self.journal.release()
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(self.unavailable())
+        self.waiting.end(self.unavailable)
         self.stopped = True
 
     def _arrived(self, batch: list[LogRecord]) -> None:
@@ -238,9 +254,15 @@ class Scope:
     async def _synchronise(self) -> None:
         """Find the watermark, check it against the log and go on from there; if it does not match, fold from the
         start."""
-        watermark, writers, end = await self._anchor.find()
+        while True:
+            watermark, writers, self._goal = await self._anchor.find()
+            needed = self.view.next if self._following else self._goal
+            if needed - watermark.offset <= FAR or self._rebuild.folds:
+                break
+            await self._rebuild.turn(needed - FAR)
+            if self.failed:
+                return
         self.mirror.anchor(watermark)
-        self._goal = end
         if not self._following or watermark.offset < self.view.next:
             self._refold(watermark, writers)
         self.applier.moved()
@@ -280,6 +302,8 @@ class Scope:
             self._inbox.extendleft(reversed(batch[index:]))
             self._tail.consumed(self.partition, index)
         self._progressed(before)
+        if self._rebuild.folds:
+            await self._rebuild.progressed(self.mirror.watermark.offset)
         await asyncio.sleep(0)
 
     def _progressed(self, before: int) -> None:
@@ -288,9 +312,11 @@ class Scope:
             logger.info("%s: %s of %s records are folded", self.where, following, goal)
         if before < goal <= following:
             logger.info("%s: caught up at offset %s", self.where, following)
-        for future, offset in self._waiting.items():
-            if following >= offset and not future.done():
-                future.set_result(None)
+        if following >= goal:
+            self._rebuild.over()
+            if self.opening and self.ready:
+                self.waiting.end_opening()
+        self.waiting.reached(following)
 
     def decoded(self, message: LogRecord) -> Record:
         """Raises Corrupt."""

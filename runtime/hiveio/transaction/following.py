@@ -1,0 +1,143 @@
+"""Which scopes an instance follows: it opens those that need an instance, and closes those that nobody uses.
+
+An instance follows a scope while it is used, and for a minute after, or while it leads it and there is work left. A
+scope that is left with work, because its leader has died, is found by a sweep. Each instance looks at the same small
+number of scopes in a second, whatever the number of scopes or instances is. At its start it looks at all of them once.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from hiveio.errors import HiveError
+from hiveio.kafka.end_offsets import EndOffsets
+from hiveio.kafka.threads import blocking
+from hiveio.transaction.cache import Cache, Look, rest
+from hiveio.transaction.leadership import Leadership
+from hiveio.transaction.rebuild import FAR
+from hiveio.transaction.scope import Scope
+from hiveio.transaction.scopes import Scopes
+
+logger = logging.getLogger("hiveio.scope")
+
+FOLLOW_S = 60.0  # after the last use
+SWEEP_S = 1.0  # between two looks at
+LOOKED_AT = 20  # scopes that this instance does not follow
+FIRST_LOOK = 100  # scopes looked at together at the start
+OPENING = 12  # scopes that are opened at once then, unless they take longer than
+OPENING_S = 1.0
+
+
+class Following:
+    """The choice of one instance."""
+
+    def __init__(
+        self,
+        scopes: Scopes,
+        leadership: Leadership,
+        cache: Cache,
+        end_offsets: EndOffsets,
+        log_topic: str,
+        event_topic: str,
+        *,
+        works_on: Callable[[Scope], bool],
+        unused_s: float,
+    ) -> None:
+        """``works_on`` says whether commands or records of a scope are in work here. ``unused_s`` is the least time
+        after its last use for which a scope is followed."""
+        self._scopes, self._leadership, self._cache, self._end_offsets = scopes, leadership, cache, end_offsets
+        self._log_topic, self._event_topic = log_topic, event_topic
+        self._works_on, self._unused_s = works_on, max(FOLLOW_S, unused_s)
+        self._order: list[int] = []  # of the scopes to look at next
+        self._behind: dict[int, bytes] = {}  # the watermarks of those that were behind their log when looked at
+        self._task: asyncio.Task[None] | None = None
+        self.looked_at = float("inf")  # when it had looked at all of them once
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            try:
+                if self.looked_at > now():
+                    await self._look_at_all()
+                    self.looked_at = now()
+                await self._close_unused()
+                await self._look_at_some()
+            except HiveError as error:
+                logger.debug("the scopes that are not followed here could not be looked at: %s", error)
+            except Exception:
+                logger.exception("looking at the scopes that are not followed here failed with an unexpected error")
+            await asyncio.sleep(SWEEP_S * (0.5 + random.random()))
+
+    # -- opening
+
+    async def _look_at_all(self) -> None:
+        for start in range(0, len(self._scopes), FIRST_LOOK):
+            await self._look(range(start, min(start + FIRST_LOOK, len(self._scopes))), first=True)
+
+    async def _look_at_some(self) -> None:
+        if not self._order:
+            self._order = random.sample(range(len(self._scopes)), len(self._scopes))
+        some, self._order = self._order[:LOOKED_AT], self._order[LOOKED_AT:]
+        await self._look(some)
+
+    async def _look(self, partitions: Sequence[int], *, first: bool = False) -> None:
+        """Open those of them that need an instance."""
+        asked = [partition for partition in partitions if partition not in self._scopes]
+        if not asked:
+            return
+        topics = (self._log_topic, self._event_topic)
+        ends = await blocking(self._end_offsets.ends, [(topic, partition) for topic in topics for partition in asked])
+        looks = await asyncio.gather(*[self._cache.look(partition) for partition in asked])
+        for partition, look in zip(asked, looks, strict=True):
+            log_end, events_end = [ends[topic, partition] for topic in topics]
+            if self._needs_one(partition, look, log_end, events_end, first) and partition not in self._scopes:
+                self._scopes.open(partition)
+                await self._opened_some()
+
+    def _needs_one(self, partition: int, look: Look, log_end: int, events_end: int, first: bool) -> bool:
+        """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache stands
+        still behind the log, because those that follow it have other models."""
+        before = self._behind.pop(partition, None)
+        if log_end <= 1 and not events_end:  # nothing but the format record
+            return False
+        behind = log_end - (look.watermark.offset if look.watermark is not None else 0)
+        if behind > 0:
+            self._behind[partition] = look.text
+        stands_still = behind > FAR if first else behind > 0 and look.text == before
+        return stands_still or not (look.served or look.rest == rest(log_end, events_end))
+
+    async def _opened_some(self) -> None:
+        """Wait a moment while many are being opened here."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + OPENING_S
+        while loop.time() < end:
+            if sum(scope.opening and not scope.folded_elsewhere for scope in self._scopes) < OPENING:
+                break
+            await asyncio.sleep(0.005)
+
+    # -- closing
+
+    async def _close_unused(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for scope in self._scopes:
+            if now - scope.used_at > self._unused_s and scope.ready and not self._works_on(scope):
+                await self._close(scope)
+
+    async def _close(self, scope: Scope) -> None:
+        used_at = scope.used_at
+        if not await self._leadership.leave(scope):
+            return
+        if scope.used_at != used_at or self._works_on(scope):
+            self._leadership.begin(scope)  # it was used again meanwhile
+            return
+        self._scopes.forget(scope)
+        await scope.stop()
