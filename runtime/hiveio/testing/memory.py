@@ -169,6 +169,7 @@ class MemoryCache(Cache):
         """Forget everything, as after FLUSHALL."""
         self.scopes.clear()
         self.locks.clear()
+        self.folds.clear()
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()

@@ -222,6 +222,7 @@ class Scope:
             try:
                 if self.mirror.lost:
                     await self._synchronise()
+                    continue
                 if not self._inbox:
                     self._news.clear()
                     await self._news.wait()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hiveio.actor import contracts
+from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service, memory_settings
@@ -18,20 +19,25 @@ ROUNDS = 200
 
 
 class OwnCalls(MemoryCache):
-    """As one instance calls the cache that it shares with ``other``."""
+    """As one instance calls the cache that it shares with ``other``. ``records`` has how many records each call has
+    applied."""
 
-    def __init__(self, other: MemoryCache | None = None) -> None:
-        super().__init__(memory_settings(None), fingerprint(contracts([Tallies])))
+    def __init__(self, settings: Settings, other: MemoryCache | None = None) -> None:
+        super().__init__(settings, fingerprint(contracts([Tallies])))
         if other is not None:
-            self.scopes, self.locks = other.scopes, other.locks
+            self.scopes, self.locks, self.folds = other.scopes, other.locks, other.folds
+        self.records: list[int] = []
         self.applied = 0
         self.stuck = False
 
-    async def apply(self, *given: Any) -> Watermark | None:
+    async def apply(self, partition: int, base: Watermark, to: Watermark, *given: Any) -> Watermark | None:
         if self.stuck:
             raise Unavailable("stuck")
         self.applied += 1
-        return await super().apply(*given)
+        reached = await super().apply(partition, base, to, *given)
+        if reached == to:
+            self.records.append(to.offset - base.offset)
+        return reached
 
 
 class Two:
@@ -50,8 +56,9 @@ class Two:
 
 @pytest.fixture
 async def two() -> AsyncIterator[Two]:
-    leads = OwnCalls()
-    follows = OwnCalls(leads)
+    settings = memory_settings(None)
+    leads = OwnCalls(settings)
+    follows = OwnCalls(settings, leads)
     async with AsyncExitStack() as stack:
         leader = await stack.enter_async_context(Service(Tallies, cache=leads))
         other = await stack.enter_async_context(Service(Tallies, log=leader.log, cache=follows))
