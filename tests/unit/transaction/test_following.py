@@ -1,0 +1,275 @@
+"""Which scopes an instance opens that nobody looks after, and which it closes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from hiveio.config import Settings
+from hiveio.errors import Unavailable
+from hiveio.kafka.assigned import Partition
+from hiveio.testing.service import Service
+from hiveio.transaction import leadership
+from hiveio.transaction.cache import Look, Watermark
+from hiveio.transaction.following import FIRST_LOOK, LOOKED_AT, Following
+from hiveio.transaction.leader import IsLeading
+from hiveio.transaction.leadership import Leadership
+from hiveio.transaction.scope import Scope
+from tests.actors.tally import Add, Tallies
+from tests.unit.transaction.test_engine import until
+
+LOG, EVENTS = "log", "events"
+SCOPES = 150
+
+
+class Seen:
+    """What Kafka and Redis say of scopes that are not followed: at first all are at rest."""
+
+    def __init__(self) -> None:
+        self.log_ends = dict.fromkeys(range(SCOPES), 9)
+        self.event_ends = dict.fromkeys(range(SCOPES), 5)
+        self.watermarks: dict[int, Watermark | None] = {}
+        self.served: set[int] = set()
+        self.notes = dict.fromkeys(range(SCOPES), "9:5")
+        self.looks: list[int] = []
+        self.asked: list[int] = []
+
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        asked = list(partitions)
+        self.asked.append(len(asked))
+        return {(topic, p): (self.log_ends if topic == LOG else self.event_ends)[p] for topic, p in asked}
+
+    async def look(self, partition: int) -> Look:
+        self.looks.append(partition)
+        watermark = self.watermarks.get(partition, Watermark(9, 0, "id", "gen"))
+        text = watermark.text.encode() if watermark is not None else b""
+        return Look(text, watermark, partition in self.served, self.notes.get(partition, ""))
+
+    def left(self, partition: int) -> None:
+        """Its leader has died."""
+        self.log_ends[partition] = 10
+
+    def watermark(self, partition: int, offset: int | None) -> None:
+        self.watermarks[partition] = None if offset is None else Watermark(offset, 0, "id", "gen")
+
+
+class Opened:
+    """The scopes of one instance."""
+
+    def __init__(self) -> None:
+        self.partitions: list[int] = []
+
+    def __len__(self) -> int:
+        return SCOPES
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __contains__(self, partition: int) -> bool:
+        return partition in self.partitions
+
+    def open(self, partition: int) -> None:
+        self.partitions.append(partition)
+
+
+def following(seen: Any, opened: Any, leads: Any = None, works_on: Any = lambda scope: False) -> Following:
+    return Following(opened, leads, seen, seen, LOG, EVENTS, works_on=works_on, unused_s=0.0)
+
+
+async def first_look(seen: Seen) -> list[int]:
+    opened = Opened()
+    await following(seen, opened)._look_at_all()
+    return sorted(opened.partitions)
+
+
+async def test_at_its_start_an_instance_opens_the_scopes_that_are_left_with_work() -> None:
+    seen = Seen()
+    assert await first_look(seen) == []
+    assert sorted(seen.looks) == list(range(SCOPES))
+    assert max(seen.asked) <= 2 * FIRST_LOOK
+
+    seen.left(3)
+    del seen.notes[4]  # Redis was emptied
+    seen.event_ends[5] = 0  # the event topic was made anew
+    seen.left(6)
+    seen.served.add(6)  # somebody leads it
+    assert await first_look(seen) == [3, 4, 5]
+
+
+async def test_at_its_start_an_instance_opens_the_scopes_whose_cache_is_far_behind() -> None:
+    seen = Seen()
+    seen.served.update(range(SCOPES))
+    seen.log_ends |= {7: 5_000, 8: 5_000, 9: 5_000}
+    for partition, offset in {7: 4_900, 8: 3_000, 9: None}.items():
+        seen.watermark(partition, offset)
+    assert await first_look(seen) == [8, 9], "another version of the models leads them"
+
+
+async def test_a_scope_with_nothing_but_its_format_record_needs_nobody() -> None:
+    seen = Seen()
+    seen.notes.clear()
+    seen.watermarks = dict.fromkeys(range(SCOPES))
+    seen.log_ends = dict.fromkeys(range(SCOPES), 1)
+    seen.event_ends = dict.fromkeys(range(SCOPES), 0)
+    assert await first_look(seen) == []
+    seen.event_ends[2] = 1  # events without a log: the publisher says so
+    assert await first_look(seen) == [2]
+
+
+async def test_the_sweep_finds_what_is_left_and_costs_the_same_whatever_the_number_of_scopes_is() -> None:
+    seen, opened = Seen(), Opened()
+    sweep = following(seen, opened)
+    seen.left(11)
+    rounds = -(-SCOPES // LOOKED_AT)
+    for _ in range(rounds):
+        await sweep._look_at_some()
+    assert opened.partitions == [11]
+    assert sorted(seen.looks) == list(range(SCOPES)), "each once"
+    assert max(seen.asked) <= 2 * LOOKED_AT
+
+
+async def test_the_sweep_opens_a_scope_whose_own_cache_makes_no_progress_although_somebody_leads_it() -> None:
+    seen, opened = Seen(), Opened()
+    sweep = following(seen, opened)
+    seen.served.update((1, 2))
+    seen.log_ends |= {1: 90, 2: 90}
+    seen.watermark(1, 20)
+    for offset in range(20, 60, 10):
+        seen.watermark(2, offset)  # it is being moved on
+        await sweep._look([1, 2])
+    assert opened.partitions == [1]
+
+
+# -- closing, and what a leader leaves
+
+
+class Duty:
+    """Stands in for the publisher."""
+
+    name = "publishing"
+
+    def __init__(self, topic: str, scope: Scope, *_: Any) -> None:
+        self.done = False
+
+    async def run(self, is_leading: IsLeading) -> None:
+        while await is_leading():
+            await asyncio.sleep(0)
+
+    def renew(self) -> None:
+        pass
+
+
+class Leases:
+    """What Redis keeps of leases and notes."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.holder = ""
+        self.notes: dict[int, tuple[int, int]] = {}
+        self.away = False
+
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
+        await asyncio.sleep(0)
+        if self.holder not in ("", holder):
+            return (await self.service.cache.watermark(partition)).watermark, False
+        self.holder = "" if ttl_ms == 1 else holder
+        return (await self.service.cache.watermark(partition)).watermark, True
+
+    async def note_rest(self, partition: int, log_end: int, events_end: int) -> None:
+        if self.away:
+            raise Unavailable("it is away")
+        self.notes[partition] = log_end, events_end
+
+
+class Led:
+    """One instance with a scope that it leads."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.scopes = service.transactions.scopes
+        self.leases = Leases(service)
+        self.works = False
+        nothing: Any = None
+        leases: Any = self.leases
+        seen: Any = Seen()
+        self.leadership = Leadership(EVENTS, leases, "me", nothing, nothing, seen, nothing, None)
+        (self.scope,) = self.scopes
+        self.leadership.begin(self.scope)
+        self.scopes.on_open(self.leadership.begin)
+        self.following = following(seen, self.scopes, self.leadership, lambda scope: self.works)
+        self.scope.used_at -= 100
+
+    @property
+    def duty(self) -> Any:
+        return self.leadership._scopes[self.scope].publisher
+
+    async def close(self) -> bool:
+        """Whether the scope is closed."""
+        await self.following._close_unused()
+        return 0 not in self.scopes
+
+
+@pytest.fixture
+async def led(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Led]:
+    monkeypatch.setattr(leadership, "Publisher", Duty)
+    async with Service(Tallies, settings=Settings(partitions=1)) as service:
+        await service.submit(Tallies, "a", Add(1))
+        made = Led(service)
+        await until(lambda: made.leases.holder == "me" and made.scope.applied)
+        yield made
+        await made.leadership.stop(1.0)
+
+
+async def test_the_leader_leaves_a_scope_that_nobody_uses_once_all_of_it_is_published(led: Led) -> None:
+    assert not await led.close(), "something is to publish"
+    led.duty.done = True
+    assert await led.close()
+    assert led.leases.notes == {0: (2, 5)}
+    assert not led.leases.holder, "the lease is given back"
+    assert (await led.service.submit(Tallies, "a", Add(1))).version == 2, "it is opened again"
+    await until(lambda: led.leases.holder == "me")
+
+
+async def test_a_scope_that_is_used_is_not_closed(led: Led) -> None:
+    led.duty.done = led.works = True
+    assert not await led.close()
+    led.works = False
+    led.scope.used_at += 100
+    assert not await led.close()
+    assert not led.leases.notes
+
+
+async def test_a_scope_that_is_used_while_its_leader_leaves_is_led_again(led: Led) -> None:
+    led.duty.done = True
+    closing = asyncio.create_task(led.close())
+    await until(lambda: not led.leases.holder)
+    answer = await led.service.submit(Tallies, "a", Add(1))
+    assert not await closing
+    assert answer.version == 2
+    await until(lambda: led.leases.holder == "me")
+
+
+async def test_a_follower_leaves_a_scope_without_a_note(led: Led) -> None:
+    led.leases.holder = "another"
+    await until(lambda: not led.leadership._scopes[led.scope].leader.leads)
+    assert await led.close()
+    assert not led.leases.notes
+
+
+async def test_a_scope_is_left_although_the_note_cannot_be_written(led: Led) -> None:
+    led.duty.done = led.leases.away = True
+    assert await led.close()
+
+
+async def test_an_instance_that_stops_notes_what_is_at_rest(led: Led) -> None:
+    led.duty.done = True
+    await led.leadership.stop(1.0)
+    assert led.leases.notes == {0: (2, 5)}
+    led.leases.notes.clear()
+    led.duty.done = False
+    led.leadership.begin(led.scope)
+    await until(partial(getattr, led.leases, "holder"))
+    await led.leadership.stop(0.01)
+    assert not led.leases.notes
