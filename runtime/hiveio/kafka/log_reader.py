@@ -5,11 +5,10 @@ fails is replaced.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message
 
@@ -43,7 +42,7 @@ class LogReader:
         self._ends = reading_client(settings)
         self._made_at = time.monotonic()
         self._idle: list[Consumer] = []  # clients for records that are not in use
-        self._slots = threading.BoundedSemaphore(READERS)
+        self._slots = asyncio.Semaphore(READERS)
         self._renewed = 0
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._busy: set[int] = set()
@@ -99,7 +98,7 @@ class LogReader:
 
     async def read_message(self, partition: int, offset: int) -> Message | None:
         """The message at this offset, or the last one with OFFSET_END; None if the partition ends before."""
-        return await blocking(self._read_message, partition, offset)
+        return await self._reading(self._read_message, partition, offset)
 
     async def read_each(
         self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed]
@@ -108,7 +107,7 @@ class LogReader:
 
         Only one message at a time is kept, so a result should be small. ``parse`` is called on another thread.
         """
-        return await blocking(self._read_each, partition, offset, end, parse) if offset < end else []
+        return await self._reading(self._read_each, partition, offset, end, parse) if offset < end else []
 
     def _read_each(
         self, partition: int, offset: int, end: int, parse: Callable[[Message], Parsed], timeout_s: float = 5.0
@@ -118,7 +117,7 @@ class LogReader:
 
     async def first_records(self, partitions: Sequence[int]) -> dict[int, LogRecord]:
         """The records at offset 0 of those of the partitions that have one. Many partitions are read together."""
-        return await blocking(self._first_records, partitions)
+        return await self._reading(self._first_records, partitions)
 
     def _first_records(self, partitions: Sequence[int], timeout_s: float = 5.0) -> dict[int, LogRecord]:
         found: dict[int, LogRecord] = {}
@@ -139,18 +138,29 @@ class LogReader:
             # None at the offset of a transaction marker.
             return next(messages(client, self._topic, partition, offset, timeout_s, end=offset + 1), None)
 
+    async def _reading(self, call: Callable[..., Parsed], *arguments: Any) -> Parsed:
+        """Make a call that needs a client. Where many wait for one, they wait here and hold no threads."""
+        await self._slots.acquire()
+        reading = asyncio.ensure_future(blocking(call, *arguments))
+        reading.add_done_callback(self._read_ended)
+        return await asyncio.shield(reading)  # the thread goes on with the client if the caller is cancelled
+
+    def _read_ended(self, reading: "asyncio.Future[Any]") -> None:
+        self._slots.release()
+        if not reading.cancelled():
+            reading.exception()  # the caller may have gone: that is no fault to report
+
     @contextmanager
     def _client(self) -> Generator[Consumer]:
         """A client that nothing else uses meanwhile."""
-        with self._slots:
-            renewed, idle = self._renewed, self._idle
-            try:
-                client = idle.pop()
-            except IndexError:
-                client = reading_client(self._settings, **_ONE_RECORD)
-            yield client  # a client that has failed is not used again
-            if renewed == self._renewed:
-                idle.append(client)
+        renewed, idle = self._renewed, self._idle
+        try:
+            client = idle.pop()
+        except IndexError:
+            client = reading_client(self._settings, **_ONE_RECORD)
+        yield client  # a client that has failed is not used again
+        if renewed == self._renewed:
+            idle.append(client)
 
     def _last(self, client: Consumer, partition: int, first: int, end: int, timeout_s: float) -> Message | None:
         """The last offsets may hold no record (transaction markers): then it looks further back."""
