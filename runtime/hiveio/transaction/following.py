@@ -104,16 +104,16 @@ class Following:
                 await self._opened_some()
 
     def _needs_one(self, partition: int, look: Look, log_end: int, events_end: int, first: bool) -> bool:
-        """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache stands
-        still behind the log, because those that follow it have other models."""
+        """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache is behind
+        the log and makes no progress, because those that follow it have other models."""
         before = self._behind.pop(partition, None)
         if log_end <= 1 and not events_end:  # nothing but the format record
             return False
         behind = log_end - (look.watermark.offset if look.watermark is not None else 0)
         if behind > 0:
             self._behind[partition] = look.text
-        stands_still = behind > FAR if first else behind > 0 and look.text == before
-        return stands_still or not (look.served or look.rest == rest(log_end, events_end))
+        stuck = behind > FAR if first else behind > 0 and look.text == before
+        return stuck or not (look.served or look.rest == rest(log_end, events_end))
 
     async def _opened_some(self) -> None:
         """Wait a moment while many are being opened here."""
