@@ -25,6 +25,7 @@ FOLLOW_S = 60.0  # after the last use
 SWEEP_S = 1.0  # between two looks at
 LOOKED_AT = 20  # scopes that this instance does not follow
 FIRST_LOOK = 100  # scopes looked at together at the start
+TRIED = 20  # scopes that are opened at the start although they need nobody
 OPENING = 12  # scopes that are opened at once then, unless they take longer than
 OPENING_S = 1.0
 
@@ -80,8 +81,14 @@ class Following:
     # -- opening
 
     async def _look_at_all(self) -> None:
+        """Open those that need an instance, and some of the others: a version that cannot read the log must find that
+        out before it is ready."""
+        used: list[int] = []  # that have records
         for start in range(0, len(self._scopes), FIRST_LOOK):
-            await self._look(range(start, min(start + FIRST_LOOK, len(self._scopes))), first=True)
+            some = range(start, min(start + FIRST_LOOK, len(self._scopes)))
+            used += [partition for partition in await self._look(some, first=True) if partition not in self._scopes]
+        for partition in random.sample(used, min(TRIED, len(used))):
+            await self._open(partition)
 
     async def _look_at_some(self) -> None:
         if not self._order:
@@ -89,19 +96,19 @@ class Following:
         some, self._order = self._order[:LOOKED_AT], self._order[LOOKED_AT:]
         await self._look(some)
 
-    async def _look(self, partitions: Sequence[int], *, first: bool = False) -> None:
-        """Open those of them that need an instance."""
+    async def _look(self, partitions: Sequence[int], *, first: bool = False) -> list[int]:
+        """Open those of them that need an instance. Returns all that have more than their format record."""
         asked = [partition for partition in partitions if partition not in self._scopes]
         if not asked:
-            return
+            return []
         topics = (self._log_topic, self._event_topic)
         ends = await blocking(self._end_offsets.ends, [(topic, partition) for topic in topics for partition in asked])
         looks = await asyncio.gather(*[self._cache.look(partition) for partition in asked])
         for partition, look in zip(asked, looks, strict=True):
             log_end, events_end = [ends[topic, partition] for topic in topics]
-            if self._needs_one(partition, look, log_end, events_end, first) and partition not in self._scopes:
-                self._scopes.open(partition)
-                await self._opened_some()
+            if self._needs_one(partition, look, log_end, events_end, first):
+                await self._open(partition)
+        return [partition for partition in asked if ends[self._log_topic, partition] > 1]
 
     def _needs_one(self, partition: int, look: Look, log_end: int, events_end: int, first: bool) -> bool:
         """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache is behind
@@ -115,8 +122,11 @@ class Following:
         stuck = behind > FAR if first else behind > 0 and look.text == before
         return stuck or not (look.served or look.rest == rest(log_end, events_end))
 
-    async def _opened_some(self) -> None:
-        """Wait a moment while many are being opened here."""
+    async def _open(self, partition: int) -> None:
+        """Open a scope, and wait a moment while many are being opened here."""
+        if partition in self._scopes:
+            return
+        self._scopes.open(partition)
         loop = asyncio.get_running_loop()
         end = loop.time() + OPENING_S
         while loop.time() < end:

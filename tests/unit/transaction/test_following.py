@@ -13,7 +13,7 @@ from hiveio.kafka.assigned import Partition
 from hiveio.testing.service import Service
 from hiveio.transaction import leadership
 from hiveio.transaction.cache import Look, Watermark
-from hiveio.transaction.following import FIRST_LOOK, LOOKED_AT, Following
+from hiveio.transaction.following import FIRST_LOOK, LOOKED_AT, TRIED, Following
 from hiveio.transaction.leader import IsLeading
 from hiveio.transaction.leadership import Leadership
 from hiveio.transaction.scope import Scope
@@ -79,17 +79,27 @@ def following(seen: Any, opened: Any, leads: Any = None, works_on: Any = lambda 
 
 
 async def first_look(seen: Seen) -> list[int]:
+    """The scopes that are opened because they need an instance."""
     opened = Opened()
-    await following(seen, opened)._look_at_all()
+    await following(seen, opened)._look(range(SCOPES), first=True)
     return sorted(opened.partitions)
+
+
+async def test_at_its_start_an_instance_tries_some_scopes_that_have_records() -> None:
+    """A version that cannot read them is not ready."""
+    seen, opened = Seen(), Opened()
+    seen.log_ends |= dict.fromkeys(range(100, SCOPES), 1)
+    seen.event_ends |= dict.fromkeys(range(100, SCOPES), 0)
+    await following(seen, opened)._look_at_all()
+    assert sorted(seen.looks) == list(range(SCOPES))
+    assert max(seen.asked) <= 2 * FIRST_LOOK
+    assert len(opened.partitions) == len(set(opened.partitions)) == TRIED
+    assert max(opened.partitions) < 100
 
 
 async def test_at_its_start_an_instance_opens_the_scopes_that_are_left_with_work() -> None:
     seen = Seen()
     assert await first_look(seen) == []
-    assert sorted(seen.looks) == list(range(SCOPES))
-    assert max(seen.asked) <= 2 * FIRST_LOOK
-
     seen.left(3)
     del seen.notes[4]  # Redis was emptied
     seen.event_ends[5] = 0  # the event topic was made anew
