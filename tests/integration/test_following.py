@@ -1,0 +1,216 @@
+"""An instance follows what it uses: what it opens, what it leaves at rest, and what it finds that others left."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis as redis_client
+
+from hiveio.actor import contracts
+from hiveio.config import Settings
+from hiveio.envelope import Envelope, Outcome
+from hiveio.transaction import applier, following
+from hiveio.transaction import scope as scopes
+from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.rule import scope_of
+from tests.actors.tally import Add, Tallies, Tally
+from tests.integration.topics import Written, read_all, write
+from tests.services import HOST, Kafka, Redis
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(120, func_only=True)]
+
+MADE = contracts([Tallies])
+PARTITIONS = 4
+SWEEP_S = 0.2
+LEASE_MS = 1_500
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Cluster:
+    """Instances of one service, on a log of their own."""
+
+    def __init__(self, kafka: Kafka, redis: Redis) -> None:
+        self.topic = f"following-{os.urandom(4).hex()}"
+        self.log_topic = f"{self.topic}.transactions"
+        self.brokers, self.port = kafka.brokers, redis.port
+        self.settings = Settings(
+            brokers=kafka.brokers,
+            topic=self.topic,
+            cache_url=redis.url,
+            partitions=PARTITIONS,
+            request_timeout_ms=1_000,
+        )
+
+    @contextlib.asynccontextmanager
+    async def instance(self) -> AsyncIterator[TransactionLog]:
+        log = TransactionLog(self.settings, MADE)
+        await log.start()
+        try:
+            yield log
+        finally:
+            await log.stop()
+
+    async def write(self, *written: Written) -> None:
+        await asyncio.to_thread(write, self.brokers, self.log_topic, written)
+
+    async def events(self) -> int:
+        return len(await asyncio.to_thread(read_all, self.brokers, self.topic))
+
+    @contextlib.contextmanager
+    def redis(self) -> Iterator[Any]:
+        with redis_client.Redis(host=HOST, port=self.port) as client:
+            yield client
+
+    def keys(self, end: str) -> list[str]:
+        """The keys of the log that end so."""
+        with self.redis() as client:
+            return [key.decode() for key in client.scan_iter(f"hive:*{self.log_topic}/*{end}", count=10_000)]
+
+
+@pytest.fixture
+def cluster(kafka: Kafka, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Its instances follow a scope for two seconds after the last use, and try none at their start."""
+    monkeypatch.setattr(following, "FOLLOW_S", 1.0)
+    monkeypatch.setattr(following, "SWEEP_S", SWEEP_S)
+    monkeypatch.setattr(following, "TRIED", 0)
+    return Cluster(kafka, redis)
+
+
+def opened(log: TransactionLog) -> list[int]:
+    return [scope.partition for scope in log.scopes]
+
+
+async def add(log: TransactionLog, id: str) -> str:
+    """The version after the command."""
+    outcome: Outcome = await log.engine.submit(MADE[0], Envelope(message=Add(1), id=id)).future
+    return outcome.headers["ETag"]
+
+
+def record(id: str, number: int) -> Written:
+    """A record of an instance that is gone."""
+    event = '{"type":"Added","payload":{"amount":5}}'
+    value = f'{{"kind":"commit","command":["Tally/{id}","c-{number}"],"writes":[["Tally/{id}","",0,[{event}]]]}}'
+    return scope_of(id, PARTITIONS), f"t-{number:x}", value.encode(), {}
+
+
+async def test_an_instance_beside_others_follows_nothing_until_it_is_used(cluster: Cluster) -> None:
+    async with cluster.instance() as one, cluster.instance() as two:
+        await until(lambda: one._following.looked_at < float("inf") and two._following.looked_at < float("inf"))
+        assert not opened(one) + opened(two), "there is nothing but format records"
+        for number in range(30):
+            await add(one, "a")
+            assert not opened(two), number
+        assert opened(one) == [scope_of("a", PARTITIONS)]
+        assert await add(two, "a") == '"31"'
+        assert await one.engine.read(MADE[0], "a", "current") == (Tally(31, 31), 31)
+        assert opened(two) == opened(one)
+        assert await two.ready() is None
+
+        # nobody uses it any more: both leave it, and everything is published
+        await until(lambda: not opened(one) + opened(two))
+        assert await cluster.events() == 31
+        assert len(cluster.keys(":rest")) == 1
+        assert not cluster.keys(":publisher"), "the lease is given back"
+        assert await one.ready() is None
+        assert await add(two, "a") == '"32"'
+
+
+async def test_scopes_at_rest_need_nobody_after_a_restart(cluster: Cluster) -> None:
+    async with cluster.instance() as one:
+        for id in "abcdef":
+            await add(one, id)
+        used = {scope_of(id, PARTITIONS) for id in "abcdef"}
+        assert set(opened(one)) == used
+        await until(lambda: len(cluster.keys(":publisher")) == len(used) and all(scope.applied for scope in one.scopes))
+    assert len(cluster.keys(":rest")) == len(used), "an instance that stops leaves them at rest"
+    async with cluster.instance() as two:
+        await until(lambda: two._following.looked_at < float("inf"))
+        for _ in range(5):
+            await asyncio.sleep(SWEEP_S)
+            assert not opened(two)
+        assert await two.engine.read(MADE[0], "a", "cached") == (Tally(1, 1), 1)
+
+
+async def test_what_a_leader_has_left_that_died_is_found_and_published(cluster: Cluster) -> None:
+    partition = scope_of("a", PARTITIONS)
+    async with cluster.instance() as one, cluster.instance() as two:
+        await until(lambda: one._following.looked_at < float("inf") and two._following.looked_at < float("inf"))
+        with cluster.redis() as client:
+            lease = one._cache.scope(partition) + ":publisher"
+            client.set(lease, "it has died", px=LEASE_MS)
+        await cluster.write(record("a", 1))
+        await until(lambda: opened(one) + opened(two))
+        assert {*opened(one), *opened(two)} == {partition}
+        async with asyncio.timeout(10):
+            while not await cluster.events():
+                await asyncio.sleep(0.05)
+        await until(lambda: not opened(one) + opened(two))
+        assert len(cluster.keys(":rest")) == 1
+
+
+async def test_a_cache_that_is_lost_while_nobody_follows_is_folded_again(cluster: Cluster) -> None:
+    async with cluster.instance() as one:
+        await add(one, "a")
+        await until(lambda: not opened(one))
+        with cluster.redis() as client:
+            client.flushall()
+        await until(lambda: cluster.keys(":a:Tally/a"))
+        await until(lambda: not opened(one))
+        assert cluster.keys(":rest")
+        assert await cluster.events() == 1, "nothing is published again"
+
+
+async def test_an_event_topic_that_was_emptied_is_noticed_although_nobody_works(
+    cluster: Cluster,
+) -> None:
+    partition = scope_of("a", PARTITIONS)
+    async with cluster.instance() as one:
+        await add(one, "a")
+        await until(lambda: not opened(one))
+        with cluster.redis() as client:  # as it is where the topic has fewer events than there were
+            client.set(cluster.keys(":rest")[0], "2:9")
+        await until(lambda: opened(one) == [partition])
+        await until(lambda: not opened(one))
+        with cluster.redis() as client:
+            assert client.get(cluster.keys(":rest")[0]) == b"2:1"
+
+
+async def test_a_scope_that_is_opened_while_another_instance_folds_its_cache_waits_for_that(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "FAR", 100)
+    monkeypatch.setattr(scopes, "FAR", 100)
+    monkeypatch.setattr(applier, "UNAPPLIED", 200)
+    apply = Cache.apply
+    applied: dict[int, list[int]] = {}
+
+    async def slowly(self: Cache, partition: int, base: Watermark, to: Watermark, *given: Any) -> Watermark | None:
+        await asyncio.sleep(0.05)
+        reached = await apply(self, partition, base, to, *given)
+        if reached == to:
+            applied.setdefault(id(self), []).append(to.offset - base.offset)
+        return reached
+
+    async with cluster.instance():
+        pass  # it has made the topics
+    ids = [f"{number}" for number in range(8_000) if scope_of(f"{number}", PARTITIONS) == 0]
+    await cluster.write(*[record(id, number) for number, id in enumerate(ids, 1)])
+    monkeypatch.setattr(Cache, "apply", slowly)
+    async with cluster.instance() as one, cluster.instance() as two:
+        await until(lambda: [scope for log in (one, two) for scope in log.scopes if scope.folded_elsewhere])
+        waits, folds = (one, two) if one.scopes[0].folded_elsewhere else (two, one)
+        assert "by another instance" in str(await waits.ready())
+        await until(lambda: waits.scopes[0].ready)
+        assert await add(waits, ids[7]) == '"2"'
+        await until(lambda: folds.scopes[0].ready)
+        assert await folds.engine.read(MADE[0], ids[7], "current") == (Tally(6, 2), 2)
+        assert sum(applied.get(id(waits._cache), [])) < 500, "the end at most"
