@@ -1,7 +1,7 @@
 """Serves as images/stream-processor does, built wrong on purpose: ``HIVEIO_BROKEN`` lists how.
 
 ``lockless`` breaks nothing that may count: safety does not depend on locks. ``older`` is no fault but an older version,
-and ``narrow`` one with a smaller bound.
+and ``narrow`` and ``hasty`` are ones with smaller bounds.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ from hiveio.kafka.session_clients import Outgoing
 from hiveio.kafka.tail import LogRecord, Tail
 from hiveio.roles.stream_processor import stream_processor
 from hiveio.server.process import serve
-from hiveio.transaction import cache, rule, view
+from hiveio.transaction import cache, following, rebuild, rule, view
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.following import Following
 from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.performer import Performer
@@ -40,6 +41,8 @@ from hiveio.transaction.view import View
 LATE_S = 1.5
 LEAK = 10_000  # bytes
 FEW = 1_000
+HASTY_S = 0.3
+FAR = 20  # records
 
 
 def lockless() -> None:
@@ -196,6 +199,18 @@ def stops_at_poison() -> None:
     setattr(Scope, "decoded", decoded)  # noqa: B010
 
 
+def hasty() -> None:
+    """A scope is followed only for a moment after its last use, and a cache is soon far behind."""
+    original = Following.__init__
+
+    def init(self: Following, *given: Any, **named: Any) -> None:
+        original(self, *given, **named | {"unused_s": HASTY_S})
+
+    following.FOLLOW_S = following.SWEEP_S = HASTY_S
+    following.TRIED, rebuild.FAR = 0, FAR
+    setattr(Following, "__init__", init)  # noqa: B010
+
+
 WAYS = {
     "poison": stops_at_poison,
     "lockless": lockless,
@@ -209,6 +224,7 @@ WAYS = {
     "leak": leaks,
     "narrow": knows_few,
     "older": older,
+    "hasty": hasty,
 }
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ async def test_20_redis_is_back_from_an_older_file(broker: Broker) -> None:
 async def test_66_a_cache_that_is_lost_is_noticed_without_work(broker: Broker) -> None:
     """By each instance, whether it has the lease or not, and folded before a command comes."""
     with Stage(broker) as stage:
-        for _ in range(3):
-            await stage.accepted("Deposit", "Account/a", amount=10)
+        for number in range(4):
+            await stage.accepted("Deposit", "Account/a", at=number % 2, amount=10)
         older = stage.redis.folder / "older"
         await asyncio.to_thread(shutil.copytree, stage.redis.data, older)
         last = await stage.accepted("Deposit", "Account/a", amount=10)

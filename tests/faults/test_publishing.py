@@ -135,7 +135,8 @@ async def test_52_who_cannot_publish_gives_the_lease_to_others(
 async def test_54_a_scope_that_has_failed_is_not_felt_by_the_others(broker: Broker) -> None:
     ill, well = (next(f"{n}" for n in range(99) if scope_of(f"{n}", 2) == scope) for scope in (0, 1))
     with Stage(broker, broken=("poison", ""), environ={"EVENT_STORE_PARTITIONS": "2"}) as stage:
-        await stage.accepted("Deposit", f"Account/{well}", amount=1)
+        for each in (well, ill):  # the victim follows both
+            await stage.accepted("Deposit", f"Account/{each}", amount=1)
         assert (await stage.send("Deposit", f"Account/{ill}", at=1, key="poison", amount=1)).result is Result.ACCEPTED
         await until(lambda: not stage.victim.is_ready(), "stopped", to_thread=True)
         strange: list[Written] = [(0, "k", b"null", {})] * (SHARED_BYTES // RECORD_BYTES // 2 + 5_000)

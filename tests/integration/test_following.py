@@ -12,8 +12,7 @@ import redis as redis_client
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
-from hiveio.transaction import applier, following
-from hiveio.transaction import scope as scopes
+from hiveio.transaction import applier, following, rebuild
 from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.rule import scope_of
@@ -187,8 +186,7 @@ async def test_an_event_topic_that_was_emptied_is_noticed_although_nobody_works(
 async def test_a_scope_that_is_opened_while_another_instance_folds_its_cache_waits_for_that(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "FAR", 100)
-    monkeypatch.setattr(scopes, "FAR", 100)
+    monkeypatch.setattr(rebuild, "FAR", 100)
     monkeypatch.setattr(applier, "UNAPPLIED", 200)
     apply = Cache.apply
     applied: dict[int, list[int]] = {}

@@ -241,8 +241,10 @@ class Engine:
         return scope
 
     def works_on(self, scope: Scope) -> bool:
-        """Whether commands or records of this scope are in work."""
-        return bool(scope.journal.pending) or any(command.scope is scope for command in self.work.open)
+        """Whether commands, reads or records of this scope are in work."""
+        if scope.journal.pending or len(scope.waiting):
+            return True
+        return any(command.scope is scope for command in self.work.open)
 
     # -- time
 

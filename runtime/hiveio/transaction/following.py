@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from hiveio.errors import HiveError
 from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.threads import blocking
+from hiveio.transaction import rebuild
 from hiveio.transaction.cache import Cache, Look, rest
 from hiveio.transaction.leadership import Leadership
-from hiveio.transaction.rebuild import FAR
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.scopes import Scopes
 
@@ -119,7 +119,7 @@ class Following:
         behind = log_end - (look.watermark.offset if look.watermark is not None else 0)
         if behind > 0:
             self._behind[partition] = look.text
-        stuck = behind > FAR if first else behind > 0 and look.text == before
+        stuck = behind > rebuild.FAR if first else behind > 0 and look.text == before
         return stuck or not (look.served or look.rest == rest(log_end, events_end))
 
     async def _open(self, partition: int) -> None:

@@ -17,7 +17,7 @@ from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import LogRecord, Tail
-from hiveio.transaction import faults, metrics
+from hiveio.transaction import faults, metrics, rebuild
 from hiveio.transaction import record as records
 from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
@@ -31,7 +31,7 @@ from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
-from hiveio.transaction.rebuild import FAR, Rebuild, Rebuilds
+from hiveio.transaction.rebuild import Rebuild, Rebuilds
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow, Writer
@@ -117,6 +117,7 @@ class Scope:
         self._tail.unfollow(self.partition)
         self._rebuild.end()
         self._lags.clear()
+        self.waiting.end(self.unavailable)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
@@ -258,9 +259,9 @@ class Scope:
         while True:
             watermark, writers, self._goal = await self._anchor.find()
             needed = self.view.next if self._following else self._goal
-            if needed - watermark.offset <= FAR or self._rebuild.folds:
+            if needed - watermark.offset <= rebuild.FAR or self._rebuild.folds:
                 break
-            await self._rebuild.turn(needed - FAR)
+            await self._rebuild.turn(needed - rebuild.FAR)
             if self.failed:
                 return
         self.mirror.anchor(watermark)

@@ -49,7 +49,7 @@ class Waiting:
             done()
 
     def end(self, error: Callable[[], Exception]) -> None:
-        """The scope has failed, so nothing is judged any more."""
+        """The scope has failed, or is not followed any more, so nothing is judged any more."""
         for future in self._offsets:
             if not future.done():
                 future.set_exception(error())

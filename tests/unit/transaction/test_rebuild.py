@@ -9,7 +9,6 @@ from hiveio.kafka.tail import LogRecord
 from hiveio.testing.memory import MemoryLog
 from hiveio.testing.service import Service, memory_settings
 from hiveio.transaction import rebuild
-from hiveio.transaction import scope as scopes
 from hiveio.transaction.rule import scope_of
 from hiveio.transaction.scope import Scope
 from tests.actors.tally import Add, Tallies, Tally
@@ -38,7 +37,7 @@ def filled(partitions: int) -> MemoryLog:
 
 @pytest.fixture(autouse=True)
 def close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scopes, "FAR", FAR)
+    monkeypatch.setattr(rebuild, "FAR", FAR)
 
 
 class Two:
