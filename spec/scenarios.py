@@ -383,6 +383,16 @@ for name, mode, deposed, found in (
     parts = {"Readers": {"r", "q"}, "MaxLen": 4, "Deposed": deposed, "Mode": mode}
     SCENARIOS.append(Scenario(name, "Reads", parts, ("Fresh",), expect=found, short=True))
 
+# -- Rest.tla: leaving a scope that nobody uses
+
+for name, mode, found in (
+    ("l1-notes-what-is-sent", "sent", "NothingLeft"),
+    ("l1-notes-the-end-that-kafka-names", "end", "NothingLeft"),
+    ("l1-notes-what-is-stored", "stored", None),
+):
+    parts = {"Instances": {"A", "B"}, "MaxLog": 2, "MaxTopic": 4, "Mode": mode}
+    SCENARIOS.append(Scenario(name, "Rest", parts, ("NothingLeft",), expect=found, short=True))
+
 # -- Window.tla: the log's clock
 
 for name, clock, invariant, found in (

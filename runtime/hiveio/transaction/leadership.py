@@ -2,6 +2,7 @@
 
 The leader of a scope that nobody uses stays until all of it is applied and published. Then it notes that the scope is
 at rest, gives the lease back and leaves. Where the note does not say what the topics say, another instance has work.
+It is modelled in Rest.tla.
 """
 
 import asyncio
