@@ -93,7 +93,7 @@ class Link(MemoryCache):
     def __init__(self, instance: "Instance") -> None:
         cache = instance.world.cache
         self._topic, self._topic_id, self._meaning = cache._topic, cache._topic_id, cache._meaning
-        self.scopes, self.locks = cache.scopes, cache.locks
+        self.scopes, self.locks, self.folds = cache.scopes, cache.locks, cache.folds
         self.instance = instance
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":

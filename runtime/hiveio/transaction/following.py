@@ -25,7 +25,7 @@ FOLLOW_S = 60.0  # after the last use
 SWEEP_S = 1.0  # between two looks at
 LOOKED_AT = 20  # scopes that this instance does not follow
 FIRST_LOOK = 100  # scopes looked at together at the start
-TRIED = 20  # scopes that are opened at the start although they need nobody
+TRIED = 8  # scopes that are opened at the start although they need nobody
 OPENING = 12  # scopes that are opened at once then, unless they take longer than
 OPENING_S = 1.0
 
