@@ -75,6 +75,7 @@ class Leader:
 
     async def _run(self) -> None:
         names = ", ".join(duty.name for duty in self._duties)
+        await self._scope.waiting.opened()
         while not self._scope.failed:
             pause, unavailable = RENEW_S, None
             try:
