@@ -7,7 +7,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from hiveio.config import Settings
-from hiveio.errors import backend_away
+from hiveio.errors import Unavailable, backend_away
 from hiveio.kafka.assigned import Partition
 from hiveio.kafka.topics import admin
 
@@ -27,30 +27,57 @@ class EndOffsets:
 
     def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The end offsets of these partitions. Blocking; raises Unavailable."""
-        return self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return self._all(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+    def known(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The end offsets of those partitions whose leaders answer. Blocking; raises Unavailable where none does."""
+        found, failure = self._ask(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        if failure is not None and not found:
+            raise failure
+        return found
 
     def starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The first offsets. Blocking; raises Unavailable."""
-        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        return self._all(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     def since(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """The first offsets that were written at this time or later; partitions without one are left out. Blocking;
         raises Unavailable."""
         spec = OffsetSpec.for_timestamp(time_ms)
-        return {at: offset for at, offset in self._offsets(partitions, spec).items() if offset >= 0}
+        return {at: offset for at, offset in self._all(partitions, spec).items() if offset >= 0}
 
-    def _offsets(self, partitions: Iterable[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+    def _all(self, partitions: Iterable[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+        found, failure = self._ask(partitions, spec)
+        if failure is not None:
+            raise failure
+        return found
+
+    def _ask(
+        self, partitions: Iterable[Partition], spec: OffsetSpec
+    ) -> tuple[dict[Partition, int], Unavailable | None]:
+        asked = {TopicPartition(*partition): spec for partition in partitions}
+        found: dict[Partition, int] = {}
+        failure: Unavailable | None = None
+        if not asked:
+            return found, failure
+        client = self._admin  # named: its results end with it
         try:
-            asked = {TopicPartition(*partition): spec for partition in partitions}
-            if not asked:
-                return {}
-            client = self._admin  # named: its results end with it
             results = client.list_offsets(asked, request_timeout=TIMEOUT_S)
-            return {(tp.topic, tp.partition): future.result(2 * TIMEOUT_S).offset for tp, future in results.items()}
         except KafkaException as error:
-            raise backend_away(f"Kafka did not say where partitions end: {error.args[0].str()}") from None
-        except TimeoutError:
-            raise backend_away(f"Kafka did not say within {2 * TIMEOUT_S:.0f} s where partitions end") from None
+            return found, _unknown(error)
+        for tp, future in results.items():
+            try:
+                found[tp.topic, tp.partition] = future.result(2 * TIMEOUT_S).offset
+            except KafkaException as error:
+                failure = _unknown(error)
+            except TimeoutError:
+                failure = backend_away(f"Kafka did not say within {2 * TIMEOUT_S:.0f} s where partitions end")
+                break  # no answer comes for the others either
+        return found, failure
+
+
+def _unknown(error: KafkaException) -> Unavailable:
+    return backend_away(f"Kafka did not say where partitions end: {error.args[0].str()}")
 
 
 def age_s(time_ms: int) -> float:

@@ -204,10 +204,10 @@ class TransactionLog:
                 continue  # commands wait for it a moment
             if scope.state or scope.journal.late:
                 return scope.state or f"the verdicts of {scope.where} are late"
-        if looked_at > now:
-            return f"the partitions of {self.settings.log_topic} are being looked at"
         if unready := self._cache.away() or self._brokers.doubt:
             return unready
+        if looked_at > now:
+            return f"the partitions of {self.settings.log_topic} are being looked at"
         self._looked_at = (self._looked_at + 1) % len(self.scopes)
         try:
             await self._cache.probe(self._looked_at)

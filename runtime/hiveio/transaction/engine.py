@@ -241,8 +241,8 @@ class Engine:
         return scope
 
     def works_on(self, scope: Scope) -> bool:
-        """Whether commands, reads or records of this scope are in work."""
-        if scope.journal.pending or len(scope.waiting):
+        """Whether commands, reads or records of this scope are in work, or one of its aggregates is open."""
+        if scope.journal.pending or len(scope.waiting) or self.pipelines.work_on(scope):
             return True
         return any(command.scope is scope for command in self.work.open)
 

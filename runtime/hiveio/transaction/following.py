@@ -45,8 +45,8 @@ class Following:
         works_on: Callable[[Scope], bool],
         unused_s: float,
     ) -> None:
-        """``works_on`` says whether commands or records of a scope are in work here. ``unused_s`` is the least time
-        after its last use for which a scope is followed."""
+        """``works_on`` says whether something of a scope is in work here. ``unused_s`` is the least time after its last
+        use for which a scope is followed."""
         self._scopes, self._leadership, self._cache, self._end_offsets = scopes, leadership, cache, end_offsets
         self._log_topic, self._event_topic = log_topic, event_topic
         self._works_on, self._unused_s = works_on, max(FOLLOW_S, unused_s)
@@ -102,13 +102,17 @@ class Following:
         if not asked:
             return []
         topics = (self._log_topic, self._event_topic)
-        ends = await blocking(self._end_offsets.ends, [(topic, partition) for topic in topics for partition in asked])
+        ends = await blocking(self._end_offsets.known, [(topic, partition) for topic in topics for partition in asked])
         looks = await asyncio.gather(*[self._cache.look(partition) for partition in asked])
         for partition, look in zip(asked, looks, strict=True):
-            log_end, events_end = [ends[topic, partition] for topic in topics]
-            if self._needs_one(partition, look, log_end, events_end, first):
+            log_end, events_end = [ends.get((topic, partition)) for topic in topics]
+            if log_end is None or events_end is None:  # nobody leads it in Kafka; at the start that is to be seen
+                needs_one = first
+            else:
+                needs_one = self._needs_one(partition, look, log_end, events_end, first)
+            if needs_one:
                 await self._open(partition)
-        return [partition for partition in asked if ends[self._log_topic, partition] > 1]
+        return [partition for partition in asked if ends.get((self._log_topic, partition), 0) > 1]
 
     def _needs_one(self, partition: int, look: Look, log_end: int, events_end: int, first: bool) -> bool:
         """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache is behind

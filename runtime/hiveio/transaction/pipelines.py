@@ -35,6 +35,10 @@ class Pipelines:
     def get(self, name: str) -> Pipeline | None:
         return self._open.get(name)
 
+    def work_on(self, scope: Scope) -> bool:
+        """Whether one of its aggregates is open."""
+        return any(pipeline.scope is scope for pipeline in self._open.values())
+
     def of(self, scope: Scope, name: str) -> Pipeline:
         """The pipeline of an aggregate; it is made if there is none."""
         pipeline = self._open.get(name)

@@ -36,10 +36,13 @@ class Seen:
         self.looks: list[int] = []
         self.asked: list[int] = []
 
-    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    def known(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         asked = list(partitions)
         self.asked.append(len(asked))
-        return {(topic, p): (self.log_ends if topic == LOG else self.event_ends)[p] for topic, p in asked}
+        ends = {LOG: self.log_ends, EVENTS: self.event_ends}
+        return {(topic, partition): ends[topic][partition] for topic, partition in asked if partition in ends[topic]}
+
+    ends = known
 
     async def look(self, partition: int) -> Look:
         self.looks.append(partition)
@@ -138,6 +141,15 @@ async def test_the_sweep_finds_what_is_left_and_costs_the_same_whatever_the_numb
     assert opened.partitions == [11]
     assert sorted(seen.looks) == list(range(SCOPES)), "each once"
     assert max(seen.asked) <= 2 * LOOKED_AT
+
+
+async def test_a_partition_that_nobody_leads_in_kafka_holds_up_no_other() -> None:
+    seen, opened = Seen(), Opened()
+    del seen.log_ends[1], seen.event_ends[2]
+    seen.left(3)
+    await following(seen, opened)._look(range(10))
+    assert opened.partitions == [3]
+    assert await first_look(seen) == [1, 2, 3], "readiness says so"
 
 
 async def test_the_sweep_opens_a_scope_whose_own_cache_makes_no_progress_although_somebody_leads_it() -> None:
@@ -249,6 +261,21 @@ async def test_a_scope_that_is_used_is_not_closed(led: Led) -> None:
     led.scope.used_at += 100
     assert not await led.close()
     assert not led.leases.notes
+
+
+async def test_a_scope_is_not_closed_under_an_open_aggregate_or_a_read(led: Led) -> None:
+    led.duty.done, engine = True, led.service.transactions.engine
+    works = led.following._works_on = engine.works_on
+    await until(lambda: not works(led.scope))
+    engine.pipelines.of(led.scope, "Tally/a").expect()
+    assert not await led.close()
+    engine.pipelines.of(led.scope, "Tally/a").arrived(None)
+    read = asyncio.create_task(led.scope.reach(99))
+    await asyncio.sleep(0)
+    assert not await led.close()
+    read.cancel()
+    await asyncio.wait([read])
+    assert await led.close()
 
 
 async def test_a_scope_that_is_used_while_its_leader_leaves_is_led_again(led: Led) -> None:
