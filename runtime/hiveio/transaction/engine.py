@@ -30,7 +30,7 @@ from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache, CacheReply
 from hiveio.transaction.command import InFlight, Token, shown
 from hiveio.transaction.lock import Redlock, Retries
-from hiveio.transaction.metrics import CommandMetrics
+from hiveio.transaction.metrics import CommandMetrics, followed
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.performer import Performer
 from hiveio.transaction.pipeline import Pipeline
@@ -260,7 +260,9 @@ class Engine:
         self._metrics.flush(len(self.work.open), self._performer.abandoned)
         if now > self._lags_at:
             self._lags_at = now + LAGS_S
-            for scope in self._scopes:
+            scopes = list(self._scopes)
+            followed.set(len(scopes))
+            for scope in scopes:
                 scope.show_lags()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 

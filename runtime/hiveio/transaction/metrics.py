@@ -58,6 +58,7 @@ _quarantined = Gauge(
 )
 _foreign = Counter("hiveio_foreign_records_total", "Records of others on a topic of this service", ["partition"])
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
+followed = Gauge("hiveio_followed_scopes", "Scopes that are used, led or looked after", multiprocess_mode="livesum")
 
 
 class ForeignRecords:
