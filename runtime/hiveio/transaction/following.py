@@ -68,10 +68,10 @@ class Following:
         while True:
             try:
                 if self.looked_at > now():
-                    await self._look_at_all()
+                    await self.look_at_all()
                     self.looked_at = now()
-                await self._close_unused()
-                await self._look_at_some()
+                await self.close_unused()
+                await self.look_at_some()
             except HiveError as error:
                 logger.debug("the scopes that are not followed here could not be looked at: %s", error)
             except Exception:
@@ -80,23 +80,24 @@ class Following:
 
     # -- opening
 
-    async def _look_at_all(self) -> None:
+    async def look_at_all(self) -> None:
         """Open those that need an instance, and some of the others: a version that cannot read the log must find that
         out before it is ready."""
         used: list[int] = []  # that have records
         for start in range(0, len(self._scopes), FIRST_LOOK):
             some = range(start, min(start + FIRST_LOOK, len(self._scopes)))
-            used += [partition for partition in await self._look(some, first=True) if partition not in self._scopes]
+            used += [partition for partition in await self.look(some, first=True) if partition not in self._scopes]
         for partition in random.sample(used, min(TRIED, len(used))):
             await self._open(partition)
 
-    async def _look_at_some(self) -> None:
+    async def look_at_some(self) -> None:
+        """Open those of the next scopes that need an instance."""
         if not self._order:
             self._order = random.sample(range(len(self._scopes)), len(self._scopes))
         some, self._order = self._order[:LOOKED_AT], self._order[LOOKED_AT:]
-        await self._look(some)
+        await self.look(some)
 
-    async def _look(self, partitions: Sequence[int], *, first: bool = False) -> list[int]:
+    async def look(self, partitions: Sequence[int], *, first: bool = False) -> list[int]:
         """Open those of them that need an instance. Returns all that have more than their format record."""
         asked = [partition for partition in partitions if partition not in self._scopes]
         if not asked:
@@ -140,7 +141,8 @@ class Following:
 
     # -- closing
 
-    async def _close_unused(self) -> None:
+    async def close_unused(self) -> None:
+        """Close the scopes that nobody has used for a while, unless there is work left."""
         now = asyncio.get_running_loop().time()
         for scope in self._scopes:
             if now - scope.used_at > self._unused_s and scope.ready and not self._works_on(scope):

@@ -10,10 +10,10 @@ import pytest
 
 from hiveio import testing
 from hiveio.config import Settings
-from hiveio.errors import Unavailable
+from hiveio.errors import Corrupt, Unavailable
 from hiveio.testing.service import Service
+from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.command import Token
-from hiveio.transaction.scope import Scope
 from tests.actors.tally import Add, Tallies, Tally
 from tests.unit.transaction.test_engine import until
 
@@ -60,10 +60,10 @@ async def test_a_transaction_that_was_asked_for_opens_its_scope(service: Service
 async def test_what_waits_for_a_scope_that_does_not_open_is_answered_at_its_deadline(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(self: Scope) -> None:
+    async def never(self: Anchor) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Scope, "_synchronise", never)
+    monkeypatch.setattr(Anchor, "find", never)
     waiting = [service.submit(Tallies, "a", Add(2), key="k"), service.read(Tallies, "a")]
     for problem in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(problem, Unavailable)
@@ -79,10 +79,10 @@ async def test_what_waits_for_a_scope_that_does_not_open_is_answered_at_its_dead
 async def test_what_waits_for_a_scope_that_fails_is_answered_at_once(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fails(self: Scope) -> None:
-        self.fail("never mind")
+    async def fails(self: Anchor) -> None:
+        raise Corrupt("never mind")
 
-    monkeypatch.setattr(Scope, "_synchronise", fails)
+    monkeypatch.setattr(Anchor, "find", fails)
     for problem in await asyncio.gather(
         service.submit(Tallies, "a", Add(2)), service.read(Tallies, "a"), return_exceptions=True
     ):
