@@ -200,7 +200,7 @@ async def test_a_scope_that_is_opened_while_another_instance_folds_its_cache_wai
     applied: dict[int, list[int]] = {}
 
     async def slowly(self: Cache, partition: int, base: Watermark, to: Watermark, *given: Any) -> Watermark | None:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
         reached = await apply(self, partition, base, to, *given)
         if reached == to:
             applied.setdefault(id(self), []).append(to.offset - base.offset)
