@@ -34,6 +34,7 @@ async def published(stage: Stage, marker: str, within_s: float = 40.0) -> None:
 async def lead(stage: Stage) -> None:
     """Let the victim have the lease."""
     stage.instances[1].kill()
+    await stage.accepted("Deposit", "Account/lead", amount=1)  # it follows the scope from then on
     await until(lambda: stage.victim.lines('"publishing '), "publishing")
     await stage.start(instance=1)
 
