@@ -215,8 +215,8 @@ async def test_a_scope_that_is_opened_while_another_instance_folds_its_cache_wai
         await until(lambda: [scope for log in (one, two) for scope in log.scopes if scope.folded_elsewhere])
         waits, folds = (one, two) if one.scopes[0].folded_elsewhere else (two, one)
         assert "by another instance" in str(await waits.ready())
-        await until(lambda: waits.scopes[0].ready)
+        await until(lambda: waits.scopes.use(0).ready)
         assert await add(waits, ids[7]) == '"2"'
-        await until(lambda: folds.scopes[0].ready)
+        await until(lambda: folds.scopes.use(0).ready)
         assert await folds.engine.read(MADE[0], ids[7], "current") == (Tally(6, 2), 2)
         assert sum(sorted(map(sum, applied.values()))[:-1]) < 500, "the other one folds the end at most"

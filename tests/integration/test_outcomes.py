@@ -171,6 +171,7 @@ def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(processor: Ma
 def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make) -> None:
     """A body that comes slowly: REQUEST_TIMEOUT counts from its first byte, and no record of it is in the log."""
     with processor(REQUEST_TIMEOUT="1500") as role:
+        assert httpx.get(f"{role.url}/counters/x").status_code == 404  # its scope is open from now on
         body = json.dumps({"type": "Add", "payload": {"amount": 1, "slow_s": 3}}).encode()
         with socket.create_connection(("127.0.0.1", role.port or 0), 10) as connection:
             head = f"POST /counters/x HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -242,13 +243,17 @@ def test_until_it_has_caught_up_it_is_not_ready_and_takes_no_commands(
     fill(kafka, topic, 3_000)
     slow = tmp_path / "slow"
     slow.touch()
-    with processor(wait=False, SLOW_WHILE=str(slow)) as role:
+    with processor(wait=False, SLOW_WHILE=str(slow), REQUEST_TIMEOUT="1000") as role:
         wait_until(lambda: role.port, 30)
-        checks = httpx.get(f"{role.url}/readyz", params={"verbose": ""}, timeout=60)
+
+        def shown() -> httpx.Response | None:
+            answer = httpx.get(f"{role.url}/readyz", params={"verbose": ""}, timeout=60)
+            return answer if "is being folded: at offset" in answer.json()["checks"][0]["reason"] else None
+
+        checks = wait_until(shown)
         answers = (add(role, "0", amount=1), httpx.get(f"{role.url}/counters/0", timeout=60))
         slow.unlink()
         assert checks.status_code == 503
-        assert "is being folded: at offset" in checks.json()["checks"][0]["reason"]
         for answer in answers:
             assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1"), answer.text
         role.ready(60)
