@@ -5,6 +5,7 @@ to check it, and the records from there on.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterator
 
 from hiveio.transaction.scope import Scope
@@ -17,6 +18,7 @@ class Scopes:
         self._count, self._make = count, make
         self._open: dict[int, Scope] = {}
         self._on_open: list[Callable[[Scope], None]] = []
+        self._context = contextvars.copy_context()  # not that of the request that happens to open a scope
 
     def on_open(self, prepare: Callable[[Scope], None]) -> None:
         """Call it with each scope that is opened from now on, before it begins."""
@@ -45,6 +47,9 @@ class Scopes:
 
     def open(self, partition: int) -> Scope:
         """Follow a scope that is not open."""
+        return self._context.run(self._begin, partition)
+
+    def _begin(self, partition: int) -> Scope:
         assert self._make is not None  # a log has partitions
         scope = self._open[partition] = self._make(partition)
         for prepare in self._on_open:

@@ -11,6 +11,7 @@ import pytest
 from hiveio import testing
 from hiveio.config import Settings
 from hiveio.errors import Corrupt, Unavailable
+from hiveio.logs import request_id
 from hiveio.testing.service import Service
 from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.command import Token
@@ -46,6 +47,15 @@ async def test_a_command_opens_its_scope(service: Service, key: str | None) -> N
         assert (await service.submit(Tallies, "a", Add(2), key=key)).version == 2, "it is on record"
     await close(service)
     assert await service.read(Tallies, "a") == (Tally(3, 2), 2)
+
+
+async def test_a_scope_that_is_opened_belongs_to_no_request(service: Service) -> None:
+    seen: list[str] = []
+    service.transactions.scopes.on_open(lambda scope: seen.append(request_id.get()))
+    token = request_id.set("that of the first request")
+    await service.submit(Tallies, "a", Add(1))
+    request_id.reset(token)
+    assert seen == [""]
 
 
 async def test_a_transaction_that_was_asked_for_opens_its_scope(service: Service) -> None:
