@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hiveio.kafka.session import Outgoing
+from hiveio.kafka.session_clients import Outgoing
 from hiveio.testing.memory import MemoryTail
 from hiveio.testing.service import Service
 from hiveio.transaction import publisher
