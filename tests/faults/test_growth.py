@@ -73,6 +73,7 @@ async def test_80_a_publisher_that_begins_again_and_again_keeps_no_threads(broke
                 await asyncio.sleep(0.1)
             await stage.accepted("Deposit", "Account/a", amount=1)
 
+        await stage.accepted("Deposit", "Account/a", amount=1)  # it follows the scope from then on
         await started(2)
         before = threads()
         await started(2 + SESSIONS)

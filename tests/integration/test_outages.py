@@ -60,7 +60,7 @@ def test_a_line_when_kafka_goes_and_one_when_it_is_back(own_kafka: Kafka, own_re
         # A line of another kind is logged all the same.
         processor = roles[2]
         own_redis.kill()
-        wait_until(lambda: logged(processor, "Redis at "), 10, "the line about Redis")
+        wait_until(lambda: logged(processor, "Redis at "), 20, "the line about Redis")  # asked after Kafka
         own_redis.start()
         wait_until(lambda: len(logged(processor, "Redis at ")) == 2, 20, "the second line about Redis")
         own_kafka.start()

@@ -103,8 +103,9 @@ class Following:
         if not asked:
             return []
         topics = (self._log_topic, self._event_topic)
-        ends = await blocking(self._end_offsets.known, [(topic, partition) for topic in topics for partition in asked])
+        # Redis first: nothing else notices here that it is away.
         looks = await asyncio.gather(*[self._cache.look(partition) for partition in asked])
+        ends = await blocking(self._end_offsets.known, [(topic, partition) for topic in topics for partition in asked])
         for partition, look in zip(asked, looks, strict=True):
             log_end, events_end = [ends.get((topic, partition)) for topic in topics]
             if log_end is None or events_end is None:  # nobody leads it in Kafka; at the start that is to be seen
