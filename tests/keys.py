@@ -1,9 +1,9 @@
-"""The map of the keys in Redis (``hiveio.transaction.cache.KEYS``), and what is not in it."""
+"""The map of the keys in Redis (``hiveio.transaction.keys``), and what is not in it."""
 
 import re
 from collections.abc import Iterable
 
-from hiveio.transaction.cache import KEYS
+from hiveio.transaction.keys import KEYS
 
 SCOPE = r"hive:\{[^{}]+/\d+/[^{}]+\}"
 PARTS = {

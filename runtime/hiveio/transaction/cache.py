@@ -1,6 +1,6 @@
 """The cache of the transaction log in Redis: for each scope, the fold of its log up to a watermark.
 
-``KEYS`` is the map of its keys. The documents have the same table, and tests look for keys that it does not have.
+``keys`` has the map of its keys.
 
 One script (apply) makes every change that counts, and it compares the watermark first. So a cache that fell back to an
 older state is the fold of a shorter log, with the watermark of that. A generation that proves wrong is abandoned.
@@ -24,35 +24,6 @@ from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
 PROBED_MS = 60_000  # how long the key that a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys that one SCAN looks at
 SAMPLE = 20_000  # keys that are looked at when an instance starts
-
-# Every key of a log in Redis, and what it holds. ``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``: the
-# braces keep a scope on one shard, and the topic id tells the log from others of its name, in another cluster or gone.
-# ``<mark>`` is ``<scope>:<fingerprint>``, one for each version of the models and of the layout of these keys, so old
-# and new run side by side.
-KEYS = {
-    "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|transaction id before it`; `time` is "
-    "the log's clock, `stamp` the latest timestamp",
-    "<mark>:rest": "`end of the log:end of the event topic` when the last leader left the scope, which nobody used: "
-    "everything was applied and published",
-    "<mark>:fold": "the lease of the instance that folds a cache which is far behind",
-    "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
-    "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
-    "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
-    "snapshot (nothing is between it and the events)",
-    "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
-    "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
-    "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",
-    "<mark>:<gen>:verdicts:<n>": "bitmap of 65,536 verdicts",
-    "<mark>:<gen>:floor": "the first of these bitmaps that is kept",
-    "<scope>:lock:<aggregate>": "the lock: the token of its instance, on the nodes of `LOCK_URLS`",
-    "<scope>:wishes:<aggregate>": "hash: instance that waits for the lock → since when it waits and when it last asked",
-    "<scope>:intent:<aggregate>": "phase one of a transaction",
-    "<scope>:publisher": "the lease of the publisher",
-    "<scope>:published": "is there once events of this log were published",
-    "<scope>:ready": "what readiness writes",
-    "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
-    "hive:instances:{<log topic>/<topic id>}": "hash: instance → JSON: where it listens, its version, its fingerprint",
-}
 
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many

@@ -1,0 +1,33 @@
+"""Every key of a log in Redis, and what it holds.
+
+``<scope>`` is ``hive:{<log topic>/<partition>/<topic id>}``: the braces keep a scope on one shard, and the topic id
+tells the log from others of its name, in another cluster or gone. ``<mark>`` is ``<scope>:<fingerprint>``, one for each
+version of the models and of the layout of these keys, so old and new run side by side.
+
+The documents have the same table, and tests look for keys that it does not have.
+"""
+
+KEYS = {
+    "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|transaction id before it`; `time` is "
+    "the log's clock, `stamp` the latest timestamp",
+    "<mark>:rest": "`end of the log:end of the event topic` when the last leader left the scope, which nobody used: "
+    "everything was applied and published",
+    "<mark>:fold": "the lease of the instance that folds a cache which is far behind",
+    "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
+    "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
+    "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
+    "snapshot (nothing is between it and the events)",
+    "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
+    "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
+    "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",
+    "<mark>:<gen>:verdicts:<n>": "bitmap of 65,536 verdicts",
+    "<mark>:<gen>:floor": "the first of these bitmaps that is kept",
+    "<scope>:lock:<aggregate>": "the lock: the token of its instance, on the nodes of `LOCK_URLS`",
+    "<scope>:wishes:<aggregate>": "hash: instance that waits for the lock → since when it waits and when it last asked",
+    "<scope>:intent:<aggregate>": "phase one of a transaction",
+    "<scope>:publisher": "the lease of the publisher",
+    "<scope>:published": "is there once events of this log were published",
+    "<scope>:ready": "what readiness writes",
+    "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
+    "hive:instances:{<log topic>/<topic id>}": "hash: instance → JSON: where it listens, its version, its fingerprint",
+}
