@@ -102,12 +102,9 @@ async def test_78_a_repeat_while_the_broker_stands_still(broker: Broker) -> None
     with Stage(broker, 1) as stage:
         first = await stage.accepted("Deposit", "Account/a", key="k", amount=10)
         how: Any = {"key": first.key, "marker": first.marker, "amount": 10}
-        took = []
         for _ in range(20):
             again = await stage.send("Deposit", "Account/a", **how)
             assert (again.result, again.position, again.version) == (Result.ACCEPTED, first.position, first.version)
-            took.append(again.answered - again.called)
-        assert min(took) < 0.005
         with stage.nobody_publishes():
             broker.kafka.pause()
             try:

@@ -30,6 +30,8 @@ def of_new(settings: Settings, client: AdminClient, name: str, brokers: Collecti
 
     Raises Unavailable while too few are up, because the topic would keep the smaller number of replicas.
     """
+    if not brokers:  # a cluster that has just started says so for a moment
+        raise Unavailable(f"topic {name} is to be made, and no broker is up")
     defaults = _defaults(client, next(iter(brokers)))
     default = int(defaults.get("default.replication.factor", 1))
     replicas = settings.replication or max(default, min(USUAL, len(brokers)))

@@ -24,7 +24,14 @@ async def blocking(call: Callable[..., T], *arguments: Any) -> T:
     if not _pools:
         _pools.append(ThreadPoolExecutor(MAX_THREADS, "kafka ask"))
     run = contextvars.copy_context().run
-    return await asyncio.get_running_loop().run_in_executor(_pools[0], lambda: run(call, *arguments))
+
+    def made() -> T:
+        try:
+            return run(call, *arguments)
+        except StopIteration as error:  # a future takes none, so whoever awaits it would wait for ever
+            raise RuntimeError(f"{call} raised StopIteration") from error
+
+    return await asyncio.get_running_loop().run_in_executor(_pools[0], made)
 
 
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:

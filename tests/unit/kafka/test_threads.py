@@ -5,15 +5,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from hiveio.config import Settings
-from hiveio.kafka import delivery, tail
+from hiveio.errors import Unavailable
+from hiveio.kafka import delivery, replication, tail
 from hiveio.kafka.client import answered
 from hiveio.kafka.guard import Pauses, text, tried
+from hiveio.kafka.threads import blocking
 
 
 class Odd:
@@ -31,6 +33,17 @@ class Odd:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *_, **__: []
+
+
+async def test_a_call_that_raises_stop_iteration_is_not_awaited_for_ever() -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await blocking(next, iter(()))
+
+
+def test_a_topic_waits_for_the_first_broker() -> None:
+    with pytest.raises(Unavailable, match="no broker is up"):
+        replication.of_new(Settings(), cast(Any, None), "orders", [])
 
 
 FAILURES = [KafkaException(KafkaError(KafkaError._STATE)), RuntimeError("closed"), ValueError("anything")]
