@@ -1,13 +1,15 @@
 """``hiveio status`` over a stream processor and a consumer that work on a real Kafka and Redis."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from hiveio.status import Status
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
-from tests.integration.bank import Bank, Console, hiveio, look, opened
+from tests.integration.bank import HIVEIO, Bank, Console, hiveio, look, opened
 from tests.integration.conftest import Make
 from tests.integration.topics import largest_record
 from tests.process import wait_until
@@ -87,3 +89,17 @@ def test_it_names_who_holds_up_publishing_and_who_has_gone(processor: Make, kafk
         assert warned.rpartition(" ")[2].rstrip(".") in ids
         assert second.stop() == 0
         assert ports() == {str(first.port)}
+
+
+def test_a_scope_that_was_left_at_rest_needs_nobody(processor: Make) -> None:
+    with processor(EVENT_STORE_PARTITIONS="2") as role:
+        assert send(role, "ada", "Open", owner="ada").status_code == 200
+        assert role.stop() == 0
+        # No instance says any more which models it has, so the actor itself does.
+        done = subprocess.run(
+            [HIVEIO, "status", "--json"], env=role.environ, capture_output=True, timeout=60, check=False
+        )
+    status = msgspec.json.decode(done.stdout, type=Status)
+    assert (status.warnings, status.problems, status.instances, status.partitions) == ([], [], [], 2)
+    assert [(scope.leader, scope.rest) for scope in status.scopes if scope.end > 1] == [("", True)]
+    assert done.returncode == 0

@@ -14,7 +14,7 @@ from hiveio.config import Settings
 from hiveio.loader import load
 from hiveio.status import Collector, Status
 from hiveio.status.model import Group, Instance, Scope
-from hiveio.status.text import number, ranges, share, span, state
+from hiveio.status.text import leader, number, ranges, share, span, state
 from hiveio.transaction.cache import fingerprint
 
 WATCH_S = 2.0
@@ -84,7 +84,7 @@ def screen(status: Status) -> Iterable[str]:
 
 SCOPES = ("scope", "end", "judged", "applied", "published", "waits", "leader", "verdicts/s", "void", "quarantined")
 GROUPS = ("group", "state", "members", "lag", "oldest", "parked keys", "dead letters")
-INSTANCES = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "in flight")
+INSTANCES = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "follows", "in flight")
 
 
 def _scope(scope: Scope) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def _scope(scope: Scope) -> tuple[str, ...]:
         number(scope.applied),
         number(scope.published),
         span(scope.publisher_lag_s),
-        scope.leader or "nobody",
+        leader(scope),
         f"{scope.rate:,.1f}",
         share(scope.void_share),
         number(sum(each.count for each in scope.quarantined)),
@@ -125,6 +125,7 @@ def _instance(instance: Instance) -> tuple[str, ...]:
         span(instance.up_s),
         state(instance),
         ranges(instance.leads),
+        number(instance.follows),
         number(instance.commands_in_flight),
     )
 

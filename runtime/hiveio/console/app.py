@@ -267,7 +267,7 @@ class Console:
 
     async def _count(self) -> int:
         """The number of scopes. Raises NotFound where there is no log."""
-        count = len((await self.history.now()).scopes)
+        count = (await self.history.now()).partitions
         if not count:
             raise NotFound("There is no transaction log: EVENT_STORE_TOPIC names that of no stream processor.")
         return count

@@ -68,6 +68,7 @@ class Collector:
             announced = await self._tried(status, self._scopes.announced()) or []
             known = {*self._fingerprints, *(each.fingerprint for each in announced)}
             scopes = await self._tried(status, self._scopes.look(sorted(known), status.problems.append)) or []
+            status.partitions = self._scopes.count
         urls = [url_of(each) for each in announced] + self._urls
         groups, answers = await asyncio.gather(self._grouped(status, topics), ask_all(urls))
         status.scopes, status.groups = scopes, groups

@@ -60,7 +60,9 @@ class GroupWatch:
         committed = self._groups.committed(names, partitions)
         relevant = [name for name in names if committed.get(name) or name in dead or name == self._settings.group_id]
         described = self._groups.described(relevant)
-        ends = self._ends.ends(partitions)
+        ends = self._ends.known(partitions)
+        if missing := len(partitions) - len(ends):
+            problem(f"Kafka does not say where {missing} partitions end: they have no leader in Kafka.")
         return [
             self._group(name, described.get(name), committed.get(name, {}), ends, dead.get(name, ()), problem)
             for name in sorted(relevant)
@@ -75,7 +77,7 @@ class GroupWatch:
         dead: tuple[str, ...],
         problem: Callable[[str], None],
     ) -> Group:
-        lagging = {at: found.offset for at, found in committed.items() if found.offset < ends[at]}
+        lagging = {at: found.offset for at, found in committed.items() if found.offset < ends.get(at, 0)}
         try:
             times = self._groups.times(lagging, self._ends)
         except HiveError as error:
@@ -85,6 +87,8 @@ class GroupWatch:
         having = {at: member for member in members for at in member.partitions}
         partitions = []
         for at, found in sorted(committed.items()):
+            if at not in ends:
+                continue
             lag = max(0, ends[at] - found.offset)
             lag_s = age_s(times[at]) if at in times else None if lag else 0.0
             member = f"{having[at].client_id} at {having[at].host}" if at in having else ""

@@ -85,6 +85,8 @@ def _with_answers(instance: Instance, answers: Answers | None) -> Instance:
             instance.quarantined += quarantined
     if (in_flight := answers.total("hiveio_commands_in_flight")) is not None:
         instance.commands_in_flight = int(in_flight)
+    if (follows := answers.total("hiveio_followed_scopes")) is not None:
+        instance.follows = int(follows)
     return instance
 
 

@@ -20,7 +20,8 @@ class Scope(Struct, kw_only=True):
     ``end`` is the end offset of the log. ``applied`` is the watermark of the cache: everything below it is judged and
     in the cache. ``published`` is the offset of the last record whose events are on the event topic, and
     ``events_end`` the end of that topic. ``judged`` is how far the leader has judged the log, by its metrics; without a
-    leader, how far the slowest instance that folds it. ``leader`` publishes its events. ``rate`` are the verdicts a
+    leader, how far the slowest instance that folds it. ``leader`` applies its records and publishes its events. A scope
+    is at ``rest`` when its last leader has left it, with everything applied and published. ``rate`` are the verdicts a
     second over the last ten seconds, and ``void_share`` is the part of void records among the last thousand.
     ``publisher_lag_s`` is the age of the oldest event that is not published.
     """
@@ -32,6 +33,7 @@ class Scope(Struct, kw_only=True):
     events_end: int = 0
     published: int | None = None
     leader: str = ""
+    rest: bool = False
     rate: float = 0.0
     void_share: float | None = None
     publisher_lag: int | None = None
@@ -40,8 +42,13 @@ class Scope(Struct, kw_only=True):
 
     @property
     def has_work(self) -> bool:
-        """Whether something is known that is to be applied or to be published."""
-        return (self.applied is not None and self.applied < self.end) or bool(self.publisher_lag)
+        """Whether something is to be applied or to be published, as far as it is known. A scope that nobody leads has
+        work unless its last leader has left it at rest, or it has nothing but its format record."""
+        if self.publisher_lag:
+            return True
+        return (
+            self.applied is not None and self.end > 1 and not self.rest and (self.applied < self.end or not self.leader)
+        )
 
 
 class Partition(Struct, kw_only=True):
@@ -88,7 +95,8 @@ class Instance(Struct, kw_only=True):
     """A worker process that has announced itself, or a service that was named.
 
     ``seen_s`` is how long ago it announced itself. ``ready`` is None where it could not be asked; ``unreachable`` says
-    why. ``leads`` are the scopes whose lease it holds.
+    why. ``leads`` are the scopes whose lease it holds, and ``follows`` is how many scopes the worker processes at this
+    address follow, all together.
     """
 
     id: str
@@ -104,16 +112,19 @@ class Instance(Struct, kw_only=True):
     not_ready: list[Check] = field(default_factory=list)
     unreachable: str = ""
     leads: list[int] = field(default_factory=list)
+    follows: int | None = None
     commands_in_flight: int | None = None
     quarantined: list[dict[str, object]] = field(default_factory=list)
 
 
 class Status(Struct, kw_only=True):
-    """Everything, at ``time`` (seconds since the epoch). ``topic`` is the event topic, ``log`` the transaction log."""
+    """Everything, at ``time`` (seconds since the epoch). ``topic`` is the event topic, ``log`` the transaction log,
+    and ``partitions`` the number of its scopes."""
 
     time: float
     topic: str
     log: str
+    partitions: int = 0
     scopes: list[Scope] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)

@@ -12,7 +12,8 @@ from hiveio.kafka.reader import Reader
 from hiveio.kafka.threads import blocking
 from hiveio.redis import Redis
 from hiveio.status.model import Quarantined, Scope
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.status.text import ranges
+from hiveio.transaction.cache import Cache, Watermark, rest
 from hiveio.transaction.presence import Announcement, announcements
 from hiveio.transaction.record import Format
 from hiveio.transaction.record import decode as decode_record
@@ -35,7 +36,8 @@ class ScopeWatch:
         self._log = LogReader(settings, settings.log_topic)
         self._events = LogReader(settings, settings.written_topic)
         self._reader = Reader(settings)
-        self._topic_id, self._count = "", 0
+        self._topic_id = ""
+        self.count = 0  # of the scopes of the log, by the last look
         self._published: dict[int, tuple[int, int | None]] = {}  # the end of the event topic, and what its last says
 
     async def stop(self) -> None:
@@ -52,14 +54,17 @@ class ScopeWatch:
         """All scopes. ``fingerprints`` are the versions of the models whose caches are looked at."""
         s = self._settings
         await self._identify()
-        if self._count > MOST_SCOPES:
-            problem(f"Only {MOST_SCOPES} of {self._count} scopes are shown.")
-        partitions = range(min(self._count, MOST_SCOPES))
+        if self.count > MOST_SCOPES:
+            problem(f"Only {MOST_SCOPES} of {self.count} scopes are shown.")
+        partitions = range(min(self.count, MOST_SCOPES))
         log = [(s.log_topic, partition) for partition in partitions]
-        ends = await blocking(self._ends.ends, log + [(s.written_topic, partition) for partition in partitions])
-        since = await blocking(self._ends.since, log, int((time.time() - RATE_S) * 1000))
+        ends = await blocking(self._ends.known, log + [(s.written_topic, partition) for partition in partitions])
+        answering = [at for at in log if at in ends and (s.written_topic, at[1]) in ends]
+        if missing := [at[1] for at in log if at not in answering]:
+            problem(f"Kafka does not say where scopes {ranges(missing)} end: their partitions have no leader in Kafka.")
+        since = await blocking(self._ends.since, answering, int((time.time() - RATE_S) * 1000))
         found = []
-        for partition in partitions:
+        for _, partition in answering:
             end, events_end = ends[s.log_topic, partition], ends[s.written_topic, partition]
             appended = end - since.get((s.log_topic, partition), end)
             found.append(Scope(partition=partition, end=end, events_end=events_end, rate=appended / RATE_S))
@@ -83,7 +88,7 @@ class ScopeWatch:
         self._topic_id, partitions = await blocking(self._described)
         first = (await self._log.first_records([0])).get(0)
         record = decode_record(first.value) if first is not None else None
-        self._count = record.partitions if isinstance(record, Format) else partitions
+        self.count = record.partitions if isinstance(record, Format) else partitions
 
     def _described(self) -> tuple[str, int]:
         topic = self._settings.log_topic
@@ -103,9 +108,10 @@ class ScopeWatch:
         best: tuple[Watermark, Cache] | None = None
         for fingerprint in fingerprints:
             cache = self._cache(fingerprint)
-            watermark = (await cache.read(scope.partition)).watermark
-            if watermark is None:
+            look = await cache.look(scope.partition)
+            if (watermark := look.watermark) is None:
                 continue
+            scope.rest = scope.rest or (not holder and look.rest == rest(scope.end, scope.events_end))
             if best is None or watermark.offset > best[0].offset:
                 best = watermark, cache
             count, names = await cache.some_unfolded(scope.partition, watermark.generation, NAMES)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hiveio.status.model import Instance
+from hiveio.status.model import Instance, Scope
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade
 
 
@@ -21,6 +21,11 @@ def about(record: Record) -> str:
     kept = f"{record.idempotency_count} records and {record.idempotency_time_ms // 1000} s"
     by = f", made by the service of {', '.join(record.actors)}" if record.actors else ""
     return f"format {record.format}: {record.partitions} scopes, {record.hash}, ids kept for {kept}{by}"
+
+
+def leader(scope: Scope) -> str:
+    """Who leads it, or why nobody does."""
+    return scope.leader or ("at rest" if scope.rest else "nobody")
 
 
 def state(instance: Instance) -> str:

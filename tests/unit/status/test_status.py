@@ -14,7 +14,7 @@ from hiveio.status.collector import add_numbers
 from hiveio.status.groups import dead_topics, sources
 from hiveio.status.instances import Answers, ask, listed, url_of
 from hiveio.status.model import Check, DeadLetters, Group, Instance, Quarantined, Scope, Status
-from hiveio.status.text import ranges, span
+from hiveio.status.text import leader, ranges, span
 from hiveio.transaction.presence import GONE_S, Announcement, announcements
 
 TOPICS = [
@@ -33,6 +33,9 @@ hiveio_fold_lag_records{scope="0"} 2.0
 # HELP hiveio_commands_in_flight x
 # TYPE hiveio_commands_in_flight gauge
 hiveio_commands_in_flight 3.0
+# HELP hiveio_followed_scopes x
+# TYPE hiveio_followed_scopes gauge
+hiveio_followed_scopes 4.0
 # HELP hiveio_commands_total x
 # TYPE hiveio_commands_total counter
 hiveio_commands_total{outcome="accepted"} 5.0
@@ -113,7 +116,7 @@ def test_what_an_instance_answers_is_shown(service: str) -> None:
     assert answers.total("hiveio_commands_in_flight") == 3.0
     (instance,) = listed([], [service], {}, {service: answers})
     assert instance.not_ready == [Check("transaction log", "bank/0 is at 7 of 9")]
-    assert instance.commands_in_flight == 3
+    assert (instance.commands_in_flight, instance.follows) == (3, 4)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://127.0.0.1", "nonsense", "http://127.0.0.1:70000"])
@@ -151,10 +154,14 @@ def test_what_needs_attention_comes_first() -> None:
 
 
 def test_a_scope_that_needs_nobody_has_no_leader_and_is_well() -> None:
-    at_rest = Scope(partition=0, end=5, applied=5, publisher_lag=0, publisher_lag_s=0.0)
-    assert Status(time=0, topic="bank", log="bank.transactions", scopes=[at_rest]).warnings == []
-    waits = msgspec.structs.replace(at_rest, publisher_lag=1)
-    assert len(Status(time=0, topic="bank", log="bank.transactions", scopes=[waits]).warnings) == 1
+    at_rest = Scope(partition=0, end=5, applied=5, rest=True, publisher_lag=0, publisher_lag_s=0.0)
+    never_used = Scope(partition=1, end=1, applied=1)
+    status = Status(time=0, topic="bank", log="bank.transactions", scopes=[at_rest, never_used])
+    assert status.warnings == []
+    assert [leader(scope) for scope in status.scopes] == ["at rest", "nobody"]
+    for change in ({"publisher_lag": 1}, {"rest": False}):  # its last leader died, or it was left with events
+        left = msgspec.structs.replace(at_rest, **change)
+        assert len(Status(time=0, topic="bank", log="bank.transactions", scopes=[left]).warnings) == 1
 
 
 def says(**gauges: float) -> Answers:

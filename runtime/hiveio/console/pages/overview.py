@@ -23,7 +23,7 @@ from hiveio.console.layout import (
 )
 from hiveio.status import Status
 from hiveio.status.model import Group, Instance, Scope
-from hiveio.status.text import state
+from hiveio.status.text import leader, state
 
 MOST = 100  # lines of what needs attention
 OLD_S = 30.0  # a status is old when several looks have failed
@@ -74,7 +74,7 @@ def scopes(status: Status, first: int = 0) -> list[Child]:
             _behind(scope.applied, scope.end),
             number(scope.published),
             span(scope.publisher_lag_s),
-            scope.leader or badge("nobody", "warn" if scope.has_work else "quiet"),
+            scope.leader or badge(leader(scope), "warn" if scope.has_work else "quiet"),
             f"{scope.rate:,.1f}",
             share(scope.void_share),
             badge(number(quarantined), "bad") if quarantined else "0",
@@ -146,7 +146,7 @@ def _members(group: Group) -> Child:
 
 
 def instances(status: Status, first: int = 0) -> list[Child]:
-    heads = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "in flight")
+    heads = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "follows", "in flight")
     versions = {each.version for each in status.instances if each.version and not each.gone}
 
     def row(each: Instance) -> Sequence[Child]:
@@ -161,11 +161,12 @@ def instances(status: Status, first: int = 0) -> list[Child]:
             span(each.up_s),
             [badge(state(each), kind), *reasons],
             ranges(each.leads),
+            number(each.follows),
             number(each.commands_in_flight),
         )
 
     shown, others = some("/instances", status.instances, first, "instances")
-    return [table(heads, map(row, shown), "No instance has announced itself in Redis.", right=(5, 8)), others]
+    return [table(heads, map(row, shown), "No instance has announced itself in Redis.", right=(5, 8, 9)), others]
 
 
 def quarantined(status: Status) -> list[Child]:

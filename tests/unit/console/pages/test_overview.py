@@ -104,9 +104,10 @@ def test_the_workers_of_a_service_answer_for_each_other() -> None:
 
 
 def test_a_scope_without_work_needs_no_leader() -> None:
-    for applied, kind in ((5, "quiet"), (4, "warn")):
-        status = Status(time=time.time(), topic="bank", log="", scopes=[Scope(partition=0, end=5, applied=applied)])
-        assert f'class="badge {kind}">nobody' in joined(overview(status, []))
+    for applied, rest, said in ((5, True, 'quiet">at rest'), (5, False, 'warn">nobody'), (4, False, 'warn">nobody')):
+        scope = Scope(partition=0, end=5, applied=applied, rest=rest)
+        status = Status(time=time.time(), topic="bank", log="", scopes=[scope])
+        assert f'class="badge {said}' in joined(overview(status, []))
 
 
 def test_a_chart_has_a_gap_where_nobody_could_be_asked() -> None:
