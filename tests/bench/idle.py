@@ -16,7 +16,7 @@ ROLES = {
     "consumer": "bench:Views",
     "stream-processor": "tally:Tallies",
 }
-PARTITIONS = 200
+PARTITIONS = (200, 1_000)
 
 
 def idle(bench: Bench) -> None:
@@ -48,13 +48,19 @@ def idle(bench: Bench) -> None:
 
 
 def partitions(bench: Bench) -> None:
-    """A stream processor with 200 partitions: its start on a new log and on one that is there, threads, idle CPU."""
+    """A stream processor with 200 and 1,000 partitions: its start without a log and with one, threads, idle CPU."""
+    for count in PARTITIONS:
+        started_and_idle(bench, count)
+    bench.show("partitions")
+
+
+def started_and_idle(bench: Bench, count: int) -> None:
     name, actor = "stream-processor", ROLES["stream-processor"]
     figures: dict[str, list[dict[str, float]]] = {"new log": [], "existing log": []}
     for _ in range(bench.rounds):
         topic = bench.topic()
         for samples in figures.values():
-            role = bench.role(name, actor, EVENT_STORE_TOPIC=topic, EVENT_STORE_PARTITIONS=str(PARTITIONS))
+            role = bench.role(name, actor, EVENT_STORE_TOPIC=topic, EVENT_STORE_PARTITIONS=str(count))
             started = time.monotonic()
             role.wait = False
             with role:
@@ -69,8 +75,7 @@ def partitions(bench: Bench) -> None:
                 samples.append({"ready s": ready_s, "threads": worker.num_threads(), "idle CPU %": cpu})
     for log, samples in figures.items():
         medians = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
-        bench.add([Row("partitions", f"{PARTITIONS} partitions, {log}", 0, (Sample(0, 0, 0, 0, parts=medians),))])
-    bench.show("partitions")
+        bench.add([Row("partitions", f"{count:,} partitions, {log}", 0, (Sample(0, 0, 0, 0, parts=medians),))])
 
 
 def first_answer(role: Served) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import redis as redis_client
 
@@ -17,11 +18,14 @@ from hiveio.transaction.cache import Cache, Watermark
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.rule import scope_of
 from tests.actors.tally import Add, Tallies, Tally
+from tests.integration.conftest import Make
 from tests.integration.topics import Written, read_all, write
+from tests.process import ROOT
 from tests.services import HOST, Kafka, Redis
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(120, func_only=True)]
 
+ACTOR = (ROOT / "tests" / "actors" / "tally.py").read_text()
 MADE = contracts([Tallies])
 PARTITIONS = 4
 SWEEP_S = 0.2
@@ -99,6 +103,17 @@ async def add(log: TransactionLog, id: str) -> str:
     """The version after the command."""
     outcome: Outcome = await log.engine.submit(MADE[0], Envelope(message=Add(1), id=id)).future
     return outcome.headers["ETag"]
+
+
+def test_hundreds_of_partitions_cost_no_threads(processor: Make) -> None:
+    with processor(EVENT_STORE_PARTITIONS="200", wait=False) as role:
+        role.ready(90)
+        for number in range(20):
+            body = {"type": "Add", "payload": {"amount": 1}}
+            assert httpx.post(f"{role.url}/tallies/{number}", json=body, timeout=30).status_code == 200
+        (worker,) = role.workers()
+        assert worker.num_threads() < 70
+        assert httpx.get(f"{role.url}/readyz").status_code == 200
 
 
 def record(id: str, number: int) -> Written:
