@@ -4,6 +4,7 @@ from hiveio.actor import Actor, Command, Event, Model, Query, Tombstone, Transac
 from hiveio.envelope import Context
 from hiveio.errors import Forbidden, NotFound, Rejected, Unauthorized, Unavailable
 from hiveio.headers import Headers
+from hiveio.identity import Identity
 
 __version__ = "0.2.0"
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Forbidden",
     "Headers",
+    "Identity",
     "Model",
     "NotFound",
     "Query",

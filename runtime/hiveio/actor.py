@@ -98,6 +98,9 @@ class Actor:
     name: ClassVar[str] = ""  # in the log; default: the name of the class
     topic: ClassVar[str] = ""
     key: ClassVar[str] = ""
+    # The scope that a token must have, or several with spaces between them, for each request to this actor. It needs
+    # AUTH_JWKS_URL: the start fails where nobody would ask for a token.
+    requires: ClassVar[str] = ""
     # Its state is in memory, or in a file of one process. Then CLUSTER_SIZE must be 1, because each worker would answer
     # from the part of the events that it was given.
     single_process: ClassVar[bool] = False
@@ -157,6 +160,7 @@ class Contract:
         self.path, self.topic, self.key = kind.path, kind.topic, kind.key
         self.serializable, self.reads = kind.isolation == "serializable", kind.reads
         check_class(kind)
+        self.requires = frozenset(kind.requires.split(" ")) - {""}
         self._read_perform(kind)
         self._read_replay(kind)
         self._check_output(kind)

@@ -1,6 +1,7 @@
 """Reads the annotations of a user's class. What is wrong with them is an error of one line."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,7 +100,16 @@ def _nodes(node: Any, seen: set[int]) -> Iterator[Any]:
         yield from _nodes(part, seen)
 
 
-_ATTRIBUTES = {"path": str, "name": str, "topic": str, "key": str, "schema_version": int, "single_process": bool}
+_ATTRIBUTES = {
+    "path": str,
+    "name": str,
+    "topic": str,
+    "key": str,
+    "requires": str,
+    "schema_version": int,
+    "single_process": bool,
+}
+_SCOPES = re.compile(r"([!#-\[\]-~]+( +|$))*")  # RFC 6749, section 3.3
 _CHOICES = {
     "isolation": ("snapshot", "serializable"),
     "reads": ("current", "linearizable"),
@@ -114,6 +124,9 @@ def check_class(kind: type) -> None:
     for attribute, expected in _ATTRIBUTES.items():
         if not isinstance(found := getattr(kind, attribute), expected):
             raise BadAnnotation(f"{kind.__name__}.{attribute} is {found!r}; it must be of type {expected.__name__}")
+    if not _SCOPES.fullmatch(requires := kind.requires):  # type: ignore[attr-defined]
+        text = "it must be a scope, or several with spaces between them: printable ASCII without quotes and backslashes"
+        raise BadAnnotation(f"{kind.__name__}.requires is {requires!r}; {text}")
     for attribute, allowed in _CHOICES.items():
         if (chosen := getattr(kind, attribute)) not in allowed:
             listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"

@@ -64,6 +64,18 @@ class Settings:
         "The PEM file of the certificate and its chain. It may be renewed while the service runs.",
     )
     ssl_key: str = setting("SSL_KEY", "", parsers.any_text, "The PEM file of the private key, without a passphrase.")
+    auth_jwks_url: str = setting(
+        "AUTH_JWKS_URL",
+        "",
+        parsers.keys_url,
+        "The URL of the keys (JWKS) that verify the tokens of requests. Without it no request is authenticated.",
+    )
+    auth_issuer: str = setting(
+        "AUTH_ISSUER", "", parsers.any_text, "The issuer of the tokens: their `iss`, exactly as it is written there."
+    )
+    auth_audience: str = setting(
+        "AUTH_AUDIENCE", "", parsers.any_text, "What the tokens are for: it must be in their `aud`."
+    )
     ping_url: str = setting("PING_URL", "/ping", parsers.url_path, "The path that answers `pong`.")
     body_limit: int = setting(
         "BODY_LIMIT",
@@ -154,7 +166,7 @@ class Settings:
         "EVENT_HEADERS",
         (),
         parsers.header_names,
-        "The request headers that the producer copies to its records: names, or `x-tenant-*` for a prefix.",
+        "The request headers that are copied to the records of the events: names, or `x-tenant-*` for a prefix.",
     )
     consumer_concurrency: int = setting(
         "CONSUMER_CONCURRENCY",

@@ -22,6 +22,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from hiveio.conditions import Conditions
 from hiveio.errors import Invalid, Malformed, TooLarge
 from hiveio.headers import Headers
+from hiveio.identity import Identity
 
 META_LIMIT = 4096  # bytes
 ID_LIMIT = 255  # bytes of UTF-8
@@ -46,6 +47,8 @@ class Context(Struct, frozen=True, kw_only=True):
     - ``idempotency_key`` is that of the request, or of the request that a producer made the record of.
     - ``position`` is ``(partition, offset, index)`` in the transaction log, ``version`` the aggregate's version (stream
       processor: before the command; consumer: after the event), ``time`` seconds since the epoch.
+    - ``identity`` is who sent the request, where AUTH_JWKS_URL is set. An event from a topic has none: who caused it
+      stands in its header ``hive-subject``.
     - ``redriven`` marks an event from the dead-letter topic: later ones of its partition were handled before it.
     - ``topic_id`` is another one when a topic was recreated under its name: its offsets begin again.
     """
@@ -62,6 +65,7 @@ class Context(Struct, frozen=True, kw_only=True):
     time: float | None = None
     headers: Headers = Headers()
     meta: Mapping[str, Any] | None = None
+    identity: Identity | None = None
     redriven: bool = False
 
 
@@ -70,7 +74,7 @@ class Envelope(Struct, kw_only=True):
 
     ``message`` is the decoded payload, ``id`` the aggregate's id (from the path, or the key of a record), ``meta`` the
     client's meta as it came, ``key`` the Idempotency-Key, ``conditions`` those of If-Match and If-None-Match,
-    ``body`` what it was decoded from.
+    ``body`` what it was decoded from, ``identity`` who sent it.
     """
 
     message: Any
@@ -80,6 +84,7 @@ class Envelope(Struct, kw_only=True):
     conditions: Conditions | None = None
     body: bytes = b""
     headers: Headers = Headers()
+    identity: Identity | None = None
     record: Any = None  # the Context of what came from the log; of a batch, a list of them
 
     def context(self, version: int | None = None) -> Any:
@@ -87,7 +92,14 @@ class Envelope(Struct, kw_only=True):
         if self.record:
             return self.record
         meta = _decode_object(self.meta) if self.meta else None
-        return Context(id=self.id or None, idempotency_key=self.key, version=version, headers=self.headers, meta=meta)
+        return Context(
+            id=self.id or None,
+            idempotency_key=self.key,
+            version=version,
+            headers=self.headers,
+            meta=meta,
+            identity=self.identity,
+        )
 
 
 class Outcome(Struct):

@@ -241,6 +241,11 @@ class TooLarge(Refused):
     title = "Content Too Large"
 
 
+class HeadersTooLarge(Refused):
+    status = 431
+    title = "Request Header Fields Too Large"
+
+
 class UnsupportedMediaType(Refused):
     status = 415
     title = "Unsupported Media Type"

@@ -4,6 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+from hiveio.errors import HeadersTooLarge
+
+PASSED_LIMIT = 4_096  # bytes of the headers that go on to records, with their names: each event of a request has them
+
 # Version ff, a trace and a span of zeros are invalid: https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e\t]{1,512}")  # so many bytes have to be passed on; what is longer may be dropped
@@ -127,6 +131,33 @@ def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
             raise ValueError(f"the header {name} has a line break")
         pairs.append((name.lower().encode("latin-1"), value.encode("latin-1")))
     return pairs
+
+
+class PassedHeaders:
+    """The headers of a request that go on to the records of its events: those of EVENT_HEADERS."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Names, or beginnings of names that end with ``*``."""
+        listed = list(names)
+        self._names = {name for name in listed if not name.endswith("*")}
+        self._prefixes = tuple(name[:-1] for name in listed if name.endswith("*"))
+
+    def __bool__(self) -> bool:
+        return bool(self._names or self._prefixes)
+
+    def of(self, headers: Headers) -> list[tuple[str, bytes]]:
+        """Their names and the bytes that came, of each value of a repeated one. Raises HeadersTooLarge."""
+        passed = [
+            (name, value)
+            for name, value in headers.pairs
+            if value is not None and (name in self._names or name.startswith(self._prefixes))
+        ]
+        if (size := sum(len(name) + len(value) for name, value in passed)) > PASSED_LIMIT:
+            raise HeadersTooLarge(
+                f"The headers that go on to the events ({', '.join(sorted({name for name, _ in passed}))}) have {size} "
+                f"bytes; the limit is {PASSED_LIMIT} bytes."
+            )
+        return passed
 
 
 def trace_context(headers: Headers) -> dict[str, str]:

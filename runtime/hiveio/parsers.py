@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-_WRITTEN = ("content-type", "traceparent", "tracestate")  # every record has these in any case
+# What only the runtime itself writes into records, and secrets, which do not belong on a topic.
+_OWN = ("hive-", "ce_", "content-type", "traceparent", "tracestate")
+_SECRET = ("authorization", "proxy-authorization", "cookie")
 
 
 def cpu_quota() -> int:
@@ -85,11 +87,24 @@ def http_url(text: str) -> str:
     return text
 
 
+def keys_url(text: str) -> str:
+    """a URL http://host:port/path or https://, of ASCII characters without spaces, and without a user"""
+    if not re.fullmatch(r"[!-~]+", http_url(text)) or "@" in urlsplit(text).netloc:
+        raise ValueError  # it would be asked for in vain, again and again
+    return text
+
+
 def header_names(text: str) -> tuple[str, ...]:
-    """a comma-separated list of header names, or beginnings of names as in x-tenant-*; not hive-*, content-type"""
+    """a comma-separated list of header names, or beginnings of names as in x-tenant-*; none of them may be or begin \
+hive-*, ce_*, content-type, traceparent, tracestate, authorization, proxy-authorization or cookie"""
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
-        if not re.fullmatch(r"[a-z0-9!#$%&'+.^_`|~-]+\*?", name) or name.startswith("hive-") or name in _WRITTEN:
+        if not re.fullmatch(r"[a-z0-9!#$%&'+.^_`|~-]+\*?", name):
+            raise ValueError
+        if name.endswith("*"):
+            if any(own.startswith(name[:-1]) for own in (*_OWN, *_SECRET)) or name.startswith(_OWN[:2]):
+                raise ValueError
+        elif name.startswith(_OWN[:2]) or name in (*_OWN, *_SECRET):
             raise ValueError
     return names
 

@@ -16,6 +16,7 @@ from hiveio.config import Settings
 from hiveio.envelope import Handler
 from hiveio.errors import HiveError, StartRaises, contained, is_cancelled, text_of
 from hiveio.fault import log_fault
+from hiveio.identity import Identity
 from hiveio.peers import Health, Peers
 from hiveio.types import App, Observer
 
@@ -44,6 +45,13 @@ class Component(Protocol):
 
     def alive(self) -> bool:
         """Whether its own loops turn. No backend may count here, because a restart would not bring it back."""
+
+
+class Authenticator(Protocol):
+    """Says who sends a request, where AUTH_JWKS_URL is set: ``hiveio.auth.authenticator``."""
+
+    async def identify(self, authorization: bytes | None) -> Identity:
+        """Who sends a request with this Authorization. Raises Unauthorized (401), Unavailable (503)."""
 
 
 C = TypeVar("C", bound=Component)
@@ -93,6 +101,7 @@ class Service:
         self.components: list[Component] = []
         self.channels: list[Channel] = []
         self.telemetry = Untraced()
+        self.authenticator: Authenticator | None = None
         self.peers = Peers()
         self.slot = 0  # of this worker among them
         self.draining = False

@@ -19,6 +19,7 @@ import trustme
 import hiveio
 from tests.images.container import HARDENED, ROLES, ROOT, Container, bake, call, inspected
 from tests.integration.topics import make_topic, read_all
+from tests.issuer import Issuer, Key
 from tests.process import wait_until
 from tests.services import Kafka, Redis, free_port
 
@@ -264,6 +265,39 @@ def test_status_and_console_are_in_the_image_and_probes_may_have_a_port_of_their
             states = httpx.get(f"{url}/aggregate?name=AccountActor/1", timeout=30).text
             assert "&quot;owner&quot;: &quot;Ada&quot;" in states  # folded by the actor of the image
             running.stop()  # and what was started in it
+
+
+@pytest.mark.parametrize("role", ["base"], indirect=True)
+def test_it_verifies_tokens_with_keys_that_it_fetches_over_https(images: str, tmp_path: Path, role: str) -> None:
+    authority, key = trustme.CA(), Key("first")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "issuer.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    (tmp_path / "m.py").write_text(ACTOR.format(kind="Command", more="", path="/a", annotation=": M"))
+    tmp_path.chmod(0o755)
+    with Issuer(key, pem=tmp_path / "issuer.pem", authority=tmp_path / "authority.pem") as issuer:
+        settings = {"ACTOR_MODULE": "m", "SSL_CERT_FILE": "/actor/authority.pem", **issuer.settings}
+        with Container(images, "hiveio/base", {**settings, "PYTHONVERBOSE": "1"}, actor=tmp_path) as running:
+            body = {"type": "M", "payload": {}}
+            tokens = (None, "Bearer x", f"Bearer {Key('first').token()}", f"Bearer {key.token()}")
+            answers = [
+                httpx.post(f"{running.url}/a", json=body, headers={"authorization": each} if each else {}, timeout=20)
+                for each in tokens
+            ]
+            assert [answer.status_code for answer in answers] == [401, 401, 401, 200]
+            assert not running.complaints()
+            # Without SSL_CERT_FILE it trusts the public authorities; and it has what the lock names.
+            about = (
+                "import ssl, importlib.metadata as m, os; del os.environ['SSL_CERT_FILE']\n"
+                "print(len(ssl.create_default_context().get_ca_certs()) > 100)\n"
+                "print(*(f'{name}=={m.version(name)}' for name in ('pyjwt', 'cryptography')))"
+            )
+            found = call(images, "exec", running.container, "python", "-c", about).split()
+            assert found[0] == "True"
+            locked = (ROOT / "runtime" / "requirements.lock").read_text("utf-8")
+            assert all(f"{each} \\\n" in locked for each in found[1:]), found
+            running.stop()
+            compiled = [line for line in running.errors if line.startswith("# code object from") and ".pyc" not in line]
+            assert [line for line in compiled if "/actor/" not in line] == []
 
 
 def health(container: Container, *arguments: str) -> int:

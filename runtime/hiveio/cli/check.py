@@ -140,6 +140,9 @@ def _message_changes(actor: str, old: Description, new: Description) -> Iterator
             for at, why in incompatibilities(schema, now[name]):
                 remedy = "give a new field a default, and take what was taken; or make another message of it"
                 yield Finding(CLIENTS, f"{actor} {name}{at}: {why}", remedy)
+    if added := sorted({*new.requires} - {*old.requires}):
+        text = f"{actor} requires a scope more of a token: {', '.join(added)}"
+        yield Finding(CLIENTS, text, "let the issuer give it to those who are to go on, and then require it")
     moved = [(name, old.paths[name], new.paths[name]) for name in old.paths if name in new.paths]
     if old.commands and new.commands:
         moved.insert(0, ("", old.path, new.path))

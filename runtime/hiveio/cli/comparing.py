@@ -95,9 +95,9 @@ class Events:
             self._take()
             self.published += 1
             found = event[1]
-            headers = _headers(found)
+            headers = headers_of(found)
             same = (found.key(), found.value()) == (str(expected.key).encode(), expected.value)
-            if not same or any(headers.get(name) != str(value).encode() for name, value in expected.headers):
+            if not same or any((name, _bytes(value)) not in headers for name, value in expected.headers):
                 self._differences.add(
                     f"{self._topic.where}/{found.offset()}: this record is not the event {position} of the log"
                 )
@@ -258,6 +258,10 @@ class CacheCheck:
             raise Unavailable(f"the cache of {self._fold.log.where} was lost: verify again later")
         if watermark.offset != self.offset or watermark.generation != self._generation:
             self._reach(watermark)
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _headers(message: Message) -> dict[str, bytes]:

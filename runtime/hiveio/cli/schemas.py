@@ -50,6 +50,7 @@ class Description(msgspec.Struct, omit_defaults=True):
     upcasts: bool = False
     code: str = ""
     scope: str = ""  # a hash of its own ``scope``
+    requires: list[str] = []  # scopes of tokens
 
 
 def describe(contract: Contract) -> Description:
@@ -74,6 +75,7 @@ def describe(contract: Contract) -> Description:
         upcasts=kind.upcast is not None,
         code=_code(function for function in (kind.replay, kind.upcast) if function),
         scope="" if kind.scope is Actor.scope else _code([kind.scope]),
+        requires=sorted(contract.requires),
     )
 
 

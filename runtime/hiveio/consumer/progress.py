@@ -62,13 +62,13 @@ class RecentKeys:
     """The last ``size`` events that a producer wrote under an Idempotency-Key (its header ``hive-key``).
 
     A client that sends again, because no answer came, may have its events written twice: with the same aggregate,
-    the same key and the same index in the request, with which ``hive-id`` ends.
+    the same caller and key, and the same index in the request, with which ``hive-id`` ends.
     """
 
     __slots__ = ("_seen", "_size")
 
     def __init__(self, size: int) -> None:
-        self._seen: dict[tuple[bytes | None, bytes | None, bytes, bytes], None] = {}
+        self._seen: dict[tuple[bytes | None, bytes | None, bytes | None, bytes, bytes], None] = {}
         self._size = size
 
     def take(self, id: bytes | None, key: bytes, headers: Iterable[tuple[str, bytes | None]]) -> bool:
@@ -77,7 +77,7 @@ class RecentKeys:
         if not found.get("hive-id"):
             return True  # another program's header
         index = (found.get("hive-id") or b"").rpartition(b".")[2]
-        event = (id, found.get("hive-actor"), key, index)
+        event = (id, found.get("hive-actor"), found.get("hive-subject"), key, index)
         if event in self._seen:
             return False
         self._seen[event] = None

@@ -19,6 +19,7 @@ _HEADERS = {
     "hive-actor": "the actor that wrote it",
     "hive-id": "<id>.<index>: the same for a repeat of the same event",
     "hive-key": "the Idempotency-Key of the request",
+    "hive-subject": "who sent the request: the sub of its token, where requests are authenticated",
     "hive-position": "<partition>:<offset>:<index> in the transaction log",
     "hive-previous": "the position before it in this partition",
     "hive-version": "the version of the aggregate after it; 1 for its first event",

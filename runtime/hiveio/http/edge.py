@@ -27,7 +27,7 @@ from hiveio.errors import (
 from hiveio.fault import log_fault
 from hiveio.headers import HeaderView, encoded
 from hiveio.http.in_flight import AlreadyAnswered, InFlight, Request
-from hiveio.http.intake import ClientDisconnected, TakeBatch, read_body
+from hiveio.http.intake import ClientDisconnected, read_body
 from hiveio.http.probes import method_not_allowed, probes
 from hiveio.http.request_headers import (
     HeadCheck,
@@ -39,6 +39,7 @@ from hiveio.http.request_headers import (
 )
 from hiveio.http.response import JSON, Response
 from hiveio.http.routes import Resource, Route, Router, path_text
+from hiveio.identity import Identity, check_scopes
 from hiveio.logs import request_id
 from hiveio.service import Service
 from hiveio.types import App, Message, Receive, Scope, Send
@@ -70,6 +71,7 @@ class Edge:
         self._in_flight = InFlight(self.timeout, self._give_up)
         self._metrics: dict[tuple[str, str], metrics.RequestMetrics] = {}
         self._route_metrics = {id(route): self._metrics_of(route.method, route.path) for route in self.router.routes}
+        self._identify = service.authenticator.identify if service.authenticator is not None else None
         self._heads = HeadCheck()
         self._hosts = self._heads.hosts
         self._ids = map((os.urandom(6).hex() + "-{:x}").format, itertools.count(1))
@@ -192,6 +194,11 @@ class Edge:
         try:
             if len(headers) < len(scope["headers"]):
                 check_repeated(scope["headers"])
+            identity: Identity | None = None
+            if self._identify is not None:  # before the body is read, so that it is refused without
+                identity = await self._identify(headers.get(b"authorization"))
+                if route.requires:
+                    check_scopes(route.requires, identity)
             body = b""
             make_envelope = None
             if route.reads_body:
@@ -206,8 +213,16 @@ class Edge:
                 if route.intake is not None:
                     form = route.intake.form(headers, body)
                     if form is not None and form.take_batch is not None:
-                        view = HeaderView(headers, scope["headers"])
-                        return await self._take_batch(request, form.take_batch, raw, message, receive, headers, view)
+                        common = Envelope(
+                            message=None,
+                            id=path_text(raw if isinstance(raw, bytes) else raw[0]) if route.by_id else "",
+                            key=idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
+                            headers=HeaderView(headers, scope["headers"]),
+                            identity=identity,
+                        )
+                        # A batch has REQUEST_TIMEOUT for each step of its way, and not for all of it.
+                        progressed = partial(self._in_flight.progressed, request)
+                        return await form.take_batch(message, receive, headers, common, progressed)
                     self._check_length(headers)
                     make_envelope = form and form.envelope
                 if message.get("more_body") or len(body) > self.body_limit or message["type"] == "http.disconnect":
@@ -239,6 +254,7 @@ class Edge:
                 conditions=asked,
                 body=body,
                 headers=HeaderView(headers, scope["headers"]),
+                identity=identity,
             )
             outcome = await route.handler(envelope)
         except asyncio.CancelledError:
@@ -264,26 +280,6 @@ class Edge:
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
             raise TooLarge(f"The body has more than {self.body_limit} bytes.")
-
-    async def _take_batch(
-        self,
-        request: Request,
-        take_batch: TakeBatch,
-        raw: bytes | list[bytes],
-        first: Message,
-        receive: Receive,
-        headers: dict[bytes, bytes],
-        view: HeaderView,
-    ) -> Response:
-        """A batch has REQUEST_TIMEOUT for each step of its way, and not for all of it."""
-
-        common = Envelope(
-            message=None,
-            id=path_text(raw if isinstance(raw, bytes) else raw[0]) if request.route.by_id else "",
-            key=idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
-            headers=view,
-        )
-        return await take_batch(first, receive, headers, common, partial(self._in_flight.progressed, request))
 
     def _metrics_of(self, method: str, path: str) -> metrics.RequestMetrics:
         # The client chooses the method: only known ones become labels.

@@ -118,9 +118,15 @@ _ID = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT}
 
 
 def document(
-    routes: Iterable[Route], title: str = "hiveio", version: str = "0.0.0", description: str = ""
+    routes: Iterable[Route],
+    title: str = "hiveio",
+    version: str = "0.0.0",
+    description: str = "",
+    *,
+    secured: bool = False,
 ) -> dict[str, Any]:
-    """The description of these routes. A type that has no JSON schema is described as "anything"."""
+    """The description of these routes. A type that has no JSON schema is described as "anything". ``secured`` says that
+    each request of them needs a token."""
     listed = list(routes)
     envelopes: dict[type, type] = {}
     contracts = [route.contract for route in listed if route.contract]
@@ -136,7 +142,9 @@ def document(
         own |= {"Stored": _STORED, "BatchAnswer": _BATCH}
     paths: dict[str, Any] = {}
     for route in listed:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+        operation = paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+        if secured:
+            _secure(operation, route)
     problems = [(name, text, _PROBLEM_HEADERS.get(status, ())) for status, (name, text) in _PROBLEMS.items()]
     return {
         "openapi": "3.1.0",
@@ -149,11 +157,25 @@ def document(
                 name: {"description": text, "headers": _headers(headers), "content": _content(_PROBLEM_TYPE, "Problem")}
                 for name, text, headers in [*problems, (*_DEFAULT, ())]
             },
+            **({"securitySchemes": {"token": _TOKEN}} if secured else {}),
         },
     }
 
 
 _PROBLEM_TYPE = "application/problem+json"
+_TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "An access token for this service, in the header Authorization (RFC 6750)",
+}
+
+
+def _secure(operation: dict[str, Any], route: Route) -> None:
+    operation["security"] = [{"token": sorted(route.requires)}]
+    for status in (401, 403) if route.requires or route.ours else (401,):
+        reference = {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
+        operation["responses"].setdefault(str(status), reference)
 
 
 def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def probes(service: Service, router: Router, *, ping: bool = False) -> Starlette
 
     async def openapi(request: Request) -> Response:
         if not described:
-            described.update(document(router.routes, **service.about()))
+            described.update(document(router.routes, secured=service.authenticator is not None, **service.about()))
         return JSONResponse(described)
 
     async def channels(request: Request) -> Response:

@@ -12,7 +12,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _MEDIA_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json", re.IGNORECASE)
-_ONCE = {b"content-length", b"content-type", b"idempotency-key"}
+_ONCE = {b"authorization", b"content-length", b"content-type", b"idempotency-key"}
 # RFC 3986, section 3.2.2, but for the comma: with one, two values may have become one.
 _HOST = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:\d*)?")
 _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?(?!utf-?8|us-ascii)", re.IGNORECASE)

@@ -78,6 +78,7 @@ class Route:
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters
     by_id: bool = field(init=False)  # the one parameter is {id}
+    requires: frozenset[str] = field(init=False)  # the scopes that a token must have
 
     def __post_init__(self) -> None:
         parts = self.path.removeprefix("/").split("/") if self.path != "/" else []
@@ -91,6 +92,7 @@ class Route:
         set_once(self, "segments", tuple("" if match and match[1] else match[0] for match in found if match))
         set_once(self, "names", names)
         set_once(self, "by_id", names == ("id",))
+        set_once(self, "requires", self.contract.requires if self.contract else frozenset())
 
     @property
     def owner(self) -> str:

@@ -201,7 +201,15 @@ class Intake:
         except Problem as problem:
             return problem
         key = None if common.key is None else f"{common.key}/{index}"
-        return Envelope(message=message, id=common.id, meta=meta, key=key, body=body, headers=common.headers)
+        return Envelope(
+            message=message,
+            id=common.id,
+            meta=meta,
+            key=key,
+            body=body,
+            headers=common.headers,
+            identity=common.identity,
+        )
 
     async def _claim(self, envelope: Envelope | Problem) -> Claim | Outcome | None:
         return None if isinstance(envelope, Problem) else await self._publishing.claim(envelope)

@@ -81,7 +81,9 @@ class Keys:
         Raises Conflict (409) while the first is being handled, Unknown (504) with its id if it ended without an answer,
         KeyReused (422) if its body was another, Unavailable (503).
         """
-        name = encode_json((actor, envelope.id, envelope.key))
+        # Each caller has keys of its own: nobody reads, or spoils, the answer of another one by guessing a key.
+        caller = () if envelope.identity is None else (envelope.identity.subject,)
+        name = encode_json((actor, envelope.id, envelope.key, *caller))
         prefix = f"hive:keys:{{{topic}/{topic_id}}}:"
         claim = Claim(prefix, name, token, blake2b(envelope.body, digest_size=8).hexdigest())
         if self._probe.prefix != prefix:

@@ -15,7 +15,7 @@ from hiveio.actor import Contract, Event
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
 from hiveio.errors import ConfigError, Invalid, Problem, Unknown
-from hiveio.headers import trace_context
+from hiveio.headers import PassedHeaders, trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Headers, Late
 from hiveio.producer.keys import Claim, Keys
@@ -48,10 +48,11 @@ class Publishing:
     or else the id in the path (none without); value = the event's envelope with the request's meta, in which the
     payload of a message that the actor returns unchanged keeps its bytes; headers ``hive-actor``, ``hive-id``
     (``<id>.<index>``), ``content-type``, and, where the request carried them, ``traceparent``, ``tracestate``,
-    ``hive-key`` (the Idempotency-Key) and those of EVENT_HEADERS, as they came. With EVENT_FORMAT=cloudevents the value
-    is the payload, and the attributes are headers too. The answer is the events, and ``Hive-Position`` is the position
-    of the last one. Without events nothing is written. With PRODUCER_ACK=queued it does not wait, and has no position.
-    With ``keys`` a request whose Idempotency-Key was used before gets the first answer again, and is written once.
+    ``hive-key`` (the Idempotency-Key) and those of EVENT_HEADERS, as they came; and ``hive-subject`` where requests are
+    authenticated. With EVENT_FORMAT=cloudevents the value is the payload, and the attributes are headers too. The
+    answer is the events, and ``Hive-Position`` is the position of the last one. Without events nothing is written.
+    With PRODUCER_ACK=queued it does not wait, and has no position. With ``keys`` a request whose Idempotency-Key was
+    used before gets the first answer again, and is written once.
 
     Raises Unavailable (503), TooLarge (413), Invalid (422) and Forbidden (403) if nothing was written; Unknown (504)
     with the records' ``id`` when Kafka did not confirm them all in time: each may be stored, now or later.
@@ -67,8 +68,7 @@ class Publishing:
             f"{quote(settings.client_id)}/{quote(contract.name)}" if settings.event_format != "action" else ""
         )
         self._shared: Headers = [("hive-actor", contract.name.encode())]
-        self._passed = {name for name in settings.event_headers if not name.endswith("*")}
-        self._prefixes = tuple(name[:-1] for name in settings.event_headers if name.endswith("*"))
+        self._passed = PassedHeaders(settings.event_headers)
         self._next_id = identities()
 
     async def __call__(self, envelope: Envelope) -> Outcome:
@@ -197,9 +197,10 @@ class Publishing:
         shared += (trace_context(given) or cloudevents.trace_context(envelope.meta)).items()
         if envelope.key is not None:
             shared.append(("hive-key", envelope.key))
-        if self._passed or self._prefixes:
-            passed, prefixes = self._passed, self._prefixes
-            shared += [pair for pair in given.pairs if pair[0] in passed or pair[0].startswith(prefixes)]
+        if envelope.identity is not None:
+            shared.append(("hive-subject", envelope.identity.subject))
+        if self._passed:
+            shared += self._passed.of(given)
         return shared
 
 

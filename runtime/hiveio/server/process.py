@@ -20,6 +20,7 @@ from gunicorn.sock import TCP6Socket, TCPSocket  # type: ignore[import-untyped]
 
 from hiveio import logs, metrics
 from hiveio.actor import Contract
+from hiveio.auth import enabled
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, Stop
 from hiveio.http.routes import Build
@@ -56,6 +57,9 @@ def serve(build: Build) -> NoReturn:
         contracts = load(settings)
         if settings.admin_port and settings.admin_port == settings.port:
             raise ConfigError(f"ADMIN_PORT={settings.admin_port} is wrong: it is PORT too; it takes another port")
+        enabled.check(settings, contracts)
+        if settings.auth_jwks_url:
+            from hiveio.auth import authenticator  # noqa: F401 - before the fork too
         application = Application(_with_workers(settings, contracts), contracts, build)
     except Stop as error:
         _end(error.exit_code, str(error))

@@ -186,6 +186,10 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 from hiveio.telemetry import Telemetry  # where it is off, nothing of it is even imported
 
                 service.telemetry = service.use(Telemetry(settings))  # the first, so that it ends last
+            if settings.auth_jwks_url:
+                from hiveio.auth.authenticator import Authenticator
+
+                service.authenticator = service.use(Authenticator(settings))
             routes = self.app.build(service)
             check_reached(service, routes)
             edge = Edge(service, routes)

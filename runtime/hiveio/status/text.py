@@ -8,11 +8,12 @@ from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade
 
 def about(record: Record) -> str:
     if isinstance(record, Commit):
-        key = f"  Idempotency-Key {record.command.key}" if record.keyed else ""
+        key = f"  Idempotency-Key {record.command.given}" if record.keyed else ""
+        by = f"  by {record.command.caller}" if record.command.caller else ""
         refused = f"  refused: {record.refusal.get('detail', '')}" if record.refusal else ""
-        return f"commit {record.command.target}{key}{refused}"
+        return f"commit {record.command.target}{key}{by}{refused}"
     if isinstance(record, Barrier):
-        closes = f", closes the command {record.command.key}" if record.command else ""
+        closes = f", closes the command {record.command.given}" if record.command else ""
         return f"barrier {' '.join(record.aggregates)}{closes}"
     if isinstance(record, Foreign):
         return "no record of hiveio, so it is void for every reader"

@@ -22,10 +22,11 @@ from hiveio.errors import Invalid, Problem, Rejected, VersionMismatch
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.http.routes import queries
+from hiveio.identity import Identity
 from hiveio.service import awaited
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog
-from hiveio.testing.service import Service, Version, asking, memory_settings
+from hiveio.testing.service import Service, Version, admit, asking, memory_settings
 from hiveio.transaction import record as records
 from hiveio.transaction.record import CommandId, Commit, Write, aggregate
 
@@ -93,12 +94,13 @@ class Scenario:
         if_none_match: Version = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        identity: Identity | None = None,
     ) -> Self:
         """Send a command, a query or an event. ``key`` is an Idempotency-Key. ``if_match`` is the version that the
         aggregate must have, ``if_none_match`` a version that it must not have; both may be ``"*"``.
 
         ``headers`` are those of the request or of the record of the event, which the actor finds in
-        ``context.headers``.
+        ``context.headers``. ``identity`` is who sends the message, such as ``Identity.of("ada", "accounts:write")``.
         """
         contract, target = self._contract(self._actor), self._id if id is None else id
         self._message = f"{contract.name}/{target} when {message!r}"
@@ -107,9 +109,9 @@ class Scenario:
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         if contract.model is None:
             asked = asking(if_match, if_none_match)
-            asyncio.run(self._ask(contract, target, message, body, key, asked, HeaderView.of(headers or {})))
+            asyncio.run(self._ask(contract, target, message, body, key, asked, HeaderView.of(headers or {}), identity))
         else:
-            asyncio.run(self._command(contract, target, message, key, if_match, if_none_match, meta, headers))
+            asyncio.run(self._command(contract, target, message, key, if_match, if_none_match, meta, headers, identity))
         if self._faults:
             raise AssertionError(self._faults[0])
         return self
@@ -124,6 +126,7 @@ class Scenario:
         if_none_match: Version,
         meta: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
+        identity: Identity | None,
     ) -> None:
         before = len(self._log.partitions[0])
         async with Service(*self._kinds.values(), log=self._log) as service:
@@ -147,6 +150,7 @@ class Scenario:
                         if_none_match=if_none_match,
                         meta=meta,
                         headers=headers,
+                        identity=identity,
                     )
                     self.events, self.headers = answer.events, HeaderView.of(answer.headers)
                 except Problem as problem:
@@ -171,6 +175,7 @@ class Scenario:
         key: str | None,
         asked: Conditions | None,
         headers: HeaderView,
+        identity: Identity | None,
     ) -> None:
         """Send a message to an actor without aggregates, which is started again and first given the events before."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
@@ -183,7 +188,7 @@ class Scenario:
                 if position is None or offset >= position[0]:
                     await handlers[listener.name](self._event(offset, at, event, sent))
             if asked is None or (isinstance(message, Query) and asked.match is None):
-                await self._answer(contract, handlers[contract.name], id, message, body, key, headers)
+                await self._answer(contract, handlers[contract.name], id, message, body, key, headers, identity)
             else:
                 self._answered_with(VersionMismatch("An actor without aggregates has no versions."))
 
@@ -196,18 +201,23 @@ class Scenario:
         body: bytes,
         key: str | None,
         headers: HeaderView,
+        identity: Identity | None,
     ) -> None:
         try:
+            if not (isinstance(message, Event) and type(message).__name__ in contract.subscribes):
+                admit(contract, identity)
             if isinstance(message, Query):
                 envelope = _query(contract, handler, id, message)
-                envelope.headers = headers
+                envelope.headers, envelope.identity = headers, identity
             elif isinstance(message, Event) and type(message).__name__ in contract.subscribes:
                 event = _round_trip(contract.subscribed_codec, message)
                 self._received.append((contract.kind, id, event, headers))
                 envelope = self._event(len(self._received) - 1, id, event, headers)
             else:
                 decoded, meta = contract.command_codec.decode(body)
-                envelope = Envelope(message=decoded, id=id, meta=meta, key=key, body=body, headers=headers)
+                envelope = Envelope(
+                    message=decoded, id=id, meta=meta, key=key, body=body, headers=headers, identity=identity
+                )
             outcome = await handler(envelope)
             self.reply, self.headers = outcome.value, HeaderView.of(outcome.headers)
             encode_value(self.reply)  # it raises if HTTP could not answer with it

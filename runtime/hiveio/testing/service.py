@@ -11,8 +11,9 @@ from hiveio.actor import Actor, Contract, Event, contracts
 from hiveio.conditions import Conditions, conditions, etag
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, encode_json, encode_message
-from hiveio.errors import NotFound
+from hiveio.errors import NotFound, Unauthorized
 from hiveio.headers import HeaderView
+from hiveio.identity import Identity, check_scopes
 from hiveio.testing.memory import MemoryCache, MemoryLog, MemoryTransactionLog
 from hiveio.transaction.cache import fingerprint
 from hiveio.transaction.record import Record
@@ -84,15 +85,26 @@ class Service:
         if_none_match: Version = None,
         meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        identity: Identity | None = None,
     ) -> Answer:
         """Send a command through the wire format. Raises the Problem that HTTP would answer with, and what actors
         raise."""
         contract = self._by_kind[actor]
+        admit(contract, identity)
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         decoded, raw_meta = contract.command_codec.decode(body)
         sent = HeaderView.of(headers or {})
         asked = asking(if_match, if_none_match)
-        envelope = Envelope(message=decoded, id=id, meta=raw_meta, key=key, conditions=asked, body=body, headers=sent)
+        envelope = Envelope(
+            message=decoded,
+            id=id,
+            meta=raw_meta,
+            key=key,
+            conditions=asked,
+            body=body,
+            headers=sent,
+            identity=identity,
+        )
         outcome = await self.transactions.engine.submit(contract, envelope).future
         answered = outcome.encoded or b"null"
         events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []
@@ -113,9 +125,9 @@ class Service:
         except NotFound:
             return None, 0
 
-    async def outcome(self, transaction: str) -> dict[str, Any]:
+    async def outcome(self, transaction: str, identity: Identity | None = None) -> dict[str, Any]:
         """The outcome of a transaction, by the id that a 504 carries. This closes a command that was not executed."""
-        return await self.transactions.engine.outcome(transaction)
+        return await self.transactions.engine.outcome(transaction, identity)
 
     def records(self, partition: int = 0) -> Sequence[Logged]:
         """The records of the transaction log. The first one pins the format."""
@@ -124,6 +136,14 @@ class Service:
     def lose_cache(self) -> None:
         """Lose the cache, as after FLUSHALL. It is rebuilt from the log."""
         self.cache.forget_all()
+
+
+def admit(contract: Contract, identity: Identity | None) -> None:
+    """Refuse a caller as HTTP would, if the actor requires a scope. Raises Unauthorized, Forbidden."""
+    if contract.requires and identity is None:
+        raise Unauthorized("The request has no bearer token.")
+    if identity is not None:
+        check_scopes(contract.requires, identity)
 
 
 def asking(if_match: Version, if_none_match: Version) -> Conditions | None:

@@ -34,7 +34,9 @@ class InFlight:
         id: CommandId,
         deadline: float,
         on_over: Callable[["InFlight", str], None],
+        passed: Sequence[tuple[str, bytes]] = (),
     ) -> None:
+        """``passed`` are the headers of the request that its events have too."""
         self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
         self._on_over = on_over
         self._came_at = self._phase_at = time.monotonic()  # when its current phase began
@@ -42,6 +44,7 @@ class InFlight:
         self.keyed = envelope.key is not None
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
         self.trace = trace_context(envelope.headers)
+        self.passed = passed
         self.context = (
             copy_context()
         )  # the context of the request, for its actor: another command may be the one that calls perform

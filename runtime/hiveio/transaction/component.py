@@ -360,7 +360,7 @@ def outcomes(log: TransactionLog) -> Route:
     """GET /transactions/{id} answers with the definite outcome of a transaction. It closes one that is still open."""
 
     async def handle(envelope: Envelope) -> Outcome:
-        return Outcome(await log.engine.outcome(envelope.id))
+        return Outcome(await log.engine.outcome(envelope.id, envelope.identity))
 
     return Route(
         method="GET",

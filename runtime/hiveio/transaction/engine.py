@@ -23,6 +23,8 @@ from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
 from hiveio.errors import Conflict, NotFound, Problem, Unavailable, Unknown, backend_away
+from hiveio.headers import PassedHeaders
+from hiveio.identity import Identity, check_scopes
 from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.access import Access
@@ -66,7 +68,7 @@ class Engine:
         self._timeout_s = settings.request_timeout_ms / 1000
         self._scopes, self._cache = scopes, cache
         self._actors = Actors(contracts, len(scopes))
-        self._retries = Retries(settings)
+        self._retries, self._passed = Retries(settings), PassedHeaders(settings.event_headers)
         self.keys_in_work: set[str] = set()  # ids of commands with an Idempotency-Key that are not answered
         self.work, self.tasks = Work(), Tasks()
         self._metrics = metrics = CommandMetrics()
@@ -96,11 +98,12 @@ class Engine:
             self._admit(scope, name, key)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
-        id = CommandId(name, key or scope.journal.fresh())
+        passed = self._passed.of(envelope.headers) if self._passed else ()
+        id = CommandId.of(name, key or scope.journal.fresh(), envelope.identity)
         if key is not None and id.text in self.keys_in_work:
             raise Conflict(f"A command with Idempotency-Key {key!r} is in work.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        command = InFlight(contract, envelope, scope, id, deadline, self._over)
+        command = InFlight(contract, envelope, scope, id, deadline, self._over, passed)
         self.work.take(command)
         if key is not None:
             self.keys_in_work.add(id.text)
@@ -204,14 +207,19 @@ class Engine:
         scope, name = await self._ready(contract, id), aggregate(contract.name, id)
         return await read(scope, self._cache, name, consistency, self._timeout_s, self._retries.delay_s)
 
-    async def outcome(self, token: str) -> dict[str, Any]:
+    async def outcome(self, token: str, identity: Identity | None = None) -> dict[str, Any]:
         """The definite outcome of a transaction, or ``unknown`` once its command id is no longer remembered. A command
-        that was not executed is closed by this call."""
+        that was not executed is closed by this call. Where requests are authenticated, only the caller of the command
+        may ask. Raises NotFound, Forbidden."""
         try:
             asked = Token.parse(token)
             contract = self._actors.by_name[asked.actor]
+            if identity is not None and asked.command.caller != identity.subject:
+                raise KeyError(asked.key)
         except (ValueError, KeyError):
             raise NotFound(f"Transaction {token[:80]!r} was not found.") from None
+        if identity is not None:
+            check_scopes(contract.requires, identity)
         scope = await self._ready(contract, asked.id)
         try:
             async with asyncio.timeout(self._timeout_s):

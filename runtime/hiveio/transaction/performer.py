@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any, TypeGuard
@@ -21,6 +21,7 @@ from hiveio.transaction import faults
 from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache, Entry
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.journal import RECORD_LIMIT
 from hiveio.transaction.lock import LOCKED, LockBusy, Redlock
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
@@ -244,6 +245,8 @@ class Performer:
             pipeline.expect()
             self._tasks.spawn(self._answer_unrecorded(pipeline, command, heads))
             return
+        if command.passed:
+            _check_passed(command.passed, sum(map(len, raw.values())))
         id = journal.fresh()
         results, writes = self._written(command, tx, raw, id)
         record = self._record(command, writes, self._validated(command, tx, raw, refusal, chained), refusal)
@@ -293,6 +296,7 @@ class Performer:
             {} if refusal is None else refusal.headers,
             command.trace.get("tracestate", ""),
             command.scope.view.next,
+            tuple([(name, value.decode("latin-1")) for name, value in command.passed]) if command.passed else (),
         )
 
     def _append(self, command: InFlight, tx: Tx, id: str, record: Commit, results: dict[str, Entry]) -> None:
@@ -337,3 +341,13 @@ def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
 def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:
     """Whether an error is the decision of an actor, which is recorded or answered."""
     return isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge)
+
+
+def _check_passed(passed: Sequence[tuple[str, bytes]], events: int) -> None:
+    """The record has these headers once, and each of its events has them on the topic. Raises TooLarge."""
+    size = events * sum(len(name) + len(value) for name, value in passed)
+    if size > RECORD_LIMIT:
+        raise TooLarge(
+            f"The headers of EVENT_HEADERS would have {size} bytes in the {events} events of this command; at most "
+            f"{RECORD_LIMIT} are allowed."
+        )

@@ -283,5 +283,9 @@ def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoin
                 headers.append(("traceparent", record.trace))
             if record.tracestate:
                 headers.append(("tracestate", record.tracestate))
+            if subject := record.command.caller:
+                headers.append(("hive-subject", subject))
+            if record.passed:
+                headers += [(name, value.encode("latin-1")) for name, value in record.passed]
             group.append(Outgoing(id, bytes(event), headers))
     return group

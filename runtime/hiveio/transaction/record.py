@@ -5,22 +5,42 @@ each append has a new one, and the (hexadecimal) numbers of a writer rise in the
 is JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
 from hiveio.errors import Corrupt
+from hiveio.identity import Identity
 
 FIRST_FORMAT = 1
 FORMAT = 2  # the newest format that this version knows, and the format of the logs that it creates
 
 
 class CommandId(NamedTuple):
-    """The identity of a command, which is executed at most once: its target, and its Idempotency-Key or a fresh key."""
+    """The identity of a command, which is executed at most once: its target and its key.
+
+    The key is its Idempotency-Key or a fresh one. Where requests are authenticated, the subject of the caller and a
+    line break stand before it, and neither has a line break. So nobody learns of the command of another, or keeps it
+    from being executed, by guessing its key.
+    """
 
     target: str
     key: str
+
+    @classmethod
+    def of(cls, target: str, key: str, identity: Identity | None) -> Self:
+        return cls(target, key if identity is None else f"{identity.subject}\n{key}")
+
+    @property
+    def caller(self) -> str:
+        """The subject of its caller; empty where requests are not authenticated."""
+        return self.key.rpartition("\n")[0]
+
+    @property
+    def given(self) -> str:
+        """The key without the caller."""
+        return self.key.rpartition("\n")[2]
 
     @property
     def text(self) -> str:
@@ -75,8 +95,8 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
 
     ``seen``: its writer had read everything below this offset when it appended the record. ``refusal`` is the problem
     document of a refused command, which writes no events; ``headers`` are those of its answer. ``trace`` and
-    ``tracestate`` are the trace context of the command, which its events have in their headers. No verdict depends
-    on these four.
+    ``tracestate`` are the trace context of the command, and ``passed`` the headers of EVENT_HEADERS, as latin-1, which
+    its events have in their headers. No verdict depends on these five.
     """
 
     command: CommandId
@@ -89,6 +109,7 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     headers: dict[str, str] = {}
     tracestate: str = ""
     seen: int = 0
+    passed: tuple[tuple[str, str], ...] = ()
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):

@@ -117,7 +117,7 @@ class Recovery:
         if not isinstance(record, Commit):
             raise Conflict("This Idempotency-Key is closed: its command was not executed and never will be.")
         if record.hash != command.hash:
-            raise KeyReused(f"Idempotency-Key {command.id.key!r} was used before with another body.")
+            raise KeyReused(f"Idempotency-Key {command.id.given!r} was used before with another body.")
         refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
         write = record.writes[0]
         has_events = any(each.events for each in record.writes)

@@ -161,6 +161,10 @@ BREAKS = {
         [("    def replay", "    def scope(self, id): return 'all'\n    def replay")],
         ["breaks old records in the log: scope of OrderActor changed, and names the partition of what is in the log; "],
     ),
+    "a scope of tokens": (
+        [('    path = "/orders', '    requires = "orders:write all"\n    path = "/orders')],
+        ["breaks clients: OrderActor requires a scope more of a token: all, orders:write; let the issuer"],
+    ),
     "a query and paths": (
         [("message: Place | Find", "message: Place"), ("/orders/{id}", "/o/{id}")],
         ["breaks clients: the query OrderActor Find is gone; ", "breaks clients: OrderActor was on /orders/{id}, and is on /o/{id}; "],
