@@ -1,6 +1,7 @@
 """HTTP/1.1 from a hostile or clumsy client: it gets 4xx or is cut off, and no other client notices."""
 
 import contextlib
+import gc
 import re
 import resource
 import socket
@@ -236,6 +237,7 @@ def test_who_does_not_fetch_answers_is_cut_off(base: Role) -> None:
 @contextlib.contextmanager
 def few_files(most: int) -> Iterator[None]:
     """For processes that are started inside."""
+    gc.collect()  # Kafka clients of other tests, which would take the few that this process may have too
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:

@@ -105,8 +105,6 @@ def test_each_phase_of_a_command_is_timed_and_each_lag_is_told(role: Role) -> No
         ('hiveio_command_phase_seconds_count{phase="verdict"}', 10),
         ('hiveio_command_phase_seconds_count{phase="begin"}', 11),
         ('hiveio_command_phase_seconds_count{phase="perform"}', 10),
-        ('hiveio_commands_total{outcome="accepted"}', 10),
-        ('hiveio_commands_total{outcome="refused"}', 1),
         ("hiveio_published_events_total", 10),
         ('hiveio_commands_total{actor="AccountActor",command="Open",outcome="accepted"}', 1),
         ('hiveio_commands_total{actor="AccountActor",command="Deposit",outcome="accepted"}', 9),
@@ -121,7 +119,7 @@ def test_each_phase_of_a_command_is_timed_and_each_lag_is_told(role: Role) -> No
     assert re.search(r'hiveio_models_info\{fingerprint="[0-9a-f]{8}"\} 1\.0', shown)
     assert metric(role, "process_resident_memory_bytes") > 10_000_000
     assert 0 < metric(role, "process_open_fds") < metric(role, "process_max_fds")
-    assert 0 < metric(role, "process_cpu_seconds_total") < 600
+    wait_until(lambda: 0 < metric(role, "process_cpu_seconds_total") < 600, what="the CPU of the process")
     assert abs(metric(role, "process_start_time_seconds") - time.time()) < 600
     for name in ("fold_lag", "watermark_lag", "publisher_lag"):
         assert f'hiveio_{name}_records{{scope="0"}}' in shown

@@ -236,11 +236,11 @@ class Engine:
         return scope
 
     async def _ready(self, contract: Contract, id: str) -> Scope:
-        """The same, after it has opened. Raises Unavailable."""
+        """The same, after it has opened. Raises Unavailable, before the edge would answer that nothing is known."""
         scope = self._used(contract, id)
         if scope.opening:
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._timeout_s / 2):
                     await scope.waiting.opened()
             except TimeoutError:
                 raise scope.unavailable() from None
