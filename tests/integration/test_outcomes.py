@@ -102,6 +102,7 @@ def test_a_key_gives_the_same_answer_elsewhere_after_a_restart_and_without_the_c
             wait_until(lambda: add(b, "other", amount=1).status_code == 200, what="folded anew")
             again(b)
             b.kill()
+        wait_until(lambda: add(a, "other", amount=1).status_code == 200, what="folded anew here too")
         again(a)
     forget_cache(redis, topic)
     with processor() as c:
