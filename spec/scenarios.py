@@ -19,6 +19,10 @@ SHORT = {
     "c2-unfolded-dropped",
     "h1-chain-by-head-one-try",
     "h1-chain-by-version",
+    "h10-all-taken-for-fresh",
+    "h10-fresh-by-its-making",
+    "h10-given-up-without-a-lock",
+    "h10-stale-view-chained",
     "h3-refusal-recorded",
     "h3-refusal-unrecorded",
     "h4-conflict-unclosed",
@@ -60,6 +64,8 @@ BUILT: dict[str, Any] = {
     "TargetAlways": True,
     "RefusalRecorded": True,
     "VerdictFrom": "log",
+    "Looks": "all",
+    "Apart": False,
     "CheckReads": True,
     "BarrierCloses": True,
     "VoidLooks": True,
@@ -220,6 +226,20 @@ scope(
     invariants=[*SCOPE, "GivenUpNever"],
     **(FORGOTTEN | {"Copies": 2}),
 )
+# h10: the first attempt takes no lock and reads nothing: a command is performed on what its instance has judged so far,
+# whatever is missing there, and an id that was made here is not looked up. The verdict looks for the id only from where
+# it was known to be absent, so that no id of somebody else may be taken for fresh.
+FIRST_ATTEMPT: dict[str, Any] = {"VerdictFrom": "rest", "Apart": True}
+scope(
+    "h10-all-taken-for-fresh", GUARD, aggregates="xy", expect="RefusedNever", invariants=["RefusedNever"],
+    Looks="none", **FIRST_ATTEMPT,
+)  # fmt: skip
+scope("h10-fresh-by-its-making", GUARD, aggregates="xy", Looks="shared", **FIRST_ATTEMPT)
+scope("h10-stale-view-chained", CHAIN, Chain=True, Looks="shared", invariants=NO_COPY, **FIRST_ATTEMPT)
+scope(
+    "h10-given-up-without-a-lock", OVERTAKEN, MaxTry=2, GiveUp="later", Looks="shared",
+    invariants=[*SCOPE, "GivenUpNever"], **FIRST_ATTEMPT,
+)  # fmt: skip
 # asking for the outcome; everything together
 ASK: dict[str, Request] = {
     "q1": ("K", "x", "own", "A", 1),
