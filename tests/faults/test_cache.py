@@ -141,6 +141,9 @@ async def test_23_redis_does_not_answer_in_time(broker: Broker, how: str) -> Non
 async def test_24_the_reply_of_a_script_is_lost_after_its_effect(broker: Broker, script: str) -> None:
     with Stage(broker) as stage:
         await stage.accepted("Deposit", "Account/a", amount=10)
+        for number in range(4):  # the other one works on these too, so the victim locks and reads them
+            await stage.accepted("Deposit", f"Account/{number}", at=1, amount=1)
+        await stage.read("Account/3", at=0)
         lost = stage.redis_proxy.down.cut(calls_of(script), times=1)
         if script == "reset":
             stage.instances[1].pause()
@@ -165,10 +168,13 @@ async def test_25_lock_nodes_are_down(broker: Broker) -> None:
         async with stage.load(8):
             await asyncio.sleep(0.5)
             nodes[0].kill()  # 1 of 3: goes on
-            await stage.accepted("Deposit", "Account/one", amount=1)
-            nodes[1].kill()  # 2 of 3: nothing more, and it is said which
+            for number in (1, 0):  # both work on it, so it takes the lock
+                await stage.accepted("Deposit", "Account/two", at=number, amount=1)
+                await stage.read("Account/two", at=0)
+            nodes[1].kill()  # 2 of 3: nothing more where a lock is needed, and all else goes on
             call = await stage.send("Deposit", "Account/two", amount=1)
             assert call.status == 503
+            await stage.accepted("Deposit", "Account/one", amount=1)
             shutil.rmtree(nodes[0].data)
             nodes[0].start()  # one is back, and knows nothing of the locks that are held
             await stage.accepted("Deposit", "Account/two", amount=1)
@@ -211,7 +217,10 @@ async def test_26_the_clock_of_redis_jumps(broker: Broker, tmp_path: Path) -> No
                 async with asyncio.timeout(WELL_S):  # work goes on
                     while not any(call.result is Result.ACCEPTED for call in load.history[answered:]):
                         await asyncio.sleep(0.02)
+        await stage.accepted("Deposit", "Account/x", at=1, amount=1)  # so the victim locks it
+        await stage.read("Account/x", at=0)
         # What an instance held and wished that died while the clock was ahead: it ends by its time, and not by that.
+        await until(lambda: client.keys("hive:*:publisher"), "somebody leads")
         (scope,) = {key.rpartition(b":publisher")[0].decode() for key in client.keys("hive:*:publisher")}
         clock.write_text("+48h")
         await until(lambda: client.time()[0] > time.time() + 3600, "ahead")

@@ -8,7 +8,7 @@ from tests.faults.checker import Result
 from tests.faults.stage import LOCK_TTL_S, Broker, Stage, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
-STEPS = ("locked", "prepared", "appended", "judged", "answering", "applying", "applied")
+STEPS = ("opened", "prepared", "appended", "judged", "answering", "applying", "applied")
 
 
 def at(point: str, action: str = "KILL", name: str = "Account/a") -> dict[str, str]:
@@ -22,10 +22,17 @@ async def warm(stage: Stage) -> None:
     await stage.accepted("Deposit", "Account/other", amount=1)
 
 
+async def contended(stage: Stage) -> None:
+    """The victim has seen the other one work on account/a, so it takes the lock."""
+    await warm(stage)
+    await stage.accepted("Deposit", "Account/a", at=1, amount=1)
+    await stage.read("Account/a", at=0)
+
+
 @pytest.mark.fault(1)
 async def test_01_killed_after_the_lock(broker: Broker) -> None:
-    with Stage(broker, points=at("locked")) as stage:
-        await warm(stage)
+    with Stage(broker, points=at("opened")) as stage:
+        await contended(stage)
         call = await (await stage.meet("Deposit", "Account/a", amount=1))
         assert call.result is Result.UNKNOWN
         # The lock is in the way for its time to live at most.
@@ -38,7 +45,7 @@ async def test_01_killed_after_the_lock(broker: Broker) -> None:
 @pytest.mark.fault(2)
 async def test_02_killed_after_prepare(broker: Broker) -> None:
     with Stage(broker, points=at("prepared")) as stage:
-        await warm(stage)
+        await contended(stage)
         # The lock runs out while the actor works, so the cache votes and an intent is left.
         slow = LOCK_TTL_S * 1.3
         call = await (await stage.meet("Think", "Account/a", seconds=slow, amount=1))

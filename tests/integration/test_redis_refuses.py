@@ -151,6 +151,8 @@ def test_a_redis_that_refuses_is_503(kafka: Kafka, server: Redis, topic: str) ->
             # The log is in Kafka: what the stream processor knows of an aggregate may be enough for a command.
             if (answer := post(processor)).status_code != 200:
                 assert_plain(answer)
+            # It goes on with what it knows until it has been refused itself.
+            wait_until(lambda: post(processor, id=next(keys)).status_code == 503, 10, f"{reason}: commands are refused")
             assert_plain(post(processor, id=next(keys)))
             for role in roles:
                 reported = partial(_reported, role, reason, in_log=reason == "WRONGTYPE" and role is processor)

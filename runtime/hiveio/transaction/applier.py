@@ -25,6 +25,7 @@ logger = logging.getLogger("hiveio.scope")
 
 PAUSE_S = (0.05, 2.0)  # first and longest pause while the cache is away
 GATHER_S = 0.005  # between two calls, unless somebody waits: the records of a call share its cost
+SLOW_S = 0.2  # without an answer of the cache, after which commands ask it before they are performed
 UNAPPLIED = 2_000  # records that are judged and not applied, beyond which judging waits
 GIVE_WAY_S = 0.05  # between two calls while this instance cannot fold all events: another one may, and should be first
 LOOK_S = 0.1  # between two looks at what the leader has applied
@@ -74,6 +75,8 @@ class Applier:
         self._took_over = False  # it applies although it does not lead
         self._cache_at, self._since = -1, 0.0  # the offset of the cache at the latest look or call, and since when
         self._patience = 1.0  # a factor of STILL_S, so that not all instances take over at once
+        self._asked_at = 0.0  # when the call that is under way was made
+        self._failing = False  # the latest call has failed
         self._timer: asyncio.TimerHandle | None = None
         mirror.subscribe(on_move=self.moved, on_loss=self.wake)
 
@@ -110,6 +113,13 @@ class Applier:
     def large(self) -> bool:
         """Whether the records that are not applied fill one call."""
         return self._exceeds(1)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the cache does not get on: the latest call has failed, or has no answer yet after SLOW_S, or records
+        are judged faster than they are applied."""
+        slow = self._asked_at > 0 and self._loop.time() - self._asked_at > SLOW_S
+        return slow or self._failing or len(self.judged) >= UNAPPLIED // 2
 
     @property
     def full(self) -> bool:
@@ -182,11 +192,13 @@ class Applier:
                 self._applied.set()
                 continue
             try:
+                self._asked_at = self._loop.time()
                 await (self._look() if self._defers() else self._apply())
-                pause = PAUSE_S[0]
+                pause, self._asked_at, self._failing = PAUSE_S[0], 0.0, False
                 if self.judged or self._view.quarantine.healed:
                     self.wake()
             except HiveError as error:
+                self._asked_at, self._failing = 0.0, True
                 logger.warning("the cache of %s could not be moved: %s", mirror.where, error)
                 await asyncio.sleep(pause * (1 + random.random()))
                 pause = min(2 * pause, longest)

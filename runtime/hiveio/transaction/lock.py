@@ -7,6 +7,7 @@ holds a lock when a quorum of nodes has granted it, for ``ttl - elapsed - drift`
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ class Locked(NamedTuple):
     waiters_ahead: int = 0
 
 
+UNLOCKED = Locked(math.inf)  # nobody is asked, and nothing expires
+
+
 class LockBusy(HiveError):
     """An aggregate cannot be used at once: another instance has its lock, or it is being opened again."""
 
@@ -53,22 +57,29 @@ class Retries:
 
 class Turn:
     """How long the holder of a lock keeps it: until the lock expires, or until the end of its turn if others wait. It
-    was told whether others wait when it locked, so it asks again at the end of its turn."""
+    was told whether others wait when it locked, so it asks again at the end of its turn. Who is ``unlocked`` keeps
+    nothing, so its turn does not end."""
 
-    __slots__ = ("_contended", "_ends_at", "until")
+    __slots__ = ("_contended", "_ends_at", "unlocked", "until")
 
     def __init__(self) -> None:
         self.until = 0.0  # the monotonic time up to which the lock is surely held
+        self.unlocked = False
         self._ends_at = 0.0
         self._contended = False
 
     def begin(self, locked: "Locked", length_s: float) -> None:
-        self.until, self._contended = locked.until, locked.contended
-        self._ends_at = time.monotonic() + length_s
+        self.until, self._contended, self.unlocked = locked.until, locked.contended, locked is UNLOCKED
+        self._ends_at = math.inf if self.unlocked else time.monotonic() + length_s
 
     def renewed(self, locked: "Locked", length_s: float) -> None:
         """The lock was renewed at the end of the turn. If nobody waits, another turn begins."""
         self.begin(locked, 0.0 if locked.contended else length_s)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a lock to release."""
+        return self.until > 0 and not self.unlocked
 
     def end(self) -> None:
         """The lock is released."""

@@ -102,6 +102,8 @@ class Performer:
         tip = pipeline.latest()
         if pipeline.state is not OPEN or tip is None:
             raise LockBusy(f"{pipeline.aggregate} is {pipeline.state.value}")
+        if pipeline.contended:
+            raise LockBusy(f"other instances work on {pipeline.aggregate}")
         return Tx(self._actors, command, pipeline, tip)
 
     def _invoke(self, command: InFlight, tx: Tx) -> Any:

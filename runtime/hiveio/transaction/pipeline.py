@@ -1,23 +1,25 @@
 """The commands of one aggregate, performed one after the other without waiting for each verdict.
 
-A *pipeline* exists while an instance works on an aggregate. It holds the lock, knows the *tip* (the state after the
-last record that it has appended, read back or not), and performs the commands of its queue on the tip, first in, first
-out. Each record names the head on which its command was performed. So when one record is void, all records behind it
-are void too, and their commands are performed again in the same order.
+A *pipeline* exists while an instance works on an aggregate. It knows the *tip* (the state after the last record that it
+has appended, read back or not), and performs the commands of its queue on the tip, first in, first out. Each record
+names the head on which its command was performed. So when one record is void, all records behind it are void too, and
+their commands are performed again in the same order.
+
+It holds the lock where other instances work on the aggregate too (see Contention), else it is *unlocked*.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from hiveio.errors import Conflict, Problem, Unavailable, backend_away
+from hiveio.errors import Problem, Unavailable
 from hiveio.transaction import faults
 from hiveio.transaction.access import Access
 from hiveio.transaction.cache import CacheReply, Entry
 from hiveio.transaction.command import InFlight
-from hiveio.transaction.lock import LOCKED, LockBusy, Locked, Retries, Turn
+from hiveio.transaction.lock import UNLOCKED, LockBusy, Locked, Retries, Turn
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.opening import Opening
 from hiveio.transaction.pending import Pending
@@ -63,12 +65,12 @@ class Pipeline:
         self.performing: object | None = None  # the perform that waits for something
         self.trouble = ""  # why it does not open
         self._expected = 0  # commands that are about to enter the queue
+        self._blocked = 0  # other pipelines that its perform waits for
         self._readers = 0  # commands of other aggregates that have read this one and are not decided
         self._void: list[InFlight] = []  # commands to perform again, in their order
         self._weight = 0  # the bytes of the aggregate when it was opened
         self._turn = Turn()
-        self._renewing = False
-        self._closing = False
+        self._renewing = self._closing = False
         self._appended = 0  # records since it was last about to close
         self._opening: Opening | None = None
         self._waiters: list[asyncio.Future[None]] = []  # callers of ``wait_open``
@@ -80,14 +82,20 @@ class Pipeline:
     # -- opening
 
     def open(self, *, alone: bool = False) -> None:
-        """Lock and read the aggregate in one round trip: together with all others that the first command needs (all or
-        none are locked), or ``alone``."""
+        """Begin on what the scope knows of the aggregate, or read it, if nobody else works on it. Else lock and read it
+        in one round trip: with all others that the first command needs (all or none are locked), or ``alone``."""
         if self.state is OPENING:
             return
         self._go(OPENING)
         needs = {self.aggregate, *self.queue[0].needs} if self.queue and not alone else {self.aggregate}
-        self._opening = opening = Opening(tuple(sorted(needs)), self.scope.mirror.watermark.offset, self._opened)
-        self._registry.access.acquire(self.scope, opening.names, opening.on_locked, self.queue)
+        self._turn.unlocked = unlocked = not (alone or self._turn.holds) and self.scope.uncontended(needs)
+        if unlocked and not self._registry.work.full and (entry := self.scope.known(self.aggregate)) is not None:
+            self._begin_on(entry, UNLOCKED)
+            return
+        names, asked = tuple(sorted(needs)), self.scope.mirror.watermark.offset
+        self._opening = opening = Opening(names, asked, self._opened, unlocked=unlocked)
+        if not unlocked:
+            self._registry.access.acquire(self.scope, names, opening.on_locked, self.queue)
         self._registry.access.read(self.scope, self.aggregate).add_done_callback(opening.on_read)
 
     async def wait_open(self) -> Entry:
@@ -95,7 +103,7 @@ class Pipeline:
         holds another lock might wait forever."""
         if self.state is IDLE:
             self.open()
-        if self.state is OPENING:
+        if self.state is OPENING or self._opens_soon:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
             await future
@@ -106,60 +114,67 @@ class Pipeline:
             raise LockBusy(f"another instance waits for {self.aggregate} and gets its turn")
         return tip
 
+    async def wait_for(self, other: "Pipeline") -> Entry:
+        """The tip of another pipeline, for the perform of this one. Raises LockBusy."""
+        self._blocked += 1
+        try:
+            return await other.wait_open()
+        finally:
+            self._blocked -= 1
+
+    @property
+    def _opens_soon(self) -> bool:
+        """Whether it is opened again as soon as its records are read back and its perform has ended, if that does not
+        wait for another pipeline: two of them might wait for each other."""
+        return self.state is BROKEN and not (self.performing and self._blocked)
+
     def latest(self) -> Entry | None:
         """The tip. If no record of this instance is in flight, the view may know a later record of another one."""
-        if (
-            not self.in_flight
-            and self.tip is not None
-            and (newest := self.scope.view.entry(self.aggregate)) is not None
-        ):
-            self.tip = newest
+        if self.tip is not None and not self.in_flight:
+            self.tip = self.scope.view.entry(self.aggregate) or self.tip
         return self.tip
 
     def _opened(self, opening: Opening, locked: Locked, reply: CacheReply | BaseException) -> None:
-        entry: Entry | None = None
-        problem: Problem | None = None
-        if isinstance(reply, BaseException):
-            problem = reply if isinstance(reply, Unavailable) else backend_away(str(reply))
-        elif not locked.until:
+        full = self._registry.work.full and not self._weight
+        entry = opening.entry(self.scope, self.aggregate, locked, reply, full=full)
+        if not locked.until:
             self._registry.metrics.lock_busy()
-            problem = backend_away(locked.reason) if locked.away else Conflict(LOCKED)
-        elif self._registry.work.full and not self._weight:
-            problem = Unavailable("Too much is in work. Try again later.")
-        elif self.scope.mirror.observe_watermark(reply.watermark, opening.asked) and self.scope.ready:
-            entry = self.scope.reconcile(self.aggregate, reply)
-        if entry is None:
-            if locked.until:
+        if opening.shared and (opening.unlocked or (isinstance(entry, Problem) and not locked.until)):
+            self._go(PAUSED)
+            self.open(alone=True)
+        elif isinstance(entry, Problem):
+            if locked.until and not opening.unlocked:
                 self._release(opening.names)
-            elif opening.shared:
-                self._go(PAUSED)
-                self.open(alone=True)
-                return
-            self._retry_open(problem or self.scope.unavailable(), locked.waiters_ahead)
-            return
+            self._retry_open(entry, locked.waiters_ahead)
+        else:
+            self._begin_on(entry, locked, opening.names)
+
+    def _begin_on(self, entry: Entry, locked: Locked, names: Sequence[str] = ()) -> None:
+        """It is open: perform the queue on this entry. ``names`` are locked."""
         self._go(OPEN)
         self.tip, self._attempts, self.trouble = entry, 0.0, ""
         self._weigh(entry.size)
         self._turn.begin(locked, self._registry.access.turn_s)
-        for name in opening.names:
-            if name != self.aggregate:
-                self.another(name).open_shared()
+        for name in () if self.unlocked else [each for each in names if each != self.aggregate]:
+            self.another(name).open_shared(locked)
         self._wake_waiters(None)
         if faults.armed:
-            faults.hit("locked", self.aggregate)
+            faults.hit("opened", self.aggregate)
         self.pump()
 
     def another(self, name: str) -> "Pipeline":
         """The pipeline of another aggregate of this scope."""
         return self._registry.of(self.scope, name)
 
-    def open_shared(self) -> None:
-        """Open for a command of another pipeline, which has locked this aggregate already. A set of locks that this one
-        asks for may be refused; it would then stay closed, and nobody would release the lock."""
+    def open_shared(self, locked: Locked) -> None:
+        """Open for a command of another pipeline, which has locked this aggregate, or take that lock. A set of locks
+        that this one asks for may be refused; it would then stay closed, and nobody would release the lock."""
         if self.state is OPENING and self._opening is not None:
             self._opening.share()
         elif self.state in (IDLE, PAUSED):
             self.open(alone=True)
+        elif self.state in (OPEN, BROKEN) and self.unlocked:
+            self._turn.begin(locked, self._registry.access.turn_s)
 
     def _wake_waiters(self, error: LockBusy | None) -> None:
         waiters, self._waiters = self._waiters, []
@@ -246,6 +261,8 @@ class Pipeline:
             return
         if self.queue and self.must_yield(now):
             self._yield()
+        elif self.unlocked and not self.queue and not self._expected:
+            self._close()
         elif not self.queue and not self._expected and not self._closing:
             self._closing = True
             self.scope.applier.when_applied((self.tip.at if self.tip else 1) - 1, self._close_idle)
@@ -256,8 +273,18 @@ class Pipeline:
         return self._turn.until
 
     def must_yield(self, now: float) -> bool:
-        """Whether the lock is lost, or the turn is over while another instance waits."""
-        return self._turn.must_yield(now, self._renew)
+        """Whether the lock is lost, is to be taken, or is kept beyond its turn while another instance waits."""
+        return self.contended or self._turn.must_yield(now, self._renew)
+
+    @property
+    def unlocked(self) -> bool:
+        """Whether it is open, or being opened, without its lock."""
+        return self._turn.unlocked
+
+    @property
+    def contended(self) -> bool:
+        """Whether it is unlocked and another instance works on the aggregate too, so that it takes its lock."""
+        return self._turn.unlocked and self.aggregate in self.scope.contention
 
     def _renew(self) -> None:
         if not self._renewing:
@@ -275,6 +302,9 @@ class Pipeline:
         later."""
         self._go(PAUSED)
         self.tip = None
+        if self.unlocked:
+            self.open()
+            return
         self.scope.applier.when_applied(self.scope.view.next - 1, self._hand_over, soon=True)
         self._pause(2)
 
@@ -331,8 +361,11 @@ class Pipeline:
         self.queue.extendleft(reversed(self._void))
         self._void.clear()
         self.tip = None
-        if self.queue and len(self.queue[0].needs) > 1:
+        several = bool(self.queue) and len(self.queue[0].needs) > 1
+        if several:
             self._release((self.aggregate,))
+        if several and self.queue[0].attempts > 1:
+            self._wake_waiters(LockBusy(f"{self.aggregate} is {self.state.value}"))
             self._pause(1)
         else:
             self.open()
@@ -363,4 +396,5 @@ class Pipeline:
     def _release(self, aggregates: Iterable[str]) -> None:
         """Release locks, except those that other pipelines of this instance use."""
         self._turn.end()
-        self._registry.release(self, aggregates)
+        if not self.unlocked:
+            self._registry.release(self, aggregates)

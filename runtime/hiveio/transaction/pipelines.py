@@ -58,7 +58,11 @@ class Pipelines:
     def release(self, pipeline: Pipeline, names: Iterable[str]) -> None:
         """Release the locks that no other pipeline uses."""
         others = {name: other for name in names if (other := self._open.get(name)) and other is not pipeline}
-        unused = [name for name in names if name not in others or others[name].state in (IDLE, PAUSED)]
+        unused = [
+            name
+            for name in names
+            if (other := others.get(name)) is None or other.unlocked or other.state in (IDLE, PAUSED)
+        ]
         self.access.release(pipeline.scope, unused)
 
     def release_all(self) -> None:

@@ -166,11 +166,16 @@ def decode(value: bytes) -> Record:
     return record
 
 
+def written(record: Record) -> tuple[str, ...]:
+    """The aggregates whose heads a record moves, if it is accepted."""
+    if isinstance(record, Commit):
+        return tuple([write.aggregate for write in record.writes])
+    return record.aggregates if isinstance(record, Barrier) else ()
+
+
 def named(record: Record) -> tuple[str, ...]:
     """The aggregates that a record names: those that it writes or moves, and those whose reading it validates."""
-    if isinstance(record, Commit):
-        names = [write.aggregate for write in record.writes]
-        if record.reads:
-            names += [read.aggregate for read in record.reads]
-        return tuple(names)
-    return record.aggregates if isinstance(record, Barrier) else ()
+    names = written(record)
+    if isinstance(record, Commit) and record.reads:
+        names += tuple([read.aggregate for read in record.reads])
+    return names

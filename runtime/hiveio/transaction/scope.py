@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
@@ -24,6 +24,7 @@ from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, CacheReply, Entry, Watermark
+from hiveio.transaction.contention import Contention
 from hiveio.transaction.journal import STOPPED, Journal
 from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
@@ -32,7 +33,7 @@ from hiveio.transaction.placement import Placement
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
-from hiveio.transaction.record import Barrier, Commit, Foreign, Record
+from hiveio.transaction.record import Barrier, Commit, Foreign, Record, written
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow, Writer
 from hiveio.transaction.view import View
@@ -76,6 +77,7 @@ class Scope:
         self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement = placement
         self.journal = Journal(partition, self.view, ids)
+        self.contention = Contention()
         self.mirror = mirror = Mirror(self.where, topic_id)
         self._news = asyncio.Event()
         mirror.subscribe(on_loss=self._news.set)
@@ -96,6 +98,7 @@ class Scope:
         self._inbox: deque[LogRecord] = deque()
         self.waiting = Waiting()
         self.opened_at = self.used_at = asyncio.get_running_loop().time()  # used: by a command or a read
+        self._live = False  # what is judged was appended just now, and is no history
         self._judging = False  # meanwhile the view keeps what was loaded for it
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -188,6 +191,25 @@ class Scope:
         if not self._judging:
             self._trim()
         return entry
+
+    def uncontended(self, names: Iterable[str]) -> bool:
+        """Whether a command on these aggregates is tried without locks: nobody else has written them lately. While the
+        cache does not get on, the locks say so before anything is appended."""
+        if self.applier.behind:
+            return False
+        for name in names:  # noqa: SIM110 - there is one name as a rule, and a generator costs more
+            if name in self.contention:
+                return False
+        return True
+
+    def known(self, name: str) -> Entry | None:
+        """The aggregate as it is at the end of what is judged, if this instance knows it."""
+        view, entry = self.view, self.view.entries.get(name)
+        if not self.ready:
+            return None
+        if entry is None and view.complete:
+            view.keep(name, entry := Entry())
+        return entry if entry is not None and entry.head is not None and not entry.fault else None
 
     def _trim(self) -> None:
         self.view.trim(self.applier.touched, self.mirror.watermark.offset)
@@ -284,7 +306,7 @@ class Scope:
         batch = [self._inbox.popleft() for _ in range(min(CHUNK, len(self._inbox)))]
         before = self.view.next
         index = 0
-        self._judging = True
+        self._judging, self._live = True, self.ready
         try:
             while index < len(batch) and not (self.mirror.lost or self.failed):
                 rest = batch[index:] if index else batch
@@ -361,6 +383,8 @@ class Scope:
 
     def _settle(self, message: LogRecord, record: Record, pending: Pending | None, effects: Effects) -> None:
         verdict = effects.verdict
+        if self._live and (pending is None or verdict is False):
+            self.contention.note(written(record))
         if pending is not None:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)

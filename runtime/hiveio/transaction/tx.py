@@ -45,7 +45,7 @@ class Tx:
             if name not in self.pipelines:
                 self.pipelines[name] = pipeline = self._own.another(name)
                 pipeline.add_reader()
-            entry = await self.pipelines[name].wait_open()
+            entry = await self._own.wait_for(self.pipelines[name])
             if entry.fault:
                 raise refusal_of_another()
             self.entries[name] = entry

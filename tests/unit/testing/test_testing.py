@@ -372,7 +372,9 @@ async def test_instances_share_log_and_cache() -> None:
         assert sorted(answer.version or 0 for answer in answers) == list(range(1, 41))
         for service in services:
             assert (await service.read(Counter, "a"))[1] == 40
-        assert all(logged.verdict for logged in one.records())
+        verdicts = [logged.verdict for logged in one.records()]
+        assert verdicts.count(True) == 41
+        assert len(verdicts) <= 41 + 20, "what one of them had tried before it knew of the other, and no more"
 
 
 async def test_a_lost_cache_and_a_new_instance_fold_the_log() -> None:

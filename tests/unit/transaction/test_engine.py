@@ -127,6 +127,7 @@ async def test_who_gives_up_on_what_another_one_executed_gets_its_answer() -> No
             asyncio.get_running_loop().call_soon(done, Locked(0.0, reason="another instance has it, always"))
 
         setattr(access, "acquire", refuse)  # noqa: B010
+        one.transactions.scopes[0].contention.note(["Account/a", "Account/b"])
         waits = asyncio.create_task(one.submit(AccountActor, "a", Deposit(5, "once"), key="k"))
         await until(lambda: (a := one.transactions.engine.pipelines.get("Account/a")) and a.queue)
         first = await two.submit(AccountActor, "a", Deposit(5, "once"), key="k")
@@ -288,6 +289,7 @@ async def test_a_client_is_not_told_where_a_backend_is(
 
     async with testing.Service(AccountActor) as service:
         cache, engine = service.cache, service.transactions.engine
+        service.transactions.scopes[0].contention.note(["Account/a"])  # so the cache is asked
 
         def read(*_: Any) -> Any:
             future = asyncio.get_running_loop().create_future()

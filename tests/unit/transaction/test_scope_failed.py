@@ -29,11 +29,13 @@ async def test_a_scope_that_fails_lets_go_of_all_that_waits_in_it() -> None:
         await one.submit(AccountActor, "a", Deposit(1, "m"))
         hold(one)
         commands = [asyncio.create_task(one.submit(AccountActor, f"a{n}", Deposit(1, "m"))) for n in range(5)]
-        asked = asyncio.create_task(one.outcome(token("a", "never")))
-        proved = asyncio.create_task(scope.caught_up("linearizable"))
         applied = asyncio.Event()
         scope.applier.when_applied(1_000, applied.set)
-        await until(lambda: len(scope.journal.pending) == 7)  # a barrier of each of the last two
+        await until(lambda: len(scope.journal.pending) == 5)
+        asked = asyncio.create_task(one.outcome(token("a", "never")))
+        await until(lambda: len(scope.journal.pending) == 6)  # its barrier
+        proved = asyncio.create_task(scope.caught_up("linearizable"))
+        await until(lambda: len(scope.journal.pending) == 7)  # and that of the proof
         scope.fail("never mind")
         async with asyncio.timeout(0.7):
             for each in (asked, proved):

@@ -1,0 +1,156 @@
+"""The first attempt takes no lock; where several instances work on an aggregate, the lock decides whose turn it is."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from hiveio import testing
+from hiveio.errors import Conflict
+from hiveio.transaction.cache import CacheReply
+from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
+from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw
+from tests.unit.transaction.test_engine import cluster, hold, until
+
+
+def test_an_aggregate_is_forgotten_after_its_time_and_many_at_once_are_bounded() -> None:
+    now = 0.0
+    contention = Contention(lambda: now)
+    assert "a" not in contention
+    contention.note(["a"])
+    assert "a" in contention
+    now = 0.99 * REMEMBERED_S
+    assert "a" in contention
+    contention.note(["b"])
+    now = 1.5 * REMEMBERED_S
+    assert "b" in contention
+    now = 3 * REMEMBERED_S
+    assert "a" not in contention
+    assert "b" not in contention
+    for n in range(5 * MOST):
+        contention.note([str(n)])
+    assert sum(str(n) in contention for n in range(5 * MOST)) <= 2 * MOST + 1
+    assert str(5 * MOST - 1) in contention
+    now = 5 * REMEMBERED_S
+    assert str(5 * MOST - 1) not in contention
+
+
+class Calls:
+    """Counts what the engine asks of locks and of the cache."""
+
+    def __init__(self, service: testing.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.locks = self.reads = 0
+        access = service.transactions.engine.pipelines.access
+        acquire, read = access.acquire, access.read
+
+        def counted_acquire(*given: Any) -> None:
+            self.locks += 1
+            acquire(*given)
+
+        def counted_read(*given: Any) -> "asyncio.Future[CacheReply]":
+            self.reads += 1
+            return read(*given)
+
+        monkeypatch.setattr(access, "acquire", counted_acquire)
+        monkeypatch.setattr(access, "read", counted_read)
+
+
+async def test_one_instance_alone_neither_locks_nor_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with testing.Service(AccountActor) as one:
+        calls = Calls(one, monkeypatch)
+        for n in range(3):
+            await asyncio.gather(*[one.submit(AccountActor, id, Deposit(1, f"{id}{n}")) for id in "abab"])
+        await one.submit(AccountActor, "a", Transfer("b", 1, "to b"))
+        await one.submit(AccountActor, "c", Deposit(1, "keyed"), key="k")
+        with suppress(Exception):
+            await one.submit(AccountActor, "d", Withdraw(1, "refused"))
+        assert (calls.locks, calls.reads) == (0, 0)
+        assert not one.transactions.engine.pipelines
+
+
+async def test_what_the_view_does_not_know_is_read_without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with testing.Service(AccountActor) as before:
+        await before.submit(AccountActor, "a", Deposit(1, "before"))
+        await until(lambda: before.transactions.scopes[0].mirror.watermark.offset == 2)
+    async with testing.Service(AccountActor, log=before.log, cache=before.cache) as one:
+        calls = Calls(one, monkeypatch)
+        assert (await one.submit(AccountActor, "a", Deposit(1, "first"))).version == 2
+        assert (await one.submit(AccountActor, "a", Deposit(1, "second"))).version == 3
+        assert (calls.locks, calls.reads) == (0, 1)
+
+
+async def test_the_next_attempt_after_a_void_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that reads late performs a chain on what it has; all of that is void once, and done once."""
+    async with cluster() as (late, other):
+        await other.submit(AccountActor, "a", Deposit(10, "first"))
+        await until(lambda: late.transactions.scopes[0].view.next == 2)
+        late.transactions.scopes[0].contention = Contention()
+        calls, release = Calls(late, monkeypatch), hold(late)
+        await other.submit(AccountActor, "a", Withdraw(10, "all of it"))
+        chain = [asyncio.create_task(late.submit(AccountActor, "a", Deposit(1, f"{n}"))) for n in range(5)]
+        await until(lambda: len(late.log.partitions[0]) == 8)
+        assert calls.locks == 0
+        release()
+        assert [(await each).version for each in chain] == [3, 4, 5, 6, 7]
+        assert calls.locks >= 1
+        assert [logged.verdict for logged in late.records()] == 3 * [True] + 5 * [False] + 5 * [True]
+
+
+async def test_a_pipeline_at_work_takes_the_lock_when_another_instance_comes() -> None:
+    async with cluster() as (one, two):
+        services = (("one", one), ("two", two))
+
+        async def client(service: testing.Service, name: str) -> None:
+            for n in range(60):
+                await service.submit(AccountActor, "a", Deposit(1, f"{name}-{n}"))
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(*[client(each, f"{name}-{k}") for k in range(8) for name, each in services])
+        assert (await one.read(AccountActor, "a"))[1] == 16 * 60
+        void = [logged for logged in one.records() if not logged.verdict]
+        assert len(void) <= 2 * 8, "each has tried what its clients had sent before it knew of the other one"
+        assert two.cache.locks or not two.transactions.engine.pipelines
+        await until(lambda: not two.cache.locks)
+
+
+async def test_a_slow_perform_is_not_overtaken_again_and_again() -> None:
+    """Without its lock it would be performed until REPEATS, while others are faster each time."""
+    async with cluster() as (one, two):
+        await one.submit(AccountActor, "a", Deposit(100, "first"))
+        ended = asyncio.Event()
+
+        async def others() -> None:
+            for n in itertools.count():
+                if ended.is_set():
+                    return
+                with suppress(Conflict):
+                    await two.submit(AccountActor, "a", Deposit(1, f"other {n}"))
+                await asyncio.sleep(0.01)
+
+        busy = asyncio.create_task(others())
+        async with asyncio.timeout(5):
+            await one.submit(AccountActor, "a", Think(0.1, 1, "slow"))
+        ended.set()
+        await busy
+
+
+async def test_transfers_between_two_instances_lose_nothing_and_release_all_locks() -> None:
+    async with cluster() as (one, two):
+        for id in "abcd":
+            await one.submit(AccountActor, id, Deposit(1_000, id))
+
+        async def client(service: testing.Service, k: int) -> None:
+            for n in range(20):
+                source, to = "abcd"[(k + n) % 4], "abcd"[(k + 3 * n + 1) % 4]
+                if source != to:
+                    await service.submit(AccountActor, source, Transfer(to, 1, f"{k}-{n}"))
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*[client(service, k) for k in range(6) for service in (one, two)])
+        balances = [(await two.read(AccountActor, id))[0].balance for id in "abcd"]
+        assert sum(balances) == 4_000
+        await until(lambda: not one.cache.locks)
+        assert not one.transactions.engine.pipelines
+        assert not two.transactions.engine.pipelines
