@@ -9,6 +9,7 @@ import pytest
 
 from hiveio.redis import Redis as Node
 from hiveio.redis import connect
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.lock import Locked, Redlock
 from tests.conftest import required
 from tests.services import Redis
@@ -70,6 +71,17 @@ async def test_only_the_owner_gives_a_lock_back(nodes: list[Node]) -> None:
     assert not (await acquire(b, "x")).until
     a.release(SCOPE, ["x"])
     assert (await acquire(b, "x")).until
+
+
+async def test_a_lease_is_given_back_by_its_holder_alone(nodes: list[Node]) -> None:
+    """One that was overtaken, and does not know it yet, takes nothing from the next holder."""
+    cache = Cache(nodes[0], "topic", "id", "meaning")
+    assert (await cache.lease(0, "a", 2_000))[1]
+    assert not (await cache.lease(0, "b", 2_000))[1]
+    assert not (await cache.lease(0, "b", 0))[1]
+    assert not (await cache.lease(0, "b", 2_000))[1], "a has it still"
+    assert not (await cache.lease(0, "a", 0))[1]
+    assert (await cache.lease(0, "b", 2_000))[1]
 
 
 async def test_the_holder_extends_and_learns_that_another_one_waits(nodes: list[Node]) -> None:

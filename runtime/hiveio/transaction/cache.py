@@ -267,7 +267,8 @@ class Cache:
         return bool(moved == 1)
 
     async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``."""
+        """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``. With 0
+        it gives the lease back, if it has it."""
         return await self._lease(partition, f"{self.scope(partition)}:publisher", holder, ttl_ms)
 
     async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:

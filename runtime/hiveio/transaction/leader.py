@@ -148,6 +148,6 @@ class Leader:
         if self._renewed_at:
             self._renewed_at = 0.0
             try:
-                await self._cache.lease(self._scope.partition, self._holder, 1)
+                await self._cache.lease(self._scope.partition, self._holder, 0)
             except HiveError:
                 pass  # it ends after LEASE_MS

@@ -209,6 +209,8 @@ class Scope:
             return None
         if entry is None and view.complete:
             view.keep(name, entry := Entry())
+            if not self._judging:  # a command that is refused brings no record, after which the view is trimmed
+                self._trim()
         return entry if entry is not None and entry.head is not None and not entry.fault else None
 
     def _trim(self) -> None:

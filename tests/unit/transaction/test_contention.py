@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hiveio import testing
-from hiveio.errors import Conflict
+from hiveio.errors import Conflict, Rejected
+from hiveio.transaction import view
 from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw
@@ -79,6 +80,17 @@ async def test_what_the_view_does_not_know_is_read_without_a_lock(monkeypatch: p
         assert (await one.submit(AccountActor, "a", Deposit(1, "first"))).version == 2
         assert (await one.submit(AccountActor, "a", Deposit(1, "second"))).version == 3
         assert (calls.locks, calls.reads) == (0, 1)
+
+
+async def test_what_was_refused_to_aggregates_that_never_were_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record is judged, after which the view would be trimmed."""
+    monkeypatch.setattr(view, "AGGREGATES", 10)
+    async with testing.Service(AccountActor) as one:
+        for number in range(50):
+            with pytest.raises(Rejected):
+                await one.submit(AccountActor, f"a{number}", Withdraw(1, "refused"))
+        assert len(one.transactions.scopes[0].view.entries) <= 10
+        assert len(one.records()) == 1, "that of the format alone"
 
 
 async def test_the_next_attempt_after_a_void_locks(monkeypatch: pytest.MonkeyPatch) -> None:

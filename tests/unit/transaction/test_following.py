@@ -199,7 +199,7 @@ class Leases:
         await asyncio.sleep(0)
         if self.holder not in ("", holder):
             return (await self.service.cache.watermark(partition)).watermark, False
-        self.holder = "" if ttl_ms == 1 else holder
+        self.holder = "" if ttl_ms == 0 else holder
         return (await self.service.cache.watermark(partition)).watermark, True
 
     async def note_rest(self, partition: int, log_end: int, events_end: int) -> None:
