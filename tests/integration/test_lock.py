@@ -84,6 +84,19 @@ async def test_a_lease_is_given_back_by_its_holder_alone(nodes: list[Node]) -> N
     assert (await cache.lease(0, "b", 2_000))[1]
 
 
+async def test_the_next_holder_learns_of_the_last_record_of_the_one_before(nodes: list[Node]) -> None:
+    a, b = redlock(nodes, "a", ttl_ms=300), redlock(nodes, "b", ttl_ms=300)
+    assert (await acquire(a, "x", "y")).after == ()
+    b.release(SCOPE, ["x"], "b-1")
+    a.release(SCOPE, ["x"], "a-2")
+    a.release(SCOPE, ["y"])
+    held = await acquire(b, "x", "y")
+    assert (bool(held.until), held.after) == (True, ("a-2",)), "that of who had it, and of nobody else"
+    b.release(SCOPE, ["x", "y"])
+    await asyncio.sleep(0.35)
+    assert (await acquire(a, "x")).after == (), "it is forgotten when it has come long ago"
+
+
 async def test_the_holder_extends_and_learns_that_another_one_waits(nodes: list[Node]) -> None:
     a, b = redlock(nodes, "a"), redlock(nodes, "b")
     first = await acquire(a, "x")

@@ -19,7 +19,7 @@ from hiveio.transaction.cache import Cache, CacheReply, Watermark, WatermarkRepl
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.journal import fresh_ids
-from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.lock import TURNS, Locked, Redlock
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.rebuild import Rebuilds
 from hiveio.transaction.record import FORMAT, Format, Record
@@ -161,6 +161,8 @@ class MemoryCache(Cache):
         self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
         self.folds: dict[int, tuple[str, float]] = {}  # who folds a scope, and until when
+        self.waiting: dict[tuple[str, str], set[str]] = {}
+        self.tips: dict[tuple[str, str], str] = {}
 
     def away(self, partition: int | None = None) -> str:
         return ""
@@ -168,8 +170,8 @@ class MemoryCache(Cache):
     def forget_all(self) -> None:
         """Forget everything, as after FLUSHALL."""
         self.scopes.clear()
-        self.locks.clear()
-        self.folds.clear()
+        for kept in (self.locks, self.folds, self.waiting, self.tips):
+            kept.clear()
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
@@ -290,10 +292,12 @@ class MemoryCache(Cache):
 
 
 class MemoryLock(Redlock):
-    """The locks of one instance. ``owners`` has the token of each lock; all instances of a cluster share it."""
+    """The locks of one instance. The cache, which all instances of a cluster share, has the token of each lock, those
+    that wait for it, and its tip."""
 
-    def __init__(self, token: str, owners: dict[tuple[str, str], str]) -> None:
-        self.token, self._owners, self.turn_s = token, owners, LOCK_S / 10
+    def __init__(self, token: str, cache: MemoryCache) -> None:
+        self.token, self.turn_s = token, LOCK_S / TURNS
+        self._owners, self._waiting, self._tips = cache.locks, cache.waiting, cache.tips
         self._loop = asyncio.get_running_loop()
 
     def acquire(
@@ -301,16 +305,25 @@ class MemoryLock(Redlock):
     ) -> None:
         names = [(scope, name) for name in aggregates]
         taken = [name for _, name in names if self._owners.get((scope, name), self.token) != self.token]
-        if not taken:
+        if taken:
+            for each in names:
+                self._waiting.setdefault(each, set()).add(self.token)
+            locked = Locked(0.0, reason=f"{', '.join(taken)} is locked by another instance")
+        else:
             self._owners.update(dict.fromkeys(names, self.token))
-        until = 0.0 if taken else time.monotonic() + LOCK_S
-        reason = f"{', '.join(taken)} is locked by another instance" if taken else ""
-        self._loop.call_soon(done, Locked(until, reason=reason))
+            for each in names:
+                self._waiting.get(each, set()).discard(self.token)
+            contended = any(self._waiting.get(each) for each in names)
+            after = tuple([self._tips[each] for each in names if each in self._tips])
+            locked = Locked(time.monotonic() + LOCK_S, contended, after=after)
+        self._loop.call_soon(done, locked)
 
-    def release(self, scope: str, aggregates: Sequence[str]) -> None:
+    def release(self, scope: str, aggregates: Sequence[str], tip: str = "") -> None:
         for name in aggregates:
             if self._owners.get((scope, name)) == self.token:
                 del self._owners[scope, name]
+                if tip:
+                    self._tips[scope, name] = tip
 
 
 class MemoryTransactionLog(TransactionLog):
@@ -330,7 +343,7 @@ class MemoryTransactionLog(TransactionLog):
         holder = f"{id(self):x}"
         rebuilds = Rebuilds(holder)
         self.scopes = Scopes(s.partitions, lambda partition: Scope(partition, *common, ids, rebuilds))
-        lock = MemoryLock(holder, self.cache.locks)
+        lock = MemoryLock(holder, self.cache)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
         self.engine.start(MemoryAppender(self.log))
         for partition in range(s.partitions):

@@ -26,8 +26,9 @@ class Access:
         waited_s = self._timeout_s - (queue[0].deadline - asyncio.get_running_loop().time()) if queue else 0.0
         self._lock.acquire(self._cache.scope(scope.partition), names, done, waited_s)
 
-    def release(self, scope: Scope, names: Sequence[str]) -> None:
-        self._lock.release(self._cache.scope(scope.partition), names)
+    def release(self, scope: Scope, names: Sequence[str], tip: str = "") -> None:
+        """See Redlock."""
+        self._lock.release(self._cache.scope(scope.partition), names, tip)
 
     def read(self, scope: Scope, name: str) -> "asyncio.Future[CacheReply]":
         return self._cache.read(scope.partition, name)

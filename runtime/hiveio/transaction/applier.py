@@ -151,15 +151,13 @@ class Applier:
         self._timer = None
         self._work.set()
 
-    def when_applied(self, offset: int, done: Callable[[], None], *, soon: bool = False) -> None:
-        """Call ``done`` once the watermark is beyond this offset, or the scope has failed. ``soon`` says that somebody
-        waits for it."""
+    def when_applied(self, offset: int, done: Callable[[], None]) -> None:
+        """Call ``done`` once the watermark is beyond this offset, or the scope has failed."""
         if self._mirror.watermark.offset > offset or self._ended:
             done()
             return
         self._when.append((offset, done))
-        if soon:
-            self._work.set()
+        self._work.set()
 
     def moved(self) -> None:
         """The cache has moved on: forget the records that are applied, and call those that wait for them."""

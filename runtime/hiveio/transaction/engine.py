@@ -147,7 +147,6 @@ class Engine:
     def _looked_up(self, pipeline: Pipeline, command: InFlight, reply: "asyncio.Future[CacheReply]") -> None:
         """The cache has answered: repeat the answer of a command that is on record, and queue any other one."""
         scope, error = command.scope, reply.exception()
-        # This may close pipelines that wait for an apply, so this one expects the command until afterwards.
         watermark = None if error is not None else reply.result().watermark
         current = error is None and scope.mirror.observe_watermark(watermark)
         if watermark is None or not current:

@@ -23,6 +23,8 @@ KEYS = {
     "<mark>:<gen>:verdicts:<n>": "bitmap of 65,536 verdicts",
     "<mark>:<gen>:floor": "the first of these bitmaps that is kept",
     "<scope>:lock:<aggregate>": "the lock: the token of its instance, on the nodes of `LOCK_URLS`",
+    "<scope>:tip:<aggregate>": "the last record of the instance that released the lock last, for as long as a lock "
+    "lasts",
     "<scope>:wishes:<aggregate>": "hash: instance that waits for the lock → since when it waits and when it last asked",
     "<scope>:intent:<aggregate>": "phase one of a transaction",
     "<scope>:publisher": "the lease of the publisher",

@@ -21,6 +21,7 @@ from hiveio.redis import Argument, Redis, Script
 _LOCK = Script("lock")
 _RELEASE = -1
 DRIFT_MS = 2
+TURNS = 20  # in the time to live of a lock
 LOCKED = "What this command needs is locked by another instance. Try again later."
 GRACE_S = 0.02  # that the other nodes have to say their reasons when a quorum is no longer possible
 
@@ -28,13 +29,15 @@ GRACE_S = 0.02  # that the other nodes have to say their reasons when a quorum i
 class Locked(NamedTuple):
     """The result of an attempt to lock. ``until`` is the monotonic time up to which the lock is surely held, or 0 if it
     is not. ``contended`` says that another instance waits for it. ``reason`` names each node that refused, and why.
-    ``away`` says that too few nodes answered. ``waiters_ahead`` counts the instances that have waited longer for it."""
+    ``away`` says that too few nodes answered. ``waiters_ahead`` counts the instances that have waited longer for it.
+    ``after`` are the last records of those that had the locks before, which may be under way still."""
 
     until: float
     contended: bool = False
     reason: str = ""
     away: bool = False
     waiters_ahead: int = 0
+    after: tuple[str, ...] = ()
 
 
 UNLOCKED = Locked(math.inf)  # nobody is asked, and nothing expires
@@ -101,8 +104,8 @@ class Redlock:
     def __init__(self, nodes: Sequence[Redis], token: str, ttl_ms: int, drift_factor: float, remember_ms: int) -> None:
         self._nodes, self.token = nodes, token
         self._valid_s = (ttl_ms - drift_factor * ttl_ms - DRIFT_MS) / 1000
-        self.turn_s = ttl_ms / 10_000  # for which a holder may keep a lock while others wait
-        self._common = (ttl_ms, remember_ms, ttl_ms // 10)
+        self.turn_s = ttl_ms / 1_000 / TURNS  # for which a holder may keep a lock while others wait
+        self._common = (ttl_ms, remember_ms, ttl_ms // TURNS)
         self._quorum = len(nodes) // 2 + 1
 
     def acquire(
@@ -115,7 +118,7 @@ class Redlock:
         it has waited for a turn or more. Until then any instance gets a free lock, because idle locks cost more than
         order is worth. Each says for how long it has waited, so all nodes see the same order without comparing clocks.
         """
-        own: list[Argument] = [self.token, int(waited_s * 1000), len(aggregates), *sorted(aggregates)]
+        own: list[Argument] = [self.token, int(waited_s * 1000), len(aggregates), *sorted(aggregates), ""]
         start = time.monotonic()
         votes: dict[Redis, Any] = {}
         timer: asyncio.TimerHandle | None = None
@@ -147,6 +150,7 @@ class Redlock:
 
     def _count(self, scope: str, aggregates: Sequence[str], votes: dict[Redis, Any], start: float) -> Locked:
         reasons, yes, silent, contended, waiters_ahead = [], 0, 0, False, 0
+        after: set[bytes] = set()
         for node in self._nodes:
             vote = votes.get(node)
             if vote is None or isinstance(vote, BaseException):
@@ -155,12 +159,13 @@ class Redlock:
             elif _is_yes(vote):
                 yes += 1
                 contended = contended or vote[1] == 1
+                after.update(vote[2:])
             else:
                 reasons.append(f"{node.shown}: {vote[1].decode()} is locked by another instance")
                 waiters_ahead = max(waiters_ahead, vote[2])
         until = start + self._valid_s
         if yes >= self._quorum and until > time.monotonic():
-            return Locked(until, contended)
+            return Locked(until, contended, after=tuple([tip.decode() for tip in after]))
         if yes or silent:
             self.release(scope, aggregates)  # a node answers in order, so this also releases a lock that it grants late
         away = len(self._nodes) - silent < self._quorum
@@ -171,9 +176,10 @@ class Redlock:
             waiters_ahead=waiters_ahead,
         )
 
-    def release(self, scope: str, aggregates: Sequence[str]) -> None:
-        """Release locks. It does not wait: if a node does not get the request, the lock expires there."""
-        own: list[Argument] = [self.token, _RELEASE, len(aggregates), *aggregates]
+    def release(self, scope: str, aggregates: Sequence[str], tip: str = "") -> None:
+        """Release locks. ``tip`` is the last record of the caller, if that may be under way: the next holder waits for
+        it. This call does not wait: if a node does not get the request, the lock expires there."""
+        own: list[Argument] = [self.token, _RELEASE, len(aggregates), *aggregates, tip]
         for node in self._nodes:
             node.call(_LOCK, scope, self._common, own).add_done_callback(lambda future: future.exception())
 

@@ -92,11 +92,9 @@ class Pipeline:
         if unlocked and not self._registry.work.full and (entry := self.scope.known(self.aggregate)) is not None:
             self._begin_on(entry, UNLOCKED)
             return
-        names, asked = tuple(sorted(needs)), self.scope.mirror.watermark.offset
-        self._opening = opening = Opening(names, asked, self._opened, unlocked=unlocked)
-        if not unlocked:
-            self._registry.access.acquire(self.scope, names, opening.on_locked, self.queue)
-        self._registry.access.read(self.scope, self.aggregate).add_done_callback(opening.on_read)
+        access, names = self._registry.access, tuple(sorted(needs))
+        self._opening = Opening(access, self.scope, self.aggregate, names, self._opened, unlocked=unlocked)
+        self._opening.begin(self.queue)
 
     async def wait_open(self) -> Entry:
         """The tip, for a command of another aggregate. Raises LockBusy instead of waiting for the lock: a caller that
@@ -136,7 +134,7 @@ class Pipeline:
 
     def _opened(self, opening: Opening, locked: Locked, reply: CacheReply | BaseException) -> None:
         full = self._registry.work.full and not self._weight
-        entry = opening.entry(self.scope, self.aggregate, locked, reply, full=full)
+        entry = opening.entry(locked, reply, full=full)
         if not locked.until:
             self._registry.metrics.lock_busy()
         if opening.shared and (opening.unlocked or (isinstance(entry, Problem) and not locked.until)):
@@ -257,15 +255,15 @@ class Pipeline:
                 self._registry.perform(self, command)
         if self.state is IDLE and not (self.queue or self._expected or self._readers):
             self._close()  # it was made only for a command that was answered without entering the queue
-        if self.state is not OPEN or self.performing or self.in_flight or self._readers:
+        if self.state is not OPEN or self.performing or self._readers:
             return
-        if self.queue and self.must_yield(now):
+        if self.in_flight:
+            if self._turn.holds and self.must_yield(now):
+                self._hand_over()
+        elif self.queue and self.must_yield(now):
             self._yield()
-        elif self.unlocked and not self.queue and not self._expected:
-            self._close()
-        elif not self.queue and not self._expected and not self._closing:
-            self._closing = True
-            self.scope.applier.when_applied((self.tip.at if self.tip else 1) - 1, self._close_idle)
+        elif not (self.queue or self._expected or self._closing):
+            self._close_idle()
 
     @property
     def locked_until(self) -> float:
@@ -293,24 +291,25 @@ class Pipeline:
 
     def _on_renewed(self, locked: Locked) -> None:
         self._renewing = False
-        if self.state is OPEN:
+        if self.state is OPEN and self._turn.holds:
             self._turn.renewed(locked, self._registry.access.turn_s)
             self.pump()
 
     def _yield(self) -> None:
-        """Another instance waits, or the lock is lost: release it once the cache has our records, and come back
-        later."""
+        """Another instance waits, or the lock is lost or to be taken: come back for it."""
+        self._hand_over()
         self._go(PAUSED)
         self.tip = None
         if self.unlocked:
             self.open()
-            return
-        self.scope.applier.when_applied(self.scope.view.next - 1, self._hand_over, soon=True)
-        self._pause(2)
+        else:
+            self._pause(2)
 
     def _hand_over(self) -> None:
-        if self.state is PAUSED:  # else it has been opened again meanwhile
-            self._release((self.aggregate,))
+        """Release the lock, if it has one. Its records may be under way still: the next holder waits for the last."""
+        if self._turn.holds:
+            self._turn.end()
+            self._registry.access.release(self.scope, (self.aggregate,), (self.tip and self.tip.head) or "")
 
     def set_aside(self, command: InFlight) -> None:
         """Another aggregate that this command needs is locked: release this lock, then lock the whole set."""
@@ -373,15 +372,15 @@ class Pipeline:
     # -- closing
 
     def _close_idle(self) -> None:
-        if self._appended > 1:
+        self._closing = self._appended > 1 and not self.unlocked
+        if self._closing:
             # Clients that were just answered often send their next command at once; another instance might get a turn.
             self._appended = 0
             asyncio.get_running_loop().call_later(LINGER_S, self._close_idle)
             return
-        self._closing = False
         at_work = self.queue or self._expected or self.in_flight or self.performing or self._readers
         if self.state is OPEN and not at_work:
-            self._release((self.aggregate,))
+            self._hand_over()
             self._close()
 
     def _close(self) -> None:

@@ -10,7 +10,7 @@
       ▼                    │                 │
     CLOSED ◀───────────────┴─────────────────┘
 
-An OPEN pipeline without work is closed when its last record is applied, and a PAUSED one at the end of its pause. An
+An OPEN pipeline without work is closed when its last record is read back, and a PAUSED one at the end of its pause. An
 IDLE one that was made for a command is closed if that is answered without entering the queue.
 """
 

@@ -177,7 +177,7 @@ class Recovery:
             scope.journal.append_barrier(command.target, command=command, keyed=keyed, settled=judged)
             verdict, offset = await settled
             applied = asyncio.Event()
-            scope.applier.when_applied(offset, applied.set, soon=True)
+            scope.applier.when_applied(offset, applied.set)
             await applied.wait()
             if (found := await self._on_record(scope, command)) is not None:
                 return found

@@ -30,6 +30,7 @@ from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
+from hiveio.transaction.predecessors import Predecessors
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
@@ -77,7 +78,7 @@ class Scope:
         self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement = placement
         self.journal = Journal(partition, self.view, ids)
-        self.contention = Contention()
+        self.contention, self.predecessors = Contention(), Predecessors(self.view)
         self.mirror = mirror = Mirror(self.where, topic_id)
         self._news = asyncio.Event()
         mirror.subscribe(on_loss=self._news.set)
@@ -343,6 +344,7 @@ class Scope:
             if self.opening and self.ready:
                 self.waiting.end_opening()
         self.waiting.reached(following)
+        self.predecessors.moved()
 
     def decoded(self, message: LogRecord) -> Record:
         """Raises Corrupt."""

@@ -9,7 +9,7 @@ import pytest
 
 from hiveio import testing
 from hiveio.errors import Conflict, Rejected
-from hiveio.transaction import view
+from hiveio.transaction import predecessors, view
 from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw
@@ -125,6 +125,61 @@ async def test_a_pipeline_at_work_takes_the_lock_when_another_instance_comes() -
         assert len(void) <= 2 * 8, "each has tried what its clients had sent before it knew of the other one"
         assert two.cache.locks or not two.transactions.engine.pipelines
         await until(lambda: not two.cache.locks)
+
+
+def turns(*services: testing.Service, seconds: float = 0.0) -> None:
+    """Each of them gives up the lock of the account a after so long, while others wait for it."""
+    for service in services:
+        service.transactions.engine.pipelines.access.turn_s = seconds
+        service.transactions.scopes[0].contention.note(["Account/a"])
+
+
+async def test_a_turn_ends_while_its_records_are_under_way_and_the_next_holder_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predecessors, "WAIT_S", 5.0)
+    async with cluster() as (one, two):
+        turns(one, two)
+        release_one, release_two = hold(one), hold(two)
+        first = [asyncio.create_task(one.submit(AccountActor, "a", Deposit(1, f"one {n}"))) for n in range(3)]
+        await until(lambda: len(one.log.partitions[0]) == 4)
+        second = [asyncio.create_task(two.submit(AccountActor, "a", Deposit(1, f"two {n}"))) for n in range(2)]
+        await until(lambda: two.cache.waiting)
+        first.append(asyncio.create_task(one.submit(AccountActor, "a", Deposit(1, "ends the turn"))))
+        await until(lambda: two.transactions.scopes[0].predecessors.waiting)
+        behind = asyncio.create_task(one.submit(AccountActor, "a", Deposit(1, "behind those who wait")))
+        assert list(one.cache.tips.values()) == [one.log.partitions[0][4].key]
+        assert len(one.log.partitions[0]) == 5
+        release_two()
+        assert [(await each).version for each in second] == [5, 6]
+        release_one()
+        assert [(await each).version for each in first] == [1, 2, 3, 4]
+        assert (await behind).version == 7
+        assert all(logged.verdict for logged in one.records())
+
+
+async def test_a_record_that_never_comes_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predecessors, "WAIT_S", 0.02)
+    async with testing.Service(AccountActor) as one:
+        turns(one)
+        one.cache.tips["hive:{hive.transactions/0/memory}", "Account/a"] = "gone-1"
+        assert (await one.submit(AccountActor, "a", Deposit(1, "first"))).version == 1
+        assert not one.transactions.scopes[0].predecessors.waiting
+
+
+async def test_turns_change_many_times_and_nothing_is_void_but_the_first_attempts() -> None:
+    async with cluster() as (one, two):
+        turns(one, two, seconds=0.002)
+
+        async def client(service: testing.Service, name: str) -> None:
+            for n in range(40):
+                await service.submit(AccountActor, "a", Deposit(1, f"{name}-{n}"))
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(*[client(each, f"{each}-{k}") for k in range(8) for each in (one, two)])
+        verdicts = [logged.verdict for logged in one.records()]
+        assert verdicts.count(True) == 1 + 16 * 40
+        assert all(verdicts)
 
 
 async def test_a_slow_perform_is_not_overtaken_again_and_again() -> None:

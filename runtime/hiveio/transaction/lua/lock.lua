@@ -1,11 +1,14 @@
 -- Locks all aggregates of a call or none, and extends the locks that the caller has already; or releases locks together
--- with their intents. One script does both, so that the calls of one tick keep their order.
+-- with their intents. One script does both, so that the calls of one tick keep their order. Who releases a lock while
+-- its records are under way leaves the last of them in <scope>:tip:<aggregate>, and the next holder waits for that.
 -- Any instance gets a free lock, unless another one has waited for a turn or longer: then the lock is reserved for the
 -- one that has waited longest, as long as it keeps asking. The hash <scope>:wishes:<aggregate> has those that wait.
 -- KEYS[1]  the scope's prefix of locks
 -- ARGV     time to live (ms), time that a waiter is remembered (ms), a turn (ms), then for each call: token, the time
---          that it has waited (ms; -1: release the locks), n, n aggregates
--- returns  {'', then for each call {1, contended} or {0, an aggregate that is locked, waiters_ahead}}
+--          that it has waited (ms; -1: release the locks), n, n aggregates, the transaction id of the caller's last
+--          record or ''
+-- returns  {'', then for each call {1, contended, the tips that are there} or {0, an aggregate that is locked,
+--          waiters_ahead}}
 -- contended      1 if another instance waits for one of them, which should get its turn
 -- waiters_ahead  how many other instances have waited longer for that aggregate
 local ttl, remembered, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -60,14 +63,19 @@ local function acquire(names, token, started_at)
       if own[name] then redis.call('HDEL', waiters, token) end
     end
   end
-  return busy and {0, busy, waiters_ahead} or {1, contended}
+  if busy then return {0, busy, waiters_ahead} end
+  local reply = {1, contended}
+  for _, name in ipairs(names) do reply[#reply + 1] = redis.call('GET', KEYS[1] .. ':tip:' .. name) or nil end
+  return reply
 end
 
-local function release(names, token)  -- releases only the locks that the caller owns
+local function release(names, token, tip)  -- releases only the locks that the caller owns
   for _, name in ipairs(names) do
-    for _, kind in ipairs({':lock:', ':intent:'}) do
-      local key = KEYS[1] .. kind .. name
-      if redis.call('GET', key) == token then redis.call('DEL', key) end
+    local lock, intent = KEYS[1] .. ':lock:' .. name, KEYS[1] .. ':intent:' .. name
+    if redis.call('GET', intent) == token then redis.call('DEL', intent) end
+    if redis.call('GET', lock) == token then
+      redis.call('DEL', lock)
+      if tip ~= '' then redis.call('SET', KEYS[1] .. ':tip:' .. name, tip, 'PX', ttl) end
     end
   end
   return {1, 0}
@@ -76,8 +84,8 @@ end
 local replies, i = {''}, 4
 while i <= #ARGV do
   local token, waited, n = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-  local names = {unpack(ARGV, i + 3, i + 2 + n)}
-  replies[#replies + 1] = waited < 0 and release(names, token) or acquire(names, token, now - waited)
-  i = i + 3 + n
+  local names, tip = {unpack(ARGV, i + 3, i + 2 + n)}, ARGV[i + 3 + n]
+  replies[#replies + 1] = waited < 0 and release(names, token, tip) or acquire(names, token, now - waited)
+  i = i + 4 + n
 end
 return replies
