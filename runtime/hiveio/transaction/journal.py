@@ -61,12 +61,13 @@ class Journal:
                 "allowed."
             )
         value = records.encode(pending.record)
-        if len(value) > RECORD_LIMIT:
-            raise TooLarge(f"The transaction has {len(value)} bytes; at most {RECORD_LIMIT} are allowed.")
-        if len(value) > LEVELS and value.count(b"[") + value.count(b"{") > LEVELS and nesting(value) > LEVELS:
+        size = len(value)
+        if size > RECORD_LIMIT:
+            raise TooLarge(f"The transaction has {size} bytes; at most {RECORD_LIMIT} are allowed.")
+        if size > LEVELS and value.count(b"[") + value.count(b"{") > LEVELS and nesting(value) > LEVELS:
             raise TypeError(f"the transaction is nested deeper than {LEVELS} levels, which not every reader can decode")
         self._appender.append(self._partition, pending.tx, value, in_flight=len(self.pending))
-        pending.encoded(len(value))
+        pending.encoded(size)
         self.pending[pending.tx] = pending
         self.proofs.appended(pending.tx)
 

@@ -102,8 +102,6 @@ class Performer:
         tip = pipeline.latest()
         if pipeline.state is not OPEN or tip is None:
             raise LockBusy(f"{pipeline.aggregate} is {pipeline.state.value}")
-        if pipeline.contended:
-            raise LockBusy(f"other instances work on {pipeline.aggregate}")
         return Tx(self._actors, command, pipeline, tip)
 
     def _invoke(self, command: InFlight, tx: Tx) -> Any:
@@ -133,7 +131,10 @@ class Performer:
         try:
             for _ in range(REPEATS):
                 error: Exception | None = None
-                first_run, tx = perform.tx is None, perform.tx or self._begin(pipeline, command)
+                first_run = perform.tx is None
+                if first_run and pipeline.contended:
+                    raise LockBusy(f"other instances work on {pipeline.aggregate}")
+                tx = perform.tx or self._begin(pipeline, command)
                 perform.tx = tx
                 try:
                     if first_run:
@@ -323,7 +324,7 @@ class Performer:
         scope = command.scope
         try:
             await scope.caught_up(command.contract.reads)
-            entries = {name: scope.view.entry(name) for name in heads}
+            entries = {name: scope.view.known(name) for name in heads}
             if all(entry is not None and entry.head == heads[name] for name, entry in entries.items()):
                 command.answer(-1)
         except Exception as error:  # whatever it is, the pipeline must not go on waiting for this command

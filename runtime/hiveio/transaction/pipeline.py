@@ -92,7 +92,7 @@ class Pipeline:
         if unlocked and not self._registry.work.full and (entry := self.scope.known(self.aggregate)) is not None:
             self._begin_on(entry, UNLOCKED)
             return
-        access, names = self._registry.access, tuple(sorted(needs))
+        access, names = self._registry.access, () if unlocked else tuple(sorted(needs))
         self._opening = Opening(access, self.scope, self.aggregate, names, self._opened, unlocked=unlocked)
         self._opening.begin(self.queue)
 
@@ -101,14 +101,16 @@ class Pipeline:
         holds another lock might wait forever."""
         if self.state is IDLE:
             self.open()
-        if self.state is OPENING or self._opens_soon:
+        # A broken one is opened again when its records are read back and its perform has ended. If that waits for
+        # another pipeline too, the two might wait for each other.
+        if self.state is OPENING or (self.state is BROKEN and not (self.performing and self._blocked)):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
             await future
         tip = self.latest()
         if self.state is not OPEN or tip is None:
             raise LockBusy(f"{self.aggregate} is {self.state.value}")
-        if self.must_yield(time.monotonic()):
+        if self.must_yield():
             raise LockBusy(f"another instance waits for {self.aggregate} and gets its turn")
         return tip
 
@@ -119,12 +121,6 @@ class Pipeline:
             return await other.wait_open()
         finally:
             self._blocked -= 1
-
-    @property
-    def _opens_soon(self) -> bool:
-        """Whether it is opened again as soon as its records are read back and its perform has ended, if that does not
-        wait for another pipeline: two of them might wait for each other."""
-        return self.state is BROKEN and not (self.performing and self._blocked)
 
     def latest(self) -> Entry | None:
         """The tip. If no record of this instance is in flight, the view may know a later record of another one."""
@@ -153,9 +149,11 @@ class Pipeline:
         self.tip, self._attempts, self.trouble = entry, 0.0, ""
         self._weigh(entry.size)
         self._turn.begin(locked, self._registry.access.turn_s)
-        for name in () if self.unlocked else [each for each in names if each != self.aggregate]:
-            self.another(name).open_shared(locked)
-        self._wake_waiters(None)
+        for name in names:
+            if name != self.aggregate:
+                self.another(name).open_shared(locked)
+        if self._waiters:
+            self._wake_waiters(None)
         if faults.armed:
             faults.hit("opened", self.aggregate)
         self.pump()
@@ -246,9 +244,8 @@ class Pipeline:
 
     def pump(self) -> None:
         """Perform the queued commands, as far as the chain, the lock and the turn allow."""
-        now = time.monotonic()
         while self.queue and self.state is OPEN and not self.performing and len(self.in_flight) < CHAIN:
-            if self.must_yield(now) or (self.in_flight and self._registry.work.full):
+            if self.must_yield() or (self.in_flight and self._registry.work.full):
                 break
             command = self.queue.popleft()
             if not command.over:
@@ -258,10 +255,12 @@ class Pipeline:
         if self.state is not OPEN or self.performing or self._readers:
             return
         if self.in_flight:
-            if self._turn.holds and self.must_yield(now):
+            if not self._turn.unlocked and self.must_yield():
                 self._hand_over()
-        elif self.queue and self.must_yield(now):
+        elif self.queue and self.must_yield():
             self._yield()
+        elif self._turn.unlocked and not (self.queue or self._expected):
+            self._close()
         elif not (self.queue or self._expected or self._closing):
             self._close_idle()
 
@@ -270,9 +269,11 @@ class Pipeline:
         """The monotonic time up to which the lock is surely held."""
         return self._turn.until
 
-    def must_yield(self, now: float) -> bool:
+    def must_yield(self) -> bool:
         """Whether the lock is lost, is to be taken, or is kept beyond its turn while another instance waits."""
-        return self.contended or self._turn.must_yield(now, self._renew)
+        if self._turn.unlocked:
+            return self.aggregate in self.scope.contention
+        return self._turn.must_yield(time.monotonic(), self._renew)
 
     @property
     def unlocked(self) -> bool:
@@ -372,7 +373,7 @@ class Pipeline:
     # -- closing
 
     def _close_idle(self) -> None:
-        self._closing = self._appended > 1 and not self.unlocked
+        self._closing = self._appended > 1
         if self._closing:
             # Clients that were just answered often send their next command at once; another instance might get a turn.
             self._appended = 0

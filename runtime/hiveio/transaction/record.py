@@ -175,7 +175,6 @@ def written(record: Record) -> tuple[str, ...]:
 
 def named(record: Record) -> tuple[str, ...]:
     """The aggregates that a record names: those that it writes or moves, and those whose reading it validates."""
-    names = written(record)
     if isinstance(record, Commit) and record.reads:
-        names += tuple([read.aggregate for read in record.reads])
-    return names
+        return (*written(record), *[read.aggregate for read in record.reads])
+    return written(record)

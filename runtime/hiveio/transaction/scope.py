@@ -205,14 +205,8 @@ class Scope:
 
     def known(self, name: str) -> Entry | None:
         """The aggregate as it is at the end of what is judged, if this instance knows it."""
-        view, entry = self.view, self.view.entries.get(name)
-        if not self.ready:
-            return None
-        if entry is None and view.complete:
-            view.keep(name, entry := Entry())
-            if not self._judging:  # a command that is refused brings no record, after which the view is trimmed
-                self._trim()
-        return entry if entry is not None and entry.head is not None and not entry.fault else None
+        entry = self.view.known(name) if self.ready else None
+        return None if entry is None or entry.fault else entry
 
     def _trim(self) -> None:
         self.view.trim(self.applier.touched, self.mirror.watermark.offset)

@@ -60,7 +60,7 @@ class Tx:
     @property
     def complete(self) -> bool:
         """Whether all aggregates that it writes were read, since a write needs a head."""
-        return self.events.keys() <= self.entries.keys()
+        return not self.events or self.events.keys() <= self.entries.keys()
 
     async def read_written(self) -> None:
         """Read the aggregates that it writes and has not read."""

@@ -71,6 +71,14 @@ class View:
         entry = self.entries.get(name)
         return entry if entry is not None and entry.head is not None else None
 
+    def known(self, name: str) -> Entry | None:
+        """The same, and an entry without anything if the aggregate has never existed, as far as the view knows. That
+        one is not kept: a command that is refused leaves nothing."""
+        entry = self.entries.get(name)
+        if entry is None:
+            return Entry() if self.complete else None
+        return entry if entry.head is not None else None
+
     def head(self, name: str) -> str:
         head = self.entries[name].head
         assert head is not None, name
