@@ -169,7 +169,7 @@ class Pipeline:
             self._opening.share()
         elif self.state in (IDLE, PAUSED):
             self.open(alone=True)
-        elif self.state in (OPEN, BROKEN) and self.unlocked:
+        elif self.state in (OPEN, BROKEN) and not self._turn.holds:
             self._turn.begin(locked, self._registry.access.turn_s)
 
     def _wake_waiters(self, error: LockBusy | None) -> None:

@@ -158,6 +158,31 @@ async def test_a_turn_ends_while_its_records_are_under_way_and_the_next_holder_w
         assert all(logged.verdict for logged in one.records())
 
 
+async def test_a_lock_that_comes_back_for_a_set_is_used_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turn of b has ended, and its records are under way, when a transfer of the same instance locks a and b."""
+    async with testing.Service(AccountActor) as one:
+        await one.submit(AccountActor, "a", Deposit(10, "a"))
+        turns(one, seconds=0.05)
+        one.transactions.scopes[0].contention.note(["Account/b"])
+        release = hold(one)
+        commands = [asyncio.create_task(one.submit(AccountActor, "b", Deposit(1, "first")))]
+        await until(lambda: one.cache.locks)
+        ((key, _),) = one.cache.locks.items()
+        one.cache.waiting[key] = {"another"}
+        await asyncio.sleep(0.06)
+        commands.append(asyncio.create_task(one.submit(AccountActor, "b", Deposit(1, "ends the turn"))))
+        await until(lambda: not one.cache.locks)
+        commands.append(asyncio.create_task(one.submit(AccountActor, "a", Transfer("b", 5, "to b"))))
+        await until(lambda: len(one.cache.locks) == 2)
+        del one.cache.waiting[key]
+        calls = Calls(one, monkeypatch)
+        release()
+        await asyncio.gather(*commands)
+        assert not calls.locks, "it has both"
+        await until(lambda: not one.transactions.engine.pipelines)
+        assert not one.cache.locks
+
+
 async def test_a_record_that_never_comes_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predecessors, "WAIT_S", 0.02)
     async with testing.Service(AccountActor) as one:
