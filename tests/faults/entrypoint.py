@@ -53,7 +53,7 @@ def lockless() -> None:
     ) -> None:
         asyncio.get_running_loop().call_soon(done, Locked(time.monotonic() + 1))
 
-    def release(self: Redlock, scope: str, aggregates: Sequence[str]) -> None:
+    def release(self: Redlock, scope: str, aggregates: Sequence[str], tip: str = "") -> None:
         """Nothing is held."""
 
     setattr(Redlock, "acquire", acquire)  # noqa: B010 - a method is not assigned to elsewhere
