@@ -324,7 +324,7 @@ class Performer:
         scope = command.scope
         try:
             await scope.caught_up(command.contract.reads)
-            entries = {name: scope.view.known(name) for name in heads}
+            entries = {name: scope.known(name) for name in heads}
             if all(entry is not None and entry.head == heads[name] for name, entry in entries.items()):
                 command.answer(-1)
         except Exception as error:  # whatever it is, the pipeline must not go on waiting for this command
