@@ -274,13 +274,15 @@ class Performer:
         command: InFlight, tx: Tx, raw: dict[str, list[Raw]], refusal: Problem | None, chained: bool
     ) -> tuple[Read, ...]:
         """The reads on which the verdict depends: those of aggregates that are not written, if they may be of different
-        offsets, or if the actor asks for it."""
+        offsets, if others may have changed them since, or if the actor asks for it."""
         if len(raw) == len(tx.entries):
             return ()
         read = [(name, entry) for name, entry in tx.entries.items() if name not in raw]
         # After its lock was lost, others may have changed an aggregate: its tip is then not its state at ``next``.
         stale = any(command.scope.view.entries.get(name) is not entry for name, entry in read)
-        if stale or chained or refusal is not None or command.contract.serializable:
+        # Without its lock, others may have changed one in records that were answered and are not read here yet.
+        unlocked = any(tx.pipelines[name].unlocked for name, _ in read)
+        if stale or unlocked or chained or refusal is not None or command.contract.serializable:
             return tuple([Read(name, entry.head or "") for name, entry in read])
         return ()
 

@@ -12,7 +12,7 @@ from hiveio.errors import Conflict, Rejected
 from hiveio.transaction import predecessors, view
 from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
-from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw
+from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
 from tests.unit.transaction.test_engine import cluster, hold, until
 
 
@@ -108,6 +108,22 @@ async def test_the_next_attempt_after_a_void_locks(monkeypatch: pytest.MonkeyPat
         assert [(await each).version for each in chain] == [3, 4, 5, 6, 7]
         assert calls.locks >= 1
         assert [logged.verdict for logged in late.records()] == 3 * [True] + 5 * [False] + 5 * [True]
+
+
+async def test_what_is_read_without_a_lock_is_as_new_as_the_record() -> None:
+    """Not only what is written: a command that came after the answer to another one rests on what that one wrote."""
+    async with cluster() as (late, other):
+        for id in "ab":
+            await other.submit(AccountActor, id, Deposit(10, id))
+        await until(lambda: late.transactions.scopes[0].view.next == 3)
+        late.transactions.scopes[0].contention = Contention()
+        release = hold(late)
+        await other.submit(AccountActor, "b", Deposit(5, "answered before"))
+        witness = asyncio.create_task(late.submit(AccountActor, "a", Witness(["b"], "witness")))
+        await until(lambda: len(late.log.partitions[0]) == 5)
+        release()
+        witnessed: Any = (await witness).events[0]
+        assert witnessed.seen["b"][0] == 15
 
 
 async def test_a_pipeline_at_work_takes_the_lock_when_another_instance_comes() -> None:
