@@ -34,6 +34,13 @@ class Contention:
         self._age()
         return name in self._recent or name in self._older
 
+    def isdisjoint(self, names: Iterable[str]) -> bool:
+        """Whether it has none of these."""
+        for name in names:  # noqa: SIM110 - there is one name as a rule, and a generator costs more
+            if name in self:
+                return False
+        return True
+
     def _age(self) -> None:
         if (now := self._clock()) >= self._until:
             if now >= self._until + REMEMBERED_S:

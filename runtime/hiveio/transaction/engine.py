@@ -151,7 +151,7 @@ class Engine:
         current = error is None and scope.mirror.observe_watermark(watermark)
         if watermark is None or not current:
             command.fail(error or scope.unavailable())
-        elif (found := scope.remembered(command.id.text, reply.result().id)) is not None:
+        elif (found := scope.view.remembered(command.id.text, reply.result().id)) is not None:
             self.recovery.repeat(command, found)
         else:
             command.looked_up(watermark.offset)

@@ -157,10 +157,10 @@ class Recovery:
         found = await self._on_record(scope, command)
         if found is None:
             now = IdRecord(scope.view.next, scope.view.time, started_at.keyed)
-            if not scope.remembers(started_at, now):
+            if not scope.view.remembers(started_at, now):
                 return None
             found = await self._closed(scope, command, started_at.keyed)
-        if scope.remembers(started_at, found) or isinstance(await self._record(scope, found.offset), Commit):
+        if scope.view.remembers(started_at, found) or isinstance(await self._record(scope, found.offset), Commit):
             return found
         return None
 
@@ -189,7 +189,7 @@ class Recovery:
     async def _on_record(self, scope: Scope, command: CommandId) -> IdRecord | None:
         reply = await self._cache.read(scope.partition, "", command.text)
         scope.mirror.observe_watermark(reply.watermark)
-        return scope.remembered(command.text, reply.id)
+        return scope.view.remembered(command.text, reply.id)
 
     async def _record(self, scope: Scope, offset: int) -> Record:
         message = await self._reader.read(scope.partition, offset)

@@ -36,7 +36,7 @@ from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record, written
 from hiveio.transaction.review import Review
-from hiveio.transaction.rule import Effects, IdRecord, IdWindow, Writer
+from hiveio.transaction.rule import Effects, IdWindow, Writer
 from hiveio.transaction.view import View
 from hiveio.transaction.waiting import Waiting
 
@@ -176,16 +176,6 @@ class Scope:
             self._news.set()
             self.applier.end()
 
-    def remembered(self, text: str, cached: IdRecord | None) -> IdRecord | None:
-        """The record of a command id in the view, or else in the cache, if it is in the window now."""
-        found = self.view.id_record(text) or cached
-        holds = found is not None and self._window.holds(found, self.view.next, self.view.time)
-        return found if holds else None
-
-    def remembers(self, started_at: IdRecord, now: IdRecord) -> bool:
-        """Whether a command id that came on record after ``started_at`` is in the window at ``now``."""
-        return self._window.holds(started_at, now.offset, now.time)
-
     def reconcile(self, name: str, reply: CacheReply) -> Entry | None:
         """The newer entry of an aggregate, of the view or of the cache. None if neither is current."""
         entry = self.view.reconcile(name, reply)
@@ -196,12 +186,7 @@ class Scope:
     def uncontended(self, names: Iterable[str]) -> bool:
         """Whether a command on these aggregates is tried without locks: nobody else has written them lately. While the
         cache does not get on, the locks say so before anything is appended."""
-        if self.applier.behind:
-            return False
-        for name in names:  # noqa: SIM110 - there is one name as a rule, and a generator costs more
-            if name in self.contention:
-                return False
-        return True
+        return not self.applier.behind and self.contention.isdisjoint(names)
 
     def known(self, name: str) -> Entry | None:
         """The aggregate as it is at the end of what is judged, if this instance knows it."""
@@ -227,8 +212,7 @@ class Scope:
 
     async def verdicts(self, first: int, end: int) -> str:
         """For each judged offset '1' (accepted) or '0' (void); '?' where neither this instance nor the cache knows."""
-        mine = self.view.verdicts(first, end)
-        if mine is not None:
+        if (mine := self.view.verdicts(first, end)) is not None:
             return mine
         watermark, verdicts = await self._cache.verdicts(self.partition, first, end)
         self.mirror.observe_watermark(watermark)

@@ -88,6 +88,15 @@ class View:
         """The record of a command id, if it was recorded at ``ids_from`` or later."""
         return self.recent.get(text)
 
+    def remembered(self, text: str, cached: IdRecord | None) -> IdRecord | None:
+        """The record of a command id here, or else in the cache, if it is in the window now."""
+        found = self.id_record(text) or cached
+        return found if found is not None and self.state.window.holds(found, self.next, self.time) else None
+
+    def remembers(self, started_at: IdRecord, now: IdRecord) -> bool:
+        """Whether a command id that came on record after ``started_at`` is in the window at ``now``."""
+        return self.state.window.holds(started_at, now.offset, now.time)
+
     def keep(self, name: str, entry: Entry) -> None:
         if (before := self.entries.get(name)) is not None:
             self._snapshots -= len(before.snapshot)
