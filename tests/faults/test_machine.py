@@ -2,7 +2,8 @@
 
 Each instance has an event loop of its own which turns only when the machine turns it, so a crash may come between any
 two steps of it. What it appends lands at any later time, in any order, twice, or never; what it asks of the cache may
-be done without that it hears of it. The cache is emptied, and put back. The checker judges the rest.
+be done without that it hears of it. The cache is emptied, and put back. Any instance may leave the applying and the
+folding to others, and follow its scope no more until it is used again. The checker judges the rest.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -22,6 +24,7 @@ from hiveio.envelope import encode_json
 from hiveio.errors import Conflict, Problem, Refused, Unavailable, Unknown
 from hiveio.testing.memory import MemoryCache, MemoryLog
 from hiveio.testing.service import Answer, memory_settings
+from hiveio.transaction import rebuild
 from hiveio.transaction.command import Token
 from tests.faults.actors import AccountActor, Deposit, PairActor, Take, Transfer, Withdraw, Witness
 from tests.faults.checker import Call, Evidence, Result, check
@@ -31,6 +34,7 @@ from tests.faults.stored import CacheDump, OnTopic
 T = TypeVar("T")
 ACCOUNTS = ("a", "b")
 MOST = 3  # instances that live
+FAR = 3  # records, beyond which one instance folds and the others wait
 TURNS = 5_000  # of an event loop within which a fresh instance has to be well
 
 
@@ -93,7 +97,8 @@ class Link(MemoryCache):
     def __init__(self, instance: "Instance") -> None:
         cache = instance.world.cache
         self._topic, self._topic_id, self._meaning = cache._topic, cache._topic_id, cache._meaning
-        self.scopes, self.locks, self.folds = cache.scopes, cache.locks, cache.folds
+        self.scopes, self.folds = cache.scopes, cache.folds
+        self.locks, self.waiting, self.tips = cache.locks, cache.waiting, cache.tips
         self.instance = instance
 
     def _call(self, script: Callable[[], T]) -> "asyncio.Future[T]":
@@ -173,6 +178,19 @@ class Instance:
         token = Token("Account", id, call.key or "", 0, 0, True)
         text = base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
         self.calls.append((call, self.loop.create_task(service.outcome(text))))
+
+    def lead(self, leads: bool) -> None:
+        """Apply, or leave that to others while the cache makes progress."""
+        for scope in self.started.result().transactions.scopes:
+            scope.applier.take_turns(lambda: leads)
+
+    def leave(self) -> None:
+        """Follow the scope no more, if nothing of it is in work."""
+        transactions = self.started.result().transactions
+        for scope in transactions.scopes:
+            if scope.ready and not transactions.engine.works_on(scope):
+                transactions.scopes.forget(scope)
+                self.loop.create_task(scope.stop())
 
     def crash(self) -> None:
         self.alive = False
@@ -297,6 +315,18 @@ class Machine(RuleBasedStateMachine):
         call.key = key
         ready[number % len(ready)].ask(call, id)
 
+    @precondition(lambda self: any(instance.ready for instance in self.instances))
+    @rule(number=st.integers(0, MOST), leads=st.booleans())
+    def lead(self, number: int, leads: bool) -> None:
+        ready = [instance for instance in self.instances if instance.ready]
+        ready[number % len(ready)].lead(leads)
+
+    @precondition(lambda self: any(instance.ready for instance in self.instances))
+    @rule(number=st.integers(0, MOST))
+    def leave(self, number: int) -> None:
+        ready = [instance for instance in self.instances if instance.ready]
+        ready[number % len(ready)].leave()
+
     @precondition(lambda self: self.world.wire)
     @rule(index=st.integers(0, 5), turns=st.integers(0, 3))
     def land(self, index: int, turns: int) -> None:
@@ -327,7 +357,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def locks_end(self) -> None:
-        self.world.cache.locks.clear()
+        for each in (self.world.cache.locks, self.world.cache.tips, self.world.cache.folds):
+            each.clear()
 
     @rule()
     def cache_lost(self) -> None:
@@ -355,7 +386,7 @@ class Machine(RuleBasedStateMachine):
             instance.crash()
         while world.wire:
             world.land(0)
-        world.cache.locks.clear()
+        self.locks_end()
         world.instances.append(last := Instance(world))
         try:
             self.is_well(last)
@@ -392,7 +423,8 @@ class Machine(RuleBasedStateMachine):
             assert not id or call.result is Result.ACCEPTED, call
 
 
-def test_every_interleaving_leaves_what_the_checker_accepts() -> None:
+def test_every_interleaving_leaves_what_the_checker_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "FAR", FAR)
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -11,6 +11,7 @@ from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service, memory_settings
+from hiveio.transaction import applier
 from hiveio.transaction.cache import Watermark, fingerprint
 from tests.actors.tally import Add, Tallies
 from tests.unit.transaction.test_engine import until
@@ -25,7 +26,8 @@ class OwnCalls(MemoryCache):
     def __init__(self, settings: Settings, other: MemoryCache | None = None) -> None:
         super().__init__(settings, fingerprint(contracts([Tallies])))
         if other is not None:
-            self.scopes, self.locks, self.folds = other.scopes, other.locks, other.folds
+            self.scopes, self.folds = other.scopes, other.folds
+            self.locks, self.waiting, self.tips = other.locks, other.waiting, other.tips
         self.records: list[int] = []
         self.applied = 0
         self.stuck = False
@@ -67,10 +69,11 @@ async def two() -> AsyncIterator[Two]:
         yield Two(leader, other, leads, follows)
 
 
-async def test_the_leader_alone_applies_whoever_works(two: Two) -> None:
+async def test_the_leader_alone_applies_whoever_works(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applier, "SOON_STILL_S", 5.0)  # the leader may be busy for a moment
     await two.work()
-    assert two.leads.applied > 10
-    assert two.follows.applied <= 2, "the leader may be busy for a moment"
+    assert sum(two.leads.records) > 30
+    assert not two.follows.applied
 
 
 async def test_another_one_takes_over_where_the_cache_makes_no_progress_and_gives_way_where_it_does(two: Two) -> None:
