@@ -9,7 +9,7 @@ import pytest
 
 from hiveio import testing
 from hiveio.errors import Conflict, Rejected
-from hiveio.transaction import predecessors, view
+from hiveio.transaction import applier, predecessors, view
 from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
@@ -221,6 +221,31 @@ async def test_turns_change_many_times_and_nothing_is_void_but_the_first_attempt
         verdicts = [logged.verdict for logged in one.records()]
         assert verdicts.count(True) == 1 + 16 * 40
         assert all(verdicts)
+
+
+async def test_who_leaves_the_applying_to_the_leader_takes_locks_too_while_the_cache_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with cluster() as (_, two):
+        scope, read = two.transactions.scopes[0], two.cache.read
+        scope.applier.take_turns(lambda: False)
+        silent: list[asyncio.Future[CacheReply]] = []
+
+        def no_answer(*given: Any) -> "asyncio.Future[CacheReply]":
+            silent.append(asyncio.get_running_loop().create_future())
+            return silent[-1]
+
+        await two.submit(AccountActor, "a", Deposit(1, "first"))
+        await until(lambda: scope.applied)
+        monkeypatch.setattr(applier, "SLOW_S", 0.02)
+        monkeypatch.setattr(two.cache, "read", no_answer)
+        assert scope.uncontended(["Account/b"])
+        await two.submit(AccountActor, "a", Deposit(1, "second"))
+        await until(lambda: silent)
+        await until(lambda: not scope.uncontended(["Account/b"]))
+        monkeypatch.setattr(two.cache, "read", read)
+        silent[0].set_result(await read(0))
+        await until(lambda: scope.uncontended(["Account/b"]))
 
 
 async def test_a_slow_perform_is_not_overtaken_again_and_again() -> None:
