@@ -42,9 +42,9 @@ async def test_17_the_topic_was_made_anew(broker: Broker) -> None:
     with Stage(broker) as stage:
         for _ in range(5):
             await stage.accepted("Deposit", "Account/a", amount=10)
-        ahead = stage.watermark()
         for instance in stage.instances:
             instance.stop()
+        ahead = stage.watermark()  # nobody moves it any more
         admin = AdminClient({"bootstrap.servers": stage.direct.brokers})
         for gone in admin.delete_topics([stage.topic, stage.log_topic]).values():
             gone.result(20)
