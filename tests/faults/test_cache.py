@@ -145,16 +145,17 @@ async def test_24_the_reply_of_a_script_is_lost_after_its_effect(broker: Broker,
             await stage.accepted("Deposit", f"Account/{number}", at=1, amount=1)
         await stage.read("Account/3", at=0)
         lost = stage.redis_proxy.down.cut(calls_of(script), times=1)
+        if script in ("apply", "reset"):
+            stage.instances[1].pause()  # else it may be the one that applies
         if script == "reset":
-            stage.instances[1].pause()
             stage.redis_client().flushall()
-        for number in range(40):
+        for number in range(400):
             if lost.count:
                 break
             how: Any = {"seconds": LOCK_TTL_S * 1.1} if script == "prepare" else {}
             await stage.send("Think" if script == "prepare" else "Deposit", f"Account/{number % 4}", amount=1, **how)
         assert lost.count == 1
-        if script == "reset":
+        if script in ("apply", "reset"):
             stage.instances[1].resume()
         await stage.well("Account/a", *(f"Account/{number}" for number in range(4)))
 
