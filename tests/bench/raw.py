@@ -259,8 +259,8 @@ class Parts:
         distinct = list(dict.fromkeys(names))
         txs = {f"0123456789abcdef-{number}".encode() for number in numbers}
 
-        locks = [2000, 260, 200, *(part for name in distinct for part in ("token", 0, 1, name))]
-        unlocks = [2000, 260, 200, *(part for name in distinct for part in ("token", -1, 1, name))]
+        locks = [2000, 260, 200, *(part for name in distinct for part in ("token", 0, 1, name, ""))]
+        unlocks = [2000, 260, 200, *(part for name in distinct for part in ("token", -1, 1, name, ""))]
 
         def begin() -> None:
             reads = [1_000_000, *(part for name in distinct for part in (1, name, ""))]
