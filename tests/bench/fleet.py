@@ -11,6 +11,7 @@ from tests.bench.measure import Measure, RedisUsage, Row, Sample, Usage, alterna
 from tests.bench.stream import ADD
 
 AGGREGATES = 1_000
+REST_S = 75.0  # after which an instance follows nothing that it does not use
 IDLE = "idle ms"  # CPU of an instance without load, for 1,000 records of the others
 PARTS = (IDLE, "Redis µs", "Redis in", "Redis out")
 
@@ -39,7 +40,8 @@ def scale_out(bench: Bench) -> None:
                         f"{count} instances, routed": partial(load, bench, roles, count, clients, True),
                         f"{count} instances, not routed": partial(load, bench, roles, count, clients, False),
                     }
-                load(bench, roles, count, clients, False)  # warm
+                load(bench, roles, 1, clients, True)  # warm
+                time.sleep(REST_S)
                 taken = alternate(measures, bench.rounds, lambda text: status.update(f"scale-out: {text}"))
                 alone = alone or tuple(next(iter(taken.values())))
                 bench.add([Row(title, name, clients, tuple(found), alone) for name, found in taken.items()])
