@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from hiveio.cli import main
@@ -157,8 +158,26 @@ def test_the_readme_of_a_new_project_and_the_services_through_changes(shop: Path
         assert dev.urls().keys() == {"items", "board"}
         assert httpx.get(f"{dev.urls()['items']}/items/7").status_code == 404
         assert httpx.get(f"{dev.urls()['board']}/board/7").status_code == 404
-        dev.process.kill()  # nothing of it is left in this case either
-    wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
+        assert "Overview" in httpx.get(the_console(dev), timeout=30).text
+        with stopped_workers(dev):
+            dev.process.kill()  # nothing of it is left in this case either
+            wait_until(lambda: not processes_in(shop), 10, "the end of all processes")
+
+
+@contextmanager
+def stopped_workers(dev: Dev) -> Iterator[None]:
+    """None of them can notice anything by itself: as where an actor blocks, or each waits for a Kafka that is gone."""
+    pid = dev.process.pid
+    workers = [each for each in psutil.Process(pid).children(recursive=True) if each.ppid() != pid]
+    assert len(workers) == 3  # of items, board, and the console
+    for each in workers:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in workers:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def each_line_of_the_readme(shop: Path, urls: dict[str, str]) -> None:
@@ -193,13 +212,19 @@ def each_line_of_curl(dev: Dev) -> None:
 
 
 def the_console_shows_what_is_there(dev: Dev) -> str:
-    """Its URL. It starts when the services are ready, and nobody waits for it."""
+    """Its URL."""
+    url = the_console(dev)
+    page = httpx.get(f"{url}/aggregate?name=ItemsActor/7", timeout=30)
+    assert "&quot;title&quot;: &quot;text&quot;" in page.text  # folded by the actor of this folder
+    assert "not answer" not in httpx.get(url, timeout=30).text  # the others are asked
+    return url
+
+
+def the_console(dev: Dev) -> str:
+    """Its URL, once it listens. It starts when the services are ready, and nobody waits for it."""
     found = re.search(r"^items console  (http://localhost:\d+)$", dev.text(), re.M)
     assert found is not None
     wait_until(lambda: listens(found[1]), 30, "the console")
-    page = httpx.get(f"{found[1]}/aggregate?name=ItemsActor/7", timeout=30)
-    assert "&quot;title&quot;: &quot;text&quot;" in page.text  # folded by the actor of this folder
-    assert "not answer" not in httpx.get(found[1], timeout=30).text  # the others are asked
     return found[1]
 
 

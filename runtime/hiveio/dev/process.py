@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
 import queue
@@ -97,6 +98,29 @@ def spawn(
     result: Future[subprocess.Popen[bytes]] = Future()
     _spawns.put((command, console, environ, stdin, result))
     return result.result()
+
+
+def end_forks_with_us() -> None:
+    """From now on each process that this one forks dies with it, also when this one gets SIGKILL (Linux).
+
+    For a service that `spawn` has started: the kernel forgets at a fork what `spawn` asked of it. So the workers of a
+    service would outlive it until they notice, and then drain, towards a Kafka that has died as well. To be called in
+    the thread that forks, which has to live as long as the process. What its forks fork themselves is left alone.
+    """
+    if sys.platform != "linux":
+        return
+    prctl, parent, below = ctypes.CDLL(None).prctl, os.getpid(), False
+
+    def forked() -> None:
+        nonlocal below
+        if below:
+            return
+        below = True
+        prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that
+            os._exit(1)
+
+    os.register_at_fork(after_in_child=forked)
 
 
 def free_port() -> int:

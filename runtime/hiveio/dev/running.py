@@ -124,7 +124,7 @@ class RunningConsole(Running):
         return f"{self.found.short} console"
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        return spawn([sys.executable, "-P", "-m", "hiveio.cli", *self.words], None, self.environ)
+        return spawn([sys.executable, "-P", "-m", "hiveio.cli.child", *self.words], None, self.environ)
 
     @property
     def words(self) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hiveio.dev.process import spawn
+from hiveio.dev.process import end_forks_with_us, spawn
 from hiveio.roles import ROLES, build_of
 
 COUNT = 2  # a change seldom concerns more services at once; each takes 60 MB
@@ -77,6 +77,7 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(environ)
     importlib.invalidate_caches()  # packages may have been installed while it waited
+    end_forks_with_us()
     serve(build_of(role))
 
 
