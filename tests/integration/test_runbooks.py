@@ -1,10 +1,14 @@
 """The runbooks of docs/operations.md, played: a log that is mirrored, a region that is lost, another number of
 partitions, and what an aggregate and a key cost in Redis."""
 
+import base64
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import redis as redis_client
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 
+from hiveio.transaction.command import Token
 from tests.integration.accounts import HEAD, balance, send
 from tests.integration.conftest import Make
 from tests.integration.topics import configure, make_topic, read_all
@@ -71,6 +76,21 @@ class Openings(Actor):
         return Opened(message.owner)
 """
 )
+AMOUNTS = """
+from hiveio import Context, Event
+from hiveio.projection import SqliteProjection
+
+class Deposited(Event):
+    amount: int
+
+class Amounts(SqliteProjection):
+    unknown = "skip"
+    database = "FILE"
+    tables = "CREATE TABLE IF NOT EXISTS line (amount BIGINT)"
+
+    def perform(self, event: Deposited, context: Context) -> None:
+        self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?)", (event.amount,)))
+"""
 MIRRORED = {"message.timestamp.type": "CreateTime", "retention.ms": "-1", "retention.bytes": "-1"}
 
 
@@ -122,21 +142,39 @@ def published(brokers: str, topic: str, count: int) -> list[Message]:
     return events
 
 
+def transaction(id: str, key: str, end: int) -> str:
+    """The id of a transaction, as a 504 has it: of a command with a key that came when the log ended at this offset."""
+    token = Token("AccountActor", id, key, end, int(time.time() * 1_000), True)
+    return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
+
+
 def positions(events: list[Message]) -> list[bytes]:
     return [dict(event.headers() or [])["hive-position"] for event in events]  # type: ignore[misc]
 
 
+def reader(brokers: str, topic: str, file: Path) -> Role:
+    """A consumer that begins at the first event, and keeps the amounts in a file."""
+    settings = {"EVENT_STORE_BROKERS": brokers, "EVENT_STORE_TOPIC": topic, "EVENT_STORE_FROM_START": "true"}
+    return Role("consumer", {**settings, "EVENT_STORE_GROUP_ID": file.stem}, actor=AMOUNTS.replace("FILE", str(file)))
+
+
+def amounts(file: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        return [amount for (amount,) in database.execute("SELECT amount FROM line ORDER BY rowid")]
+
+
 def test_a_log_that_is_mirrored_is_the_same_service_in_another_cluster(
-    kafka: Kafka, own_kafka: Kafka, redis: Redis, topic: str, processor: Make
+    kafka: Kafka, own_kafka: Kafka, redis: Redis, topic: str, processor: Make, tmp_path: Path
 ) -> None:
-    log = f"{topic}.transactions"
-    with processor() as role:
+    log, kept, empty = f"{topic}.transactions", tmp_path / "kept.db", tmp_path / "empty.db"
+    with processor() as role, reader(kafka.brokers, topic, kept):
         assert send(role, "ada", "Open", owner="Ada").status_code == 200
         first = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
         refused = send(role, "bob", "Deposit", {"Idempotency-Key": "r"}, amount=5)
         assert (first.status_code, refused.status_code) == (200, 422)
         events = published(kafka.brokers, topic, 2)
         before = role.environ
+        wait_until(lambda: amounts(kept) == [5], 20, "the projection")
     mirror(kafka.brokers, own_kafka.brokers, log)  # the log alone; the event topic is made again from it
     with processor(own_kafka.brokers, wait=False) as early:  # before the promotion: it is refused, and says why
         assert early.ended() == 20
@@ -155,6 +193,9 @@ def test_a_log_that_is_mirrored_is_the_same_service_in_another_cluster(
         assert send(role, "bob", "Deposit", {"Idempotency-Key": "r"}, amount=5).content == refused.content
         assert positions(published(own_kafka.brokers, topic, 2)) == positions(events)
         assert send(role, "ada", "Deposit", amount=1).status_code == 200
+        with reader(own_kafka.brokers, topic, kept), reader(own_kafka.brokers, topic, empty):
+            wait_until(lambda: amounts(empty) == [5, 1], 30, "the projection that began empty")
+            wait_until(lambda: amounts(kept) == [5, 5, 1], 30, "each event a second time, as the runbook warns")
         verified = hiveio(role.environ, "verify")
         assert verified.returncode == 0, verified.stdout
         old, new = (hiveio(each, "log", "--json").stdout.splitlines() for each in (before, role.environ))
@@ -172,6 +213,8 @@ def test_a_mirror_that_is_behind_its_event_topic_stops_and_one_without_goes_on(
             lost = send(role, "ada", "Deposit", {"Idempotency-Key": "lost"}, amount=7)
             assert lost.status_code == 200
             published(kafka.brokers, topic, 3)
+            asked = transaction("ada", "asked", 4)  # of a 504, whose command is on record here or not
+            before = role.environ
         mirror(kafka.brokers, own_kafka.brokers, log, records=3)  # the format record and two commits
         mirror(kafka.brokers, own_kafka.brokers, topic)
         promote(own_kafka.brokers, log)
@@ -185,6 +228,16 @@ def test_a_mirror_that_is_behind_its_event_topic_stops_and_one_without_goes_on(
             assert len(published(own_kafka.brokers, topic, 2)) == 2
             again = send(role, "ada", "Deposit", {"Idempotency-Key": "lost"}, amount=7)  # and is done again by its key
             assert (again.status_code, balance(role, "ada")) == (200, 12)
+            outcomes = [
+                httpx.get(f"{role.url}/transactions/{each}").json()["outcome"]
+                for each in (transaction("ada", "lost", 3), asked)
+            ]
+            assert outcomes == ["accepted", "closed"]
+            assert send(role, "ada", "Deposit", {"Idempotency-Key": "asked"}, amount=9).status_code == 409
+            old = hiveio(before, "log", "--json", "--scope", "0").stdout.splitlines()
+            assert [json.loads(line)["position"] for line in old][3:] == [
+                "0:3"
+            ]  # what had not arrived, read in the lost one
             assert hiveio(role.environ, "verify").returncode == 0
 
 
