@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 
 from hiveio.transaction.command import Token
+from tests.conftest import required
 from tests.integration.accounts import HEAD, balance, send
 from tests.integration.conftest import Make
 from tests.integration.topics import configure, make_topic, read_all
 from tests.process import ROOT, Role, wait_until
-from tests.services import Kafka, Redis
+from tests.services import Kafka, MirrorMaker, Redis, mirror_home
 
 ACTOR = (
     HEAD
@@ -91,27 +93,60 @@ class Amounts(SqliteProjection):
     def perform(self, event: Deposited, context: Context) -> None:
         self.once(context, lambda db: db.execute("INSERT INTO line VALUES (?)", (event.amount,)))
 """
-MIRRORED = {"message.timestamp.type": "CreateTime", "retention.ms": "-1", "retention.bytes": "-1"}
+RUNBOOKS = (ROOT / "docs" / "operations.md").read_text("utf-8")
 
 
-def mirror(source: str, target: str, topic: str, records: int | None = None) -> int:
-    """Copy a topic as a mirror does: each record to its partition, in order, with its key, headers and time. Returns
-    the number of records."""
-    found = read_all(source, topic)[:records]
-    make_topic(target, topic, 1 + max(partition_of(message) for message in found), MIRRORED)
+def mirrored_topic(brokers: str, log: str) -> None:
+    """As the first step of the runbook makes the log in the other cluster."""
+    step = RUNBOOKS.split("1. Make `<event topic>.transactions` in the other cluster")[1].split("\n2. ")[0]
+    config = dict(re.findall(r"`([a-z.]+)=([^`]+)`", step))
+    assert config.keys() == {"message.timestamp.type", "retention.ms", "retention.bytes", "cleanup.policy"}
+    make_topic(brokers, log, 1, config)
+
+
+def mirror_maker(source: str, target: str, log: str) -> MirrorMaker:
+    """With the properties of the runbook."""
+    (properties,) = re.findall(r"```properties\n(.*?)```", RUNBOOKS, re.S)
+    text = re.sub(r"(?m)^ +", "", properties)
+    for word, ours in (("kafka-here:9092", source), ("kafka-there:9092", target), ("bank.transactions, visits", log)):
+        assert word in text
+        text = text.replace(word, ours)
+    return MirrorMaker(text)
+
+
+def records(brokers: str, topic: str) -> list[tuple[object, ...]]:
+    """All of it that verdicts depend on, and more."""
+    return [
+        (message.offset(), message.timestamp()[1], message.key(), message.value(), message.headers())
+        for message in read_all(brokers, topic)
+    ]
+
+
+def delete(brokers: str, *names: str) -> None:
+    admin = AdminClient({"bootstrap.servers": brokers})
+    for deleted in admin.delete_topics(list(names)).values():
+        deleted.result(10)
+    wait_until(lambda: not {*names} & topics(brokers), 20, f"{names} gone")
+
+
+def topics(brokers: str) -> set[str]:
+    return set(AdminClient({"bootstrap.servers": brokers}).list_topics(timeout=10).topics)
+
+
+def twice(environ: Mapping[str, str]) -> list[str]:
+    """The ids of transactions that are on record more than once, as the runbook looks for them."""
+    lines = hiveio(environ, "log", "--json", "--scope", "0").stdout.splitlines()
+    found = Counter(json.loads(line)["transaction"] for line in lines)
+    return [id for id, count in found.items() if count > 1]
+
+
+def copy(source: str, target: str, topic: str, first: int = 0, end: int | None = None, *, to: str = "") -> None:
+    """Append some of a topic's records there, as a mirror does: in order, with key, headers and time."""
     producer = Producer({"bootstrap.servers": target, "enable.idempotence": True})
-    for message in found:
-        producer.produce(
-            topic,
-            message.value(),
-            message.key(),
-            partition_of(message),
-            headers=message.headers() or [],
-            timestamp=message.timestamp()[1],
-        )
-        producer.poll(0)
+    for message in read_all(source, topic)[first:end]:
+        headers, (_, time_ms) = message.headers() or [], message.timestamp()
+        producer.produce(to or topic, message.value(), message.key(), 0, headers=headers, timestamp=time_ms)
     assert producer.flush(30) == 0
-    return len(found)
 
 
 def partition_of(message: Message) -> int:
@@ -163,19 +198,31 @@ def amounts(file: Path) -> list[int]:
         return [amount for (amount,) in database.execute("SELECT amount FROM line ORDER BY rowid")]
 
 
+@pytest.mark.timeout(240, func_only=True)  # MirrorMaker needs a quarter of a minute of a core to start
+@pytest.mark.ahead(mirror_home, print)
 def test_a_log_that_is_mirrored_is_the_same_service_in_another_cluster(
     kafka: Kafka, own_kafka: Kafka, redis: Redis, topic: str, processor: Make, tmp_path: Path
 ) -> None:
     log, kept, empty = f"{topic}.transactions", tmp_path / "kept.db", tmp_path / "empty.db"
-    with processor() as role, reader(kafka.brokers, topic, kept):
-        assert send(role, "ada", "Open", owner="Ada").status_code == 200
-        first = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
-        refused = send(role, "bob", "Deposit", {"Idempotency-Key": "r"}, amount=5)
-        assert (first.status_code, refused.status_code) == (200, 422)
-        events = published(kafka.brokers, topic, 2)
-        before = role.environ
-        wait_until(lambda: amounts(kept) == [5], 20, "the projection")
-    mirror(kafka.brokers, own_kafka.brokers, log)  # the log alone; the event topic is made again from it
+    with required("mirrormaker"), contextlib.closing(mirror_maker(kafka.brokers, own_kafka.brokers, log)) as mirror:
+        with processor() as role, reader(kafka.brokers, topic, kept):
+            assert send(role, "ada", "Open", owner="Ada").status_code == 200
+            mirrored_topic(own_kafka.brokers, log)
+            mirror.start()
+            first = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
+            refused = send(role, "bob", "Deposit", {"Idempotency-Key": "r"}, amount=5)
+            assert (first.status_code, refused.status_code) == (200, 422)
+            events = published(kafka.brokers, topic, 2)
+            before, there = role.environ, role.environ | {"EVENT_STORE_BROKERS": own_kafka.brokers}
+            wait_until(lambda: amounts(kept) == [5], 20, "the projection")
+        written = records(kafka.brokers, log)
+        wait_until(lambda: records(own_kafka.brokers, log) == written, 60, f"the copy that {mirror.folder} makes")
+    assert twice(there) == []
+    assert not [name for name in topics(kafka.brokers) if name.startswith(("mm2", "heartbeats"))], "it only reads there"
+    mirrored_topic(own_kafka.brokers, f"{topic}-killed.transactions")
+    for first_record in (0, -1):  # as a mirror does that was killed, and goes on a record too early
+        copy(kafka.brokers, own_kafka.brokers, log, first_record, to=f"{topic}-killed.transactions")
+    assert len(twice(there | {"EVENT_STORE_TOPIC": f"{topic}-killed"})) == 1, "such a copy is no backup"
     with processor(own_kafka.brokers, wait=False) as early:  # before the promotion: it is refused, and says why
         assert early.ended() == 20
         assert "message.timestamp.type" in early.errors[-1]
@@ -215,14 +262,14 @@ def test_a_mirror_that_is_behind_its_event_topic_stops_and_one_without_goes_on(
             published(kafka.brokers, topic, 3)
             asked = transaction("ada", "asked", 4)  # of a 504, whose command is on record here or not
             before = role.environ
-        mirror(kafka.brokers, own_kafka.brokers, log, records=3)  # the format record and two commits
-        mirror(kafka.brokers, own_kafka.brokers, topic)
+        for name in (log, topic):
+            mirrored_topic(own_kafka.brokers, name)
+        copy(kafka.brokers, own_kafka.brokers, log, end=3)  # the format record and two commits
+        copy(kafka.brokers, own_kafka.brokers, topic)
         promote(own_kafka.brokers, log)
         with processor(own_kafka.brokers, there.url) as role:
             wait_until(lambda: "does not match its log" in role.text(), 30, "the line that says why")
-        admin = AdminClient({"bootstrap.servers": own_kafka.brokers})
-        admin.delete_topics([topic])[topic].result(10)
-        wait_until(lambda: topic not in admin.list_topics(timeout=10).topics, 20, "the event topic gone")
+        delete(own_kafka.brokers, topic)
         with processor(own_kafka.brokers, there.url) as role:
             assert balance(role, "ada") == 5  # what had not arrived is lost
             assert len(published(own_kafka.brokers, topic, 2)) == 2
@@ -265,7 +312,7 @@ def test_accounts_move_to_a_service_with_more_partitions(kafka: Kafka, topic: st
 
 def table() -> dict[str, int]:
     """The bytes in the table of the runbook, by what they are of."""
-    text = (ROOT / "docs" / "operations.md").read_text("utf-8").split("### Runbook: capacity")[1]
+    text = RUNBOOKS.split("### Runbook: capacity")[1]
     return {name: int(size.replace(",", "")) for name, size in re.findall(r"^\| ([^|]+?) \| ([\d,]+) B", text, re.M)}
 
 

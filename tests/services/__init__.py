@@ -1,4 +1,4 @@
-"""Real Apache Kafka, Valkey and PostgreSQL as child processes, as tests use them.
+"""Real Apache Kafka with its MirrorMaker, Valkey and PostgreSQL as child processes, as tests use them.
 
 Kafka and Valkey are those of `hiveio.dev`, with what only tests need: proxies in front, TLS, several servers.
 
@@ -17,6 +17,7 @@ from hiveio.dev import jars
 from hiveio.dev.kafka import kafka_home, running_cluster
 from hiveio.dev.process import HOST, Service, ServiceFailed, ServiceUnavailable, free_port
 from tests.services.kafka import Kafka, kafka_cluster
+from tests.services.mirror import MirrorMaker, mirror_home
 from tests.services.postgres import Pgbouncer, Postgres
 from tests.services.redis import Redis
 from tests.services.redis_cluster import RedisCluster, Sentinels
@@ -25,6 +26,7 @@ from tests.services.security import Security
 __all__ = [
     "HOST",
     "Kafka",
+    "MirrorMaker",
     "Pgbouncer",
     "Postgres",
     "Redis",
@@ -38,5 +40,6 @@ __all__ = [
     "jars",
     "kafka_cluster",
     "kafka_home",
+    "mirror_home",
     "running_cluster",
 ]

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_lock() -> None:
+def write_lock(lock: Path = LOCK, roots: Sequence[str] = ROOTS) -> None:
     """Resolve the roots and what they need at run time, and write the lock."""
     with scratch(cache() / "locking") as folder:
         maven = _maven(folder)
-        inputs, transitive = maven.resolver.resolve([maven.create_dependency(root) for root in ROOTS])
+        inputs, transitive = maven.resolver.resolve([maven.create_dependency(root) for root in roots])
         needed = [*inputs, *(item for item in transitive if item.scope in ("compile", "runtime"))]
         lines = {
             f"{item.groupId}:{item.artifactId}:{item.version} {_sha256(item.artifact.resolve())}\n" for item in needed
         }
-    head = "# Kafka's jars: coordinates and sha256, written by `hiveio services --lock`.\n"
-    LOCK.write_text(head + "".join(sorted(lines)))
+    head = "# Jars: coordinates and sha256, as `hiveio.dev.jars.write_lock` found them.\n"
+    lock.write_text(head + "".join(sorted(lines)))

@@ -112,7 +112,7 @@ class Kafka(Service):
         archive = home / "kafka.aot"
         options = [f"-XX:AOTCache={archive}"] if archive.exists() else []
         options += self._options()
-        return _java(home, self.folder, *options, "kafka.Kafka", str(self._configure()))
+        return java(home, self.folder, *options, "kafka.Kafka", str(self._configure()))
 
     def _format(self, home: Path) -> None:
         # What `StorageTool format` writes, copied: it costs a second at every start, and writes the same every time
@@ -220,7 +220,7 @@ def _prepare(home: Path) -> None:
         recording.data.mkdir()
         tool = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(recording._configure())]
         console = recording.folder / "console.log"
-        if spawn(_java(home, recording.folder, *tool), console).wait() != 0:
+        if spawn(java(home, recording.folder, *tool), console).wait() != 0:
             raise ServiceUnavailable(f"Kafka's storage cannot be formatted\n{recording.log_tail()}")
         shutil.rmtree(home / "formatted", ignore_errors=True)
         shutil.copytree(recording.data / "__cluster_metadata-0", home / "formatted")
@@ -229,7 +229,7 @@ def _prepare(home: Path) -> None:
             recording.stop(timeout_s=60)  # it writes at its end
         archive = recording.folder / "kafka.aot"
         create = ["-XX:AOTMode=create", f"-XX:AOTConfiguration={recording.classes}", f"-XX:AOTCache={archive}"]
-        spawn(_java(home, recording.folder, *create), console).wait()
+        spawn(java(home, recording.folder, *create), console).wait()
         if archive.exists():  # else every start takes two seconds longer, no more
             os.replace(archive, home / "kafka.aot")
 
@@ -244,7 +244,7 @@ class _Recording(Kafka):
 
     def _command(self) -> list[str]:
         options = ["-XX:AOTMode=record", f"-XX:AOTConfiguration={self.classes}"]
-        return _java(self._home, self.folder, *options, "kafka.Kafka", str(self._configure()))
+        return java(self._home, self.folder, *options, "kafka.Kafka", str(self._configure()))
 
     def exercise(self) -> None:
         """Use what the tests use: a topic, a record, a group."""
@@ -263,7 +263,8 @@ class _Recording(Kafka):
         consumer.close()
 
 
-def _java(home: Path, folder: Path, *arguments: str) -> list[str]:
+def java(home: Path, folder: Path, *arguments: str) -> list[str]:
+    """The command of a program of the jars in `home`, which keeps its log in `folder`."""
     (folder / "tmp").mkdir(exist_ok=True)
     (folder / "log4j2.properties").write_text(_LOG4J)
     return [
