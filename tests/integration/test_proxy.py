@@ -9,8 +9,8 @@ import pytest
 
 from tests.integration.test_base import ACTOR, deposit
 from tests.integration.test_hostile import statuses
-from tests.nginx import nginx
 from tests.process import Role
+from tests.proxies import nginx
 from tests.services import free_port
 
 HTTP = """
