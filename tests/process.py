@@ -38,6 +38,21 @@ def wait_until(condition: Callable[[], Any], within_s: float = 10.0, what: str =
     raise AssertionError(f"{what} did not come true within {within_s} s")
 
 
+def settled(ask: Callable[[], httpx.Response], within_s: float = 30.0) -> httpx.Response:
+    """The first answer of ``ask`` that is none of 409, 503 and 504, after which a client asks again.
+
+    For a read, or a command with a key, that comes first where REQUEST_TIMEOUT is small. After a start, a read waits
+    half of it for a scope that opens. A broker that has just started has no id for the first producer that asks: the
+    producer asks again half a second later.
+    """
+
+    def answer() -> httpx.Response | None:
+        return given if (given := ask()).status_code not in (409, 503, 504) else None
+
+    found: httpx.Response = wait_until(answer, within_s, "an answer that is none of 409, 503 and 504")
+    return found
+
+
 class Role:
     """``images/<name>/entrypoint.py`` as a subprocess, on a free port.
 

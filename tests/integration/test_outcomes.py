@@ -16,7 +16,7 @@ import redis as redis_client
 from hiveio.transaction.record import CommandId, Commit, Format, Write, encode
 from tests.integration.conftest import Make
 from tests.integration.topics import make_topic, read_all, write
-from tests.process import Role, wait_until
+from tests.process import Role, settled, wait_until
 from tests.services import Kafka, Redis
 
 # Counters: `perform` may take its time, `replay` too while the file SLOW_WHILE is there.
@@ -60,6 +60,11 @@ def add(role: Role, id: str, key: str | None = None, **payload: Any) -> httpx.Re
     return httpx.post(
         f"{role.url}/counters/{id}", json={"type": "Add", "payload": payload}, headers=headers, timeout=30
     )
+
+
+def read(role: Role, id: str, consistency: str = "current") -> httpx.Response:
+    url, level = f"{role.url}/counters/{id}", {"consistency": consistency}
+    return settled(lambda: httpx.get(url, params=level, timeout=30))
 
 
 def parts(answer: httpx.Response) -> tuple[int, Any, str | None, str | None]:
@@ -156,7 +161,7 @@ def test_a_key_is_remembered_by_the_time_of_the_log(processor: Make) -> None:
 def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(processor: Make) -> None:
     few = {"IDEMPOTENCY_COUNT": "10", "IDEMPOTENCY_TIME": "0", "REQUEST_TIMEOUT": "1500"}
     with Kafka() as kafka, processor(brokers=kafka.brokers, **few) as role:
-        assert add(role, "x", amount=1).status_code == 200
+        assert settled(lambda: add(role, "x", "first", amount=1)).status_code == 200
         kafka.pause()
         try:
             unknown = add(role, "x", amount=5)
@@ -172,7 +177,7 @@ def test_an_outcome_asked_for_too_late_is_unknown_and_never_denied(processor: Ma
 def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make) -> None:
     """A body that comes slowly: REQUEST_TIMEOUT counts from its first byte, and no record of it is in the log."""
     with processor(REQUEST_TIMEOUT="1500") as role:
-        assert httpx.get(f"{role.url}/counters/x").status_code == 404  # its scope is open from now on
+        assert read(role, "x").status_code == 404  # its scope is open from now on
         body = json.dumps({"type": "Add", "payload": {"amount": 1, "slow_s": 3}}).encode()
         with socket.create_connection(("127.0.0.1", role.port or 0), 10) as connection:
             head = f"POST /counters/x HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -182,18 +187,18 @@ def test_the_bound_of_the_edge_knows_what_became_of_the_command(processor: Make)
             answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 503 "), answer
         assert b"nothing was changed" in answer
-        assert httpx.get(f"{role.url}/counters/x").status_code == 404
+        assert read(role, "x").status_code == 404
 
 
 def test_a_cached_read_says_so_and_does_not_need_kafka(processor: Make, topic: str) -> None:
     with Kafka() as kafka, processor(brokers=kafka.brokers, REQUEST_TIMEOUT="2000") as role:
-        assert add(role, "x", key="once", amount=5).status_code == 200
+        assert settled(lambda: add(role, "x", "once", amount=5)).status_code == 200
         url = f"{role.url}/counters/x"
-        linearizable, cached = httpx.get(url), httpx.get(url, params={"consistency": "cached"})
-        assert linearizable.headers["etag"] == '"1"'
-        assert "hive-consistency" not in linearizable.headers
-        wait_until(lambda: httpx.get(url, params={"consistency": "cached"}).headers.get("etag") == '"1"')
-        assert cached.headers["hive-consistency"] == "cached"
+        current = read(role, "x")
+        assert current.headers["etag"] == '"1"'
+        assert "hive-consistency" not in current.headers
+        cached = wait_until(lambda: found if (found := read(role, "x", "cached")).status_code == 200 else None)
+        assert (cached.headers["etag"], cached.headers["hive-consistency"]) == ('"1"', "cached")
         assert httpx.get(url, params={"consistency": "eventual"}).status_code == 422
         kafka.pause()
         try:

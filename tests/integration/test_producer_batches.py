@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all
-from tests.process import Role, wait_until
+from tests.process import Role, settled, wait_until
 from tests.services import Kafka
 
 ACTOR = """
@@ -155,7 +156,10 @@ def test_a_batch_has_a_limit_of_its_own(kafka: Kafka, topic: str, producer: Make
 
 
 def test_a_client_that_stops_sending_gets_the_answers_so_far(kafka: Kafka, topic: str, producer: Make) -> None:
-    with producer(REQUEST_TIMEOUT="1000") as role, socket.create_connection(("127.0.0.1", role.port)) as connection:
+    with ExitStack() as stack:
+        role = stack.enter_context(producer(REQUEST_TIMEOUT="1000"))
+        assert settled(lambda: httpx.post(f"{role.url}/accounts/a", content=deposit(3))).status_code == 200
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", role.port or 0)))
         head = (
             "POST /accounts/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n"
         )
@@ -169,7 +173,7 @@ def test_a_client_that_stops_sending_gets_the_answers_so_far(kafka: Kafka, topic
     assert received.startswith(b"HTTP/1.1 207 ")
     assert received.count(b'"position"') == 2
     assert b'"status":408' in received
-    assert amounts(kafka, topic) == [1, 2]
+    assert amounts(kafka, topic)[-2:] == [1, 2]
 
 
 def test_a_drain_ends_a_batch_with_the_truth(kafka: Kafka, topic: str, producer: Make) -> None:
