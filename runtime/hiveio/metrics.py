@@ -11,6 +11,8 @@ import shutil
 import tempfile
 from bisect import bisect_left
 
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # with which the client finds the folder
+
 
 def _folder() -> str:
     """An empty folder of this process and its workers, in memory where that is possible.
@@ -19,7 +21,7 @@ def _folder() -> str:
     """
     memory = "/dev/shm"
     made = tempfile.mkdtemp(prefix="hiveio-metrics-", dir=memory if os.access(memory, os.W_OK) else None)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = made
+    os.environ[VARIABLE] = made
     return made
 
 

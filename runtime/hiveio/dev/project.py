@@ -14,6 +14,9 @@ FIRST_PORT = 3001
 # In this order they are given ports and are shown: who writes comes before who reads.
 ORDER = ("stream-processor", "producer", "consumer", "base")
 
+# A service that drains waits for requests that may still come, in proportion to this: here nobody is patient.
+DRAIN_MS = 1_000
+
 
 def ordered(found: Sequence[Found]) -> list[Found]:
     return sorted(found, key=lambda each: (ORDER.index(each.role), each.name))
@@ -64,4 +67,4 @@ def environment(
             "EVENT_STORE_FROM_START": "true",
         }
         given["DATABASE"] = os.environ.get("DATABASE", str(data / f"{each.short}.sqlite"))
-    return {**os.environ, **given}
+    return {"DRAIN_TIMEOUT": str(DRAIN_MS), **os.environ, **given}

@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from hiveio.dev.actors import Found
+from hiveio.dev.calls import calls
 from hiveio.dev.changes import files_of
 from hiveio.dev.output import Output
 from hiveio.dev.process import HOST, spawn
+from hiveio.dev.services import console
 from hiveio.dev.spares import Spares
 
 STOPPED_S = 8.0  # the longest drain; then it is killed
@@ -26,6 +30,8 @@ LOOK_S = 0.03
 
 class Running:
     """What `hiveio serve ROLE` runs, on `port`; what it says goes to `output`."""
+
+    ready = "/readyz"  # is 200 once it is ready
 
     def __init__(
         self, found: Found, port: int, environ: Mapping[str, str], folder: Path, output: Output, spares: Spares
@@ -85,7 +91,7 @@ class Running:
         until, process = time.monotonic() + timeout_s, self._process
         while time.monotonic() < until and process is not None and process.poll() is None:
             with contextlib.suppress(OSError, urllib.error.URLError):
-                if self._ask("/readyz").status == 200:
+                if self._ask(self.ready).status == 200:
                     return True
             time.sleep(LOOK_S)
         return False
@@ -100,11 +106,12 @@ class Running:
             return str(error)
         return ""
 
-    def document(self) -> dict[str, Any]:
-        """Its /openapi.json. Raises OSError."""
-        with self._ask("/openapi.json") as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+    def introduce(self) -> None:
+        """Say where it is, and what can be sent there."""
+        console.print(f"\n[bold]{escape(self.name)}[/]  {self.found.role}  {self.url}")
+        with contextlib.suppress(OSError), self._ask("/openapi.json") as answer:
+            for line in calls(json.load(answer), self.url.removeprefix("http://")):
+                console.print(f"  {escape(line)}")
 
     def _ask(self, path: str) -> Any:
         return urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5)
@@ -114,6 +121,8 @@ class RunningConsole(Running):
     """`hiveio console` of a stream processor, started again with it: it folds states with the same actor. ``others``
     are the URLs of services that do not announce themselves."""
 
+    ready = "/console.css"
+
     def __init__(self, of: Running, port: int, others: Sequence[str], folder: Path, output: Output) -> None:
         topics = {"EVENT_STORE_CONSUMER_TOPIC": ""}  # the one that the stream processor writes
         super().__init__(of.found, port, {**of.environ, **topics}, folder, output, of.spares)
@@ -122,6 +131,10 @@ class RunningConsole(Running):
     @property
     def name(self) -> str:
         return f"{self.found.short} console"
+
+    def introduce(self) -> None:
+        if self.ended is None:
+            console.print(f"\n[bold]{escape(self.name)}[/]  {self.url}")
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return spawn([sys.executable, "-P", "-m", "hiveio.cli.child", *self.words], None, self.environ)

@@ -15,7 +15,6 @@ from watchfiles import PythonFilter, watch
 from hiveio.config import Settings
 from hiveio.dev.actors import Found, Look
 from hiveio.dev.addresses import preferred
-from hiveio.dev.calls import calls
 from hiveio.dev.output import Output
 from hiveio.dev.process import Service
 from hiveio.dev.project import FIRST_PORT, environment, ordered, project_name, topics_of
@@ -90,16 +89,14 @@ class Session:
             raise ConfigError(f"{self.folder} has no actor: no module there defines a class derived from hiveio.Actor")
         with step("Services"):
             self._adopt(found)
-            self._wait(list(self.running.values()))
-        self._show()
+            self._show()
+            self._wait([*self.running.values(), *self.consoles.values()])
         console.print()
         console.print(escape(str(self.services.here)))
         if outside := self.services.outside:
             console.print(escape(f"From containers:\n{outside}"))
-        for each in self.running.values():
-            self._introduce(each)
-        for each in self.consoles.values():
-            console.print(f"\n[bold]{escape(each.name)}[/]  {each.url}")
+        for each in (*self.running.values(), *self.consoles.values()):
+            each.introduce()
         console.print("\n[dim]Each is restarted when its files change. Ctrl-C ends all of it.[/]\n")
 
     def _adopt(self, found: list[Found]) -> None:
@@ -133,7 +130,7 @@ class Session:
         self._faults = faults
 
     def _show(self) -> None:
-        """A console for each stream processor. Nobody waits for them."""
+        """A console for each stream processor."""
         others = sorted(each.url for each in self.running.values() if each.found.role != "stream-processor")
         writers = {name: each for name, each in self.running.items() if each.found.role == "stream-processor"}
         for name in self.consoles.keys() - writers.keys():
@@ -176,12 +173,6 @@ class Session:
         else:
             text = f"is not ready after {READY_S:.0f} s: {each.waits_for()}"
         self.output.say(each.name, text, "red")
-
-    def _introduce(self, each: Running) -> None:
-        console.print(f"\n[bold]{escape(each.name)}[/]  {each.found.role}  {each.url}")
-        with contextlib.suppress(OSError):
-            for line in calls(each.document(), each.url.removeprefix("http://")):
-                console.print(f"  {escape(line)}")
 
     def _stop(self) -> None:
         """All at once, while Kafka still takes what they flush."""
@@ -233,13 +224,13 @@ class Session:
         except ConfigError as error:
             self.output.say("dev", str(error), "red")
             return
-        before = set(self.running.values())
+        before = {*self.running.values(), *self.consoles.values()}
         self._adopt(found)
-        new = [each for each in self.running.values() if each not in before]
+        self._show()
+        new = [each for each in (*self.running.values(), *self.consoles.values()) if each not in before]
         self._wait(new)
         for each in new:
-            self._introduce(each)
-        self._show()
+            each.introduce()
 
     def _say_ended(self) -> None:
         for each in (*self.running.values(), *self.consoles.values()):

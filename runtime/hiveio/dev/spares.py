@@ -66,6 +66,7 @@ class Spares:
 
 
 def main() -> None:
+    from hiveio import metrics
     from hiveio.server.process import serve  # `hiveio dev` itself needs none of it
 
     for role in ROLES:
@@ -75,7 +76,8 @@ def main() -> None:
         return  # nobody needs it any more
     role, environ = msgspec.json.decode(line, type=tuple[str, dict[str, str]])
     os.environ.clear()
-    os.environ.update(environ)
+    # Of what is imported, the metrics alone have put something there, and `environ` has that of another process.
+    os.environ.update({**environ, metrics.VARIABLE: metrics.folder})
     importlib.invalidate_caches()  # packages may have been installed while it waited
     end_forks_with_us()
     serve(build_of(role))

@@ -54,3 +54,6 @@ def test_the_environment_of_a_service_has_the_settings_of_its_role(monkeypatch: 
     monkeypatch.setenv("DATABASE", "/elsewhere.sqlite")
     assert read(BOARD, "shop.items")[1] == "/elsewhere.sqlite"
     assert read(SHOUTS)[0].brokers == ""
+    assert board.drain_timeout_ms == 1_000  # for quick restarts, unless somebody wants another time
+    monkeypatch.setenv("DRAIN_TIMEOUT", "7000")
+    assert read(BOARD, "shop.items")[0].drain_timeout_ms == 7_000

@@ -1,11 +1,32 @@
 """Processes that wait to become a service."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
+import httpx
+
+from hiveio import metrics
+from hiveio.dev.process import free_port
 from hiveio.dev.spares import COUNT, Spares
 from tests.process import wait_until
+
+ECHO = """
+from hiveio import Actor, Command, Model
+
+class Say(Command):
+    text: str
+
+class Said(Model):
+    text: str
+
+class EchoActor(Actor):
+    path = "/echo"
+
+    def perform(self, message: Say) -> Said:
+        return Said(message.text)
+"""
 
 
 def waiting() -> list[int]:
@@ -19,6 +40,13 @@ def waiting() -> list[int]:
         except OSError:
             pass  # it has ended
     return sorted(found)
+
+
+def answer(port: int, path: str) -> str | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}").text
+    except httpx.TransportError:
+        return None
 
 
 def test_a_spare_becomes_a_service_with_its_environment_and_none_is_left(tmp_path: Path) -> None:
@@ -40,6 +68,18 @@ def test_a_spare_becomes_a_service_with_its_environment_and_none_is_left(tmp_pat
         service = spares.start("base", environ)
         assert b"nowhere" in service.communicate(timeout=30)[0]
         assert service.pid not in killed
+        # One that serves has what it counts in a place of its own, whatever the environment says.
+        (tmp_path / "echo.py").write_text(ECHO)
+        port = free_port()
+        serving = {"ACTOR_MODULE": "echo", "PORT": str(port), "CLUSTER_SIZE": "1", metrics.VARIABLE: metrics.folder}
+        service = spares.start("base", environ | serving)
+        wait_until(lambda: answer(port, "/readyz") is not None, 20, "an answer")
+        wait_until(
+            lambda: re.search(r"^hiveio_build_info\{.*\} 1.0$", str(answer(port, "/metrics")), re.M), 5, "metrics"
+        )
+        service.terminate()
+        service.communicate(timeout=20)
+        assert service.returncode == 0
     finally:
         spares.close()
     assert waiting() == []
