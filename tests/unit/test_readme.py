@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from hiveio.cli import COMMANDS, main
 from hiveio.config import Settings
 from hiveio.loader import load
 from tests.process import ROOT
@@ -25,3 +26,14 @@ def test_the_actor_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     exec(f"from accounts import *\n{test}", vars(module))
     module.test_a_deposit()
     monkeypatch.delitem(sys.modules, "accounts")
+
+
+def test_it_begins_with_a_project_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines are played in tests/integration: test_dist.py installs, test_dev.py runs what is written."""
+    first = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)[0]
+    (new,) = re.findall(r"^hiveio (new .*)$", first, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    assert main(new.split()) == 0
+    (entered, command) = re.findall(r"^cd (\S+) && hiveio (\S+)$", first, re.MULTILINE)[0]
+    assert (tmp_path / entered / "compose.yaml").exists()
+    assert command in COMMANDS

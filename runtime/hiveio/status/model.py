@@ -146,7 +146,10 @@ class Status(Struct, kw_only=True):
         for scope in self.scopes:
             where = f"{self.log}/{scope.partition}"
             if scope.has_work and not scope.leader:
-                found.append(f"Scope {where} has no leader, so nobody applies its records and publishes its events.")
+                found.append(
+                    f"Scope {where} has no leader, so nobody applies its records and publishes its events. An instance "
+                    "that fails at that gives the lease back, and logs why."
+                )
             if scope.publisher_lag_s is not None and scope.publisher_lag_s > LATE_S:
                 by = f" by {scope.leader}" if scope.leader else ""
                 found.append(f"Events of scope {where} have waited {scope.publisher_lag_s:.0f} s to be published{by}.")

@@ -142,7 +142,8 @@ def test_what_needs_attention_comes_first() -> None:
     )
     assert status.warnings == [
         "Events of scope bank.transactions/0 have waited 42 s to be published by a.",
-        "Scope bank.transactions/1 has no leader, so nobody applies its records and publishes its events.",
+        "Scope bank.transactions/1 has no leader, so nobody applies its records and publishes its events. An instance "
+        "that fails at that gives the lease back, and logs why.",
         "1 aggregate of scope bank.transactions/2 cannot be folded by fingerprint 9c: Account/ada.",
         "Group statements has 3 open dead letters of 1 key.",
         "Group late has 7 records to handle and no members.",
