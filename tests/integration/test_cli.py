@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all, write
-from tests.process import Role, wait_until
+from tests.process import Role, settled, wait_until
 from tests.services import Kafka, Redis
 
 Hiveio = Callable[..., subprocess.CompletedProcess[str]]
@@ -188,7 +188,9 @@ def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> 
     with Kafka() as kafka:
         few = {"REQUEST_TIMEOUT": "1500", "IDEMPOTENCY_COUNT": "5", "IDEMPOTENCY_TIME": "0"}
         with processor(kafka.brokers, **few) as role:
-            send(role, "ada", "Open", owner="Ada")
+            # Without a second record of it, if it takes longer than REQUEST_TIMEOUT until its scope is open.
+            assert settled(lambda: httpx.get(f"{role.url}/accounts/ada", timeout=30)).status_code == 404
+            assert send(role, "ada", "Open", owner="Ada").status_code == 200
             kafka.pause()
             try:
                 unknown = send(role, "ada", "Deposit", amount=5)

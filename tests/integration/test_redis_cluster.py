@@ -25,7 +25,7 @@ from tests.conftest import required
 from tests.integration.accounts import TAKES_DEPOSITS
 from tests.integration.test_security import REDIS_RIGHTS, tls_before
 from tests.integration.topics import read_all
-from tests.process import Role, wait_until
+from tests.process import Role, settled, wait_until
 from tests.services import HOST, Kafka, RedisCluster, Security, Sentinels
 from tests.services import Redis as Server
 
@@ -225,6 +225,13 @@ def post(role: Role, account: str, amount: int = 1, **headers: str) -> httpx.Res
     return httpx.post(f"{role.url}/accounts/{account}", json={"amount": amount}, headers=headers, timeout=30)
 
 
+def balance(role: Role, account: str, consistency: str = "current") -> int | None:
+    """None if there is no such account."""
+    url, level = f"{role.url}/accounts/{account}", {"consistency": consistency}
+    answer = settled(lambda: httpx.get(url, params=level, timeout=30))
+    return int(answer.json()["payload"]["balance"]) if answer.status_code == 200 else None
+
+
 @pytest.mark.kafka
 def test_roles_on_a_cluster(kafka: Kafka, cluster: RedisCluster, topic: str) -> None:
     """Commands, reads and keys over all shards; and the cache is the fold of the log."""
@@ -307,12 +314,15 @@ def test_sentinels_name_another_master(kafka: Kafka, topic: str) -> None:
     with required("redis"), Sentinels(password=PASSWORD, own_password="correct-horse") as sentinels:
         settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "CACHE_URL": sentinels.url}
         with Role("stream-processor", settings | {"REQUEST_TIMEOUT": "4000"}, actor=TAKES_DEPOSITS) as role:
-            assert post(role, "a", 2).status_code == 200
+            assert settled(lambda: post(role, "a", 2, **{"Idempotency-Key": "k2"})).status_code == 200
             sentinels.sentinels[0].pause()  # and one of those that are asked does not answer
             sentinels.master.kill()
-            wait_until(lambda: post(role, "a", 3).status_code == 200, 30, "commands are taken again")
+            answer = settled(lambda: post(role, "a", 3, **{"Idempotency-Key": "k3"}))
+            assert answer.status_code == 200, answer.text  # commands are taken again
             role.ready()
-            assert httpx.get(f"{role.url}/accounts/a").json()["payload"]["balance"] == 5
+            assert balance(role, "a") == 5
+            # The answer does not wait for the cache.
+            wait_until(lambda: balance(role, "a", "cached") == 5, 30, "the cache has it")
             with contextlib.closing(sentinels.client(sentinels.replica)) as client:
                 assert client.info("replication")["role"] == "master"
                 assert client.keys("hive:*:a:*")
@@ -339,10 +349,11 @@ def test_sentinels_with_tls_users_and_passwords(kafka: Kafka, topic: str, tmp_pa
         url = f"rediss+sentinel://{security.user}:{security.password}@{hosts}/mymaster/0?{options}"
         settings = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": topic, "CACHE_URL": url}
         with Role("stream-processor", settings | {"REQUEST_TIMEOUT": "4000"}, actor=TAKES_DEPOSITS) as role:
-            assert post(role, "a", 2).status_code == 200
+            assert settled(lambda: post(role, "a", 2, **{"Idempotency-Key": "k2"})).status_code == 200
             assert not role.complaints(), role.text()
             sentinels.master.kill()
-            wait_until(lambda: post(role, "a", 3).status_code == 200, 30, "commands are taken again")
-            assert httpx.get(f"{role.url}/accounts/a").json()["payload"]["balance"] == 5
+            answer = settled(lambda: post(role, "a", 3, **{"Idempotency-Key": "k3"}))
+            assert answer.status_code == 200, answer.text  # commands are taken again
+            assert balance(role, "a") == 5
             for secret in (PASSWORD, security.password, own, "battery"):
                 assert secret not in role.text()

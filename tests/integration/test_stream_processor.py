@@ -17,7 +17,7 @@ import redis as redis_client
 from tests.integration.accounts import ACTOR, balance, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all
-from tests.process import Role, wait_until
+from tests.process import Role, settled, wait_until
 from tests.services import Kafka, Redis
 from tests.unit.test_config import SERVICES, links
 
@@ -218,7 +218,7 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(processor: Make, kaf
 
 def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(processor: Make) -> None:
     with Kafka() as kafka, processor(kafka.brokers, REQUEST_TIMEOUT="1500") as role:
-        assert send(role, "ada", "Open", owner="Ada").status_code == 200
+        assert settled(lambda: send(role, "ada", "Open", {"Idempotency-Key": "open"}, owner="Ada")).status_code == 200
         kafka.pause()
         try:
             unknown = send(role, "ada", "Deposit", amount=5)
