@@ -3,12 +3,14 @@
 (* sweep takes a scope for one that needs nobody if the topics end there still. Every record has one event, and   *)
 (* several may be sent as one group. Leases promise nothing, so any instances may publish and leave at once.      *)
 (* Records land at any time, also when nobody follows; a group that was given up lands later, in its place, or    *)
-(* never.                                                                                                         *)
+(* never. A record may schedule a deadline, for which the leader has to stay, and another one fires it.           *)
 EXTENDS Naturals, FiniteSets
 CONSTANTS
   Instances,
   MaxLog,   \* records
   MaxTopic, \* groups on the event topic, with repeats
+  Schedules, Fires, \* records that schedule the deadline, and that fire or cancel it
+  Waits,    \* TRUE: a leader does not leave while the deadline is pending in what it has judged
   Mode      \* what is noted as the end of the log: "stored": what is judged, if all its events are stored; "sent": the
             \* same if they are stored or on their way; "end": the end that Kafka names, if all that is judged is stored
 VARIABLES
@@ -39,8 +41,10 @@ GivenUp(i) == IF at[i].way > 0 THEN late \cup {<<at[i].known, at[i].way>>} ELSE 
 Fail(i) == /\ at[i].is = "open" /\ at[i].way > 0 /\ late' = GivenUp(i)
            /\ at' = [at EXCEPT ![i].way = 0, ![i].known = stored] /\ UNCHANGED <<log, stored, topic, note>>
 LandLate == \E g \in late : Lands(g[1], g[2]) /\ late' = late \ {g} /\ UNCHANGED <<log, note, at>>
-Rests(i) == IF Mode = "sent" THEN at[i].known = at[i].judged \/ at[i].way = at[i].judged
-            ELSE at[i].known = at[i].judged
+Pending(n) == \E r \in Schedules : r <= n /\ \A f \in Fires : f > r => f > n
+Rests(i) == /\ IF Mode = "sent" THEN at[i].known = at[i].judged \/ at[i].way = at[i].judged
+               ELSE at[i].known = at[i].judged
+            /\ Waits => ~Pending(at[i].judged)
 (* It asks for the ends, and writes the note some time later. *)
 Rest(i) == /\ at[i].is = "open" /\ Rests(i)
            /\ at' = [at EXCEPT ![i].is = "leaves", ![i].note = <<IF Mode = "end" THEN log ELSE at[i].judged, topic>>]
@@ -55,4 +59,6 @@ Next == Append \/ LandLate
 Spec == Init /\ [][Next]_vars
 (* A scope that is taken for one at rest has no event that is not published. *)
 NothingLeft == note = <<log, topic>> => stored = log
+(* And none that has a deadline to fire. *)
+NothingPending == note = <<log, topic>> => ~Pending(log)
 ============================================================================

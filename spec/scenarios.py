@@ -1,7 +1,7 @@
 """The scenarios, module by module. ``expect`` is the invariant that the variant must break; else all must hold.
 
 h: holes that simpler variants of one scope have. p: publishing. x: several scopes. c: the cache. r: reads. w: the log's
-clock.
+clock. s: process managers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,17 @@ SHORT = {
     "p1-stop-and-wait",
     "p3-overtaken-ends",
     "p3-overtaken-goes-on",
+    "s1-id-by-position-alone",
+    "s1-offset-before-verdict",
+    "s1-older-taken-for-repeat",
+    "s1-sources-in-a-window",
+    "s1-sources-kept",
+    "s2-commands-in-order",
+    "s2-commands-out-of-order",
+    "s2-outbox-with-gaps",
+    "s3-fire-of-a-cancelled-one",
+    "s3-fired-by-the-log",
+    "s3-fired-by-the-wall-clock",
     "x2-commit-one",
 }
 Request = tuple[str, str, str, str, int]  # command id, target, style, instance, events
@@ -405,13 +416,16 @@ for name, mode, deposed, found in (
 
 # -- Rest.tla: leaving a scope that nobody uses
 
-for name, mode, found in (
-    ("l1-notes-what-is-sent", "sent", "NothingLeft"),
-    ("l1-notes-the-end-that-kafka-names", "end", "NothingLeft"),
-    ("l1-notes-what-is-stored", "stored", None),
+for name, mode, waits, found in (
+    ("l1-notes-what-is-sent", "sent", True, "NothingLeft"),
+    ("l1-notes-the-end-that-kafka-names", "end", True, "NothingLeft"),
+    ("l1-notes-what-is-stored", "stored", True, None),
+    ("l1-leaves-a-deadline", "stored", False, "NothingPending"),
 ):
-    parts = {"Instances": {"A", "B"}, "MaxLog": 2, "MaxTopic": 4, "Mode": mode}
-    SCENARIOS.append(Scenario(name, "Rest", parts, ("NothingLeft",), expect=found, short=True))
+    parts = {"Instances": {"A", "B"}, "MaxLog": 2, "MaxTopic": 4, "Schedules": {1}, "Fires": {2}}
+    parts |= {"Waits": waits, "Mode": mode}
+    left = (found,) if found else ("NothingLeft", "NothingPending")
+    SCENARIOS.append(Scenario(name, "Rest", parts, left, expect=found, short=True))
 
 # -- Window.tla: the log's clock
 
@@ -423,3 +437,57 @@ for name, clock, invariant, found in (
     parts = {"MaxLen": 5, "Stamps": set(range(7)), "Steps": 2, "Step": 1, "Clock": clock}
     invariants = (invariant,) if invariant else ("KeptLong", "LetGo", "InOrder")
     SCENARIOS.append(Scenario(name, "Window", parts, invariants, expect=found, short=True))
+
+# -- Saga.tla: process managers
+
+SAGA = ("EffectOnce", "NoInputLost", "ExecutedOnce", "NoCommandLost", "InTime", "OnlyPending")
+
+
+def saga(name: str, *, expect: str | None = None, invariants: Sequence[str] = SAGA, **flags: Any) -> None:
+    constants = {
+        "Inputs": {1, 2},
+        "PosOf": {1: 1, 2: 2},
+        "Sends": set[int](),
+        "Schedules": set[int](),
+        "Cancels": set[int](),
+        "After": 1,
+        "MaxTry": 2,
+        "MaxTime": 1,
+        "Skew": 1,
+        "MaxOut": 0,
+        "MaxReset": 0,
+        "Inbox": "source",
+        "Commits": "after",
+        "Clock": "log",
+        "FireByHead": True,
+        "Gapless": True,
+        "Receiver": "highest",
+        "InOrder": True,
+        "IdsKept": 1,
+    } | flags
+    invariants = [expect] if expect else invariants
+    SCENARIOS.append(Scenario(name, "Saga", constants, tuple(invariants), expect=expect, short=name in SHORT))
+
+
+# s1: the inbox. Inputs come late, again, and in another order
+saga("s1-offset-before-verdict", Commits="before", expect="NoInputLost")
+saga("s1-id-by-position-alone", PosOf={1: 1, 2: 1}, Inbox="position", expect="NoInputLost")
+saga("s1-older-taken-for-repeat", Inbox="highest", expect="NoInputLost")
+saga("s1-sources-in-a-window", Inbox="window", expect="EffectOnce")
+saga("s1-sources-kept", PosOf={1: 1, 2: 1})
+# s2: the outbox and its receiver
+OUTBOX: dict[str, Any] = {"Sends": {1, 2}, "MaxTry": 1, "MaxOut": 3, "MaxReset": 1}
+saga("s2-outbox-with-gaps", **OUTBOX, Gapless=False, expect="NoCommandLost")
+RETRIED: dict[str, Any] = OUTBOX | {"MaxTry": 2}
+saga("s2-commands-in-a-window", **RETRIED, Receiver="window", expect="ExecutedOnce")
+saga("s2-commands-out-of-order", **OUTBOX, InOrder=False, expect="NoCommandLost")
+saga("s2-commands-in-order", **OUTBOX)
+saga("s2-commands-in-order-two-tries", **RETRIED)
+# s3: deadlines. The first input schedules one, and the second cancels it
+DEADLINE: dict[str, Any] = {"Schedules": {1}, "Cancels": {2}, "MaxTime": 3}
+saga("s3-fired-by-the-wall-clock", **DEADLINE, Clock="wall", expect="InTime")
+saga("s3-fire-of-a-cancelled-one", **DEADLINE, FireByHead=False, expect="OnlyPending")
+saga("s3-fired-by-the-log", **DEADLINE, MaxTry=1)
+saga("s3-fired-by-the-log-two-tries", **DEADLINE)
+# All of it at once
+saga("s4-all", Sends={1}, Schedules={1}, Cancels={2}, MaxTime=3, MaxOut=2, MaxReset=1, MaxTry=1)
