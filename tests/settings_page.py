@@ -31,7 +31,7 @@ GROUPS = {
     ),
     "Stream processor": (
         "LOCK_URLS", "LOCK_TTL", "LOCK_DRIFT_FACTOR", "LOCK_RETRY_COUNT", "LOCK_RETRY_DELAY", "LOCK_RETRY_JITTER",
-        "EVENT_STORE_MISPLACED",
+        "EVENT_STORE_MISPLACED", "COMMAND_TOPICS", "COMMAND_URLS", "COMMAND_WINDOW",
     ),
 }  # fmt: skip
 KAFKA = "| `KAFKA_<NAME>` | | Any property of librdkafka: `KAFKA_SASL_MECHANISM` sets `sasl.mechanism`. |\n"

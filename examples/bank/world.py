@@ -23,7 +23,7 @@ import redis
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Watermark
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.record import Record
 from hiveio.transaction.rule import ReferenceFold, scope_of
 from tests.services import HOST, Kafka, Redis, Service, ServiceFailed, kafka_home

@@ -7,9 +7,9 @@ import functools
 import inspect
 import re
 import types
-import typing
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -23,56 +23,33 @@ from hiveio.annotations import (
     hints_of,
     members_of,
 )
+from hiveio.correlation import Correlate, check_no_process, check_process, correlations, sends_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, UpcastingCodec
 from hiveio.errors import BadAnnotation, NameTaken, contained, is_cancelled
 from hiveio.immutable import is_immutable
-
-# The decorators tell type checkers that the classes derived from these are frozen, as they are.
-
-
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
-class Command(Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks an actor for something. Comes from outside and refuses unknown fields; a class may relax that."""
-
-
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
-class Query(Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks an actor for an answer that changes nothing: decoded from path and query string of a ``GET``.
-
-    A query may name a ``path`` of its own; otherwise it has that of its actor.
-    """
-
-    path: ClassVar[str] = ""
-
-
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
-class Event(Struct, frozen=True):
-    """Says what happened. Comes from the log, so fields it does not know are ignored."""
-
-
-class Tombstone(Event, frozen=True):
-    """A record without a value. On a compacted topic it deletes its key, which is in ``context``.
-
-    A consumer passes tombstones to a ``perform`` that takes this class, and skips them otherwise.
-    """
-
-
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
-class Model(Struct, frozen=True):
-    """The state of an aggregate, folded from its events: the snapshot."""
-
-
-State = TypeVar("State", bound=Model)
+from hiveio.messages import Command, CommandRefused, Deadline, Event, Model, Query, Tombstone
 
 
 class Transaction(Protocol):
-    """The ``tx`` of a ``perform`` that works on several aggregates as one transaction."""
+    """The ``tx`` of a ``perform``: what is written, sent and scheduled with it happens if the events that it returns
+    do, and only then. ``send``, ``schedule`` and ``cancel`` are there for process managers."""
 
     async def get(self, actor: type["Actor"], id: str) -> Any:
         """The state of another aggregate, at the snapshot of everything read before; None if it does not exist."""
 
     def emit(self, actor: type["Actor"], id: str, event: Event) -> None:
         """Write an event to another aggregate, in the same transaction."""
+
+    def send(self, service: str, id: str, command: Command) -> None:
+        """Send a command to the aggregate ``id`` of another service, which its event topic names. It is executed once,
+        and answered with its events or with CommandRefused."""
+
+    def schedule(self, deadline: Deadline, *, after: timedelta, name: str = "") -> None:
+        """Let this deadline come to the process after a time. A process has one of each class and ``name``: one that is
+        pending is put off to that."""
+
+    def cancel(self, kind: type[Deadline], name: str = "") -> None:
+        """Cancel the deadline of this class and name, if it is pending."""
 
 
 class Actor:
@@ -139,6 +116,23 @@ class Actor:
         return True
 
 
+class ProcessManager(Actor):
+    """A kind of long-running process, in a stream processor. Its aggregates are processes. Events of other services
+    drive them, and they send commands to services and set themselves deadlines, by ``tx``.
+
+    - ``perform`` takes events of topics, classes of Deadline, CommandRefused, and commands that come over HTTP.
+    - ``correlates`` says to which process an event of a topic belongs: by the field that has its id, or by KEY where
+      the key of the record is the id.
+    - ``sends`` names the commands to each service: AsyncAPI describes them, and ``tx.send`` refuses others.
+    - Each event has its effect once, also where it is delivered again. ``perform`` returns None where it means nothing
+      to the process. Where it raises, the process is stuck, and its inputs wait.
+    """
+
+    correlates: ClassVar[Mapping[type[Event], str]] = {}
+    sends: ClassVar[Mapping[str, Sequence[type[Command]]]] = {}
+    unknown = "skip"  # the topics of other services have more than what drives a process
+
+
 Invoke = Callable[[Any, Any, Context | None, Transaction | None], Any]
 _MESSAGES = (Command, Event, Query)
 _KNOWN = ("context", "tx")
@@ -150,8 +144,10 @@ class Contract:
 
     ``commands``, ``queries`` and ``events`` are message types by name; ``model`` is the type of the state, or None.
     ``commands`` holds whatever ``perform`` takes over POST; ``subscribes`` the events that it takes from a log, with
-    ``batch`` as a list, and ``tombstones`` says whether it takes records without a value too. ``mutable`` are those of
-    ``commands`` and ``subscribes`` whose messages an actor could change.
+    ``batch`` as a list, and ``tombstones`` says whether it takes records without a value too. ``inputs`` is all that
+    drives a process: ``subscribes``, for each of which ``correlates`` gives the id of the process, deadlines and
+    CommandRefused. ``mutable`` are those of ``commands``, ``subscribes`` and ``inputs`` whose messages an actor could
+    change.
     """
 
     def __init__(self, kind: type[Actor]) -> None:
@@ -164,7 +160,7 @@ class Contract:
         self._read_perform(kind)
         self._read_replay(kind)
         self._check_output(kind)
-        messages = self.commands, self.queries, self.events, self.subscribes
+        messages = self.commands, self.queries, self.events, self.subscribes, self.inputs
         for found in {kind for kinds in messages for kind in kinds.values()}:
             check_fields(found)
         if self.model is not None:
@@ -176,9 +172,10 @@ class Contract:
         self.command_codec = Codec(self.commands.values())
         self.event_codec = self._event_codec(kind)
         self.subscribed_codec = Codec(self.subscribes.values(), strict=False)
+        self.input_codec = Codec(self.inputs.values(), strict=False)
         self.model_decoder = msgspec.json.Decoder(self.model | None if self.model else Any)
         self._shares_state = self.model is None or is_immutable(self.model)
-        taken = {*self.commands.values(), *self.subscribes.values()}
+        taken = {*self.commands.values(), *self.subscribes.values(), *self.inputs.values()}
         self.mutable = frozenset(kind for kind in taken if not is_immutable(kind))
 
     def _read_perform(self, kind: type[Actor]) -> None:
@@ -218,6 +215,7 @@ class Contract:
         self.subscribes: dict[str, type[Struct]] = by_name(named)
         self.batch = bool(batch)
         self.queries: dict[str, type[Query]] = by_name(t for t in taken if issubclass(t, Query))
+        self._read_inputs(kind)
         if "return" not in hints:
             raise BadAnnotation(
                 f"{name} has no return annotation; name the events that it gives (-> Opened | Deposited), or else what "
@@ -226,6 +224,26 @@ class Contract:
         self.returned = hints["return"]  # the annotation as it is written
         self.returns = members_of(self.returned, into_lists=True)
         self.is_async = inspect.iscoroutinefunction(kind.perform)
+
+    @property
+    def takes_records(self) -> bool:
+        """Whether a consumer has something for it."""
+        return bool(self.subscribes) or self.tombstones or CommandRefused in self.inputs.values()
+
+    def _read_inputs(self, kind: type[Actor]) -> None:
+        self.process = issubclass(kind, ProcessManager)
+        self.inputs: dict[str, type[Event]] = {}
+        self.correlates: dict[str, Correlate] = {}
+        self.sends: dict[str, tuple[type[Command], ...]] = {}
+        if not issubclass(kind, ProcessManager):
+            check_no_process(kind, self.subscribes.values())
+            return
+        check_process(kind, "a list of events" if self.batch else "Tombstone" if self.tombstones else "")
+        self.sends = sends_of(kind, kind.sends)
+        self.inputs = {name: event for name, event in self.subscribes.items() if issubclass(event, Event)}
+        self.correlates = correlations(kind, kind.correlates, self.inputs.values())
+        self.subscribes = {name: event for name, event in self.inputs.items() if name in self.correlates}
+        self.commands = {name: t for name, t in self.commands.items() if not issubclass(t, Event)}
 
     def _read_replay(self, kind: type[Actor]) -> None:
         self.model: type[Model] | None = None
@@ -336,6 +354,8 @@ def contracts(kinds: Sequence[type[Actor]]) -> list[Contract]:
 @functools.cache
 def performing(contract: Contract) -> Handler:
     """The innermost handler: runs the actor without a state and answers with what it returns. Raises BadAnnotation."""
+    if contract.process:
+        raise BadAnnotation(f"{contract.kind.__name__} is a ProcessManager: use the image of the stream processor")
     if contract.wants_tx:
         raise BadAnnotation(f"{contract.kind.__name__}.perform takes tx, and only a stream processor has transactions")
     invoke, is_async, wants_context = contract.invoke, contract.is_async, contract.wants_context

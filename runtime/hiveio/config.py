@@ -117,6 +117,18 @@ class Settings:
         "The topics from which events are read: a name, a list of names or a `^regex`.",
         "EVENT_STORE_TOPIC",
     )
+    command_topics: tuple[str, ...] = setting(
+        "COMMAND_TOPICS", (), parsers.topic_names, "The topics of commands that it takes: `orders.commands,…`."
+    )
+    command_urls: tuple[tuple[str, str], ...] = setting(
+        "COMMAND_URLS", (), parsers.service_urls, "Where commands go by HTTP: `payments=http://host/wallets/{id},…`."
+    )
+    command_window_s: int = setting(
+        "COMMAND_WINDOW",
+        3_600,
+        parsers.whole_number(1, 31_536_000),
+        "How long a service of COMMAND_URLS is sent a command again, in seconds: it remembers keys for longer.",
+    )
     client_id: str = setting("EVENT_STORE_ID", "hiveio", parsers.any_text, "The client id of the service in Kafka.")
     group_id: str = setting("EVENT_STORE_GROUP_ID", "", parsers.any_text, "The consumer group.")
     from_start: bool = setting(
@@ -291,6 +303,11 @@ class Settings:
     def log_topic(self) -> str:
         """The transaction log."""
         return f"{self.written_topic}.transactions"
+
+    @property
+    def outbox_topic(self) -> str:
+        """The topic of the commands that processes send."""
+        return f"{self.written_topic}.commands"
 
     @property
     def read_topics(self) -> tuple[str, ...]:

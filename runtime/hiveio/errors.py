@@ -330,6 +330,11 @@ class Unknown(Problem):
     title = "Outcome Unknown"
 
 
+class Stuck(HiveError):
+    """Raised by a process manager that cannot go on: its inputs wait until ``hiveio saga retry`` or ``skip``. The text
+    says why. Any other error of its ``perform`` at an event has the same effect."""
+
+
 # -- what an actor raises that is none of these
 
 

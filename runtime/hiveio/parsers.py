@@ -109,6 +109,19 @@ hive-*, ce_*, content-type, traceparent, tracestate, authorization, proxy-author
     return names
 
 
+def service_urls(text: str) -> tuple[tuple[str, str], ...]:
+    """a comma-separated list of SERVICE=URL, where the URL has {id} for the id of the aggregate"""
+    found = []
+    for each in text.split(","):
+        service, _, url = each.strip().partition("=")
+        if "{id}" not in urlsplit(url).path:
+            raise ValueError
+        found.append((topic_name(service), http_url(url)))
+    if len(dict(found)) < len(found):
+        raise ValueError
+    return tuple(found)
+
+
 def url_path(text: str) -> str:
     """a path that starts with /"""
     if not text.startswith("/"):

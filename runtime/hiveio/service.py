@@ -17,6 +17,7 @@ from hiveio.envelope import Handler
 from hiveio.errors import HiveError, StartRaises, contained, is_cancelled, text_of
 from hiveio.fault import log_fault
 from hiveio.identity import Identity
+from hiveio.messages import Command
 from hiveio.peers import Health, Peers
 from hiveio.types import App, Observer
 
@@ -68,6 +69,7 @@ class Channel(NamedTuple):
     actor: str
     messages: tuple[type, ...]
     cloudevents: bool = False
+    group: str = ""  # where it is not EVENT_STORE_GROUP_ID
 
 
 class Untraced:
@@ -125,6 +127,18 @@ class Service:
         if contract.subscribes:
             kinds = tuple(contract.subscribes.values())
             self.channels += [Channel("receive", topic, contract.name, kinds) for topic in topics]
+
+    def takes_commands(self, topics: Iterable[str], contract: Contract, group: str) -> None:
+        """Say that this actor takes commands of processes from topics, in a group of its own."""
+        kinds = tuple(kind for kind in contract.commands.values() if issubclass(kind, Command))
+        if kinds:
+            self.channels += [Channel("receive", topic, contract.name, kinds, group=group) for topic in topics]
+
+    def sends_commands(self, topic: str, contract: Contract) -> None:
+        """Say that processes of this actor send commands to a topic."""
+        if contract.sends:
+            kinds = tuple(dict.fromkeys(kind for kinds in contract.sends.values() for kind in kinds))
+            self.channels.append(Channel("send", topic, contract.name, kinds))
 
     def about(self) -> dict[str, str]:
         """Title, version and description of this service: its name, ``__version__`` and docstring of the actors' module

@@ -21,7 +21,8 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from hiveio.kafka.delivery import Headers
 from hiveio.redis import Script
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.rule import IdWindow
 from tests.actors.bench import Visited
 from tests.actors.stored import POSTGRES, SQLITE, TABLES
@@ -285,7 +286,7 @@ class Parts:
             entries = [(name, b'1 0123456789abcdef-1 {"sum":5,"count":1}') for name in distinct]
             ids = [(f"7:{name}/{number}", f"{offset}:0:0") for number, name in zip(numbers, names, strict=True)]
             applying = self.cache.apply(
-                0, self.watermark, to, "1" * n, entries, ids, IdWindow(10_000, 3_600_000), 0, (), ()
+                0, self.watermark, to, "1" * n, entries, ids, IdWindow(10_000, 3_600_000), 0, (), (), ()
             )
             try:
                 applying.send(None)

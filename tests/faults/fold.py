@@ -171,7 +171,7 @@ class Fold:
         return verdict
 
     def _go_on(self, record: Record) -> None:
-        """The log's clock: the latest stamp in format 1, the sum of bounded steps in format 2."""
+        """The log's clock: the latest stamp in format 1, the sum of bounded steps since."""
         self.next, self.last = record.offset + 1, record.tx
         if record.time > 0:
             step = min(max(0, record.time - self.stamp), max(1, self.time_window // 60))
@@ -196,7 +196,8 @@ class Fold:
 
     def watermark(self, topic_id: str, generation: str) -> str:
         """As it should be in the cache."""
-        parts = (self.next, self.time, topic_id, generation, self.format, self.stamp, self.floor, self.last)
+        numbers = (self.format, self.stamp, self.floor, 3)  # the last one is the newest format that is known
+        parts = (self.next, self.time, topic_id, generation, *numbers, self.last)
         return "|".join(map(str, parts))
 
     def writers_text(self) -> dict[str, str]:
@@ -229,6 +230,9 @@ class Fold:
             reads: list[list[str]] = body.get("reads", [])
             needed = [(w[0], w[1]) for w in body["writes"]] + [(r[0], r[1]) for r in reads]
             if known or any(self._head(name) != head for name, head in needed):
+                return False
+            step = body.get("process") or {}
+            if self.format > 2 and self.time < step.get("due", 0):
                 return False
             self._commit(record, body)
         elif kind == "barrier":

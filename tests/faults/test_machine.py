@@ -96,7 +96,7 @@ class Link(MemoryCache):
 
     def __init__(self, instance: "Instance") -> None:
         cache = instance.world.cache
-        self._topic, self._topic_id, self._meaning = cache._topic, cache._topic_id, cache._meaning
+        self._topic, self.topic_id, self._meaning = cache._topic, cache.topic_id, cache._meaning
         self.scopes, self.folds = cache.scopes, cache.folds
         self.locks, self.waiting, self.tips = cache.locks, cache.waiting, cache.tips
         self.instance = instance

@@ -14,6 +14,7 @@ import redis as redis_client
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from hiveio.transaction.record import FORMAT
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.conftest import Make
 from tests.integration.topics import read_all, write
@@ -134,7 +135,7 @@ def test_log_shows_records_with_their_verdicts(role: Role, hiveio: Hiveio, kafka
     stale = read_all(kafka.brokers, f"{topic}.transactions")[1].value() or b""
     write(kafka.brokers, f"{topic}.transactions", [(0, "stale", stale, {})])
     lines = hiveio("log").stdout.splitlines()
-    assert "format 2: 1 scopes, crc32, ids kept for 10000 records and 3600 s" in lines[0]
+    assert f"format {FORMAT}: 1 scopes, crc32, ids kept for 10000 records and 3600 s" in lines[0]
     assert lines[1].startswith("0:1  20")
     assert "  accepted  " in lines[1]
     assert lines[2] == '    AccountActor/ada  0 → 1  Opened {"owner": "ada"}'

@@ -14,8 +14,9 @@ from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
 from hiveio.transaction import applier, following, rebuild
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.rule import scope_of
 from tests.actors.tally import Add, Tallies, Tally
 from tests.integration.conftest import Make

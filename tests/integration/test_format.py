@@ -91,7 +91,7 @@ def test_a_log_of_the_first_format_is_upgraded_while_instances_work(
             upgrade = hiveio("upgrade", "--yes")
             assert upgrade.returncode == 20, upgrade
             assert is_older.fullmatch(upgrade.stdout.strip()), upgrade
-            assert f"does not know format 2 is at work: it has moved its cache {mark}" in upgrade.stderr
+            assert f"does not know format {FORMAT} is at work: it has moved its cache {mark}" in upgrade.stderr
         finally:
             ended.set()
             thread.join()
@@ -114,7 +114,7 @@ def test_a_log_of_the_first_format_is_upgraded_while_instances_work(
         with processor() as c:
             deposit(c, a, b, c)
         listed = hiveio("log").stdout
-        assert "upgrade to format 2" in listed
+        assert f"upgrade to format {FORMAT}" in listed
         assert f"accepted  {OLDER}-3  barrier" in listed
         assert f"VOID      {OLDER}-2  barrier" in listed
         wait_until(lambda: hiveio("verify").returncode == 0, 60, "applied and published")

@@ -15,8 +15,9 @@ from hiveio.errors import Unavailable
 from hiveio.kafka import unconsumed
 from hiveio.transaction import bounds
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.cache import Cache, CacheReply, Watermark
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.entry import CacheReply, Watermark
 from hiveio.transaction.rule import scope_of
 from hiveio.transaction.scope import Scope
 from tests.faults.proxy import Proxy

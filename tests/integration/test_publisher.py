@@ -20,8 +20,9 @@ from hiveio.config import Settings
 from hiveio.envelope import Envelope
 from hiveio.kafka.session import Session
 from hiveio.kafka.session_clients import Outgoing
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.resume import Published, Resume, published
 from hiveio.transaction.scope import OnJudged, Scope
 from tests.actors.tally import Add, Tallies
@@ -178,7 +179,7 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     monkeypatch.setattr(Session, "send", send)
     sessions = itertools.count()
     last, sources = Resume.last, Counts[str]()
-    verdicts, notify = Scope.verdicts, Scope.notify_judged
+    verdicts, notify, stop = Scope.verdicts, Scope.notify_judged, Scope.stop_judged
 
     async def counted_last(self: Resume) -> Published | None:
         next(sessions)
@@ -189,19 +190,26 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
         sources["log"] += len(found)
         return found
 
-    def counted_notify(self: Scope, on_judged: OnJudged | None) -> None:
+    counting: dict[OnJudged, OnJudged] = {}
+
+    def counted_notify(self: Scope, on_judged: OnJudged) -> None:
         def counted(*record: Any) -> None:
             ended = sources["ended"]
-            assert on_judged is not None
             on_judged(*record)
             sources["given up" if sources["ended"] > ended else "scope"] += 1
 
-        sources["ended"] += on_judged is None
-        notify(self, on_judged and counted)
+        counting[on_judged] = counted
+        notify(self, counted)
+
+    def counted_stop(self: Scope, on_judged: OnJudged) -> None:
+        sources["ended"] += 1
+        if on_judged in counting:
+            stop(self, counting.pop(on_judged))
 
     monkeypatch.setattr(Resume, "last", counted_last)
     monkeypatch.setattr(Scope, "verdicts", counted_verdicts)
     monkeypatch.setattr(Scope, "notify_judged", counted_notify)
+    monkeypatch.setattr(Scope, "stop_judged", counted_stop)
     settings = Settings(brokers=kafka.brokers, topic=topic, cache_url=redis.url)
     made = contracts([Tallies])
     logs = [TransactionLog(settings, made) for _ in range(3)]

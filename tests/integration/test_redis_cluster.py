@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import subprocess
@@ -20,6 +21,7 @@ from hiveio import outages
 from hiveio.errors import Unavailable, Unsafe
 from hiveio.redis import Redis, Script, connect
 from hiveio.transaction.cache import former_marks
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.lock import Locked, Redlock
 from tests.conftest import required
 from tests.integration.accounts import TAKES_DEPOSITS
@@ -32,6 +34,7 @@ from tests.services import Redis as Server
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
 PASSWORD = "hunter2"
 READ, RESET, LOCK = Script("read"), Script("reset"), Script("lock")
+FORMER = ("5|0|id|generation|transaction", "5|0|id|generation|2|0|0|transaction")  # watermarks of formats 1 and 2
 TAGS = [f"hive:{{log/{number}/id}}" for number in range(12)]
 
 
@@ -76,7 +79,9 @@ async def test_calls_and_commands_go_to_the_shard_of_their_key(redis: Redis, clu
     assert f"{TAGS[0]}:mark".encode() in own
     assert len(own) < len(TAGS)
     former = [f"hive:{{old/{number}/id}}:01234567" for number in range(12)]  # as ``hiveio upgrade`` looks for them
-    await asyncio.gather(*[redis.execute("SET", key, "5|0|id|generation|transaction") for key in former])
+    for key, text in zip(former, itertools.cycle(FORMER), strict=False):
+        await redis.execute("SET", key, text)
+    await redis.execute("SET", "hive:{old/12/id}:01234567", Watermark(5, 0, "id", "generation").text)
     assert sorted(await former_marks(redis, "old", "id")) == sorted(key.encode() for key in former)
 
 

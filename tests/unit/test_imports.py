@@ -11,16 +11,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # One way: a module imports only from lower ranks, or from its own room.
 RANKS = [
-    {"errors", "types", "peers", "parsers"},
+    {"errors", "types", "peers", "parsers", "messages"},
     {"environment"},
     {"config", "headers", "conditions", "outages", "metrics", "group_commit", "identity"},
     {"envelope", "annotations", "immutable", "logs"},
+    {"correlation"},
     {"actor", "cloudevents"},
     {"fault", "loader"},
     {"service"},
     {"auth"},
     {"http", "kafka", "redis"},
     {"producer", "consumer", "transaction", "telemetry"},
+    {"saga"},
     {"server", "testing", "projection", "roles", "status"},
     {"console", "dev"},
     {"cli"},

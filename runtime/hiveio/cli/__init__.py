@@ -36,6 +36,7 @@ COMMANDS: dict[str, About] = {
         "rebuild a projection from the log",
         "the projection; with --reset also the group's offsets and dead letters",
     ),
+    "saga": About("list, show, retry or skip what processes are stuck with", "retry, skip: the transaction log"),
     "serve": About("run a role with the actors of this folder", "what the service stores"),
     "services": About("run Kafka and Valkey on this machine, for development", "the folder of --data"),
     "status": About("scopes, consumer groups, dead letters and instances on one screen"),

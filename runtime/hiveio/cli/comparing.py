@@ -13,14 +13,17 @@ from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka import Message
 from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogRecord
-from hiveio.transaction.cache import Cache, CacheReply, Entry, Watermark
-from hiveio.transaction.publisher import outgoing
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import CacheReply, Entry, Watermark
+from hiveio.transaction.process import NEVER, schedule_of
+from hiveio.transaction.publisher import Origin, outgoing
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Format, Record, named
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
 BATCH = 500  # aggregates or ids that are asked for at once
+DEADLINES = 10_000  # processes whose deadlines are compared
 VERDICTS = 10_000  # verdicts that are asked for at once
 PUBLISHED_S = 10.0  # that a publisher has to catch up with the log
 
@@ -72,6 +75,7 @@ class Events:
     """Compares the event topic of a scope with the accepted events in their order. Repeats count once."""
 
     def __init__(self, settings: Settings, partition: int, differences: Differences) -> None:
+        self._origin = Origin(settings.written_topic, "", partition)
         self._topic = Partition(settings, settings.written_topic, partition)
         self._partition, self._differences = partition, differences
         self._stream: Iterator[Message] = iter(())
@@ -81,7 +85,7 @@ class Events:
 
     def expect(self, message: LogRecord, record: Record) -> None:
         """The events of an accepted record come next."""
-        for index, expected in enumerate(outgoing(self._partition, message, record)):
+        for index, expected in enumerate(outgoing(self._origin, message, record)):
             key, position = (message.offset, index), f"{self._partition}:{message.offset}:{index}"
             if self.missing or not self._arrives():
                 if not self.missing:
@@ -181,6 +185,7 @@ class CacheCheck:
                 self._events.expect(message, record)
         if last is not None:
             expected = watermark.moved(watermark.offset, self._fold.view.state, last.key)
+            expected = expected._replace(known=watermark.known)  # of which the log says nothing
             if watermark != expected:
                 self._differences.add(f"the watermark is {watermark.text} in the cache, and {expected.text} by the log")
         self.offset = watermark.offset
@@ -211,8 +216,22 @@ class CacheCheck:
             found = self._fold.view.decoded(name, reply.entry, mine.at)
         except (ValueError, msgspec.MsgspecError):
             return False
-        same = (found.version, found.head) == (mine.version, mine.head)
+        same = (found.version, found.head, found.process) == (mine.version, mine.head, mine.process)
         return same and (bool(mine.fault) or (not found.fault and found.state == mine.state))
+
+    async def deadlines(self) -> None:
+        """Compare the deadlines that are due first: all, where there are not very many."""
+        watermark, found = await self._cache.due(self._partition, 0, DEADLINES)
+        self._fold_to(watermark)
+        entries = self._fold.view.entries.items()
+        listed = [pair for name, entry in entries if entry.process for pair in schedule_of(name, entry.process)]
+        due = [(name, at) for name, at in listed if at != NEVER]
+        due.sort(key=lambda pair: (pair[1], pair[0].encode()))
+        there, here = dict(found), dict(due[:DEADLINES])
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                text = f"the first deadline of {name} is due at {there.get(name, 'no time')} in the cache"
+                self._differences.add(f"{text}, and at {here.get(name, 'no time')} by the log at offset {self.offset}")
 
     async def ids(self) -> None:
         view = self._fold.view

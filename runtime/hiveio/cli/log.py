@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
 from hiveio.status.text import about
-from hiveio.transaction.record import Commit, named
+from hiveio.transaction.record import Commit, ProcessStep, named
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,8 @@ def as_json(scope: int, found: JudgedRecord) -> dict[str, Any]:
 
 
 def as_text(scope: int, found: JudgedRecord) -> str:
-    """A line for people, and one more for each aggregate that the record writes or reads."""
+    """A line for people, and one more for each aggregate that the record writes or reads, and for each part of the step
+    of a process."""
     message, record, accepted = found
     verdict = "accepted" if accepted else "VOID    "
     lines = [f"{scope}:{message.offset}  {clock(message.time)}  {verdict}  {message.key}  {about(record)}"]
@@ -88,7 +90,31 @@ def as_text(scope: int, found: JudgedRecord) -> str:
         version = f"{write.version} → {write.version + len(write.events)}"
         lines.append(f"    {write.aggregate}  {version}  {events or '(no events)'}")
     lines += [f"    {read.aggregate}  read" for read in (record.reads if isinstance(record, Commit) else ())]
+    if isinstance(record, Commit) and record.process is not None:
+        lines += [f"    {part}" for part in parts(record.process)]
+    if isinstance(record, Commit) and record.cause is not None:
+        lines.append(f"    is the command {record.cause.command} of {record.cause.process}, {record.cause.text}")
     return "\n".join(map(shown, lines))
+
+
+def parts(step: ProcessStep) -> Iterator[str]:
+    if step.source:
+        yield f"takes {step.source}"
+    if step.fires:
+        yield f"fires the deadline {step.fires}, due at {clock(step.due)} by the log's clock"
+    if step.parks:
+        yield "waits, and is on record for later"
+    if step.stuck:
+        yield f"stuck: {step.stuck}"
+    if step.unparks:
+        yield f"ends the wait of {step.unparks}"
+    for name in step.cancels:
+        yield f"cancels the deadline {name}"
+    for send in step.sends:
+        command = msgspec.json.decode(send.message)
+        yield f"sends to {send.service}/{send.id}  {command['type']} {json.dumps(command['payload'])}"
+    for schedule in step.schedules:
+        yield f"schedules the deadline {schedule.name}  {schedule.after_ms} ms later"
 
 
 def clock(time_ms: int) -> str:

@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise HiveError("--from needs --reset: a shadow is always built from the start")
     if any(topic.startswith("^") for topic in settings.read_topics):
         raise HiveError("EVENT_STORE_CONSUMER_TOPIC is an expression; set it to the names of the topics to replay")
-    contracts = [contract for contract in load(settings) if contract.subscribes or contract.tombstones]
+    contracts = [
+        contract for contract in load(settings) if (contract.subscribes or contract.tombstones) and not contract.process
+    ]
     logs.configure()
     logging.getLogger().setLevel(logging.ERROR)
     with Reader(settings, settings.group_id) as reader:

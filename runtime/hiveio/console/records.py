@@ -230,6 +230,8 @@ def _commit_reason(fold: ReferenceFold, offset: int, record: Commit) -> str:
                     f"{part.aggregate}, which it {verb}, has changed: it was decided after {before}, and the latest "
                     f"one is {now}"
                 )
+    if record.process is not None and fold.time < record.process.due:
+        return f"it fires a deadline that is due at {record.process.due}, and the log's clock is at {fold.time}"
     return "the rule says so"
 
 

@@ -22,7 +22,7 @@ from hiveio.consumer.progress import Progress, RecentKeys
 from hiveio.consumer.reading import parse_position
 from hiveio.consumer.routing import Counts, Routing, Target
 from hiveio.consumer.worker import Opening, PartitionWorker
-from hiveio.envelope import Handler
+from hiveio.envelope import Codec, Handler
 from hiveio.errors import ConfigError, Invalid, Refused, Unavailable
 from hiveio.kafka import Lane, Message, Poller, Start
 from hiveio.kafka.assigned import NOTHING, UNKNOWN, Lanes
@@ -43,32 +43,34 @@ class Consumer:
     - A handler that raises or hangs is tried again. When its attempts are used up, the record goes to the dead-letter
       topic, later records of the same key are parked behind it, and all others go on. A record that no actor takes
       goes there at once, unless the actors skip it.
-    - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it.
+    - ``with_record`` gives every handler the record's Context, also where the actor does not ask for it. ``codec``
+      decodes the records, where they are not simply the events that the actors take.
 
     Raises ConfigError when brokers, topic or group are not set, or when no actor takes events.
     """
-
-    name = "consumer"
 
     def __init__(
         self,
         settings: Settings,
         handlers: Sequence[tuple[Contract, Handler]],
         *,
+        name: str = "consumer",
         with_record: bool = False,
+        codec: Codec | None = None,
         poller: Callable[[Settings, Lanes, Callable[[str], str]], Poller] = Poller,
         dead_letters: Callable[[Settings], DeadLetterTopics] = DeadLetterTopics,
     ) -> None:
+        self.name = name
         settings.need(
             brokers="the consumer reads from Kafka",
             read_topics="the consumer reads its events from it",
             group_id="the consumer commits its offsets under it",
         )
-        takers = [(contract, handler) for contract, handler in handlers if contract.subscribes or contract.tombstones]
+        takers = [(contract, handler) for contract, handler in handlers if contract.takes_records]
         if not takers:
             raise ConfigError(f"ACTOR_MODULE={settings.actor_module}: no actor's perform takes an Event")
         self._settings = settings
-        self._routing = Routing(takers, with_record=with_record)
+        self._routing = Routing(takers, with_record=with_record, codec=codec)
         self._policy = RetryPolicy(settings)
         if settings.consumer_concurrency > 1:
             for contract, _ in takers:

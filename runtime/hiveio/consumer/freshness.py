@@ -4,11 +4,12 @@ import asyncio
 import re
 from typing import Any
 
-from hiveio.actor import Contract, Query
+from hiveio.actor import Contract
 from hiveio.consumer.component import Consumer
 from hiveio.envelope import Envelope, Handler, Outcome
 from hiveio.errors import Refused, Unavailable
 from hiveio.http.routes import About
+from hiveio.messages import Query
 
 WAIT_S = 5.0  # where the client does not say how long
 LOOK_S = 0.005  # between two looks at the position

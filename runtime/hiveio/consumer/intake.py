@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hiveio.actor import Tombstone
 from hiveio.cloudevents import MARK as CLOUD_EVENT
 from hiveio.cloudevents import is_structured
 from hiveio.consumer.envelopes import NewRecord
@@ -13,10 +12,20 @@ from hiveio.consumer.routing import Routing
 from hiveio.errors import Invalid
 from hiveio.kafka import Message
 from hiveio.kafka.headers import UNREADABLE, repaired
+from hiveio.messages import CommandRefused, Tombstone
 
 # Headers that show a repeat, or a form other than an action.
 _MARKS = frozenset(
-    ("hive-position", "hive-previous", "hive-version", "hive-key", "content-type", CLOUD_EVENT, UNREADABLE)
+    (
+        "hive-position",
+        "hive-previous",
+        "hive-version",
+        "hive-key",
+        "hive-outcome",
+        "content-type",
+        CLOUD_EVENT,
+        UNREADABLE,
+    )
 )
 
 
@@ -26,6 +35,7 @@ class Intake:
     def __init__(self, start: int, progress: Progress, keys: RecentKeys, routing: Routing) -> None:
         self._start, self._progress, self._is_new_key = start, progress, keys.take
         self._counts, self._codec, self._tombstones = routing.counts, routing.codec, Tombstone in routing.by_type
+        self._outcomes = CommandRefused in routing.by_type
 
     @property
     def last(self) -> bytes | None:
@@ -42,7 +52,7 @@ class Intake:
                 headers: Any = next(all_headers)
             except SystemError:
                 headers = repaired(message)
-            position = previous = key = wrong = None
+            position = previous = key = outcome = wrong = None
             new, odd = True, False
             if headers is not None:
                 for name, text in headers:
@@ -59,6 +69,8 @@ class Intake:
                                 odd = True
                         elif name == "hive-key":
                             key = text
+                        elif name == "hive-outcome":
+                            outcome = text
                         else:
                             odd = True
                 if key is not None:
@@ -76,6 +88,9 @@ class Intake:
             value: Any = message.value()
             if not new:
                 counts.repeated += 1
+                continue
+            if outcome is not None and not (self._outcomes and outcome == b"refused"):
+                counts.skipped += 1  # it answers a command of a process, and is no event
                 continue
             event: Any
             try:

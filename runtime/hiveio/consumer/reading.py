@@ -6,11 +6,11 @@ from typing import Any
 from msgspec import Raw
 
 from hiveio import cloudevents
-from hiveio.actor import Tombstone
 from hiveio.envelope import Codec
 from hiveio.errors import Invalid, Malformed, Problem, text_of
 from hiveio.headers import Headers
 from hiveio.kafka.headers import UNREADABLE, Pairs
+from hiveio.messages import Tombstone
 
 JSON = b"application/json"
 MAX_VERSION_DIGITS = 18  # digits: less than 2**63

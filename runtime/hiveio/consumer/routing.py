@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from hiveio.actor import Contract, Tombstone
+from hiveio.actor import Contract
 from hiveio.envelope import Codec, Handler
+from hiveio.messages import CommandRefused, Tombstone
 
 MAX_LOGGED_TYPES = 100  # types that nobody takes and that are logged, each once
 MAX_TYPE_LENGTH = 100  # characters of one in a log line
@@ -37,7 +38,10 @@ class Target(msgspec.Struct, eq=False):
 class Routing:
     """The handlers of each type of event. There is one for all partitions."""
 
-    def __init__(self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False) -> None:
+    def __init__(
+        self, handlers: Sequence[tuple[Contract, Handler]], *, with_record: bool = False, codec: Codec | None = None
+    ) -> None:
+        """``codec`` decodes the records, where they are not simply the events that the actors take."""
         self.targets = [
             Target(contract, handle, with_record or contract.wants_context, contract.name, contract.batch)
             for contract, handle in handlers
@@ -47,7 +51,9 @@ class Routing:
         for target in self.targets:
             for kind in target.contract.subscribes.values():
                 self.by_type.setdefault(kind, []).append(target)
-        self.codec = Codec(self.by_type, strict=False)
+        if takers := [target for target in self.targets if CommandRefused in target.contract.inputs.values()]:
+            self.by_type[CommandRefused] = takers
+        self.codec = codec or Codec(self.by_type, strict=False)
         if takers := [target for target in self.targets if target.contract.tombstones]:
             self.by_type[Tombstone] = takers
         self.mutable = frozenset(kind for target in self.targets for kind in target.contract.mutable)

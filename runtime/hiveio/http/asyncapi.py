@@ -22,6 +22,11 @@ _HEADERS = {
     "hive-subject": "who sent the request: the sub of its token, where requests are authenticated",
     "hive-position": "<partition>:<offset>:<index> in the transaction log",
     "hive-previous": "the position before it in this partition",
+    "hive-cause": "the command of a process that led to it: <topic>/<id of its log>/<partition>/<offset>:<index>",
+    "hive-process": "the process that sent the command",
+    "hive-outcome": "accepted or refused: it answers a command that led to no event",
+    "hive-service": "the service that the command is for, which its event topic names",
+    "hive-log": "the id of the log to which hive-position belongs",
     "hive-version": "the version of the aggregate after it; 1 for its first event",
 }
 
@@ -86,5 +91,5 @@ def _message(kind: type, schemas: Schemas, *, cloudevents: bool) -> dict[str, An
 def _client(channel: Channel, settings: Settings) -> dict[str, Any]:
     client: dict[str, Any] = {"clientId": {"type": "string", "enum": [settings.client_id]}}
     if channel.action == "receive":
-        client["groupId"] = {"type": "string", "enum": [settings.group_id]}
+        client["groupId"] = {"type": "string", "enum": [channel.group or settings.group_id]}
     return client | {"bindingVersion": _BINDING}

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hiveio.actor import Query
 from hiveio.envelope import ID_LIMIT
 from hiveio.http.routes import Route
 from hiveio.http.schemas import REF, Schemas, any_of, union
+from hiveio.messages import Query
 
 # status → name of the component, description
 _PROBLEMS = {

@@ -13,10 +13,11 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import msgspec
 from msgspec import Raw
 
-from hiveio.actor import Contract, Query, query_decoder
+from hiveio.actor import Contract, query_decoder
 from hiveio.envelope import ID_LIMIT, Handler
 from hiveio.errors import BadAnnotation, Invalid, PathReserved, PathTaken, Refused
 from hiveio.http.intake import Intake
+from hiveio.messages import Query
 from hiveio.service import Service
 
 # (body, id, other path parameters, query string) → (message, the client's meta). Raises Refused.

@@ -11,13 +11,14 @@ from urllib.parse import quote
 from msgspec import Raw
 
 from hiveio import cloudevents
-from hiveio.actor import Contract, Event
+from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
 from hiveio.errors import ConfigError, Invalid, Problem, Unknown
 from hiveio.headers import PassedHeaders, trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Headers, Late
+from hiveio.messages import Event
 from hiveio.producer.keys import Claim, Keys
 from hiveio.types import DeliveryFuture, RecordMetadata
 

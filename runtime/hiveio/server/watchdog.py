@@ -123,6 +123,7 @@ def _message(frame: FrameType, contract: Contract) -> dict[str, Any]:
         *contract.queries.values(),
         *contract.events.values(),
         *contract.subscribes.values(),
+        *contract.inputs.values(),
     }
     for name in code.co_varnames[: code.co_argcount]:
         value = values.get(name)

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
-from hiveio.actor import Actor, Contract, Event, Transaction
+from hiveio.actor import Actor, Contract, Transaction
 from hiveio.envelope import encode_json
+from hiveio.messages import Command, Deadline, Event
 
 
 def checked(contract: Contract, faults: list[str]) -> Contract:
@@ -51,6 +53,15 @@ class _Reads:
 
     def emit(self, actor: type[Actor], id: str, event: Event) -> None:
         self._tx.emit(actor, id, event)
+
+    def send(self, service: str, id: str, command: Command) -> None:
+        self._tx.send(service, id, command)
+
+    def schedule(self, deadline: Deadline, *, after: timedelta, name: str = "") -> None:
+        self._tx.schedule(deadline, after=after, name=name)
+
+    def cancel(self, kind: type[Deadline], name: str = "") -> None:
+        self._tx.cancel(kind, name)
 
 
 def _watch_perform(contract: Contract, faults: list[str]) -> None:

@@ -15,12 +15,14 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import LogRecord, OnError, OnRecords, Tail
 from hiveio.transaction import record as records
-from hiveio.transaction.cache import Cache, CacheReply, Watermark, WatermarkReply
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.engine import Engine
+from hiveio.transaction.entry import CacheReply, Watermark, WatermarkReply
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lock import TURNS, Locked, Redlock
 from hiveio.transaction.placement import Placement
+from hiveio.transaction.process import NEVER, STUCK, stuck_name
 from hiveio.transaction.rebuild import Rebuilds
 from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, IdRecord, IdWindow, ReferenceFold, Writer
@@ -36,8 +38,10 @@ LOCK_S = 3600.0  # no instance dies here, so a lock lasts until it is released
 class MemoryLog:
     """The records of a log, by partition. It is plain data, so it outlives the event loops that read and write it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], int] = lambda: int(time.time() * 1000)) -> None:
+        """``clock`` gives the timestamps of records, in milliseconds."""
         s = self.settings = settings
+        self._clock = clock
         pinned = Format(FORMAT, s.partitions, HASH, s.idempotency_count, s.idempotency_time_s * 1000)
         self.partitions: list[list[LogRecord]] = [[] for _ in range(s.partitions)]
         self.folds = [ReferenceFold() for _ in range(s.partitions)]
@@ -47,7 +51,7 @@ class MemoryLog:
 
     def append(self, partition: int, key: str, value: bytes) -> None:
         written = self.partitions[partition]
-        message = LogRecord(len(written), key, value, int(time.time() * 1000))
+        message = LogRecord(len(written), key, value, self._clock())
         written.append(message)
         self.folds[partition].append(key, records.decode(value), message.time)
         for tail in self.readers:
@@ -147,6 +151,7 @@ class _Generation:
         self.forget_at = FORGET  # with this number of ids, those that have left the window are forgotten
         self.writers: dict[str, str] = {}
         self.verdicts: dict[int, str] = {}
+        self.deadlines: dict[str, int] = {}
 
 
 class MemoryCache(Cache):
@@ -157,9 +162,10 @@ class MemoryCache(Cache):
     """
 
     def __init__(self, settings: Settings, meaning: str) -> None:
-        self._topic, self._topic_id, self._meaning = settings.log_topic, MEMORY, meaning
+        self._topic, self.topic_id, self._meaning = settings.log_topic, MEMORY, meaning
         self.scopes: dict[int, _Generation] = {}
         self.locks: dict[tuple[str, str], str] = {}
+        self.questions: dict[tuple[int, str], str] = {}
         self.folds: dict[int, tuple[str, float]] = {}  # who folds a scope, and until when
         self.waiting: dict[tuple[str, str], set[str]] = {}
         self.tips: dict[tuple[str, str], str] = {}
@@ -234,6 +240,7 @@ class MemoryCache(Cache):
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
+        deadlines: Sequence[tuple[str, int]],
     ) -> Watermark | None:
         def script() -> Watermark | None:
             scope = self.scopes.get(partition)
@@ -246,6 +253,9 @@ class MemoryCache(Cache):
             for name in [name for name, text in writers if not text]:
                 del scope.writers[name]
             scope.verdicts.update(enumerate(verdicts, base.offset))
+            scope.deadlines.update(deadlines)
+            for name in [name for name, due in deadlines if due == NEVER]:
+                del scope.deadlines[name]
             if len(scope.ids) >= scope.forget_at:
                 kept = [
                     (text, id) for text, id in scope.ids.items() if window.holds(IdRecord.parse(id), to.offset, to.time)
@@ -272,6 +282,27 @@ class MemoryCache(Cache):
             return self._watermark(partition), "".join([verdicts.get(offset, "?") for offset in range(first, end)])
 
         return await self._call(script)
+
+    async def due(self, partition: int, first: int, count: int) -> tuple[Watermark | None, list[tuple[str, int]]]:
+        def script() -> tuple[Watermark | None, list[tuple[str, int]]]:
+            scope = self.scopes.get(partition)
+            found = sorted(scope.deadlines.items(), key=lambda each: (each[1], each[0])) if scope else []
+            return self._watermark(partition), found[first : first + count]
+
+        return await self._call(script)
+
+    async def stuck_processes(self, partition: int, count: int) -> list[str]:
+        scope = self.scopes.get(partition)
+        return [stuck_name(name) for name, at in scope.deadlines.items() if at == STUCK][:count] if scope else []
+
+    async def ask(self, partition: int, name: str, what: str) -> None:
+        self.questions[partition, name] = what
+
+    async def asked(self, partition: int) -> dict[str, str]:
+        return {name: what for (of, name), what in self.questions.items() if of == partition}
+
+    async def answered(self, partition: int, name: str) -> None:
+        self.questions.pop((partition, name), None)
 
     async def reset(self, partition: int, found: bytes, to: Watermark) -> bool:
         def script() -> bool:
@@ -332,6 +363,7 @@ class MemoryTransactionLog(TransactionLog):
     def __init__(self, contracts: Sequence[Contract], log: MemoryLog, cache: MemoryCache) -> None:
         super().__init__(log.settings, contracts)
         self.log, self.cache = log, cache
+        self._cache = cache
 
     async def start(self) -> None:
         s = self.settings
@@ -342,7 +374,9 @@ class MemoryTransactionLog(TransactionLog):
         common, ids = (s.log_topic, MEMORY, self.cache, self.tail, reader, by_name, window, placement), fresh_ids()
         holder = f"{id(self):x}"
         rebuilds = Rebuilds(holder)
-        self.scopes = Scopes(s.partitions, lambda partition: Scope(partition, *common, ids, rebuilds))
+        self.scopes = Scopes(
+            s.partitions, lambda partition: Scope(partition, *common, ids, rebuilds, needs_format=self._needs_format)
+        )
         lock = MemoryLock(holder, self.cache)
         self.engine = Engine(s, self.contracts, self.scopes, self.cache, reader, lock)
         self.engine.start(MemoryAppender(self.log))

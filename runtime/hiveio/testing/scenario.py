@@ -6,32 +6,37 @@ every test folds the state from the log.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, Self, TypeVar
+from datetime import timedelta
+from functools import partial
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Raw, Struct
 
-from hiveio.actor import Actor, Contract, Event, Query, contracts, performing
+from hiveio.actor import Actor, Contract, performing
 from hiveio.conditions import Conditions
 from hiveio.consumer.position import position_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
-from hiveio.errors import Invalid, Problem, Rejected, VersionMismatch
+from hiveio.errors import Problem, VersionMismatch
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.http.routes import queries
 from hiveio.identity import Identity
+from hiveio.messages import CommandRefused, Deadline, Event, Query
 from hiveio.service import awaited
 from hiveio.testing.checked import checked
-from hiveio.testing.memory import MemoryLog
-from hiveio.testing.service import Service, Version, admit, asking, memory_settings
+from hiveio.testing.memory import MEMORY
+from hiveio.testing.processes import pending, scheduled, sent
+from hiveio.testing.results import Results
+from hiveio.testing.service import Answer, Service, Version, admit, asking
 from hiveio.transaction import record as records
 from hiveio.transaction.record import CommandId, Commit, Write, aggregate
 
 TOPIC = "memory"
-P = TypeVar("P", bound=Problem)
+FIRED = 1_000  # the most deadlines that fire in one `after`
 
 
 def given(actor: type[Actor], *events: Event, id: str = "1") -> "Scenario":
@@ -40,28 +45,13 @@ def given(actor: type[Actor], *events: Event, id: str = "1") -> "Scenario":
     return Scenario(actor, id).and_given(actor, id, *events)
 
 
-class Scenario:
+class Scenario(Results):
     """``given(…).when(…).then(…)``; ``when`` and ``then`` may follow each other as often as the test needs.
 
     A check that fails raises an AssertionError. An error of the actor that is no Problem (a bug) is raised by ``when``.
     ``reply``, ``problem``, ``headers``, ``events`` and ``state`` are the results of the last message, for assertions of
     your own.
     """
-
-    def __init__(self, actor: type[Actor], id: str) -> None:
-        self._actor, self._id = actor, id
-        self._kinds: dict[type[Actor], Contract] = {}
-        self._log = MemoryLog(memory_settings(None))
-        self._received: list[tuple[type[Actor], str, Event, HeaderView]] = []
-        self._faults: list[str] = []  # of the actor, as sentences
-        self._message = ""
-        self.reply: Any = None
-        self.problem: Problem | None = None
-        self.headers: Mapping[str, str] = HeaderView.of({})  # of the answer
-        self.events: list[Event] = []  # of the aggregate that the message went to
-        self.emitted: dict[str, list[Event]] = {}  # of all aggregates, by "<actor>/<id>"
-        self.state: Any = None
-        self.states: dict[str, tuple[Any, int]] = {}  # state and version
 
     # -- given
 
@@ -101,34 +91,101 @@ class Scenario:
 
         ``headers`` are those of the request or of the record of the event, which the actor finds in
         ``context.headers``. ``identity`` is who sends the message, such as ``Identity.of("ada", "accounts:write")``.
+
+        An event comes to the process that ``correlates`` names, from where ``then`` goes on with that process; ``id``
+        is the key of its record.
         """
         contract, target = self._contract(self._actor), self._id if id is None else id
-        self._message = f"{contract.name}/{target} when {message!r}"
-        self.reply = self.problem = self.state = None
-        self.events, self.emitted, self.states, self.headers = [], {}, {}, HeaderView.of({})
+        if contract.process and isinstance(message, Event):
+            return self._deliver(contract, target, message, meta, headers)
+        self._begin(f"{contract.name}/{target} when {message!r}")
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         if contract.model is None:
             asked = asking(if_match, if_none_match)
             asyncio.run(self._ask(contract, target, message, body, key, asked, HeaderView.of(headers or {}), identity))
         else:
-            asyncio.run(self._command(contract, target, message, key, if_match, if_none_match, meta, headers, identity))
+
+            async def submit(service: Service) -> Answer:
+                return await service.submit(
+                    contract.kind,
+                    target,
+                    message,
+                    key=key,
+                    if_match=if_match,
+                    if_none_match=if_none_match,
+                    meta=meta,
+                    headers=headers,
+                    identity=identity,
+                )
+
+            asyncio.run(self._run(contract, target, submit))
+        return self._checked()
+
+    def _deliver(
+        self,
+        contract: Contract,
+        key: str,
+        event: Event,
+        meta: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+    ) -> Self:
+        """Give an event to its process."""
+        name, own = type(event).__name__, isinstance(event, CommandRefused)
+        if isinstance(event, Deadline):
+            raise AssertionError(f"{name} is a deadline: it comes when its time is over, which `after` lets go by")
+        if name not in contract.inputs:
+            raise AssertionError(f"{contract.kind.__name__}.perform does not take {name}")
+        self._id = key if own else contract.correlates[name](event, key)
+        self._begin(f"{contract.name}/{self._id} when {event!r}")
+        source = f"{TOPIC}/{MEMORY}/0/{self._inputs}"
+        self._inputs += 1
+
+        async def deliver(service: Service) -> Answer:
+            id = key if own else None
+            return await service.deliver(
+                contract.kind, event, source=source, id=id, key=key, meta=meta, headers=headers
+            )
+
+        asyncio.run(self._run(contract, self._id, deliver))
+        return self._checked()
+
+    def after(self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0) -> Self:
+        """Let so much time go by. The deadlines that become due come to their processes, one after the other in the
+        order in which they are due; ``then`` and the others see what all of them have led to."""
+        contract = self._contract(self._actor)
+        passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        self._begin(f"{contract.name}/{self._id} after {passed}")
+        asyncio.run(self._pass(contract, self._log.folds[0].time + passed // timedelta(milliseconds=1)))
+        return self._checked()
+
+    async def _pass(self, contract: Contract, until: int) -> None:
+        before, fired = len(self._log.partitions[0]), 0
+        while self.problem is None and (due := next(iter(pending(self._log)), None)) and due.due <= until:
+            if fired == FIRED:
+                raise AssertionError(f"{self._message}: {FIRED} deadlines fire, and more are due")
+            self._clock.move(self._log, due.due)
+            await self._run(contract, self._id, partial(Service.fire, deadline=due), before)
+            fired += 1
+        self._clock.move(self._log, until)
+        if not fired:
+            await self._run(contract, self._id)
+        self.events = self.emitted.get(aggregate(contract.name, self._id), [])
+
+    def _checked(self) -> Self:
         if self._faults:
             raise AssertionError(self._faults[0])
         return self
 
-    async def _command(
+    async def _run(
         self,
         contract: Contract,
         id: str,
-        message: Struct,
-        key: str | None,
-        if_match: Version,
-        if_none_match: Version,
-        meta: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
-        identity: Identity | None,
+        send: Callable[[Service], Awaitable[Answer]] | None = None,
+        before: int | None = None,
     ) -> None:
-        before = len(self._log.partitions[0])
+        """Start the actors, send them something, and look at what all records from the offset ``before`` on have led
+        to; by default at those that come now."""
+        before = len(self._log.partitions[0]) if before is None else before
         async with Service(*self._kinds.values(), log=self._log) as service:
             async with _opened(self._kinds.values()):
                 scope = service.transactions.scopes[0]
@@ -141,21 +198,13 @@ class Scenario:
                     ]
                     raise AssertionError(wrong[0])
                 try:
-                    answer = await service.submit(
-                        contract.kind,
-                        id,
-                        message,
-                        key=key,
-                        if_match=if_match,
-                        if_none_match=if_none_match,
-                        meta=meta,
-                        headers=headers,
-                        identity=identity,
-                    )
-                    self.events, self.headers = answer.events, HeaderView.of(answer.headers)
+                    if send is not None:
+                        answer = await send(service)
+                        self.events, self.headers = answer.events, HeaderView.of(answer.headers)
                 except Problem as problem:
                     self._answered_with(problem)
             by_name = {other.name: other for other in self._kinds.values()}
+            self.emitted, self.states = {}, {}
             for offset, record, verdict in self._log.judged(0):
                 for write in record.writes if isinstance(record, Commit) and verdict else ():
                     name, _, of = write.aggregate.partition("/")
@@ -164,6 +213,8 @@ class Scenario:
                     if offset >= before:
                         found = self.emitted.setdefault(write.aggregate, [])
                         found += [by_name[name].event_codec.decode(event)[0] for event in write.events]
+        written = self._log.judged(0, before)
+        self.sent, self.scheduled = sent(written), scheduled(written, contract)
         self.state = self.states.get(aggregate(contract.name, id), (None, 0))[0]
 
     async def _ask(
@@ -244,80 +295,6 @@ class Scenario:
             headers=headers,
         )
         return Envelope(message=event, id=id, record=context)
-
-    # -- then
-
-    def then(self, *events: Event) -> Self:
-        """Exactly these events were written to the aggregate, in this order. Without events: the message was accepted,
-        and none were written."""
-        self._succeeded()
-        return self._same("events", list(events), self.events)
-
-    def then_emitted(self, actor: type[Actor], id: str, *events: Event) -> Self:
-        """Exactly these events were written to another aggregate, in the same transaction."""
-        self._succeeded()
-        name = aggregate(self._contract(actor).name, id)
-        return self._same(f"events of {name}", list(events), self.emitted.get(name, []))
-
-    def then_state(self, state: Any, actor: type[Actor] | None = None, id: str | None = None) -> Self:
-        """The aggregate has this state now, whatever the answer was. None: it has never existed."""
-        name = aggregate(self._contract(actor or self._actor).name, self._id if id is None else id)
-        return self._same(f"state of {name}", state, self.states.get(name, (None, 0))[0])
-
-    def then_reply(self, reply: Any) -> Self:
-        """For base, producer and consumer: the message was answered with this value."""
-        self._succeeded()
-        return self._same("reply", reply, self.reply)
-
-    def then_rejected(self, text: str = "", **members: Any) -> Self:
-        """The actor raised Rejected. Its detail contains ``text``, and its members have these values."""
-        problem = self._refused(Rejected)
-        if text not in problem.detail:
-            self._fail(f"rejected with {text!r}", f"rejected with {problem.detail!r}")
-        return self._same("members", members, {name: problem.members.get(name) for name in members})
-
-    def then_invalid(self, pointer: str) -> Self:
-        """The message does not match its schema (422). ``pointer`` is the JSON pointer to the field."""
-        return self._same("pointer", pointer, self._refused(Invalid).members.get("pointer"))
-
-    def then_problem(self, status: int, text: str = "", **members: Any) -> Self:
-        """The answer is a problem with this status. Its detail contains ``text``, and its members have these values."""
-        problem = self._refused(Problem)
-        if problem.status != status or text not in problem.detail:
-            self._fail(f"{status} {text}", f"{problem.status} {problem.detail}")
-        return self._same("members", members, {name: problem.members.get(name) for name in members})
-
-    def then_header(self, name: str, value: str | None) -> Self:
-        """The answer, or the problem, has this value in a header. None: it does not have the header."""
-        return self._same(f"header {name}", value, self.headers.get(name))
-
-    # -- inside
-
-    def _contract(self, actor: type[Actor]) -> Contract:
-        if actor not in self._kinds:
-            contracts([*self._kinds, actor])  # raises for two actors of one name, as the start of a service does
-            self._kinds[actor] = checked(Contract(actor), self._faults)
-        return self._kinds[actor]
-
-    def _succeeded(self) -> None:
-        if self.problem is not None:
-            self._fail("success", f"{self.problem.title} ({self.problem.status}): {self.problem.detail}")
-
-    def _refused(self, kind: type[P]) -> P:
-        if not isinstance(self.problem, kind):
-            found = repr(self.reply if self.events == [] else self.events) if self.problem is None else None
-            self._fail(kind.__name__, found or f"{type(self.problem).__name__}: {self.problem}")
-        return self.problem
-
-    def _same(self, what: str, expected: Any, found: Any) -> Self:
-        if expected != found:
-            self._fail(f"{what} {expected!r}", f"{what} {found!r}")
-        return self
-
-    def _fail(self, expected: str, found: str) -> NoReturn:
-        raise AssertionError(
-            f"{self._message or 'nothing was sent yet: call `when` first'}\n  expected {expected}\n  found    {found}"
-        )
 
 
 @asynccontextmanager

@@ -7,16 +7,19 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Raw, Struct
 
-from hiveio.actor import Actor, Contract, Event, contracts
+from hiveio.actor import Actor, Contract, contracts
 from hiveio.conditions import Conditions, conditions, etag
 from hiveio.config import Settings
-from hiveio.envelope import Envelope, encode_json, encode_message
+from hiveio.envelope import Envelope, Outcome, encode_json, encode_message
 from hiveio.errors import NotFound, Unauthorized
 from hiveio.headers import HeaderView
 from hiveio.identity import Identity, check_scopes
+from hiveio.messages import Event
 from hiveio.testing.memory import MemoryCache, MemoryLog, MemoryTransactionLog
+from hiveio.testing.processes import PendingDeadline
 from hiveio.transaction.cache import fingerprint
-from hiveio.transaction.record import Record
+from hiveio.transaction.process import Due, Input
+from hiveio.transaction.record import Record, aggregate
 
 Version = int | Literal["*"] | None
 
@@ -105,7 +108,39 @@ class Service:
             headers=sent,
             identity=identity,
         )
-        outcome = await self.transactions.engine.submit(contract, envelope).future
+        return self._answer(contract, await self.transactions.engine.submit(contract, envelope).future)
+
+    async def deliver(
+        self,
+        actor: type[Actor],
+        event: Event,
+        *,
+        source: str,
+        id: str | None = None,
+        key: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Give an event from another service to its process. ``source`` is where it comes from: one that the process
+        has taken already has no effect. ``key`` is the key of the record. ``id`` is that of the process, where it is no
+        event that ``correlates`` names. Raises what ``submit`` raises."""
+        contract = self._by_kind[actor]
+        body = encode_message(event, None if meta is None else Raw(encode_json(meta)))
+        decoded, raw_meta = contract.input_codec.decode(body)
+        process = id if id is not None else contract.correlates[type(event).__name__](decoded, key)
+        sent = HeaderView.of(headers or {})
+        envelope = Envelope(message=decoded, id=process, meta=raw_meta, body=body, headers=sent)
+        return self._answer(contract, await self.transactions.engine.submit(contract, envelope, Input(source)).future)
+
+    async def fire(self, deadline: PendingDeadline) -> Answer:
+        """Fire a deadline, as the leader does. One that is not pending any more has no effect. Raises Unavailable
+        before its time."""
+        contract = next(contract for contract in self.contracts if contract.name == deadline.actor)
+        name, due = aggregate(deadline.actor, deadline.id), Due(deadline.due, Raw(deadline.event))
+        return self._answer(contract, await self.transactions.engine.fire(name, deadline.name, due))
+
+    @staticmethod
+    def _answer(contract: Contract, outcome: Outcome) -> Answer:
         answered = outcome.encoded or b"null"
         events = _split(answered) if answered.startswith(b"[") else [Raw(answered)] if answered != b"null" else []
         tag = outcome.headers.get("ETag")

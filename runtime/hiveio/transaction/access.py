@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from hiveio.transaction.cache import Cache, CacheReply
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.entry import CacheReply
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.scope import Scope
 

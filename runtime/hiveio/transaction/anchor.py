@@ -8,7 +8,8 @@ import os
 
 from hiveio.errors import Unavailable
 from hiveio.kafka.log_reader import LogReader
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.rule import Writer
 
 logger = logging.getLogger("hiveio.scope")

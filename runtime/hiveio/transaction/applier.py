@@ -16,8 +16,10 @@ from hiveio.errors import HiveError
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import faults, metrics
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.mirror import Mirror
+from hiveio.transaction.process import schedule_of
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow
 from hiveio.transaction.view import View
 
@@ -63,7 +65,7 @@ class Applier:
         self._cache, self._window, self._most = cache, window, most
         self._ended = False  # the scope has failed
         self._times = metrics.phase("apply")
-        self._published = 0  # the offset up to which events are published, as far as this instance knows
+        self._published: dict[str, int] = {}  # what is published → the offset up to which that is done, as known here
         self.judged: deque[Unapplied] = deque()  # and not applied yet
         self.size = 0  # bytes of the aggregates that these touch, or more: one may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
@@ -89,9 +91,15 @@ class Applier:
         self._ended = True
         self._work.set()
 
-    def note_published(self, offset: int) -> None:
-        """The events of the records below this offset are published."""
-        self._published = offset
+    def publishing(self, name: str) -> Callable[[int], None]:
+        """A publisher of ``name`` works on this scope from now on. It calls the result with the offset below which it
+        has published everything: verdicts are kept from the lowest of these offsets on."""
+        self._published[name] = 0
+
+        def note(offset: int) -> None:
+            self._published[name] = offset
+
+        return note
 
     def add(self, message: LogRecord, effects: Effects, entries: Mapping[str, Entry], *, own: bool) -> None:
         """The next record is judged; ``entries`` has the aggregates whose heads it has moved."""
@@ -103,7 +111,7 @@ class Applier:
         verdict = bool(effects.verdict)
         self.judged.append(Unapplied(message.offset, message.key, verdict, heads, effects.id, effects.writers))
         for name in heads:
-            self.size += len(entries[name].snapshot) + ENTRY_BYTES
+            self.size += entries[name].folded_size + ENTRY_BYTES
 
     def forget(self) -> None:
         """The records are judged again, so those that are not applied are forgotten."""
@@ -131,7 +139,7 @@ class Applier:
         most = share * self._most
         if self.size > most:
             entries = self._view.entries
-            self.size = sum([len(entries[name].snapshot) + ENTRY_BYTES for name in self.touched()])
+            self.size = sum([entries[name].folded_size + ENTRY_BYTES for name in self.touched()])
         return self.size > most
 
     def wake(self) -> None:
@@ -252,6 +260,7 @@ class Applier:
         entries = [(name, entry.text) for name, entry in found]
         unfolded = [name for name, entry in found if entry.unfolded]
         unfolded += [f"{actor}/" for actor in quarantine.unknown_actors]
+        deadlines = [each for name, entry in found if entry.process for each in schedule_of(name, entry.process)]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         remembered = view.state.writers
         moved = dict.fromkeys([name for judged in group for name in judged.writers])
@@ -262,7 +271,17 @@ class Applier:
                 faults.hit("applying", name)
         began, self._began = time.monotonic(), self._loop.time()
         reached = await self._cache.apply(
-            self._partition, base, to, verdicts, entries, ids, self._window, self._published, unfolded, writers
+            self._partition,
+            base,
+            to,
+            verdicts,
+            entries,
+            ids,
+            self._window,
+            min(self._published.values(), default=0),
+            unfolded,
+            writers,
+            deadlines,
         )
         self._times.observe(time.monotonic() - began)
         self._mirror.observe_watermark(reached)

@@ -9,17 +9,16 @@ older state is the fold of a shorter log, with the watermark of that. A generati
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
-from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.record import FIRST_FORMAT
-from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
+from hiveio.transaction.entry import CacheReply, Watermark, WatermarkReply
+from hiveio.transaction.process import STUCK, stuck_name
+from hiveio.transaction.record import FORMAT
+from hiveio.transaction.rule import IdWindow, Writer
 
 PROBED_MS = 60_000  # how long the key that a readiness probe writes is kept
 LEFTOVERS = 1_000  # keys that one SCAN looks at
@@ -28,131 +27,15 @@ SAMPLE = 20_000  # keys that are looked at when an instance starts
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
 
-_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK = (
-    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look")
+_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE = (
+    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look", "due")
 )
 
 
-class Watermark(NamedTuple):
-    """Every record below ``offset`` has been applied to the cache. A watermark is compared as a whole, with the id of
-    the record before it. ``time``, ``format``, ``stamp`` and ``floor`` are those of LogState at that offset."""
-
-    offset: int
-    time: int
-    topic: str
-    generation: str
-    format: int = FIRST_FORMAT
-    stamp: int = 0
-    floor: int = 0
-    transaction: str = ""
-
-    @property
-    def text(self) -> str:
-        return "|".join(map(str, self))
-
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def parse(text: bytes) -> "Watermark | None":
-        """The watermark, or None where the text is empty or is none. The same text gives the same object, since most
-        replies carry the watermark of the reply before."""
-        parts = text.decode().split("|", 7)
-        if len(parts) != 8:
-            return None
-        offset, time, topic, generation, format, stamp, floor, transaction = parts
-        return Watermark(int(offset), int(time), topic, generation, int(format), int(stamp), int(floor), transaction)
-
-    def moved(self, offset: int, state: LogState, transaction: str) -> "Watermark":
-        """The watermark of the same generation at a later offset."""
-        return Watermark(
-            offset, state.time, self.topic, self.generation, state.format, state.stamp, state.floor, transaction
-        )
-
-    def log_state(self, window: IdWindow, writers: Iterable[tuple[str, Writer]]) -> LogState:
-        return LogState(window, self.format, self.time, self.stamp, self.floor, writers)
-
-
-class Entry(Struct):
-    """An aggregate as it is from the watermark ``at`` on, until a record touches it. The entry of a record that is not
-    read back yet has the ``at`` of the entry on which its command was performed.
-
-    ``unfolded`` are the events, as JSON with commas between, that the instance which applied them could not fold into
-    the snapshot. ``unfolded_from`` is the offset of the record of the first one. ``fault`` says why this instance
-    cannot fold them either; ``state`` is None then.
-
-    ``state`` is also None for an aggregate that has never existed. An entry whose ``head`` is None says only that
-    others applied a record which touched the aggregate: the cache has its new entry from ``at`` on.
-    """
-
-    version: int = 0
-    head: str | None = ""
-    state: Any = None
-    snapshot: bytes = b""
-    at: int = 0
-    unfolded: bytes = b""
-    unfolded_from: int = 0
-    fault: str = ""
-
-    @property
-    def size(self) -> int:
-        """About the bytes of memory that it takes, without its state."""
-        return len(self.snapshot) + len(self.unfolded) + ENTRY_BYTES
-
-    @property
-    def text(self) -> bytes:
-        if not self.unfolded:
-            return b"%d %s %s" % (self.version, (self.head or "").encode(), self.snapshot)
-        head, size = (self.head or "").encode(), len(self.snapshot)
-        return b"%d %s ~%d %d %s%s" % (self.version, head, self.unfolded_from, size, self.snapshot, self.unfolded)
-
-    @classmethod
-    def parse(cls, text: bytes, at: int) -> "Entry":
-        """The entry that this text of the cache says; its state is not decoded."""
-        version, head, snapshot = text.split(b" ", 2)
-        if snapshot[:1] != b"~":  # no JSON begins like that
-            return cls(int(version), head.decode(), None, snapshot, at)
-        unfolded_from, bytes, rest = snapshot[1:].split(b" ", 2)
-        size = int(bytes)
-        return cls(int(version), head.decode(), None, rest[:size], at, rest[size:], int(unfolded_from))
-
-    @property
-    def events(self) -> list[msgspec.Raw]:
-        """The events of ``unfolded``."""
-        return _raws(b"[%s]" % self.unfolded)
-
-
 _pack = msgspec.msgpack.Encoder().encode
-_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-LAYOUT = 3  # of these keys and values; another layout is another cache, which is folded from the log
-FORMER_PARTS = 5  # that a watermark had up to layout 2
-
-
-class CacheReply(NamedTuple):
-    """One aggregate and one command id, as the cache has them at its ``watermark``. None says that it has none."""
-
-    watermark: Watermark | None
-    stored_entry: bytes | None = None
-    stored_id: bytes | None = None
-
-    @property
-    def entry(self) -> Entry | None:
-        """The entry; its state is not decoded. Raises ValueError where somebody has changed it by hand, as ``id``
-        does."""
-        if not self.stored_entry or self.watermark is None:
-            return None
-        return Entry.parse(self.stored_entry, self.watermark.offset)
-
-    @property
-    def id(self) -> IdRecord | None:
-        return IdRecord.parse(self.stored_id.decode()) if self.stored_id else None
-
-
-class WatermarkReply(NamedTuple):
-    """How far the cache has come. ``text`` is the watermark as it is stored: somebody may have changed it by hand.
-    ``writers`` are the writers of the log at that offset."""
-
-    text: bytes
-    watermark: Watermark | None
-    writers: dict[str, Writer]
+LAYOUT = 4  # of these keys and values; another layout is another cache, which is folded from the log
+# The newest format that versions knew whose watermarks had so many parts: those up to layout 2, and those of layout 3.
+FORMER_PARTS = {5: 1, 8: 2}
 
 
 class Look(NamedTuple):
@@ -186,7 +69,7 @@ class Cache:
     """The calls to the cache. Each is one script, and calls to one script in the same tick are sent together."""
 
     def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str) -> None:
-        self.redis, self._topic, self._topic_id, self._meaning = redis, topic, topic_id, meaning
+        self.redis, self._topic, self.topic_id, self._meaning = redis, topic, topic_id, meaning
 
     def away(self, partition: int | None = None) -> str:
         """Why the cache of a scope, or of any scope, does not answer, or "" while it does. Publishers ask all the time,
@@ -198,7 +81,7 @@ class Cache:
         await self.redis.execute("SET", f"{self.scope(partition)}:ready", "", "PX", PROBED_MS)
 
     def scope(self, partition: int) -> str:
-        return f"hive:{{{self._topic}/{partition}/{self._topic_id}}}"
+        return f"hive:{{{self._topic}/{partition}/{self.topic_id}}}"
 
     def mark(self, partition: int) -> str:
         return f"{self.scope(partition)}:{self._meaning}"
@@ -241,16 +124,18 @@ class Cache:
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
+        deadlines: Sequence[tuple[str, int]],
     ) -> Watermark | None:
         """Move the cache from ``base`` to ``to``, if ``base`` is its watermark. Returns the watermark after that.
 
         ``unfolded`` names the entries that have events which are not folded, and ``<actor>/`` for each unknown actor.
-        ``writers`` are those that have moved on; a forgotten writer has the text "".
+        ``writers`` are those that have moved on; a forgotten writer has the text "". ``deadlines`` are what is
+        listed of the processes among the entries: see ``schedule_of``.
         """
         # A few packed arguments instead of thousands, because the client encodes each one by itself.
         snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua does not unpack bin
-        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers)]
-        packed = (_pack(snapshots), named[0], _pack(unfolded), named[1])
+        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers, deadlines)]
+        packed = (_pack(snapshots), named[0], _pack(unfolded), *named[1:])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, text = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
         return Watermark.parse(text)
@@ -259,6 +144,37 @@ class Cache:
         """The watermark, and for each offset '1' (accepted), '0' (void) or '?' (not on record)."""
         text, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
         return Watermark.parse(text), verdicts.decode()
+
+    async def due(self, partition: int, first: int, count: int) -> tuple[Watermark | None, list[tuple[str, int]]]:
+        """The watermark, and ``count`` processes with deadlines and when the first deadline of each is due, from number
+        ``first`` on in the order of that."""
+        text, found = await self.redis.call(_DUE, self.mark(partition), (), (first, count))
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return Watermark.parse(text), [(name.decode(), int(at)) for name, at in pairs]
+
+    async def stuck_processes(self, partition: int, count: int) -> list[str]:
+        """The names of processes that are stuck, so many at most."""
+        watermark = Watermark.parse(await self.redis.execute("GET", self.mark(partition)) or b"")
+        if watermark is None:
+            return []
+        key = f"{self.mark(partition)}:{watermark.generation}:deadlines"
+        found = await self.redis.execute("ZRANGEBYSCORE", key, STUCK, STUCK, "LIMIT", 0, count)
+        return [stuck_name(name.decode()) for name in found]
+
+    async def ask(self, partition: int, name: str, what: str) -> None:
+        """Ask the leader of a scope to do something with a process. A scope that nobody follows is opened for it."""
+        await self.redis.execute("HSET", f"{self.scope(partition)}:asked", name, what)
+        await self.redis.execute("DEL", f"{self.mark(partition)}:rest")
+
+    async def asked(self, partition: int) -> dict[str, str]:
+        """What the leader was asked to do, by process."""
+        found = await self.redis.execute("HGETALL", f"{self.scope(partition)}:asked")
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {name.decode(): what.decode() for name, what in pairs}
+
+    async def answered(self, partition: int, name: str) -> None:
+        """It is done, or cannot be done."""
+        await self.redis.execute("HDEL", f"{self.scope(partition)}:asked", name)
 
     async def reset(self, partition: int, found: bytes, to: Watermark) -> bool:
         """Start a new generation at the watermark ``to``, if the cache still has the watermark ``found``. Returns
@@ -290,24 +206,28 @@ class Cache:
         text, (served, rest) = await self.redis.call(_LOOK, self.mark(partition), (lease,), ())
         return Look(text, Watermark.parse(text), bool(served), rest.decode())
 
-    async def note_rest(self, partition: int, log_end: int, events_end: int) -> None:
+    async def note_rest(self, partition: int, log_end: int, ends: Sequence[int]) -> None:
         """Note that everything below these ends of the log and of the event topic is applied and published, and that
         the leader leaves the scope."""
-        await self.redis.execute("SET", f"{self.mark(partition)}:rest", rest(log_end, events_end))
+        await self.redis.execute("SET", f"{self.mark(partition)}:rest", rest(log_end, ends))
 
-    async def note_published(self, partition: int) -> None:
-        """Note that events of this log were published."""
-        await self.redis.execute("SET", f"{self.scope(partition)}:published", "")
+    def published_key(self, partition: int, kind: str) -> str:
+        """The key that is there once ``kind`` ("events" or "commands") of this log were published."""
+        return f"{self.scope(partition)}:published" if kind == "events" else f"{self.scope(partition)}:outbox"
 
-    async def published(self, partition: int) -> bool:
-        """Whether somebody has noted that events of this log were published."""
-        return bool(await self.redis.execute("EXISTS", f"{self.scope(partition)}:published"))
+    async def note_published(self, partition: int, kind: str) -> None:
+        """Note that ``kind`` of this log were published."""
+        await self.redis.execute("SET", self.published_key(partition, kind), "")
+
+    async def published(self, partition: int, kind: str) -> bool:
+        """Whether somebody has noted that ``kind`` of this log were published."""
+        return bool(await self.redis.execute("EXISTS", self.published_key(partition, kind)))
 
     async def others(self) -> list[str]:
         """The topic ids of other logs of this name that this Redis has seen. Adds this log to them."""
         name = f"hive:logs:{{{self._topic}}}"
-        await self.redis.execute("SADD", name, self._topic_id)
-        return sorted({id.decode() for id in await self.redis.execute("SMEMBERS", name)} - {self._topic_id})
+        await self.redis.execute("SADD", name, self.topic_id)
+        return sorted({id.decode() for id in await self.redis.execute("SMEMBERS", name)} - {self.topic_id})
 
     async def some_unfolded(self, partition: int, generation: str, most: int) -> tuple[int, list[str]]:
         """How many aggregates have such events, unknown actors included, and the names of some of them."""
@@ -332,7 +252,7 @@ class Cache:
 
     @property
     def _instances(self) -> str:
-        return f"hive:instances:{{{self._topic}/{self._topic_id}}}"
+        return f"hive:instances:{{{self._topic}/{self.topic_id}}}"
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove all keys of a generation."""
@@ -351,7 +271,7 @@ class Cache:
     async def sampled(self) -> list[tuple[int, str]]:
         """Some aggregates of all scopes with their partitions, from the caches of all versions of the models: those
         among the first ``SAMPLE`` keys of this Redis."""
-        prefix, suffix = f"hive:{{{self._topic}/", f"/{self._topic_id}}}"
+        prefix, suffix = f"hive:{{{self._topic}/", f"/{self.topic_id}}}"
         found: list[tuple[int, str]] = []
         looked_at = 0
         async for keys in self.redis.scan(f"{_escaped(prefix)}*{_escaped(suffix)}:*:a:*", LEFTOVERS):
@@ -370,21 +290,23 @@ class Cache:
 
 
 async def former_marks(redis: Redis, topic: str, topic_id: str) -> dict[bytes, bytes]:
-    """The watermarks of a log, by their keys, that versions which know only format 1 have left there or still move.
-    Raises Unavailable."""
+    """The watermarks of a log, by their keys, that versions which do not know the newest format have left there or
+    still move. Raises Unavailable."""
     found: dict[bytes, bytes] = {}
     async for keys in redis.scan(_escaped(f"hive:{{{topic}/") + "*" + _escaped("}:") + "?" * 8, LEFTOVERS):
         for key in keys:
             watermark = await redis.execute("GET", key) or b""
-            parts = watermark.split(b"|")
-            if len(parts) == FORMER_PARTS and parts[2] == topic_id.encode():
-                found[key] = watermark
+            parts = watermark.split(b"|", 8)
+            if len(parts) > 2 and parts[2] == topic_id.encode():
+                known = FORMER_PARTS.get(len(parts)) or int(parts[7])
+                if known < FORMAT:
+                    found[key] = watermark
     return found
 
 
-def rest(log_end: int, events_end: int) -> str:
+def rest(log_end: int, ends: Sequence[int]) -> str:
     """The note of a scope at rest. Where it says something else, there is work left, or a topic is another one."""
-    return f"{log_end}:{events_end}"
+    return ":".join(map(str, (log_end, *ends)))
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Problem, contained
 from hiveio.headers import trace_context
 from hiveio.transaction import faults
+from hiveio.transaction.process import Input
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope
@@ -35,8 +36,11 @@ class InFlight:
         deadline: float,
         on_over: Callable[["InFlight", str], None],
         passed: Sequence[tuple[str, bytes]] = (),
+        input: Input | None = None,
     ) -> None:
-        """``passed`` are the headers of the request that its events have too."""
+        """``passed`` are the headers of the request that its events have too. ``input`` says where it comes from, where
+        that is no client."""
+        self.input = input
         self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
         self._on_over = on_over
         self._came_at = self._phase_at = time.monotonic()  # when its current phase began
@@ -70,7 +74,9 @@ class InFlight:
         given."""
         again, self._performed = self._performed, True
         if again and type(self.envelope.message) in self.contract.mutable:
-            return self.contract.command_codec.decode(self.envelope.body)[0]
+            is_command = self.input is None or self.input.cause is not None
+            codec = self.contract.command_codec if is_command else self.contract.input_codec
+            return codec.decode(self.envelope.body)[0]
         return self.envelope.message
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Handler, Outcome
-from hiveio.errors import BadAnnotation, Invalid, Unavailable, Unsafe
+from hiveio.errors import BadAnnotation, ConfigError, Invalid, Unavailable, Unsafe
 from hiveio.http.routes import RESERVED, RESERVED_BELOW, About, Route, messages, query_parameters
 from hiveio.http.schemas import union
 from hiveio.kafka.appender import Appender
@@ -18,7 +18,6 @@ from hiveio.kafka.client import first_contact
 from hiveio.kafka.end_offsets import EndOffsets
 from hiveio.kafka.leaders import LeaderWatch
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session_clients import SessionClients
 from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
@@ -32,11 +31,14 @@ from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lag import PublisherLag
 from hiveio.transaction.leadership import Leadership
 from hiveio.transaction.lock import Redlock
+from hiveio.transaction.outlet import Outlet
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.presence import Presence
 from hiveio.transaction.proof import CONSISTENCIES, Consistency
+from hiveio.transaction.publisher import COMMANDS, EVENTS
 from hiveio.transaction.rebuild import Rebuilds
+from hiveio.transaction.record import FIRST_FORMAT, PROCESSES
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.scopes import Scopes
@@ -46,6 +48,7 @@ logger = logging.getLogger("hiveio.transaction")
 
 MAX_RECORD_BYTES = 1_000_000  # of a record of the log, with its headers
 _LOG_TOPIC = FOREVER | {"message.timestamp.type": "LogAppendTime"}
+LEAST_WINDOW_S = 60  # IDEMPOTENCY_TIME where there are process managers
 LATE_S = 3.0  # without a record being read back, or events being published
 OPENING_S = 1.0  # for which commands wait for a scope that is opened; then the instance is not ready
 LEADERS_S = 5.0  # to ask the brokers who leads; then the start goes on without that
@@ -76,12 +79,23 @@ class TransactionLog:
                     f"{contract.kind.__name__}: the path {contract.path!r} has no {{id}}, which names a command's "
                     f'aggregate; write path = "{contract.path.rstrip("/")}/{{id}}"'
                 )
+            if contract.process and settings.idempotency_time_s < LEAST_WINDOW_S:
+                raise ConfigError(
+                    f"IDEMPOTENCY_TIME={settings.idempotency_time_s}: with the process manager {contract.name} it must "
+                    f"be {LEAST_WINDOW_S} or more, because a sixtieth of it is the longest step of the log's clock, by "
+                    "which deadlines fire"
+                )
         self.settings, self.contracts, self._observer = settings, contracts, observer
         self.engine: Engine
         self.scopes = Scopes()
+        self._outlets: list[Outlet] = []
+        self._has_processes = any(contract.process for contract in contracts)
+        self._needs_format = PROCESSES if self._has_processes or settings.command_topics else FIRST_FORMAT
         self._nodes: list[Redis] = []
         self._started = False
-        topics = (settings.log_topic, settings.written_topic)
+        topics = [settings.log_topic, settings.written_topic]
+        if self._has_processes:
+            topics.append(settings.outbox_topic)
         self._brokers = LeaderWatch(settings, lambda: topics, self._renew, self._late)
         self._making, self._made = False, asyncio.Event()  # whether the clients are being made, and are made
         self._unused: dict[str, int] = {}
@@ -103,17 +117,18 @@ class TransactionLog:
         await self._brokers.settled(LEADERS_S)
         self._making = True
         self._reader = LogReader(s, s.log_topic)
-        self._events = LogReader(s, s.written_topic)
         self.tail = Tail(s, s.log_topic)
-        self._publishing = Tail(s, s.log_topic)
-        self._sessions = SessionClients(s, f"publisher {s.written_topic}")
+        events_outlet = Outlet(s, s.written_topic, EVENTS, self._observer)
+        self._outlets = [events_outlet]
+        if self._has_processes:
+            self._outlets.append(Outlet(s, s.outbox_topic, COMMANDS, self._observer))
         self._end_offsets = EndOffsets(s)
         lock_nodes = [by_url[url] for url in s.lock_nodes]
         remember_ms = 4 * (s.lock_retry_delay_ms + s.lock_retry_jitter_ms) + 100
         lock = Redlock(lock_nodes, instance, s.lock_ttl_ms, s.lock_drift_factor, remember_ms)
         by_name = {contract.name: contract for contract in self.contracts}
         window = IdWindow(s.idempotency_count, s.idempotency_time_s * 1000)
-        pinned = Pinned(s, by_name, self._reader, self._events, self._end_offsets)
+        pinned = Pinned(s, by_name, self._reader, events_outlet.reader, self._end_offsets)
         count, self._unused = await _retrying(lambda: pinned.scopes(topic, events))
         placement, bounds = Placement(by_name, s.log_topic, count, s.misplaced), Bounds.of(count)
         if s.misplaced:
@@ -124,32 +139,39 @@ class TransactionLog:
         await _retrying(lambda: placement.sample(self._reader, self._cache))
         common = (s.log_topic, topic.id, self._cache, self.tail, self._reader, by_name, window, placement)
         ids, rebuilds = fresh_ids(), Rebuilds(instance)
-        self.scopes = Scopes(count, lambda partition: Scope(partition, *common, ids, rebuilds, bounds))
+        self.scopes = Scopes(
+            count, lambda partition: Scope(partition, *common, ids, rebuilds, bounds, self._needs_format)
+        )
         self.engine = Engine(s, self.contracts, self.scopes, self._cache, self._reader, lock)
         in_flight: int = await _retrying(lambda: pinned.in_flight(count, topic.id, self._cache))
         self._appender = Appender(s, s.log_topic, self.engine.append_failed, in_flight)
         self._appender.start()
         await _retrying(lambda: pinned.pin(count, self._appender))
         self.tail.start()
-        self._publishing.start()
+        for outlet in self._outlets:
+            outlet.start()
         self.engine.start(self._appender)
-        self._leadership = Leadership(
-            *(s.written_topic, self._cache, instance, self._publishing, self._events),
-            *(self._end_offsets, self._sessions, self._observer),
-        )
+        drive = (self.engine.fire, self.engine.resume) if self._has_processes else (None, None)
+        self._leadership = Leadership(self._outlets, self._cache, instance, self._end_offsets, *drive)
         self.scopes.on_open(self._leadership.begin)
+        published = [outlet.topic for outlet in self._outlets]
         self._following = Following(
-            *(self.scopes, self._leadership, self._cache, self._end_offsets, s.log_topic, s.written_topic),
+            *(self.scopes, self._leadership, self._cache, self._end_offsets, s.log_topic, published),
             works_on=self.engine.works_on,
             unused_s=2 * s.request_timeout_ms / 1000,
         )
         self._following.start()
-        self._lag = PublisherLag(self.scopes, self._end_offsets, self._events, s.written_topic)
+        self._lag = PublisherLag(self.scopes, self._end_offsets, events_outlet.reader, s.written_topic)
         self._lag.start()
         self._presence = Presence(self._cache, s, instance, meaning, by_name)
         self._presence.start()
         self._started = True
         self._made.set()
+
+    @property
+    def outbox_stream(self) -> str:
+        """With what the causes begin of all commands that processes of this service send: see Cause."""
+        return f"{self.settings.outbox_topic}/{self._cache.topic_id}/"
 
     async def _log_others(self) -> None:
         """Log a line if other logs of this name have keys in Redis."""
@@ -173,6 +195,15 @@ class TransactionLog:
         events = await ensure_topic(s, s.written_topic, FOREVER)
         _check(found, _LOG_TOPIC)
         _check(events, FOREVER)
+        if self._has_processes:
+            outbox = await ensure_topic(s, s.outbox_topic, FOREVER)
+            _check(outbox, FOREVER)
+            if outbox.partitions < s.partitions:
+                raise Unsafe(
+                    f"Topic {outbox.name} has {outbox.partitions} partitions and EVENT_STORE_PARTITIONS is "
+                    f"{s.partitions}: the commands of each scope go to a partition of their own; add partitions to "
+                    f"{outbox.name}"
+                )
         return found, events
 
     async def stop(self) -> None:
@@ -188,12 +219,11 @@ class TransactionLog:
                 await scope.stop()
             await self._appender.stop(share)
             await self.tail.stop()
-            await self._publishing.stop()
-            await self._sessions.stop()
             await self._lag.stop()
             await self._presence.stop()
+            for outlet in self._outlets:
+                await outlet.stop()
             await blocking(self._reader.close)
-            await blocking(self._events.close)
         for node in self._nodes:
             await node.stop()
 
@@ -222,16 +252,13 @@ class TransactionLog:
         if not self._making:
             return
         await self._made.wait()
-        renewals = [self._events.renew, self._end_offsets.renew]
-        if self.settings.written_topic in topics:
-            self._leadership.renew()
-            self._sessions.renew()
+        self._leadership.renew(topics)
+        renewals = [*[outlet.renew(topics) for outlet in self._outlets], blocking(self._end_offsets.renew)]
         if self.settings.log_topic in topics:
             self.tail.renew()
-            self._publishing.renew()
             self._appender.renew()
-            renewals.append(self._reader.renew)
-        await asyncio.gather(*[blocking(renew) for renew in renewals])
+            renewals.append(blocking(self._reader.renew))
+        await asyncio.gather(*renewals)
 
     def _late(self) -> bool:
         """Whether a record was not read back, or events could not be published, for LATE_S."""
@@ -249,7 +276,9 @@ class TransactionLog:
         return {name: value for name, value in found.items() if value}
 
     def alive(self) -> bool:
-        return not self._started or (self.tail.alive() and self._publishing.alive() and self.engine.alive)
+        if not self._started:
+            return True
+        return self.tail.alive() and all(outlet.alive() for outlet in self._outlets) and self.engine.alive
 
 
 def _check(topic: Topic, needed: Mapping[str, str]) -> None:

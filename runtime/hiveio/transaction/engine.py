@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from msgspec import Raw
+
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.envelope import Envelope
+from hiveio.envelope import Envelope, Outcome
 from hiveio.errors import Conflict, NotFound, Problem, Unavailable, Unknown, backend_away
 from hiveio.headers import PassedHeaders
 from hiveio.identity import Identity, check_scopes
@@ -29,14 +31,16 @@ from hiveio.kafka.appender import Appender
 from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.access import Access
 from hiveio.transaction.actors import Actors
-from hiveio.transaction.cache import Cache, CacheReply
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import InFlight, Token, shown
+from hiveio.transaction.entry import CacheReply
 from hiveio.transaction.lock import Redlock, Retries
 from hiveio.transaction.metrics import CommandMetrics, followed
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.performer import Performer
 from hiveio.transaction.pipeline import Pipeline
 from hiveio.transaction.pipelines import Pipelines
+from hiveio.transaction.process import Due, Input, Waiting
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
@@ -87,15 +91,20 @@ class Engine:
 
     # -- a command
 
-    def submit(self, contract: Contract, envelope: Envelope) -> InFlight:
-        """Take a command. Its future ends with its outcome or a Problem, after REQUEST_TIMEOUT at the latest."""
+    def submit(self, contract: Contract, envelope: Envelope, input: Input | None = None) -> InFlight:
+        """Take a command, or the input of a process. Its future ends with its outcome or a Problem, after
+        REQUEST_TIMEOUT at the latest.
+
+        An input has no Idempotency-Key: its process knows for ever whether it has taken it. So whatever was answered,
+        it may be given again, and then has its effect once.
+        """
         scope = self._used(contract, envelope.id)
         if reason := self._cache.away(scope.partition):
             raise backend_away(reason)
         self.work.check()
         name, key = aggregate(contract.name, envelope.id), envelope.key
         if not scope.opening:
-            self._admit(scope, name, key)
+            self._admit(scope, name, key, input)
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
         passed = self._passed.of(envelope.headers) if self._passed else ()
@@ -103,7 +112,7 @@ class Engine:
         if key is not None and id.text in self.keys_in_work:
             raise Conflict(f"A command with Idempotency-Key {key!r} is in work.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        command = InFlight(contract, envelope, scope, id, deadline, self._over, passed)
+        command = InFlight(contract, envelope, scope, id, deadline, self._over, passed, input)
         self.work.take(command)
         if key is not None:
             self.keys_in_work.add(id.text)
@@ -113,12 +122,34 @@ class Engine:
             self._enter(command)
         return command
 
-    def _admit(self, scope: Scope, name: str, key: str | None) -> None:
+    async def fire(self, name: str, deadline: str, due: Due) -> Outcome:
+        """Give a deadline to its process, the aggregate ``name``. Where it is not pending any more, it has no effect.
+        Raises what the actor raises, or NotFound where this service does not have it."""
+        return await self._drive(name, due.event, Input(fires=deadline, due=due.at))
+
+    async def resume(self, name: str, waiting: Waiting, skip: bool) -> Outcome:
+        """Give a process the first input that waits, or drop that one. Where another one is the first by now, it has no
+        effect. Raises NotFound where this service does not have the process."""
+        return await self._drive(name, waiting.event, Input(resumes=waiting.name, skips=skip))
+
+    async def _drive(self, name: str, event: Raw, input: Input) -> Outcome:
+        actor, _, id = name.partition("/")
+        contract = self._actors.by_name.get(actor)
+        if contract is None:
+            raise NotFound(f"{shown(name)} belongs to an actor that is not here.")
+        body = bytes(event)
+        message, meta = (None, None) if input.skips else contract.input_codec.decode(body)
+        envelope = Envelope(message=message, id=id, meta=meta, body=body)
+        return await self.submit(contract, envelope, input).future
+
+    def _admit(self, scope: Scope, name: str, key: str | None, input: Input | None) -> None:
         """Raises Unavailable for a command that its scope does not accept now."""
         if not scope.ready:
             raise scope.unavailable()
         if scope.journal.late:
             raise Unavailable("The transaction log is slow to answer. Try again later.")
+        if input is not None and input.due > scope.view.time:
+            raise Unavailable(f"The deadline {input.fires} of {shown(name)} is not due yet.")
         if name in scope.quarantine.entries and key is None:  # a command with a key may be on record
             raise refusal(name)
 
@@ -127,7 +158,7 @@ class Engine:
         if command.over:
             return
         try:
-            self._admit(command.scope, command.target, command.envelope.key)
+            self._admit(command.scope, command.target, command.envelope.key, command.input)
         except Unavailable as error:
             command.fail(error)
         else:

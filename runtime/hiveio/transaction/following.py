@@ -40,15 +40,15 @@ class Following:
         cache: Cache,
         end_offsets: EndOffsets,
         log_topic: str,
-        event_topic: str,
+        topics: Sequence[str],
         *,
         works_on: Callable[[Scope], bool],
         unused_s: float,
     ) -> None:
-        """``works_on`` says whether something of a scope is in work here. ``unused_s`` is the least time after its last
-        use for which a scope is followed."""
+        """``topics`` are those that the leader of a scope publishes. ``works_on`` says whether something of a scope is
+        in work here. ``unused_s`` is the least time after its last use for which a scope is followed."""
         self._scopes, self._leadership, self._cache, self._end_offsets = scopes, leadership, cache, end_offsets
-        self._log_topic, self._event_topic = log_topic, event_topic
+        self._log_topic, self._topics = log_topic, topics
         self._works_on, self._unused_s = works_on, max(FOLLOW_S, unused_s)
         self._order: list[int] = []  # of the scopes to look at next
         self._behind: dict[int, bytes] = {}  # the watermarks of those that were behind their log when looked at
@@ -102,31 +102,31 @@ class Following:
         asked = [partition for partition in partitions if partition not in self._scopes]
         if not asked:
             return []
-        topics = (self._log_topic, self._event_topic)
+        topics = (self._log_topic, *self._topics)
         # Redis first: nothing else notices here that it is away.
         looks = await asyncio.gather(*[self._cache.look(partition) for partition in asked])
         ends = await blocking(self._end_offsets.known, [(topic, partition) for topic in topics for partition in asked])
         for partition, look in zip(asked, looks, strict=True):
-            log_end, events_end = [ends.get((topic, partition)) for topic in topics]
-            if log_end is None or events_end is None:  # nobody leads it in Kafka; at the start that is to be seen
+            found = [ends[topic, partition] for topic in topics if (topic, partition) in ends]
+            if len(found) < len(topics):  # nobody leads it in Kafka; at the start that is to be seen
                 needs_one = first
             else:
-                needs_one = self._needs_one(partition, look, log_end, events_end, first)
+                needs_one = self._needs_one(partition, look, found[0], found[1:], first)
             if needs_one:
                 await self._open(partition)
         return [partition for partition in asked if ends.get((self._log_topic, partition), 0) > 1]
 
-    def _needs_one(self, partition: int, look: Look, log_end: int, events_end: int, first: bool) -> bool:
+    def _needs_one(self, partition: int, look: Look, log_end: int, topic_ends: list[int], first: bool) -> bool:
         """Whether a scope needs an instance: nobody leads it or folds it, and it is not at rest; or its cache is behind
         the log and makes no progress, because those that follow it have other models."""
         before = self._behind.pop(partition, None)
-        if log_end <= 1 and not events_end:  # nothing but the format record
+        if log_end <= 1 and not any(topic_ends):  # nothing but the format record
             return False
         behind = log_end - (look.watermark.offset if look.watermark is not None else 0)
         if behind > 0:
             self._behind[partition] = look.text
         stuck = behind > rebuild.FAR if first else behind > 0 and look.text == before
-        return stuck or not (look.served or look.rest == rest(log_end, events_end))
+        return stuck or not (look.served or look.rest == rest(log_end, topic_ends))
 
     async def _open(self, partition: int) -> None:
         """Open a scope, and wait a moment while many are being opened here."""

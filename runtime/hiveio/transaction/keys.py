@@ -8,15 +8,18 @@ The documents have the same table, and tests look for keys that it does not have
 """
 
 KEYS = {
-    "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|transaction id before it`; `time` is "
-    "the log's clock, `stamp` the latest timestamp",
-    "<mark>:rest": "`end of the log:end of the event topic` when the last leader left the scope, which nobody used: "
-    "everything was applied and published",
+    "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|known|transaction id before it`; "
+    "`time` is the log's clock, `stamp` the latest timestamp, `known` the newest format that its writer knows",
+    "<mark>:rest": "`end of the log:end of the event topic` (with process managers `:end of the outbox` too) when the "
+    "last leader left the scope, which nobody used: everything was applied and published, and no deadline was pending",
     "<mark>:fold": "the lease of the instance that folds a cache which is far behind",
     "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
     "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
     "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
-    "snapshot (nothing is between it and the events)",
+    "snapshot (nothing is between it and the events). Of a process, `=size process` comes before the snapshot or the "
+    "`~`: its inputs and deadlines as JSON (nothing is behind it)",
+    "<mark>:<gen>:deadlines": "sorted set: process with deadlines → when the first of them is due, by the log's clock; "
+    "`!` and the name of a process that is stuck → 2^52",
     "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
     "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
     "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",
@@ -29,6 +32,8 @@ KEYS = {
     "<scope>:intent:<aggregate>": "phase one of a transaction",
     "<scope>:publisher": "the lease of the publisher",
     "<scope>:published": "is there once events of this log were published",
+    "<scope>:outbox": "is there once commands of processes of this log were published",
+    "<scope>:asked": "hash: process → what `hiveio saga` asks the leader to do: `retry`, or `skip` and the input",
     "<scope>:ready": "what readiness writes",
     "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
     "hive:instances:{<log topic>/<topic id>}": "hash: instance → JSON: where it listens, its version, its fingerprint",

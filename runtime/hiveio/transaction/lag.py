@@ -18,7 +18,6 @@ from hiveio.kafka.threads import blocking
 from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records
 from hiveio.transaction.backlog import Backlog, RecordWithEvents
-from hiveio.transaction.record import Commit
 from hiveio.transaction.resume import last_event
 from hiveio.transaction.scope import Scope
 
@@ -136,7 +135,6 @@ def _with_events(message: Message) -> RecordWithEvents:
 def _events(value: bytes) -> int:
     """The number of events in a record of the log."""
     try:
-        record = records.decode(value)
+        return records.published(records.decode(value))
     except HiveError:
         return 0  # the scope stops at this record and reports it
-    return sum(len(write.events) for write in record.writes) if isinstance(record, Commit) else 0

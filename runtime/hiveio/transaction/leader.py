@@ -34,6 +34,10 @@ class Duty(Protocol):
     def done(self) -> bool:
         """Whether nothing is left to do, so that this instance can end."""
 
+    @property
+    def rests(self) -> bool:
+        """Whether nothing will be left to do until a further record comes, so that no instance is needed."""
+
     async def run(self, is_leading: IsLeading) -> None:
         """Do the work while ``is_leading`` says so; it has to be asked all the time, since that renews the lease.
         Raises Unavailable where another instance should try, Corrupt where nobody may go on."""

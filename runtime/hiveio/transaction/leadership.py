@@ -7,28 +7,27 @@ It is modelled in Rest.tla.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from hiveio.errors import Unavailable
 from hiveio.kafka.end_offsets import EndOffsets
-from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.session_clients import SessionClients
-from hiveio.kafka.tail import Tail
 from hiveio.kafka.threads import blocking
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.leader import Leader
+from hiveio.transaction.deadlines import Deadlines, Fire, Resume
+from hiveio.transaction.leader import Duty, Leader
+from hiveio.transaction.outlet import Outlet
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.scope import Scope
-from hiveio.types import Observer
 
 PAUSED_S = 3.0  # after a duty that failed because a backend was away, for which the scope is not left
 
 
 class _Of(NamedTuple):
     leader: Leader
-    publisher: Publisher
+    publishers: Sequence[Publisher]
+    duties: Sequence[Duty]
 
 
 class Leadership:
@@ -36,32 +35,33 @@ class Leadership:
 
     def __init__(
         self,
-        topic: str,
+        outlets: Sequence[Outlet],
         cache: Cache,
         holder: str,
-        tail: Tail,
-        events: LogReader,
         end_offsets: EndOffsets,
-        clients: SessionClients,
-        observer: Observer | None,
+        fire: Fire | None,
+        resume: Resume | None = None,
     ) -> None:
-        """``topic`` is the event topic, which ``events`` reads. ``holder`` names this instance. ``tail`` is for
-        publishing alone."""
-        self._topic, self._cache, self._holder, self._tail = topic, cache, holder, tail
-        self._events, self._end_offsets, self._clients, self._observer = events, end_offsets, clients, observer
+        """``outlets`` are the topics that are published. ``holder`` names this instance. ``fire`` and
+        ``resume`` give deadlines, and inputs that wait, to their processes, if there are any."""
+        self._outlets, self._cache, self._holder = outlets, cache, holder
+        self._end_offsets, self._fire, self._resume = end_offsets, fire, resume
         self._scopes: dict[Scope, _Of] = {}
 
     def begin(self, scope: Scope) -> None:
         """Try to lead a scope from now on."""
-        publisher = Publisher(self._topic, scope, self._cache, self._tail, self._events, self._clients, self._observer)
-        leader = Leader(scope, self._cache, self._holder, [publisher])
-        self._scopes[scope] = _Of(leader, publisher)
+        publishers = [outlet.publisher(scope, self._cache) for outlet in self._outlets]
+        duties: list[Duty] = [*publishers]
+        if self._fire is not None and self._resume is not None:
+            duties.append(Deadlines(scope, self._cache, self._fire, self._resume))
+        leader = Leader(scope, self._cache, self._holder, duties)
+        self._scopes[scope] = _Of(leader, publishers, duties)
         leader.start()
 
     async def leave(self, scope: Scope) -> bool:
         """Lead a scope no more, and note that it is at rest if this instance led it. Returns False, and goes on, where
         there is work left."""
-        leader, _ = self._scopes[scope]
+        leader, *_ = self._scopes[scope]
         if leader.leads:
             if not self._rests(scope):
                 return False
@@ -73,20 +73,25 @@ class Leadership:
         return True
 
     def _rests(self, scope: Scope) -> bool:
-        """Whether everything that this instance has judged is applied and published."""
-        return scope.applied and self._scopes[scope].publisher.done and not scope.quarantine.entries
+        """Whether everything that this instance has judged is applied and published, and no deadline is pending."""
+        duties_rest = all(duty.rests for duty in self._scopes[scope].duties)
+        return scope.applied and duties_rest and not scope.quarantine.entries
 
     async def _note_rest(self, scopes: Sequence[Scope]) -> None:
         with suppress(Unavailable):  # without the note, another instance finds that they are at rest
             judged = [(scope.partition, scope.view.next) for scope in scopes]
-            ends = await blocking(self._end_offsets.ends, [(self._topic, partition) for partition, _ in judged])
-            writes = [self._cache.note_rest(p, following, ends[self._topic, p]) for p, following in judged]
-            await asyncio.gather(*writes)
+            topics = [outlet.topic for outlet in self._outlets]
+            asked = [(topic, partition) for topic in topics for partition, _ in judged]
+            ends = await blocking(self._end_offsets.ends, asked)
+            written = [(p, following, [ends[topic, p] for topic in topics]) for p, following in judged]
+            await asyncio.gather(*[self._cache.note_rest(*note) for note in written])
 
-    def renew(self) -> None:
-        """End all sessions. The next ones begin with new clients."""
+    def renew(self, topics: Collection[str]) -> None:
+        """End all sessions that send to these topics. The next ones begin with new clients."""
         for each in self._scopes.values():
-            each.publisher.renew()
+            for publisher in each.publishers:
+                if publisher.topic in topics:
+                    publisher.renew()
 
     @property
     def paused(self) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.applier import Applier
-from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Record, Transactional, named

@@ -56,8 +56,31 @@ _quarantined = Gauge(
     ["scope"],
     multiprocess_mode="livemax",
 )
+_due = Gauge(
+    "hiveio_processes_due",
+    "Processes with a deadline that is due and has not fired",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
+_failing = Gauge(
+    "hiveio_processes_failing",
+    "Processes whose deadline could not be fired and is tried again",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
+_stuck = Gauge(
+    "hiveio_processes_stuck", "Processes that cannot go on until somebody looks", ["scope"], multiprocess_mode="livemax"
+)
+_stuck_total = Counter("hiveio_stuck_total", "Inputs at which a process was stuck")
 _foreign = Counter("hiveio_foreign_records_total", "Records of others on a topic of this service", ["partition"])
 published = Counter("hiveio_published_events_total", "Events sent to the event topic")
+sent = Counter("hiveio_published_commands_total", "Commands of processes sent to the topic of commands")
+outbox_behind = Gauge(
+    "hiveio_outbox_lag_records",
+    "Records of the log whose commands are not on the topic of commands, as far as its leader knows",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
 followed = Gauge("hiveio_followed_scopes", "Scopes that are used, led or looked after", multiprocess_mode="livesum")
 
 
@@ -110,6 +133,9 @@ class CommandMetrics:
     def perform_cancelled(self) -> None:
         self._cancelled += 1
 
+    def stuck(self) -> None:
+        _stuck_total.inc()
+
     def flush(self, in_flight: int, abandoned: int) -> None:
         for labels, count in self._outcomes.items():
             _commands.labels(*labels).inc(count)
@@ -125,6 +151,22 @@ class CommandMetrics:
         self._voids = self._retries = self._lock_waits = self._cancelled = 0
         _in_flight.set(in_flight)
         _abandoned.set(abandoned)
+
+
+class DeadlineGauges:
+    """What is due in one scope."""
+
+    def __init__(self, partition: int) -> None:
+        self._due, self._failing = _due.labels(str(partition)), _failing.labels(str(partition))
+
+        self._stuck = _stuck.labels(str(partition))
+
+    def set_stuck(self, stuck: int) -> None:
+        self._stuck.set(stuck)
+
+    def set(self, due: int, failing: int) -> None:
+        self._due.set(due)
+        self._failing.set(failing)
 
 
 class LagGauges:

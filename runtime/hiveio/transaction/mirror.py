@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from hiveio.transaction.cache import Watermark
+from hiveio.transaction.entry import Watermark
 
 logger = logging.getLogger("hiveio.scope")
 

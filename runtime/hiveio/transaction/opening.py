@@ -6,8 +6,8 @@ from functools import partial
 
 from hiveio.errors import Conflict, Problem, Unavailable, backend_away
 from hiveio.transaction.access import Access
-from hiveio.transaction.cache import CacheReply, Entry
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.entry import CacheReply, Entry
 from hiveio.transaction.lock import LOCKED, UNLOCKED, Locked
 from hiveio.transaction.scope import Scope
 

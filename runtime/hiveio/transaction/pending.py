@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from hiveio.errors import Problem
-from hiveio.transaction.cache import Entry
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.record import Barrier, Commit
 
 Settled = Callable[["Pending", bool | None, int], None]

@@ -19,16 +19,19 @@ from hiveio.fault import about
 from hiveio.http.problem import encode_problem
 from hiveio.transaction import faults
 from hiveio.transaction.actors import Actors
-from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.journal import RECORD_LIMIT
 from hiveio.transaction.lock import LOCKED, LockBusy, Redlock
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.pipeline import Pipeline
 from hiveio.transaction.pipeline_state import OPEN
+from hiveio.transaction.process import advanced
 from hiveio.transaction.quarantine import refusal
-from hiveio.transaction.record import Commit, Read, Write
+from hiveio.transaction.record import Cause, Commit, ProcessStep, Read, Write
+from hiveio.transaction.stuck import sticks, traceback_of, why
 from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.tx import Tx
 from hiveio.transaction.work import Work
@@ -108,6 +111,13 @@ class Performer:
         contract, envelope = command.contract, command.envelope
         if tx.entries[command.target].fault:
             raise refusal(command.target)
+        if tx.taken:
+            return None
+        if command.input is not None:
+            if command.input.refusal is not None:
+                raise command.input.refusal
+            if command.input.skips or tx.waits:
+                return None
         if envelope.conditions is not None:
             envelope.conditions.check(tx.version, command.target)
         context = envelope.context(tx.version) if contract.wants_context else None
@@ -147,10 +157,13 @@ class Performer:
                 if command.over:  # abandoned
                     return
                 if not tx.moved():
-                    if error is not None and not _is_refusal(error):
+                    if error is not None and not (_is_refusal(error) or sticks(command, error)):
                         raise error
                     if await self._revalidate_locks(command, tx):
-                        self._decide(command, tx, result, error)
+                        try:
+                            self._decide(command, tx, result, error)
+                        except BaseException as fault:
+                            self._raised(command, tx, contained(fault))
                         return
                 tx.close()
                 perform.tx = None
@@ -216,7 +229,7 @@ class Performer:
 
     def _raised(self, command: InFlight, tx: Tx, error: Exception) -> None:
         """A refusal is a decision like any other; other errors are answered, and nothing is appended."""
-        if _is_refusal(error):
+        if _is_refusal(error) or sticks(command, error):
             try:
                 self._decide(command, tx, None, error)
                 return
@@ -224,13 +237,27 @@ class Performer:
                 error = contained(fault)
         command.fail(error)
 
-    def _decide(self, command: InFlight, tx: Tx, returned: Any, refusal: Problem | None = None) -> None:
-        """Append the decision of perform as a record, or answer without one if there is nothing to record."""
+    def _decide(self, command: InFlight, tx: Tx, returned: Any, error: Exception | None = None) -> None:
+        """Append the decision of perform as a record, or answer without one if there is nothing to record. ``error`` is
+        a refusal, or why a process cannot go on."""
         if command.over:
             return
+        stuck = sticks(command, error)
+        refusal = error if isinstance(error, Problem) and not stuck else None
         scope, journal, target, meta = command.scope, command.scope.journal, command.target, command.envelope.meta
         raw: dict[str, list[Raw]] = {target: []}
-        if refusal is None:
+        step = None
+        if tx.taken or refusal is not None:
+            pass
+        elif command.input is not None and (stuck or tx.waits):
+            step = tx.parked(command.input, why(error) if error is not None else "")
+        else:
+            step = tx.step(command.input)
+        if stuck:
+            self._metrics.stuck()
+            logger.error("the process %s is stuck: %s", command.target, why(error), exc_info=traceback_of(error))
+        cause = None if command.input is None or tx.taken else command.input.cause
+        if error is None:
             for name, events in tx.events.items():
                 raw[name] = [Raw(encode_message(event, meta)) for event in events]
             for event in command.contract.checked_events(returned):
@@ -242,7 +269,7 @@ class Performer:
             chained = chained or entry.head in pending or entry.at > following
         for emitted in raw.values():
             has_events = has_events or bool(emitted)
-        if not has_events and not command.keyed and not chained and command.attempts < UNRECORDED:
+        if not (has_events or step or cause or command.keyed or chained) and command.attempts < UNRECORDED:
             command.decided(refusal)
             pipeline, heads = tx.pipelines[target], {name: entry.head for name, entry in tx.entries.items()}
             pipeline.expect()
@@ -252,7 +279,10 @@ class Performer:
             _check_passed(command.passed, sum(map(len, raw.values())))
         id = journal.fresh()
         results, writes = self._written(command, tx, raw, id)
-        record = self._record(command, writes, self._validated(command, tx, raw, refusal, chained), refusal)
+        if step or cause:  # its deadlines are due later than that, since the log's time goes on until it is there
+            results[target].process = advanced(results[target].process, step, cause, scope.view.time)
+        reads = self._validated(command, tx, raw, refusal, chained)
+        record = self._record(command, writes, reads, refusal, step, cause)
         command.decided(refusal, raw[target], results[target].version, has_events)
         self._append(command, tx, id, record, results)
 
@@ -265,7 +295,7 @@ class Performer:
         for name, events in raw.items():
             old = tx.entries[name]
             state, snapshot = command.scope.view.folded(name, old, events)
-            results[name] = Entry(old.version + len(events), id, state, snapshot, old.at)
+            results[name] = Entry(old.version + len(events), id, state, snapshot, old.at, process=old.process)
             writes.append(Write(name, old.head or "", old.version, tuple(events)))
         return results, tuple(writes)
 
@@ -288,7 +318,12 @@ class Performer:
 
     @staticmethod
     def _record(
-        command: InFlight, writes: tuple[Write, ...], reads: tuple[Read, ...], refusal: Problem | None
+        command: InFlight,
+        writes: tuple[Write, ...],
+        reads: tuple[Read, ...],
+        refusal: Problem | None,
+        step: ProcessStep | None,
+        cause: Cause | None,
     ) -> Commit:
         return Commit(
             command.id,
@@ -302,6 +337,8 @@ class Performer:
             command.trace.get("tracestate", ""),
             command.scope.view.next,
             tuple([(name, value.decode("latin-1")) for name, value in command.passed]) if command.passed else (),
+            step,
+            cause,
         )
 
     def _append(self, command: InFlight, tx: Tx, id: str, record: Commit, results: dict[str, Entry]) -> None:

@@ -17,8 +17,8 @@ from typing import Protocol
 from hiveio.errors import Problem, Unavailable
 from hiveio.transaction import faults
 from hiveio.transaction.access import Access
-from hiveio.transaction.cache import CacheReply, Entry
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.entry import CacheReply, Entry
 from hiveio.transaction.lock import UNLOCKED, LockBusy, Locked, Retries, Turn
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.opening import Opening

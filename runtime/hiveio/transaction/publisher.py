@@ -1,4 +1,5 @@
-"""The accepted events are published on the event topic: in log order, without gaps, one event in each record.
+"""The accepted events are published on the event topic: in log order, without gaps, one event in each record. What
+processes send is published in the same way on the topic of their commands.
 
 One *session* reads the event partition to its end, resumes after the position of the last record there, and sends in
 log order. A record can land only after those before it, and any failure ends the session. Sessions of several
@@ -11,18 +12,23 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
+from hiveio.envelope import encode_message
 from hiveio.errors import Unavailable
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.session import MAX_GROUP, Session
 from hiveio.kafka.session_clients import Outgoing, Replaced, SessionClients
 from hiveio.kafka.tail import LogRecord, Tail
+from hiveio.messages import CommandAccepted, CommandRefused, Event
+from hiveio.metrics import Counter, Gauge
 from hiveio.transaction import metrics
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.leader import IsLeading
-from hiveio.transaction.record import Commit, Record
+from hiveio.transaction.record import Cause, Commit, Record
 from hiveio.transaction.resume import Resume
 from hiveio.transaction.rule import Effects
 from hiveio.transaction.scope import Scope
@@ -44,11 +50,33 @@ LIVE = 5_000  # records that the scope has passed on and that are not sent, beyo
 Candidate = tuple[LogRecord, Record | None]  # a judged record, decoded; None where it is void
 
 
+class Origin(NamedTuple):
+    """From where is published, and to which topic: ``log_id`` is the id of the log topic."""
+
+    topic: str
+    log_id: str
+    partition: int
+
+
+Outgoings = Callable[[Origin, LogRecord, Record], list[Outgoing]]
+
+
+class Kind(NamedTuple):
+    """What is published: its name, what of it an accepted record holds (without ``hive-previous``), the counter, and a
+    gauge of how far the topic is behind."""
+
+    name: str
+    outgoing: Outgoings
+    published: Counter
+    behind: Gauge | None = None
+
+
 class Publisher:
-    """Publishes the events of one scope. It is a duty of the leader."""
+    """Publishes the events of one scope, or the commands that its processes send. It is a duty of the leader."""
 
     def __init__(
         self,
+        kind: Kind,
         topic: str,
         scope: Scope,
         cache: Cache,
@@ -57,17 +85,20 @@ class Publisher:
         clients: SessionClients,
         observer: Observer | None = None,
     ) -> None:
-        """``topic`` is the event topic. ``tail`` is for publishing alone: it follows the log while the publisher is
+        """``events`` reads the topic. ``tail`` is for publishing alone: it follows the log while the publisher is
         behind the scope."""
-        self._observer = observer
-        self._topic, self._scope, self._tail, self._clients = topic, scope, tail, clients
-        self._where = where = f"{self._topic}/{scope.partition}"
+        self._kind, self._observer = kind, observer
+        self.topic, self._scope, self._tail, self._clients = topic, scope, tail, clients
+        self._origin = Origin(topic, cache.topic_id, scope.partition)
+        self._where = where = f"{self.topic}/{scope.partition}"
         self.name = f"publishing {where}"
+        self._note = scope.applier.publishing(kind.name)
         self._resuming = Resume(
             cache,
             scope.reader,
             events,
             scope.partition,
+            what=kind.name,
             log_where=scope.where,
             where=where,
             proved=self._log_end,
@@ -93,6 +124,8 @@ class Publisher:
         """Whether all events that this instance has judged are published: Kafka has stored them."""
         return self._stored >= self._scope.view.next
 
+    rests = done
+
     async def run(self, is_leading: IsLeading) -> None:
         """Run one session after the other, while this instance leads. Raises Unavailable, Corrupt."""
         now = asyncio.get_running_loop().time
@@ -107,7 +140,7 @@ class Publisher:
 
     async def _run_session(self, is_leading: IsLeading) -> None:
         await self._resume()
-        session = self._session = Session(self._clients, self._topic, self._scope.partition, self._observer)
+        session = self._session = Session(self._clients, self.topic, self._scope.partition, self._observer)
         logger.info("publishing %s after %s", self._where, self._previous or "the start")
         loop = asyncio.get_running_loop()
         try:
@@ -116,12 +149,12 @@ class Publisher:
                 began = loop.time()
                 if group:
                     await self._send(session, group)
-                    metrics.published.inc(len(group))
+                    self._kind.published.inc(len(group))
                     await self._resuming.note()
                 elif not self._scope.mirror.lost:
                     await self._resuming.note_again()
                 self._stored = self._read
-                self._scope.applier.note_published(self._stored)
+                self._note(self._stored)
                 await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)
@@ -129,6 +162,7 @@ class Publisher:
             session.close()
             self._end_live()
             self._unfollow()
+            self._show(0)  # the next leader shows it
 
     def renew(self) -> None:
         """End the session. The next one begins with a new client, which asks who leads the partitions of the topic."""
@@ -154,12 +188,19 @@ class Publisher:
                 end = await self._scope.reader.end(self._scope.partition)
         except TimeoutError:
             raise Unavailable(f"Kafka did not name the end of {self._scope.where} within {CHECK_S:.0f} s") from None
+        self._show(max(0, end - max(0, self._stored)))
         if self._read >= end or self._read > self._read_at_check:
             self._moved_at = now
         elif now - self._moved_at > STUCK_S:
-            raise Unavailable(f"no event from {self._scope.where}/{self._read} on was published for {STUCK_S:.0f} s")
+            raise Unavailable(
+                f"no {self._kind.name} from {self._scope.where}/{self._read} on were published for {STUCK_S:.0f} s"
+            )
         self._checked_at, self._read_at_check = now, self._read
         self._check_s = CHECK_S * (0.75 + random.random() / 2)  # not all publishers at once
+
+    def _show(self, behind: int) -> None:
+        if self._kind.behind is not None:
+            self._kind.behind.labels(str(self._scope.partition)).set(behind)
 
     async def _log_end(self) -> int:
         await self._scope.caught_up("linearizable")
@@ -192,7 +233,7 @@ class Publisher:
         self._news.set()
 
     def _end_live(self) -> None:
-        self._scope.notify_judged(None)
+        self._scope.stop_judged(self._on_judged)
         self._live = False
         self._judged.clear()
 
@@ -253,7 +294,7 @@ class Publisher:
             await asyncio.sleep(0.1)  # the scope folds it again
 
     def _outgoing(self, message: LogRecord, record: Record) -> list[Outgoing]:
-        group = outgoing(self._scope.partition, message, record)
+        group = self._kind.outgoing(self._origin, message, record)
         if message.offset == self._after[0]:
             group = group[self._after[1] + 1 :]
         for event in group:
@@ -263,11 +304,19 @@ class Publisher:
         return group
 
 
-def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoing]:
-    """The events of an accepted record as they are on the event topic, without ``hive-previous``."""
+def outgoing(origin: Origin, message: LogRecord, record: Record) -> list[Outgoing]:
+    """The events of an accepted record as they are on the event topic, without ``hive-previous``. Those of a command
+    that has a cause name that, and the process that sent it; without events there is an outcome instead."""
     group: list[Outgoing] = []
     if not isinstance(record, Commit):
         return group
+    further: list[tuple[str, str | bytes | None]] = [*_trace(record)]
+    if subject := record.command.caller:
+        further.append(("hive-subject", subject))
+    if record.passed:
+        further += [(name, value.encode("latin-1")) for name, value in record.passed]
+    if record.cause is not None:
+        further = [("hive-cause", record.cause.text), ("hive-process", record.cause.process), *further]
     for write in record.writes:
         actor, _, id = write.aggregate.partition("/")
         for version, event in enumerate(write.events, write.version + 1):
@@ -275,17 +324,62 @@ def outgoing(partition: int, message: LogRecord, record: Record) -> list[Outgoin
             headers: list[tuple[str, str | bytes | None]] = [
                 ("hive-actor", actor),
                 ("hive-id", f"{message.key}.{index}"),
-                ("hive-position", f"{partition}:{message.offset}:{index}"),
+                ("hive-position", f"{origin.partition}:{message.offset}:{index}"),
                 ("hive-version", str(version)),
                 ("content-type", "application/json"),
             ]
-            if record.trace:
-                headers.append(("traceparent", record.trace))
-            if record.tracestate:
-                headers.append(("tracestate", record.tracestate))
-            if subject := record.command.caller:
-                headers.append(("hive-subject", subject))
-            if record.passed:
-                headers += [(name, value.encode("latin-1")) for name, value in record.passed]
+            headers += further
             group.append(Outgoing(id, bytes(event), headers))
+    if record.cause is not None and not group:
+        group.append(_outcome(origin, message, record, record.cause, further))
     return group
+
+
+def _outcome(
+    origin: Origin, message: LogRecord, record: Commit, cause: Cause, further: Sequence[tuple[str, str | bytes | None]]
+) -> Outgoing:
+    """The answer to a command of a process that has no events."""
+    actor, _, id = record.command.target.partition("/")
+    answer: Event = CommandAccepted(origin.topic, id, cause.command)
+    if record.refusal is not None:
+        answer = CommandRefused(origin.topic, id, cause.command, record.refusal)
+    headers: list[tuple[str, str | bytes | None]] = [
+        ("hive-actor", actor),
+        ("hive-id", f"{message.key}.0"),
+        ("hive-position", f"{origin.partition}:{message.offset}:0"),
+        ("hive-outcome", "accepted" if record.refusal is None else "refused"),
+        ("content-type", "application/json"),
+        *further,
+    ]
+    return Outgoing(id, encode_message(answer), headers)
+
+
+def commands(origin: Origin, message: LogRecord, record: Record) -> list[Outgoing]:
+    """The commands that an accepted record of a process sends, as they are on the topic of commands. ``hive-service``
+    and the key name to whom, ``hive-process`` who sends it, ``hive-log`` the log to which the position belongs: an
+    answer names the process, and the command as its cause."""
+    if not isinstance(record, Commit) or record.process is None:
+        return []
+    group = []
+    for index, send in enumerate(record.process.sends):
+        headers: list[tuple[str, str | bytes | None]] = [
+            ("hive-service", send.service),
+            ("hive-id", f"{message.key}.{index}"),
+            ("hive-position", f"{origin.partition}:{message.offset}:{index}"),
+            ("hive-log", origin.log_id),
+            ("hive-process", record.command.target),
+            ("content-type", "application/json"),
+            *_trace(record),
+        ]
+        group.append(Outgoing(send.id, bytes(send.message), headers))
+    return group
+
+
+def _trace(record: Commit) -> list[tuple[str, str]]:
+    return [
+        (name, value) for name, value in (("traceparent", record.trace), ("tracestate", record.tracestate)) if value
+    ]
+
+
+EVENTS = Kind("events", outgoing, metrics.published)
+COMMANDS = Kind("commands", commands, metrics.sent, metrics.outbox_behind)

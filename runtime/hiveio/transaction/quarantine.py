@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hiveio.errors import Problem, Quarantined, text_of
-from hiveio.transaction.cache import Entry
+from hiveio.transaction.entry import Entry
 
 logger = logging.getLogger("hiveio.quarantine")
 

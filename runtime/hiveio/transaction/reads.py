@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hiveio.errors import NotFound, Unavailable
-from hiveio.transaction.cache import Cache, Entry
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.command import shown
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.scope import Scope

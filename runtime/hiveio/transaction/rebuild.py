@@ -8,7 +8,8 @@ that have lost the caches of many scopes at once share these: who folds several 
 import asyncio
 import random
 
-from hiveio.transaction.cache import Cache, Watermark
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Watermark
 
 FAR = 1_000  # records; what is closer to its end is folded by whoever follows it
 LEASE_MS = 3_000  # without progress, after which another instance folds

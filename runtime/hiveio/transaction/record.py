@@ -14,7 +14,8 @@ from hiveio.errors import Corrupt
 from hiveio.identity import Identity
 
 FIRST_FORMAT = 1
-FORMAT = 2  # the newest format that this version knows, and the format of the logs that it creates
+FORMAT = 3  # the newest format that this version knows, and the format of the logs that it creates
+PROCESSES = 3  # the format from which on a record may have a step of a process
 
 
 class CommandId(NamedTuple):
@@ -90,13 +91,74 @@ class Upgrade(Struct, frozen=True, tag_field="kind", tag="upgrade"):
     format: int
 
 
+class Send(Struct, frozen=True, array_like=True):
+    """A command, as an envelope, to the aggregate ``id`` of another service, which its event topic names."""
+
+    service: str
+    id: str
+    message: Raw
+
+
+class Schedule(Struct, frozen=True, array_like=True):
+    """A deadline: its event, as an envelope, comes to the process so long after the log's time at its record. One that
+    is pending under the same name is put off to that."""
+
+    name: str
+    after_ms: int
+    event: Raw
+
+
+class ProcessStep(Struct, frozen=True, omit_defaults=True):
+    """What a transaction of a process holds besides its events, so that all of it happens or nothing. Its process is
+    the target of the command. It counts from format 3 on, and is nothing to older formats.
+
+    ``source`` names the input that the process has taken. ``cancels`` are names of deadlines. ``fires`` is the name of
+    the deadline that this transaction is for, and ``due`` when that is: until the log's time has come to it, the
+    transaction is void.
+
+    ``parks`` is the event of an input that waits, because the process is ``stuck`` or others wait already; its name is
+    ``source`` or ``fires``. ``stuck`` says why the process cannot go on. ``unparks`` is the name of the first input
+    that waits, which is handled or skipped by this transaction.
+    """
+
+    source: str = ""
+    sends: tuple[Send, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+    cancels: tuple[str, ...] = ()
+    fires: str = ""
+    due: int = 0
+    parks: tuple[Raw, ...] = ()  # one at most
+    stuck: str = ""
+    unparks: str = ""
+
+
+class Cause(Struct, frozen=True, array_like=True):
+    """The command of a process, taken from a topic of commands, that a transaction executes or refuses. It counts from
+    format 3 on.
+
+    ``stream`` names the topic, the log from which it is published (by its topic id) and the partition; ``offset`` and
+    ``index`` are its position there. ``process`` has sent it, and ``command`` is its type.
+    """
+
+    stream: str
+    offset: int
+    index: int
+    process: str
+    command: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.stream}/{self.offset}:{self.index}"
+
+
 class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=True):
     """A transaction of one scope. Its first write is the target of the command, also if it gains no events.
 
     ``seen``: its writer had read everything below this offset when it appended the record. ``refusal`` is the problem
     document of a refused command, which writes no events; ``headers`` are those of its answer. ``trace`` and
     ``tracestate`` are the trace context of the command, and ``passed`` the headers of EVENT_HEADERS, as latin-1, which
-    its events have in their headers. No verdict depends on these five.
+    its events have in their headers. No verdict depends on these five. ``process`` is there where the target is a
+    process, and ``cause`` where a process of a service has sent the command.
     """
 
     command: CommandId
@@ -110,6 +172,8 @@ class Commit(Struct, frozen=True, tag_field="kind", tag="commit", omit_defaults=
     tracestate: str = ""
     seen: int = 0
     passed: tuple[tuple[str, str], ...] = ()
+    process: ProcessStep | None = None
+    cause: Cause | None = None
 
 
 class Barrier(Struct, frozen=True, tag_field="kind", tag="barrier", omit_defaults=True):
@@ -171,6 +235,22 @@ def written(record: Record) -> tuple[str, ...]:
     if isinstance(record, Commit):
         return tuple([write.aggregate for write in record.writes])
     return record.aggregates if isinstance(record, Barrier) else ()
+
+
+def too_old(where: str, format: int, needed: int) -> str:
+    """Why a service does not work on a log of this format."""
+    return (
+        f"{where} has format {format}, and process managers and COMMAND_TOPICS need format {needed}: run hiveio "
+        "upgrade, and start this service again"
+    )
+
+
+def published(record: Record) -> int:
+    """How many records an accepted one becomes on the event topic: its events, or else the outcome of a command that
+    has a cause."""
+    if not isinstance(record, Commit):
+        return 0
+    return sum(len(write.events) for write in record.writes) or int(record.cause is not None)
 
 
 def named(record: Record) -> tuple[str, ...]:

@@ -81,14 +81,16 @@ class Resume:
         events: LogReader,
         partition: int,
         *,
+        what: str,
         log_where: str,
         where: str,
         proved: Callable[[], Awaitable[int]],
     ) -> None:
-        """``proved`` gives the end of the log, after a proof that it is not an old one."""
+        """``what`` is published: "events", as all are called below, or "commands". ``proved`` gives the end of the log,
+        after a proof that it is not an old one."""
         self._cache, self._log, self._events, self._partition = cache, log, events, partition
-        self._log_where, self._where, self._proved = log_where, where, proved
-        self._foreign = ForeignRecords(where, "no event of this service, so it is skipped")
+        self._what, self._log_where, self._where, self._proved = what, log_where, where, proved
+        self._foreign = ForeignRecords(where, f"none of the {what} of this service, so it is skipped")
         self._trimmed = 0
         self.end = 0  # of the topic at the start of the session, and after each of its requests
         self._has_published = False  # events of this log are on the topic
@@ -110,8 +112,9 @@ class Resume:
         if first > self._trimmed:
             self._trimmed = first
             logger.critical(
-                "The events below %s/%s were deleted, so consumers that read this topic from its start will miss them. "
-                "Set retention.ms=-1 and retention.bytes=-1, and let nobody delete its records",
+                "The %s below %s/%s were deleted, so consumers that read this topic from its start will miss them. Set "
+                "retention.ms=-1 and retention.bytes=-1, and let nobody delete its records",
+                self._what,
                 self._where,
                 first,
             )
@@ -133,7 +136,7 @@ class Resume:
         """Events were written ``at`` these offsets, the first of them with this position. Raises Unavailable where
         another session wrote that one before, or where nobody can say. The session then ends and repeats no more."""
         if at is None:
-            raise Unavailable(f"Kafka did not report at which offsets of {self._where} it wrote the events")
+            raise Unavailable(f"Kafka did not report at which offsets of {self._where} it wrote the {self._what}")
         before, self.end = self.end, at[1] + 1
         if at[0] == before:
             return
@@ -144,16 +147,14 @@ class Resume:
         below = at[0]
         while (last := await last_event(self._events, self._partition, self._foreign.met, (before, below))) is not None:
             if (last.offset, last.event_index) >= (int(offset), int(index)):
-                raise Unavailable(
-                    f"another instance publishes to {self._where}: it has published event {last.position}"
-                )
+                raise Unavailable(f"another instance publishes to {self._where}: it has published {last.position}")
             below = last.at
 
     async def note(self) -> None:
-        """Note in the cache, for every instance, that events of this log are on the topic."""
+        """Note in the cache, for every instance, that something of this log is on the topic."""
         self._has_published = True
         if not self._noted:
-            await self._cache.note_published(self._partition)
+            await self._cache.note_published(self._partition, self._what)
             self._noted = True
 
     def forget(self) -> None:
@@ -167,13 +168,14 @@ class Resume:
 
     async def _never_published(self, first: int) -> None:
         """Raises Corrupt where events were published and the topic has lost them."""
-        if first > 0 or self._has_published or await self._cache.published(self._partition):
+        if first > 0 or self._has_published or await self._cache.published(self._partition, self._what):
             if first == 0:
                 await self._doubt()
+            what, key = self._what, self._cache.published_key(self._partition, self._what)
             raise Corrupt(
-                f"{self._where} was emptied or recreated, so nobody can tell which events of {self._log_where} its "
-                "consumers have seen. Restore the topic; or, to publish every event of the log again, delete the "
-                f"topic, stop all instances, and delete {self._cache.scope(self._partition)}:published in Redis"
+                f"{self._where} was emptied or recreated, so nobody can tell which {what} of {self._log_where} its "
+                f"consumers have seen. Restore the topic; or, to publish all {what} of the log again, delete the "
+                f"topic, stop all instances, and delete {key} in Redis"
             )
 
     async def _doubt(self) -> None:
@@ -182,7 +184,7 @@ class Resume:
         An instance that reaches another broker learns of the new leader within OLD_END_S; one that reaches none cannot
         have a record read back.
         """
-        doubt = f"{self._where} had events, and a broker that may no longer be its leader says that it is empty"
+        doubt = f"{self._where} had {self._what}, and a broker that may no longer be its leader says that it is empty"
         now = asyncio.get_running_loop().time()
         if self._empty_since is None:
             self._empty_since = now
@@ -213,7 +215,7 @@ class Resume:
             return
         there = "ends before that" if record is None else f"has the record {record.key} there"
         raise Corrupt(
-            f"{self._where} does not match its log: its last event came from {self._log_where}/{last.offset}, "
+            f"{self._where} does not match its log: its last record came from {self._log_where}/{last.offset}, "
             f"transaction {last.tx}, and the log {there}. The log was cut or recreated, or another service writes to "
             "this topic. Restore the log; or, to give up its records, let the service write to another "
             "EVENT_STORE_TOPIC"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from hiveio.errors import Unavailable
 from hiveio.transaction.applier import Applier
-from hiveio.transaction.cache import Cache, CacheReply, Entry
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import CacheReply, Entry
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.view import View
 

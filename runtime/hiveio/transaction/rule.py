@@ -2,7 +2,7 @@
 
 Everyone who reads the log reaches the same verdicts: instances, the checker, ``hiveio.testing``. These depend neither
 on Redis nor on a lock or a clock of this process. Modelled as ``Accepts`` and ``Step`` in the TLA+ module Scope; the
-log's clock in the module Window.
+log's clock in the module Window, what process managers add in the module Saga.
 
 ``step`` judges a record and says its effects. ``adopt`` says the effects of a record that others have judged. Nothing
 else in the package knows which kind of record moves heads, or puts a command id on record.
@@ -15,7 +15,20 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Raw, Struct
 
-from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Format, Record, Transactional, Upgrade
+from hiveio.transaction.process import advanced
+from hiveio.transaction.record import (
+    FIRST_FORMAT,
+    PROCESSES,
+    Barrier,
+    Cause,
+    Commit,
+    Foreign,
+    Format,
+    ProcessStep,
+    Record,
+    Transactional,
+    Upgrade,
+)
 
 HASH = "crc32"
 WRITERS = 1_000  # that are remembered; the number is part of format 2
@@ -171,13 +184,32 @@ class Lookup(Protocol):
         """A command id on record. One that the window has left may be given or not."""
 
 
+class ProcessEffect(NamedTuple):
+    """A process has made a step, or an aggregate has taken the command of one, at this time by the log's clock."""
+
+    aggregate: str
+    step: ProcessStep | None
+    cause: Cause | None
+    time: int
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it fires no deadline before its time."""
+        return self.step is None or self.time >= self.step.due
+
+    def after(self, aggregate: str, process: bytes) -> bytes:
+        """What is kept of the process of an aggregate after the step; another one's is what it was."""
+        return advanced(process, self.step, self.cause, self.time) if aggregate == self.aggregate else process
+
+
 class Effects(Struct, frozen=True):
     """What a record does to the fold of its partition.
 
     ``verdict`` is None where nobody knows it any more: then ``heads`` may have moved, or not. ``heads`` are the
     aggregates whose head is the record's transaction from now on, with the events that each of them gains: by so many
     its version grows. ``id`` is the command id that is on record from now on; ``id_unknown`` says that it depends on
-    more than the verdict whether there is one. ``writers`` are those that have moved on or are forgotten.
+    more than the verdict whether there is one. ``writers`` are those that have moved on or are forgotten. ``process``
+    is the step of a process.
     """
 
     verdict: bool | None
@@ -185,6 +217,7 @@ class Effects(Struct, frozen=True):
     id: tuple[str, IdRecord] | None
     writers: tuple[str, ...]
     id_unknown: bool = False
+    process: ProcessEffect | None = None
 
 
 _NO_HEADS: Mapping[str, Sequence[Raw]] = {}
@@ -203,9 +236,14 @@ def step(state: LogState, offset: int, transaction: str, stamp: int, record: Rec
             id = (text, IdRecord(offset, state.time, record.keyed))
         elif isinstance(record, Commit):
             return Effects(False, _NO_HEADS, None, state.moved)
-    if isinstance(record, Commit) and not _heads_match(record, lookup):
-        return Effects(False, _NO_HEADS, None, state.moved)
-    return Effects(True, _heads(record), id, state.moved)
+    process = None
+    if isinstance(record, Commit):
+        if not _heads_match(record, lookup):
+            return Effects(False, _NO_HEADS, None, state.moved)
+        process = _process(state, record)
+        if process is not None and not process.in_time:
+            return Effects(False, _NO_HEADS, None, state.moved)
+    return Effects(True, _heads(record), id, state.moved, process=process)
 
 
 def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Record, verdict: bool | None) -> Effects:
@@ -217,7 +255,7 @@ def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Re
         return Effects(verdict, _heads(record), None, state.moved)
     if verdict and isinstance(record, Commit):
         id = (record.command.text, IdRecord(offset, state.time, record.keyed))
-        return Effects(verdict, _heads(record), id, state.moved)
+        return Effects(verdict, _heads(record), id, state.moved, process=_process(state, record))
     # A barrier is accepted whether its command is on record already or not.
     return Effects(verdict, _heads(record), None, state.moved, id_unknown=True)
 
@@ -231,6 +269,14 @@ def _heads_match(commit: Commit, lookup: Lookup) -> bool:
         if lookup.head(read.aggregate) != read.head:
             return False
     return True
+
+
+def _process(state: LogState, record: Commit) -> ProcessEffect | None:
+    """What an accepted record does to what is kept of its target besides its state. Versions that know older formats
+    only do not see it, so in such a log it is nothing."""
+    if (record.process is None and record.cause is None) or state.format < PROCESSES:
+        return None
+    return ProcessEffect(record.command.target, record.process, record.cause, state.time)
 
 
 def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:
@@ -248,10 +294,11 @@ def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:
 
 
 class AggregateHead(Struct):
-    """What the fold knows of an aggregate: its head and version."""
+    """What the fold knows of an aggregate: its head and version, and what is kept of it as a process."""
 
     head: str = ""
     version: int = 0
+    process: bytes = b""
 
 
 class ReferenceFold:
@@ -290,6 +337,8 @@ class ReferenceFold:
             aggregate = self.aggregates.setdefault(name, AggregateHead())
             aggregate.head = transaction
             aggregate.version += len(events)
+            if effects.process is not None:
+                aggregate.process = effects.process.after(name, aggregate.process)
         if effects.id is not None:
             text, id = effects.id
             self.ids[text] = id

@@ -23,8 +23,9 @@ from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
 from hiveio.transaction.bounds import Bounds
-from hiveio.transaction.cache import Cache, CacheReply, Entry, Watermark
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.contention import Contention
+from hiveio.transaction.entry import CacheReply, Entry, Watermark
 from hiveio.transaction.journal import STOPPED, Journal
 from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
@@ -34,7 +35,7 @@ from hiveio.transaction.predecessors import Predecessors
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
-from hiveio.transaction.record import Barrier, Commit, Foreign, Record, written
+from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Record, written
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdWindow, Writer
 from hiveio.transaction.view import View
@@ -67,16 +68,17 @@ class Scope:
         ids: Iterator[str],
         rebuilds: Rebuilds,
         bounds: Bounds | None = None,
+        needs_format: int = FIRST_FORMAT,
     ) -> None:
-        """``ids`` gives the ids for the records of this instance: see ``fresh_ids``. ``rebuilds`` are those of all
-        scopes of this instance."""
+        """``ids`` gives the ids for the records of this instance: see ``fresh_ids``. ``rebuilds`` are those of all its
+        scopes. ``needs_format`` is the oldest format of the log with which this service works."""
         self.partition, self.topic = partition, topic
         self.where = f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition, self.fail)
         self.bounds = bounds or Bounds()
         self.view = View(contracts, self.quarantine, window, self.bounds)
-        self._placement = placement
+        self._placement, self._needs_format = placement, needs_format
         self.journal = Journal(partition, self.view, ids)
         self.contention, self.predecessors = Contention(), Predecessors(self.view)
         self.mirror = mirror = Mirror(self.where, topic_id)
@@ -87,14 +89,13 @@ class Scope:
         self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.journal.pending, self.decoded)
         self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
-        self._rebuild = Rebuild(partition, cache, rebuilds)
+        self._rebuild, self._following = Rebuild(partition, cache, rebuilds), False
         self.failed = ""
         self.stopped = False  # it has failed, and takes no more records
         self._on_barrier: OnBarrier = lambda barrier, offset, verdict: None
-        self._on_judged: OnJudged | None = None
+        self._on_judged: list[OnJudged] = []
         self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
         self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio, so it is void for every reader")
-        self._following = False
         self._goal: int | None = None  # the offset at which it has caught up
         self._inbox: deque[LogRecord] = deque()
         self.waiting = Waiting()
@@ -111,9 +112,13 @@ class Scope:
         offset and its verdict."""
         self._on_barrier = on_barrier
 
-    def notify_judged(self, on_judged: OnJudged | None) -> None:
-        """Call ``on_judged`` with each record that is judged from now on and its effects. None ends that."""
-        self._on_judged = on_judged
+    def notify_judged(self, on_judged: OnJudged) -> None:
+        """Call ``on_judged`` with each record that is judged from now on and its effects, until ``stop_judged``."""
+        self._on_judged.append(on_judged)
+
+    def stop_judged(self, on_judged: OnJudged) -> None:
+        if on_judged in self._on_judged:
+            self._on_judged.remove(on_judged)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -313,6 +318,8 @@ class Scope:
 
     def _progressed(self, before: int) -> None:
         following, goal = self.view.next, self._goal or 0
+        if (format := self.view.state.format) < self._needs_format and self.ready:
+            self.fail(records.too_old(self.where, format, self._needs_format))
         if before < goal and following // PROGRESS > before // PROGRESS:
             logger.info("%s: %s of %s records are folded", self.where, following, goal)
         if before < goal <= following:
@@ -375,8 +382,8 @@ class Scope:
             proofs.over(message.key, read_back=True)
         if isinstance(record, Barrier) and (verdict or pending is not None):
             self._on_barrier(record, message.offset, bool(verdict))
-        if self._on_judged is not None:
-            self._on_judged(message, record, effects)
+        for on_judged in tuple(self._on_judged):  # a call may end itself
+            on_judged(message, record, effects)
 
     # -- passing over records that others have applied
 

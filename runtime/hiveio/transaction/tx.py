@@ -1,16 +1,26 @@
-"""The ``tx`` of one perform: the aggregates that it has read, with their heads, and the events that it writes."""
+"""The ``tx`` of one perform: the aggregates that it has read, with their heads, the events that it writes, and what a
+process sends and schedules."""
 
+import re
+from datetime import timedelta
 from typing import Any
 
-from hiveio.actor import Actor, Contract, Event
+from msgspec import Raw
+
+from hiveio.actor import Actor, Contract
+from hiveio.envelope import ID_LIMIT, encode_message
 from hiveio.errors import SeveralScopes
+from hiveio.messages import Command, Deadline, Event
 from hiveio.transaction.actors import Actors
-from hiveio.transaction.cache import Entry
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.lock import LockBusy
 from hiveio.transaction.pipeline import Pipeline
+from hiveio.transaction.process import Input
 from hiveio.transaction.quarantine import refusal_of_another
-from hiveio.transaction.record import aggregate
+from hiveio.transaction.record import ProcessStep, Schedule, Send, aggregate
+
+_SERVICE = re.compile(r"[a-zA-Z0-9._-]{1,220}")
 
 
 class Tx:
@@ -22,6 +32,8 @@ class Tx:
         self.pipelines = {command.target: pipeline}
         self.entries = {command.target: tip}
         self.events: dict[str, list[Event]] = {}
+        self._sends: list[Send] = []
+        self._deadlines: dict[str, Schedule | None] = {}  # by name; None is to be cancelled
         self._closed = False
 
     @property
@@ -56,6 +68,79 @@ class Tx:
         name = self._named(actor, id)
         self._actors.by_kind[actor].check_event(event)
         self.events.setdefault(name, []).append(event)
+
+    def send(self, service: str, id: str, command: Command) -> None:
+        """See hiveio.Transaction."""
+        self._check_process("send")
+        if not isinstance(command, Command):
+            raise TypeError(f"tx.send was given {command!r}, which is not a Command")
+        if not _SERVICE.fullmatch(service):
+            raise ValueError(f"tx.send was given the service {service!r}; it is the name of that service's event topic")
+        declared = self._command.contract.sends
+        if declared and type(command) not in declared.get(service, ()):
+            raise TypeError(f"tx.send was given {type(command).__name__} for {service}, which `sends` does not name")
+        if not 0 < len(id.encode()) <= ID_LIMIT:
+            raise ValueError(f"tx.send was given the id {id!r}; it has 1 to {ID_LIMIT} bytes of UTF-8")
+        self._sends.append(Send(service, id, self._encoded(command)))
+
+    def schedule(self, deadline: Deadline, *, after: timedelta, name: str = "") -> None:
+        """See hiveio.Transaction."""
+        self._check_process("schedule")
+        self._check_deadline("schedule", type(deadline))
+        after_ms = after // timedelta(milliseconds=1)
+        if after_ms < 0:
+            raise ValueError(f"tx.schedule was given {after!r}; a deadline is in the future")
+        full = deadline_name(type(deadline), name)
+        self._deadlines[full] = Schedule(full, after_ms, self._encoded(deadline))
+
+    def cancel(self, kind: type[Deadline], name: str = "") -> None:
+        """See hiveio.Transaction."""
+        self._check_process("cancel")
+        self._check_deadline("cancel", kind)
+        self._deadlines[deadline_name(kind, name)] = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether the input has had its effect already."""
+        input = self._command.input
+        return input is not None and input.taken(self.entries[self._command.target].process)
+
+    @property
+    def waits(self) -> bool:
+        """Whether other inputs of the process wait before this one."""
+        input = self._command.input
+        return input is not None and input.waits(self.entries[self._command.target].process)
+
+    def parked(self, input: Input, stuck: str) -> ProcessStep:
+        """The step of an input that waits. ``stuck`` says why, where it is this one that cannot be handled."""
+        if input.resumes:
+            return ProcessStep(stuck=stuck)
+        event = Raw(self._command.envelope.body)
+        return ProcessStep(input.source, fires=input.fires, due=input.due, parks=(event,), stuck=stuck)
+
+    def step(self, input: Input | None) -> ProcessStep | None:
+        """The step of the process, or None where there is nothing in it."""
+        if (input is None or input.cause is not None) and not self._sends and not self._deadlines:
+            return None
+        schedules = tuple(schedule for schedule in self._deadlines.values() if schedule is not None)
+        cancels = tuple(name for name, schedule in self._deadlines.items() if schedule is None)
+        taken = input or Input()
+        sent = tuple(self._sends)
+        return ProcessStep(taken.source, sent, schedules, cancels, taken.fires, taken.due, unparks=taken.resumes)
+
+    def _encoded(self, message: Command | Deadline) -> Raw:
+        return Raw(encode_message(message, self._command.envelope.meta))
+
+    def _check_process(self, method: str) -> None:
+        if self._closed:
+            raise LockBusy(f"the perform of {self._command.target} to which this tx was given has ended")
+        if not self._command.contract.process:
+            raise TypeError(f"{self._command.contract.name} called tx.{method}, and is not a ProcessManager")
+
+    def _check_deadline(self, method: str, kind: type) -> None:
+        contract = self._command.contract
+        if not issubclass(kind, Deadline) or contract.inputs.get(kind.__name__) is not kind:
+            raise TypeError(f"tx.{method} was given {kind!r}, which is no Deadline that {contract.name}.perform takes")
 
     @property
     def complete(self) -> bool:
@@ -103,3 +188,8 @@ class Tx:
                 scopes=[mine, scope],
             )
         return name
+
+
+def deadline_name(kind: type[Deadline], name: str) -> str:
+    """The name of a deadline in the log."""
+    return f"{kind.__name__}/{name}" if name else kind.__name__

@@ -16,10 +16,10 @@ from hiveio.envelope import encode_json
 from hiveio.errors import Problem
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.bounds import ENTRY_BYTES, Bounds
-from hiveio.transaction.cache import CacheReply, Entry
+from hiveio.transaction.entry import CacheReply, Entry
 from hiveio.transaction.quarantine import Quarantine, reason
 from hiveio.transaction.record import Record
-from hiveio.transaction.rule import Effects, IdRecord, IdWindow, LogState, adopt, step
+from hiveio.transaction.rule import Effects, IdRecord, IdWindow, LogState, ProcessEffect, adopt, step
 
 AGGREGATES = 50_000  # that are kept in memory
 RECENT = 50_000  # command ids that are kept in memory
@@ -40,7 +40,7 @@ class View:
         self.next = 0
         self.state = LogState(window)
         self.entries: OrderedDict[str, Entry] = OrderedDict()
-        self._snapshots = 0  # their bytes
+        self._snapshots = 0  # the bytes of what is folded in them
         self.recent: OrderedDict[str, IdRecord] = OrderedDict()
         self.ids_from = 0  # ``recent`` has every id recorded in [ids_from, next)
         self._verdicts, self._verdicts_from = bytearray(), 0
@@ -99,9 +99,9 @@ class View:
 
     def keep(self, name: str, entry: Entry) -> None:
         if (before := self.entries.get(name)) is not None:
-            self._snapshots -= len(before.snapshot)
+            self._snapshots -= before.folded_size
             self.entries.move_to_end(name)
-        self._snapshots += len(entry.snapshot)
+        self._snapshots += entry.folded_size
         self.entries[name] = entry
         if entry.fault or self.quarantine.reported:
             self.quarantine.update(name, entry)
@@ -187,10 +187,13 @@ class View:
         if effects.heads and results:
             for name, entry in results.items():
                 entry.at = offset + 1
+                # Only the verdict says at which time of the log the deadlines were scheduled on which it rests.
+                process = self.entries[name].process
+                entry.process = process if effects.process is None else effects.process.after(name, process)
                 self.keep(name, entry)
         else:
             for name, events in effects.heads.items():
-                self.replay(offset, name, transaction, events)
+                self.replay(offset, name, transaction, events, effects.process)
         self.next = offset + 1
         self._verdicts.append(ACCEPTED if effects.verdict else VOID)
         return effects
@@ -211,7 +214,9 @@ class View:
         self._verdicts.append(UNKNOWN if verdict is None else ACCEPTED if verdict else VOID)
         return effects
 
-    def replay(self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw]) -> None:
+    def replay(
+        self, offset: int, name: str, tx: str, events: Sequence[msgspec.Raw], process: ProcessEffect | None = None
+    ) -> None:
         """Fold the events that an accepted record has for one aggregate; those that cannot be folded are kept as they
         are, next to the snapshot."""
         old = self.entries[name]
@@ -224,6 +229,7 @@ class View:
             old.unfolded,
             old.unfolded_from,
             old.fault,
+            old.process if process is None else process.after(name, old.process),
         )
         if events and self._contract(name) is not None:
             if not new.fault:
@@ -252,9 +258,9 @@ class View:
                     break
                 if name not in needed and entry.at <= applied:
                     gone.append(name)
-                    size -= len(entry.snapshot) + ENTRY_BYTES
+                    size -= entry.folded_size + ENTRY_BYTES
             for name in gone:
-                self._snapshots -= len(self.entries.pop(name).snapshot)
+                self._snapshots -= self.entries.pop(name).folded_size
         while len(self.recent) > min(RECENT, self._bounds.ids):
             _, oldest = self.recent.popitem(last=False)
             self.ids_from = max(self.ids_from, oldest.offset + 1)

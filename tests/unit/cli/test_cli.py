@@ -4,10 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 
 from hiveio import __version__
 from hiveio.cli import COMMANDS, main
+from hiveio.cli.judging import JudgedRecord
+from hiveio.cli.log import as_text
 from hiveio.cli.shown import shown, shown_lines
+from hiveio.kafka.tail import LogRecord
+from hiveio.transaction.record import CommandId, Commit, ProcessStep, Schedule, Send, Write
 from tests.process import ROOT
 
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -50,3 +55,18 @@ def test_help_and_docs_name_every_command_and_what_it_changes(capsys: pytest.Cap
 def test_what_others_wrote_moves_no_cursor_and_forges_no_line(text: str | bytes, line: str) -> None:
     assert shown(text) == line
     assert shown_lines("a\x1b\nb") == "a\\x1b\nb"
+
+
+def test_log_shows_the_step_of_a_process() -> None:
+    reserve, late = Raw(b'{"type":"Reserve","payload":{"amount":5}}'), Raw(b'{"type":"Late","payload":{}}')
+    step = ProcessStep(
+        "orders/id/0/7", (Send("payments", "o1", reserve),), (Schedule("Late", 900_000, late),), ("Early",), "Third", 0
+    )
+    record = Commit(CommandId("Fulfilment/o1", "k"), (Write("Fulfilment/o1", "", 0),), process=step)
+    assert as_text(2, JudgedRecord(LogRecord(9, "w-1", b"", 0), record, accepted=True)).splitlines()[2:] == [
+        "    takes orders/id/0/7",
+        "    fires the deadline Third, due at 1970-01-01T00:00:00.000Z by the log's clock",
+        "    cancels the deadline Early",
+        '    sends to payments/o1  Reserve {"amount": 5}',
+        "    schedules the deadline Late  900000 ms later",
+    ]

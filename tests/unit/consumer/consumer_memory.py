@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from hiveio import Actor
-from hiveio.actor import contracts, performing
+from hiveio.actor import Contract, contracts, performing
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.consumer.dead_letters.format import headers_of, mark
 from hiveio.consumer.dead_letters.topic import DeadLetterTopics
+from hiveio.envelope import Codec, Handler
 from hiveio.kafka import CommitMetadata, Lane, Message, Poller, Start
 from hiveio.kafka.assigned import Lanes, Owner
 from hiveio.kafka.headers import Pairs
@@ -125,7 +126,14 @@ class MemoryPoller:
 class Member:
     """A consumer of the partition, and its actors."""
 
-    def __init__(self, partition: "Partition", settings: Settings, kinds: Sequence[type[Actor]]) -> None:
+    def __init__(
+        self,
+        partition: "Partition",
+        settings: Settings,
+        kinds: Sequence[type[Actor]],
+        handler: Callable[[Contract], Handler],
+        codec: Codec | None,
+    ) -> None:
         made = contracts(kinds)
         self.actors: list[Any] = [contract.actor for contract in made]
         self.actor = self.actors[0]
@@ -137,7 +145,9 @@ class Member:
 
         self.consumer = Consumer(
             settings,
-            [(contract, performing(contract)) for contract in made],
+            [(contract, handler(contract)) for contract in made],
+            with_record=handler is not performing,
+            codec=codec,
             poller=polled,
             dead_letters=lambda settings: cast("DeadLetterTopics", partition.dead_letters),
         )
@@ -190,10 +200,16 @@ class Partition:
         ]
 
     @asynccontextmanager
-    async def member(self, *kinds: type[Actor], **changes: Any) -> AsyncIterator[Member]:
+    async def member(
+        self,
+        *kinds: type[Actor],
+        handler: Callable[[Contract], Handler] = performing,
+        codec: Codec | None = None,
+        **changes: Any,
+    ) -> AsyncIterator[Member]:
         values: dict[str, Any] = {"brokers": "none:1", "topic": "t", "group_id": "g", "from_start": True}
         values |= {"consumer_attempts": 3, "consumer_backoff_ms": 1}
-        made = Member(self, Settings(**(values | changes)), kinds)
+        made = Member(self, Settings(**(values | changes)), kinds, handler, codec)
         self._members.append(made)
         for actor in made.actors:
             if (starting := actor.start()) is not None:

@@ -263,3 +263,16 @@ async def test_a_letter_that_came_late_is_void_and_its_record_is_handled(caplog:
     assert sum("came late" in line for line in caplog.messages) == 1
     marks = [headers_of(one).get("hive-dead-mark") for one in partition.dead_letters.messages]
     assert marks == [None, b"void"]
+
+
+async def test_the_outcome_of_a_command_is_no_event_and_leaves_no_gap() -> None:
+    def at(number: int, *further: tuple[str, bytes]) -> Record:
+        previous = [("hive-previous", b"0:%d:0" % (number - 1))] if number > 1 else []
+        return b"k", wire(number), [("hive-position", b"0:%d:0" % number), *previous, *further]
+
+    outcome = (b"k", b'{"type":"CommandRefused","payload":{}}', at(2, ("hive-outcome", b"refused"))[2])
+    partition = Partition([at(1), outcome, at(3)])
+    async with partition.member(Recorder) as member:
+        await member.until(lambda: len(member.actor.amounts) == 2)
+        assert member.actor.amounts == [1, 3]
+        assert (member.consumer.counts.skipped, member.consumer.counts.dead) == (1, 0)

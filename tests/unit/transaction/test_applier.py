@@ -12,7 +12,8 @@ from hiveio.errors import Unavailable
 from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service, memory_settings
 from hiveio.transaction import applier
-from hiveio.transaction.cache import Watermark, fingerprint
+from hiveio.transaction.cache import fingerprint
+from hiveio.transaction.entry import Watermark
 from tests.actors.tally import Add, Tallies
 from tests.unit.transaction.test_engine import until
 

@@ -11,7 +11,7 @@ from hiveio.errors import Forbidden, HeadersTooLarge, KeyReused, NotFound, TooLa
 from hiveio.headers import PASSED_LIMIT
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.command import Token
-from hiveio.transaction.publisher import outgoing
+from hiveio.transaction.publisher import Origin, outgoing
 from hiveio.transaction.record import CommandId, Commit, decode, encode
 from tests.faults.actors import Account, AccountActor, Deposit, Deposited, Withdraw
 
@@ -30,7 +30,7 @@ def last(service: testing.Service) -> Commit:
 
 def headers_of(record: Commit) -> list[tuple[str, str | bytes | None]]:
     """Of the first event as it would be published."""
-    return outgoing(0, LogRecord(1, "w-1", encode(record), 0), record)[0].headers
+    return outgoing(Origin("t", "log", 0), LogRecord(1, "w-1", encode(record), 0), record)[0].headers
 
 
 async def test_the_subject_stands_in_the_headers_of_the_event_whatever_the_client_sends() -> None:

@@ -10,8 +10,8 @@ import pytest
 from hiveio import testing
 from hiveio.errors import Conflict, Rejected
 from hiveio.transaction import applier, predecessors, view
-from hiveio.transaction.cache import CacheReply
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
+from hiveio.transaction.entry import CacheReply
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
 from tests.unit.transaction.test_engine import cluster, hold, until
 

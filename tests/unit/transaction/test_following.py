@@ -1,7 +1,7 @@
 """Which scopes an instance opens that nobody looks after, and which it closes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ from hiveio.config import Settings
 from hiveio.errors import Unavailable
 from hiveio.kafka.assigned import Partition
 from hiveio.testing.service import Service
-from hiveio.transaction import leadership
-from hiveio.transaction.cache import Look, Watermark
+from hiveio.transaction.cache import Look
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.following import FIRST_LOOK, LOOKED_AT, TRIED, Following
 from hiveio.transaction.leader import IsLeading
 from hiveio.transaction.leadership import Leadership
@@ -78,7 +78,7 @@ class Opened:
 
 
 def following(seen: Any, opened: Any, leads: Any = None, works_on: Any = lambda scope: False) -> Following:
-    return Following(opened, leads, seen, seen, LOG, EVENTS, works_on=works_on, unused_s=0.0)
+    return Following(opened, leads, seen, seen, LOG, [EVENTS], works_on=works_on, unused_s=0.0)
 
 
 async def first_look(seen: Seen) -> list[int]:
@@ -171,12 +171,17 @@ class Duty:
     """Stands in for the publisher."""
 
     name = "publishing"
+    topic = EVENTS
 
     latest: "Duty"
 
-    def __init__(self, topic: str, scope: Scope, *_: Any) -> None:
+    def __init__(self) -> None:
         self.done = False
         Duty.latest = self
+
+    @property
+    def rests(self) -> bool:
+        return self.done
 
     async def run(self, is_leading: IsLeading) -> None:
         while await is_leading():
@@ -186,13 +191,22 @@ class Duty:
         pass
 
 
+class EventTopic:
+    """Stands in for what publishes to a topic."""
+
+    topic = EVENTS
+
+    def publisher(self, scope: Scope, cache: Any) -> Duty:
+        return Duty()
+
+
 class Leases:
     """What Redis keeps of leases and notes."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.holder = ""
-        self.notes: dict[int, tuple[int, int]] = {}
+        self.notes: dict[int, tuple[int, ...]] = {}
         self.away = False
 
     async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
@@ -202,10 +216,10 @@ class Leases:
         self.holder = "" if ttl_ms == 0 else holder
         return (await self.service.cache.watermark(partition)).watermark, True
 
-    async def note_rest(self, partition: int, log_end: int, events_end: int) -> None:
+    async def note_rest(self, partition: int, log_end: int, ends: Sequence[int]) -> None:
         if self.away:
             raise Unavailable("it is away")
-        self.notes[partition] = log_end, events_end
+        self.notes[partition] = (log_end, *ends)
 
 
 class Led:
@@ -216,10 +230,10 @@ class Led:
         self.scopes = service.transactions.scopes
         self.leases = Leases(service)
         self.works: Callable[[Scope], bool] = lambda scope: False
-        nothing: Any = None
         leases: Any = self.leases
+        topic: Any = EventTopic()
         seen: Any = Seen()
-        self.leadership = Leadership(EVENTS, leases, "me", nothing, nothing, seen, nothing, None)
+        self.leadership = Leadership([topic], leases, "me", seen, None)
         (self.scope,) = self.scopes
         self.leadership.begin(self.scope)
         self.scopes.on_open(self.leadership.begin)
@@ -233,8 +247,7 @@ class Led:
 
 
 @pytest.fixture
-async def led(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Led]:
-    monkeypatch.setattr(leadership, "Publisher", Duty)
+async def led() -> AsyncIterator[Led]:
     async with Service(Tallies, settings=Settings(partitions=1)) as service:
         await service.submit(Tallies, "a", Add(1))
         made = Led(service)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hiveio.transaction.cache import Watermark
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.mirror import Mirror
 
 

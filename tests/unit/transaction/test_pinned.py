@@ -6,7 +6,7 @@ import pytest
 
 from hiveio.kafka.tail import LogRecord
 from hiveio.testing.service import memory_settings
-from hiveio.transaction.cache import CacheReply, Watermark
+from hiveio.transaction.entry import CacheReply, Watermark
 from hiveio.transaction.pinned import Pinned
 from hiveio.transaction.record import Format, encode
 

@@ -13,7 +13,7 @@ from hiveio.errors import Problem, Quarantined
 from hiveio.testing.memory import MemoryCache
 from hiveio.testing.service import Service
 from hiveio.transaction import quarantine, review
-from hiveio.transaction.cache import Entry
+from hiveio.transaction.entry import Entry
 from tests.unit.transaction.test_engine import hold
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hiveio import Identity, testing
 from hiveio.kafka.tail import LogRecord
-from hiveio.transaction.publisher import outgoing
+from hiveio.transaction.publisher import Origin, outgoing
 from hiveio.transaction.record import Commit, encode
 from tests.faults.actors import AccountActor, Deposit
 from tests.process import ROOT
@@ -35,7 +35,7 @@ async def sizes(key: str | None = None, identity: Identity | None = None, trace:
         record = service.records()[-1].record
         assert isinstance(record, Commit)
         value = encode(record)
-        (event,) = outgoing(0, LogRecord(1_000_000, "0123456789abcdef-3e8", value, 0), record)
+        (event,) = outgoing(Origin("t", "log", 0), LogRecord(1_000_000, "0123456789abcdef-3e8", value, 0), record)
         event.headers.append(("hive-previous", "0:999999:0"))
         transaction_id = 20
         headers = sum(len(name) + len(str(text)) for name, text in event.headers)

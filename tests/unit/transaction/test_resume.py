@@ -25,10 +25,13 @@ class Cache:
     def scope(self, partition: int) -> str:
         return f"hive:{{log/{partition}/id}}"
 
-    async def note_published(self, partition: int) -> None:
+    def published_key(self, partition: int, kind: str) -> str:
+        return f"{self.scope(partition)}:published"
+
+    async def note_published(self, partition: int, kind: str) -> None:
         self.has_published = True
 
-    async def published(self, partition: int) -> bool:
+    async def published(self, partition: int, kind: str) -> bool:
         return self.has_published
 
 
@@ -66,7 +69,7 @@ def resuming(service: testing.Service, last: Published, monkeypatch: pytest.Monk
     cache: Any = Cache()
     events: Any = Events()
     log = OldEnd(service.log)
-    return Resume(cache, log, events, 0, log_where="log/0", where="events/0", proved=proved)
+    return Resume(cache, log, events, 0, what="events", log_where="log/0", where="events/0", proved=proved)
 
 
 async def test_publishing_waits_for_a_better_broker_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +142,8 @@ async def test_an_emptied_topic_is_not_published_again_by_an_instance_that_never
         return 0
 
     one, standby = (
-        Resume(cache, anything, anything, 0, log_where="log/0", where="events/0", proved=proved) for _ in range(2)
+        Resume(cache, anything, anything, 0, what="events", log_where="log/0", where="events/0", proved=proved)
+        for _ in range(2)
     )
     assert await one.last() is None  # nothing was ever published
     assert await standby.last() is None
@@ -189,10 +193,10 @@ class Topic:
         ([], None),
         (["no event of ours", "1:9:0"], None),  # records of others, which are passed over
         (["0:0:0", "0:0:1"], None),  # an overtaken session has repeated what this one published
-        (["0:1:0", "0:2:0"], "has published event 0:2:0"),
+        (["0:1:0", "0:2:0"], "has published 0:2:0"),
         (
             ["0:1:0", "0:0:1", "no event of ours"],
-            "has published event 0:1:0",
+            "has published 0:1:0",
         ),  # and a third one repeated an older one behind it
         (["0:1:0"], "names an old end"),
     ],
@@ -204,7 +208,7 @@ async def test_a_session_that_another_one_has_overtaken_ends(between: list[str],
     async def proved() -> int:
         return 1
 
-    session = Resume(anything, anything, topic, 0, log_where="log/0", where="events/0", proved=proved)
+    session = Resume(anything, anything, topic, 0, what="events", log_where="log/0", where="events/0", proved=proved)
     session.end, at = 2, 2 + len(between)
     if reason == "names an old end":
         topic.known = 2
@@ -228,6 +232,6 @@ async def test_a_session_resumes_after_the_highest_position_and_not_after_a_repe
     async def proved() -> int:
         return 9
 
-    found = await Resume(cache, log, topic, 0, log_where="log/0", where="events/0", proved=proved).last()
+    found = await Resume(cache, log, topic, 0, what="events", log_where="log/0", where="events/0", proved=proved).last()
     assert found is not None
     assert found.position == "0:2:0"

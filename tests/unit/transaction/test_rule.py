@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from hiveio.transaction import anchor, applier, cache, loading, placement, review, rule, view
-from hiveio.transaction.record import Barrier, CommandId, Commit, Format, Read, Record, Upgrade, Write, named
+from hiveio.transaction.process import Due, Process
+from hiveio.transaction.record import (
+    Barrier,
+    CommandId,
+    Commit,
+    Format,
+    ProcessStep,
+    Read,
+    Record,
+    Schedule,
+    Upgrade,
+    Write,
+    named,
+)
 from hiveio.transaction.rule import AggregateHead, IdRecord, IdWindow, LogState, ReferenceFold, scope_of
 
 AGGREGATES = ("Account/a", "Account/b", "Tally/c")
@@ -30,7 +43,7 @@ def written(record: Record) -> tuple[str, ...]:
 @st.composite
 def logs(draw: st.DrawFn, most: int = 15) -> Log:
     """A log as rude clients would write it: heads right, stale, invented and chained; command ids used again."""
-    window, format = draw(st.integers(1, 8)), draw(st.sampled_from([1, 2]))
+    window, format = draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 3]))
     log: Log = [("format", Format(format, 1, "crc32", window, draw(st.integers(0, 30))), 0)]
     right, time = replayed(log), 0
     for number in range(draw(st.integers(1, most))):
@@ -43,7 +56,7 @@ def logs(draw: st.DrawFn, most: int = 15) -> Log:
         seen, tx = draw(st.integers(0, len(log))), f"{draw(st.sampled_from('ab'))}-{number:x}"
         record: Record
         if draw(st.integers(0, 9)) == 0:
-            record = Upgrade(2)
+            record = Upgrade(draw(st.sampled_from([2, 3])))
         elif draw(st.integers(0, 5)) == 0:
             record = Barrier(tuple(names), draw(st.sampled_from([None, command])), keyed, seen)
         else:
@@ -51,7 +64,9 @@ def logs(draw: st.DrawFn, most: int = 15) -> Log:
             stale = draw(st.sampled_from([None, None, None, *heads]))
             named = [(name, right.head(name) if stale is None else stale) for name in names]
             writes = tuple(Write(name, head, 0) for name, head in named[:2])
-            record = Commit(command, writes, tuple(Read(name, head) for name, head in named[2:]), keyed, seen=seen)
+            reads = tuple(Read(name, head) for name, head in named[2:])
+            step = ProcessStep(fires="late", due=time + draw(st.integers(-9, 9))) if draw(st.booleans()) else None
+            record = Commit(command, writes, reads, keyed, seen=seen, process=step)
         log.append((tx, record, max(time, 0)))
         right.append(*log[-1])
     return log
@@ -148,6 +163,7 @@ def test_whoever_takes_the_verdicts_of_others_finds_the_same_effects(log: Log) -
         found = rule.step(judging.state, offset, tx, time, record, judging)
         again = rule.adopt(following, offset, tx, time, record, found.verdict)
         assert (again.verdict, again.heads, again.writers) == (found.verdict, found.heads, found.writers)
+        assert again.process == found.process
         closing = isinstance(record, Barrier) and record.command is not None and found.verdict
         assert again.id_unknown == bool(closing)
         assert again.id == (None if again.id_unknown else found.id)
@@ -322,3 +338,50 @@ def test_an_upgrade_counts_from_the_next_record_on_and_once() -> None:
 def test_a_scope_is_one_of_the_partitions_and_always_the_same(text: str, partitions: int) -> None:
     assert 0 <= scope_of(text, partitions) < partitions
     assert scope_of(text, partitions) == scope_of(text, partitions)
+
+
+def stepping(fold: ReferenceFold, step: ProcessStep) -> Commit:
+    return Commit(CommandId("P/p", "k"), (Write("P/p", fold.head("P/p"), 0),), process=step, keyed=False)
+
+
+EVENT = Raw(b'{"type":"Late","payload":{}}')
+
+
+def test_a_step_of_a_process_is_folded_with_its_record() -> None:
+    fold = fold_of(3)
+    late = Schedule("Late", 60_000, EVENT)
+    assert fold.append("w-1", stepping(fold, ProcessStep(source="t/id/0/7", schedules=(late,))), 1_000)
+    void = stepping(ReferenceFold(), ProcessStep(source="t/id/0/8", cancels=("Late",)))
+    assert not fold.append("w-2", void, 2_000)
+    process = Process.of(fold.aggregates["P/p"].process)
+    assert process.sources == ("t/id/0/7",)
+    assert process.deadlines == {"Late": Due(fold.time - 1_000 + 60_000, EVENT)}  # from the log's time at its record
+    assert fold.append("w-3", stepping(fold, ProcessStep(source="t/id/0/8", cancels=("Late",))), 3_000)
+    assert Process.of(fold.aggregates["P/p"].process) == Process(("t/id/0/7", "t/id/0/8"))
+
+
+def test_a_deadline_fires_when_the_log_has_come_to_it_and_while_it_is_pending() -> None:
+    fold = fold_of(3)
+    late = ProcessStep(schedules=(Schedule("Late", 5_000, EVENT),))
+    assert fold.append("w-1", stepping(fold, late), 10_000)
+    due = fold.time + 5_000
+    fire = stepping(fold, ProcessStep(fires="Late", due=due))
+    assert not fold.append("w-2", fire, 14_999)
+    assert fold.append("w-3", fire, 15_000)  # the record's own timestamp has moved the log's time there
+    assert not fold.append("w-4", fire, 16_000)  # it has fired
+    assert Process.of(fold.aggregates["P/p"].process) == Process()
+    assert fold.append("w-5", stepping(fold, late), 20_000)
+    fire = stepping(fold, ProcessStep(fires="Late", due=fold.time + 5_000))
+    assert fold.append("w-6", stepping(fold, ProcessStep(cancels=("Late",))), 21_000)
+    assert not fold.append("w-7", fire, 30_000)  # it was cancelled
+
+
+def test_a_step_is_nothing_in_a_log_whose_format_has_none() -> None:
+    """A version that knows format 2 does not see it, and must reach the same verdict."""
+    for format in (1, 2):
+        fold = fold_of(format)
+        assert fold.append("w-1", stepping(fold, ProcessStep(source="s", fires="Late", due=HOUR_MS)), 1_000)
+        assert fold.aggregates["P/p"] == AggregateHead("w-1", 0)
+        assert fold.append("upgrade-x", Upgrade(3), 2_000)
+        assert fold.append("w-2", stepping(fold, ProcessStep(source="s")), 2_000)
+        assert Process.of(fold.aggregates["P/p"].process).sources == ("s",)

@@ -7,7 +7,7 @@ import pytest
 
 from hiveio.transaction import view
 from hiveio.transaction.bounds import Bounds
-from hiveio.transaction.cache import Entry
+from hiveio.transaction.entry import Entry
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View

@@ -1,0 +1,158 @@
+"""``hiveio saga``: the processes that are stuck, and the inputs that wait for them.
+
+A process is stuck where its ``perform`` raised at an input. That input and those behind it wait, and nothing of them is
+lost. ``retry`` gives the first one again, and those behind it if that works; ``skip`` drops the first one for good. The
+leader of the process' scope does both, so an instance of the service has to run.
+"""
+
+import argparse
+import asyncio
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from hiveio.actor import Contract
+from hiveio.cli.judging import count_scopes
+from hiveio.cli.shown import shown, shown_lines
+from hiveio.config import Settings
+from hiveio.errors import HiveError
+from hiveio.kafka.reader import Reader
+from hiveio.loader import load
+from hiveio.redis import connect
+from hiveio.transaction.cache import Cache, fingerprint
+from hiveio.transaction.entry import Entry
+from hiveio.transaction.process import Process, Waiting
+from hiveio.transaction.rule import scope_of
+
+MOST = 10_000  # processes of a scope that are listed
+WAIT_S = 30.0  # for the leader to do what is asked
+LOOK_S = 0.2
+AGAIN_S = 2.0  # until it is asked again
+LONGEST = 200  # characters of an event in a line
+
+
+class _Found(NamedTuple):
+    name: str
+    scope: int
+    entry: Entry
+    process: Process
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["list", "show", "retry", "skip"])
+    parser.add_argument("process", nargs="?", metavar="ACTOR/ID", help="the process, as `list` names it")
+    parser.add_argument("--all", action="store_true", help="retry: all that are stuck")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if it is done; 1 where a process is still stuck, is not stuck, or does not exist."""
+    one = arguments.action in ("show", "skip") or (arguments.action == "retry" and not arguments.all)
+    if one != bool(arguments.process):
+        raise HiveError("name one process as ACTOR/ID (or, to retry all, --all); `hiveio saga list` names them")
+    settings = Settings.read()
+    settings.need(brokers="the log is in Kafka", written_topic="its log is that of the service", cache_url="it is read")
+    with Reader(settings) as reader:
+        log_id = reader.topic_id(settings.log_topic)
+    return asyncio.run(_run(settings, load(settings), log_id, count_scopes(settings), arguments))
+
+
+async def _run(
+    settings: Settings, contracts: list[Contract], log_id: str, scopes: int, arguments: argparse.Namespace
+) -> int:
+    redis = connect(settings.cache_url)
+    processes = _Processes(Cache(redis, settings.log_topic, log_id, fingerprint(contracts)), contracts, scopes)
+    try:
+        if arguments.action == "list":
+            return await _list(processes)
+        if arguments.action == "show":
+            return _show(await processes.one(arguments.process))
+        chosen = await processes.stuck() if arguments.all else [await processes.one(arguments.process)]
+        return max([await _ask(processes, found, arguments.action) for found in chosen], default=0)
+    finally:
+        await redis.stop()
+
+
+class _Processes:
+    """What the cache has of the processes of a service."""
+
+    def __init__(self, cache: Cache, contracts: list[Contract], scopes: int) -> None:
+        self.cache, self._scopes = cache, scopes
+        self._contracts = {contract.name: contract for contract in contracts if contract.process}
+
+    async def stuck(self) -> list[_Found]:
+        found: list[_Found] = []
+        for scope in range(self._scopes):
+            names = sorted(await self.cache.stuck_processes(scope, MOST))
+            found += [await self._found(name, scope) for name in names]
+        return found
+
+    async def one(self, name: str) -> _Found:
+        """Raises HiveError where there is no such process."""
+        actor, _, id = name.partition("/")
+        if (contract := self._contracts.get(actor)) is None:
+            raise HiveError(f"there is no process manager {actor!r} here; there are: {', '.join(self._contracts)}")
+        found = await self._found(name, scope_of(contract.actor.scope(id), self._scopes))
+        if not found.entry.head:
+            raise HiveError(f"there is no process {name}")
+        return found
+
+    async def _found(self, name: str, scope: int) -> _Found:
+        entry = (await self.cache.read(scope, name)).entry or Entry()
+        return _Found(name, scope, entry, Process.of(entry.process))
+
+
+async def _list(processes: _Processes) -> int:
+    stuck = await processes.stuck()
+    for each in stuck:
+        print(shown(f"{each.name}  waiting inputs: {len(each.process.waiting)}  {each.process.stuck}"))
+    print(f"stuck processes: {len(stuck)}")
+    return 0
+
+
+def _show(found: _Found) -> int:
+    process, state = found.process, bytes(found.entry.snapshot).decode("utf-8", "replace")
+    print(shown(f"{found.name}  version {found.entry.version}  {state or 'no state'}"))
+    print(shown_lines(f"stuck: {process.stuck}" if process.stuck else "it is not stuck"))
+    for each in process.waiting:
+        print(shown(f"  waits  {each.name}  {_event(each)}"))
+    for name, due in process.deadlines.items():
+        print(shown(f"  deadline  {name}, due at {due.at} by the log's clock"))
+    print(f"  {len(process.sources)} inputs taken")
+    return 0
+
+
+def _event(waiting: Waiting) -> str:
+    event = msgspec.json.decode(waiting.event)
+    return f"{event['type']} {bytes(msgspec.json.encode(event.get('payload'))).decode()}"[:LONGEST]
+
+
+async def _ask(processes: _Processes, found: _Found, action: str) -> int:
+    """Ask the leader, and wait until it has done it."""
+    if not found.process.waiting:
+        print(shown(f"{found.name}: nothing waits"))
+        return 1
+    first, head = found.process.waiting[0], found.entry.head
+    until, asked_at = time.monotonic() + WAIT_S, 0.0
+    while (now := time.monotonic()) < until:
+        if now - asked_at > AGAIN_S:
+            what = "retry" if action == "retry" else f"skip {first.name}"
+            await processes.cache.ask(found.scope, found.name, what)
+            asked_at = now
+        await asyncio.sleep(LOOK_S)
+        after = await processes.one(found.name)
+        done = not after.process.waiting or after.process.waiting[0].name != first.name
+        if done and not after.process.stuck and after.process.waiting:
+            continue  # it goes on with those behind it
+        if done or (action == "retry" and after.entry.head != head):
+            return _report(after)
+    print(shown(f"{found.name}: no instance has done it within {WAIT_S:.0f} s: is the service running?"))
+    return 1
+
+
+def _report(after: _Found) -> int:
+    if after.process.stuck:
+        print(shown(f"{after.name} is stuck: {after.process.stuck}"))
+        return 1
+    print(shown(f"{after.name} goes on"))
+    return 0

@@ -1,0 +1,184 @@
+"""Commands of processes for services that take them over HTTP only: COMMAND_URLS says where they are.
+
+The topic of commands of this service is read by a group of its own. Each command is sent with an ``Idempotency-Key``,
+again and again until there is a definite answer, and for COMMAND_WINDOW at most: for that time its receiver has to
+remember the key. What is older may have been executed, and is a dead letter. Commands for one aggregate go in order.
+
+The process is given the answer: the events of it that ``perform`` takes, or CommandRefused.
+"""
+
+import asyncio
+import dataclasses
+import http.client
+import re
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import msgspec
+from msgspec import Raw
+
+from hiveio.actor import Contract
+from hiveio.config import Settings
+from hiveio.consumer import Consumer
+from hiveio.envelope import Context, Envelope, Handler, Outcome, encode_message
+from hiveio.errors import Conflict, HiveError, Invalid, Quarantined, Refused, Unavailable, Unknown
+from hiveio.headers import Headers, trace_context
+from hiveio.messages import CommandRefused
+from hiveio.saga.receiver import CommandCodec, Commands, cause_of, type_of
+from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.process import Input
+from hiveio.transaction.record import Cause
+
+CONCURRENCY = 32  # commands that are being sent, in each partition
+MOST_BYTES = 1 << 20  # of an answer
+# What says nothing about the command: it may be tried again. So does a 409 with Retry-After: the key is in work.
+AGAIN = frozenset({401, 408, 425, 429})
+
+
+class WindowOver(Refused):
+    """The receiver may have forgotten the Idempotency-Key."""
+
+    status = 410
+    title = "Window Over"
+
+
+class Answer(NamedTuple):
+    status: int
+    retry_after: str | None
+    body: bytes
+
+
+class Sending(Consumer):
+    """Sends the commands for one service. That it does not answer is no reason to take no requests."""
+
+    async def ready(self) -> str | None:
+        return await self._poller.ready()
+
+
+def over_http(settings: Settings, contracts: Sequence[Contract], log: TransactionLog) -> list[Sending]:
+    """A consumer for each service of COMMAND_URLS: one that is away holds up no other. Raises ConfigError."""
+    found = []
+    for service, url in settings.command_urls:
+        reading = dataclasses.replace(
+            settings,
+            consumer_topic=(settings.outbox_topic,),
+            group_id=f"{settings.written_topic}.http.{service}",
+            from_start=True,
+            consumer_concurrency=max(CONCURRENCY, settings.consumer_concurrency),
+        )
+        handler = sending(contracts, log, url, settings.command_window_s, settings.request_timeout_ms / 1000)
+        name, codec = f"commands to {service}", CommandCodec(service)
+        found.append(Sending(reading, [(Contract(Commands), handler)], name=name, with_record=True, codec=codec))
+    return found
+
+
+def sending(
+    contracts: Sequence[Contract], log: TransactionLog, template: str, window_s: float, timeout_s: float
+) -> Handler:
+    """The handler that sends commands to one service, and gives its answers to the processes. ``template`` is the URL.
+
+    Raises Unavailable where it has to be handed over again, WindowOver once it must not be sent any more.
+    """
+    by_name = {contract.name: contract for contract in contracts if contract.process}
+    threads = ThreadPoolExecutor(CONCURRENCY, "command")
+
+    async def handle(envelope: Envelope) -> Outcome:
+        body, record, headers = envelope.message.body, envelope.record, envelope.headers
+        cause, service = cause_of(envelope, type_of(body)), headers["hive-service"]
+        actor, _, id = cause.process.partition("/")
+        contract = by_name.get(actor)
+        if contract is None:
+            raise Invalid(f"the process {cause.process} belongs to an actor that is not here")
+        age_s = time.time() - record.time
+        if age_s > window_s:
+            raise WindowOver(
+                f"this command is {age_s:.0f} s old, and COMMAND_WINDOW={window_s:.0f} s is how long {service} "
+                "remembers an Idempotency-Key: it may have been executed already. Ask the service, and then drop this "
+                "dead letter, or send the command by hand"
+            )
+        url = template.replace("{id}", quote(envelope.id, safe=""))
+        sent = {"content-type": "application/json", "idempotency-key": key_of(cause), **trace_context(headers)}
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(threads, _post, url, body, sent, timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"{service} at {url} did not answer: {error!r}") from None
+        for number, given in enumerate(_inputs(contract, cause, service, envelope.id, answer)):
+            await _give(log, contract, id, given, Input(f"http/{cause.text}/{number}"), headers)
+        return Outcome()
+
+    return handle
+
+
+def key_of(cause: Cause) -> str:
+    """The Idempotency-Key of a command: the same whoever sends it."""
+    return blake2b(cause.text.encode(), digest_size=16).hexdigest()
+
+
+def _post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+    """Raises OSError, HTTPException."""
+    parts = urlsplit(url)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout_s, context=context)
+    else:
+        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
+    try:
+        connection.request("POST", parts.path + (f"?{parts.query}" if parts.query else ""), body, dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers.get("retry-after"), response.read(MOST_BYTES))
+    finally:
+        connection.close()
+
+
+def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Answer) -> list[bytes]:
+    """What the process is given, as envelopes. Raises Unavailable where the answer is not definite."""
+    status = answer.status
+    if status in AGAIN or status >= 500 or (status == 409 and answer.retry_after is not None):
+        raise Unavailable(f"{service} answered the command {cause.command} for {id} with {status}")
+    if status >= 400:
+        if "CommandRefused" not in contract.inputs:
+            return []
+        return [encode_message(CommandRefused(service, id, cause.command, _problem(answer)))]
+    if not 200 <= status <= 299:
+        raise HiveError(f"{service} answered the command {cause.command} for {id} with {status}; correct COMMAND_URLS")
+    return [bytes(event) for event in _events(answer.body) if type_of(event) in contract.inputs]
+
+
+_split = msgspec.json.Decoder(list[Raw]).decode
+_document = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _events(body: bytes) -> list[Raw]:
+    try:
+        return _split(body) if re.match(rb"\s*\[", body) else [Raw(body)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def _problem(answer: Answer) -> dict[str, Any]:
+    """The problem document of a refusal; one made of the status where there is none."""
+    try:
+        found = _document(answer.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = {}
+    title = http.client.responses.get(answer.status, "Error")
+    return {"type": "about:blank", "title": title, "detail": title} | found | {"status": answer.status}
+
+
+async def _give(log: TransactionLog, contract: Contract, id: str, body: bytes, input: Input, headers: Headers) -> None:
+    """Give a process the answer to its command. Raises Unavailable where that has to be tried again."""
+    message, meta = contract.input_codec.decode(body)
+    record = Context(id=id, headers=headers)
+    envelope = Envelope(message=message, id=id, meta=meta, body=body, headers=headers, record=record)
+    try:
+        await log.engine.submit(contract, envelope, input).future
+    except Quarantined as error:
+        raise HiveError(str(error)) from None
+    except (Conflict, Unknown) as error:
+        raise Unavailable(str(error)) from None

@@ -1,0 +1,190 @@
+"""The deadlines of processes are fired when the log's time has come to them.
+
+The leader does it, and the rule makes it safe: the record of a deadline that was fired already, or cancelled, is void
+by its head, and one before its time by the log's clock. So two leaders at once, or a wrong clock, cost a void record.
+It is modelled in Saga.tla.
+
+The log's time goes on with its records only, and by a bounded step from each to the next. So while deadlines are
+pending and nobody works, the leader appends records that change nothing else.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hiveio.errors import Unavailable, Unknown
+from hiveio.transaction import metrics
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.entry import Entry
+from hiveio.transaction.leader import IsLeading
+from hiveio.transaction.process import STUCK, Due, Process, Waiting
+from hiveio.transaction.scope import Scope
+
+logger = logging.getLogger("hiveio.deadlines")
+
+TURN_S = 0.4  # between two looks at what is due, at most: a deadline that was just scheduled is noticed then
+LEAST_S = 0.01  # between two looks
+TICK_S = 1.0  # within which a record that makes the log's time go on is read back
+PAGE = 500  # processes that one call to the cache gives
+MOST_STUCK = 10_000  # processes that are counted
+AT_ONCE = 100  # deadlines that are being fired
+AGAIN_S = (0.5, 60.0)  # the first and the longest pause after a deadline of a process could not be fired
+
+Fire = Callable[[str, str, Due], Awaitable[Any]]
+Resume = Callable[[str, Waiting, bool], Awaitable[Any]]
+
+
+class Deadlines:
+    """Fires the deadlines of one scope. It is a duty of the leader."""
+
+    def __init__(self, scope: Scope, cache: Cache, fire: Fire, resume: Resume) -> None:
+        """``fire`` gives a deadline to its process: the aggregate, the name of the deadline, and when it is due.
+        ``resume`` gives it the first input that waits, or drops that one. Both raise what the actor raises."""
+        self._scope, self._cache, self._fire, self._resume = scope, cache, fire, resume
+        self.name = f"firing the deadlines of {scope.where}"
+        self._gauges = metrics.DeadlineGauges(scope.partition)
+        self._firing: dict[str, asyncio.Task[None]] = {}  # by process
+        self._failing: dict[str, tuple[float, float]] = {}  # process → when it is tried again, and the pause after that
+        self._seen = (-1, 0.0)  # the log's time, and when this instance had not seen it yet
+        self._looked_at = time.monotonic()
+        self._none_at = -1  # the watermark at which no deadline was pending
+        self._ended = asyncio.Event()  # something has fired or failed
+
+    @property
+    def done(self) -> bool:
+        """The next leader goes on from any place."""
+        return True
+
+    @property
+    def rests(self) -> bool:
+        """Whether no deadline is pending."""
+        return self._none_at >= self._scope.view.next
+
+    async def run(self, is_leading: IsLeading) -> None:
+        """Fire what is due, while this instance leads. Raises Unavailable."""
+        try:
+            while await is_leading():
+                self._ended.clear()
+                pause = await self._turn()
+                await asyncio.sleep(LEAST_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._ended.wait()
+        finally:
+            for task in self._firing.values():
+                task.cancel()
+            await asyncio.gather(*self._firing.values(), return_exceptions=True)
+            self._gauges.set(0, 0)
+
+    async def _turn(self) -> float:
+        """Begin to fire what is due now. Returns the time until something more is due, in seconds."""
+        await self._answer()
+        due, upcoming = await self._look()
+        waiting = set(due)
+        self._failing = {name: again for name, again in self._failing.items() if name in waiting}
+        self._gauges.set(len(due), len(self._failing))
+        now = time.monotonic()
+        for name in due:
+            if len(self._firing) >= AT_ONCE:
+                break
+            if name not in self._firing and (name not in self._failing or self._failing[name][0] <= now):
+                self._firing[name] = asyncio.ensure_future(self._fire_of(name))
+        if upcoming is None:
+            self._looked_at = now
+            return TURN_S
+        return min(TURN_S, await self._keep_time(upcoming))
+
+    async def _look(self) -> tuple[list[str], int | None]:
+        """The processes with a deadline that is due, and when the next one is. Raises Unavailable."""
+        scope, due, first = self._scope, list[str](), 0
+        while True:
+            asked = scope.mirror.watermark.offset
+            watermark, found = await self._cache.due(scope.partition, first, PAGE)
+            if not scope.mirror.observe_watermark(watermark, asked):
+                raise scope.unavailable()
+            for name, at in found:
+                if at == STUCK:
+                    return self._none(due)
+                if at > scope.view.time:
+                    return due, at
+                due.append(name)
+            if len(found) < PAGE:
+                return self._none(due)
+            first += PAGE
+
+    def _none(self, due: list[str]) -> tuple[list[str], None]:
+        """No other deadline is pending."""
+        if not due:
+            self._none_at = self._scope.mirror.watermark.offset
+        return due, None
+
+    async def _answer(self) -> None:
+        """Do what ``hiveio saga`` asks for."""
+        partition = self._scope.partition
+        stuck = await self._cache.stuck_processes(partition, MOST_STUCK)
+        self._gauges.set_stuck(len(stuck))
+        for name, what in (await self._cache.asked(partition)).items():
+            action, _, input = what.partition(" ")
+            entry = await self._entry(name)
+            waiting = Process.of(entry.process).waiting if entry is not None else ()
+            try:
+                if waiting and (action == "retry" or waiting[0].name == input):
+                    await self._resume(name, waiting[0], action == "skip")
+            except Exception as error:
+                logger.info("%s could not be done with %s: %r", action, name, error)
+            if entry is not None:
+                await self._cache.answered(partition, name)
+
+    async def _keep_time(self, due: int) -> float:
+        """Append a record if the log's time should have come to ``due`` by now, or has not moved for so long that the
+        next record could not make up for it. Returns the time until ``due``, in seconds. Raises Unavailable."""
+        view, now = self._scope.view, time.monotonic()
+        if self._seen[0] != view.time:  # rather too early: the record that is appended then says how much time is left
+            self._seen = view.time, self._looked_at
+        self._looked_at = now
+        idle_ms = (now - self._seen[1]) * 1000
+        left_ms = due - view.time - idle_ms
+        if left_ms <= 0 or idle_ms > view.state.window.step_ms / 2:
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._scope.caught_up("linearizable")
+            except TimeoutError:
+                raise Unavailable(f"a record of {self._scope.where} was not read back in {TICK_S:.0f} s") from None
+        return max(0.0, left_ms / 1000)
+
+    async def _fire_of(self, name: str) -> None:
+        """Fire the first deadline of a process that is due. Where that fails, it is tried again after a pause, which
+        grows."""
+        try:
+            entry = await self._entry(name)
+            process = Process.of(entry.process if entry is not None else b"")
+            pending = process.deadlines
+            if process.waiting and not process.stuck:
+                await self._resume(name, process.waiting[0], False)
+            elif pending:
+                first, due = min(pending.items(), key=lambda each: each[1].at)
+                if due.at <= self._scope.view.time:
+                    await self._fire(name, first, due)
+            self._failing.pop(name, None)
+        except Exception as error:
+            _, pause = self._failing.get(name, (0.0, AGAIN_S[0]))
+            self._failing[name] = time.monotonic() + pause * (0.5 + random.random() / 2), min(2 * pause, AGAIN_S[1])
+            level = logging.INFO if isinstance(error, Unavailable | Unknown) else logging.ERROR
+            logger.log(level, "a deadline of %s could not be fired, and is tried again: %r", name, error)
+        finally:
+            self._firing.pop(name, None)
+            self._ended.set()
+
+    async def _entry(self, name: str) -> Entry | None:
+        """The process as it is now, or None where the cache has moved on meanwhile."""
+        scope = self._scope
+        entry = scope.view.entry(name)
+        if entry is None:
+            reply = await self._cache.read(scope.partition, name)
+            if scope.mirror.observe_watermark(reply.watermark) and scope.ready:
+                entry = scope.reconcile(name, reply)
+        return entry

@@ -1,0 +1,142 @@
+"""What the log keeps of an aggregate next to its state: the commands of processes that it has taken; and of a process,
+the inputs that it has taken, and its pending deadlines.
+
+It is folded from the records alone, without the actor. A verdict needs none of it: each change of it moves the head of
+the process, so a record that was decided on something older is void by its head.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+from hiveio.errors import Problem
+from hiveio.transaction.record import Cause, ProcessStep
+
+
+class Input(NamedTuple):
+    """What comes from elsewhere than a client. A process is given an event with its ``source``; or the deadline
+    ``fires``, which is due at ``due`` by the log's clock. Any aggregate is given a command of a process, which is the
+    ``cause``; ``refusal`` says why nobody can perform it. ``resumes`` names an
+    input that waits and is tried again, or is dropped where ``skips`` is set."""
+
+    source: str = ""
+    fires: str = ""
+    due: int = 0
+    cause: Cause | None = None
+    refusal: Problem | None = None
+    resumes: str = ""
+    skips: bool = False
+
+    @property
+    def of_process(self) -> bool:
+        """Whether it drives a process: what fails then waits, and is no refusal."""
+        return self.cause is None
+
+    def taken(self, encoded: bytes) -> bool:
+        """Whether it has had its effect, by what is kept of the aggregate: its source is on record, or the deadline
+        is not pending, or was put off; or the command, or a later one of its stream, was taken."""
+        process = Process.of(encoded)
+        if self.cause is not None:
+            return process.has_taken(self.cause)
+        if self.resumes:
+            return not process.waiting or process.waiting[0].name != self.resumes
+        if self.fires:
+            pending = process.deadlines.get(self.fires)
+            return pending is None or pending.at != self.due
+        return self.source in process.sources
+
+    def waits(self, encoded: bytes) -> bool:
+        """Whether others wait before it."""
+        return self.of_process and not self.resumes and bool(Process.of(encoded).waiting)
+
+
+class Waiting(Struct, frozen=True, array_like=True):
+    """An input that waits: its source, or the name of its deadline, and its event as an envelope."""
+
+    name: str
+    event: Raw
+
+
+class Due(Struct, frozen=True, array_like=True):
+    """A pending deadline: the log's time (ms) from which on it may fire, and its event as an envelope."""
+
+    at: int
+    event: Raw
+
+
+class Process(Struct, frozen=True, omit_defaults=True):
+    """``sources`` are the inputs that the process has taken, all of them: an input that comes again, however late, has
+    no second effect. ``deadlines`` are those that are pending, by their names. ``taken`` has for each stream of
+    commands the highest position that the aggregate has taken: a receiver gives it its commands in order, each after
+    the one before it is settled.
+
+    ``waiting`` are inputs that are on record and not handled, in their order: the process is ``stuck`` with the first
+    one for the reason given; or goes on with it, where there is no reason."""
+
+    sources: tuple[str, ...] = ()
+    deadlines: dict[str, Due] = {}
+    taken: dict[str, tuple[int, int]] = {}
+    waiting: tuple[Waiting, ...] = ()
+    stuck: str = ""
+
+    @classmethod
+    def of(cls, encoded: bytes) -> "Process":
+        return _decode(encoded) if encoded else _NEW
+
+    @property
+    def due(self) -> int | None:
+        """When the first of its deadlines is due, by the log's time; at once where an input waits that can be tried."""
+        if self.waiting and not self.stuck:
+            return 0
+        return min((deadline.at for deadline in self.deadlines.values()), default=None)
+
+    def has_taken(self, cause: Cause) -> bool:
+        return self.taken.get(cause.stream, (-1, -1)) >= (cause.offset, cause.index)
+
+    def after(self, step: ProcessStep | None, cause: Cause | None, time: int) -> "Process":
+        """The process after an accepted record, at whose offset the log has this time."""
+        taken = self.taken
+        if cause is not None and not self.has_taken(cause):
+            taken = {**taken, cause.stream: (cause.offset, cause.index)}
+        if step is None:
+            return Process(self.sources, self.deadlines, taken, self.waiting, self.stuck)
+        deadlines = dict(self.deadlines)
+        for name in (*step.cancels, *([step.fires] if step.fires else [])):
+            deadlines.pop(name, None)
+        for each in step.schedules:
+            deadlines[each.name] = Due(time + each.after_ms, each.event)
+        sources = (*self.sources, step.source) if step.source and step.source not in self.sources else self.sources
+        unparked = step.unparks and self.waiting and self.waiting[0].name == step.unparks
+        waiting = self.waiting[1:] if unparked else self.waiting
+        for event in step.parks:
+            waiting = (*waiting, Waiting(step.source or step.fires, event))
+        return Process(sources, deadlines, taken, waiting, step.stuck or ("" if unparked else self.stuck))
+
+
+NEVER = -1  # is when the first deadline of a process without deadlines is due
+STUCK = 1 << 52  # is when a process goes on by itself that is stuck: beyond all times of a log
+_STUCK_MARK = "!"  # with it begins the second name of a stuck process: no actor's name begins with it
+
+
+def schedule_of(name: str, encoded: bytes) -> list[tuple[str, int]]:
+    """What the cache lists of a process in the order of time: when its first deadline is due, and whether it is
+    stuck."""
+    process = Process.of(encoded)
+    due = process.due
+    return [(name, NEVER if due is None else due), (_STUCK_MARK + name, STUCK if process.stuck else NEVER)]
+
+
+def stuck_name(name: str) -> str:
+    """The process that is listed as stuck under this name."""
+    return name.removeprefix(_STUCK_MARK)
+
+
+_NEW = Process()
+_decode = msgspec.json.Decoder(Process).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def advanced(encoded: bytes, step: ProcessStep | None, cause: Cause | None, time: int) -> bytes:
+    """As ``Process.after``, encoded. Every reader makes the same bytes."""
+    return _encode(Process.of(encoded).after(step, cause, time))
