@@ -41,8 +41,8 @@ $(READY): requirements.lock runtime/pyproject.toml
 	@touch $@
 
 .PHONY: run
-run: $(READY) ## The bank example as a story, on a real Kafka and Valkey (ONCE=1: no waiting)
-	@$(BIN)/python -m examples.bank.story $(if $(ONCE),--once)
+run: $(READY) ## An example as a story, on a real Kafka and Valkey (STORY=bank or orders; ONCE=1: no waiting)
+	@$(BIN)/python -m examples.$(or $(STORY),bank).story $(if $(ONCE),--once)
 
 # HOST counts on the command line alone: some shells keep the name of the machine in it.
 .PHONY: services

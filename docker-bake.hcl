@@ -1,4 +1,4 @@
-# `docker buildx bake` builds the four images; `bake example` the bank on top of them; `bake validate` checks.
+# `docker buildx bake` builds the four images; `bake example` the examples on top of them; `bake validate` checks.
 
 variable "VERSION" {
   default = "0.2.0" # as in runtime/hiveio/__init__.py; a test compares them
@@ -78,7 +78,16 @@ target "check" {
 }
 
 group "example" {
-  targets = ["bank"]
+  targets = ["bank", "orders"]
+}
+
+target "orders" {
+  name       = "orders-${service}"
+  matrix     = { service = ["orders", "payments", "stock", "fulfilment"] }
+  context    = "examples/orders"
+  dockerfile = "${service}.Dockerfile"
+  contexts   = { "hiveio/stream-processor" = "target:stream-processor" }
+  tags       = ["orders/${service}:latest"]
 }
 
 target "bank" {

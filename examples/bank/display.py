@@ -33,10 +33,8 @@ class Display:
         self.console = Console(highlight=False, width=None if terminal else PLAIN_WIDTH)
         self._pause_s = PAUSE_S if patient and terminal else 0.0
 
-    def title(self) -> None:
-        self.console.print(
-            Text.assemble("\n  ", ("hiveio", "bold yellow"), "  ", ("a small bank, and where its money goes", "bold"))
-        )
+    def title(self, text: str) -> None:
+        self.console.print(Text.assemble("\n  ", ("hiveio", "bold yellow"), "  ", (text, "bold")))
         self.say("  on a real Kafka and a real Valkey, all of it on this machine\n", "dim")
 
     def say(self, text: str, style: str = "") -> None:
@@ -67,7 +65,7 @@ class Display:
         time.sleep(self._pause_s)
 
     def request(self, role: str, method: str, path: str, headers: dict[str, str], body: Any) -> None:
-        head = Text.assemble((f"{method} {path}", "bold"), "  ", (role, COLOURS[role]))
+        head = Text.assemble((f"{method} {path}", "bold"), "  ", (role, COLOURS.get(role, "magenta")))
         sent = [Text(f"{name}: {value}") for name, value in headers.items()]
         self.line("request", head, *sent, *([as_json(body)] if body is not None else []))
 

@@ -214,7 +214,7 @@ def curl(url: str, body: Any = None) -> str:
 
 def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) -> int:
     """Start everything, play the story, and end everything. The exit code."""
-    display.title()
+    display.title("a small bank, and where its money goes")
     with world:
         with Progress(display.console) as progress:
             if not isinstance(world, Composed):
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
     )
     options = parser.parse_args(arguments)
     for number in ENDINGS:
-        signal.signal(number, _end)
+        signal.signal(number, end)
     display = Display(patient=not options.once)
     try:
         return run(display, Composed() if options.composed else World(options.partitions), steps, once=options.once)
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
         return 130
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def end(number: int, frame: FrameType | None) -> NoReturn:
     for ending in ENDINGS:
         signal.signal(ending, signal.SIG_IGN)  # a second Ctrl-C does not cut the ending short
     raise KeyboardInterrupt

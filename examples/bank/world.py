@@ -37,17 +37,19 @@ S = TypeVar("S", bound=Service)
 
 
 class Role(Service):
-    """``images/<role>/entrypoint.py`` with one of the bank's actors."""
+    """``images/<role>/entrypoint.py`` with one of an example's actors."""
 
-    def __init__(self, role: str, module: str, environ: Mapping[str, str], folder: Path) -> None:
-        self.name, self.module = role, module
+    def __init__(
+        self, role: str, module: str, environ: Mapping[str, str], folder: Path, *, package: str = "bank", name: str = ""
+    ) -> None:
+        self.role, self.name, self.module = role, name or role, module
         super().__init__(None, folder / module)
         self.environ = {
             "BIND": HOST,  # only for clients on this machine
             "PORT": str(self.port),
             "CLUSTER_SIZE": "1",
             "ACTOR_PATH": str(ROOT / "examples"),
-            "ACTOR_MODULE": f"bank.{module}",
+            "ACTOR_MODULE": f"{package}.{module}",
             "PYTHONDONTWRITEBYTECODE": "1",
             **environ,
         }
@@ -59,7 +61,7 @@ class Role(Service):
     def _command(self) -> list[str]:
         # They get nothing of our own environment, as in a container.
         settings = [f"{name}={value}" for name, value in self.environ.items()]
-        return ["/usr/bin/env", "-i", *settings, sys.executable, str(ROOT / "images" / self.name / "entrypoint.py")]
+        return ["/usr/bin/env", "-i", *settings, sys.executable, str(ROOT / "images" / self.role / "entrypoint.py")]
 
     def _probe(self) -> Callable[[], bool]:
         def answers() -> bool:

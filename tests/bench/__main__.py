@@ -16,6 +16,7 @@ from tests.bench.log import fold
 from tests.bench.peers import peers
 from tests.bench.report import ceiling, machine
 from tests.bench.roles import base, consumer, consumer_memory, producer, projections
+from tests.bench.sagas import sagas
 from tests.bench.stream import purses, scale, shared, stream
 from tests.services import ServiceFailed, ServiceUnavailable
 
@@ -33,6 +34,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "fold": fold,
     "idle": idle,
     "partitions": partitions,
+    "sagas": sagas,
     "peers": peers,
 }
 

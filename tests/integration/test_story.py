@@ -90,6 +90,13 @@ def test_every_step_comes_out_right(leftovers: Path) -> None:
         assert seen in text
 
 
+def test_the_orders_come_out_right_too(leftovers: Path) -> None:
+    code, text = ended(story(["-m", "examples.orders.story", "--once"], leftovers))
+    assert code == 0, text
+    assert "All 5 steps came out right" in text
+    assert "✗" not in text
+
+
 def test_it_comes_out_right_with_the_partitions_of_the_deployment(leftovers: Path) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "config.yaml").read_text())["data"]
     partitions = int(config["EVENT_STORE_PARTITIONS"])
