@@ -86,7 +86,7 @@ class Untraced:
     def transacting(self, handler: Handler, contract: Contract) -> Handler:
         return handler
 
-    def processing(self, handler: Handler) -> Handler:
+    def processing(self, handler: Handler, group: str = "") -> Handler:
         return handler
 
     def observer(self) -> Observer | None:

@@ -200,12 +200,13 @@ class Telemetry(Untraced):
 
         return handle
 
-    def processing(self, handler: Handler) -> Handler:
+    def processing(self, handler: Handler, group: str = "") -> Handler:
         """A span for each record that is handled, a child of the one that wrote it. Queries have that of their request.
 
-        The handler is given every record's context (``Consumer(with_record=True)``).
+        The handler is given every record's context (``Consumer(with_record=True)``). ``group`` is that of its consumer,
+        where it is not EVENT_STORE_GROUP_ID.
         """
-        group, client = self._settings.group_id, self._settings.client_id
+        group, client = group or self._settings.group_id, self._settings.client_id
 
         async def handle(envelope: Envelope) -> Outcome:
             record, count = envelope.record, 1

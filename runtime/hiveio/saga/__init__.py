@@ -31,7 +31,7 @@ def sending(service: Service, log: TransactionLog) -> list[Consumer]:
     managers = [contract for contract in service.contracts if contract.process]
     for contract in managers:
         service.sends_commands(service.settings.outbox_topic, contract)
-    return [*over_http(service.settings, managers, log)] if managers else []
+    return [*over_http(service.settings, managers, log, service.telemetry.processing)] if managers else []
 
 
 def taking(service: Service, log: TransactionLog) -> list[Consumer]:
@@ -41,4 +41,4 @@ def taking(service: Service, log: TransactionLog) -> list[Consumer]:
         return []
     for contract in service.contracts:
         service.takes_commands(settings.command_topics, contract, receiver_group(settings))
-    return [receiver(settings, service.contracts, log)]
+    return [receiver(settings, service.contracts, log, service.telemetry.processing)]

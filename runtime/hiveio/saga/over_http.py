@@ -29,7 +29,7 @@ from hiveio.envelope import Context, Envelope, Handler, Outcome, encode_message
 from hiveio.errors import Conflict, HiveError, Invalid, Quarantined, Refused, Unavailable, Unknown
 from hiveio.headers import Headers, trace_context
 from hiveio.messages import CommandRefused
-from hiveio.saga.receiver import CommandCodec, Commands, cause_of, type_of
+from hiveio.saga.receiver import CommandCodec, Commands, Traced, cause_of, type_of
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.process import Input
 from hiveio.transaction.record import Cause
@@ -60,8 +60,9 @@ class Sending(Consumer):
         return await self._poller.ready()
 
 
-def over_http(settings: Settings, contracts: Sequence[Contract], log: TransactionLog) -> list[Sending]:
-    """A consumer for each service of COMMAND_URLS: one that is away holds up no other. Raises ConfigError."""
+def over_http(settings: Settings, contracts: Sequence[Contract], log: TransactionLog, traced: Traced) -> list[Sending]:
+    """A consumer for each service of COMMAND_URLS: one that is away holds up no other. ``traced`` wraps the handler of
+    a group. Raises ConfigError."""
     found = []
     for service, url in settings.command_urls:
         reading = dataclasses.replace(
@@ -72,6 +73,7 @@ def over_http(settings: Settings, contracts: Sequence[Contract], log: Transactio
             consumer_concurrency=max(CONCURRENCY, settings.consumer_concurrency),
         )
         handler = sending(contracts, log, url, settings.command_window_s, settings.request_timeout_ms / 1000)
+        handler = traced(handler, reading.group_id)
         name, codec = f"commands to {service}", CommandCodec(service)
         found.append(Sending(reading, [(Contract(Commands), handler)], name=name, with_record=True, codec=codec))
     return found

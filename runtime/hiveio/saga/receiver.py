@@ -6,7 +6,7 @@ highest position that it has taken of each topic, and what is not above it is a 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,9 @@ from hiveio.transaction.record import Cause
 
 SUFFIX = ".commands"  # of the topics of commands
 CONCURRENCY = 32  # aggregates whose commands are performed at once, in each partition
+
+
+Traced = Callable[[Handler, str], Handler]
 
 
 class ReceivedCommand(Event, frozen=True):
@@ -87,11 +90,11 @@ def check_command_topics(settings: Settings) -> None:
             )
 
 
-def receiver(settings: Settings, contracts: Sequence[Contract], log: TransactionLog) -> Consumer:
+def receiver(settings: Settings, contracts: Sequence[Contract], log: TransactionLog, traced: Traced) -> Consumer:
     """The consumer of the topics of commands. Raises ConfigError.
 
     Each service takes all commands and skips those for others, so it has a group of its own, which its event topic
-    names. A new group begins at the first command.
+    names. A new group begins at the first command. ``traced`` wraps the handler of a group.
     """
     check_command_topics(settings)
     reading = dataclasses.replace(
@@ -101,7 +104,7 @@ def receiver(settings: Settings, contracts: Sequence[Contract], log: Transaction
         from_start=True,
         consumer_concurrency=max(CONCURRENCY, settings.consumer_concurrency),
     )
-    handler = receiving(contracts, log, settings.written_topic)
+    handler = traced(receiving(contracts, log, settings.written_topic), reading.group_id)
     codec = CommandCodec(settings.written_topic)
     return Consumer(reading, [(Contract(Commands), handler)], name="receiver", with_record=True, codec=codec)
 

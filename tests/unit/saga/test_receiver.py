@@ -17,7 +17,7 @@ from hiveio.saga.inbox import inbox
 from hiveio.saga.receiver import CommandCodec, Commands, ReceivedCommand, check_command_topics, receiving
 from hiveio.testing import Service
 from hiveio.transaction.process import Process
-from hiveio.transaction.publisher import EVENTS, Origin
+from hiveio.transaction.publisher import COMMANDS, EVENTS, Origin
 from hiveio.transaction.record import Cause, Commit
 from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress
 from tests.actors.tally import Add, Added, Tallies, Tally
@@ -216,3 +216,16 @@ def test_a_cause_is_read_as_it_was_written() -> None:
     cause = Cause("orders.commands/id/0", 7, 1, "Fulfilment/o1", "ReservePayment")
     assert cause.text == "orders.commands/id/0/7:1"
     assert msgspec.json.decode(msgspec.json.encode(cause), type=Cause) == cause
+
+
+async def test_one_trace_goes_through_events_processes_and_commands() -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with Service(Fulfilment) as service:
+        await service.deliver(Fulfilment, OrderPlaced("o1", 5), source="a", headers={"traceparent": trace})
+        (record,) = commits(service)
+        (command,) = COMMANDS.outgoing(Origin(SELF, "log", 0), LogRecord(1, "w-1", b"", 0), record)
+        assert ("traceparent", trace) in command.headers
+    async with Service(Tallies) as service:
+        await receiving(service.contracts, service.transactions, SELF)(received(add(5), traceparent=trace))
+        ((_, _, headers),) = answers(service)
+        assert headers["traceparent"] == trace
