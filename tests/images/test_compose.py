@@ -1,4 +1,4 @@
-"""``compose.yaml``: the bank's story, played from outside against the containers that it brings up.
+"""``compose.yaml``: the stories, played from outside against the containers that it brings up.
 
 Its Kafka and Valkey are the public images, or stand-ins for them: see `servers` in conftest.py.
 """
@@ -13,14 +13,14 @@ import pytest
 from tests.images.container import call
 from tests.services import free_port
 
-PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES")
+PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES", "ORDERS", "PAYMENTS", "STOCK", "FULFILMENT")
 
 
 @pytest.fixture
 def composed(images: str, servers: None) -> Iterator[dict[str, str]]:
     """All of compose.yaml, up; the environment that tells its ports."""
     environ = {f"{name}_PORT": str(free_port()) for name in PORTS}
-    project = [images, "compose", "--project-name", "bank-test"]
+    project = [images, "compose", "--project-name", "bank-test", "--profile", "orders"]
     try:
         try:
             call(*project, "up", "--wait", "--pull", "never", within_s=150, environ=environ)
@@ -35,6 +35,9 @@ def composed(images: str, servers: None) -> Iterator[dict[str, str]]:
 def test_the_story_comes_out_right_from_outside(composed: dict[str, str]) -> None:
     output = call(sys.executable, "-m", "examples.bank.story", "--once", "--composed", within_s=120, environ=composed)
     assert "steps came out right" in output
+    assert "✗" not in output
+    output = call(sys.executable, "-m", "examples.orders.story", "--once", "--composed", within_s=150, environ=composed)
+    assert "All 5 steps came out right" in output
     assert "✗" not in output
     # They hold nothing: made anew, they go on where they were.
     docker = ("docker", "compose", "--project-name", "bank-test")
