@@ -80,6 +80,19 @@ async def test_a_dead_letter_that_is_tried_again_comes_after_younger_events_and_
         assert (await service.read(Choosy, "o1"))[0] == Progress("o1")
 
 
+async def test_events_of_other_types_are_skipped_and_park_nothing() -> None:
+    """The topics of other services have more than what drives a process."""
+    other: Record = (b"k", b'{"type":"OrderChanged","payload":{"order":"o1"}}', [("hive-actor", b"Order")])
+    partition = Partition([other, record(b"k", OrderPlaced("o1", 5))])
+    async with (
+        Service(Fulfilment) as service,
+        partition.member(Fulfilment, handler=lambda made: inbox(made, service.transactions)) as member,
+    ):
+        await member.until(lambda: member.consumer.counts.handled == 1)
+        assert (member.consumer.counts.skipped, member.consumer.counts.dead) == (1, 0)
+        assert partition.kept() == []
+
+
 @pytest.mark.parametrize(
     ("raised", "comes"),
     [
