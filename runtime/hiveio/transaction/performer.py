@@ -31,7 +31,7 @@ from hiveio.transaction.pipeline_state import OPEN
 from hiveio.transaction.process import advanced
 from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.record import Cause, Commit, ProcessStep, Read, Write
-from hiveio.transaction.stuck import sticks, traceback_of, why
+from hiveio.transaction.stuck import check_room, sticks, traceback_of, why
 from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.tx import Tx
 from hiveio.transaction.work import Work
@@ -116,6 +116,8 @@ class Performer:
         if command.input is not None:
             if command.input.refusal is not None:
                 raise command.input.refusal
+            if tx.waits:
+                check_room(command.target, tx.entries[command.target].process)
             if command.input.skips or tx.waits:
                 return None
         if envelope.conditions is not None:

@@ -3,8 +3,20 @@
 from hiveio.errors import Conflict, Refused, Stuck, Unavailable, Unknown, text_of
 from hiveio.transaction.command import InFlight
 from hiveio.transaction.lock import LockBusy
+from hiveio.transaction.process import Process
 
+MOST_WAITING = 1_000  # inputs of a process
 MOST_WHY = 1_000  # characters of why a process is stuck
+
+
+def check_room(name: str, process: bytes) -> None:
+    """Raises Unavailable where so many inputs wait that no more may: then those that come wait on their topics."""
+    kept = Process.of(process)
+    if len(kept.waiting) >= MOST_WAITING:
+        why = f", and it is stuck: {kept.stuck}" if kept.stuck else ""
+        raise Unavailable(
+            f"{MOST_WAITING} inputs wait for the process {name}{why}; `hiveio saga` retries or skips them"
+        )
 
 
 def sticks(command: InFlight, error: Exception | None) -> bool:

@@ -9,7 +9,9 @@ from typing import ClassVar
 import pytest
 
 from hiveio import Command, Deadline, Event, Model, ProcessManager, Rejected, Stuck, Transaction
+from hiveio.errors import Unavailable
 from hiveio.testing import Service
+from hiveio.transaction import stuck
 from hiveio.transaction.deadlines import Deadlines
 from hiveio.transaction.process import Process, Waiting
 from tests.unit.transaction.test_engine import until
@@ -164,3 +166,14 @@ async def test_a_process_that_is_stuck_needs_no_leader_and_others_go_on(monkeypa
         assert (await service.read(Steps, "other"))[0] == Sum([7])
         await until(lambda: duty.rests)
         assert Waiting("s2", kept(service).waiting[0].event) in kept(service).waiting
+
+
+async def test_so_many_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "error", Stuck("no"))
+    monkeypatch.setattr(stuck, "MOST_WAITING", 2)
+    async with Service(Steps) as service:
+        for number in (2, 3):
+            await give(service, number)
+        with pytest.raises(Unavailable, match="2 inputs wait for the process Steps/p, and it is stuck: no"):
+            await give(service, 4)
+        assert kept(service).sources == ("s2", "s3"), "it comes again"
