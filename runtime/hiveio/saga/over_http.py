@@ -26,7 +26,7 @@ from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.envelope import Context, Envelope, Handler, Outcome, encode_message
-from hiveio.errors import Conflict, HiveError, Invalid, Quarantined, Refused, Unavailable, Unknown
+from hiveio.errors import Conflict, HiveError, Invalid, Quarantined, Unavailable, Unknown
 from hiveio.headers import Headers, trace_context
 from hiveio.messages import CommandRefused
 from hiveio.saga.receiver import CommandCodec, Commands, Traced, cause_of, type_of
@@ -38,13 +38,6 @@ CONCURRENCY = 32  # commands that are being sent, in each partition
 MOST_BYTES = 1 << 20  # of an answer
 # What says nothing about the command: it may be tried again. So does a 409 with Retry-After: the key is in work.
 AGAIN = frozenset({401, 408, 425, 429})
-
-
-class WindowOver(Refused):
-    """The receiver may have forgotten the Idempotency-Key."""
-
-    status = 410
-    title = "Window Over"
 
 
 class Answer(NamedTuple):
@@ -84,7 +77,7 @@ def sending(
 ) -> Handler:
     """The handler that sends commands to one service, and gives its answers to the processes. ``template`` is the URL.
 
-    Raises Unavailable where it has to be handed over again, WindowOver once it must not be sent any more.
+    Raises Unavailable where it has to be handed over again, Invalid once it must not be sent any more.
     """
     by_name = {contract.name: contract for contract in contracts if contract.process}
     threads = ThreadPoolExecutor(CONCURRENCY, "command")
@@ -98,7 +91,7 @@ def sending(
             raise Invalid(f"the process {cause.process} belongs to an actor that is not here")
         age_s = time.time() - record.time
         if age_s > window_s:
-            raise WindowOver(
+            raise Invalid(
                 f"this command is {age_s:.0f} s old, and COMMAND_WINDOW={window_s:.0f} s is how long {service} "
                 "remembers an Idempotency-Key: it may have been executed already. Ask the service, and then drop this "
                 "dead letter, or send the command by hand"

@@ -10,9 +10,9 @@ import pytest
 
 from hiveio.config import Settings
 from hiveio.envelope import Context, Envelope, encode_message
-from hiveio.errors import ConfigError, HiveError, Unavailable
+from hiveio.errors import ConfigError, HiveError, Invalid, Unavailable
 from hiveio.headers import Headers
-from hiveio.saga.over_http import WindowOver, sending
+from hiveio.saga.over_http import sending
 from hiveio.saga.receiver import ReceivedCommand
 from hiveio.testing import Service
 from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress, ReservePayment
@@ -110,7 +110,7 @@ async def test_what_is_not_definite_is_sent_again(receiver: Receiver, status: in
 async def test_what_is_older_than_the_window_is_not_sent(receiver: Receiver) -> None:
     async with Service(Fulfilment) as service:
         handle = sending(service.contracts, service.transactions, receiver.url, 60, 5)
-        with pytest.raises(WindowOver, match="COMMAND_WINDOW=60 s is how long payments remembers"):
+        with pytest.raises(Invalid, match="COMMAND_WINDOW=60 s is how long payments remembers"):
             await handle(command(age_s=61))
         assert not receiver.seen
         with pytest.raises(HiveError, match="belongs to an actor that is not here"):
