@@ -19,6 +19,8 @@ CONSTANTS
   Sends,      \* inputs that send a command
   Schedules,  \* inputs that schedule the deadline
   Cancels,    \* inputs that cancel it
+  Ends,       \* inputs at which the process ends: what it keeps then is that it has ended
+  Mark,       \* TRUE: that is known for ever; FALSE: an ended process is like one that has never been
   After,      \* how long after the log's time a deadline is
   MaxTry,     \* records that are appended for one input, for one deadline and for one command
   MaxTime,    \* bound on time
@@ -58,12 +60,13 @@ End(s) == s[Len(s)]
 
 ----------------------------------------------------------------------------
 (* The process. Its state: the sources that it has taken, and the deadline, if one is pending. *)
-Empty == [n |-> 0, time |-> 0, head |-> None, seen |-> {}, due |-> None]
+Empty == [n |-> 0, time |-> 0, head |-> None, seen |-> {}, due |-> None, ended |-> FALSE]
 Repeat(s, i) ==
-  CASE Inbox = "source" -> \E x \in s.seen : x[1] = i
-    [] Inbox = "position" -> \E x \in s.seen : PosOf[x[1]] = PosOf[i]
-    [] Inbox = "highest" -> \E x \in s.seen : x[1] >= i
-    [] Inbox = "window" -> \E x \in s.seen : x[1] = i /\ s.n - x[2] <= IdsKept
+  \/ s.ended
+  \/ CASE Inbox = "source" -> \E x \in s.seen : x[1] = i
+       [] Inbox = "position" -> \E x \in s.seen : PosOf[x[1]] = PosOf[i]
+       [] Inbox = "highest" -> \E x \in s.seen : x[1] >= i
+       [] Inbox = "window" -> \E x \in s.seen : x[1] = i /\ s.n - x[2] <= IdsKept
 
 (* The rule. A fire names the time that it is for. The log's time is that of the record, whatever comes of it. *)
 Accepts(s, m, time) ==
@@ -72,8 +75,9 @@ Accepts(s, m, time) ==
 Step(s, m, time) ==
   IF ~Accepts(s, m, time) THEN [s EXCEPT !.n = @ + 1, !.time = time]
   ELSE [n |-> s.n + 1, time |-> time, head |-> m.id,
-        seen |-> IF m.input = None THEN s.seen ELSE s.seen \cup {<<m.input, s.n>>},
-        due |-> CASE m.fires # None -> None
+        ended |-> s.ended \/ (Mark /\ m.input \in Ends),
+        seen |-> CASE m.input \in Ends -> {} [] m.input = None -> s.seen [] OTHER -> s.seen \cup {<<m.input, s.n>>},
+        due |-> CASE m.fires # None \/ m.input \in Ends -> None
                   [] m.input \in Schedules -> time + After
                   [] m.input \in Cancels -> None
                   [] OTHER -> s.due]
@@ -189,8 +193,10 @@ Good == {k \in DOMAIN log : ok[k]}
 RGood == {k \in DOMAIN rlog : rok[k]}
 (* Invariant 12: each input has its effect once, *)
 EffectOnce == \A j, k \in Good : log[j].input # None /\ log[j].input = log[k].input => j = k
-(* and has it before it is never delivered again, *)
-NoInputLost == \A i \in committed : \E k \in Good : log[k].input = i
+(* and has it before it is never delivered again, unless the process has ended before it, *)
+NoInputLost == \A i \in committed : (\E k \in Good : log[k].input = i) \/ End(st).ended
+(* after which nothing has an effect on it, *)
+NothingAfterItsEnd == \A j, k \in Good : log[j].input \in Ends /\ j < k => log[k].input = None /\ log[k].fires = None
 (* each command is executed at most once, *)
 ExecutedOnce == \A j, k \in RGood : rlog[j].command = rlog[k].command => j = k
 (* and before it is passed over as one that was, *)

@@ -48,6 +48,9 @@ SHORT = {
     "s3-fire-of-a-cancelled-one",
     "s3-fired-by-the-log",
     "s3-fired-by-the-wall-clock",
+    "s5-ended",
+    "s5-ended-with-a-deadline",
+    "s5-ended-without-a-mark",
     "x2-commit-one",
 }
 Request = tuple[str, str, str, str, int]  # command id, target, style, instance, events
@@ -440,7 +443,7 @@ for name, clock, invariant, found in (
 
 # -- Saga.tla: process managers
 
-SAGA = ("EffectOnce", "NoInputLost", "ExecutedOnce", "NoCommandLost", "InTime", "OnlyPending")
+SAGA = ("EffectOnce", "NoInputLost", "NothingAfterItsEnd", "ExecutedOnce", "NoCommandLost", "InTime", "OnlyPending")
 
 
 def saga(name: str, *, expect: str | None = None, invariants: Sequence[str] = SAGA, **flags: Any) -> None:
@@ -450,6 +453,8 @@ def saga(name: str, *, expect: str | None = None, invariants: Sequence[str] = SA
         "Sends": set[int](),
         "Schedules": set[int](),
         "Cancels": set[int](),
+        "Ends": set[int](),
+        "Mark": True,
         "After": 1,
         "MaxTry": 2,
         "MaxTime": 1,
@@ -489,5 +494,9 @@ saga("s3-fired-by-the-wall-clock", **DEADLINE, Clock="wall", expect="InTime")
 saga("s3-fire-of-a-cancelled-one", **DEADLINE, FireByHead=False, expect="OnlyPending")
 saga("s3-fired-by-the-log", **DEADLINE, MaxTry=1)
 saga("s3-fired-by-the-log-two-tries", **DEADLINE)
+# s5: an ended process. The second input ends it; the first one may come after that, or come again
+saga("s5-ended-without-a-mark", Ends={2}, Mark=False, expect="EffectOnce")
+saga("s5-ended", Ends={2})
+saga("s5-ended-with-a-deadline", Schedules={1}, Ends={2}, MaxTime=3, MaxTry=1)
 # All of it at once
 saga("s4-all", Sends={1}, Schedules={1}, Cancels={2}, MaxTime=3, MaxOut=2, MaxReset=1, MaxTry=1)

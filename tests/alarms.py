@@ -12,6 +12,9 @@ from tests.process import ROOT
 _RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
 RULES = {rule["alert"]: rule["expr"] for rule in _RULES["groups"][0]["rules"]}
 
+# What only a service with process managers shows.
+OF_PROCESSES = {"hiveio_processes_stuck", "hiveio_command_oldest_unanswered_seconds"}
+
 
 def shown(url: str) -> dict[str, list[float]]:
     """The values of each metric."""
@@ -27,6 +30,8 @@ def alarms(url: str) -> set[str]:
     values, found = shown(url), set[str]()
     for alert, expression in RULES.items():
         if simple := re.fullmatch(r"max by \(job, scope\) \((\w+)\) > ([\d.]+)", expression):
+            if simple[1] in OF_PROCESSES and simple[1] not in values:
+                continue
             assert simple[1] in values, f"{alert} looks at {simple[1]}, which is not shown"
             if max(values[simple[1]]) > float(simple[2]):
                 found.add(alert)

@@ -64,8 +64,8 @@ class Fulfilment(ProcessManager):
             tx.send("payments", event.customer, Reserve(event.order, event.amount))
             tx.schedule(PaymentOverdue(), after=WAIT)
             return FulfilmentStarted(event.order, event.customer, event.sku, event.quantity)
-        if state is None or state.status in ("fulfilled", "given up"):
-            return None  # the payment came too late, and its release is on its way
+        if state is None:
+            return None
         match event:
             case PaymentReserved():
                 tx.cancel(PaymentOverdue)
@@ -73,6 +73,7 @@ class Fulfilment(ProcessManager):
                 return PaymentTaken()
             case GoodsPicked():
                 tx.send("orders", state.order, Confirm())
+                tx.end()
                 return Fulfilled()
             case PaymentOverdue():
                 return self._give_up(state, "the payment was not approved in time", tx)
@@ -86,6 +87,7 @@ class Fulfilment(ProcessManager):
         # The wallet gets the release after the reservation, whatever has become of that by now.
         tx.send("payments", state.customer, Release(state.order))
         tx.send("orders", state.order, Cancel(reason))
+        tx.end()  # a payment that comes too late is skipped, and its release is on its way
         return GivenUp(reason)
 
     def replay(self, state: Progress | None, event: FulfilmentStarted | PaymentTaken | Fulfilled | GivenUp) -> Progress:

@@ -33,12 +33,12 @@ def paid() -> Any:
 def test_an_order_is_paid_picked_and_confirmed() -> None:
     paid().then_sent(("stock", "tea", Pick("7", 2))).then_pending().when(GoodsPicked("7", 2)).then(
         Fulfilled()
-    ).then_sent(("orders", "7", Confirm()))
+    ).then_sent(("orders", "7", Confirm())).then_ended()
 
 
 def test_a_payment_that_is_refused_cancels_the_order() -> None:
     refused = started().when(CommandRefused("payments", "ada", "Reserve", REFUSED), id="7")
-    refused.then(GivenUp("payments: there is none")).then_pending()
+    refused.then(GivenUp("payments: there is none")).then_pending().then_ended()
     refused.then_sent(("payments", "ada", Release("7")), ("orders", "7", Cancel("payments: there is none")))
 
 

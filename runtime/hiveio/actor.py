@@ -5,7 +5,6 @@ The annotations of ``perform`` and ``replay`` are the routing, the validation an
 
 import functools
 import inspect
-import re
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -19,6 +18,7 @@ from hiveio.annotations import (
     called,
     check_class,
     check_fields,
+    check_output,
     check_takes_nothing,
     hints_of,
     members_of,
@@ -32,7 +32,7 @@ from hiveio.messages import Command, CommandRefused, Deadline, Event, Model, Que
 
 class Transaction(Protocol):
     """The ``tx`` of a ``perform``: what is written, sent and scheduled with it happens if the events that it returns
-    do, and only then. ``send``, ``schedule`` and ``cancel`` are there for process managers."""
+    do, and only then. ``send``, ``schedule``, ``cancel`` and ``end`` are there for process managers."""
 
     async def get(self, actor: type["Actor"], id: str) -> Any:
         """The state of another aggregate, at the snapshot of everything read before; None if it does not exist."""
@@ -50,6 +50,10 @@ class Transaction(Protocol):
 
     def cancel(self, kind: type[Deadline], name: str = "") -> None:
         """Cancel the deadline of this class and name, if it is pending."""
+
+    def end(self) -> None:
+        """End the process. Its deadlines are cancelled, and what comes for it later is skipped. Its events stay in the
+        log; its state is not kept: GET and commands are answered with 404."""
 
 
 class Actor:
@@ -135,8 +139,7 @@ class ProcessManager(Actor):
 
 Invoke = Callable[[Any, Any, Context | None, Transaction | None], Any]
 _MESSAGES = (Command, Event, Query)
-_KNOWN = ("context", "tx")
-_LISTS = (list, Sequence)
+_KNOWN, _LISTS = ("context", "tx"), (list, Sequence)
 
 
 class Contract:
@@ -159,7 +162,7 @@ class Contract:
         self.requires = frozenset(kind.requires.split(" ")) - {""}
         self._read_perform(kind)
         self._read_replay(kind)
-        self._check_output(kind)
+        check_output(kind, self.events.values())
         messages = self.commands, self.queries, self.events, self.subscribes, self.inputs
         for found in {kind for kinds in messages for kind in kinds.values()}:
             check_fields(found)
@@ -279,13 +282,6 @@ class Contract:
         for t in events:
             if t not in folded:
                 raise BadAnnotation(f"{kind.__name__}.perform returns {t.__name__}, which {name} does not take")
-
-    def _check_output(self, kind: type[Actor]) -> None:
-        if kind.topic and not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", kind.topic):
-            raise BadAnnotation(f"{kind.__name__}.topic is {kind.topic!r}; a topic has 1 to 220 of a-z A-Z 0-9 . _ -")
-        for event in self.events.values() if kind.key else ():
-            if kind.key not in event.__struct_fields__:
-                raise BadAnnotation(f"{kind.__name__}.key is {kind.key!r}, and {event.__name__} has no such field")
 
     def _event_codec(self, kind: type[Actor]) -> Codec:
         if kind.upcast is None:

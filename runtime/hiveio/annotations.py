@@ -178,3 +178,12 @@ def check_takes_nothing(kind: type) -> None:
             f"{kind.__name__}.__init__ takes {', '.join(needed)}, and an actor is made without arguments: read what is "
             "configured from os.environ, and open what it needs in start(self)"
         )
+
+
+def check_output(kind: Any, events: Iterable[type[Struct]]) -> None:
+    """Raises BadAnnotation if ``topic`` of an actor is no name of a topic, or ``key`` no field of one of its events."""
+    if kind.topic and not re.fullmatch(r"[a-zA-Z0-9._-]{1,220}", kind.topic):
+        raise BadAnnotation(f"{kind.__name__}.topic is {kind.topic!r}; a topic has 1 to 220 of a-z A-Z 0-9 . _ -")
+    for event in events if kind.key else ():
+        if kind.key not in event.__struct_fields__:
+            raise BadAnnotation(f"{kind.__name__}.key is {kind.key!r}, and {event.__name__} has no such field")

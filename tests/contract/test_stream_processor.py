@@ -25,8 +25,8 @@ from hiveio.config import Settings
 from hiveio.http.edge import Edge
 from hiveio.service import Service
 from hiveio.transaction import record as records
-from hiveio.transaction.component import commands, outcomes, snapshots, transacting
 from hiveio.transaction.record import Barrier, Commit, Record
+from hiveio.transaction.routes import commands, outcomes, snapshots, transacting
 from hiveio.transaction.rule import ReferenceFold, scope_of
 from tests.faults import actors
 from tests.integration.topics import read_all

@@ -8,8 +8,10 @@ from pathlib import Path
 import httpx
 import redis as redis_client
 
+from hiveio.transaction.process import WAITS
 from tests.integration.conftest import Make
 from tests.integration.test_outbox import commands
+from tests.integration.test_stream_processor import metric
 from tests.integration.topics import make_topic, write
 from tests.process import ROOT, wait_until
 from tests.services import Kafka, Redis
@@ -76,9 +78,13 @@ def test_each_event_has_its_effect_once_whatever_becomes_of_the_instance_and_of_
         assert saga("skip", name).stdout == f"{name}: nothing waits\n"
         wait_until(lambda: verify().returncode == 0, 60, "the cache is the fold of the log")
         with redis_client.Redis.from_url(redis.url) as client:
-            (deadlines,) = client.scan_iter(f"hive:{{{topic}.transactions/*:deadlines", 10_000)
-            assert client.zcard(deadlines) == COUNT // 2 - 1, "neither of those that are paid nor of the abandoned one"
-            client.zadd(deadlines, {"Fulfilment/o5": 7})
+            (listed,) = client.scan_iter(f"hive:{{{topic}.transactions/*:processes", 10_000)
+            pending = client.zcount(listed, 0, WAITS - 1)
+            assert pending == COUNT // 2 - 1, "neither of those that are paid nor of the abandoned one"
+            running = {"hiveio_processes_running": COUNT + 1.0, "hiveio_processes_stuck": 0.0}
+            wait_until(lambda: {name: metric(role, name) for name in running} == running, 10, "they are counted")
+            assert metric(role, "hiveio_command_oldest_unanswered_seconds") > 0
+            client.zadd(listed, {"Fulfilment/o5": 7})
         found = verify()
         assert found.returncode != 0
-        assert "the first deadline of Fulfilment/o5 is due at 7 in the cache, and at " in found.stdout
+        assert "the list of processes has Fulfilment/o5 at 7 in the cache, and at " in found.stdout

@@ -234,7 +234,7 @@ def test_an_actor_renamed_without_its_name_is_told_at_each_start(start: Start) -
         assert add(after, "x").status_code == 200
     for _ in range(2):  # the second time nothing is folded
         with start("renamed") as renamed:
-            (warning,) = renamed.complaints()
+            (warning,) = wait_until(renamed.complaints, what="the warning")  # once the scope is open
             assert warning["message"].startswith("the log has aggregates of Counter and no actor of that name")
             assert warning["level"] == "warning"
             assert 'name = "Counter"' in warning["message"]

@@ -15,7 +15,7 @@ from hiveio.kafka.headers import headers_of
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.entry import CacheReply, Entry, Watermark
-from hiveio.transaction.process import NEVER, schedule_of
+from hiveio.transaction.process import NEVER, listed
 from hiveio.transaction.publisher import Origin, outgoing
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import Format, Record, named
@@ -23,7 +23,7 @@ from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
 BATCH = 500  # aggregates or ids that are asked for at once
-DEADLINES = 10_000  # processes whose deadlines are compared
+LISTED = 10_000  # processes whose deadlines are compared
 VERDICTS = 10_000  # verdicts that are asked for at once
 PUBLISHED_S = 10.0  # that a publisher has to catch up with the log
 
@@ -219,19 +219,18 @@ class CacheCheck:
         same = (found.version, found.head, found.process) == (mine.version, mine.head, mine.process)
         return same and (bool(mine.fault) or (not found.fault and found.state == mine.state))
 
-    async def deadlines(self) -> None:
-        """Compare the deadlines that are due first: all, where there are not very many."""
-        watermark, found = await self._cache.due(self._partition, 0, DEADLINES)
+    async def processes(self) -> None:
+        """Compare the list of processes, with the deadlines that are due first: all, where there are not very many."""
+        watermark, found = await self._cache.due(self._partition, 0, LISTED)
         self._fold_to(watermark)
         entries = self._fold.view.entries.items()
-        listed = [pair for name, entry in entries if entry.process for pair in schedule_of(name, entry.process)]
-        due = [(name, at) for name, at in listed if at != NEVER]
-        due.sort(key=lambda pair: (pair[1], pair[0].encode()))
-        there, here = dict(found), dict(due[:DEADLINES])
+        mine = [pair for name, entry in entries if entry.process for pair in listed(name, entry.process)]
+        mine = sorted([pair for pair in mine if pair[1] != NEVER], key=lambda pair: (pair[1], pair[0].encode()))
+        there, here = dict(found), dict(mine[:LISTED])
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
-                text = f"the first deadline of {name} is due at {there.get(name, 'no time')} in the cache"
-                self._differences.add(f"{text}, and at {here.get(name, 'no time')} by the log at offset {self.offset}")
+                text = f"the list of processes has {name} at {there.get(name, 'no place')} in the cache"
+                self._differences.add(f"{text}, and at {here.get(name, 'no place')} by the log at offset {self.offset}")
 
     async def ids(self) -> None:
         view = self._fold.view

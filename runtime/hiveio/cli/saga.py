@@ -22,7 +22,7 @@ from hiveio.loader import load
 from hiveio.redis import connect
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.entry import Entry
-from hiveio.transaction.process import Process, Waiting
+from hiveio.transaction.process import STUCK, Process, Waiting
 from hiveio.transaction.rule import scope_of
 
 MOST = 10_000  # processes of a scope that are listed
@@ -83,8 +83,8 @@ class _Processes:
     async def stuck(self) -> list[_Found]:
         found: list[_Found] = []
         for scope in range(self._scopes):
-            names = sorted(await self.cache.stuck_processes(scope, MOST))
-            found += [await self._found(name, scope) for name in names]
+            _, names = await self.cache.processes(scope, STUCK, 0, MOST)
+            found += [await self._found(name, scope) for name, _ in names]
         return found
 
     async def one(self, name: str) -> _Found:
@@ -112,12 +112,17 @@ async def _list(processes: _Processes) -> int:
 
 def _show(found: _Found) -> int:
     process, state = found.process, bytes(found.entry.snapshot).decode("utf-8", "replace")
+    if process.ended:
+        print(shown(f"{found.name}  version {found.entry.version}\nit has ended"))
+        return 0
     print(shown(f"{found.name}  version {found.entry.version}  {state or 'no state'}"))
     print(shown_lines(f"stuck: {process.stuck}" if process.stuck else "it is not stuck"))
     for each in process.waiting:
         print(shown(f"  waits  {each.name}  {_event(each)}"))
     for name, due in process.deadlines.items():
         print(shown(f"  deadline  {name}, due at {due.at} by the log's clock"))
+    for position, sent in process.sent.items():
+        print(f"  command  {found.scope}:{position}, sent at {sent} by the log's clock, is not answered")
     print(f"  {len(process.sources)} inputs taken")
     return 0
 

@@ -56,7 +56,7 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         await check.start()
         await check.entries()
         await check.ids()
-        await check.deadlines()
+        await check.processes()
         await check.writers()
         await check.verdicts()
         await check.unknown_entries()

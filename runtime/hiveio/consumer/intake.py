@@ -12,7 +12,7 @@ from hiveio.consumer.routing import Routing
 from hiveio.errors import Invalid
 from hiveio.kafka import Message
 from hiveio.kafka.headers import UNREADABLE, repaired
-from hiveio.messages import CommandRefused, Tombstone
+from hiveio.messages import Tombstone
 
 # Headers that show a repeat, or a form other than an action.
 _MARKS = frozenset(
@@ -35,7 +35,7 @@ class Intake:
     def __init__(self, start: int, progress: Progress, keys: RecentKeys, routing: Routing) -> None:
         self._start, self._progress, self._is_new_key = start, progress, keys.take
         self._counts, self._codec, self._tombstones = routing.counts, routing.codec, Tombstone in routing.by_type
-        self._outcomes = CommandRefused in routing.by_type
+        self._outcomes = routing.outcomes
 
     @property
     def last(self) -> bytes | None:
@@ -89,7 +89,7 @@ class Intake:
             if not new:
                 counts.repeated += 1
                 continue
-            if outcome is not None and not (self._outcomes and outcome == b"refused"):
+            if outcome is not None and outcome not in self._outcomes:
                 counts.skipped += 1  # it answers a command of a process, and is no event
                 continue
             event: Any

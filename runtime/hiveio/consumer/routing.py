@@ -8,7 +8,7 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.envelope import Codec, Handler
-from hiveio.messages import CommandRefused, Tombstone
+from hiveio.messages import CommandAccepted, CommandRefused, Tombstone
 
 MAX_LOGGED_TYPES = 100  # types that nobody takes and that are logged, each once
 MAX_TYPE_LENGTH = 100  # characters of one in a log line
@@ -53,6 +53,13 @@ class Routing:
                 self.by_type.setdefault(kind, []).append(target)
         if takers := [target for target in self.targets if CommandRefused in target.contract.inputs.values()]:
             self.by_type[CommandRefused] = takers
+        if takers := [target for target in self.targets if target.contract.process]:
+            self.by_type[CommandAccepted] = takers
+        self.outcomes = frozenset(
+            outcome
+            for kind, outcome in ((CommandRefused, b"refused"), (CommandAccepted, b"accepted"))
+            if kind in self.by_type
+        )
         self.codec = codec or Codec(self.by_type, strict=False)
         if takers := [target for target in self.targets if target.contract.tombstones]:
             self.by_type[Tombstone] = takers

@@ -3,7 +3,8 @@
 from hiveio.http.routes import Route
 from hiveio.saga import driven, sending, taking
 from hiveio.service import Service
-from hiveio.transaction.component import TransactionLog, commands, outcomes, snapshots, transacting
+from hiveio.transaction.component import TransactionLog
+from hiveio.transaction.routes import commands, outcomes, snapshots, transacting
 
 
 def stream_processor(service: Service) -> list[Route]:

@@ -5,7 +5,7 @@ they receive and send. All raise ConfigError.
 """
 
 from hiveio.consumer import Consumer
-from hiveio.saga.inbox import check_topics, inbox
+from hiveio.saga.inbox import AnswerCodec, check_topics, inbox
 from hiveio.saga.over_http import over_http
 from hiveio.saga.receiver import receiver, receiver_group
 from hiveio.service import Service
@@ -22,8 +22,9 @@ def driven(service: Service, log: TransactionLog) -> list[Consumer]:
     check_topics(service.settings)
     for contract in managers:
         service.receives(service.settings.read_topics, contract)
-    handlers = [(contract, service.telemetry.processing(inbox(contract, log))) for contract in managers]
-    return [Consumer(service.settings, handlers, with_record=True)]
+    named = {contract.name: contract for contract in managers}
+    handlers = [(contract, service.telemetry.processing(inbox(contract, named, log))) for contract in managers]
+    return [Consumer(service.settings, handlers, with_record=True, codec=AnswerCodec(managers, log))]
 
 
 def sending(service: Service, log: TransactionLog) -> list[Consumer]:

@@ -6,13 +6,17 @@ letter that is tried again. The handler returns after a definite verdict, and on
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Raw
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.envelope import Context, Envelope, Handler, Outcome, encode_message
-from hiveio.errors import ConfigError, Conflict, HiveError, Quarantined, Unavailable, Unknown
+from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, Pairs, encode_message
+from hiveio.errors import ConfigError, Conflict, HiveError, Invalid, Quarantined, Unavailable, Unknown
 from hiveio.headers import Headers
-from hiveio.messages import CommandRefused
+from hiveio.messages import CommandAccepted, CommandRefused
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.process import Input
 
@@ -35,10 +39,40 @@ def check_topics(settings: Settings) -> None:
         )
 
 
-def inbox(contract: Contract, log: TransactionLog) -> Handler:
-    """The handler that gives the events of topics to their processes.
+class AnswerCodec(Codec):
+    """Takes the events that drive processes, and what else answers their commands: any record that has one of these as
+    its cause. ``perform`` is not given that, and the process has its answer."""
 
-    The refusal of a command comes to the process that has sent it, which the header ``hive-process`` names.
+    def __init__(self, contracts: Sequence[Contract], log: TransactionLog) -> None:
+        kinds = {kind for contract in contracts for kind in contract.subscribes.values()}
+        if any("CommandRefused" in contract.inputs for contract in contracts):
+            kinds.add(CommandRefused)
+        super().__init__(kinds, strict=False)
+        self._log = log
+
+    def decode(self, body: bytes, headers: Pairs | None = None) -> tuple[Any, Raw | None]:
+        try:
+            return super().decode(body, headers)
+        except Invalid as error:
+            found = Headers(headers) if headers and error.unknown_type is not None else None
+            if found is None or not answered_by(found, self._log):
+                raise
+            return CommandAccepted(error.unknown_type or "", "", ""), None
+
+
+def answered_by(headers: Headers, log: TransactionLog) -> tuple[str, str] | None:
+    """The process of this service whose command was answered, and the position of the command in the outbox."""
+    cause, process = headers.get("hive-cause", ""), headers.get("hive-process", "")
+    if not (process and cause.startswith(log.outbox_stream)):
+        return None
+    return process, cause.rpartition("/")[2]
+
+
+def inbox(contract: Contract, managers: Mapping[str, Contract], log: TransactionLog) -> Handler:
+    """The handler that gives the events of topics to the processes of one manager. ``managers`` are all, by name.
+
+    What answers a command says so to the process that has sent it, which the header ``hive-process`` names: with the
+    event, where that is its own, or else besides.
 
     Raises Unavailable where the event has to be handed over again: nothing has happened, or nobody knows yet. Raises
     Invalid for an event that belongs to no process, and what the actor raises.
@@ -46,28 +80,37 @@ def inbox(contract: Contract, log: TransactionLog) -> Handler:
     correlates = contract.correlates
 
     async def handle(envelope: Envelope) -> Outcome:
-        event, record = envelope.message, envelope.record
-        if isinstance(event, CommandRefused):
-            actor, _, id = _process(envelope.headers, log.outbox_stream).partition("/")
-            if actor != contract.name:
-                return Outcome()  # a command of another service, or of another process manager
-        else:
-            id = correlates[type(event).__name__](event, envelope.id or None)
-        body = encode_message(event, envelope.meta)
-        given = Envelope(message=event, id=id, meta=envelope.meta, body=body, headers=envelope.headers, record=record)
-        try:
-            return await log.engine.submit(contract, given, Input(source_of(record))).future
-        except Quarantined as error:  # it concerns this process alone, so the others must not wait for it
-            raise HiveError(str(error)) from None
-        except (Conflict, Unknown) as error:  # the process knows whether it has taken the event
-            raise Unavailable(str(error)) from None
+        event, source = envelope.message, source_of(envelope.record)
+        sender, position = answered_by(envelope.headers, log) or ("", "")
+        actor, _, sender_id = sender.partition("/")
+        manager, kind = managers.get(actor), type(event).__name__
+        if (correlate := correlates.get(kind)) is not None:
+            id = correlate(event, envelope.id or None)
+            if manager is contract and sender_id == id:
+                await give(log, contract, id, envelope, Input(source, answers=position))
+                return Outcome()
+            await give(log, contract, id, envelope, Input(source))
+        elif manager is contract and kind in contract.inputs:
+            await give(log, contract, sender_id, envelope, Input(source, answers=position))
+            return Outcome()
+        if manager is not None and (manager is contract or kind not in manager.inputs):
+            await give(log, manager, sender_id, envelope, Input(answers=position))
+        return Outcome()
 
     return handle
 
 
-def _process(headers: Headers, outbox_stream: str) -> str:
-    """The process of this service whose command was answered, or "" where it is one of another service."""
-    return headers.get("hive-process", "") if headers.get("hive-cause", "").startswith(outbox_stream) else ""
+async def give(log: TransactionLog, contract: Contract, id: str, envelope: Envelope, input: Input) -> None:
+    """Give a process an input. Raises Unavailable where that has to be tried again."""
+    event, meta, headers, record = envelope.message, envelope.meta, envelope.headers, envelope.record
+    body = encode_message(event, meta)
+    given = Envelope(message=event, id=id, meta=meta, body=body, headers=headers, record=record)
+    try:
+        await log.engine.submit(contract, given, input).future
+    except Quarantined as error:  # it concerns this process alone, so the others must not wait for it
+        raise HiveError(str(error)) from None
+    except (Conflict, Unknown) as error:  # the process knows whether it has taken the input
+        raise Unavailable(str(error)) from None
 
 
 def source_of(record: Context) -> str:

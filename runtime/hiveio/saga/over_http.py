@@ -26,9 +26,10 @@ from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.envelope import Context, Envelope, Handler, Outcome, encode_message
-from hiveio.errors import Conflict, HiveError, Invalid, Quarantined, Unavailable, Unknown
-from hiveio.headers import Headers, trace_context
-from hiveio.messages import CommandRefused
+from hiveio.errors import HiveError, Invalid, Unavailable
+from hiveio.headers import trace_context
+from hiveio.messages import CommandAccepted, CommandRefused
+from hiveio.saga.inbox import give
 from hiveio.saga.receiver import CommandCodec, Commands, Traced, cause_of, type_of
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.process import Input
@@ -102,8 +103,14 @@ def sending(
             answer = await asyncio.get_running_loop().run_in_executor(threads, _post, url, body, sent, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{service} at {url} did not answer: {error!r}") from None
-        for number, given in enumerate(_inputs(contract, cause, service, envelope.id, answer)):
-            await _give(log, contract, id, given, Input(f"http/{cause.text}/{number}"), headers)
+        inputs, position = _inputs(contract, cause, service, envelope.id, answer), f"{cause.offset}:{cause.index}"
+        for number, given in enumerate(inputs):
+            message, meta = contract.input_codec.decode(given)
+            answered = Envelope(message=message, meta=meta, headers=headers, record=Context(id=id, headers=headers))
+            await give(log, contract, id, answered, Input(f"http/{cause.text}/{number}", answers=position))
+        if not inputs:
+            accepted = Envelope(message=CommandAccepted(service, id, cause.command), headers=headers)
+            await give(log, contract, id, accepted, Input(answers=position))
         return Outcome()
 
     return handle
@@ -164,16 +171,3 @@ def _problem(answer: Answer) -> dict[str, Any]:
         found = {}
     title = http.client.responses.get(answer.status, "Error")
     return {"type": "about:blank", "title": title, "detail": title} | found | {"status": answer.status}
-
-
-async def _give(log: TransactionLog, contract: Contract, id: str, body: bytes, input: Input, headers: Headers) -> None:
-    """Give a process the answer to its command. Raises Unavailable where that has to be tried again."""
-    message, meta = contract.input_codec.decode(body)
-    record = Context(id=id, headers=headers)
-    envelope = Envelope(message=message, id=id, meta=meta, body=body, headers=headers, record=record)
-    try:
-        await log.engine.submit(contract, envelope, input).future
-    except Quarantined as error:
-        raise HiveError(str(error)) from None
-    except (Conflict, Unknown) as error:
-        raise Unavailable(str(error)) from None

@@ -63,6 +63,9 @@ class _Reads:
     def cancel(self, kind: type[Deadline], name: str = "") -> None:
         self._tx.cancel(kind, name)
 
+    def end(self) -> None:
+        self._tx.end()
+
 
 def _watch_perform(contract: Contract, faults: list[str]) -> None:
     invoke = contract.invoke

@@ -22,7 +22,7 @@ from hiveio.transaction.entry import CacheReply, Watermark, WatermarkReply
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lock import TURNS, Locked, Redlock
 from hiveio.transaction.placement import Placement
-from hiveio.transaction.process import NEVER, STUCK, stuck_name
+from hiveio.transaction.process import NEVER, unmarked
 from hiveio.transaction.rebuild import Rebuilds
 from hiveio.transaction.record import FORMAT, Format, Record
 from hiveio.transaction.rule import HASH, IdRecord, IdWindow, ReferenceFold, Writer
@@ -58,16 +58,14 @@ class MemoryLog:
             tail.wake()
 
     def judged(self, partition: int, first: int = 0) -> list[tuple[int, Record, bool]]:
-        """The offset, the record and the verdict (by the rule alone, without the engine) of the records from ``first``
-        on."""
+        """The offset, the record and the verdict (by the rule alone) of the records from ``first`` on."""
         verdicts = self.folds[partition].verdicts
         return [(m.offset, records.decode(m.value), verdicts[m.offset]) for m in self.partitions[partition][first:]]
 
 
 class MemoryTail(Tail):
     def __init__(self, log: MemoryLog) -> None:
-        self._log = log
-        self._loop = asyncio.get_running_loop()
+        self._log, self._loop = log, asyncio.get_running_loop()
         self._at: dict[int, tuple[int, OnRecords]] = {}
         self._woken = self._paused = False
         log.readers.append(self)
@@ -151,7 +149,7 @@ class _Generation:
         self.forget_at = FORGET  # with this number of ids, those that have left the window are forgotten
         self.writers: dict[str, str] = {}
         self.verdicts: dict[int, str] = {}
-        self.deadlines: dict[str, int] = {}
+        self.processes: dict[str, int] = {}
 
 
 class MemoryCache(Cache):
@@ -240,7 +238,7 @@ class MemoryCache(Cache):
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
-        deadlines: Sequence[tuple[str, int]],
+        processes: Sequence[tuple[str, int]],
     ) -> Watermark | None:
         def script() -> Watermark | None:
             scope = self.scopes.get(partition)
@@ -253,9 +251,9 @@ class MemoryCache(Cache):
             for name in [name for name, text in writers if not text]:
                 del scope.writers[name]
             scope.verdicts.update(enumerate(verdicts, base.offset))
-            scope.deadlines.update(deadlines)
-            for name in [name for name, due in deadlines if due == NEVER]:
-                del scope.deadlines[name]
+            scope.processes.update(processes)
+            for name in [name for name, place in processes if place == NEVER]:
+                del scope.processes[name]
             if len(scope.ids) >= scope.forget_at:
                 kept = [
                     (text, id) for text, id in scope.ids.items() if window.holds(IdRecord.parse(id), to.offset, to.time)
@@ -286,14 +284,16 @@ class MemoryCache(Cache):
     async def due(self, partition: int, first: int, count: int) -> tuple[Watermark | None, list[tuple[str, int]]]:
         def script() -> tuple[Watermark | None, list[tuple[str, int]]]:
             scope = self.scopes.get(partition)
-            found = sorted(scope.deadlines.items(), key=lambda each: (each[1], each[0])) if scope else []
+            found = sorted(scope.processes.items(), key=lambda each: (each[1], each[0])) if scope else []
             return self._watermark(partition), found[first : first + count]
 
         return await self._call(script)
 
-    async def stuck_processes(self, partition: int, count: int) -> list[str]:
+    async def processes(self, partition: int, part: int, first: int, count: int) -> tuple[int, list[tuple[str, int]]]:
         scope = self.scopes.get(partition)
-        return [stuck_name(name) for name, at in scope.deadlines.items() if at == STUCK][:count] if scope else []
+        listed = sorted((place, name) for name, place in scope.processes.items()) if scope else []
+        found = [(unmarked(name), place - part) for place, name in listed if part <= place < 2 * part]
+        return len(found), found[first : first + count]
 
     async def ask(self, partition: int, name: str, what: str) -> None:
         self.questions[partition, name] = what

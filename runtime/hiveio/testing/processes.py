@@ -94,10 +94,10 @@ def pending(log: MemoryLog) -> list[PendingDeadline]:
     return sorted(found)
 
 
-def stuck_of(log: MemoryLog, contract: Contract, id: str) -> str:
-    """Why a process is stuck, or "" where it is not."""
+def process_of(log: MemoryLog, contract: Contract, id: str) -> Process:
+    """What is kept of a process."""
     fold = log.folds[0].aggregates.get(f"{contract.name}/{id}")
-    return Process.of(fold.process).stuck if fold is not None else ""
+    return Process.of(fold.process if fold is not None else b"")
 
 
 def pending_of(log: MemoryLog, contract: Contract, id: str) -> list[Deadline]:

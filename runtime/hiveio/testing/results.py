@@ -11,7 +11,7 @@ from hiveio.headers import HeaderView
 from hiveio.messages import Command, Deadline, Event
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MemoryLog
-from hiveio.testing.processes import Clock, Sent, pending_of, stuck_of
+from hiveio.testing.processes import Clock, Sent, pending_of, process_of
 from hiveio.testing.service import memory_settings
 from hiveio.transaction.record import aggregate
 
@@ -80,9 +80,15 @@ class Results:
 
     def then_stuck(self, text: str = "") -> Self:
         """The process cannot go on: ``perform`` raised Stuck, or another error, whose text has ``text`` in it."""
-        found = stuck_of(self._log, self._contract(self._actor), self._id)
+        found = process_of(self._log, self._contract(self._actor), self._id).stuck
         if not found or text not in found:
             self._fail(f"a process that is stuck: {text}", found or "it is not stuck")
+        return self
+
+    def then_ended(self) -> Self:
+        """The process has ended: what comes for it is skipped."""
+        if not process_of(self._log, self._contract(self._actor), self._id).ended:
+            self._fail("a process that has ended", "it goes on")
         return self
 
     def then_state(self, state: Any, actor: type[Actor] | None = None, id: str | None = None) -> Self:
@@ -126,7 +132,7 @@ class Results:
         return self._kinds[actor]
 
     def _succeeded(self) -> None:
-        if self._actor in self._kinds and (stuck := stuck_of(self._log, self._kinds[self._actor], self._id)):
+        if self._actor in self._kinds and (stuck := process_of(self._log, self._kinds[self._actor], self._id).stuck):
             self._fail("success", f"the process is stuck: {stuck}")
         if self.problem is not None:
             self._fail("success", f"{self.problem.title} ({self.problem.status}): {self.problem.detail}")

@@ -19,7 +19,7 @@ from hiveio.transaction.bounds import ENTRY_BYTES
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.entry import Entry
 from hiveio.transaction.mirror import Mirror
-from hiveio.transaction.process import schedule_of
+from hiveio.transaction.process import listed
 from hiveio.transaction.rule import Effects, IdRecord, IdWindow
 from hiveio.transaction.view import View
 
@@ -260,7 +260,7 @@ class Applier:
         entries = [(name, entry.text) for name, entry in found]
         unfolded = [name for name, entry in found if entry.unfolded]
         unfolded += [f"{actor}/" for actor in quarantine.unknown_actors]
-        deadlines = [each for name, entry in found if entry.process for each in schedule_of(name, entry.process)]
+        processes = [each for name, entry in found if entry.process for each in listed(name, entry.process)]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         remembered = view.state.writers
         moved = dict.fromkeys([name for judged in group for name in judged.writers])
@@ -281,7 +281,7 @@ class Applier:
             min(self._published.values(), default=0),
             unfolded,
             writers,
-            deadlines,
+            processes,
         )
         self._times.observe(time.monotonic() - began)
         self._mirror.observe_watermark(reached)

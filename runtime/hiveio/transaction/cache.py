@@ -16,7 +16,7 @@ import msgspec
 from hiveio.actor import Contract
 from hiveio.redis import Argument, Redis, Script
 from hiveio.transaction.entry import CacheReply, Watermark, WatermarkReply
-from hiveio.transaction.process import STUCK, stuck_name
+from hiveio.transaction.process import unmarked
 from hiveio.transaction.record import FORMAT
 from hiveio.transaction.rule import IdWindow, Writer
 
@@ -27,8 +27,9 @@ SAMPLE = 20_000  # keys that are looked at when an instance starts
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
 
-_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE = (
-    Script(name) for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look", "due")
+_READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE, _LISTED = (
+    Script(name)
+    for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look", "due", "listed")
 )
 
 
@@ -124,17 +125,17 @@ class Cache:
         published: int,
         unfolded: Sequence[str],
         writers: Sequence[tuple[str, str]],
-        deadlines: Sequence[tuple[str, int]],
+        processes: Sequence[tuple[str, int]],
     ) -> Watermark | None:
         """Move the cache from ``base`` to ``to``, if ``base`` is its watermark. Returns the watermark after that.
 
         ``unfolded`` names the entries that have events which are not folded, and ``<actor>/`` for each unknown actor.
-        ``writers`` are those that have moved on; a forgotten writer has the text "". ``deadlines`` are what is
-        listed of the processes among the entries: see ``schedule_of``.
+        ``writers`` are those that have moved on; a forgotten writer has the text "". ``processes`` are what is
+        listed of the processes among the entries: see ``listed``.
         """
         # A few packed arguments instead of thousands, because the client encodes each one by itself.
         snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua does not unpack bin
-        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers, deadlines)]
+        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers, processes)]
         packed = (_pack(snapshots), named[0], _pack(unfolded), *named[1:])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, text = await self.redis.call(_APPLY, self.mark(partition), (), arguments)
@@ -152,14 +153,12 @@ class Cache:
         pairs = zip(found[::2], found[1::2], strict=True)
         return Watermark.parse(text), [(name.decode(), int(at)) for name, at in pairs]
 
-    async def stuck_processes(self, partition: int, count: int) -> list[str]:
-        """The names of processes that are stuck, so many at most."""
-        watermark = Watermark.parse(await self.redis.execute("GET", self.mark(partition)) or b"")
-        if watermark is None:
-            return []
-        key = f"{self.mark(partition)}:{watermark.generation}:deadlines"
-        found = await self.redis.execute("ZRANGEBYSCORE", key, STUCK, STUCK, "LIMIT", 0, count)
-        return [stuck_name(name.decode()) for name in found]
+    async def processes(self, partition: int, part: int, first: int, count: int) -> tuple[int, list[tuple[str, int]]]:
+        """Of the processes that run (RUNNING), are stuck (STUCK) or wait for an answer (WAITS), how many there are, and
+        ``count`` of them from number ``first`` on: the name, and since when it waits by the log's clock."""
+        _, (number, *found) = await self.redis.call(_LISTED, self.mark(partition), (), (part, first, count))
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return number, [(unmarked(name.decode()), int(at) - part) for name, at in pairs]
 
     async def ask(self, partition: int, name: str, what: str) -> None:
         """Ask the leader of a scope to do something with a process. A scope that nobody follows is opened for it."""

@@ -6,6 +6,8 @@ It is modelled in Saga.tla.
 
 The log's time goes on with its records only, and by a bounded step from each to the next. So while deadlines are
 pending and nobody works, the leader appends records that change nothing else.
+
+The leader also does what ``hiveio saga`` asks for, and counts the processes. So a scope is led while processes run.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from hiveio.transaction import metrics
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.entry import Entry
 from hiveio.transaction.leader import IsLeading
-from hiveio.transaction.process import STUCK, Due, Process, Waiting
+from hiveio.transaction.process import RUNNING, STUCK, WAITS, Due, Process, Waiting
 from hiveio.transaction.scope import Scope
 
 logger = logging.getLogger("hiveio.deadlines")
@@ -29,8 +31,8 @@ logger = logging.getLogger("hiveio.deadlines")
 TURN_S = 0.4  # between two looks at what is due, at most: a deadline that was just scheduled is noticed then
 LEAST_S = 0.01  # between two looks
 TICK_S = 1.0  # within which a record that makes the log's time go on is read back
+ASK_S = 1.0  # between two looks at what was asked for, and two counts
 PAGE = 500  # processes that one call to the cache gives
-MOST_STUCK = 10_000  # processes that are counted
 AT_ONCE = 100  # deadlines that are being fired
 AGAIN_S = (0.5, 60.0)  # the first and the longest pause after a deadline of a process could not be fired
 
@@ -46,12 +48,17 @@ class Deadlines:
         ``resume`` gives it the first input that waits, or drops that one. Both raise what the actor raises."""
         self._scope, self._cache, self._fire, self._resume = scope, cache, fire, resume
         self.name = f"firing the deadlines of {scope.where}"
-        self._gauges = metrics.DeadlineGauges(scope.partition)
+        self._gauges = metrics.ProcessGauges(scope.partition)
         self._firing: dict[str, asyncio.Task[None]] = {}  # by process
         self._failing: dict[str, tuple[float, float]] = {}  # process → when it is tried again, and the pause after that
         self._seen = (-1, 0.0)  # the log's time, and when this instance had not seen it yet
         self._looked_at = time.monotonic()
-        self._none_at = -1  # the watermark at which no deadline was pending
+        self._found: tuple[int, int | None] = (
+            -1,
+            None,
+        )  # the watermark at which none was due, and when the next one is
+        self._none_at = -1  # the watermark at which no process ran
+        self._ask_at = 0.0
         self._ended = asyncio.Event()  # something has fired or failed
 
     @property
@@ -61,7 +68,7 @@ class Deadlines:
 
     @property
     def rests(self) -> bool:
-        """Whether no deadline is pending."""
+        """Whether no process runs."""
         return self._none_at >= self._scope.view.next
 
     async def run(self, is_leading: IsLeading) -> None:
@@ -78,15 +85,18 @@ class Deadlines:
             for task in self._firing.values():
                 task.cancel()
             await asyncio.gather(*self._firing.values(), return_exceptions=True)
-            self._gauges.set(0, 0)
+            self._gauges.clear()
 
     async def _turn(self) -> float:
         """Begin to fire what is due now. Returns the time until something more is due, in seconds."""
-        await self._answer()
+        if time.monotonic() >= self._ask_at:
+            await self._answer()
+            await self._count()
+            self._ask_at = time.monotonic() + ASK_S
         due, upcoming = await self._look()
         waiting = set(due)
         self._failing = {name: again for name, again in self._failing.items() if name in waiting}
-        self._gauges.set(len(due), len(self._failing))
+        self._gauges.due(len(due), len(self._failing))
         now = time.monotonic()
         for name in due:
             if len(self._firing) >= AT_ONCE:
@@ -94,39 +104,43 @@ class Deadlines:
             if name not in self._firing and (name not in self._failing or self._failing[name][0] <= now):
                 self._firing[name] = asyncio.ensure_future(self._fire_of(name))
         if upcoming is None:
-            self._looked_at = now
+            self._idle_ms()
             return TURN_S
         return min(TURN_S, await self._keep_time(upcoming))
 
     async def _look(self) -> tuple[list[str], int | None]:
         """The processes with a deadline that is due, and when the next one is. Raises Unavailable."""
         scope, due, first = self._scope, list[str](), 0
+        at, upcoming = self._found
+        if at >= scope.view.next and (upcoming is None or upcoming > scope.view.time):
+            return due, upcoming  # no record has come
         while True:
             asked = scope.mirror.watermark.offset
             watermark, found = await self._cache.due(scope.partition, first, PAGE)
-            if not scope.mirror.observe_watermark(watermark, asked):
+            if watermark is None or not scope.mirror.observe_watermark(watermark, asked):
                 raise scope.unavailable()
-            for name, at in found:
-                if at == STUCK:
-                    return self._none(due)
-                if at > scope.view.time:
-                    return due, at
-                due.append(name)
-            if len(found) < PAGE:
-                return self._none(due)
+            upcoming = next((at for _, at in found if at > scope.view.time), None)
+            due += [name for name, at in found if at <= scope.view.time]
+            if upcoming is not None or len(found) < PAGE:
+                break
             first += PAGE
+        if not (due or found):
+            self._none_at = watermark.offset
+        upcoming = upcoming if upcoming is not None and upcoming < WAITS else None
+        self._found = (-1 if due else watermark.offset, upcoming)
+        return due, upcoming
 
-    def _none(self, due: list[str]) -> tuple[list[str], None]:
-        """No other deadline is pending."""
-        if not due:
-            self._none_at = self._scope.mirror.watermark.offset
-        return due, None
+    async def _count(self) -> None:
+        partition, processes = self._scope.partition, self._cache.processes
+        (running, _), (stuck, _), (waits, oldest) = await asyncio.gather(
+            processes(partition, RUNNING, 0, 0), processes(partition, STUCK, 0, 0), processes(partition, WAITS, 0, 1)
+        )
+        unanswered_ms = self._scope.view.time + self._idle_ms() - oldest[0][1] if waits else 0.0
+        self._gauges.listed(running, stuck, max(0.0, unanswered_ms / 1000))
 
     async def _answer(self) -> None:
         """Do what ``hiveio saga`` asks for."""
         partition = self._scope.partition
-        stuck = await self._cache.stuck_processes(partition, MOST_STUCK)
-        self._gauges.set_stuck(len(stuck))
         for name, what in (await self._cache.asked(partition)).items():
             action, _, input = what.partition(" ")
             entry = await self._entry(name)
@@ -142,11 +156,7 @@ class Deadlines:
     async def _keep_time(self, due: int) -> float:
         """Append a record if the log's time should have come to ``due`` by now, or has not moved for so long that the
         next record could not make up for it. Returns the time until ``due``, in seconds. Raises Unavailable."""
-        view, now = self._scope.view, time.monotonic()
-        if self._seen[0] != view.time:  # rather too early: the record that is appended then says how much time is left
-            self._seen = view.time, self._looked_at
-        self._looked_at = now
-        idle_ms = (now - self._seen[1]) * 1000
+        view, idle_ms = self._scope.view, self._idle_ms()
         left_ms = due - view.time - idle_ms
         if left_ms <= 0 or idle_ms > view.state.window.step_ms / 2:
             try:
@@ -155,6 +165,14 @@ class Deadlines:
             except TimeoutError:
                 raise Unavailable(f"a record of {self._scope.where} was not read back in {TICK_S:.0f} s") from None
         return max(0.0, left_ms / 1000)
+
+    def _idle_ms(self) -> float:
+        """How long ago the log's time has moved, at most."""
+        view, now = self._scope.view, time.monotonic()
+        if self._seen[0] != view.time:  # rather too early: the record that is appended then says how much time is left
+            self._seen = view.time, self._looked_at
+        self._looked_at = now
+        return (now - self._seen[1]) * 1000
 
     async def _fire_of(self, name: str) -> None:
         """Fire the first deadline of a process that is due. Where that fails, it is tried again after a pause, which

@@ -77,6 +77,10 @@ class Entry(Struct):
     fault: str = ""
     process: bytes = b""
 
+    def end(self) -> None:
+        """It is a process that has ended: nothing needs its state any more."""
+        self.state, self.snapshot, self.unfolded, self.unfolded_from, self.fault = None, b"", b"", 0, ""
+
     @property
     def folded_size(self) -> int:
         """The bytes of what is folded."""

@@ -11,15 +11,16 @@ KEYS = {
     "<mark>": "the watermark: `offset|time|topic id|generation|format|stamp|floor|known|transaction id before it`; "
     "`time` is the log's clock, `stamp` the latest timestamp, `known` the newest format that its writer knows",
     "<mark>:rest": "`end of the log:end of the event topic` (with process managers `:end of the outbox` too) when the "
-    "last leader left the scope, which nobody used: everything was applied and published, and no deadline was pending",
+    "last leader left the scope, which nobody used: everything was applied and published, and no process ran",
     "<mark>:fold": "the lease of the instance that folds a cache which is far behind",
     "<mark>:<gen>:writers": "hash: writer → `number:offset` of its latest record",
     "<mark>:<gen>:a:<aggregate>": "`version head snapshot`; with events next to it that could not be folded: `version "
     "head ~offset size snapshot events`, where `offset` is that of their first record and `size` the bytes of the "
     "snapshot (nothing is between it and the events). Of a process, `=size process` comes before the snapshot or the "
-    "`~`: its inputs and deadlines as JSON (nothing is behind it)",
-    "<mark>:<gen>:deadlines": "sorted set: process with deadlines → when the first of them is due, by the log's clock; "
-    "`!` and the name of a process that is stuck → 2^52",
+    "`~`: its inputs, deadlines and unanswered commands as JSON (nothing is behind it)",
+    "<mark>:<gen>:processes": "sorted set, the list of processes: one with deadlines → when the first of them is due, "
+    "by the log's clock; `?` and one that waits for answers → 2^50 and the log's time at which it sent the oldest "
+    "command; `+` and one that runs → 2^51; `!` and one that is stuck → 2^52",
     "<mark>:<gen>:unfolded": "set: the aggregates with such events, and `<actor>/` of actors that are not here",
     "<mark>:<gen>:ids": "hash: command id → `offset:time:keyed`",
     "<mark>:<gen>:order:<keyed>": "list: the same, oldest first, to forget by; `<keyed>` is 1 for an Idempotency-Key",

@@ -68,6 +68,15 @@ _failing = Gauge(
     ["scope"],
     multiprocess_mode="livemax",
 )
+_running = Gauge(
+    "hiveio_processes_running", "Processes that have begun and not ended", ["scope"], multiprocess_mode="livemax"
+)
+_unanswered = Gauge(
+    "hiveio_command_oldest_unanswered_seconds",
+    "How long ago the oldest command was sent that is not answered, by the log's clock",
+    ["scope"],
+    multiprocess_mode="livemax",
+)
 _stuck = Gauge(
     "hiveio_processes_stuck", "Processes that cannot go on until somebody looks", ["scope"], multiprocess_mode="livemax"
 )
@@ -153,20 +162,25 @@ class CommandMetrics:
         _abandoned.set(abandoned)
 
 
-class DeadlineGauges:
-    """What is due in one scope."""
+class ProcessGauges:
+    """The processes of one scope. Its leader shows them."""
 
-    def __init__(self, partition: int) -> None:
-        self._due, self._failing = _due.labels(str(partition)), _failing.labels(str(partition))
+    def __init__(self, scope: int) -> None:
+        gauges = (_due, _failing, _running, _stuck, _unanswered)
+        self._due, self._failing, *self._listed = [gauge.labels(str(scope)) for gauge in gauges]
 
-        self._stuck = _stuck.labels(str(partition))
-
-    def set_stuck(self, stuck: int) -> None:
-        self._stuck.set(stuck)
-
-    def set(self, due: int, failing: int) -> None:
+    def due(self, due: int, failing: int) -> None:
         self._due.set(due)
         self._failing.set(failing)
+
+    def listed(self, running: int, stuck: int, unanswered_s: float) -> None:
+        for gauge, value in zip(self._listed, (running, stuck, unanswered_s), strict=True):
+            gauge.set(value)
+
+    def clear(self) -> None:
+        """Another instance leads."""
+        self.due(0, 0)
+        self.listed(0, 0, 0.0)
 
 
 class LagGauges:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import NoneType
 from typing import Any, TypeGuard
@@ -14,15 +14,14 @@ from msgspec import Raw, Struct
 
 from hiveio.config import Settings
 from hiveio.envelope import encode_message
-from hiveio.errors import Conflict, Problem, Refused, SeveralScopes, TooLarge, contained
+from hiveio.errors import Conflict, NotFound, Problem, Refused, Rejected, SeveralScopes, TooLarge, contained
 from hiveio.fault import about
-from hiveio.http.problem import encode_problem
 from hiveio.transaction import faults
 from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.command import InFlight
+from hiveio.transaction.command import InFlight, shown
+from hiveio.transaction.decision import check_passed, record_of, validated
 from hiveio.transaction.entry import Entry
-from hiveio.transaction.journal import RECORD_LIMIT
 from hiveio.transaction.lock import LOCKED, LockBusy, Redlock
 from hiveio.transaction.metrics import CommandMetrics
 from hiveio.transaction.pending import Pending
@@ -30,7 +29,7 @@ from hiveio.transaction.pipeline import Pipeline
 from hiveio.transaction.pipeline_state import OPEN
 from hiveio.transaction.process import advanced
 from hiveio.transaction.quarantine import refusal
-from hiveio.transaction.record import Cause, Commit, ProcessStep, Read, Write
+from hiveio.transaction.record import Commit, Write
 from hiveio.transaction.stuck import check_room, sticks, traceback_of, why
 from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.tx import Tx
@@ -111,8 +110,10 @@ class Performer:
         contract, envelope = command.contract, command.envelope
         if tx.entries[command.target].fault:
             raise refusal(command.target)
-        if tx.taken:
+        if tx.taken or (command.input is not None and command.input.only_answers):
             return None
+        if tx.ended:
+            raise NotFound(f"{shown(command.target)} has ended.")
         if command.input is not None:
             if command.input.refusal is not None:
                 raise command.input.refusal
@@ -261,6 +262,8 @@ class Performer:
         cause = None if command.input is None or tx.taken else command.input.cause
         if error is None:
             for name, events in tx.events.items():
+                if name in tx.ended_others:
+                    raise Rejected(f"{shown(name)} has ended, and takes no event.")
                 raw[name] = [Raw(encode_message(event, meta)) for event in events]
             for event in command.contract.checked_events(returned):
                 raw[target].append(Raw(encode_message(event, meta)))
@@ -278,13 +281,16 @@ class Performer:
             self._tasks.spawn(self._answer_unrecorded(pipeline, command, heads))
             return
         if command.passed:
-            _check_passed(command.passed, sum(map(len, raw.values())))
+            check_passed(command.passed, sum(map(len, raw.values())))
         id = journal.fresh()
         results, writes = self._written(command, tx, raw, id)
         if step or cause:  # its deadlines are due later than that, since the log's time goes on until it is there
-            results[target].process = advanced(results[target].process, step, cause, scope.view.time)
-        reads = self._validated(command, tx, raw, refusal, chained)
-        record = self._record(command, writes, reads, refusal, step, cause)
+            result = results[target]
+            result.process = advanced(result.process, step, cause, scope.view.time, scope.view.next)
+            if step is not None and step.ends:
+                result.end()
+        reads = validated(command, tx, raw, refusal, chained)
+        record = record_of(command, writes, reads, refusal, step, cause)
         command.decided(refusal, raw[target], results[target].version, has_events)
         self._append(command, tx, id, record, results)
 
@@ -300,48 +306,6 @@ class Performer:
             results[name] = Entry(old.version + len(events), id, state, snapshot, old.at, process=old.process)
             writes.append(Write(name, old.head or "", old.version, tuple(events)))
         return results, tuple(writes)
-
-    @staticmethod
-    def _validated(
-        command: InFlight, tx: Tx, raw: dict[str, list[Raw]], refusal: Problem | None, chained: bool
-    ) -> tuple[Read, ...]:
-        """The reads on which the verdict depends: those of aggregates that are not written, if they may be of different
-        offsets, if others may have changed them since, or if the actor asks for it."""
-        if len(raw) == len(tx.entries):
-            return ()
-        read = [(name, entry) for name, entry in tx.entries.items() if name not in raw]
-        # After its lock was lost, others may have changed an aggregate: its tip is then not its state at ``next``.
-        stale = any(command.scope.view.entries.get(name) is not entry for name, entry in read)
-        # Without its lock, others may have changed one in records that were answered and are not read here yet.
-        unlocked = any(tx.pipelines[name].unlocked for name, _ in read)
-        if stale or unlocked or chained or refusal is not None or command.contract.serializable:
-            return tuple([Read(name, entry.head or "") for name, entry in read])
-        return ()
-
-    @staticmethod
-    def _record(
-        command: InFlight,
-        writes: tuple[Write, ...],
-        reads: tuple[Read, ...],
-        refusal: Problem | None,
-        step: ProcessStep | None,
-        cause: Cause | None,
-    ) -> Commit:
-        return Commit(
-            command.id,
-            writes,
-            reads,
-            command.keyed,
-            command.hash,
-            None if refusal is None else _decode(encode_problem(refusal)),
-            command.trace.get("traceparent", ""),
-            {} if refusal is None else refusal.headers,
-            command.trace.get("tracestate", ""),
-            command.scope.view.next,
-            tuple([(name, value.decode("latin-1")) for name, value in command.passed]) if command.passed else (),
-            step,
-            cause,
-        )
 
     def _append(self, command: InFlight, tx: Tx, id: str, record: Commit, results: dict[str, Entry]) -> None:
         settled = partial(self._settled, command)
@@ -385,13 +349,3 @@ def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
 def _is_refusal(error: Exception | None) -> TypeGuard[Refused]:
     """Whether an error is the decision of an actor, which is recorded or answered."""
     return isinstance(error, Refused) and not isinstance(error, SeveralScopes | TooLarge)
-
-
-def _check_passed(passed: Sequence[tuple[str, bytes]], events: int) -> None:
-    """The record has these headers once, and each of its events has them on the topic. Raises TooLarge."""
-    size = events * sum(len(name) + len(value) for name, value in passed)
-    if size > RECORD_LIMIT:
-        raise TooLarge(
-            f"The headers of EVENT_HEADERS would have {size} bytes in the {events} events of this command; at most "
-            f"{RECORD_LIMIT} are allowed."
-        )

@@ -17,8 +17,10 @@ from hiveio.transaction.record import Cause, ProcessStep
 class Input(NamedTuple):
     """What comes from elsewhere than a client. A process is given an event with its ``source``; or the deadline
     ``fires``, which is due at ``due`` by the log's clock. Any aggregate is given a command of a process, which is the
-    ``cause``; ``refusal`` says why nobody can perform it. ``resumes`` names an
-    input that waits and is tried again, or is dropped where ``skips`` is set."""
+    ``cause``; ``refusal`` says why nobody can perform it. ``resumes`` names an input that waits and is tried again, or
+    is dropped where ``skips`` is set.
+
+    ``answers`` is the position in the outbox of the command that it answers. Without a source it says only that."""
 
     source: str = ""
     fires: str = ""
@@ -27,6 +29,12 @@ class Input(NamedTuple):
     refusal: Problem | None = None
     resumes: str = ""
     skips: bool = False
+    answers: str = ""
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether all that it says is that a command was answered. ``perform`` is not told."""
+        return bool(self.answers) and not self.source
 
     @property
     def of_process(self) -> bool:
@@ -39,6 +47,10 @@ class Input(NamedTuple):
         process = Process.of(encoded)
         if self.cause is not None:
             return process.has_taken(self.cause)
+        if process.ended:
+            return True
+        if self.only_answers:
+            return self.answers not in process.sent
         if self.resumes:
             return not process.waiting or process.waiting[0].name != self.resumes
         if self.fires:
@@ -48,7 +60,7 @@ class Input(NamedTuple):
 
     def waits(self, encoded: bytes) -> bool:
         """Whether others wait before it."""
-        return self.of_process and not self.resumes and bool(Process.of(encoded).waiting)
+        return self.of_process and not (self.resumes or self.only_answers) and bool(Process.of(encoded).waiting)
 
 
 class Waiting(Struct, frozen=True, array_like=True):
@@ -72,13 +84,18 @@ class Process(Struct, frozen=True, omit_defaults=True):
     the one before it is settled.
 
     ``waiting`` are inputs that are on record and not handled, in their order: the process is ``stuck`` with the first
-    one for the reason given; or goes on with it, where there is no reason."""
+    one for the reason given; or goes on with it, where there is no reason.
+
+    ``sent`` are the commands that are not answered, by their positions in the outbox, with the log's time at which they
+    were sent. A process that has ``ended`` keeps nothing else but ``taken``: no input has an effect on it any more."""
 
     sources: tuple[str, ...] = ()
     deadlines: dict[str, Due] = {}
     taken: dict[str, tuple[int, int]] = {}
     waiting: tuple[Waiting, ...] = ()
     stuck: str = ""
+    sent: dict[str, int] = {}
+    ended: bool = False
 
     @classmethod
     def of(cls, encoded: bytes) -> "Process":
@@ -94,13 +111,20 @@ class Process(Struct, frozen=True, omit_defaults=True):
     def has_taken(self, cause: Cause) -> bool:
         return self.taken.get(cause.stream, (-1, -1)) >= (cause.offset, cause.index)
 
-    def after(self, step: ProcessStep | None, cause: Cause | None, time: int) -> "Process":
-        """The process after an accepted record, at whose offset the log has this time."""
+    @property
+    def running(self) -> bool:
+        """Whether it is a process that has begun and not ended."""
+        return not self.ended and bool(self.sources or self.deadlines or self.waiting or self.sent)
+
+    def after(self, step: ProcessStep | None, cause: Cause | None, time: int, offset: int) -> "Process":
+        """The process after the accepted record at ``offset``, where the log has this time."""
         taken = self.taken
         if cause is not None and not self.has_taken(cause):
             taken = {**taken, cause.stream: (cause.offset, cause.index)}
+        if self.ended or (step is not None and step.ends):
+            return Process(taken=taken, ended=True)
         if step is None:
-            return Process(self.sources, self.deadlines, taken, self.waiting, self.stuck)
+            return Process(self.sources, self.deadlines, taken, self.waiting, self.stuck, self.sent)
         deadlines = dict(self.deadlines)
         for name in (*step.cancels, *([step.fires] if step.fires else [])):
             deadlines.pop(name, None)
@@ -111,25 +135,37 @@ class Process(Struct, frozen=True, omit_defaults=True):
         waiting = self.waiting[1:] if unparked else self.waiting
         for event in step.parks:
             waiting = (*waiting, Waiting(step.source or step.fires, event))
-        return Process(sources, deadlines, taken, waiting, step.stuck or ("" if unparked else self.stuck))
+        sent = self.sent
+        if step.answers in sent or step.sends:
+            sent = {position: when for position, when in sent.items() if position != step.answers}
+            sent |= {f"{offset}:{index}": time for index in range(len(step.sends))}
+        return Process(sources, deadlines, taken, waiting, step.stuck or ("" if unparked else self.stuck), sent)
 
 
-NEVER = -1  # is when the first deadline of a process without deadlines is due
-STUCK = 1 << 52  # is when a process goes on by itself that is stuck: beyond all times of a log
-_STUCK_MARK = "!"  # with it begins the second name of a stuck process: no actor's name begins with it
+# In the cache one list has all processes of a scope. It begins with those that have deadlines, by when their first one
+# is due. What follows stands beyond all times of a log, under names that begin as no actor's name does.
+NEVER = -1  # what is not on the list
+WAITS = 1 << 50  # and the time from which on a process waits for the answer to a command
+RUNNING = 1 << 51
+STUCK = 1 << 52
+_WAITS_MARK, _RUNNING_MARK, _STUCK_MARK = "?", "+", "!"
 
 
-def schedule_of(name: str, encoded: bytes) -> list[tuple[str, int]]:
-    """What the cache lists of a process in the order of time: when its first deadline is due, and whether it is
-    stuck."""
+def listed(name: str, encoded: bytes) -> list[tuple[str, int]]:
+    """What the list in the cache has of a process."""
     process = Process.of(encoded)
     due = process.due
-    return [(name, NEVER if due is None else due), (_STUCK_MARK + name, STUCK if process.stuck else NEVER)]
+    return [
+        (name, NEVER if due is None else due),
+        (_WAITS_MARK + name, WAITS + min(process.sent.values()) if process.sent else NEVER),
+        (_RUNNING_MARK + name, RUNNING if process.running else NEVER),
+        (_STUCK_MARK + name, STUCK if process.stuck else NEVER),
+    ]
 
 
-def stuck_name(name: str) -> str:
-    """The process that is listed as stuck under this name."""
-    return name.removeprefix(_STUCK_MARK)
+def unmarked(name: str) -> str:
+    """The process that is listed under this name."""
+    return name[1:]
 
 
 _NEW = Process()
@@ -137,6 +173,6 @@ _decode = msgspec.json.Decoder(Process).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def advanced(encoded: bytes, step: ProcessStep | None, cause: Cause | None, time: int) -> bytes:
+def advanced(encoded: bytes, step: ProcessStep | None, cause: Cause | None, time: int, offset: int) -> bytes:
     """As ``Process.after``, encoded. Every reader makes the same bytes."""
-    return _encode(Process.of(encoded).after(step, cause, time))
+    return _encode(Process.of(encoded).after(step, cause, time, offset))

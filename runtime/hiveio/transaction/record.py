@@ -119,6 +119,9 @@ class ProcessStep(Struct, frozen=True, omit_defaults=True):
     ``parks`` is the event of an input that waits, because the process is ``stuck`` or others wait already; its name is
     ``source`` or ``fires``. ``stuck`` says why the process cannot go on. ``unparks`` is the name of the first input
     that waits, which is handled or skipped by this transaction.
+
+    ``answers`` is the position in the outbox, as ``offset:index``, of the command of this process that the input
+    answers. With ``ends`` the process has ended.
     """
 
     source: str = ""
@@ -130,6 +133,8 @@ class ProcessStep(Struct, frozen=True, omit_defaults=True):
     parks: tuple[Raw, ...] = ()  # one at most
     stuck: str = ""
     unparks: str = ""
+    answers: str = ""
+    ends: bool = False
 
 
 class Cause(Struct, frozen=True, array_like=True):

@@ -191,6 +191,7 @@ class ProcessEffect(NamedTuple):
     step: ProcessStep | None
     cause: Cause | None
     time: int
+    offset: int
 
     @property
     def in_time(self) -> bool:
@@ -199,7 +200,13 @@ class ProcessEffect(NamedTuple):
 
     def after(self, aggregate: str, process: bytes) -> bytes:
         """What is kept of the process of an aggregate after the step; another one's is what it was."""
-        return advanced(process, self.step, self.cause, self.time) if aggregate == self.aggregate else process
+        if aggregate != self.aggregate:
+            return process
+        return advanced(process, self.step, self.cause, self.time, self.offset)
+
+    def ends(self, aggregate: str) -> bool:
+        """Whether it is a process that has ended by the step."""
+        return self.step is not None and self.step.ends and aggregate == self.aggregate
 
 
 class Effects(Struct, frozen=True):
@@ -240,7 +247,7 @@ def step(state: LogState, offset: int, transaction: str, stamp: int, record: Rec
     if isinstance(record, Commit):
         if not _heads_match(record, lookup):
             return Effects(False, _NO_HEADS, None, state.moved)
-        process = _process(state, record)
+        process = _process(state, offset, record)
         if process is not None and not process.in_time:
             return Effects(False, _NO_HEADS, None, state.moved)
     return Effects(True, _heads(record), id, state.moved, process=process)
@@ -255,7 +262,7 @@ def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Re
         return Effects(verdict, _heads(record), None, state.moved)
     if verdict and isinstance(record, Commit):
         id = (record.command.text, IdRecord(offset, state.time, record.keyed))
-        return Effects(verdict, _heads(record), id, state.moved, process=_process(state, record))
+        return Effects(verdict, _heads(record), id, state.moved, process=_process(state, offset, record))
     # A barrier is accepted whether its command is on record already or not.
     return Effects(verdict, _heads(record), None, state.moved, id_unknown=True)
 
@@ -271,12 +278,12 @@ def _heads_match(commit: Commit, lookup: Lookup) -> bool:
     return True
 
 
-def _process(state: LogState, record: Commit) -> ProcessEffect | None:
+def _process(state: LogState, offset: int, record: Commit) -> ProcessEffect | None:
     """What an accepted record does to what is kept of its target besides its state. Versions that know older formats
     only do not see it, so in such a log it is nothing."""
     if (record.process is None and record.cause is None) or state.format < PROCESSES:
         return None
-    return ProcessEffect(record.command.target, record.process, record.cause, state.time)
+    return ProcessEffect(record.command.target, record.process, record.cause, state.time, offset)
 
 
 def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:

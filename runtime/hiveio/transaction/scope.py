@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hiveio.actor import Contract
 from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.log_reader import LogReader
-from hiveio.kafka.tail import LogRecord, Tail
+from hiveio.kafka.tail import LogRecord, OnError, Tail
 from hiveio.transaction import faults, metrics, rebuild
 from hiveio.transaction import record as records
 from hiveio.transaction.anchor import Anchor
@@ -72,8 +72,7 @@ class Scope:
     ) -> None:
         """``ids`` gives the ids for the records of this instance: see ``fresh_ids``. ``rebuilds`` are those of all its
         scopes. ``needs_format`` is the oldest format of the log with which this service works."""
-        self.partition, self.topic = partition, topic
-        self.where = f"{topic}/{partition}"
+        self.partition, self.topic, self.where = partition, topic, f"{topic}/{partition}"
         self._cache, self._tail, self.reader, self._window = cache, tail, reader, window
         self.quarantine = Quarantine(topic, partition, self.fail)
         self.bounds = bounds or Bounds()
@@ -97,8 +96,7 @@ class Scope:
         self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
         self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio, so it is void for every reader")
         self._goal: int | None = None  # the offset at which it has caught up
-        self._inbox: deque[LogRecord] = deque()
-        self.waiting = Waiting()
+        self._inbox, self.waiting = deque[LogRecord](), Waiting()
         self.opened_at = self.used_at = asyncio.get_running_loop().time()  # used: by a command or a read
         self._live = False  # what is judged was appended just now, and is no history
         self._judging = False  # meanwhile the view keeps what was loaded for it
@@ -258,9 +256,6 @@ class Scope:
         self._inbox.extend(batch)
         self._news.set()
 
-    def _broken(self, reason: str) -> None:
-        self.fail(f"{self.where} cannot be read from offset {self.view.next}: {reason}")
-
     async def _synchronise(self) -> None:
         """Find the watermark, check it against the log and go on from there; if it does not match, fold from the
         start."""
@@ -285,13 +280,14 @@ class Scope:
         self.view.begin(watermark.offset, watermark.log_state(self._window, writers.items()))
         self.applier.forget()
         self._inbox.clear()
-        self._tail.follow(self.partition, watermark.offset, self._arrived, self._broken)
+        broken = f"{self.where} cannot be read from offset"
+        on_error: OnError = lambda reason: self.fail(f"{broken} {self.view.next}: {reason}")  # noqa: E731
+        self._tail.follow(self.partition, watermark.offset, self._arrived, on_error)
         self._following = True
 
     async def _judge(self) -> None:
         batch = [self._inbox.popleft() for _ in range(min(CHUNK, len(self._inbox)))]
-        before = self.view.next
-        index = 0
+        before, index = self.view.next, 0
         self._judging, self._live = True, self.ready
         try:
             while index < len(batch) and not (self.mirror.lost or self.failed):
@@ -317,8 +313,8 @@ class Scope:
         await asyncio.sleep(0)
 
     def _progressed(self, before: int) -> None:
-        following, goal = self.view.next, self._goal or 0
-        if (format := self.view.state.format) < self._needs_format and self.ready:
+        following, goal, format = self.view.next, self._goal or 0, self.view.state.format
+        if format < self._needs_format and self.ready:
             self.fail(records.too_old(self.where, format, self._needs_format))
         if before < goal and following // PROGRESS > before // PROGRESS:
             logger.info("%s: %s of %s records are folded", self.where, following, goal)
@@ -350,8 +346,7 @@ class Scope:
     async def _fold(self, batch: Sequence[LogRecord], found: Sequence[Record]) -> int:
         """Judge the batch, as far as nobody else has applied it, and let the event loop turn now and then. Returns how
         many records were judged."""
-        end = time.monotonic() + TURN_S
-        count = 0
+        end, count = time.monotonic() + TURN_S, 0
         for message, record in zip(batch, found, strict=False):
             if time.monotonic() > end:
                 self.applier.wake()
@@ -388,11 +383,10 @@ class Scope:
     # -- passing over records that others have applied
 
     async def _skip(self, batch: Sequence[LogRecord]) -> int:
-        end = min(self.mirror.watermark.offset, batch[-1].offset + 1)
-        watermark, verdicts = await self._cache.verdicts(self.partition, self.view.next, end)
+        first, end = self.view.next, min(self.mirror.watermark.offset, batch[-1].offset + 1)
+        watermark, verdicts = await self._cache.verdicts(self.partition, first, end)
         if not self.mirror.observe_watermark(watermark):
             return 0
-        count = 0
         for message, verdict in zip(batch, verdicts, strict=False):
             if message.offset != self.view.next:
                 break
@@ -400,7 +394,6 @@ class Scope:
             pending = self.journal.take(message.key)
             effects = self.view.pass_over(message, record, None if verdict == "?" else verdict == "1")
             self._settle(message, record, pending, effects)
-            count += 1
         self.applier.moved()
         self._trim()
-        return count
+        return self.view.next - first

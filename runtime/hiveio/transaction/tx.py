@@ -16,7 +16,7 @@ from hiveio.transaction.command import InFlight
 from hiveio.transaction.entry import Entry
 from hiveio.transaction.lock import LockBusy
 from hiveio.transaction.pipeline import Pipeline
-from hiveio.transaction.process import Input
+from hiveio.transaction.process import Input, Process
 from hiveio.transaction.quarantine import refusal_of_another
 from hiveio.transaction.record import ProcessStep, Schedule, Send, aggregate
 
@@ -34,7 +34,7 @@ class Tx:
         self.events: dict[str, list[Event]] = {}
         self._sends: list[Send] = []
         self._deadlines: dict[str, Schedule | None] = {}  # by name; None is to be cancelled
-        self._closed = False
+        self._ends = self._closed = False
 
     @property
     def state(self) -> Any:
@@ -99,6 +99,21 @@ class Tx:
         self._check_deadline("cancel", kind)
         self._deadlines[deadline_name(kind, name)] = None
 
+    def end(self) -> None:
+        """See hiveio.Transaction."""
+        self._check_process("end")
+        self._ends = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a process that has ended already."""
+        return self._command.contract.process and _ended(self.entries[self._command.target])
+
+    @property
+    def ended_others(self) -> set[str]:
+        """The processes that have ended among the others that it writes."""
+        return {name for name in self.events if _ended(self.entries[name])}
+
     @property
     def taken(self) -> bool:
         """Whether the input has had its effect already."""
@@ -116,17 +131,30 @@ class Tx:
         if input.resumes:
             return ProcessStep(stuck=stuck)
         event = Raw(self._command.envelope.body)
-        return ProcessStep(input.source, fires=input.fires, due=input.due, parks=(event,), stuck=stuck)
+        return ProcessStep(
+            input.source, fires=input.fires, due=input.due, parks=(event,), stuck=stuck, answers=input.answers
+        )
 
     def step(self, input: Input | None) -> ProcessStep | None:
         """The step of the process, or None where there is nothing in it."""
-        if (input is None or input.cause is not None) and not self._sends and not self._deadlines:
+        nothing = not (self._sends or self._deadlines or self._ends)
+        if nothing and (input is None or input.cause is not None):
             return None
         schedules = tuple(schedule for schedule in self._deadlines.values() if schedule is not None)
         cancels = tuple(name for name, schedule in self._deadlines.items() if schedule is None)
         taken = input or Input()
         sent = tuple(self._sends)
-        return ProcessStep(taken.source, sent, schedules, cancels, taken.fires, taken.due, unparks=taken.resumes)
+        return ProcessStep(
+            taken.source,
+            sent,
+            schedules,
+            cancels,
+            taken.fires,
+            taken.due,
+            unparks=taken.resumes,
+            answers=taken.answers,
+            ends=self._ends,
+        )
 
     def _encoded(self, message: Command | Deadline) -> Raw:
         return Raw(encode_message(message, self._command.envelope.meta))
@@ -188,6 +216,10 @@ class Tx:
                 scopes=[mine, scope],
             )
         return name
+
+
+def _ended(entry: Entry) -> bool:
+    return bool(entry.process) and Process.of(entry.process).ended
 
 
 def deadline_name(kind: type[Deadline], name: str) -> str:

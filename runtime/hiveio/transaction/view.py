@@ -189,7 +189,7 @@ class View:
                 entry.at = offset + 1
                 # Only the verdict says at which time of the log the deadlines were scheduled on which it rests.
                 process = self.entries[name].process
-                entry.process = process if effects.process is None else effects.process.after(name, process)
+                self._advance(name, entry, process, effects.process)
                 self.keep(name, entry)
         else:
             for name, events in effects.heads.items():
@@ -229,7 +229,6 @@ class View:
             old.unfolded,
             old.unfolded_from,
             old.fault,
-            old.process if process is None else process.after(name, old.process),
         )
         if events and self._contract(name) is not None:
             if not new.fault:
@@ -239,7 +238,15 @@ class View:
                     new.state, new.unfolded_from, new.fault = None, offset, reason(error)
             if new.fault:
                 new.unfolded = b",".join([*([old.unfolded] if old.unfolded else []), *map(bytes, events)])
+        self._advance(name, new, old.process, process)
         self.keep(name, new)
+
+    @staticmethod
+    def _advance(name: str, entry: Entry, before: bytes, process: ProcessEffect | None) -> None:
+        """What is kept of the process of an aggregate after an accepted record."""
+        entry.process = before if process is None else process.after(name, before)
+        if process is not None and process.ends(name):
+            entry.end()
 
     def verdicts(self, first: int, end: int) -> str | None:
         """For each offset '1' (accepted), '0' (void) or '?' (unknown); None if they are no longer kept."""

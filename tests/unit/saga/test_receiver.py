@@ -13,7 +13,6 @@ from hiveio.errors import ConfigError, Invalid, Malformed
 from hiveio.headers import Headers
 from hiveio.kafka.tail import LogRecord
 from hiveio.messages import CommandRefused
-from hiveio.saga.inbox import inbox
 from hiveio.saga.receiver import CommandCodec, Commands, ReceivedCommand, check_command_topics, receiving
 from hiveio.testing import Service
 from hiveio.transaction.process import Process
@@ -22,6 +21,7 @@ from hiveio.transaction.record import Cause, Commit
 from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress
 from tests.actors.tally import Add, Added, Tallies, Tally
 from tests.unit.consumer.consumer_memory import Partition, Record
+from tests.unit.saga.test_inbox import inboxed
 
 SELF = "memory"
 
@@ -186,7 +186,7 @@ def refusals(service: Service, partition: int) -> Sequence[dict[str, Any]]:
 async def test_the_process_gets_the_refusal_of_its_command_once() -> None:
     async with Service(Fulfilment) as service:
         await service.deliver(Fulfilment, OrderPlaced("o1", 5), source="a")
-        handle = inbox(service.contracts[0], service.transactions)
+        handle = inboxed(service, service.contracts[0])
         refused = CommandRefused("payments", "o1", "ReservePayment", {"detail": "no money", "status": 422})
         own = service.transactions.outbox_stream
 

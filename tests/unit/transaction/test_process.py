@@ -9,10 +9,11 @@ from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import LAYOUT
 from hiveio.transaction.entry import Entry, Watermark
-from hiveio.transaction.process import Due, Process, advanced
+from hiveio.transaction.process import NEVER, RUNNING, WAITS, Due, Process, advanced, listed
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.record import (
     FORMAT,
+    Cause,
     CommandId,
     Commit,
     Format,
@@ -51,19 +52,34 @@ def test_an_input_is_kept_once_and_a_deadline_is_put_off_by_the_next_one_of_its_
             ProcessStep("", schedules=(LATE, Schedule("Other", 1, EVENT))),
         )
     ):
-        kept = advanced(kept, step, None, 100 * time)
+        kept = advanced(kept, step, None, 100 * time, time)
     process = Process.of(kept)
     assert process == Process(("a", "b"), {"Late": Due(5_300, EVENT), "Other": Due(301, EVENT)})
     assert process.due == 301
-    fired = process.after(ProcessStep(fires="Other", due=301), None, 400)
+    fired = process.after(ProcessStep(fires="Other", due=301), None, 400, 9)
     assert (fired.due, Process().due) == (5_300, None)
     # Of one step: what it cancels is pending before it, what it schedules after it.
-    assert process.after(ProcessStep(cancels=("Late",), schedules=(LATE,)), None, 1_000).deadlines["Late"].at == 6_000
+    assert (
+        process.after(ProcessStep(cancels=("Late",), schedules=(LATE,)), None, 1_000, 9).deadlines["Late"].at == 6_000
+    )
+
+
+def test_a_command_waits_for_its_answer_and_an_ended_process_keeps_the_positions_that_it_has_taken() -> None:
+    send, cause = Send("payments", "o1", EVENT), Cause("s", 7, 0, "P/q", "Ask")
+    kept = advanced(b"", ProcessStep("a", (send, send), (LATE,)), cause, 100, 4)
+    assert Process.of(kept).sent == {"4:0": 100, "4:1": 100}
+    kept = advanced(kept, ProcessStep("b", (send,), answers="4:0"), None, 200, 5)
+    assert Process.of(kept).sent == {"4:1": 100, "5:0": 200}
+    assert [place for _, place in listed("P/p", kept)] == [5_100, WAITS + 100, RUNNING, NEVER]
+    ended = advanced(kept, ProcessStep("c", (send,), (LATE,), parks=(EVENT,), ends=True), None, 300, 6)
+    assert Process.of(ended) == Process(taken={"s": (7, 0)}, ended=True)
+    assert {place for _, place in listed("P/p", ended)} == {NEVER}
+    assert advanced(ended, ProcessStep("d", (send,)), None, 400, 7) == ended
 
 
 @pytest.mark.parametrize("unfolded", [b"", b'{"type":"New"},{"type":"New"}'])
 @pytest.mark.parametrize("snapshot", [b"", b'{"a":"= ~ 1"}', b"null"])
-@pytest.mark.parametrize("process", [b"", advanced(b"", ProcessStep("a ~", schedules=(LATE,)), None, 1)])
+@pytest.mark.parametrize("process", [b"", advanced(b"", ProcessStep("a ~", schedules=(LATE,)), None, 1, 0)])
 def test_an_entry_of_the_cache_is_read_as_it_was_written(process: bytes, snapshot: bytes, unfolded: bytes) -> None:
     entry = Entry(3, "w-1", None, snapshot, 9, unfolded, 7 if unfolded else 0, process=process)
     assert Entry.parse(entry.text, 9) == entry

@@ -6,7 +6,7 @@
 --          [9] MessagePack: a list of command id, id entry, …
 --          [10] MessagePack: a list of those of the aggregates whose entry has events that are not folded
 --          [11] MessagePack: a list of writer, entry, writer, entry, …; the entry of a forgotten writer is ''
---          [12] MessagePack: a list of process, when its first deadline is due (-1: it has none), process, …
+--          [12] MessagePack: a list of name, place, …, of the list of processes (-1: it is not on it any more)
 -- returns  {1, the next watermark} or {0, the present watermark}
 -- Competing and repeated calls do no harm: all but the first find another watermark.
 local CHUNK, KEPT, MOST = 65536, 100000, 1000
@@ -46,16 +46,16 @@ for i = 1, #writers, 2 do
 end
 many(remembered, 2, 'HSET', prefix .. ':writers')
 many(forgotten, 1, 'HDEL', prefix .. ':writers')
-local deadlines, due, none = cmsgpack.unpack(ARGV[12]), {}, {}
-for i = 1, #deadlines, 2 do
-  if deadlines[i + 1] < 0 then none[#none + 1] = deadlines[i]
+local processes, on, off = cmsgpack.unpack(ARGV[12]), {}, {}
+for i = 1, #processes, 2 do
+  if processes[i + 1] < 0 then off[#off + 1] = processes[i]
   else
-    due[#due + 1] = string.format('%.0f', deadlines[i + 1])
-    due[#due + 1] = deadlines[i]
+    on[#on + 1] = string.format('%.0f', processes[i + 1])
+    on[#on + 1] = processes[i]
   end
 end
-many(due, 2, 'ZADD', prefix .. ':deadlines')
-many(none, 1, 'ZREM', prefix .. ':deadlines')
+many(on, 2, 'ZADD', prefix .. ':processes')
+many(off, 1, 'ZREM', prefix .. ':processes')
 local added = {['0'] = {}, ['1'] = {}}
 for i = 1, #named, 2 do
   local to = added[string.sub(named[i + 1], -1)]

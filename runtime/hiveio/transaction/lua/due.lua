@@ -9,7 +9,7 @@ for i = 1, #ARGV, 2 do
   local first, found = tonumber(ARGV[i]), {}
   if generation then
     local last = first + tonumber(ARGV[i + 1]) - 1
-    found = redis.call('ZRANGE', KEYS[1] .. ':' .. generation .. ':deadlines', first, last, 'WITHSCORES')
+    found = redis.call('ZRANGE', KEYS[1] .. ':' .. generation .. ':processes', first, last, 'WITHSCORES')
   end
   replies[#replies + 1] = found
 end
