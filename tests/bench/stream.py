@@ -64,7 +64,10 @@ def repeat_ms(role: Served) -> float:
 
 
 def purses(bench: Bench) -> None:
-    """Transfers between few aggregates, some refused, against commands on one aggregate each: none may be void."""
+    """Transfers between few aggregates, some refused, against commands on one aggregate each, and on two instances.
+
+    Of one instance alone no record may be void.
+    """
     topic, clients = bench.topic(), max(bench.clients)
     with (
         bench.role("stream-processor", "tally:Tallies") as distinct,
@@ -80,11 +83,23 @@ def purses(bench: Bench) -> None:
         void = next(float(line.split()[1]) for line in numbers.splitlines() if line.startswith("hiveio_void_records"))
         if void:
             raise Lost(f"purses: {void:.0f} records of the only instance are void")
+        with bench.role("stream-processor", "purses", EVENT_STORE_TOPIC=topic) as other:
+            roles = [role, other]
+            together(bench, roles, clients, SEND)  # warm
+            shared_measures: dict[str, Measure] = {
+                f"{count} instance{'s' * (count > 1)}": partial(together, bench, roles[:count], clients, SEND)
+                for count in (1, 2)
+            }
+            title = f"transfers over {PURSES} aggregates"
+            bench.compare(title, clients, shared_measures, "1 instance")
+            bench.show(title)
+            role.acknowledged += other.acknowledged
+            role.refused += other.refused
         sums = [httpx.get(f"{role.url}/purses/{number}", timeout=30) for number in range(PURSES)]
         found = sum(answer.json()["payload"]["balance"] if answer.status_code == 200 else FULL for answer in sums)
         if found != PURSES * FULL:
             raise Lost(f"purses: {PURSES * FULL} were in them and {found} are")
-        bench.note(f"purses: {role.refused / max(1, role.refused + role.acknowledged):.0%} were refused, none was void")
+        bench.note(f"purses: {role.refused / max(1, role.refused + role.acknowledged):.0%} were refused")
     bench.check("purses: events", bench.stored(topic), 2 * role.acknowledged)
 
 
@@ -108,16 +123,17 @@ def shared(bench: Bench) -> None:
         bench.check("shared aggregate: commands", state["count"], acknowledged)
 
 
-def together(bench: Bench, roles: Sequence[Served], clients: int) -> Sample:
+def together(bench: Bench, roles: Sequence[Served], clients: int, request: Request = HOT) -> Sample:
     """Load on several instances at once."""
     usages = [Usage(role.process.pid) for role in roles]
     processes = [
-        bench.generator.start(role.port or 0, HOT, max(1, clients // len(roles)), bench.seconds) for role in roles
+        bench.generator.start(role.port or 0, request, max(1, clients // len(roles)), bench.seconds) for role in roles
     ]
     answers = [bench.generator.collect(process) for process in processes]
     done = [answered.requests - answered.failed for answered in answers]
-    for role, count in zip(roles, done, strict=True):
-        role.acknowledged += count
+    for role, count, answered in zip(roles, done, answers, strict=True):
+        role.acknowledged += count - answered.refused
+        role.refused += answered.refused
     cpu_us = sum(usage.each_us(sum(done))["all"] for usage in usages)
     seconds = max(answered.seconds for answered in answers)
     shares = {f"share {number}": count / max(1, sum(done)) for number, count in enumerate(done, 1)}

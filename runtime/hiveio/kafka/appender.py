@@ -10,18 +10,29 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from hiveio.config import Settings
 from hiveio.errors import TooLarge, Unavailable, backend_away
 from hiveio.kafka.client import client_config, is_fatal
-from hiveio.kafka.delivery import Client
+from hiveio.kafka.delivery import TURN_S, Client
 from hiveio.kafka.guard import tried
 from hiveio.kafka.refusals import refusal
 from hiveio.kafka.threads import blocking
 
-EAGER = 8  # up to this number in flight, each record is sent at once; with more, records are gathered
+# Records of a partition that are sent one by one; further ones are gathered until those before them are read back. With
+# more than five on their way, librdkafka would poll without a pause as long as one more record waits in it: it allows
+# the partition no further request then, and looks at once whether it does.
+UNDER_WAY = 5
+HOLD_S = 0.05  # for which gathered records wait for those before them
 MAX_QUEUED = 20_000  # records given to the client and not known to have left it
 MAX_QUEUED_KBYTES = 262_144
 REPORT_S = 1.0  # that a client which is replaced has to report the records that it held
+FULL = "the append queue is full: records come faster than Kafka accepts them"
 MARGIN_S = 0.05  # of the time at which a record was handed over
 
 OnFailure = Callable[[str, str, bool], None]
+
+
+class Unhurried(Client):
+    """Nobody waits for its reports: those of stored records say nothing, and for each the poll thread takes the GIL."""
+
+    pause_s = TURN_S
 
 
 class Appender:
@@ -39,9 +50,8 @@ class Appender:
         self.name = f"appender {topic}"
         self.loop = asyncio.get_running_loop()
         self._settings, self._topic, self._failed = settings, topic, failed
-        self._wait_s = settings.buffer_timeout_ms / 1000
         self._max_gathered = settings.buffer
-        self._gathered: list[tuple[int, str, bytes]] = []
+        self._gathered: dict[int, list[dict[str, Any]]] = {}  # by partition, as ``produce_batch`` takes them
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._config: dict[str, Any] = {
@@ -66,50 +76,76 @@ class Appender:
             self._report(made[0], error, message)
 
         config = client_config(self._settings, queue_buffering_max_kbytes=MAX_QUEUED_KBYTES)
-        made.append(Client(self, config | self._config | {"on_delivery": report}))
+        made.append(Unhurried(self, config | self._config | {"on_delivery": report}))
         return made[0]
 
     def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
-        """Append a record. ``in_flight`` counts those not read back yet: with few of them it is sent at once.
+        """Append a record. ``in_flight`` counts those of the partition that were appended and are not read back.
 
         Raises TooLarge or Unavailable if it was certainly not appended.
         """
-        if len(self._gathered) >= self._max_gathered:
-            self._flush()
-        if not self._gathered and in_flight < EAGER:
+        if len(self._gathered.get(partition, ())) >= self._max_gathered:
+            self._flush(partition)
+        if in_flight < UNDER_WAY and partition not in self._gathered:
             self._produce(partition, key, value)
             return
         if len(self._client.producer) >= MAX_QUEUED - self._max_gathered:
-            raise Unavailable("the append queue is full: records come faster than Kafka accepts them")
-        self._gathered.append((partition, key, value))
+            raise Unavailable(FULL)
+        self._gathered.setdefault(partition, []).append({"key": key, "value": value})
         if self._timer is None:
-            self._timer = self.loop.call_later(self._wait_s, self._flush)
+            self._timer = self.loop.call_later(HOLD_S, self._flush_all)
 
-    def _flush(self) -> None:
+    def read_back(self, partition: int, in_flight: int) -> None:
+        """A record was read back, or is no longer waited for. ``in_flight`` is as for ``append``."""
+        gathered = self._gathered.get(partition)
+        if gathered is not None and in_flight <= len(gathered):
+            self._flush(partition)
+
+    def _flush_all(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        gathered, self._gathered = self._gathered, []
-        for partition, key, value in gathered:
-            try:
-                self._produce(partition, key, value)
-            except (TooLarge, Unavailable) as error:
-                self._failed(key, str(error), True)
+        for partition in list(self._gathered):
+            self._flush(partition)
+
+    def _flush(self, partition: int) -> None:
+        self._produce_group(partition, self._gathered.pop(partition))
+        if not self._gathered and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _produce_group(self, partition: int, group: list[dict[str, Any]]) -> None:
+        """In one call, so that librdkafka finds all of them when it makes its next request."""
+        client = self._client
+        if not client.ended:
+            client.producer.produce_batch(self._topic, group, partition)
+        for record in group:
+            if client.ended or "_error" in record:
+                refused = self._refused(client, record.get("_error"), record["value"])
+                self._failed(record["key"], str(refused), True)
 
     def _produce(self, partition: int, key: str, value: bytes) -> None:
-        if self._client.ended:
-            raise Unavailable("this instance is shutting down")
+        client = self._client
         try:
-            self._client.producer.produce(self._topic, value, key, partition)
+            if client.ended:
+                raise self._refused(client, None, value)
+            client.producer.produce(self._topic, value, key, partition)
         except BufferError:
-            raise Unavailable("the append queue is full: records come faster than Kafka accepts them") from None
+            raise self._refused(client, KafkaError(KafkaError._QUEUE_FULL), value) from None
         except KafkaException as error:
-            reason: KafkaError = error.args[0]
-            if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise TooLarge(f"a transaction of {len(value)} bytes is larger than Kafka accepts") from None
-            if is_fatal(reason):
-                self.replace(self._client, reason.str())
-            raise backend_away(f"the record could not be appended: {reason.str()}") from None
+            raise self._refused(client, error.args[0], value) from None
+
+    def _refused(self, client: Client, error: KafkaError | None, value: bytes) -> TooLarge | Unavailable:
+        """Why the client has not taken a record; without an error it has ended."""
+        if error is None:
+            return Unavailable("this instance is shutting down")
+        if error.code() == KafkaError._QUEUE_FULL:
+            return Unavailable(FULL)
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return TooLarge(f"a transaction of {len(value)} bytes is larger than Kafka accepts")
+        if is_fatal(error):
+            self.replace(client, error.str())
+        return backend_away(f"the record could not be appended: {error.str()}")
 
     def _report(self, client: Client, error: KafkaError | None, message: Message) -> None:
         # On the poll thread, and for failures alone: nobody needs a report of a record that is stored.
@@ -142,7 +178,7 @@ class Appender:
 
     async def stop(self, timeout_s: float) -> None:
         """Send what is gathered and wait for its delivery, at most this long."""
-        self._flush()
+        self._flush_all()
         await blocking(tried, lambda: self._client.ask(lambda producer: producer.flush(timeout_s)))
         self._stopped = True  # the outcome of what is given up now is unknown, and nobody waits for it
         await self._client.end()

@@ -94,6 +94,8 @@ class Delivery:
 class Client:
     """One librdkafka producer with its poll thread, which begins at once. It is replaced after a fatal error."""
 
+    pause_s = 0.0  # between two polls: reports are served as they come
+
     def __init__(self, owner: Owner, config: dict[str, Any]) -> None:
         """Raises ConfigError for properties that librdkafka refuses."""
         self.owner, self.config = owner, config
@@ -137,7 +139,9 @@ class Client:
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop
         while not self.ended and not loop.is_closed():
-            failure = tried(lambda: poll(TURN_S))  # a fatal error is raised here, and not given to error_cb
+            failure = tried(
+                lambda: poll(0 if self.pause_s else TURN_S)
+            )  # a fatal error is raised here, and not given to error_cb
             self.turned = time.monotonic()
             # poll serves all reports of a produce response before it returns: one wake of the loop for all
             reported, self.reported = self.reported, []
@@ -147,3 +151,5 @@ class Client:
                 self.failure, reason = failure, text(failure)
                 tried(lambda: loop.call_soon_threadsafe(self.owner.replace, self, reason))  # noqa: B023
                 time.sleep(TURN_S)  # it goes on until it is ended: the records that it held are still reported
+            elif self.pause_s:
+                time.sleep(self.pause_s)

@@ -273,7 +273,8 @@ class Tail:
             for p in current:
                 self._unconsumed.add(p, len(groups.get(p, ())), sizes.get(p, 0))
         try:
-            self._loop.call_soon_threadsafe(self._deliver, current, groups, failures)
+            if current:  # and not the end of a partition alone, which follows each group
+                self._loop.call_soon_threadsafe(self._deliver, current, groups, failures)
         except RuntimeError:  # the loop is closed
             self._ended = True
             return

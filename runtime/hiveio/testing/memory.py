@@ -134,6 +134,9 @@ class MemoryAppender(Appender):
     def append(self, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
         self._log.append(partition, key, value)
 
+    def read_back(self, partition: int, in_flight: int) -> None:
+        pass
+
     async def stop(self, timeout_s: float) -> None:
         pass
 

@@ -52,8 +52,8 @@ from hiveio.transaction.tasks import Tasks
 from hiveio.transaction.work import Work
 
 QUEUE = 1_000  # commands that wait for one aggregate; further ones are answered 503
-SWEEP_S = 0.05
-LAGS_S = 1.0
+SWEEP_S = 0.05  # between two looks at deadlines, while there is work
+LAGS_S = 1.0  # the same while there is none, and between two times that lags are shown
 ABANDONED = 1_000  # performs that go on after their cancellation; with more the process counts as dead
 
 
@@ -83,6 +83,7 @@ class Engine:
         self.pipelines.serve(self._performer.perform, self.recovery.give_up)
         self._lags_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
+        self.resting = False  # the next sweep is that of an instance without work
         self._drained = False
 
     def start(self, appender: Appender) -> None:
@@ -114,6 +115,8 @@ class Engine:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         command = InFlight(contract, envelope, scope, id, deadline, self._over, passed, input)
         self.work.take(command)
+        if self.resting:
+            self._sweep_in(SWEEP_S)
         if key is not None:
             self.keys_in_work.add(id.text)
         if scope.opening:
@@ -296,13 +299,20 @@ class Engine:
         for scope in self._scopes:
             scope.journal.check_lateness()
         self._metrics.flush(len(self.work.open), self._performer.abandoned)
-        if now > self._lags_at:
+        if now >= self._lags_at:
             self._lags_at = now + LAGS_S
             scopes = list(self._scopes)
             followed.set(len(scopes))
             for scope in scopes:
                 scope.show_lags()
-        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+        works = self.work.open or any(scope.journal.pending for scope in self._scopes)
+        self._sweep_in(SWEEP_S if works else LAGS_S)
+
+    def _sweep_in(self, pause_s: float) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.resting = pause_s > SWEEP_S
+        self._sweeper = asyncio.get_running_loop().call_later(pause_s, self._sweep)
 
     @property
     def alive(self) -> bool:
@@ -321,7 +331,7 @@ class Engine:
                     break
                 await asyncio.sleep(SWEEP_S / 10)
         finally:
-            self._drained = True
+            self._drained, self.resting = True, False
             if self._sweeper is not None:
                 self._sweeper.cancel()
             # Commands in the queues come first, or they would be performed when the ones before them are answered.

@@ -88,7 +88,10 @@ class Journal:
     def take(self, tx: str) -> Pending | None:
         """Remove the record, which is read back or no longer waited for, and return it. None if it is not pending."""
         pending = self.pending.pop(tx, None)
-        if pending is not None and isinstance(pending.record, Barrier):
+        if pending is None:
+            return None
+        self._appender.read_back(self._partition, len(self.pending))
+        if isinstance(pending.record, Barrier):
             for name in pending.record.aggregates:
                 if self._barriers.get(name) == tx:
                     del self._barriers[name]

@@ -15,9 +15,9 @@ import pytest
 
 from hiveio import Transaction, testing
 from hiveio.config import Settings
-from hiveio.errors import AWAY, Conflict, Rejected, Unavailable, VersionMismatch, backend_away
+from hiveio.errors import AWAY, Conflict, Rejected, Unavailable, Unknown, VersionMismatch, backend_away
 from hiveio.testing.memory import MemoryCache, MemoryTail
-from hiveio.transaction import applier
+from hiveio.transaction import applier, engine
 from hiveio.transaction import scope as scopes
 from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
@@ -232,6 +232,20 @@ async def test_nothing_stays_of_commands_that_are_over() -> None:
         engine = one.transactions.engine
         await until(lambda: not engine.pipelines)
         assert not engine.keys_in_work
+
+
+async def test_a_deadline_holds_although_an_instance_without_work_rarely_looks_at_deadlines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "LAGS_S", 60.0)
+    async with testing.Service(AccountActor, settings=Settings(request_timeout_ms=60)) as service:
+        for _ in range(2):  # the second time after it has worked
+            await until(lambda: service.transactions.engine.resting)
+            release = hold(service)
+            async with asyncio.timeout(10):
+                with pytest.raises(Unknown):
+                    await service.submit(AccountActor, "a", Deposit(1, "not read back in time"))
+            release()
 
 
 async def test_a_scope_that_fails_while_it_waits_for_its_cache_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hiveio.transaction.pending import Pending
 async def journal() -> Journal:
     view: Any = SimpleNamespace(next=5)
     made = Journal(0, view, fresh_ids())
-    appender: Any = SimpleNamespace(append=lambda *record, in_flight: None)
+    appender: Any = SimpleNamespace(append=lambda *record, in_flight: None, read_back=lambda partition, in_flight: None)
     made.start(appender)
     return made
 
