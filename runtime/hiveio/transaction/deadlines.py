@@ -59,6 +59,7 @@ class Deadlines:
         )  # the watermark at which none was due, and when the next one is
         self._none_at = -1  # the watermark at which no process ran
         self._ask_at = 0.0
+        self._knows_time = False  # by a record that was appended since this instance leads
         self._ended = asyncio.Event()  # something has fired or failed
 
     @property
@@ -73,6 +74,7 @@ class Deadlines:
 
     async def run(self, is_leading: IsLeading) -> None:
         """Fire what is due, while this instance leads. Raises Unavailable."""
+        self._knows_time = False
         try:
             while await is_leading():
                 self._ended.clear()
@@ -155,13 +157,15 @@ class Deadlines:
 
     async def _keep_time(self, due: int) -> float:
         """Append a record if the log's time should have come to ``due`` by now, or has not moved for so long that the
-        next record could not make up for it. Returns the time until ``due``, in seconds. Raises Unavailable."""
+        next record could not make up for it; and first of all, since nobody may have led for a while. Returns the time
+        until ``due``, in seconds. Raises Unavailable."""
         view, idle_ms = self._scope.view, self._idle_ms()
         left_ms = due - view.time - idle_ms
-        if left_ms <= 0 or idle_ms > view.state.window.step_ms / 2:
+        if left_ms <= 0 or not self._knows_time or idle_ms > view.state.window.step_ms / 2:
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._scope.caught_up("linearizable")
+                self._knows_time = True
             except TimeoutError:
                 raise Unavailable(f"a record of {self._scope.where} was not read back in {TICK_S:.0f} s") from None
         return max(0.0, left_ms / 1000)
