@@ -43,7 +43,8 @@ class Input(NamedTuple):
 
     def taken(self, encoded: bytes) -> bool:
         """Whether it has had its effect, by what is kept of the aggregate: its source is on record, or the deadline
-        is not pending, or was put off; or the command, or a later one of its stream, was taken."""
+        is not pending, was put off, or stays pending because inputs wait; or the command, or a later one of its stream,
+        was taken."""
         process = Process.of(encoded)
         if self.cause is not None:
             return process.has_taken(self.cause)
@@ -55,7 +56,7 @@ class Input(NamedTuple):
             return not process.waiting or process.waiting[0].name != self.resumes
         if self.fires:
             pending = process.deadlines.get(self.fires)
-            return pending is None or pending.at != self.due
+            return pending is None or pending.at != self.due or bool(process.waiting)
         return self.source in process.sources
 
     def waits(self, encoded: bytes) -> bool:
@@ -103,9 +104,10 @@ class Process(Struct, frozen=True, omit_defaults=True):
 
     @property
     def due(self) -> int | None:
-        """When the first of its deadlines is due, by the log's time; at once where an input waits that can be tried."""
-        if self.waiting and not self.stuck:
-            return 0
+        """When the first of its deadlines is due, by the log's time; at once where an input waits that can be tried.
+        While it is stuck none is: what waits may cancel them."""
+        if self.waiting:
+            return None if self.stuck else 0
         return min((deadline.at for deadline in self.deadlines.values()), default=None)
 
     def has_taken(self, cause: Cause) -> bool:

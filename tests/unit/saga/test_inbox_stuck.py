@@ -17,6 +17,7 @@ from hiveio.transaction.process import STUCK, Process, Waiting
 from tests.unit.transaction.test_engine import until
 
 NAME = "Steps/p"
+CANCELS = 9  # the number that cancels the deadline
 
 
 class Came(Event):
@@ -51,6 +52,8 @@ class Steps(ProcessManager):
         number = message.number if isinstance(message, Came) else 0
         if number == 1:
             tx.schedule(Late(), after=timedelta(milliseconds=1))
+        if number == CANCELS:
+            tx.cancel(Late)
         if number == 2 and self.error is not None:
             tx.send("others", "x", Mend())
             raise self.error
@@ -143,19 +146,38 @@ async def test_what_comes_after_waits_and_a_retry_goes_on_in_order(
         assert await service.cache.processes(0, STUCK, 0, 10) == (0, [])
 
 
-async def test_the_input_that_is_named_is_skipped_and_a_deadline_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_input_that_is_named_is_skipped_and_a_deadline_stays_pending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Steps, "error", Stuck("no"))
-    async with Service(Steps) as service, led(service) as duty:
-        for number in (1, 2):
+    async with Service(Steps) as service:
+        for number in (1, 2, 3):
             await give(service, number)
-        await until(lambda: [each.name for each in kept(service).waiting] == ["s2", "Late"])
-        await service.cache.ask(0, NAME, "skip s1")
-        await until(lambda: not service.cache.questions)
-        assert len(kept(service).waiting) == 2, "another one is the first"
-        await service.cache.ask(0, NAME, "skip s2")
+        (due,) = kept(service).deadlines.values()
+        await asyncio.sleep(0.01)
+        await service.transactions.engine.fire(NAME, "Late", due)
+        assert [each.name for each in kept(service).waiting] == ["s2", "s3"], "it was not pending any more, else"
+        async with led(service) as duty:
+            await service.cache.ask(0, NAME, "skip s1")
+            await until(lambda: not service.cache.questions)
+            assert len(kept(service).waiting) == 2, "another one is the first"
+            await service.cache.ask(0, NAME, "skip s2")
+            await until(lambda: not kept(service).deadlines)
+            assert await numbers(service) == [1, 3, 0], "it has fired after all that waited"
+            assert not duty.rests, "the process runs"
+
+
+async def test_what_waits_may_cancel_a_deadline_that_has_become_due_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "error", Stuck("no"))
+    async with Service(Steps) as service, led(service):
+        for number in (1, 2, CANCELS):
+            await give(service, number)
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(Steps, "error", None)
+        await service.cache.ask(0, NAME, "retry")
         await until(lambda: not kept(service).waiting)
-        assert await numbers(service) == [1, 0]
-        assert not duty.rests, "the process runs"
+        await asyncio.sleep(0.05)
+        assert await numbers(service) == [1, 2, CANCELS]
 
 
 async def test_a_process_that_is_stuck_is_led_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
