@@ -1,9 +1,13 @@
 """The four services of ``examples/orders`` as processes, and what is on their topics, as tests see it."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,12 +25,28 @@ from tests.services import Kafka, Redis
 NAMES = ("orders", "payments", "stock", "fulfilment")
 
 
-class Shop:
-    """The services, on a Kafka of their own."""
+Environ = Mapping[str, str]
 
-    def __init__(self, kafka: Kafka, redis: Redis, wait_s: float, partitions: int) -> None:
+
+class Shop:
+    """The services, on a Kafka of their own.
+
+    ``further`` are settings of single services that add to those that all have, or replace them; ``entrypoints`` are
+    what single ones serve with instead of the image's; both by the service or by one instance of it, as in "stock-2".
+    """
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        redis: Redis,
+        wait_s: float,
+        partitions: int,
+        further: Mapping[str, Environ] | None = None,
+        entrypoints: Mapping[str, Path] | None = None,
+    ) -> None:
         self.kafka, self.redis = kafka, redis
         self._wait_s, self._partitions = wait_s, partitions
+        self.further, self.entrypoints = dict(further or {}), dict(entrypoints or {})
         self.roles: dict[str, Role] = {}
         self.client = httpx.Client(timeout=20)
 
@@ -51,8 +71,11 @@ class Shop:
                 settings |= {"EVENT_STORE_CONSUMER_TOPIC": "orders,payments,stock", "PAYMENT_WAIT": str(self._wait_s)}
             else:
                 settings["COMMAND_TOPICS"] = "fulfilment.commands"
-            module = f"orders.{service}"
-            self.roles[name] = Role("stream-processor", settings, actor_path=ROOT / "examples", module=module).start()
+            settings |= {"ACTOR_PATH": str(ROOT / "examples"), "ACTOR_MODULE": f"orders.{service}"}
+            settings |= {**self.further.get(service, {}), **self.further.get(name, {})}
+            role = Role("stream-processor", {key: text for key, text in settings.items() if text})
+            role.entrypoint = self.entrypoints.get(name, self.entrypoints.get(service, role.entrypoint))
+            self.roles[name] = role.start()
 
     def kill(self, name: str) -> None:
         self.roles.pop(name).kill()
@@ -62,14 +85,21 @@ class Shop:
             list(pool.map(lambda role: role.stop(), self.roles.values()))
         self.client.close()
 
+    def tool(self, name: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        """What ``hiveio`` says with the settings of a service."""
+        command = [str(Path(sys.executable).parent / "hiveio"), *words]
+        environ = self.roles[name].environ
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=90, check=False)
+
     def post(self, name: str, path: str, kind: str, **payload: Any) -> dict[str, Any]:
-        url, body = f"{self.roles[name].url}{path}", {"type": kind, "payload": payload}
+        """A command, sent with its key until its answer is definite."""
+        body, key = {"type": kind, "payload": payload}, {"Idempotency-Key": uuid.uuid4().hex}
 
         def answer() -> httpx.Response | None:
-            found = self.client.post(url, json=body)
-            return None if found.status_code == 503 else found
+            found = self.client.post(f"{self.roles[name].url}{path}", json=body, headers=key)
+            return None if found.status_code in (503, 504) or "retry-after" in found.headers else found
 
-        found = wait_until(answer, 30, f"an answer of {url}")
+        found = wait_until(answer, 60, f"an answer of {name} to {kind} {path}")
         assert found.status_code == 200, found.text
         return dict(found.json() or {})
 
@@ -90,11 +120,21 @@ class Shop:
 
 
 @contextmanager
-def shop(kafka: Kafka, redis: Redis, *, wait_s: float = 6, partitions: int = 1) -> Iterator[Shop]:
-    made = Shop(kafka, redis, wait_s, partitions)
+def shop(
+    kafka: Kafka,
+    redis: Redis,
+    *,
+    wait_s: float = 6,
+    partitions: int = 1,
+    further: Mapping[str, Environ] | None = None,
+    entrypoints: Mapping[str, Path] | None = None,
+    names: Sequence[str] = NAMES,
+) -> Iterator[Shop]:
+    """The shop with these instances of its services."""
+    made = Shop(kafka, redis, wait_s, partitions, further, entrypoints)
     with ExitStack() as stack:
         stack.callback(made.stop)
-        made.start(*NAMES)
+        made.start(*names)
         try:
             yield made
         except BaseException:
@@ -104,11 +144,12 @@ def shop(kafka: Kafka, redis: Redis, *, wait_s: float = 6, partitions: int = 1) 
 
 
 def headers(kafka: Kafka, topic: str) -> list[tuple[str, dict[str, str]]]:
-    """The type and the headers of each record, without repeats."""
+    """The type and the headers of each record that a service has published, without repeats."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     for message in read_all(kafka.brokers, topic):
         named = {name: (text or b"").decode() for name, text in headers_of(message)}
-        found.setdefault(named["hive-position"], (json.loads(message.value() or b"")["type"], named))
+        if "hive-position" in named:
+            found.setdefault(named["hive-position"], (json.loads(message.value() or b"")["type"], named))
     return list(found.values())
 
 
@@ -128,15 +169,16 @@ def reset(kafka: Kafka, group: str, topics: Sequence[str], partitions: Iterable[
     wait_until(altered, 60, f"the group {group} is empty")
 
 
-def answered(kafka: Kafka) -> bool:
-    """Whether there are as many answers as commands."""
+def answered(kafka: Kafka, over_http: str = "") -> bool:
+    """Whether there are as many answers as commands, but for those of a service that is reached over HTTP."""
+    commands = [at for _, at in headers(kafka, "fulfilment.commands") if at["hive-service"] != over_http]
     answers = [each for name in NAMES[:3] for each in headers(kafka, name) if "hive-cause" in each[1]]
-    return len(answers) >= len(headers(kafka, "fulfilment.commands"))
+    return len(answers) >= len(commands)
 
 
-def check_commands(kafka: Kafka) -> None:
+def check_commands(kafka: Kafka, over_http: str = "") -> None:
     """The outbox is what accepted records say, in their order; each command was executed or refused once, and answered
-    with its cause."""
+    with its cause, but for those of a service that is reached over HTTP."""
     commands = headers(kafka, "fulfilment.commands")
     accepted: dict[int, list[str]] = {}
     folds: dict[int, ReferenceFold] = {}
@@ -153,7 +195,8 @@ def check_commands(kafka: Kafka) -> None:
         published.setdefault(int(at["hive-position"].partition(":")[0]), []).append(at["hive-position"])
     assert published == {partition: sent for partition, sent in accepted.items() if sent}
     log = commands[0][1]["hive-log"]
-    sent = sorted(f"fulfilment.commands/{log}/{at['hive-position'].replace(':', '/', 1)}" for _, at in commands)
+    on_topics = [at for _, at in commands if at["hive-service"] != over_http]
+    sent = sorted(f"fulfilment.commands/{log}/{at['hive-position'].replace(':', '/', 1)}" for at in on_topics)
     answers = [each for name in NAMES[:3] for each in headers(kafka, name) if "hive-cause" in each[1]]
     assert sorted(at["hive-cause"] for _, at in answers) == sent
     outcomes = {(kind, at["hive-outcome"]) for kind, at in answers if "hive-outcome" in at}

@@ -1,69 +1,30 @@
-"""Faults 90 to 92: what processes lead through four services, while all of these fail."""
+"""Faults 90 to 94: what processes lead through four services, while all of these and what is between them fail."""
 
-import itertools
 import random
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import redis as redis_client
+from confluent_kafka import Producer
 
-from tests.orders import NAMES, Shop, answered, check_commands, reset, shop
+from hiveio.transaction.record import Barrier, encode
+from tests.faults.orders import OVERDUE, place_all, place_during, prepare, well
+from tests.faults.proxy import FETCH, PRODUCE, Proxy
+from tests.faults.proxy import kafka as of_kafka
+from tests.faults.stage import Broker
+from tests.integration.topics import configure
+from tests.orders import NAMES, answered, check_commands, reset, shop
 from tests.process import wait_until
-from tests.services import Kafka, Redis
+from tests.services import HOST, Kafka, Redis
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(400, func_only=True)]
 
-ORDERS = 500
-SKUS, CUSTOMERS = 4, 20
-MONEY, PIECES = 1_000, 100  # so some have too little money, and some articles run out
 PAUSED_S = 3.0  # longer than a lease
-SETTLED_S = 120.0
-
-
-def place_all(made: Shop, play: Callable[[int], None]) -> None:
-    """Place orders, many at once, and play a fault now and then."""
-    numbers, one_at_a_time = itertools.count(), threading.Lock()
-
-    def one(number: int) -> None:
-        customer, sku = f"c{number % CUSTOMERS}", f"s{number % SKUS}"
-        made.place(f"o{number}", customer, sku, 10 + 30 * (number % 3))
-        if (count := next(numbers)) % (ORDERS // 6) == ORDERS // 12:
-            with one_at_a_time:
-                play(count // (ORDERS // 6))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(one, range(ORDERS)))
-
-
-def prepare(made: Shop) -> None:
-    for number in range(CUSTOMERS):
-        made.post("payments", f"/wallets/c{number}", "TopUp", amount=MONEY)
-    for number in range(SKUS):
-        made.post("stock", f"/articles/s{number}", "Receive", quantity=PIECES)
-
-
-def well(made: Shop) -> None:
-    """Every process has ended, none half; money and goods add up; each command was executed once and answered."""
-    made.until("o0", "confirmed", "cancelled", within_s=SETTLED_S)
-    statuses = [made.until(f"o{number}", "confirmed", "cancelled", within_s=SETTLED_S) for number in range(ORDERS)]
-    confirmed = {number for number, order in enumerate(statuses) if order["status"] == "confirmed"}
-    assert 0 < len(confirmed) < ORDERS
-    print(f"{len(confirmed)} of {ORDERS} confirmed")
-    wait_until(lambda: answered(made.kafka), SETTLED_S, "each command is answered")
-    for number in range(ORDERS):
-        assert not made.state("fulfilment", f"/fulfilments/o{number}"), f"the process of o{number} has not ended"
-    for number in range(CUSTOMERS):
-        wallet = made.state("payments", f"/wallets/c{number}")
-        mine = {f"o{each}": 10 + 30 * (each % 3) for each in confirmed if each % CUSTOMERS == number}
-        assert wallet == {"available": MONEY - sum(mine.values()), "reserved": mine, "held": {}}
-    for number in range(SKUS):
-        picked = sum(each % SKUS == number for each in confirmed)
-        assert made.state("stock", f"/articles/s{number}") == {"there": PIECES - picked, "picked": picked}
-    check_commands(made.kafka)
+OFFSET_COMMIT = 8  # of Kafka's protocol
 
 
 @pytest.fixture
@@ -127,3 +88,88 @@ def test_92_the_cache_is_lost_and_groups_begin_again(orders_kafka: Kafka, redis:
         well(made)
         time.sleep(5)  # what is read again has no effect
         well(made)
+
+
+@pytest.mark.fault(93)
+def test_93_every_service_is_cut_off_from_kafka_and_redis_at_many_steps(redis: Redis) -> None:
+    with Broker() as broker, ExitStack() as stack:
+        caches = {name: stack.enter_context(Proxy(redis.port)) for name in NAMES}
+        further = {
+            name: {"EVENT_STORE_BROKERS": broker.proxied, "CACHE_URL": f"redis://{HOST}:{cache.port}"}
+            for name, cache in caches.items()
+        }
+        made = stack.enter_context(shop(broker.kafka, redis, wait_s=60, partitions=3, further=further))
+        prepare(made)
+
+        def loses_answers(api: int, topic: str = "") -> None:
+            """It has had its effect, and nobody knows."""
+            lost = broker.proxy.down.cut(of_kafka(api, topic), 3)
+            assert lost.struck.wait(20), f"nothing of {api} {topic} was lost"
+            time.sleep(0.5)
+            broker.open()
+
+        def late(api: int, topic: str = "") -> None:
+            """It has its effect once others have taken over."""
+            held = broker.proxy.up.hold(of_kafka(api, topic))
+            assert held.struck.wait(20), f"nothing of {api} {topic} was held"
+            time.sleep(PAUSED_S)
+            broker.open()
+
+        def without_kafka() -> None:
+            broker.proxy.refuse()
+            time.sleep(PAUSED_S)
+            broker.open()
+
+        def without_redis(name: str) -> None:
+            lost = caches[name].down.cut(times=20)
+            assert lost.struck.wait(20)
+            time.sleep(0.5)
+            caches[name].refuse()
+            time.sleep(PAUSED_S)
+            caches[name].open()
+
+        topics = ("fulfilment.transactions", "fulfilment.commands", "payments.transactions", "payments", "stock")
+        plays: list[Callable[[], None]] = [partial(loses_answers, PRODUCE, topic) for topic in topics]
+        plays += [partial(loses_answers, OFFSET_COMMIT), partial(late, OFFSET_COMMIT), partial(late, FETCH)]
+        plays += [partial(late, PRODUCE, topic) for topic in topics[:3]]
+        plays += [without_kafka, *[partial(without_redis, name) for name in NAMES]]
+        place_during(made, plays)
+        well(made)
+
+
+@pytest.mark.fault(94)
+def test_94_the_clocks_of_logs_jump_ahead_and_back(orders_kafka: Kafka, redis: Redis) -> None:
+    """By a broker's clock, or by that of whoever writes: here the logs take the timestamps that records bring."""
+    wait_s, partitions = 10.0, 3
+    with shop(orders_kafka, redis, wait_s=wait_s, partitions=partitions) as made:
+        prepare(made)
+        made.post("payments", "/wallets/rich", "TopUp", amount=10_000_000)
+        logs = [f"{name}.transactions" for name in NAMES]
+        for log in logs:
+            configure(orders_kafka.brokers, log, {"message.timestamp.type": "CreateTime"})
+        pen = Producer({"bootstrap.servers": orders_kafka.brokers, "acks": "all", "linger.ms": 1})
+
+        def jump(turn: int, ahead_s: float) -> None:
+            """One record says that it is this time. All others say what time it is."""
+            stamp = int((time.time() + ahead_s) * 1000)
+            for log in logs:
+                for partition in range(partitions):
+                    pen.produce(log, encode(Barrier(())), f"pen{turn}{ahead_s}-1", partition, timestamp=stamp)
+            assert pen.flush(20) == 0
+
+        def play(turn: int) -> None:
+            jump(turn, (3_000, -3_000, 30, -30, 86_400, 3_000)[turn % 6])
+
+        def overdue(id: str) -> float:
+            """So long an order waits for an approval that does not come."""
+            began = time.monotonic()
+            made.place(id, "rich", "s0", 1_000_000)
+            assert made.until(id, "cancelled", within_s=4 * wait_s)["reason"] == OVERDUE
+            return time.monotonic() - began
+
+        place_all(made, play)
+        well(made)
+        took = overdue("held")
+        assert wait_s <= took < wait_s + 5  # neither at once nor never
+        wait_until(lambda: answered(made.kafka), 30, "each command is answered")
+        check_commands(made.kafka)
