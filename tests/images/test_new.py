@@ -1,5 +1,6 @@
 """The project that `hiveio new` writes, in containers: its README line by line, and a restart."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ def test_a_new_project_runs_in_containers_and_survives_a_restart(images: str, se
     try:
         page.run(by_word["compose"], STARTED_S)
         page.show(by_word["console"])
+        the_console_is_where_its_log_says(images, shop, environ)
         call(images, "compose", "restart", cwd=shop, environ=environ, within_s=STARTED_S)
         page.run(by_word["compose"], STARTED_S)  # which waits until all are ready
         titled = httpx.get(f"http://127.0.0.1:{ports['BOARD_PORT']}/board/7", timeout=20).json()
@@ -37,6 +39,18 @@ def test_a_new_project_runs_in_containers_and_survives_a_restart(images: str, se
         raise
     finally:
         page.run(by_word["down"], STARTED_S)
-        tags = [f"shop/{service}" for service in services if service not in ("kafka", "valkey")]
+        tags = [f"shop/{service}" for service in services if service not in ("kafka", "valkey", "console")]
         call(images, "rmi", "--force", *tags, check=False)
     assert call(images, "volume", "ls", "--quiet", "--filter", f"name={PROJECT}") == ""
+
+
+def the_console_is_where_its_log_says(docker: str, shop: Path, environ: dict[str, str]) -> None:
+    said = call(docker, "compose", "logs", "--no-log-prefix", "console", cwd=shop, environ=environ)
+    (path,) = re.findall(r"http://localhost:3030(/\S+)", said)
+    url = f"http://localhost:{environ['CONSOLE_PORT']}"
+    with httpx.Client(base_url=url, follow_redirects=True, timeout=30) as browser:
+        assert browser.get("/").status_code == 401
+        page = browser.get(path).text
+        assert "Overview" in page
+        assert "not answer" not in page  # each service is asked
+        assert "&quot;title&quot;: &quot;Book&quot;" in browser.get("/aggregate?name=ItemsActor/7").text

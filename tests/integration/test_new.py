@@ -65,6 +65,11 @@ def test_the_services_of_a_new_project_have_what_their_roles_need(roles: list[st
     backends = {name for name in ("kafka", "valkey") if name in services}
     assert ("kafka" in backends, "valkey" in backends) == (roles != ["base"], "stream-processor" in roles)
     assert all("healthcheck" in services[name] for name in backends)
+    assert ("console" in services) == ("stream-processor" in roles)
+    if console := services.pop("console", {}):
+        assert console["environment"] == services["items"]["environment"]
+        asked = {word for word in console["command"] if word.startswith("http://")}
+        assert asked == {f"http://{name}:3000" for name in services.keys() - backends - {"items"}}
     ports = [service["ports"][0] for name, service in services.items() if name not in backends]
     assert [port.partition(":-")[2] for port in ports] == [f"{3001 + at}}}:3000" for at in range(len(roles))]
     for name in services.keys() - backends:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import spec.check
+from hiveio.cli import COMMANDS
 from tests.process import ROOT
 from tests.settings_page import PAGE as SETTINGS
 from tests.settings_page import page as settings_page
@@ -116,6 +117,13 @@ def test_the_names_that_we_have_given_up_do_not_come_back_in_the_code() -> None:
             names = {getattr(node, field, None) for field in ("name", "id", "attr", "arg")}
             found += [f"{where}:{getattr(node, 'lineno', 0)}: {name}" for name in given_up & names]
     assert found == [], "docs/glossary.md has the words that we use"
+
+
+def test_a_command_in_a_new_container_takes_the_place_of_the_service() -> None:
+    """The entrypoint of an image is its role, which takes no arguments."""
+    lines = [line for path in DOCUMENTS for line in re.findall(r"^docker run .*$", path.read_text("utf-8"), re.M)]
+    assert any("--entrypoint hiveio" in line for line in lines)
+    assert [line for line in lines if re.search(rf" hiveio ({'|'.join(COMMANDS)})\b", line)] == []
 
 
 def test_each_fault_of_the_table_has_a_test_and_each_test_a_row() -> None:

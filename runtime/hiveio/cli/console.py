@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     contracts = load(settings) if settings.actor_module else []
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
     listener = listening(host, arguments.port, "--port")
-    shown = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
+    shown = "localhost" if is_of_this_machine(host) else f"[{host}]" if ":" in host else host
     query = f"?token={token}" if token else ""
     note = "" if arguments.write else " (it only reads; --write lets it retry and drop)"
     print(f"hiveio console: http://{shown}:{listener.getsockname()[1]}/{query}{note}", file=sys.stderr, flush=True)
@@ -66,6 +66,11 @@ def token_of(host: str, file: Path | None) -> str:
             f"--token-file {file} is wrong: a token has at least {SHORTEST} characters, of a-z A-Z 0-9 - . _ ~"
         )
     return token
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether a browser on this machine reaches it by the name localhost: loopback, or every address."""
+    return is_loopback(host) or host in ("0.0.0.0", "::")
 
 
 def is_loopback(host: str) -> bool:

@@ -179,7 +179,22 @@ def _readme(name: str, parts: list[Part]) -> str:
         on=" on a real Kafka and Valkey" if valkey else " on a real Kafka" if kafka else "",
         console=" It prints the URL of a console, whose pages show what is going on." if valkey else "",
         shared="`events.py` has the events, which the services share. " if kafka else "",
+        dead=_dead(parts),
         again="The same lines as above try them, on the same ports. " if calls else "",
+        browser="`docker compose logs console` has the URL of the console. " if ITEMS in parts else "",
+    )
+
+
+def _dead(parts: list[Part]) -> str:
+    """What to do about an event that cannot be handled, where there is a consumer."""
+    reader = next((part.module for part in parts if part.role == "consumer"), "")
+    if not reader:
+        return ""
+    where = "The console" if ITEMS in parts else "`hiveio dead`"
+    return (
+        f"An event for which `{reader}` raises is tried again for some seconds. After that it is a dead letter: later "
+        f"events of its id wait behind it, and all others go on. {where} shows it with the exception. Correct the "
+        "code, and let it be tried again there.\n\n"
     )
 
 
@@ -197,11 +212,19 @@ def _compose(name: str, parts: list[Part]) -> str:
             MODULE=part.module.upper(),
             port=str(port),
             needs=", ".join(f"{backend}: {{ condition: service_healthy }}" for backend in needs),
-            settings="\n".join(f"      {setting}: {value}" for setting, value in own.items()),
+            settings=_lines(own),
         )
         # Only a consumer keeps something, and only the base role needs nobody.
         unused = [*([] if part.role == "consumer" else ["    volumes"]), *([] if needs else ["    depends_on"])]
         text += "".join(line for line in service.splitlines(True) if not line.startswith(tuple(unused)))
+    if ITEMS in parts:
+        text += _template(
+            "compose_console.yaml",
+            name=name,
+            module=ITEMS.module,
+            instances="".join(f", --instance, http://{part.module}:3000" for part in parts if part is not ITEMS),
+            settings=_lines(_settings(name, ITEMS)),
+        )
     pieces = [*(["kafka"] if kafka else []), *(["valkey"] if valkey else [])]
     text += "\n".join(_template(f"compose_{piece}.yaml") for piece in pieces)
     if kafka:
@@ -210,6 +233,10 @@ def _compose(name: str, parts: list[Part]) -> str:
     if kept:
         text += "\nvolumes:\n" + "".join(f"  {volume}:\n" for volume in kept)
     return text.rstrip("\n") + "\n"
+
+
+def _lines(settings: dict[str, str]) -> str:
+    return "\n".join(f"      {setting}: {value}" for setting, value in settings.items())
 
 
 def _settings(name: str, part: Part) -> dict[str, str]:
