@@ -70,7 +70,7 @@ class Fulfilment(ProcessManager):
     ) -> Started | Paid | GivenUp | None:
         match message:
             case OrderPlaced(order, amount):
-                if amount < 0:
+                if amount < 0 and state is None:  # a person can abandon it, and have it tried again
                     raise Rejected("a negative amount")
                 tx.send("payments", order, ReservePayment(amount))
                 tx.schedule(PaymentOverdue(order), after=WAIT)

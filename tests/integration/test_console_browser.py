@@ -3,6 +3,7 @@
 `make pictures` runs it, and keeps the pictures of the documents that it makes.
 """
 
+import json
 import os
 import re
 import shutil
@@ -10,17 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import require
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.bank import Bank, Console
 from tests.integration.test_console import bank  # noqa: F401 - a fixture
-from tests.process import ROOT, wait_until
+from tests.integration.test_outbox import commands
+from tests.integration.topics import make_topic, write
+from tests.process import ROOT, Role, wait_until
+from tests.services import Kafka, Redis
 
 sync_api = pytest.importorskip("playwright.sync_api")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}
+FULFILMENT = (ROOT / "tests" / "actors" / "fulfilment.py").read_text("utf-8")
 PICTURES = ROOT / "docs" / "pictures"
 MOST_BYTES = 150_000  # of a picture
 
@@ -67,7 +73,63 @@ def picture(page: Any, folder: Path, name: str) -> None:
     assert path.stat().st_size < MOST_BYTES
 
 
-def test_in_a_browser(bank: Bank, browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def retry_a_stuck_process(kafka: Kafka, redis: Redis, browser: Any, pictures: Path) -> None:
+    """An order with a wrong amount is corrected by a command, and what waits for its process is tried again."""
+
+    def written(kind: str, order: str, headers: dict[str, str] | None = None, **payload: object) -> None:
+        event = json.dumps({"type": kind, "payload": {"order": order, **payload}}).encode()
+        write(kafka.brokers, "orders", [(0, order, event, headers or {})])
+
+    make_topic(kafka.brokers, "orders")
+    settings = {
+        "EVENT_STORE_BROKERS": kafka.brokers,
+        "CACHE_URL": redis.url,
+        "EVENT_STORE_TOPIC": "fulfilment",
+        "EVENT_STORE_GROUP_ID": "fulfilment",
+        "EVENT_STORE_CONSUMER_TOPIC": "orders",
+        "EVENT_STORE_FROM_START": "true",
+    }
+    with (
+        Role("stream-processor", settings, actor=FULFILMENT) as role,
+        Console(role.environ, "--write") as console,
+    ):
+        written("OrderPlaced", "o6", amount=5)
+        written("OrderPlaced", "o7", amount=-1)
+        sent = wait_until(lambda: commands(kafka, "fulfilment"), 30)[0][2]
+        cause = f"fulfilment.commands/{sent['hive-log']}/{sent['hive-position'].replace(':', '/', 1)}"
+        written("PaymentReserved", "o6", {"hive-cause": cause, "hive-process": "Fulfilment/o6"})
+        written("PaymentReserved", "o7")
+        wait_until(lambda: "1 stuck process " in console.page("/"), 60)
+        tab = Tab(browser, console.url, color_scheme="light")
+        page = tab.open("/")
+        page.keyboard.press("4")
+        page.wait_for_url("**/processes")
+        page.wait_for_selector("text=Fulfilment/o6")
+        tab.open("/processes/Fulfilment/o6").wait_for_selector("text=answered by")
+        picture(page, pictures, "process")
+        page = tab.open("/processes")
+        page.get_by_role("link", name="Fulfilment/o7").first.click()
+        assert "Rejected: a negative amount" in page.locator("main").inner_text()
+        assert httpx.post(f"{role.url}/fulfilments/o7", json={"type": "Abandon"}).status_code == 200
+        page.get_by_role("button", name="Try again").click()
+        page.wait_for_selector("text=will be given OrderPlaced")
+        page.get_by_role("button", name="Try again").click()
+        page.wait_for_selector("text=handled or skipped what waited: PaymentReserved", timeout=30_000)
+        assert "runs" in page.locator("dl").first.inner_text()
+        page.set_viewport_size(PHONE)
+        for path in ("/processes", "/processes/Fulfilment/o7"):
+            wide, window = tab.open(path).evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert wide <= window, path
+        tab.close()
+
+
+def test_in_a_browser(
+    bank: Bank,  # noqa: F811
+    browser: Any,
+    kafka: Kafka,
+    redis: Redis,
+    tmp_path: Path,
+) -> None:
     pictures = PICTURES if os.environ.get("HIVEIO_PICTURES") else tmp_path
     with Console.of(bank, "--write") as console:
         wait_until(lambda: "2 open dead letters" in console.page("/"), 60)
@@ -112,6 +174,7 @@ def test_in_a_browser(bank: Bank, browser: Any, tmp_path: Path) -> None:  # noqa
         page.get_by_role("button", name="Try again").click()
         page.wait_for_selector("text=There are no open dead letters.", timeout=30_000)
         tab.close()
+        retry_a_stuck_process(kafka, redis, browser, pictures)
 
         dark = Tab(browser, console.url, color_scheme="dark")
         page = dark.open("/")

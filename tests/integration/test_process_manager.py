@@ -1,6 +1,7 @@
 """A stream processor with a process manager: events of another topic drive it, over a kill and a reset group."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,65 @@ import httpx
 import redis as redis_client
 
 from hiveio.transaction.process import WAITS
+from tests.integration.bank import Console, look
 from tests.integration.conftest import Make
+from tests.integration.test_console import text
 from tests.integration.test_outbox import commands
 from tests.integration.test_stream_processor import metric
 from tests.integration.topics import make_topic, write
-from tests.process import ROOT, wait_until
+from tests.process import ROOT, Role, wait_until
 from tests.services import Kafka, Redis
 
 ACTOR = (ROOT / "tests" / "actors" / "fulfilment.py").read_text("utf-8")
 COUNT = 40
+
+
+def see(role: Role, kafka: Kafka, orders: str, stuck: str) -> None:
+    """In the status and in the console there are the processes of ``role``, of which this one is stuck."""
+    topic, status = role.environ["EVENT_STORE_TOPIC"], look(role)
+    sent = next(headers for key, _, headers in commands(kafka, topic) if key == "o1")
+    cause = f"{topic}.commands/{sent['hive-log']}/{sent['hive-position'].replace(':', '/', 1)}"
+    answer = json.dumps({"type": "PaymentReserved", "payload": {"order": "o1"}}).encode()
+    write(kafka.brokers, orders, [(0, "o1", answer, {"hive-cause": cause, "hive-process": "Fulfilment/o1"})])
+    (found,) = [scope.processes for scope in status.scopes if scope.processes]
+    assert (found.running, found.stuck, found.unanswered) == (COUNT + 1, 1, COUNT)
+    assert 0 < (found.unanswered_s or 0) < 600
+    assert f"1 stuck process in scope {topic}.transactions/0: {stuck} (Rejected: a negative amount)." in status.warnings
+    with Console(role.environ, "--write") as console:
+        page = text(console.page("/processes"))
+        assert f"all that run ({COUNT + 1})" in page
+        assert "stuck Rejected: a negative amount" in page
+        assert stuck in text(console.page("/processes?only=stuck"))
+        steps = wait_until(
+            lambda: "answered by" in (page := text(console.page("/processes/Fulfilment/o1"))) and page, 30
+        )
+        for said in (
+            f"took {orders}/0/1 wrote Started",
+            "sent ReservePayment to payments/o1 (0:",
+            f"answered by {orders}/0/",
+            "scheduled PaymentOverdue in 15 min",
+            "a command of a client wrote GivenUp",
+            "cancelled PaymentOverdue",
+        ):
+            assert said in steps, said
+        at = f"/processes/{stuck}"
+        page = console.page(at)
+        which = re.search(r'name="which" value="([^"]+)"', page)
+        assert which is not None
+        assert f"waits: OrderPlaced {orders}/0/" in text(page)
+        form = {"action": "retry", "which": which[1]}
+        same = {"origin": console.url}
+        asked = httpx.post(console.url + at, data=form, headers=same)
+        assert f"{stuck} will be given OrderPlaced" in text(asked.text)
+        assert httpx.post(console.url + at, data=form | {"which": "x"}, headers=same).status_code == 404
+        done = httpx.post(console.url + at, data=form | {"confirmed": "yes"}, headers=same)
+        assert (done.status_code, done.headers["location"]) == (303, at)
+        wait_until(lambda: "tried again what waits" in console.page(at), 30, "it was tried again")
+        console.page("/processes/Fulfilment/nobody", 404)
+    with Console(role.environ) as console:
+        assert "only reads" in console.page(at)
+        done = httpx.post(console.url + at, data=form | {"confirmed": "yes"}, headers={"origin": console.url})
+        assert done.status_code == 403
 
 
 def test_each_event_has_its_effect_once_whatever_becomes_of_the_instance_and_of_its_group(
@@ -70,6 +121,7 @@ def test_each_event_has_its_effect_once_whatever_becomes_of_the_instance_and_of_
         waits = f"{name}  waiting inputs: 2  Rejected: a negative amount\nstuck processes: 1\n"
         wait_until(lambda: saga("list").stdout == waits, 60, "it is stuck")
         assert "waits  " in saga("show", name).stdout
+        see(role, kafka, orders, name)
         again = saga("retry", name)
         assert (again.returncode, again.stdout) == (1, f"{name} is stuck: Rejected: a negative amount\n"), again.stderr
         skipped = saga("skip", name)

@@ -24,7 +24,10 @@ class About(NamedTuple):
 
 COMMANDS: dict[str, About] = {
     "check": About("which change of the actors in this folder breaks whom", "the file of --write"),
-    "console": About("what is going on, as pages in a browser", "with --write: the dead-letter topic"),
+    "console": About(
+        "what is going on, as pages in a browser",
+        "with --write: the dead-letter topic; retry, skip of a process: the transaction log",
+    ),
     "dead": About(
         "list, show, retry or drop the dead letters of a consumer group", "retry, drop: the dead-letter topic"
     ),

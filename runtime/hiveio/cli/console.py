@@ -24,7 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"the port to listen on ({PORT})")
     parser.add_argument("--token-file", type=Path, help="a file with the token that a browser needs")
-    parser.add_argument("--write", action="store_true", help="let it retry and drop dead letters")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="let it retry and drop dead letters, and retry and skip what processes are stuck with",
+    )
     parser.add_argument(
         "--instance", action="append", default=[], metavar="URL",
         help="a service to ask that does not announce itself, as http://HOST:PORT (consumers, producers)",

@@ -73,6 +73,7 @@ def screen(status: Status) -> Iterable[str]:
         ("ATTENTION", [f"! {line}" for line in status.warnings]),
         ("UNKNOWN", [f"? {line}" for line in status.problems]),
         ("SCOPES", _table(SCOPES, map(_scope, status.scopes))),
+        ("PROCESSES", _table(PROCESSES, map(_processes, (each for each in status.scopes if each.processes)))),
         ("GROUPS", _table(GROUPS, map(_group, status.groups))),
         ("INSTANCES", _table(INSTANCES, map(_instance, status.instances))),
     ):
@@ -83,6 +84,7 @@ def screen(status: Status) -> Iterable[str]:
 
 
 SCOPES = ("scope", "end", "judged", "applied", "published", "waits", "leader", "verdicts/s", "void", "quarantined")
+PROCESSES = ("scope", "running", "stuck", "with unanswered commands", "oldest unanswered")
 GROUPS = ("group", "state", "members", "lag", "oldest", "parked keys", "dead letters")
 INSTANCES = ("instance", "service", "where", "version", "fingerprint", "up", "state", "leads", "follows", "in flight")
 
@@ -99,6 +101,18 @@ def _scope(scope: Scope) -> tuple[str, ...]:
         f"{scope.rate:,.1f}",
         share(scope.void_share),
         number(sum(each.count for each in scope.quarantined)),
+    )
+
+
+def _processes(scope: Scope) -> tuple[str, ...]:
+    assert scope.processes is not None
+    found = scope.processes
+    return (
+        str(scope.partition),
+        number(found.running),
+        number(found.stuck),
+        number(found.unanswered),
+        span(found.unanswered_s),
     )
 
 

@@ -1,8 +1,9 @@
 """The console as an ASGI application: its paths, and what each of them reads."""
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from importlib import resources
 from urllib.parse import parse_qs, quote
 
@@ -15,21 +16,25 @@ from starlette.routing import Route
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.console import states, trace
+from hiveio.console import states, steps, trace
 from hiveio.console.dead import DeadLetters, by_key
 from hiveio.console.guard import Guard
 from hiveio.console.history import EVERY_S, History
 from hiveio.console.html import Child, h
-from hiveio.console.layout import badge, code, facts, frame, link, section, table
+from hiveio.console.layout import ROWS, badge, code, facts, frame, link, process_path, section, table
 from hiveio.console.pages import aggregates as aggregate_pages
 from hiveio.console.pages import dead as dead_pages
 from hiveio.console.pages import log as log_pages
 from hiveio.console.pages import overview as overview_pages
+from hiveio.console.pages import processes as process_pages
 from hiveio.console.records import Books, ScopeRecords
 from hiveio.consumer.dead_letters.opened import DeadLetter
 from hiveio.errors import HiveError, NotFound
 from hiveio.kafka.threads import blocking
 from hiveio.status import Collector, Status
+from hiveio.status.processes import Kept, kept, listed
+from hiveio.transaction.cache import Cache
+from hiveio.transaction.process import RUNNING, STUCK
 from hiveio.types import App
 
 LIVE_S = 2.0
@@ -41,7 +46,7 @@ logger = logging.getLogger("hiveio.console")
 
 
 class Console:
-    """The pages of one service. ``write`` lets them change dead letters."""
+    """The pages of one service. ``write`` lets them change dead letters and stuck processes."""
 
     def __init__(self, settings: Settings, contracts: Sequence[Contract], collector: Collector, *, write: bool) -> None:
         self.settings, self.write = settings, write
@@ -61,6 +66,9 @@ class Console:
             Route("/aggregate", self.aggregate),
             Route("/transaction", self.transaction),
             Route("/find", self.find),
+            Route("/processes", self.processes),
+            Route("/processes/{name:path}", self.process),
+            Route("/processes/{name:path}", self.ask, methods=["POST"]),
             Route("/dead", self.dead_groups),
             Route("/dead/{group}", self.dead_group),
             Route("/dead/{group}", self.act, methods=["POST"]),
@@ -91,8 +99,7 @@ class Console:
     # -- pages
 
     async def overview(self, request: Request) -> Response:
-        status = await self.history.now()
-        samples = list(self.history.samples)
+        status, samples = await self.history.now(), list(self.history.samples)
         return self._page(
             request, "Overview", overview_pages.overview(status, samples, _first(request)), live_s=EVERY_S
         )
@@ -210,6 +217,48 @@ class Console:
         path = "/aggregate?name=" if "/" in text else "/transaction?id="
         return RedirectResponse(path + quote(text, safe="") if text else "/", 303)
 
+    # -- processes
+
+    async def processes(self, request: Request) -> Response:
+        caches, first = await self._caches(), _first(request)
+        only = request.query_params.get("only") == "stuck"
+        stuck = await listed(caches, STUCK, *((first, ROWS) if only else (0, 0 if first else process_pages.FEW)))
+        running = await listed(caches, RUNNING, first, 0 if only else ROWS)
+        content = process_pages.processes(running, stuck, first, only_stuck=only)
+        return self._page(request, "Processes", content, live_s=EVERY_S)
+
+    async def process(self, request: Request) -> Response:
+        each, cache = await self._process(request)
+        scope = await self.books.scope(each.partition, await self._count())
+        rows = await blocking(scope.rows_at, scope.touched.get(each.name, [])[-steps.READ :])
+        found = steps.moments(each.name, each.partition, rows)
+        asked = (await cache.asked(each.partition)).get(each.name, "").partition(" ")[0]
+        content = process_pages.one(each, scope, found, _whole(request, "last"), asked, write=self.write)
+        return self._page(request, each.name, [_progress([scope]), content], live_s=LIVE_S, query=each.name)
+
+    async def ask(self, request: Request) -> Response:
+        """Ask for a confirmation, and with it ask the leader."""
+        kind, which, confirmed = await self._asked(request, process_pages.ACTIONS)
+        each, cache = await self._process(request)
+        waiting = each.process.waiting
+        if not waiting or waiting[0].name != which:
+            raise NotFound("It is not the first input that waits any more: it was handled or skipped.")
+        if not confirmed:
+            return self._page(request, process_pages.ACTIONS[kind], process_pages.confirmation(each, kind))
+        await cache.ask(each.partition, each.name, kind if kind == "retry" else f"{kind} {which}")
+        logger.info("%s: asked to %s %s", each.name, kind, which)
+        return RedirectResponse(process_path(each.name), 303)
+
+    async def _process(self, request: Request) -> tuple[Kept, Cache]:
+        """Raises NotFound."""
+        name = request.path_params["name"]
+        caches = await self._caches()
+        found = await asyncio.gather(*(kept(cache, partition, [name]) for partition, cache in caches))
+        for (_, cache), each in zip(caches, found, strict=True):
+            if each and each[0].entry.process:
+                return each[0], cache
+        raise NotFound(f"The cache has no process {name}.")
+
     # -- dead letters
 
     async def dead_groups(self, request: Request) -> Response:
@@ -237,12 +286,7 @@ class Console:
     async def act(self, request: Request) -> Response:
         """Ask for a confirmation, and with it write the mark."""
         name = request.path_params["group"]
-        if not self.write:
-            raise HTTPException(403, "The console only reads: it was started without --write.")
-        form = parse_qs((await _body(request)).decode("utf-8", "replace"))
-        kind, which = (form.get(field, [""])[-1] for field in ("action", "which"))
-        if kind not in dead_pages.ACTIONS:
-            raise HTTPException(400, "The action must be retry or dropped.")
+        kind, which, confirmed = await self._asked(request, dead_pages.ACTIONS)
         found = await blocking(self.dead.look, name)
         chosen = found.listed
         if which != "all":
@@ -250,7 +294,7 @@ class Console:
             chosen = _of_key(found.listed, dead) if dead is not None else []
         if not chosen:
             raise NotFound("It is no open dead letter any more: it was handled or dropped.")
-        if form.get("confirmed") != ["yes"]:
+        if not confirmed:
             content = dead_pages.confirmation(name, kind, which, len(chosen))
             return self._page(request, dead_pages.ACTIONS[kind], content)
         marked = [together[0] for together in by_key(chosen)] if kind == "retry" else chosen
@@ -259,6 +303,16 @@ class Console:
         return RedirectResponse(f"/dead/{quote(name, safe='')}", 303)
 
     # -- what pages share
+
+    async def _asked(self, request: Request, actions: Collection[str]) -> tuple[str, str, bool]:
+        """What a form asks for, with what, and whether it is confirmed."""
+        if not self.write:
+            raise HTTPException(403, "The console only reads: it was started without --write.")
+        form = parse_qs((await _body(request)).decode("utf-8", "replace"))
+        kind, which = (form.get(field, [""])[-1] for field in ("action", "which"))
+        if kind not in actions:
+            raise HTTPException(400, f"The action must be {' or '.join(actions)}.")
+        return kind, which, form.get("confirmed") == ["yes"]
 
     async def file(self, request: Request) -> Response:
         name = request.url.path.lstrip("/")
@@ -271,6 +325,12 @@ class Console:
         if not count:
             raise NotFound("There is no transaction log: EVENT_STORE_TOPIC names that of no stream processor.")
         return count
+
+    async def _caches(self) -> list[tuple[int, Cache]]:
+        """Of each scope that has one. Raises NotFound where there are none."""
+        if not (await self._count() and (found := self.collector.caches)):
+            raise NotFound("Nothing of the cache is known: CACHE_URL is not set, or no instance has started yet.")
+        return found
 
     async def _scope(self, request: Request) -> tuple[ScopeRecords, int]:
         count, partition = await self._count(), request.path_params["scope"]

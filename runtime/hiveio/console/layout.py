@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -18,6 +18,7 @@ NAVIGATION = (
     ("/", "Overview"),
     ("/log", "Log"),
     ("/aggregates", "Aggregates"),
+    ("/processes", "Processes"),
     ("/dead", "Dead letters"),
     ("/groups", "Consumers"),
     ("/instances", "Instances"),
@@ -27,7 +28,7 @@ MOST_LINE = 300  # characters of what is said in a table
 ROWS = 100  # of a table
 T = TypeVar("T")
 KEYS = (
-    ("1 to 6", "the pages"),
+    ("1 to 7", "the pages"),
     ("/", "search"),
     ("j, k", "the next and the previous row"),
     ("Enter", "open it"),
@@ -114,6 +115,11 @@ def link(path: str, text: Child, **query: object) -> Markup:
     return h("a", text, href=f"{path}?{urlencode(given)}" if given else path)
 
 
+def process_path(name: str) -> str:
+    """Where the page of a process is."""
+    return f"/processes/{quote(name, safe='/')}"
+
+
 def some(path: str, rows: Sequence[T], first: int, noun: str) -> tuple[Sequence[T], Markup | None]:
     """Those of one page from the ``first`` one on, and the way to the others; none where these are all."""
     shown = rows[first : first + ROWS]
@@ -163,6 +169,18 @@ def line(text: str) -> str:
 
 def code(text: str) -> Markup:
     return h("pre", h("code", text), tabindex="0")
+
+
+def action(at: str, kind: str, which: str, label: str, *, confirmed: bool, danger: bool) -> Markup:
+    """A button that asks for something to be done with what ``which`` names, or confirms it."""
+    return h(
+        "form",
+        h("input", type="hidden", name="action", value=kind),
+        h("input", type="hidden", name="which", value=which),
+        h("input", type="hidden", name="confirmed", value="yes") if confirmed else None,
+        h("button", label, class_="danger" if danger else None),
+        method="post", action=at, class_="inline",
+    )  # fmt: skip
 
 
 WIDTH, HEIGHT = 240, 44

@@ -18,6 +18,7 @@ from hiveio.status.groups import GroupWatch
 from hiveio.status.instances import Answers, ask_all, listed, url_of
 from hiveio.status.model import Scope, Status
 from hiveio.status.scopes import ScopeWatch
+from hiveio.transaction.cache import Cache
 from hiveio.transaction.presence import Announcement
 
 MOST_URLS = 100
@@ -57,6 +58,11 @@ class Collector:
         async with self._looking:
             return await self._look()
 
+    @property
+    def caches(self) -> list[tuple[int, Cache]]:
+        """The caches of scopes, by the last look: of each the one that has come farthest."""
+        return sorted(self._scopes.caches.items())
+
     async def _look(self) -> Status:
         s = self.settings
         status = Status(time=time.time(), topic=s.written_topic or ",".join(s.read_topics), log="")
@@ -67,7 +73,8 @@ class Collector:
             status.log = s.log_topic
             announced = await self._tried(status, self._scopes.announced()) or []
             known = {*self._fingerprints, *(each.fingerprint for each in announced)}
-            scopes = await self._tried(status, self._scopes.look(sorted(known), status.problems.append)) or []
+            looked = self._scopes.look(sorted(known), status.problems.append, processes=s.outbox_topic in topics)
+            scopes = await self._tried(status, looked) or []
             status.partitions = self._scopes.count
         urls = [url_of(each) for each in announced] + self._urls
         groups, answers = await asyncio.gather(self._grouped(status, topics), ask_all(urls))

@@ -14,6 +14,25 @@ class Quarantined(Struct, frozen=True, kw_only=True):
     names: list[str]
 
 
+class StuckProcess(Struct, frozen=True):
+    """A process that cannot go on, and why."""
+
+    name: str
+    reason: str
+
+
+class Processes(Struct, frozen=True, kw_only=True):
+    """The processes of a scope, by its cache. ``running`` counts the stuck ones too, and ``named`` are the first few of
+    those. ``unanswered`` is how many have sent a command that is not answered, and ``unanswered_s`` how old the oldest
+    such command is, by the log's clock."""
+
+    running: int
+    stuck: int
+    named: list[StuckProcess]
+    unanswered: int
+    unanswered_s: float | None
+
+
 class Scope(Struct, kw_only=True):
     """A partition of the transaction log.
 
@@ -23,7 +42,8 @@ class Scope(Struct, kw_only=True):
     leader, how far the slowest instance that folds it. ``leader`` applies its records and publishes its events. A scope
     is at ``rest`` when its last leader has left it, with everything applied and published. ``rate`` are the verdicts a
     second over the last ten seconds, and ``void_share`` is the part of void records among the last thousand.
-    ``publisher_lag_s`` is the age of the oldest event that is not published.
+    ``publisher_lag_s`` is the age of the oldest event that is not published. ``processes`` are there where the service
+    has process managers.
     """
 
     partition: int
@@ -39,6 +59,7 @@ class Scope(Struct, kw_only=True):
     publisher_lag: int | None = None
     publisher_lag_s: float | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
+    processes: Processes | None = None
 
     @property
     def has_work(self) -> bool:
@@ -158,6 +179,9 @@ class Status(Struct, kw_only=True):
                     f"{_count(each.count, 'aggregate')} of scope {where} cannot be folded by fingerprint "
                     f"{each.fingerprint}: {', '.join(each.names[:3])}."
                 )
+            if (processes := scope.processes) is not None and processes.stuck:
+                named = ", ".join(f"{each.name} ({_short(each.reason)})" for each in processes.named)
+                found.append(f"{_count(processes.stuck, 'stuck process', 'es')} in scope {where}: {named}.")
         for group in self.groups:
             if group.dead.count:
                 dead, keys = _count(group.dead.count, "open dead letter"), _count(group.dead.keys, "key")
@@ -170,5 +194,13 @@ class Status(Struct, kw_only=True):
 LATE_S = 10.0  # as long as the alert on the same
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+SHORT = 100  # characters of a reason
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def _short(reason: str) -> str:
+    first = reason.strip().partition("\n")[0].rstrip(".")
+    return first if len(first) <= SHORT else f"{first[:SHORT]}…"

@@ -12,6 +12,7 @@ from hiveio.kafka.reader import Reader
 from hiveio.kafka.threads import blocking
 from hiveio.redis import Redis
 from hiveio.status.model import Quarantined, Scope
+from hiveio.status.processes import counted
 from hiveio.status.text import ranges
 from hiveio.transaction.cache import Cache, rest
 from hiveio.transaction.entry import Watermark
@@ -39,6 +40,8 @@ class ScopeWatch:
         self._reader = Reader(settings)
         self._topic_id = ""
         self.count = 0  # of the scopes of the log, by the last look
+        self.caches: dict[int, Cache] = {}  # by scope, the one that has come farthest, by the last look
+        self._processes = False
         self._published: dict[int, tuple[int, int | None]] = {}  # the end of the event topic, and what its last says
 
     async def stop(self) -> None:
@@ -51,8 +54,12 @@ class ScopeWatch:
         await self._identify()
         return announcements((await self._cache("").announced()).values()) if self._redis is not None else []
 
-    async def look(self, fingerprints: Sequence[str], problem: Callable[[str], None]) -> list[Scope]:
-        """All scopes. ``fingerprints`` are the versions of the models whose caches are looked at."""
+    async def look(
+        self, fingerprints: Sequence[str], problem: Callable[[str], None], *, processes: bool
+    ) -> list[Scope]:
+        """All scopes. ``fingerprints`` are the versions of the models whose caches are looked at. ``processes`` says
+        whether the service has process managers."""
+        self._processes = processes
         s = self._settings
         await self._identify()
         if self.count > MOST_SCOPES:
@@ -120,11 +127,16 @@ class ScopeWatch:
             if count:
                 quarantined = Quarantined(fingerprint=fingerprint, count=count, names=names)
                 scope.quarantined.append(quarantined)
-        if best is not None:
+        if best is None:
+            self.caches.pop(scope.partition, None)
+        else:
+            self.caches[scope.partition] = best[1]
             scope.applied = best[0].offset
             _, bits = await best[1].verdicts(scope.partition, max(0, scope.applied - VOIDS), scope.applied)
             judged = len(bits) - bits.count("?")
             scope.void_share = bits.count("0") / judged if judged else None
+            if self._processes:
+                scope.processes = await counted(best[1], scope.partition, best[0])
 
     async def _add_published(self, scope: Scope) -> None:
         """Which record of the log the last event on the topic came from. It is read only where the topic has moved."""

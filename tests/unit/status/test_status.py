@@ -13,8 +13,20 @@ from hiveio.config import Settings
 from hiveio.status.collector import add_numbers
 from hiveio.status.groups import dead_topics, sources
 from hiveio.status.instances import Answers, ask, listed, url_of
-from hiveio.status.model import Check, DeadLetters, Group, Instance, Quarantined, Scope, Status
+from hiveio.status.model import (
+    Check,
+    DeadLetters,
+    Group,
+    Instance,
+    Processes,
+    Quarantined,
+    Scope,
+    Status,
+    StuckProcess,
+)
+from hiveio.status.processes import log_now
 from hiveio.status.text import leader, ranges, span
+from hiveio.transaction.entry import Watermark
 from hiveio.transaction.presence import GONE_S, Announcement, announcements
 
 TOPICS = [
@@ -152,6 +164,24 @@ def test_what_needs_attention_comes_first() -> None:
     assert lines.index("ATTENTION") < lines.index("SCOPES") < lines.index("GROUPS") < lines.index("INSTANCES")
     assert "3 (1 failed, 2 parked)" in "\n".join(lines)
     assert "UNKNOWN" not in lines
+
+
+def test_processes_are_shown_where_there_are_some_and_stuck_ones_need_somebody() -> None:
+    stuck = [StuckProcess("Fulfilment/7", "the carrier has no such address.\nAt all."), StuckProcess("F/8", "x" * 999)]
+    found = Processes(running=12_000, stuck=2, named=stuck, unanswered=3, unanswered_s=61.0)
+    scopes = [Scope(partition=0, end=5, leader="a", processes=found), Scope(partition=1, end=1)]
+    status = Status(time=0, topic="bank", log="bank.transactions", scopes=scopes)
+    named = f"Fulfilment/7 (the carrier has no such address), F/8 ({'x' * 100}…)"
+    assert status.warnings == [f"2 stuck processes in scope bank.transactions/0: {named}."]
+    lines = list(screen(status))
+    assert lines[lines.index("PROCESSES") + 2].split() == ["0", "12,000", "2", "3", "1", "min", "1", "s"]
+    assert lines.index("SCOPES") < lines.index("PROCESSES")
+    scopes[0].processes = None
+    assert "PROCESSES" not in list(screen(status))
+    assert [log_now(Watermark(9, time, "", "", stamp=stamp), 50.0) for time, stamp in ((7, 49_000), (7, 0))] == [
+        1_007,
+        7,
+    ]
 
 
 def test_a_scope_that_needs_nobody_has_no_leader_and_is_well() -> None:

@@ -4,9 +4,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from hiveio.console.html import Child, Markup, h
-from hiveio.console.layout import badge, facts, link, moment, pages, pretty, table
+from hiveio.console.layout import badge, facts, link, moment, pages, pretty, process_path, table
 from hiveio.console.records import ScopeRecords
 from hiveio.console.states import Step
+from hiveio.transaction.record import Commit
 
 PAGE = 100
 STEPS = 100  # events of one page
@@ -64,6 +65,7 @@ def aggregate(name: str, scope: ScopeRecords, found: Sequence[Step], total: int,
             ("scope", link(f"/log/{scope.partition}", str(scope.partition))),
             ("records", f"{total:,} accepted ones wrote or moved it"),
             ("version", f"{found[-1].version:,}" if found else None),
+            ("process", link(process_path(name), "its steps") if any(map(_is_of_process, found)) else None),
         ),
         h("div", class_="slider", data_slider=True),
         h("ol", items, class_="steps") if items else h("p", "It has no events.", class_="empty"),
@@ -73,6 +75,10 @@ def aggregate(name: str, scope: ScopeRecords, found: Sequence[Step], total: int,
             f"events {begin + 1:,} to {end:,} of {len(found):,}" if len(items) < len(found) else "",
         ),
     ]
+
+
+def _is_of_process(step: Step) -> bool:
+    return isinstance(step.row.record, Commit) and step.row.record.process is not None
 
 
 def _step(scope: ScopeRecords, step: Step, state: str, before: set[str]) -> Markup:

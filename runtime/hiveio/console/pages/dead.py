@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from hiveio.console.dead import Found, by_key
 from hiveio.console.html import Child, Markup, h
-from hiveio.console.layout import ago, badge, code, facts, line, link, moment, pretty, section, some, table
+from hiveio.console.layout import action, ago, badge, code, facts, line, link, moment, pretty, section, some, table
 from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, headers_of, time_of
 from hiveio.consumer.dead_letters.opened import DeadLetter
 from hiveio.kafka import Message
@@ -118,14 +118,7 @@ def _forms(at: str, which: str, *, write: bool, label: str) -> Markup:
 
 
 def _form(at: str, kind: str, which: str, label: str, *, confirmed: bool) -> Markup:
-    return h(
-        "form",
-        h("input", type="hidden", name="action", value=kind),
-        h("input", type="hidden", name="which", value=which),
-        h("input", type="hidden", name="confirmed", value="yes") if confirmed else None,
-        h("button", label, class_="danger" if kind == "dropped" else None),
-        method="post", action=at, class_="inline",
-    )  # fmt: skip
+    return action(at, kind, which, label, confirmed=confirmed, danger=kind == "dropped")
 
 
 def confirmation(name: str, kind: str, which: str, count: int) -> list[Child]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
 from hiveio.console.html import Child, Markup, h
 from hiveio.console.layout import ago, badge, code, facts, line, link, moment, pages, pretty, section, table
 from hiveio.console.records import Row, ScopeRecords
+from hiveio.console.steps import type_of
 from hiveio.status.text import about
 from hiveio.transaction.record import Barrier, Commit, Read, Write
 
@@ -103,20 +102,9 @@ def _part(part: Write | Read | str) -> Child:
 
 
 def _types(write: Write) -> str:
-    types = [_type(bytes(event)) for event in write.events[:NAMED]]
+    types = [type_of(bytes(event)) for event in write.events[:NAMED]]
     more = f" and {len(write.events) - NAMED:,} more" if len(write.events) > NAMED else ""
     return f" {', '.join(types)}{more}" if types else " no events"
-
-
-def _type(event: bytes) -> str:
-    try:
-        return msgspec.json.decode(event, type=_Typed).type
-    except msgspec.MsgspecError:
-        return "?"
-
-
-class _Typed(msgspec.Struct):
-    type: str = "?"
 
 
 def record_page(scope: ScopeRecords, row: Row) -> list[Child]:
