@@ -3,17 +3,20 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from functools import partial
 
+from hiveio.transaction.rule import scope_of
 from tests.bench.bench import Bench, Served
 from tests.bench.load import Request
-from tests.bench.measure import Measure, RedisUsage, Row, Sample, Usage, alternate
+from tests.bench.measure import RedisUsage, Row, Sample, Usage
+from tests.bench.report import THREADS
 from tests.bench.stream import ADD
 
 AGGREGATES = 1_000
-REST_S = 75.0  # after which an instance follows nothing that it does not use
 IDLE = "idle ms"  # CPU of an instance without load, for 1,000 records of the others
-PARTS = (IDLE, "Redis µs", "Redis in", "Redis out")
+IDLE_CORE = "idle %"  # the same, in percent of a core
+PARTS = (IDLE, IDLE_CORE, "Redis µs", "Redis in", "Redis out")
+
+Share = Sequence[int]  # the aggregates that one instance gets commands for
 
 
 def scale_out(bench: Bench) -> None:
@@ -21,61 +24,86 @@ def scale_out(bench: Bench) -> None:
     clients = max(bench.clients)
     for partitions in bench.partitions:
         title = f"scale-out, {partitions} partition{'s' * (partitions > 1)}"
-        environ = {"EVENT_STORE_TOPIC": bench.topic(), "EVENT_STORE_PARTITIONS": str(partitions)}
-        roles: list[Served] = []
-        alone: tuple[Sample, ...] = ()
-        with contextlib.ExitStack() as stack, bench.console.status(title) as status:
-            for count in bench.instances:
-                status.update(f"{title}: {count} instances start")
-                for _ in range(count - len(roles)):
-                    roles.append(bench.role("stream-processor", "tally:Tallies", **environ))
-                    roles[-1].wait = False
-                    stack.enter_context(roles[-1])
-                for role in roles:
-                    role.ready(120)
-                measures: dict[str, Measure] = {"1 instance": partial(load, bench, roles, 1, clients, True)}
-                if count > 1:
-                    measures = {
-                        f"{count} instances, {count - 1} idle": partial(load, bench, roles, 1, clients, True),
-                        f"{count} instances, routed": partial(load, bench, roles, count, clients, True),
-                        f"{count} instances, not routed": partial(load, bench, roles, count, clients, False),
-                    }
-                load(bench, roles, 1, clients, True)  # warm
-                time.sleep(REST_S)
-                taken = alternate(measures, bench.rounds, lambda text: status.update(f"scale-out: {text}"))
-                alone = alone or tuple(next(iter(taken.values())))
-                bench.add([Row(title, name, clients, tuple(found), alone) for name, found in taken.items()])
-                bench.note(f"{count} without load: {unused(bench, roles):.1f} % of a core each")
+        taken: dict[str, list[Sample]] = {}
+        unused: dict[str, list[float]] = {}
+        for number in range(bench.rounds):
+            for name, shares in fleets(bench.instances, partitions).items():
+                with bench.console.status(f"{title}: {name}, round {number + 1} of {bench.rounds}"):
+                    sample, percent = measured(bench, f"{title}: {name}", partitions, shares, clients)
+                taken.setdefault(name, []).append(sample)
+                unused.setdefault(f"{len(shares)}", []).append(percent)
+        alone = tuple(next(iter(taken.values())))
+        bench.add([Row(title, name, clients, tuple(found), alone) for name, found in taken.items()])
+        for count, found in unused.items():
+            bench.note(f"{count} that have had no command: {sum(found) / len(found):.1f} % of a core each")
         bench.show(title, "one", PARTS)
-        bench.check(f"{title}: events", bench.stored(environ["EVENT_STORE_TOPIC"]), sum(r.acknowledged for r in roles))
 
 
-def load(bench: Bench, roles: Sequence[Served], working: int, clients: int, routed: bool) -> Sample:
-    """Commands on the same number of aggregates: each instance has its own, or all have all."""
+def fleets(counts: Sequence[int], partitions: int) -> dict[str, list[Share]]:
+    """What is compared, by name: the aggregates of each instance."""
+    every = range(AGGREGATES)
+    found: dict[str, list[Share]] = {"1 instance": [every]}
+    for count in counts:
+        if count == 1:
+            continue
+        found[f"{count} instances, {count - 1} idle"] = [every, *[()] * (count - 1)]
+        if partitions >= count:  # else it is the row above: an instance has at least one scope
+            scopes = [scope_of(str(number), partitions) for number in every]
+            found[f"{count} instances, routed"] = [
+                [number for number in every if scopes[number] % count == instance] for instance in range(count)
+            ]
+        found[f"{count} instances, not routed"] = [every] * count
+    return found
+
+
+def measured(bench: Bench, what: str, partitions: int, shares: Sequence[Share], clients: int) -> tuple[Sample, float]:
+    """One fleet on a log of its own: commands on these aggregates; and the percent of a core of an instance before its
+    first command. An instance follows what it has used for a minute, so each measurement needs a new fleet."""
+    environ = {"EVENT_STORE_TOPIC": bench.topic(), "EVENT_STORE_PARTITIONS": str(partitions)}
+    with bench.role("stream-processor", "tally:Tallies", **environ):
+        pass  # makes the log: an instance follows partitions that Kafka is still making
+    roles = [bench.role("stream-processor", "tally:Tallies", **environ) for _ in shares]
+    with contextlib.ExitStack() as stack:
+        for role in roles:
+            role.wait = False
+            stack.enter_context(role)
+        for role in roles:
+            role.ready(120)
+        percent = unused(bench, roles)
+        load(bench, roles, shares, clients, min(1.0, bench.seconds))  # warm
+        sample = load(bench, roles, shares, clients, bench.seconds)
+    bench.check(f"{what}: events", bench.stored(environ["EVENT_STORE_TOPIC"]), sum(r.acknowledged for r in roles))
+    return sample, percent
+
+
+def load(bench: Bench, roles: Sequence[Served], shares: Sequence[Share], clients: int, seconds: float) -> Sample:
+    """Commands on the aggregates of each instance. Where several have the same, they do not begin at the same."""
     usages = [Usage(role.process.pid) for role in roles]
     cache = RedisUsage(bench.redis.url)
+    working = [(role, share) for role, share in zip(roles, shares, strict=True) if share]
+    each, began = max(1, clients // len(working)), time.monotonic()
     processes = []
-    for number, role in enumerate(roles[:working]):
-        request = Request("POST", "/tallies/{}", ADD, AGGREGATES)
-        if routed:
-            request = Request("POST", f"/tallies/{number}-{{}}", ADD, AGGREGATES // working)
-        first = number * AGGREGATES // working  # so that not all are at the same aggregate
+    for index, (role, share) in enumerate(working):
+        request = Request("POST", "/tallies/{}", ADD, len(share), numbers=tuple(share))
         processes.append(
-            bench.generator.start(role.port or 0, request, max(1, clients // working), bench.seconds, first)
+            bench.generator.start(role.port or 0, request, each, seconds, index * len(share) // len(working))
         )
     answers = [bench.generator.collect(process) for process in processes]
     done = [answered.requests - answered.failed for answered in answers]
-    for role, count in zip(roles, done, strict=False):
+    for (role, _), count in zip(working, done, strict=True):
         role.acknowledged += count
-    spent = [usage.each_us(sum(done))["all"] for usage in usages]  # µs a command: ms for a thousand
-    idle = {IDLE: sum(spent[working:]) / (len(roles) - working)} if len(roles) > working else {}
+    spent, whole_s = [usage.each_us(sum(done)) for usage in usages], time.monotonic() - began
+    parts = {name: sum(found[name] for found in spent) for name in THREADS}
+    if idle := [found["all"] for found, share in zip(spent, shares, strict=True) if not share]:
+        parts[IDLE] = sum(idle) / len(idle)  # µs a command: ms for a thousand
+        parts[IDLE_CORE] = parts[IDLE] * sum(done) / whole_s / 1e4
     return Sample(
         sum(done) / max(answered.seconds for answered in answers),
         max(answered.p50_ms for answered in answers),
         max(answered.p99_ms for answered in answers),
-        sum(spent),
+        sum(found["all"] for found in spent),
         sum(answered.failed for answered in answers),
-        idle | cache.each(sum(done)),
+        parts | cache.each(sum(done)),
     )
 
 

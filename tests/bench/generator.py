@@ -1,6 +1,6 @@
 """A load generator over raw sockets, for machines without wrk: a process of its own, one JSON line as its result.
 
-``python -m tests.bench.generator PORT CLIENTS SECONDS METHOD PATH BODY POPULATION FIRST REFUSABLE``
+``python -m tests.bench.generator PORT CLIENTS SECONDS METHOD PATH BODY POPULATION FIRST REFUSABLE NUMBERS``
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import cast
 
@@ -58,7 +58,7 @@ class Client(asyncio.Protocol):
         self._ended(self._over)
 
 
-def requests(method: str, path: str, body: str, population: int, first: int) -> Iterator[bytes]:
+def requests(method: str, path: str, body: str, population: int, first: int, numbers: Sequence[int]) -> Iterator[bytes]:
     before, placeholder, after = path.partition("{}")
     head = f"{method} {before}".encode()
     start, other, rest = body.partition("{other}")
@@ -68,7 +68,8 @@ def requests(method: str, path: str, body: str, population: int, first: int) -> 
         if other:
             whole = f"{start}{(number + random.randrange(1, population)) % population}{rest}".encode()
             content = b"%d\r\n\r\n%b" % (len(whole), whole)
-        yield b"%b%d%b%b" % (head, number % population, tail, content) if placeholder else head + tail + content
+        shown = numbers[number % population] if numbers else number % population
+        yield b"%b%d%b%b" % (head, shown, tail, content) if placeholder else head + tail + content
 
 
 async def run(port: int, clients: int, seconds: float, source: Iterator[bytes], refusable: bool) -> dict[str, float]:
@@ -107,6 +108,7 @@ async def run(port: int, clients: int, seconds: float, source: Iterator[bytes], 
 
 
 if __name__ == "__main__":
-    port, clients, seconds, method, path, body, population, first, refusable = sys.argv[1:]
-    source = requests(method, path, body, int(population), int(first))
+    port, clients, seconds, method, path, body, population, first, refusable, given = sys.argv[1:]
+    numbers = [int(number) for number in given.split(",") if number]
+    source = requests(method, path, body, int(population), int(first), numbers)
     print(json.dumps(uvloop.run(run(int(port), int(clients), float(seconds), source, refusable == "refusable"))))

@@ -14,13 +14,15 @@ Running: TypeAlias = "subprocess.Popen[str]"
 
 class Request(NamedTuple):
     """``{}`` in the path becomes a number below ``population``, another one for each request, and ``{other}`` in the
-    body one of the others, by chance. ``refusable``: 422 is an answer like any other."""
+    body one of the others, by chance. ``numbers`` are put into the path instead, if there are any: as many as the
+    population. ``refusable``: 422 is an answer like any other."""
 
     method: str
     path: str
     body: str = ""
     population: int = 1
     refusable: bool = False
+    numbers: tuple[int, ...] = ()
 
 
 class Answered(NamedTuple):
@@ -48,7 +50,7 @@ class Generator:
 
     def start(self, port: int, request: Request, clients: int, seconds: float, first: int = 0) -> Running:
         last = [request.method, request.path, request.body, str(request.population), str(first)]
-        last.append("refusable" if request.refusable else "")
+        last += ["refusable" if request.refusable else "", ",".join(map(str, request.numbers))]
         if self.wrk:
             whole = max(1, round(seconds))  # wrk takes whole seconds
             options = [f"-c{clients}", "-t1", f"-d{whole}s", "--timeout", "30s", "-s", str(HERE / "wrk.lua")]

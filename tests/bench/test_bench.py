@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.bench import fleet, idle
+from tests.bench import idle
 from tests.bench.__main__ import BENCHES, main
 from tests.bench.bench import Bench, Lost
 from tests.bench.load import Generator
@@ -42,7 +42,6 @@ NEEDS = {"peers": "peers", "projections": "postgres"}  # beyond Kafka and Redis
 @pytest.mark.parametrize("name", [pytest.param(name, marks=AHEAD.get(name, [])) for name in BENCHES])
 def test_runs_and_every_request_succeeds(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "PARTITIONS", (2,))
-    monkeypatch.setattr(fleet, "REST_S", 0.0)
     with required(NEEDS.get(name, "kafka")):
         BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
     assert bench.rows

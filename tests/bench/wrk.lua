@@ -1,7 +1,7 @@
 -- Arguments after "--": method, path with {} for the number, body, how many numbers there are, the first of them,
--- "refusable" if 422 is no failure.
+-- "refusable" if 422 is no failure, and the numbers themselves, with commas, if they are not those below how many.
 local head, tail, population, number, body, rest
-local threads = {}
+local threads, numbers = {}, {}
 refused = 0 -- global: read from the thread at the end
 
 function setup(thread) table.insert(threads, thread) end
@@ -14,6 +14,7 @@ function init(args)
       .. "Content-Length: "
   population, number = tonumber(args[4]), tonumber(args[5])
   if after == "" then population = 0 end
+  for found in string.gmatch(args[7], "%d+") do table.insert(numbers, found) end
   body, rest = string.match(body, "^(.-){other}(.*)$")
   if body == nil then tail = tail .. #args[3] .. "\r\n\r\n" .. args[3] end
   -- Only where it is asked for: with a response() wrk hands over every header.
@@ -25,7 +26,7 @@ end
 function request()
   if population == 0 then return head .. tail end
   number = (number + 1) % population
-  if body == nil then return head .. number .. tail end
+  if body == nil then return head .. (numbers[number + 1] or number) .. tail end
   local whole = body .. (number + math.random(population - 1)) % population .. rest
   return head .. number .. tail .. #whole .. "\r\n\r\n" .. whole
 end
