@@ -1,5 +1,6 @@
 """The command-line tool: what it says of itself, and how it shows what others wrote."""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from msgspec import Raw
 
 from hiveio import __version__
-from hiveio.cli import COMMANDS, main
+from hiveio.cli import COMMANDS, dead, main
 from hiveio.cli.judging import JudgedRecord
 from hiveio.cli.log import as_text
 from hiveio.cli.shown import shown, shown_lines
@@ -23,6 +24,18 @@ def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         main(words)
     assert ended.value.code == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", ["retry --group g t/0/1 t/0/2", "retry t/0/1 --group g t/0/2", "--group g retry t/0/1 t/0/2"]
+)
+def test_arguments_may_stand_before_and_after_options(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        assert (arguments.action, arguments.dead_letters, arguments.group) == ("retry", ["t/0/1", "t/0/2"], "g")
+        return 0
+
+    monkeypatch.setattr(dead, "run", run)
+    assert main(["dead", *words.split()]) == 0
 
 
 def test_it_names_its_version(capsys: pytest.CaptureFixture[str]) -> None:
