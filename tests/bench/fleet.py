@@ -26,6 +26,8 @@ def scale_out(bench: Bench) -> None:
         title = f"scale-out, {partitions} partition{'s' * (partitions > 1)}"
         taken: dict[str, list[Sample]] = {}
         unused: dict[str, list[float]] = {}
+        # The first commands cost more, whoever takes them: Kafka's JVM has compiled nothing yet.
+        measured(bench, f"{title}: warm", partitions, [range(AGGREGATES)], clients)
         for number in range(bench.rounds):
             for name, shares in fleets(bench.instances, partitions).items():
                 with bench.console.status(f"{title}: {name}, round {number + 1} of {bench.rounds}"):
