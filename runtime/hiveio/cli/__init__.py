@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hiveio import __version__
+from hiveio.cli.arguments import Command
 from hiveio.cli.shown import shown_lines
 from hiveio.errors import HiveError, Stop
 
@@ -49,28 +50,13 @@ COMMANDS: dict[str, About] = {
 }
 
 
-class _Command(argparse.ArgumentParser):
-    """Takes arguments before and after options: ``hiveio dead retry --group GROUP TOPIC/0/7``."""
-
-    _mixes = False
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        if self._mixes:
-            return super().parse_known_args(args, namespace)
-        self._mixes = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._mixes = False
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command. The exit code is 0 when it is done, 1 when it found something wrong, 2 for wrong usage, or that
     of a Stop."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="hiveio", description="The command-line tool of hiveio.")
     parser.add_argument("--version", action="version", version=f"hiveio {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Command)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Command)
     for name, about in COMMANDS.items():
         text = f"{about.does} (changes {about.changes})"
         command = commands.add_parser(name, help=text, description=text)

@@ -11,6 +11,7 @@ from collections import Counter
 
 import msgspec
 
+from hiveio.cli.arguments import Command
 from hiveio.cli.shown import shown, shown_lines
 from hiveio.config import Settings
 from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, TIME, Key, mark
@@ -21,7 +22,8 @@ from hiveio.kafka.reader import Reader
 WAIT_S = 60.0  # the time without any progress after which the command ends
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Command) -> None:
+    parser.mixes = True
     parser.add_argument("action", choices=["list", "show", "retry", "drop"])
     parser.add_argument(
         "dead_letters", nargs="*", metavar="TOPIC/PARTITION/OFFSET", help="a dead letter, named by its record"

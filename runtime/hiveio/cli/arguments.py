@@ -1,0 +1,19 @@
+"""The arguments of a command of the tool."""
+
+import argparse
+
+
+class Command(argparse.ArgumentParser):
+    """The arguments of one command. Where it ``mixes``, several names may stand before and after options: ``hiveio dead
+    retry --group GROUP TOPIC/0/7``. One that begins with a hyphen cannot stand behind ``--`` then."""
+
+    mixes = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        if not self.mixes:
+            return super().parse_known_args(args, namespace)
+        self.mixes = False
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixes = True
