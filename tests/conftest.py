@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import httpx._config
 import httpx._transports.default
+import hypothesis
 import pytest
 
 from tests.ahead import Ahead, Job, working_ahead
@@ -24,6 +25,10 @@ ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
 SERVICES = ("kafka", "redis", "postgres", "docker")
 AHEAD = pytest.StashKey[Ahead]()
+
+# No test fails because the machine is busy.
+hypothesis.settings.register_profile("hiveio", deadline=None)
+hypothesis.settings.load_profile("hiveio")
 
 # Each httpx.get makes a client, and each client reads all certificates of the world: 20 ms, also for http.
 setattr(httpx._transports.default, "create_ssl_context", functools.cache(httpx._config.create_ssl_context))  # noqa: B010

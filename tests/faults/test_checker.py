@@ -161,7 +161,7 @@ def points(evidence: Evidence, history: list[Call]) -> set[int]:
 
 
 @given(STEPS)
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 def test_nothing_is_found_where_all_is_right(steps: list[Step]) -> None:
     right = Right([*BASIS, *steps])
     assert check(right.evidence(), right.history) == []
@@ -385,7 +385,7 @@ def more_is_taken_than_there_is(e: Evidence, h: list[Call], pick: Callable[[int]
 
 @pytest.mark.parametrize("name", CHANGES)
 @given(data=st.data(), steps=STEPS)
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 def test_what_may_not_be_is_found(name: str, data: st.DataObject, steps: list[Step]) -> None:
     point, change = CHANGES[name]
     right = Right([*BASIS, *steps])

@@ -427,7 +427,5 @@ def test_every_interleaving_leaves_what_the_checker_accepts(monkeypatch: pytest.
     monkeypatch.setattr(rebuild, "FAR", FAR)
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=60, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
     )

@@ -29,7 +29,7 @@ def commit(name: str, head: str, key: str = "", reads: tuple[Read, ...] = ()) ->
     return Commit(CommandId(name, key or f"{name}{head}"), (Write(name, head, 0),), reads)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(logs())
 def test_it_judges_as_the_rule_does_and_says_why(log: Log) -> None:
     fold, reference = ReferenceFold(), ReferenceFold()

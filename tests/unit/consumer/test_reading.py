@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hiveio import Actor, Context, Event, Tombstone
@@ -115,7 +115,6 @@ odd_records = st.lists(
 
 @pytest.mark.parametrize("mode", ["in order", "lists", "parallel"])
 @given(records=odd_records)
-@settings(deadline=None)
 def test_nothing_in_a_record_stops_its_partition(mode: str, records: list[Record]) -> None:
     kind = Lists if mode == "lists" else Taker
     partition, one, worker = asyncio.run(through(records, kind, 2 if mode == "parallel" else 1))

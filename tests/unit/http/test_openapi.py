@@ -200,7 +200,7 @@ BODIES = st.one_of(
 )
 
 
-@settings(max_examples=400, derandomize=True, deadline=None)
+@settings(max_examples=400, derandomize=True)
 @given(BODIES)
 def test_a_body_is_taken_exactly_where_the_schema_says(body: Any) -> None:
     for kind, contract in CONTRACTS.items():

@@ -80,7 +80,7 @@ def replayed(log: Sequence[tuple[str, Record, int]]) -> ReferenceFold:
 
 
 @given(logs(), st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_verdict_depends_only_on_the_prefix(log: Log, data: st.DataObject) -> None:
     verdicts = replayed(log).verdicts
     cut = data.draw(st.integers(1, len(log)))
@@ -92,7 +92,7 @@ def test_a_verdict_depends_only_on_the_prefix(log: Log, data: st.DataObject) -> 
 
 
 @given(logs())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
     verdicts = replayed(log).verdicts
     last: dict[str, str] = {}
@@ -105,7 +105,7 @@ def test_accepted_records_of_an_aggregate_form_one_chain(log: Log) -> None:
 
 
 @given(logs())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
     fold = replayed(log)
     again, on_record = ReferenceFold(), dict[str, IdRecord]()
@@ -122,7 +122,7 @@ def test_a_command_is_executed_at_most_once_in_its_window(log: Log) -> None:
 
 
 @given(logs(), st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
     """Its heads have passed and never come back: it stays void, sent again at whatever later place, under its own id
     or another one. Unless it was void for its command id alone, which ends with the window."""
@@ -145,7 +145,7 @@ def test_a_void_record_is_void_for_ever(log: Log, data: st.DataObject) -> None:
 
 
 @given(logs(), st.integers(2, 6))
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_what_is_chained_behind_a_void_record_is_void(log: Log, length: int) -> None:
     fold = replayed(log)
     stale = Commit(CommandId("Account/a", "first"), (Write("Account/a", "never-was", 0),))
@@ -156,7 +156,7 @@ def test_what_is_chained_behind_a_void_record_is_void(log: Log, length: int) -> 
 
 
 @given(logs())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_whoever_takes_the_verdicts_of_others_finds_the_same_effects(log: Log) -> None:
     judging, following = ReferenceFold(), LogState(IdWindow(0, 0))
     for offset, (tx, record, time) in enumerate(log):
@@ -264,7 +264,7 @@ def test_a_record_that_later_ones_of_its_writer_have_overtaken_is_void() -> None
 
 
 @given(logs(), st.integers(1, 3), st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_no_copy_of_a_record_is_accepted(log: Log, kept: int, data: st.DataObject) -> None:
     """However late it comes, and whether its writer is remembered or forgotten."""
     with pytest.MonkeyPatch.context() as patch:
@@ -334,7 +334,7 @@ def test_an_upgrade_counts_from_the_next_record_on_and_once() -> None:
 
 
 @given(st.text(), st.integers(1, 64))
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_a_scope_is_one_of_the_partitions_and_always_the_same(text: str, partitions: int) -> None:
     assert 0 <= scope_of(text, partitions) < partitions
     assert scope_of(text, partitions) == scope_of(text, partitions)
