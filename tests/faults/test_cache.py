@@ -245,7 +245,7 @@ def test_26_no_clock_of_the_machine_is_read() -> None:
         text = path.read_text()
         if path.name != "presence.py":  # it tells people when an instance was seen, and decides nothing
             assert "time.time(" not in text, path
-        assert "datetime" not in text, path
+        assert "datetime" not in text.replace("from datetime import timedelta", ""), path
 
 
 @pytest.mark.fault(37)
