@@ -1,6 +1,7 @@
 """What each record of a process did: the input that it took, the commands that it sent, and which later step has their
 answers."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import msgspec
 from hiveio.console.records import Row
 from hiveio.transaction.record import Commit, ProcessStep, Send
 
+_SOURCE = re.compile(r"([^/]+)/.*/(\d+)/(\d+)")  # the id of a topic may have a slash in it
 READ = 2_000  # records of a process, the latest ones, of which steps are shown
 
 
@@ -75,8 +77,8 @@ def _step(name: str, row: Row) -> ProcessStep | None:
 
 def place(source: str) -> str:
     """Where an input comes from, without the id of its topic: ``topic/partition/offset``. Deadlines have a name."""
-    topic, *rest = source.split("/")
-    return f"{topic}/{rest[1]}/{rest[2]}" if len(rest) == 3 else source
+    found = _SOURCE.fullmatch(source)
+    return "/".join(found.groups()) if found else source
 
 
 class _Typed(msgspec.Struct):

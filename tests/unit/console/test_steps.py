@@ -66,3 +66,5 @@ def test_an_input_that_waited_has_its_type_when_it_is_handled() -> None:
     )
     assert [each.kind for each in found] == ["OrderPlaced", "Overdue", "", "OrderPlaced", "Overdue"]
     assert place("Overdue") == "Overdue"
+    assert place("orders/3HDDUE7mSGec/eEMdwTeSg/0/1") == "orders/0/1", "the id of a topic may have a slash in it"
+    assert place("orders//0/1") == "orders/0/1"
