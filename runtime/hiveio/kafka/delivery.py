@@ -139,9 +139,8 @@ class Client:
     def _run(self) -> None:
         poll, loop = self.producer.poll, self.owner.loop
         while not self.ended and not loop.is_closed():
-            failure = tried(
-                lambda: poll(0 if self.pause_s else TURN_S)
-            )  # a fatal error is raised here, and not given to error_cb
+            # A fatal error is raised here, and not given to error_cb.
+            failure = tried(lambda: poll(0 if self.pause_s else TURN_S))
             self.turned = time.monotonic()
             # poll serves all reports of a produce response before it returns: one wake of the loop for all
             reported, self.reported = self.reported, []

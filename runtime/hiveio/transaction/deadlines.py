@@ -53,10 +53,8 @@ class Deadlines:
         self._failing: dict[str, tuple[float, float]] = {}  # process → when it is tried again, and the pause after that
         self._seen = (-1, 0.0)  # the log's time, and when this instance had not seen it yet
         self._looked_at = time.monotonic()
-        self._found: tuple[int, int | None] = (
-            -1,
-            None,
-        )  # the watermark at which none was due, and when the next one is
+        # The watermark at which none was due, and when the next one is.
+        self._found: tuple[int, int | None] = (-1, None)
         self._none_at = -1  # the watermark at which no process ran
         self._ask_at = 0.0
         self._knows_time = False  # by a record that was appended since this instance leads

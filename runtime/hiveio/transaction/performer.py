@@ -112,7 +112,7 @@ class Performer:
             raise refusal(command.target)
         if tx.taken or (command.input is not None and command.input.only_answers):
             return None
-        if tx.ended:
+        if contract.process and tx.has_ended(command.target):
             raise NotFound(f"{shown(command.target)} has ended.")
         if command.input is not None:
             if command.input.refusal is not None:
@@ -262,7 +262,7 @@ class Performer:
         cause = None if command.input is None or tx.taken else command.input.cause
         if error is None:
             for name, events in tx.events.items():
-                if name in tx.ended_others:
+                if tx.has_ended(name):
                     raise Rejected(f"{shown(name)} has ended, and takes no event.")
                 raw[name] = [Raw(encode_message(event, meta)) for event in events]
             for event in command.contract.checked_events(returned):

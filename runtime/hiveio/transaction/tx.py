@@ -104,15 +104,10 @@ class Tx:
         self._check_process("end")
         self._ends = True
 
-    @property
-    def ended(self) -> bool:
-        """Whether it is a process that has ended already."""
-        return self._command.contract.process and _ended(self.entries[self._command.target])
-
-    @property
-    def ended_others(self) -> set[str]:
-        """The processes that have ended among the others that it writes."""
-        return {name for name in self.events if _ended(self.entries[name])}
+    def has_ended(self, name: str) -> bool:
+        """Whether an aggregate that it has read is a process that has ended."""
+        process = self.entries[name].process
+        return bool(process) and Process.of(process).ended
 
     @property
     def taken(self) -> bool:
@@ -216,10 +211,6 @@ class Tx:
                 scopes=[mine, scope],
             )
         return name
-
-
-def _ended(entry: Entry) -> bool:
-    return bool(entry.process) and Process.of(entry.process).ended
 
 
 def deadline_name(kind: type[Deadline], name: str) -> str:
