@@ -149,7 +149,7 @@ def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Ans
         return [encode_message(CommandRefused(service, id, cause.command, _problem(answer)))]
     if not 200 <= status <= 299:
         raise HiveError(f"{service} answered the command {cause.command} for {id} with {status}; correct COMMAND_URLS")
-    return [bytes(event) for event in _events(answer.body) if type_of(event) in contract.inputs]
+    return [bytes(event) for event in _events(answer.body) if type_of(event) in contract.subscribes]
 
 
 _split = msgspec.json.Decoder(list[Raw]).decode

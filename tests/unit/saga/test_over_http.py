@@ -99,6 +99,17 @@ async def test_a_refusal_comes_to_the_process(receiver: Receiver, reply: Reply, 
         assert (await service.read(Fulfilment, "o1"))[0].status == detail
 
 
+async def test_an_answer_fires_no_deadline_and_refuses_nothing(receiver: Receiver) -> None:
+    """Another service names the types in its answer. These two come from the service of the process alone."""
+    async with Service(Fulfilment) as service:
+        await service.deliver(Fulfilment, OrderPlaced("o1", 5), source="a")
+        events = b'[{"type":"PaymentOverdue","payload":{"order":"o1"}},{"type":"CommandRefused","payload":%s}]'
+        refused = b'{"service":"payments","id":"o1","command":"ReservePayment","problem":{"detail":"no"}}'
+        receiver.replies = [(200, events % refused, {})]
+        await sending(service.contracts, service.transactions, receiver.url, 60, 5)(command())
+        assert (await service.read(Fulfilment, "o1"))[0].status == "started"
+
+
 @pytest.mark.parametrize("status", [401, 408, 409, 425, 429, 500, 502, 503, 504])
 async def test_what_is_not_definite_is_sent_again(receiver: Receiver, status: int) -> None:
     async with Service(Fulfilment) as service:
