@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import httpx._config
 import httpx._transports.default
 import hypothesis
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from tests.ahead import Ahead, Job, working_ahead
 from tests.services import Kafka, Postgres, Redis, ServiceUnavailable, kafka_home
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parent
 FOLDERS = ("unit", "contract", "integration", "images", "faults")
 SERVICES = ("kafka", "redis", "postgres", "docker")
 AHEAD = pytest.StashKey[Ahead]()
+UNIQUE = re.compile("^__|[0-9a-f]{8}")  # a topic of Kafka itself, or one whose name a test made up
 
 # No test fails because the machine is busy.
 hypothesis.settings.register_profile("hiveio", deadline=None)
@@ -62,6 +65,9 @@ def kafka() -> Iterator[Kafka]:
     """One broker for all tests: leave it running, use a `topic` of your own; fault tests start theirs."""
     with required("kafka"), Kafka() as service:
         yield service
+        topics = AdminClient({"bootstrap.servers": service.brokers}).list_topics(timeout=30).topics
+        named = [name for name in topics if not UNIQUE.search(name)]
+        assert not named, f"other tests may use these topics too: {named}; take a `topic`, or start a broker"
 
 
 @pytest.fixture(scope="session")

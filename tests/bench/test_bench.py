@@ -1,6 +1,7 @@
 """That the benchmarks run, that every request in them succeeds, and that nothing acknowledged is lost. No timings."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,20 @@ from tests.bench.peers.environment import environment
 from tests.bench.roles import QUOTE
 from tests.conftest import required
 from tests.services import Kafka, Redis
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[Kafka]:
+    """A broker of its own: the services of a benchmark have the topics of their names."""
+    with required("kafka"), Kafka() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    """A server of its own, as the names of topics are part of its keys."""
+    with required("redis"), Redis() as service:
+        yield service
 
 
 @pytest.fixture

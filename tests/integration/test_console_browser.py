@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import require
+from tests.conftest import require, required
 from tests.integration.accounts import ACTOR, send  # noqa: F401 - ACTOR is what `processor` starts
 from tests.integration.bank import Bank, Console
 from tests.integration.test_console import bank  # noqa: F401 - a fixture
@@ -31,9 +31,23 @@ PICTURES = ROOT / "docs" / "pictures"
 MOST_BYTES = 150_000  # of a picture
 
 
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[Kafka]:
+    """A broker of its own: the topics have the names that the pictures show."""
+    with required("kafka"), Kafka() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    """A server of its own, as the names of topics are part of its keys."""
+    with required("redis"), Redis() as service:
+        yield service
+
+
 @pytest.fixture
 def topic() -> str:
-    """The name that the pictures show. No other test of this Kafka has it."""
+    """The name that the pictures show."""
     return "bank"
 
 
