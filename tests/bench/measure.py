@@ -97,28 +97,35 @@ class Usage:
     """CPU of a process tree between two moments, and where its workers spent it.
 
     ``loop`` is the workers' main thread, ``kafka`` librdkafka's own threads, ``threads`` ours that call it. A process
-    without children is its own worker.
+    without children is its own worker. Threads that have ended in between are in ``all`` alone.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._before = self._read()
+        self._processes, self._threads = self._read()
 
-    def _read(self) -> dict[str, float]:
-        found = {"all": 0.0, "loop": 0.0, "kafka": 0.0, "threads": 0.0}
+    def _read(self) -> tuple[dict[int, float], dict[tuple[int, int], float]]:
+        """CPU seconds of each process, and of each thread of the workers."""
         top = psutil.Process(self._pid)
         workers = top.children(recursive=True)
-        for process in (top, *workers):
-            times = process.cpu_times()
-            found["all"] += times.user + times.system
-            for thread in process.threads() if process is not top or not workers else ():
-                found[_kind(process.pid, thread.id)] += thread.user_time + thread.system_time
-        return found
+        times = {process.pid: process.cpu_times() for process in (top, *workers)}
+        threads = {
+            (process.pid, thread.id): thread.user_time + thread.system_time
+            for process in workers or [top]
+            for thread in process.threads()
+        }
+        return {pid: spent.user + spent.system for pid, spent in times.items()}, threads
 
     def each_us(self, requests: int) -> dict[str, float]:
         """Microseconds a request since the start."""
-        now = self._read()
-        return {name: (now[name] - self._before[name]) / max(requests, 1) * 1e6 for name in now}
+        processes, threads = self._read()
+        found = {"all": 0.0, "loop": 0.0, "kafka": 0.0, "threads": 0.0}
+        # One by one: at the start there may be no worker yet, and threads come and end.
+        for pid, spent in processes.items():
+            found["all"] += spent - self._processes.get(pid, 0.0)
+        for (pid, thread), spent in threads.items():
+            found[_kind(pid, thread)] += spent - self._threads.get((pid, thread), 0.0)
+        return {name: seconds / max(requests, 1) * 1e6 for name, seconds in found.items()}
 
 
 class RedisUsage:

@@ -1,8 +1,11 @@
 """That the benchmarks run, that every request in them succeeds, and that nothing acknowledged is lost. No timings."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from rich.console import Console
 
@@ -10,7 +13,7 @@ from tests.bench import idle
 from tests.bench.__main__ import BENCHES, main
 from tests.bench.bench import Bench, Lost
 from tests.bench.load import Generator
-from tests.bench.measure import Row, Sample, alternate, total
+from tests.bench.measure import Row, Sample, Usage, alternate, total
 from tests.bench.peers.environment import environment
 from tests.bench.roles import QUOTE
 from tests.conftest import required
@@ -108,6 +111,28 @@ def test_rounds_alternate() -> None:
 
     alternate({"a": lambda: measure("a"), "b": lambda: measure("b")}, 2, lambda text: None)
     assert order == ["a", "b", "b", "a"]
+
+
+def test_no_part_of_the_cpu_is_negative_where_the_worker_comes_later() -> None:
+    """The benchmark of the fold showed -5,300 µs: the master had counted as its own worker."""
+    worker = "import sys, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True)"
+    master = (
+        "import subprocess, sys, time; sum(range(10_000_000)); print(flush=True); input();"
+        f"subprocess.run([sys.executable, '-c', {worker!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", master], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        usage = Usage(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        spent = usage.each_us(1)
+        for each in (*psutil.Process(process.pid).children(), process):
+            each.kill()
+    assert min(spent.values()) >= 0
+    assert 0 < spent["loop"] <= spent["all"]
 
 
 def test_an_unknown_name_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
