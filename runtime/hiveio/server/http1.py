@@ -1,222 +1,130 @@
-"""HTTP/1.1: gunicorn's protocol, with what it lacks, and with its hot path at half of the cost.
+"""HTTP/1.1: the connection of a client, around gunicorn's parser in C.
 
-gunicorn serves any application. For each request it makes every header two times and a table of all reason phrases, and
-looks up a dozen settings and hooks that are not used here.
+gunicorn's own protocol serves any application: for each request it makes every header two times and a table of all
+reason phrases, looks up a dozen settings and hooks that are not used here, and lets its parser drop what came early.
 """
 
 import asyncio
 import re
-from collections import deque
-from collections.abc import MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from typing import Any, cast
 
-from gunicorn.asgi.protocol import (  # type: ignore[import-untyped]
-    ASGIProtocol,
-    _get_cached_date_header,
-)
-
-from hiveio.http.body import MAX_DISCARDED, MAX_PIPELINED, Chunks, NotHttp, discard
+from hiveio.http.body import MAX_PIPELINED, Chunks, NotHttp, discard
 from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
+from hiveio.server.http1_exchange import Exchange
 
-MAX_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
+try:
+    from gunicorn_h1c import H1CProtocol, LimitRequestHeaders, LimitRequestLine  # type: ignore[import-untyped]
+except ImportError:
+    FAST_PARSER = False
+else:
+    FAST_PARSER = True
+
 MAX_LINE = 8_192  # bytes of a head that are looked at for its request line, which the parser bounds at half of it
+MAX_UNSENT = 65_536  # bytes of answers that wait for the client to fetch them, before more are made
+LIMITS = {"limit_request_line": 4_094, "limit_request_fields": 100, "limit_request_field_size": 8_190}  # of a head
 
-# Asked once, on the class itself: gunicorn keeps the result on the class that asks, and reads it from this one.
-FAST_PARSER: bool = ASGIProtocol._check_h1c_protocol_available() and ASGIProtocol._h1c_has_limits
-
-
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
-_STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-_ABSOLUTE = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 _OTHER_VERSION = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/(?!1\.)\d\.\d\r\n")
 
 
-class _Request:
-    """What the parser found in the head of a request. Raises NotHttp for what the parser should have refused."""
-
-    __slots__ = ("chunked", "content_length", "fields", "headers", "keep_alive", "method", "older", "path", "query")
-
-    def __init__(self, parser: Any, head: bytes) -> None:
-        """``head`` is its beginning, as it came."""
-        method, target = parser.method, parser.path
-        self.method: str = method.decode("ascii")
-        self.older: bool = parser.http_version == (1, 0)
-        self.headers: list[tuple[bytes, bytes]] = parser.asgi_headers
-        self.fields = dict(self.headers)
-        self.content_length: int = parser.content_length or 0
-        self.chunked: bool = parser.is_chunked
-        self.keep_alive: bool = parser.should_keep_alive
-        if len(self.fields) < len(self.headers):  # of several Connection fields the parser takes the last
-            self.keep_alive = self.keep_alive and not self._says_close()
-        # Two spaces, and two recipients may disagree about the target: the parser takes any number.
-        if head.find(b"  ", 0, len(method) + len(target) + 5) >= 0:
-            raise NotHttp(400, "The parts of the request line must be separated by exactly one space.")
-        # The parser takes gzip and identity, also without chunked: then it takes the body for the next request.
-        if b"transfer-encoding" in self.fields and not self._only_chunked():
-            raise NotHttp(
-                501, "This Transfer-Encoding is not implemented. Send the body as chunked, or with a Content-Length."
-            )
-        if target[:1] != b"/":
-            target = self._other_form(target)
-        if 0x23 in target:  # three times as fast as with b"#"
-            raise NotHttp(400, "The target of a request must not have a fragment (#).")
-        self.path, _, self.query = target.partition(b"?")
-
-    def _says_close(self) -> bool:
-        said = b",".join(value for name, value in self.headers if name == b"connection")
-        return b"close" in [option.strip().lower() for option in said.split(b",")]
-
-    def _only_chunked(self) -> bool:
-        return [value.lower() for name, value in self.headers if name == b"transfer-encoding"] == [b"chunked"]
-
-    def _other_form(self, target: bytes) -> bytes:
-        """The path of a target that is not a path: RFC 9112, section 3.2."""
-        if self.method == "CONNECT":
-            raise NotHttp(501, "CONNECT is not implemented, because this service is not a proxy.")
-        if target == b"*":
-            return target
-        match = _ABSOLUTE.fullmatch(target)
-        if not match:
-            raise NotHttp(400, "The target of the request must be a path, or an http or https URL.")
-        # It replaces the Host of the request, which must be present all the same.
-        self.headers = [(name, match[1] if name == b"host" else value) for name, value in self.headers]
-        self.fields = dict(self.headers)
-        if not match[2]:
-            return b"*" if self.method == "OPTIONS" else b"/"
-        return match[2] if match[2][:1] == b"/" else b"/" + match[2]
-
-    @property
-    def expects(self) -> bool:
-        """Whether the client waits for 100 Continue before it sends its body."""
-        return b"expect" in self.fields
-
-
-class Body:
-    """The body of a request, in the parts in which it comes. gunicorn calls its methods by these names.
-
-    gunicorn's own body waits with ``asyncio.wait_for``, which forgets a cancellation where a part comes at the same
-    moment: a request that arrives byte by byte would then have no bound.
-    """
-
-    __slots__ = ("_complete", "_connection", "_end_delivered", "_gone", "_parts", "_waiter")
-
-    def __init__(self, connection: "Http1Connection") -> None:
-        self._connection = connection
-        self._parts: deque[bytes] = deque()
-        self._complete = False  # it has arrived in full
-        self._end_delivered = False  # and the application has been given its end
-        self._gone = False  # the client has hung up
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def full(self) -> bool:
-        return len(self._parts) >= MAX_PARTS
-
-    def feed(self, part: bytes) -> None:
-        if part:
-            self._parts.append(part)
-            self._wake()
-
-    def set_complete(self) -> None:
-        self._complete = True
-        self._wake()
-
-    def signal_disconnect(self) -> None:
-        self._gone = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> MutableMapping[str, Any]:
-        while not (self._parts or self._gone or (self._complete and not self._end_delivered)):
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self._gone:
-            return {"type": "http.disconnect"}
-        part = self._parts.popleft() if self._parts else b""
-        if len(self._parts) < MAX_PARTS // 2:
-            self._connection.read_on()
-        self._end_delivered = self._complete and not self._parts
-        return {"type": "http.request", "body": part, "more_body": not self._end_delivered}
-
-
-class Http1Connection(ASGIProtocol):  # type: ignore[misc]
+class Http1Connection(asyncio.Protocol):
     """A connection that its worker knows, and that answers what cannot be parsed with a problem document."""
 
-    # Beyond 30 attributes an object's dict loses the fast way to all of them, a tenth of a request; gunicorn has 29.
-    __slots__ = ("_answered", "_chunks", "_client", "_early", "_head", "_server")
+    # Plain attributes are a tenth of a request slower: an object's dict loses the fast way to them beyond 30.
+    __slots__ = (
+        "_chunks",
+        "_exchange",
+        "_head",
+        "_lost",
+        "_parser",
+        "_serving",
+        "_waiter",
+        "client",
+        "closed",
+        "paused",
+        "progress",
+        "scheme",
+        "server",
+        "transport",
+        "unsent",
+        "worker",
+    )
 
     def __init__(self, worker: Any) -> None:
-        super().__init__(worker)
+        self.worker = worker
+        self.closed = False  # by the client, or by us
+        self.paused = False  # nothing is read, because nobody takes it
+        self.progress = 0  # requests that were answered
+        self.unsent: asyncio.Future[None] | None = None  # done when the client has fetched enough of what was written
+        self._lost = False
         self._head = b""  # the beginning of a request whose head has not arrived in full
+        self._exchange: Exchange | None = None  # the request that is served, and its answer
         self._chunks: Chunks | None = None  # of the body that is read
-        self._early = b""  # what the client sent before its answer: the next request, or a part of it
-        self._answered = False  # the head of the answer was sent
+        self._waiter: asyncio.Future[None] | None = None  # for a request
+        self._parser = H1CProtocol(
+            on_headers_complete=self._on_headers_complete,
+            on_body=self._on_body,
+            on_message_complete=self._on_message_complete,
+            permit_unconventional_http_version=True,  # HTTP/1.2 is answered as HTTP/1.1 (RFC 9110, section 2.5)
+            **LIMITS,
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._client = host_and_port(transport.get_extra_info("peername"))
-        self._server = host_and_port(transport.get_extra_info("sockname"))
-        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self.transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self.client = host_and_port(transport.get_extra_info("peername"))
+        self.server = host_and_port(transport.get_extra_info("sockname"))
+        self.scheme = "https" if transport.get_extra_info("ssl_object") else "http"
+        self._serving = self.worker.loop.create_task(self._serve())
         if not self.worker.admit(self):
-            self._send_error_response(503, "This instance has too many connections. Try again in a moment.")
-            self._close_transport()
+            self._send_problem(503, "This instance has too many connections. Try again in a moment.")
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
-        super().connection_lost(exc)
+        self.closed = self._lost = True
+        if self._exchange is not None:
+            self._exchange.leave()
+            # What the client sent is carried out, for as long as a request may take.
+            self.worker.loop.call_later(self.worker.cfg.asgi_disconnect_grace_period, self._serving.cancel)
+        self.resume_writing()
+        self._wake()
 
     @property
     def busy(self) -> bool:
         """Whether a request came in that is not answered yet."""
-        return self._current_request is not None and not self._conn_lost_handled
-
-    @property
-    def progress(self) -> int:
-        """Requests so far."""
-        return int(self.req_count) - 1
+        return self._exchange is not None and not self._lost
 
     def drain(self) -> None:
         """The answers say so: Connection: close."""
 
     def close(self) -> None:
-        self._close_transport()
-
-    # gunicorn lets its parser drop what came early: the client gets no answer, or the rest of a request is taken for
-    # the head of another. These two are called around the parser's reset; its own timer there never runs out.
-
-    def _resume_reading(self) -> None:
-        if chunks := self._chunks:
-            self._early, truncated, self._chunks = chunks.rest, chunks.truncated, None
-        else:
-            self._early, truncated = self._callback_parser.remaining(), self._callback_parser.remaining_truncated
-        if truncated:
-            self._close_transport()
-        self.read_on()
-
-    def read_on(self) -> None:
-        """Read what waited because a body came faster than the application took it."""
-        super()._resume_reading()
-
-    def _arm_keepalive_timer(self) -> None:
-        if self._early and not self._closed:
-            self._feed_callback_parser(self._early)
-
-    def _is_websocket_upgrade(self, request: object) -> bool:
-        # A request as any other, as RFC 9110 allows; gunicorn would refuse it with bytes that are not HTTP.
-        return False
+        """Hang up, after what was written has gone out."""
+        if not self.closed:
+            self.closed = True
+            with suppress(OSError, RuntimeError):  # it has been lost, and we have not heard of it yet
+                if self.transport.can_write_eof():
+                    self.transport.write_eof()
+                self.transport.close()
 
     # -- what comes in
 
     def data_received(self, data: bytes) -> None:
-        if self._feed_callback_parser(data) and not self._reading_paused and self._is_buffer_full():
-            self._pause_reading()
+        if self._take(data) and not self.paused and self._exchange is not None and self._exchange.full:
+            self.paused = True
+            self.transport.pause_reading()
 
-    def _feed_callback_parser(self, data: bytes) -> bool:
+    def read_on(self) -> None:
+        """Read what waited because a body came faster than the application took it."""
+        if self.paused and not self._lost:
+            self.paused = False
+            with suppress(RuntimeError):
+                self.transport.resume_reading()
+
+    def _take(self, data: bytes) -> bool:
+        """Whether it was HTTP. What is not is answered, and ends the connection."""
         try:
             if len(data) > MAX_PIPELINED:
                 # In parts that the parser keeps in full, should it find that they are the beginning of chunks.
@@ -224,136 +132,128 @@ class Http1Connection(ASGIProtocol):  # type: ignore[misc]
                     self._feed(data[at : at + MAX_PIPELINED])
             else:
                 self._feed(data)
-        except ValueError as error:  # the base of NotHttp and of all of the parser's errors, two families of them
+        except ValueError as error:  # the base of NotHttp and of all of the parser's errors
             self._refuse(error)
             return False
         return True
 
     def _feed(self, data: bytes) -> None:
         if self._chunks is None:
-            if self._current_request is None and len(self._head) < MAX_LINE:
+            if self._exchange is None and len(self._head) < MAX_LINE:
                 self._head += data
-            self._callback_parser.feed(data)
+            self._parser.feed(data)
             if self._chunks is None:
                 return
-            data = self._callback_parser.remaining()
-        self._body_receiver.feed(self._chunks.feed(data))
+            data = self._parser.remaining()
+        assert self._exchange is not None
+        self._exchange.feed(self._chunks.feed(data))
         if self._chunks.complete:
-            self._body_receiver.set_complete()
+            self._exchange.end()
 
     def _on_headers_complete(self) -> bool:
-        self._current_request = request = _Request(self._callback_parser, self._head)  # type: ignore[misc]
+        self._exchange = Exchange(self, self._parser, self._head)
         self._head = b""
-        self._answered = False
-        self._body_receiver = Body(self)  # type: ignore[misc]
-        self._request_ready.set()
-        if request.chunked:
-            self._chunks = Chunks()
-        return request.chunked  # then the parser takes what follows for no body
+        self._wake()
+        if not self._parser.is_chunked:
+            return False
+        self._chunks = Chunks()
+        return True  # the parser takes what follows for no body
+
+    def _on_body(self, part: bytes) -> None:
+        assert self._exchange is not None
+        self._exchange.feed(part)
 
     def _on_message_complete(self) -> None:
         if self._chunks is None:
-            self._body_receiver.set_complete()
+            assert self._exchange is not None
+            self._exchange.end()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _refuse(self, error: ValueError) -> None:
         """Answer what is wrong, unless an answer was sent already, and hang up."""
         status = 400
         if isinstance(error, NotHttp):
             status = error.status
-        elif isinstance(error, ASGIProtocol._h1c_limit_request_line):
+        elif isinstance(error, LimitRequestLine):
             status = 414
-        elif isinstance(error, ASGIProtocol._h1c_limit_request_headers):
+        elif isinstance(error, LimitRequestHeaders):
             status = 431
         elif str(error) == "Unsupported Transfer-Encoding":
             status = 501
         elif _OTHER_VERSION.match(self._head):
             status, error = 505, ValueError("This service speaks HTTP/1.0 and HTTP/1.1.")
-        if not self._answered:
-            self._send_error_response(status, str(error))
-        self._close_transport()
+        if self._exchange is None or not self._exchange.answered:
+            self._send_problem(status, str(error))
+        self.close()
 
     # -- what goes out
 
-    async def _handle_http_request(self, request: _Request, sockname: Any, peername: Any) -> bool:
-        """Serve one request; whether the connection is kept."""
-        path = unquote_to_bytes(request.path) if b"%" in request.path else request.path
-        scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": "1.0" if request.older else "1.1",
-            "method": request.method,
-            "scheme": "https" if self._is_ssl else "http",
-            "path": path.decode("utf-8", "replace"),
-            "raw_path": request.path,
-            "query_string": request.query,
-            "root_path": "",
-            "headers": request.headers,
-            "fields": request.fields,
-            "server": self._server,
-            "client": self._client,
-        }
-        head, started, complete, silent, chunked, keep = b"", False, False, False, False, request.keep_alive
-        receiver, informed = self._body_receiver, False
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            nonlocal head, started, complete, silent, chunked, keep, informed
-            if self._closed:
-                return  # the client is gone
-            kind = message["type"]
-            if kind == "http.response.start":
-                status, headers, started = message["status"], message["headers"], True
-                silent = request.method == "HEAD" or status in (204, 304)
-                keep = keep and (b"connection", b"close") not in headers  # closed exactly when the answer says so
-                if not silent and not any(name == b"content-length" for name, _ in headers):
-                    chunked = not request.older
-                    keep = keep and chunked  # to an older client the end of the connection says the end of the body
-                if keep and not receiver._complete:  # the rest is read and dropped, if it is expected to come
-                    keep = request.content_length <= MAX_DISCARDED and (informed or not request.expects)
-                parts = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
-                for name, value in headers:
-                    parts += (name, b": ", value, b"\r\n")
-                if chunked:
-                    parts.append(b"transfer-encoding: chunked\r\n")
-                if not keep and (b"connection", b"close") not in headers:
-                    parts.append(b"connection: close\r\n")
-                elif keep and request.older:
-                    parts.append(b"connection: keep-alive\r\n")
-                parts += (_get_cached_date_header(), b"\r\n")
-                head = b"".join(parts)
-            elif kind == "http.response.body":
-                body = b"" if silent else message.get("body", b"")
-                complete = not message.get("more_body", False)
-                if chunked:
-                    body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"0\r\n\r\n" if complete else b"")
-                self._safe_write(head + body)  # in one write: they go out as one packet
-                head, self._answered = b"", True
-                if self._flow_control.write_paused:
-                    await self._flow_control.drain()
-            else:
-                informed = True  # that the client may go on: 100 Continue
-                if not request.older:
-                    self._safe_write(_STATUS[message["status"]] + b"\r\n")
-
+    async def _serve(self) -> None:
+        """Serve the requests of this connection, one after the other."""
+        application, log = self.worker.asgi, self.worker.log
         try:
-            await self.app(scope, receiver.receive, send)
+            while not self.closed:
+                if (exchange := self._exchange) is None:
+                    self._waiter = self.worker.loop.create_future()
+                    await self._waiter
+                    continue
+                try:
+                    await application(exchange.scope, exchange.receive, exchange.send)
+                except Exception:
+                    log.exception("%s %s failed", exchange.scope["method"], exchange.scope["path"])
+                if not exchange.started:
+                    self._send_problem(500, HTTPStatus(500).phrase)
+                elif exchange.complete and not exchange.arrived:
+                    await discard(exchange.receive)
+                if not (exchange.complete and exchange.keep and exchange.arrived and self.worker.alive):
+                    break
+                self._next()
         except asyncio.CancelledError:
-            return False  # the client has been gone for longer than a request may take
+            pass  # the client has been gone for longer than a request may take
         except Exception:
-            self.log.exception("%s %s failed", request.method, scope["path"])
-        if not started:
-            self._send_error_response(500, HTTPStatus(500).phrase)
-        elif complete and not receiver._complete:
-            await discard(receiver.receive)
-        return complete and keep
+            log.exception("a connection failed")
+        finally:
+            self.close()
 
-    def _is_buffer_full(self) -> bool:
-        return self._body_receiver is not None and self._body_receiver.full
+    def _next(self) -> None:
+        """Begin with the next request, which may have come early."""
+        if self._chunks is not None:
+            early, truncated = self._chunks.rest, self._chunks.truncated
+        else:
+            early, truncated = self._parser.remaining(), self._parser.remaining_truncated
+        self._parser.reset()
+        self._exchange = self._chunks = None
+        self.progress += 1
+        if truncated:
+            self.close()
+        else:
+            self.read_on()
+            if early:
+                self._take(early)
 
-    def _send_error_response(self, status: int, message: str) -> None:
-        body = status_problem(status, message)
+    def write(self, data: bytes) -> None:
+        """Send these bytes, unless the client is gone."""
+        try:  # which costs nothing, as suppress() does
+            self.transport.write(data)
+        except (OSError, RuntimeError):
+            pass
+
+    def pause_writing(self) -> None:
+        self.unsent = self.worker.loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self.unsent is not None and not self.unsent.done():
+            self.unsent.set_result(None)
+        self.unsent = None
+
+    def _send_problem(self, status: int, detail: str) -> None:
+        body = status_problem(status, detail)
         again = "Retry-After: 1\r\n" if status == 503 else ""
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n{again}\r\n"
         )
-        self._safe_write(head.encode("latin-1") + body)
+        self.write(head.encode("latin-1") + body)

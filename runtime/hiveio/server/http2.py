@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import MutableMapping
-from email.utils import formatdate
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
@@ -22,6 +21,7 @@ from hyperframe.frame import GoAwayFrame
 from hiveio.http.body import NotHttp, discard
 from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
+from hiveio.server.date import http_date
 from hiveio.server.http2_state import Fields, State, is_trailer, length, split
 
 MAX_STREAMS = 100  # requests of one connection at once, with those that the client gave up and that still run
@@ -302,8 +302,7 @@ class Stream:
         if self._gone:
             return
         if kind == "http.response.start":
-            date = formatdate(usegmt=True).encode()
-            self._head = [(b":status", b"%d" % message["status"]), *message["headers"], (b"date", date)]
+            self._head = [(b":status", b"%d" % message["status"]), *message["headers"], (b"date", http_date())]
         elif kind == "http.response.informational":
             self._quietly(self._state.send_headers, self.number, [(b":status", b"%d" % message["status"])])
             self.connection.flush()

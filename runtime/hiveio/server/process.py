@@ -29,7 +29,7 @@ from hiveio.peers import Peers
 from hiveio.server.address import listening
 from hiveio.server.http1 import FAST_PARSER
 from hiveio.server.tls import certificate
-from hiveio.server.worker import KEEPALIVE_S, Worker, exit_report
+from hiveio.server.worker import Worker, exit_report
 
 STUCK_S = 30  # a worker whose loop does not turn for so long is replaced
 REPORT_LIMIT = 4000  # bytes; below PIPE_BUF, so that the reports of two workers do not mix
@@ -131,12 +131,8 @@ class Application(BaseApplication):  # type: ignore[misc]
             "logger_class": GunicornLogger,
             "graceful_timeout": math.ceil(drain_s),
             "timeout": STUCK_S,
-            "keepalive": KEEPALIVE_S,
             "asgi_loop": "uvloop",
             "asgi_lifespan": "off",
-            "http_parser": "fast",
-            # HTTP/1.2 is answered as HTTP/1.1 (RFC 9110, section 2.5).
-            "permit_unconventional_http_version": True,
             # A client that hangs up cancels nothing: what it sent is carried out, within REQUEST_TIMEOUT.
             "asgi_disconnect_grace_period": math.ceil(self.settings.request_timeout_ms / 1000) + 1,
             "control_socket_disable": True,

@@ -69,18 +69,6 @@ class Connection(Protocol):
         """Hang up."""
 
 
-class PlainConfig:
-    """gunicorn's settings as plain attributes: those that it looks up in each request cost three calls each."""
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._config, name)
-        setattr(self, name, value)
-        return value
-
-
 class AdminSide:
     """The worker as the connections of ADMIN_PORT see it: another application, and all else the same."""
 
@@ -96,7 +84,6 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cfg: Any = PlainConfig(self.cfg)
         self.connections: set[Connection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most_connections = min(MAX_CONNECTIONS, max(files - RESERVED_FILES, files // 2))

@@ -10,19 +10,22 @@ import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 
 from hiveio.server.address import listening
-from hiveio.server.http1 import Body, Http1Connection
+from hiveio.server.http1 import Http1Connection
+from hiveio.server.http1_exchange import Exchange
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
 
+def worker_of(application: Application) -> Any:
+    return SimpleNamespace(
+        cfg=Config(), log=logging.getLogger("test"), asgi=application, loop=asyncio.get_running_loop(),
+        connections=set(), alive=True, admit=lambda connection: True,
+    )  # fmt: skip
+
+
 async def talk(application: Application, request: bytes, host: str = "127.0.0.1") -> bytes:
     """All that is answered until the server closes; a client that has sent what it wants ends its side."""
-    loop = asyncio.get_running_loop()
-    worker: Any = SimpleNamespace(
-        cfg=Config(), log=logging.getLogger("test"), asgi=application, loop=loop, connections=set(), nr=0, nr_conns=0,
-        max_requests=1 << 60, alive=True, admit=lambda connection: True,
-    )  # fmt: skip
-    worker.log.access_log_enabled = False
+    loop, worker = asyncio.get_running_loop(), worker_of(application)
     server = await loop.create_server(lambda: Http1Connection(worker), sock=listening("::", 0))
     async with server:
         reader, writer = await asyncio.open_connection(host, server.sockets[0].getsockname()[1])
@@ -144,10 +147,35 @@ async def test_a_header_that_may_come_once_and_comes_twice_is_refused(name: byte
 
 
 async def test_a_part_that_comes_as_its_request_is_cancelled_does_not_keep_it_alive() -> None:
-    body = Body(SimpleNamespace(read_on=lambda: None))  # type: ignore[arg-type]
-    waiting = asyncio.create_task(body.receive())
+    connection: Any = SimpleNamespace(scheme="http", client=None, server=None, closed=False, paused=False, unsent=None)
+    head = SimpleNamespace(
+        method=b"POST", path=b"/", http_version=(1, 1), asgi_headers=[], should_keep_alive=True, content_length=1
+    )
+    exchange = Exchange(connection, head, b"")
+    waiting = asyncio.create_task(exchange.receive())
     await asyncio.sleep(0)
-    body.feed(b"x")
+    exchange.feed(b"x")
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_what_is_no_http_is_answered_after_an_answer_too() -> None:
+    answers = await talk(answering(b"hello", headers=LENGTH), TWICE.replace(b"GET /b", b"GET  /b"))
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert answers.count(b"HTTP/1.1 400 Bad Request\r\n") == 1
+
+
+async def test_the_task_of_an_idle_connection_ends_with_it() -> None:
+    before = asyncio.all_tasks()
+    loop = asyncio.get_running_loop()
+    worker = worker_of(answering(b"hello", headers=LENGTH))
+    server = await loop.create_server(lambda: Http1Connection(worker), sock=listening("::", 0))
+    async with server, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+        while asyncio.all_tasks() == before:
+            await asyncio.sleep(0)
+        writer.close()
+        await writer.wait_closed()
+        while asyncio.all_tasks() != before:
+            await asyncio.sleep(0.01)
