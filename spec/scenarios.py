@@ -1,7 +1,7 @@
 """The scenarios, module by module. ``expect`` is the invariant that the variant must break; else all must hold.
 
 h: holes that simpler variants of one scope have. p: publishing. x: several scopes. c: the cache. r: reads. w: the log's
-clock. s: process managers.
+clock. s: process managers. f: commands that are forwarded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,13 @@ SHORT = {
     "c1-compare-whole-one-record",
     "c2-healed-by-another-record",
     "c2-unfolded-dropped",
+    "f1-executed-and-forgotten",
+    "f1-forwarded",
+    "f1-looked-up-once",
+    "f1-state-newer-than-the-look-up",
+    "f2-refusal-unrecorded",
+    "f3-late-decline",
+    "f4-taken-twice",
     "h1-chain-by-head-one-try",
     "h1-chain-by-version",
     "h10-all-taken-for-fresh",
@@ -500,3 +507,50 @@ saga("s5-ended", Ends={2})
 saga("s5-ended-with-a-deadline", Schedules={1}, Ends={2}, MaxTime=3, MaxTry=1)
 # All of it at once
 saga("s4-all", Sends={1}, Schedules={1}, Cancels={2}, MaxTime=3, MaxOut=2, MaxReset=1, MaxTry=1)
+
+# -- Forward.tla: a command that two instances may execute
+
+FORWARD = ("Once", "AcceptedTrue", "RefusedTrue", "RefusedNever", "NothingNever")
+
+
+def forward(name: str, *, expect: str | None = None, invariants: Sequence[str] = FORWARD, **flags: Any) -> None:
+    constants = {
+        "Takes": {"A1"},
+        "MaxTry": 1,
+        "MaxOther": 2,
+        "Rival": "",
+        "MaxAsk": 0 if expect else 1,
+        "IdsKept": 1,
+        "LooksUp": "each",
+        "Covered": True,
+        "Ahead": False,
+        "Own": True,
+        "Recorded": True,
+        "Actor": "any",
+        "Late": False,
+        "Declined": "own",
+    } | flags
+    invariants = [expect] if expect else invariants
+    SCENARIOS.append(Scenario(name, "Forward", constants, tuple(invariants), expect=expect, short=name in SHORT))
+
+
+DECLINES = (*FORWARD, "DeclinedNever")
+# f1: the id of a command has left the window while the other instance had not begun, or not sent its record
+forward("f1-executed-and-forgotten", Covered=False, expect="Once")
+forward("f1-looked-up-once", LooksUp="enter", expect="Once")
+forward("f1-state-newer-than-the-look-up", Ahead=True, expect="Once")
+forward("f1-forwarded", invariants=DECLINES)
+forward("f1-forwarded-with-a-rival", Rival="A", MaxTry=2, invariants=DECLINES)
+forward("f1-forwarded-with-a-rival-here", Rival="B", MaxTry=2, invariants=DECLINES)
+forward("f1-forwarded-longer-window", Rival="A", IdsKept=2, invariants=DECLINES)
+# f2: a refusal while the record of the other instance is in flight
+forward("f2-refusal-unrecorded", Recorded=False, Actor="guard", expect="RefusedNever")
+# f3: an answer of A after B has begun to execute the command: one that is on record does no harm, a decline does
+forward("f3-late-decline", Late=True, Declined="end", expect="NothingNever")
+forward("f3-late-answer-on-record", Late=True, Rival="A", invariants=DECLINES)
+forward("f3-decline-in-time", Declined="end", invariants=DECLINES)
+# f4: A takes the command out twice. One run knows nothing of the other, so its decline is no more than silence
+TWICE: dict[str, Any] = {"Takes": {"A1", "A2"}}
+forward("f4-taken-twice", **TWICE, expect="NothingNever")
+forward("f4-taken-twice-own-record-under-way", **TWICE, Declined="silence", Own=False, expect="Once")
+forward("f4-taken-twice-decline-is-silence", **TWICE, Declined="silence")
