@@ -337,7 +337,8 @@ class Machine(RuleBasedStateMachine):
     @rule(index=st.integers(1, 20), turns=st.integers(0, 3))
     def land_again(self, index: int, turns: int) -> None:
         """Kafka's client has written a record twice."""
-        self.world.wire.append(self.world.log.partitions[0][-index:][0][1:3])
+        record = self.world.log.partitions[0][-index:][0]
+        self.world.wire.append((record.key, record.value))
         self.land(-1, turns)
 
     @precondition(lambda self: self.world.wire)
@@ -390,7 +391,7 @@ class Machine(RuleBasedStateMachine):
         world.instances.append(last := Instance(world))
         try:
             self.is_well(last)
-            log, fold = [Record(*message) for message in world.log.partitions[0]], Fold()
+            log, fold = [Record(*msgspec.structs.astuple(message)) for message in world.log.partitions[0]], Fold()
             for record in log:
                 fold.take(record)
             events = [

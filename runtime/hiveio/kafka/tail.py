@@ -5,9 +5,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from msgspec import Struct
 
 from hiveio.config import Settings
 from hiveio.kafka.client import client_config, denied, make
@@ -24,7 +25,7 @@ ROOM_S = 0.01  # between two checks whether a suspended partition has room again
 logger = logging.getLogger("hiveio.kafka")
 
 
-class LogRecord(NamedTuple):
+class LogRecord(Struct, frozen=True, gc=False):
     """One message of a log. ``time`` is the broker's, in ms."""
 
     offset: int

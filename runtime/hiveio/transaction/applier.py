@@ -10,7 +10,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from itertools import chain
+
+from msgspec import Struct
 
 from hiveio.errors import HiveError
 from hiveio.kafka.tail import LogRecord
@@ -35,7 +37,7 @@ STILL_S = 0.3  # without progress, after which another instance applies
 SOON_S, SOON_STILL_S = 0.004, 0.03  # the same two while this instance is at work, or somebody waits
 
 
-class Unapplied(NamedTuple):
+class Unapplied(Struct, frozen=True, gc=False):
     """The effects of a record that the cache does not have yet, without its events: the view has folded them."""
 
     offset: int
@@ -108,10 +110,11 @@ class Applier:
         if not self.judged:
             self._since = self._loop.time()
         heads = tuple(effects.heads)
-        verdict = bool(effects.verdict)
+        verdict = effects.verdict is True
         self.judged.append(Unapplied(message.offset, message.key, verdict, heads, effects.id, effects.writers))
         for name in heads:
-            self.size += entries[name].folded_size + ENTRY_BYTES
+            entry = entries[name]
+            self.size += len(entry.snapshot) + len(entry.process) + ENTRY_BYTES
 
     def forget(self) -> None:
         """The records are judged again, so those that are not applied are forgotten."""
@@ -120,7 +123,7 @@ class Applier:
     @property
     def large(self) -> bool:
         """Whether the records that are not applied fill one call."""
-        return self._exceeds(1)
+        return self.size > self._most and self._exceeds(1)
 
     @property
     def behind(self) -> bool:
@@ -253,17 +256,17 @@ class Applier:
                 raise AssertionError(f"{where} was judged from {first} on, and its cache is at {base.offset}")
             to = base.moved(last.offset + 1, view.state, last.tx)
         healed = self._healed()
-        names = dict.fromkeys([name for judged in group for name in judged.heads])
+        names = dict.fromkeys(chain.from_iterable([judged.heads for judged in group]))
         names |= dict.fromkeys(self._fitting(healed))
         quarantine.healed.intersection_update(set(healed) - names.keys())
-        found = [(name, view.entries[name]) for name in names]
-        entries = [(name, entry.text) for name, entry in found]
-        unfolded = [name for name, entry in found if entry.unfolded]
+        held = view.entries
+        entries = [(name, held[name].text) for name in names]
+        unfolded = [name for name in names if held[name].unfolded]
         unfolded += [f"{actor}/" for actor in quarantine.unknown_actors]
-        processes = [each for name, entry in found if entry.process for each in listed(name, entry.process)]
+        processes = [each for name in names if held[name].process for each in listed(name, held[name].process)]
         ids = [(judged.id[0], judged.id[1].text) for judged in group if judged.id is not None]
         remembered = view.state.writers
-        moved = dict.fromkeys([name for judged in group for name in judged.writers])
+        moved = dict.fromkeys(chain.from_iterable([judged.writers for judged in group]))
         writers = [(name, remembered[name].text if name in remembered else "") for name in moved]
         verdicts = "".join(["1" if judged.verdict else "0" for judged in group])
         if faults.armed:

@@ -9,6 +9,7 @@ older state is the fold of a shorter log, with the watermark of that. A generati
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -135,7 +136,7 @@ class Cache:
         """
         # A few packed arguments instead of thousands, because the client encodes each one by itself.
         snapshots = [part for name, entry in entries for part in (name, entry.decode())]  # its Lua does not unpack bin
-        named = [_pack([part for pair in pairs for part in pair]) for pairs in (ids, writers, processes)]
+        named = [_pack(list(chain.from_iterable(pairs))) for pairs in (ids, writers, processes)]
         packed = (_pack(snapshots), named[0], _pack(unfolded), *named[1:])
         arguments: list[Argument] = [base.text, to.text, base.offset, verdicts, *window, published, *packed]
         _, text = await self.redis.call(_APPLY, self.mark(partition), (), arguments)

@@ -82,7 +82,8 @@ class InFlight:
     @property
     def token(self) -> str:
         """The id by which a client asks for the outcome: see Token."""
-        token = Token(self.contract.name, self.envelope.id, self.id.key, *self.started_at)
+        at = self.started_at
+        token = Token(self.contract.name, self.envelope.id, self.id.key, at.offset, at.time, at.keyed)
         return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
     @property

@@ -55,7 +55,7 @@ class Watermark(NamedTuple):
         return LogState(window, self.format, self.time, self.stamp, self.floor, writers)
 
 
-class Entry(Struct):
+class Entry(Struct, gc=False):
     """An aggregate as it is from the watermark ``at`` on, until a record touches it. The entry of a record that is not
     read back yet has the ``at`` of the entry on which its command was performed.
 
@@ -98,13 +98,12 @@ class Entry(Struct):
 
     @property
     def text(self) -> bytes:
-        head, process = (self.head or "").encode(), b""
+        begin = f"{self.version} {self.head or ''} ".encode()
         if self.process:
-            process = b"=%d %s" % (len(self.process), self.process)
+            begin += b"=%d %s" % (len(self.process), self.process)
         if not self.unfolded:
-            return b"%d %s %s%s" % (self.version, head, process, self.snapshot)
-        unfolded = b"~%d %d %s%s" % (self.unfolded_from, len(self.snapshot), self.snapshot, self.unfolded)
-        return b"%d %s %s%s" % (self.version, head, process, unfolded)
+            return begin + self.snapshot
+        return begin + b"~%d %d %s%s" % (self.unfolded_from, len(self.snapshot), self.snapshot, self.unfolded)
 
     @classmethod
     def parse(cls, text: bytes, at: int) -> "Entry":

@@ -128,8 +128,8 @@ class PublisherLag:
 
 def _with_events(message: Message) -> RecordWithEvents:
     """From any record; ``last`` is -1 for a record without events."""
-    offset, _, value, time = log_record(message)
-    return RecordWithEvents(offset, time, _events(value) - 1)
+    record = log_record(message)
+    return RecordWithEvents(record.offset, record.time, _events(record.value) - 1)
 
 
 def _events(value: bytes) -> int:

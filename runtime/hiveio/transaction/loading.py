@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.applier import Applier
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.entry import Entry
 from hiveio.transaction.mirror import Mirror
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.record import Record, Transactional, named
@@ -38,6 +37,7 @@ class Loader:
         decoded: as many as one load takes. None if the cache has moved beyond them meanwhile."""
         view, mirror, pending = self._view, self._mirror, self._pending
         entry, recent, ids_from = view.entries.get, view.recent, view.ids_from
+        complete = view.complete  # then an aggregate without an entry has never existed
         found: list[Record] = []
         missing: dict[tuple[str, str], None] = {}  # aggregates and command ids that the view does not have
         upto: list[int] = []  # how many of these each record needs, with those before it
@@ -45,8 +45,9 @@ class Loader:
             record = self._decoded(message)
             found.append(record)
             for name in named(record):
-                if (found_entry := entry(name)) is None or found_entry.head is None:
-                    self._find_missing(missing, name)
+                known = entry(name)
+                if not complete if known is None else known.head is None:
+                    missing[name, ""] = None
             if ids_from and isinstance(record, Transactional) and record.command is not None:
                 mine = pending.get(message.key)
                 covered = not record.keyed and message.offset - ids_from > self._window.records
@@ -75,10 +76,3 @@ class Loader:
                     recent[text] = id
             loaded += len(replies)
         return found[: bisect_right(upto, loaded)]
-
-    def _find_missing(self, missing: dict[tuple[str, str], None], name: str) -> None:
-        view = self._view
-        if view.complete and name not in view.entries:
-            view.keep(name, Entry())
-        else:
-            missing[name, ""] = None

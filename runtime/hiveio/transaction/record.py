@@ -5,6 +5,7 @@ each append has a new one, and the (hexadecimal) numbers of a writer rise in the
 is JSON. An aggregate is named ``<actor>/<id>``, a command by its target and its key.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -203,7 +204,7 @@ class _Kind(Struct):
 
 
 encode = msgspec.json.Encoder().encode
-_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Format | Upgrade | Commit | Barrier)
+_decode: Callable[[bytes], Record] = msgspec.json.Decoder(Format | Upgrade | Commit | Barrier).decode
 _kind_decoder = msgspec.json.Decoder(_Kind)
 _FOREIGN = Foreign()
 
@@ -213,7 +214,7 @@ def decode(value: bytes) -> Record:
     version cannot read: a newer version may give it a meaning, and two versions must not judge one record differently.
     """
     try:
-        record = _decoder.decode(value)
+        record = _decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if not value.lstrip().startswith(b"{"):
             return _FOREIGN
@@ -228,7 +229,7 @@ def decode(value: bytes) -> Record:
             f"this version does not know the record ({error}): a newer version may have written it, so nothing "
             "is judged beyond it; run the newest version that has written to this log"
         ) from None
-    if isinstance(record, (Format, Upgrade)) and record.format > FORMAT:
+    if not isinstance(record, Transactional) and not isinstance(record, Foreign) and record.format > FORMAT:
         raise Corrupt(
             f"the log has format {record.format} from here on, and this version knows format {FORMAT}: run a newer one"
         )
@@ -260,6 +261,9 @@ def published(record: Record) -> int:
 
 def named(record: Record) -> tuple[str, ...]:
     """The aggregates that a record names: those that it writes or moves, and those whose reading it validates."""
-    if isinstance(record, Commit) and record.reads:
-        return (*written(record), *[read.aggregate for read in record.reads])
+    if isinstance(record, Commit):
+        writes, reads = record.writes, record.reads
+        if len(writes) == 1 and not reads:  # as most have
+            return (writes[0].aggregate,)
+        return (*written(record), *[read.aggregate for read in reads])
     return written(record)

@@ -19,7 +19,6 @@ from hiveio.transaction.process import advanced
 from hiveio.transaction.record import (
     FIRST_FORMAT,
     PROCESSES,
-    Barrier,
     Cause,
     Commit,
     Foreign,
@@ -40,7 +39,7 @@ def scope_of(text: str, partitions: int) -> int:
     return zlib.crc32(text.encode()) % partitions
 
 
-class IdRecord(NamedTuple):
+class IdRecord(Struct, frozen=True, gc=False):
     """A command id on record: where, when (log time, ms), and whether it is an Idempotency-Key."""
 
     offset: int
@@ -54,7 +53,7 @@ class IdRecord(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.offset}:{self.time}:{int(self.keyed)}"
+        return f"{self.offset}:{self.time}:{1 if self.keyed else 0}"
 
 
 class IdWindow(NamedTuple):
@@ -209,7 +208,7 @@ class ProcessEffect(NamedTuple):
         return self.step is not None and self.step.ends and aggregate == self.aggregate
 
 
-class Effects(Struct, frozen=True):
+class Effects(Struct, frozen=True, gc=False):
     """What a record does to the fold of its partition.
 
     ``verdict`` is None where nobody knows it any more: then ``heads`` may have moved, or not. ``heads`` are the
@@ -235,22 +234,22 @@ def step(state: LogState, offset: int, transaction: str, stamp: int, record: Rec
     may_count = state.take(offset, transaction, stamp, record)
     if not may_count or not isinstance(record, Transactional):
         return Effects(may_count, _NO_HEADS, None, state.moved)
-    id = None
-    if record.command is not None:
-        text = record.command.text
+    id, command = None, record.command
+    if command is not None:
+        text = command.text
         found = lookup.id_record(text)
         if found is None or not state.window.holds(found, offset, state.time):
             id = (text, IdRecord(offset, state.time, record.keyed))
         elif isinstance(record, Commit):
             return Effects(False, _NO_HEADS, None, state.moved)
-    process = None
-    if isinstance(record, Commit):
-        if not _heads_match(record, lookup):
-            return Effects(False, _NO_HEADS, None, state.moved)
-        process = _process(state, offset, record)
-        if process is not None and not process.in_time:
-            return Effects(False, _NO_HEADS, None, state.moved)
-    return Effects(True, _heads(record), id, state.moved, process=process)
+    if not isinstance(record, Commit):
+        return Effects(True, _heads(record), id, state.moved)
+    if not _heads_match(record, lookup):
+        return Effects(False, _NO_HEADS, None, state.moved)
+    process = _process(state, offset, record) if record.process is not None or record.cause is not None else None
+    if process is not None and not process.in_time:
+        return Effects(False, _NO_HEADS, None, state.moved)
+    return Effects(True, _heads(record), id, state.moved, False, process)
 
 
 def adopt(state: LogState, offset: int, transaction: str, stamp: int, record: Record, verdict: bool | None) -> Effects:
@@ -287,15 +286,15 @@ def _process(state: LogState, offset: int, record: Commit) -> ProcessEffect | No
 
 
 def _heads(record: Transactional) -> Mapping[str, Sequence[Raw]]:
-    if isinstance(record, Barrier):
+    if not isinstance(record, Commit):
         return dict.fromkeys(record.aggregates, ())
-    if len(record.writes) == 1:  # as most have
-        write = record.writes[0]
-        return {write.aggregate: write.events}
-    heads = {write.aggregate: write.events for write in record.writes}
-    if len(heads) < len(record.writes):  # one aggregate several times, as no version of this package writes it
+    writes = record.writes
+    if len(writes) == 1:  # as most have
+        return {writes[0].aggregate: writes[0].events}
+    heads = {write.aggregate: write.events for write in writes}
+    if len(heads) < len(writes):  # one aggregate several times, as no version of this package writes it
         heads = dict.fromkeys(heads, ())
-        for write in record.writes:
+        for write in writes:
             heads[write.aggregate] += write.events
     return heads
 

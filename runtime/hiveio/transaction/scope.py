@@ -329,9 +329,8 @@ class Scope:
 
     def decoded(self, message: LogRecord) -> Record:
         """Raises Corrupt."""
-        pending = self.journal.pending.get(message.key)
-        if pending is not None:
-            return pending.record
+        if (pending := self.journal.pending) and (mine := pending.get(message.key)) is not None:
+            return mine.record
         try:
             record = records.decode(message.value)
         except Corrupt as error:
@@ -346,22 +345,23 @@ class Scope:
     async def _fold(self, batch: Sequence[LogRecord], found: Sequence[Record]) -> int:
         """Judge the batch, as far as nobody else has applied it, and let the event loop turn now and then. Returns how
         many records were judged."""
-        end, count = time.monotonic() + TURN_S, 0
+        view, applier, mirror, journal = self.view, self.applier, self.mirror, self.journal
+        clock, end, count = time.monotonic, time.monotonic() + TURN_S, 0
         for message, record in zip(batch, found, strict=False):
-            if time.monotonic() > end:
-                self.applier.wake()
+            if clock() > end:
+                applier.wake()
                 await asyncio.sleep(0)
-                if self.mirror.lost or self.mirror.watermark.offset > self.view.next:
+                if mirror.lost or mirror.watermark.offset > view.next:
                     break
-                end = time.monotonic() + TURN_S
-            pending = self.journal.take(message.key)
-            effects = self.view.judge(message, record, pending.entries if pending is not None else None)
-            self.applier.add(message, effects, self.view.entries, own=pending is not None)
+                end = clock() + TURN_S
+            pending = journal.take(message.key) if journal.pending else None
+            effects = view.judge(message, record, pending.entries if pending is not None else None)
+            applier.add(message, effects, view.entries, own=pending is not None)
             self._settle(message, record, pending, effects)
             count += 1
-            if self.failed or self.applier.large:  # it fails where too many events cannot be folded
+            if self.failed or applier.large:  # it fails where too many events cannot be folded
                 break
-        self.applier.wake()
+        applier.wake()
         self._trim()
         return count
 
@@ -377,8 +377,9 @@ class Scope:
             proofs.over(message.key, read_back=True)
         if isinstance(record, Barrier) and (verdict or pending is not None):
             self._on_barrier(record, message.offset, bool(verdict))
-        for on_judged in tuple(self._on_judged):  # a call may end itself
-            on_judged(message, record, effects)
+        if self._on_judged:
+            for on_judged in tuple(self._on_judged):  # a call may end itself
+                on_judged(message, record, effects)
 
     # -- passing over records that others have applied
 

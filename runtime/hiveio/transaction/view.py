@@ -26,6 +26,7 @@ RECENT = 50_000  # command ids that are kept in memory
 VERDICTS = 100_000  # that are kept in memory for the publisher
 ACCEPTED, VOID, UNKNOWN = b"10?"  # verdicts
 LOOKED_AT = 1_000  # entries that one call of ``trim`` looks at
+_NEVER = Entry()  # an aggregate that has never existed
 
 
 class View:
@@ -80,9 +81,12 @@ class View:
         return entry if entry.head is not None else None
 
     def head(self, name: str) -> str:
-        head = self.entries[name].head
-        assert head is not None, name
-        return head
+        entry = self.entries.get(name)
+        if entry is None:
+            assert self.complete, name
+            return ""
+        assert entry.head is not None, name
+        return entry.head
 
     def id_record(self, text: str) -> IdRecord | None:
         """The record of a command id, if it was recorded at ``ids_from`` or later."""
@@ -98,11 +102,12 @@ class View:
         return self.state.window.holds(started_at, now.offset, now.time)
 
     def keep(self, name: str, entry: Entry) -> None:
-        if (before := self.entries.get(name)) is not None:
-            self._snapshots -= before.folded_size
-            self.entries.move_to_end(name)
-        self._snapshots += entry.folded_size
-        self.entries[name] = entry
+        entries = self.entries
+        if (before := entries.get(name)) is not None:
+            self._snapshots -= len(before.snapshot) + len(before.process)
+            entries.move_to_end(name)
+        self._snapshots += len(entry.snapshot) + len(entry.process)
+        entries[name] = entry
         if entry.fault or self.quarantine.reported:
             self.quarantine.update(name, entry)
 
@@ -154,12 +159,16 @@ class View:
         ``replay`` raises."""
         if not events:
             return entry.state, entry.snapshot
-        contract = self._contracts[name.partition("/")[0]]
-        state, replay = contract.own_state(entry.state, entry.snapshot), contract.replay
+        return self._replayed(self._contracts[name.partition("/")[0]], name, entry, events)
+
+    @staticmethod
+    def _replayed(contract: Contract, name: str, entry: Entry, events: Sequence[msgspec.Raw]) -> tuple[Any, bytes]:
+        state = contract.own_state(entry.state, entry.snapshot)
+        replay, decode = contract.replay, contract.event_codec.decode
         assert replay is not None
         try:
             for event in events:
-                state = replay(state, contract.event_codec.decode(event)[0])
+                state = replay(state, decode(event)[0])
         except Problem as problem:
             # It is no fault of the client: the events came from perform, and replay never refuses.
             raise TypeError(f"{name}: an event cannot be folded: {problem}") from problem
@@ -188,8 +197,7 @@ class View:
             for name, entry in results.items():
                 entry.at = offset + 1
                 # Only the verdict says at which time of the log the deadlines were scheduled on which it rests.
-                process = self.entries[name].process
-                self._advance(name, entry, process, effects.process)
+                self._advance(name, entry, self._before(name).process, effects.process)
                 self.keep(name, entry)
         else:
             for name, events in effects.heads.items():
@@ -219,7 +227,7 @@ class View:
     ) -> None:
         """Fold the events that an accepted record has for one aggregate; those that cannot be folded are kept as they
         are, next to the snapshot."""
-        old = self.entries[name]
+        old = self._before(name)
         new = Entry(
             old.version + len(events),
             tx,
@@ -229,17 +237,24 @@ class View:
             old.unfolded,
             old.unfolded_from,
             old.fault,
+            old.process,
         )
-        if events and self._contract(name) is not None:
+        if events and (contract := self._contract(name)) is not None:
             if not new.fault:
                 try:
-                    new.state, new.snapshot = self.folded(name, old, events)
+                    new.state, new.snapshot = self._replayed(contract, name, old, events)
                 except BaseException as error:  # an actor may raise whatever it likes
                     new.state, new.unfolded_from, new.fault = None, offset, reason(error)
             if new.fault:
                 new.unfolded = b",".join([*([old.unfolded] if old.unfolded else []), *map(bytes, events)])
-        self._advance(name, new, old.process, process)
+        if process is not None:
+            self._advance(name, new, old.process, process)
         self.keep(name, new)
+
+    def _before(self, name: str) -> Entry:
+        """The aggregate before the record that is judged."""
+        entry = self.entries.get(name)
+        return entry if entry is not None else _NEVER  # otherwise it would have been loaded
 
     @staticmethod
     def _advance(name: str, entry: Entry, before: bytes, process: ProcessEffect | None) -> None:

@@ -4,11 +4,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
+from msgspec import Raw
 
+from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import view
 from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.entry import Entry
 from hiveio.transaction.quarantine import Quarantine
+from hiveio.transaction.record import CommandId, Commit, Write
 from hiveio.transaction.rule import IdWindow
 from hiveio.transaction.view import View
 
@@ -48,3 +51,15 @@ def test_large_snapshots_are_forgotten_before_there_are_many() -> None:
     assert scope.size == sum(entry.size for entry in scope.entries.values()) == 50_000
     scope.begin(0, scope.state)
     assert scope.size == 0
+
+
+def test_a_void_record_of_an_aggregate_that_has_never_existed_leaves_no_entry() -> None:
+    scope = View({}, Quarantine("log", 0), IdWindow(10, 0))
+    scope.begin(0, scope.state)
+    for offset, head in enumerate(["", "elsewhere"]):
+        name = f"Tally/{offset}"
+        record = Commit(CommandId(name, "k"), (Write(name, head, 0, (Raw(b"{}"),)),))
+        effects = scope.judge(LogRecord(offset, f"w-{offset}", b"", 1), record)
+        assert effects.verdict is (head == "")
+    assert list(scope.entries) == ["Tally/0"]
+    assert scope.known("Tally/1") == Entry()
