@@ -358,6 +358,7 @@ def performing(contract: Contract) -> Handler:
     events_only = bool(contract.events) and all(
         t is types.NoneType or (isinstance(t, type) and issubclass(t, Event)) for t in contract.returns
     )
+    events = {*contract.events.values(), types.NoneType}
 
     async def handle(envelope: Envelope) -> Outcome:
         try:
@@ -369,7 +370,7 @@ def performing(contract: Contract) -> Handler:
             if is_cancelled(error) or (fault := contained(error)) is error:
                 raise
             raise fault from error
-        if events_only and result is not None:
+        if events_only and type(result) not in events:
             contract.checked_events(result)
         return Outcome(result)
 

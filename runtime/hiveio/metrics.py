@@ -10,6 +10,7 @@ import platform
 import shutil
 import tempfile
 from bisect import bisect_left
+from collections import defaultdict
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # with which the client finds the folder
 
@@ -123,15 +124,15 @@ class RequestMetrics(Timings):
         super().__init__(_seconds.labels(method, route))
         self._labels = (method, route)
         self._counters: dict[int, Counter] = {}
-        self._statuses: dict[int, int] = {}
+        self._statuses: dict[int, int] = defaultdict(int)
 
     def add(self, status: int, seconds: float) -> None:
         self._counts[bisect_left(SECONDS, seconds)] += 1
         self._sum += seconds
-        self._statuses[status] = self._statuses.get(status, 0) + 1
+        self._statuses[status] += 1
 
     def flush(self) -> None:
-        statuses, self._statuses = self._statuses, {}
+        statuses, self._statuses = self._statuses, defaultdict(int)
         for status, count in statuses.items():
             counter = self._counters.get(status)
             if counter is None:

@@ -205,7 +205,9 @@ class Edge:
                 if b"content-encoding" in headers:
                     check_content_coding(b",".join(v for name, v in scope["headers"] if name == b"content-encoding"))
                 if route.intake is None:
-                    self._check_headers(headers)
+                    if (media_type := headers.get(b"content-type")) and media_type != JSON:
+                        check_media_type(media_type)
+                    self._check_length(headers)
                 if b"expect" in headers and scope["http_version"] != "1.0":
                     await request.send({"type": "http.response.informational", "status": 100, "headers": []})
                 message = await receive()
@@ -269,12 +271,6 @@ class Edge:
         finally:
             self._in_flight.end(request)
         return _response(route, envelope, outcome)
-
-    def _check_headers(self, headers: dict[bytes, bytes]) -> None:
-        media_type = headers.get(b"content-type")
-        if media_type and media_type != b"application/json":
-            check_media_type(media_type)
-        self._check_length(headers)
 
     def _check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length")

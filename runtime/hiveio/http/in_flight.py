@@ -55,7 +55,7 @@ class InFlight:
 
     def begin(self, request: Request) -> None:
         """The task that runs carries out this request. Raises Unavailable where there are too many."""
-        if len(self) >= MAX_REQUESTS:
+        if len(self._running) + len(self._overdue) >= MAX_REQUESTS:
             raise Unavailable("This instance has too many requests. Try again in a moment.")
         task = asyncio.current_task()
         assert task is not None

@@ -79,6 +79,7 @@ class Route:
     segments: tuple[str, ...] = field(init=False)  # literals, and "" for a parameter
     names: tuple[str, ...] = field(init=False)  # of the parameters
     by_id: bool = field(init=False)  # the one parameter is {id}
+    reads_body: bool = field(init=False)
     requires: frozenset[str] = field(init=False)  # the scopes that a token must have
 
     def __post_init__(self) -> None:
@@ -93,15 +94,12 @@ class Route:
         set_once(self, "segments", tuple("" if match and match[1] else match[0] for match in found if match))
         set_once(self, "names", names)
         set_once(self, "by_id", names == ("id",))
+        set_once(self, "reads_body", self.method in ("POST", "PUT", "PATCH"))
         set_once(self, "requires", self.contract.requires if self.contract else frozenset())
 
     @property
     def owner(self) -> str:
         return self.contract.kind.__name__ if self.contract else "the service"
-
-    @property
-    def reads_body(self) -> bool:
-        return self.method in ("POST", "PUT", "PATCH")
 
 
 def messages(

@@ -112,19 +112,6 @@ class Http1Connection(asyncio.Protocol):
     # -- what comes in
 
     def data_received(self, data: bytes) -> None:
-        if self._take(data) and not self.paused and self._exchange is not None and self._exchange.full:
-            self.paused = True
-            self.transport.pause_reading()
-
-    def read_on(self) -> None:
-        """Read what waited because a body came faster than the application took it."""
-        if self.paused and not self._lost:
-            self.paused = False
-            with suppress(RuntimeError):
-                self.transport.resume_reading()
-
-    def _take(self, data: bytes) -> bool:
-        """Whether it was HTTP. What is not is answered, and ends the connection."""
         try:
             if len(data) > MAX_PIPELINED:
                 # In parts that the parser keeps in full, should it find that they are the beginning of chunks.
@@ -134,8 +121,20 @@ class Http1Connection(asyncio.Protocol):
                 self._feed(data)
         except ValueError as error:  # the base of NotHttp and of all of the parser's errors
             self._refuse(error)
-            return False
-        return True
+
+    def hold(self) -> None:
+        """Read no more: a body comes faster than the application takes it."""
+        if not self.paused:
+            self.paused = True
+            with suppress(RuntimeError):  # it ends
+                self.transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Read what waited for that."""
+        if self.paused:
+            self.paused = False
+            with suppress(RuntimeError):
+                self.transport.resume_reading()
 
     def _feed(self, data: bytes) -> None:
         if self._chunks is None:
@@ -153,7 +152,8 @@ class Http1Connection(asyncio.Protocol):
     def _on_headers_complete(self) -> bool:
         self._exchange = Exchange(self, self._parser, self._head)
         self._head = b""
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
         if not self._parser.is_chunked:
             return False
         self._chunks = Chunks()
@@ -193,11 +193,11 @@ class Http1Connection(asyncio.Protocol):
 
     async def _serve(self) -> None:
         """Serve the requests of this connection, one after the other."""
-        application, log = self.worker.asgi, self.worker.log
+        application, log, loop = self.worker.asgi, self.worker.log, self.worker.loop
         try:
             while not self.closed:
                 if (exchange := self._exchange) is None:
-                    self._waiter = self.worker.loop.create_future()
+                    self._waiter = loop.create_future()
                     await self._waiter
                     continue
                 try:
@@ -232,7 +232,7 @@ class Http1Connection(asyncio.Protocol):
         else:
             self.read_on()
             if early:
-                self._take(early)
+                self.data_received(early)
 
     def write(self, data: bytes) -> None:
         """Send these bytes, unless the client is gone."""

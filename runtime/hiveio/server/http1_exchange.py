@@ -28,8 +28,11 @@ class Connection(Protocol):
     paused: bool  # nothing is read
     unsent: asyncio.Future[None] | None  # done when the client has fetched enough of what was written
 
+    def hold(self) -> None:
+        """Read no more: a body comes faster than the application takes it."""
+
     def read_on(self) -> None:
-        """Read what waited because a body came faster than the application took it."""
+        """Read what waited for that."""
 
     def write(self, data: bytes) -> None:
         """Send these bytes, unless the client is gone."""
@@ -122,18 +125,18 @@ class Exchange:
     # -- the request. gunicorn's own body waits with ``asyncio.wait_for``, which forgets a cancellation where a part
     # comes at the same moment: a request that arrives byte by byte would then have no bound.
 
-    @property
-    def full(self) -> bool:
-        return len(self._parts) >= MAX_PARTS
-
     def feed(self, part: bytes) -> None:
         if part:
             self._parts.append(part)
-            self._wake()
+            if len(self._parts) >= MAX_PARTS:
+                self._connection.hold()
+            if self._waiter is not None:
+                self._wake()
 
     def end(self) -> None:
         self.arrived = True
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def leave(self) -> None:
         self.gone = True
@@ -182,11 +185,11 @@ class Exchange:
         self.started = True
         parts = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
         sized = closing = False
-        for field in headers:
-            parts.append(b"%b: %b\r\n" % field)
-            if field[0] == b"content-length":
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
                 sized = True
-            elif field == (b"connection", b"close"):
+            elif name == b"connection" and value == b"close":
                 closing = True
         self._silent = self._silent or status in (204, 304)
         keep = self.keep and not closing  # closed exactly when the answer says so
@@ -201,7 +204,7 @@ class Exchange:
             parts.append(b"connection: close\r\n")
         elif keep and self._older:
             parts.append(b"connection: keep-alive\r\n")
-        parts.append(b"Date: %b\r\n\r\n" % http_date())
+        parts += (b"Date: ", http_date(), b"\r\n\r\n")
         self.keep, self._head = keep, b"".join(parts)
 
 
