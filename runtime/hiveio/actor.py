@@ -299,6 +299,9 @@ class Contract:
                 return lambda state, message, context, tx: perform(state, message)
             return lambda state, message, context, tx: perform(message)
 
+        if not (stateful or wants_tx):  # a projection, which gets many events
+            return lambda state, message, context, tx: perform(message, context=context)
+
         def invoke(state: Any, message: Any, context: Context | None, tx: Transaction | None) -> Any:
             known: dict[str, Any] = {}
             if wants_context:

@@ -39,7 +39,12 @@ class Group:
 
     def waits(self) -> bool:
         """Whether it may be committed later than before other tasks work."""
-        return time.monotonic() - self.begun_at < LONGEST_S and all(one.waits for one in self.open.values())
+        return time.monotonic() - self.begun_at < LONGEST_S and not self.blocks
+
+    @property
+    def blocks(self) -> bool:
+        """Whether no other task works until it is committed."""
+        return not all(one.waits for one in self.open.values())
 
     async def rollback(self) -> None:
         while self.open:

@@ -79,12 +79,13 @@ class Dispatcher:
 
     async def deliver(
         self, slot: HandlerSlot, records: Iterable[NewRecord], handled: Callable[[NewRecord], None]
-    ) -> None:
+    ) -> bool:
         """Give each record to all actors that handle it, one after the other, and call ``handled`` after it.
 
         Where an actor leaves a transaction open, records are handled when that is committed, and ``handled`` is called
         for the last of them. If an actor fails, the record becomes a dead letter, which may have to be flushed yet.
-        When the slot is closing, the record in the handler is the last.
+        When the slot is closing, the record in the handler is the last. Returns whether the commit after the last
+        record has held up other tasks.
         """
         envelopes, counts, group = self.envelopes, self.routing.counts, slot.group
         uncommitted: list[Uncommitted] = []
@@ -144,7 +145,9 @@ class Dispatcher:
         except Corrupt:  # events are missing before this record; those before the gap are handled
             await self._end(slot, uncommitted, handled)
             raise
+        blocks = group.blocks
         await self._end(slot, uncommitted, handled)
+        return blocks
 
     async def _end(
         self, slot: HandlerSlot, uncommitted: Sequence[Uncommitted], handled: Callable[[NewRecord], None]
@@ -160,22 +163,22 @@ class Dispatcher:
         They handle them one by one and commit each, so that a record that cannot be committed fails alone.
         """
         lost = await slot.commit()
-        if lost:
-            await self.store.flush()  # then the store says exactly for whom a key is parked
-        for record, targets in uncommitted:
-            if targets is None:
-                continue
-            if lost:
-                if slot.closing:
-                    raise asyncio.CancelledError  # the next owner handles it
-                losers = [target for target in targets if target.contract.actor in lost]
-                failures, parked = await self._one_by_one(slot, record, losers)
-                slot.end()
-                if failures or parked:
-                    await self.dead_letter(slot, record.message, failures, parked)
-                    await self.store.flush()
-                    continue
-            self.routing.counts.handled += 1
+        handled = [(record, targets) for record, targets in uncommitted if targets is not None]
+        if not lost:
+            self.routing.counts.handled += len(handled)
+            return lost
+        await self.store.flush()  # then the store says exactly for whom a key is parked
+        for record, targets in handled:
+            if slot.closing:
+                raise asyncio.CancelledError  # the next owner handles it
+            losers = [target for target in targets if target.contract.actor in lost]
+            failures, parked = await self._one_by_one(slot, record, losers)
+            slot.end()
+            if failures or parked:
+                await self.dead_letter(slot, record.message, failures, parked)
+                await self.store.flush()
+            else:
+                self.routing.counts.handled += 1
         return lost
 
     async def _one_by_one(

@@ -17,7 +17,10 @@ from hiveio.kafka.headers import headers_of as all_headers
 
 
 class NewRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record to be handled, which is no repeat. Where it cannot be read, ``event`` is the Problem."""
+    """A record to be handled, which is no repeat. Where it cannot be read, ``event`` is the Problem.
+
+    ``keyed`` and ``versioned``: it may have a header hive-key, or hive-version; others need not be looked for.
+    """
 
     message: Message
     offset: int
@@ -25,6 +28,8 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
     meta: Any
     headers: Pairs | None
     position: bytes | None
+    keyed: bool
+    versioned: bool
 
 
 class Envelopes:
@@ -42,11 +47,26 @@ class Envelopes:
         message = record.message
         key: Any = message.key()
         # The same as ``id_of``, without the cost of another call for each record.
-        envelope = Envelope(message=event, id=key.decode("utf-8", "surrogateescape") if key else "", meta=meta)
-        if target.with_record:
-            time_ms = message.timestamp()[1]
-            self._set_record(envelope, message, record.headers, record.position, record.offset, time_ms, self._topic_id)
-        return envelope
+        id = key.decode("utf-8", "surrogateescape") if key else ""
+        if not target.with_record:
+            return Envelope(message=event, id=id, meta=meta)
+        found, position = Headers.wrapping(record.headers or ()), record.position
+        idempotency_key = found.get("hive-key") if record.keyed else None
+        context = Context(
+            id=id or None,
+            topic=self._topic,
+            topic_id=self._topic_id or None,
+            key=key,
+            idempotency_key=idempotency_key,
+            partition=self._partition,
+            offset=record.offset,
+            position=parse_position(position) if position is not None else None,
+            version=version_of(found) if record.versioned else None,
+            time=message.timestamp()[1] / 1000,
+            headers=found,
+            meta=msgspec.json.decode(meta) if meta else None,
+        )
+        return Envelope(message=event, id=id, meta=meta, key=idempotency_key, headers=found, record=context)
 
     def again(self, record: NewRecord, target: Target) -> Envelope:
         """The envelope for another attempt: the attempt before may have changed the event that it was given."""
@@ -63,44 +83,25 @@ class Envelopes:
         assert origin is not None
         headers = [pair for pair in all_headers(original) if not pair[0].startswith(DEAD_LETTER_PREFIX)]
         event, meta = event_of(read(headers, original.value(), self._codec))
-        envelope = Envelope(message=event, id=id_of(key_of(original)), meta=meta)
-        positions = Headers.wrapping(headers).get_all("hive-position")
-        topic_id = found.get(TOPIC_ID, b"").decode("utf-8", "replace")
-        position = positions[-1] if positions else None
-        self._set_record(envelope, original, headers, position, origin[2], time_of(found), topic_id, redriven=True)
-        return envelope
-
-    def _set_record(
-        self,
-        envelope: Envelope,
-        message: Message,
-        headers: Pairs | None,
-        position: bytes | None,
-        offset: int,
-        time_ms: int,
-        topic_id: str,
-        *,
-        redriven: bool = False,
-    ) -> None:
-        """``topic_id`` is empty where it is not known."""
-        found, names = Headers.wrapping(headers or ()), {pair[0] for pair in headers or ()}
-        envelope.headers = found
-        envelope.key = found.get("hive-key") if "hive-key" in names else None
-        envelope.record = Context(
-            id=envelope.id or None,
+        key = key_of(original)
+        id, wrapped = id_of(key), Headers.wrapping(headers)
+        positions, idempotency_key = wrapped.get_all("hive-position"), wrapped.get("hive-key")
+        context = Context(
+            id=id or None,
             topic=self._topic,
-            topic_id=topic_id or None,
-            key=key_of(message),
-            idempotency_key=envelope.key,
+            topic_id=found.get(TOPIC_ID, b"").decode("utf-8", "replace") or None,
+            key=key,
+            idempotency_key=idempotency_key,
             partition=self._partition,
-            offset=offset,
-            position=parse_position(position) if position is not None else None,
-            version=version_of(found) if "hive-version" in names else None,
-            time=time_ms / 1000,
-            headers=found,
-            meta=msgspec.json.decode(envelope.meta) if envelope.meta else None,
-            redriven=redriven,
+            offset=origin[2],
+            position=parse_position(positions[-1]) if positions else None,
+            version=version_of(wrapped),
+            time=time_of(found) / 1000,
+            headers=wrapped,
+            meta=msgspec.json.decode(meta) if meta else None,
+            redriven=True,
         )
+        return Envelope(message=event, id=id, meta=meta, key=idempotency_key, headers=wrapped, record=context)
 
 
 def as_batch(envelope: Envelope) -> Envelope:

@@ -15,9 +15,10 @@ from hiveio.errors import Refused, Stop, Unavailable, contained, is_cancelled
 from hiveio.fault import about, log_fault
 from hiveio.group_commit import Group, current
 
-# The CPU time that a task works before it lets others work, or as long as its last commit took. The other is in real
-# time: a thread that waits for a core has worked little in it.
-SLICE_S, LONGEST_SLICE_S = 0.005, 0.025
+# The CPU time that a task works before it lets others work. Where it has to commit before that, it is several times as
+# long as its last commit took, so that commits take a small part of the time. The other is in real time: a thread that
+# waits for a core has worked little in it.
+SLICE_S, LONGEST_SLICE_S, OF_A_COMMIT = 0.005, 0.025, 5
 LOOK_S = 0.0005  # between two looks at whether it is over
 logger = logging.getLogger("hiveio.consumer")
 
@@ -106,7 +107,7 @@ class HandlerSlot:
     async def commit(self) -> dict[Any, Exception]:
         """Commit what is open. Returns why, for each actor whose effects are not stored, or not all of them."""
         lost: dict[Any, Exception] = {}
-        begun_at = time.monotonic()
+        begun_at, factor = time.monotonic(), OF_A_COMMIT if self.group.blocks else 1
         while self.group.open:
             actor, transaction = self.group.open.popitem()
             self.begin()
@@ -115,7 +116,7 @@ class HandlerSlot:
             except BaseException as error:
                 lost[actor] = self.failure(error)
         self.end()
-        self._slice_s = min(max(SLICE_S, time.monotonic() - begun_at), LONGEST_SLICE_S)
+        self._slice_s = min(max(SLICE_S, factor * (time.monotonic() - begun_at)), LONGEST_SLICE_S)
         return lost
 
     async def wait(self, what: Awaitable[Any]) -> None:

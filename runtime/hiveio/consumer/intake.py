@@ -53,7 +53,7 @@ class Intake:
             except SystemError:
                 headers = repaired(message)
             position = previous = key = outcome = wrong = None
-            new, odd = True, False
+            new, odd, keyed, versioned = True, False, False, False
             if headers is not None:
                 for name, text in headers:
                     if name in _MARKS:
@@ -65,10 +65,11 @@ class Intake:
                         elif name == "hive-previous":
                             previous = text
                         elif name == "hive-version":
+                            versioned = True
                             if text is not None and not (text.isdigit() and len(text) <= MAX_VERSION_DIGITS):
                                 odd = True
                         elif name == "hive-key":
-                            key = text
+                            keyed, key = True, text
                         elif name == "hive-outcome":
                             outcome = text
                         else:
@@ -105,4 +106,4 @@ class Intake:
                     event, meta = decode(value, headers or ())
             except BaseException as error:
                 event, meta = undecoded(error), None
-            yield NewRecord(message, offset, event, meta, headers, position)
+            yield NewRecord(message, offset, event, meta, headers, position, keyed, versioned)

@@ -254,7 +254,9 @@ class PartitionWorker(Lane):
 
     async def _one_by_one(self, chunk: list[Message]) -> None:
         """Each record counts as done by itself. When the partition closes, the record in the handler is the last."""
-        await self._dispatcher.deliver(self._slot, self._intake.new(chunk), self._handled)
+        held_up = await self._dispatcher.deliver(self._slot, self._intake.new(chunk), self._handled)
+        if held_up:
+            await self._slot.give_way()  # and the next group has a whole slice
         if self._slot.closing and self.store.pending:
             await self.store.flush()
             self.done = self._handled_to

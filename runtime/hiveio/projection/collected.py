@@ -149,7 +149,7 @@ class Collected:
         if first is None or last is None:
             return
         try:
-            await self._send(first._replace(last=last.last), statements)
+            await self._send(first.up_to(last.last), statements)
         except asyncio.CancelledError:
             # The time of the handler has ended, and no event is to blame for that.
             self.error = Unavailable(inside="PostgreSQL: the events were not stored within the time of the handler")

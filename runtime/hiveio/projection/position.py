@@ -1,7 +1,8 @@
 """The position that is stored with a projection: it says which events the store holds."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from hiveio.envelope import Context
 from hiveio.errors import ConfigError, Unavailable
@@ -34,7 +35,7 @@ def check_owner(where: str, owner: str, name: str) -> None:
         )
 
 
-class OffsetRange(NamedTuple):
+class OffsetRange(Struct, frozen=True, gc=False):
     """Events that are handled together, from the offset ``first`` to ``last``, or a single one that is ``redriven``.
 
     ``topic_id`` distinguishes a topic from an earlier one of the same name; it is empty where it is not known.
@@ -56,9 +57,14 @@ class OffsetRange(NamedTuple):
     def of(cls, context: Context | Sequence[Context]) -> "OffsetRange":
         """Raises ValueError for what is not an event of a consumer: only such events have offsets."""
         first, last = (context, context) if isinstance(context, Context) else (context[0], context[-1])
-        if first.topic is None or first.partition is None or first.offset is None or last.offset is None:
+        topic, partition, begin, end = first.topic, first.partition, first.offset, last.offset
+        if topic is None or partition is None or begin is None or end is None:
             raise ValueError("once() takes the context of an event that a consumer has read")
-        return cls(first.topic, first.partition, first.offset, last.offset, first.redriven, first.topic_id or "")
+        return cls(topic, partition, begin, end, first.redriven, first.topic_id or "")
+
+    def up_to(self, last: int) -> "OffsetRange":
+        """These and the events after them, to the offset ``last``."""
+        return OffsetRange(self.topic, self.partition, self.first, last, self.redriven, self.topic_id)
 
     def follows(self, other: "OffsetRange") -> bool:
         """Whether these events come after the others in the same partition, so that its position is known."""

@@ -256,11 +256,10 @@ class _Transaction:
         self._ending = asyncio.get_running_loop().call_soon(self.end)
 
     def once(self, offsets: OffsetRange, effect: Callable[[sqlite3.Connection], Any]) -> bool:
-        db = self._db
+        db, run = self._db, self._run
         if not db.in_transaction:
             self.end()
             raise Unavailable(inside=str(self.error))
-        run = self._run
         run("SAVEPOINT hive_event")
         try:
             new = self._advance(offsets)
