@@ -91,6 +91,12 @@ class HeaderView(Headers):
         pairs = encoded(headers)
         return cls(dict(pairs), pairs)
 
+    @classmethod
+    def of_pairs(cls, pairs: Iterable[tuple[str, bytes]]) -> "HeaderView":
+        """The headers whose ``pairs`` these are."""
+        every = [(name.encode("latin-1"), value) for name, value in pairs]
+        return cls(dict(every), every)
+
     @property
     def pairs(self) -> Sequence[tuple[str, bytes | None]]:
         return [(name.decode("latin-1"), value) for name, value in self._all]

@@ -76,12 +76,12 @@ async def test_only_the_owner_gives_a_lock_back(nodes: list[Node]) -> None:
 async def test_a_lease_is_given_back_by_its_holder_alone(nodes: list[Node]) -> None:
     """One that was overtaken, and does not know it yet, takes nothing from the next holder."""
     cache = Cache(nodes[0], "topic", "id", "meaning")
-    assert (await cache.lease(0, "a", 2_000))[1]
-    assert not (await cache.lease(0, "b", 2_000))[1]
-    assert not (await cache.lease(0, "b", 0))[1]
-    assert not (await cache.lease(0, "b", 2_000))[1], "a has it still"
-    assert not (await cache.lease(0, "a", 0))[1]
-    assert (await cache.lease(0, "b", 2_000))[1]
+    assert (await cache.lease(0, "a", 2_000))[1] == "a"
+    assert (await cache.lease(0, "b", 2_000))[1] == "a"
+    assert (await cache.lease(0, "b", 0))[1] == "a"
+    assert (await cache.lease(0, "b", 2_000))[1] == "a", "a has it still"
+    assert (await cache.lease(0, "a", 0))[1] == ""
+    assert (await cache.lease(0, "b", 2_000))[1] == "b"
 
 
 async def test_the_next_holder_learns_of_the_last_record_of_the_one_before(nodes: list[Node]) -> None:

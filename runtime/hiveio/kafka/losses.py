@@ -21,7 +21,7 @@ class Losses:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._logged_at, self._unlogged = 0.0, 0
+        self._logged_at, self._unlogged = float("-inf"), 0
 
     def refused(self, problem: Problem, reason: str, now: float) -> None:
         """Kafka refused a record for good; ``reason`` is what it said."""

@@ -267,12 +267,12 @@ class MemoryCache(Cache):
 
         return await self._call(script)
 
-    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        def script() -> tuple[Watermark | None, bool]:
+    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
+        def script() -> tuple[Watermark | None, str]:
             has, until = self.folds.get(partition, (holder, 0.0))
             if has == holder or until < time.monotonic():
                 self.folds[partition] = (holder, time.monotonic() + ttl_ms / 1000)
-            return self._watermark(partition), self.folds[partition][0] == holder
+            return self._watermark(partition), self.folds[partition][0]
 
         return await self._call(script)
 

@@ -27,11 +27,14 @@ SAMPLE = 20_000  # keys that are looked at when an instance starts
 
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
+MAILBOX_PACKETS = 100  # that wait in a mailbox; further ones are not put there
+MAILBOX_MS = 5_000  # after the last packet, a mailbox that nobody empties is dropped
 
 _READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE, _LISTED = (
     Script(name)
     for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look", "due", "listed")
 )
+_SEND, _TAKE = Script("send"), Script("take")
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -182,18 +185,18 @@ class Cache:
         moved, _ = await self.redis.call(_RESET, self.mark(partition), (), (found, to.text))
         return bool(moved == 1)
 
-    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        """The watermark, and whether the holder has the lease of the scope's publisher for the next ``ttl_ms``. With 0
-        it gives the lease back, if it has it."""
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
+        """The watermark, and who has the lease of the scope's leader: the holder, for the next ``ttl_ms``, unless
+        another one has it. With 0 the holder gives it back, if it has it."""
         return await self._lease(partition, f"{self.scope(partition)}:publisher", holder, ttl_ms)
 
-    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        """The watermark, and whether the holder is the one that folds this cache for the next ``ttl_ms``."""
+    async def lease_fold(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
+        """The watermark, and who folds this cache: the holder, for the next ``ttl_ms``, unless another one does."""
         return await self._lease(partition, f"{self.mark(partition)}:fold", holder, ttl_ms)
 
-    async def _lease(self, partition: int, key: str, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        text, has_lease = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
-        return Watermark.parse(text), bool(has_lease)
+    async def _lease(self, partition: int, key: str, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
+        text, found = await self.redis.call(_LEASE, self.mark(partition), (key,), (holder, ttl_ms))
+        return Watermark.parse(text), found.decode("utf-8", "replace")
 
     async def leader(self, partition: int) -> str:
         """The holder of the lease of the scope's publisher; "" if nobody has it."""
@@ -253,6 +256,30 @@ class Cache:
     @property
     def _instances(self) -> str:
         return f"hive:instances:{{{self._topic}/{self.topic_id}}}"
+
+    def mailbox(self, instance: str) -> str:
+        return f"hive:mail:{{{self._topic}/{self.topic_id}/{instance}}}"
+
+    def send(self, instance: str, packet: bytes, *, commands: bool) -> "asyncio.Future[bool]":
+        """Put a packet into the mailbox of an instance. False if it was not put there: because the mailbox is full,
+        or, where it has ``commands``, because the instance takes none from instances with these models."""
+        common = (self._meaning if commands else "", MAILBOX_PACKETS, MAILBOX_MS)
+        return self.redis.call(_SEND, self.mailbox(instance), common, (packet,), lambda batch, put: bool(put))
+
+    async def take_commands(self, instance: str, for_ms: int) -> None:
+        """Note that an instance takes commands of others for so long."""
+        await self.redis.execute("SET", f"{self.mailbox(instance)}:open", self._meaning, "PX", for_ms)
+
+    async def take_no_commands(self, instance: str) -> None:
+        await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")
+
+    async def receive(self, instance: str, wait_s: float) -> list[bytes]:
+        """Packets from the mailbox of an instance: those that are there, or with a time the first that comes in it."""
+        mailbox = self.mailbox(instance)
+        if not wait_s:
+            return list(await self.redis.call(_TAKE, mailbox, (), (MAILBOX_PACKETS,), lambda batch, found: found))
+        found = await self.redis.execute("BLPOP", mailbox, str(wait_s))
+        return [found[1]] if found else []
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove all keys of a generation."""

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, contained
+from hiveio.errors import Problem, Unavailable, Unknown, contained
 from hiveio.headers import trace_context
 from hiveio.transaction import faults
 from hiveio.transaction.process import Input
@@ -21,10 +21,24 @@ from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope
 
+MAY_BE_EXECUTED = "so the command may be executed. Ask GET /transactions/<transaction>."
+
+
+class Shared(NamedTuple):
+    """What an instance that executes the command of another one has to know: the key of its command id, and the end and
+    the time of the log before any record of it."""
+
+    key: str
+    started_at: IdRecord
+
 
 class InFlight:
-    """One command. It completes itself once, by ``answer`` or ``fail``: both end its ``future`` and call ``on_over``
-    with the outcome. ``needs`` are the aggregates that it is known to touch, ``attempts`` counts its retries so far.
+    """One command. It completes itself once, by ``answer``, ``pass_on`` or ``fail``: each ends its ``future`` and calls
+    ``on_over`` with the outcome. ``needs`` are the aggregates that it is known to touch, ``attempts`` counts its
+    retries so far.
+
+    A *shared* command is one that another instance may execute too. ``repeatable`` are those with an Idempotency-Key
+    and those that are shared: their id is looked up before they are executed, and every definite answer is on record.
     """
 
     def __init__(
@@ -37,15 +51,19 @@ class InFlight:
         on_over: Callable[["InFlight", str], None],
         passed: Sequence[tuple[str, bytes]] = (),
         input: Input | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """``passed`` are the headers of the request that its events have too. ``input`` says where it comes from, where
-        that is no client."""
+        that is no client, and ``shared`` what is known of it where another instance has forwarded it."""
         self.input = input
+        self.shared, self._given = shared is not None, shared
+        self.elsewhere = False  # another instance has it and has not declined it
         self.contract, self.envelope, self.scope, self.id, self.deadline = contract, envelope, scope, id, deadline
         self._on_over = on_over
         self._came_at = self._phase_at = time.monotonic()  # when its current phase began
         self.target = id.target
         self.keyed = envelope.key is not None
+        self.repeatable = self.keyed or self.shared
         self.hash = blake2b(envelope.body, digest_size=8).hexdigest() if self.keyed else ""
         self.trace = trace_context(envelope.headers)
         self.passed = passed
@@ -66,8 +84,9 @@ class InFlight:
     def begin(self) -> None:
         """Its scope is open, and it begins from what the scope knows now."""
         view = self.scope.view
-        self.id_absent_from = view.next  # no record from this offset on had its id when it was looked up
-        self.started_at = IdRecord(view.next, view.time, self.keyed)  # the end of the log before any record of it
+        # The end of the log before any record of it.
+        self.started_at = self._given.started_at if self._given else IdRecord(view.next, view.time, self.keyed)
+        self.id_absent_from = self.started_at.offset  # no record below this offset has its id
 
     def message(self) -> Any:
         """The message as it came, also for a second perform after the actor has changed the message that it was
@@ -98,6 +117,15 @@ class InFlight:
         return now - before
 
     # -- before its answer
+
+    def share(self) -> None:
+        """It is forwarded to another instance, which may execute it from now on."""
+        self.shared = self.repeatable = self.elsewhere = True
+
+    def unshare(self) -> None:
+        """The other instance has not executed it and never will."""
+        self.shared = self.elsewhere = False
+        self.repeatable = self.keyed
 
     def looked_up(self, offset: int) -> None:
         """Its id was not on record below this offset."""
@@ -164,8 +192,20 @@ class InFlight:
                 headers["Hive-Position"] = f"{self.scope.where}/{offset}"
             self.future.set_result(Outcome(encoded=self._body, headers=headers))
 
+    def pass_on(self, answer: Outcome | Problem) -> None:
+        """Give the answer that another instance has given."""
+        self._over("forwarded")
+        if self.future.done():
+            return
+        if isinstance(answer, Problem):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
+
     def fail(self, error: BaseException) -> None:
         error = contained(error)  # a future does not take a StopIteration
+        if self.elsewhere and isinstance(error, Unavailable):  # which says that nothing has happened
+            error = Unknown(f"Another instance has not answered, {MAY_BE_EXECUTED}", transaction=self.token)
         self._over(error.title if isinstance(error, Problem) else "fault")
         if not self.future.done():
             self.future.set_exception(error)

@@ -25,6 +25,7 @@ from hiveio.transaction.bounds import Bounds
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.following import Following
+from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.journal import fresh_ids
 from hiveio.transaction.lag import PublisherLag
 from hiveio.transaction.leadership import Leadership
@@ -151,6 +152,10 @@ class TransactionLog:
         drive = (self.engine.fire, self.engine.resume) if self._has_processes else (None, None)
         self._leadership = Leadership(self._outlets, self._cache, instance, self._end_offsets, *drive)
         self.scopes.on_open(self._leadership.begin)
+        self._forwarding = Forwarding(
+            self._cache, instance, by_name, self._leadership.leader, self.engine.submit, self.engine.execute
+        )
+        self.engine.forward_by(self._forwarding)
         published = [outlet.topic for outlet in self._outlets]
         self._following = Following(
             *(self.scopes, self._leadership, self._cache, self._end_offsets, s.log_topic, published),
@@ -207,7 +212,9 @@ class TransactionLog:
         """Answer the commands, publish the accepted events and release the locks, each within its share of the time."""
         share = self.settings.drain_timeout_ms / 1000 / 5
         if self._started:
+            await self._forwarding.take_no_commands()
             await self.engine.drain(2 * share)
+            await self._forwarding.stop()
         await self._brokers.stop()
         if self._started:
             await self._following.stop()

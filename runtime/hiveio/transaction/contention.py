@@ -28,6 +28,12 @@ class Contention:
         if len(self._recent) > MOST:
             self._turn()
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        if self._recent or self._older:
+            self._age()
+        return bool(self._recent or self._older)
+
     def __contains__(self, name: str) -> bool:
         if not (self._recent or self._older):
             return False

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from hiveio.errors import Problem, TooLarge
+from hiveio.errors import Problem, Rejected, TooLarge
 from hiveio.http.problem import encode_problem
 from hiveio.transaction.command import InFlight
 from hiveio.transaction.journal import RECORD_LIMIT
@@ -67,3 +67,11 @@ def check_passed(passed: Sequence[tuple[str, bytes]], events: int) -> None:
             f"The headers of EVENT_HEADERS would have {size} bytes in the {events} events of this command; at most "
             f"{RECORD_LIMIT} are allowed."
         )
+
+
+def problem_of(document: dict[str, Any], headers: dict[str, str]) -> Problem:
+    """The problem of a document, which was a refusal or another answer that nothing changes any more."""
+    found = Rejected(document.pop("detail", ""))
+    found.urn, found.title, found.status = document.pop("type"), document.pop("title"), document.pop("status")
+    found.members, found.headers = document, headers
+    return found

@@ -32,8 +32,9 @@ from hiveio.kafka.log_reader import LogReader
 from hiveio.transaction.access import Access
 from hiveio.transaction.actors import Actors
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.command import InFlight, Token, shown
+from hiveio.transaction.command import InFlight, Shared, Token, shown
 from hiveio.transaction.entry import CacheReply
+from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.lock import Redlock, Retries
 from hiveio.transaction.metrics import CommandMetrics, followed
 from hiveio.transaction.pending import Pending
@@ -46,6 +47,7 @@ from hiveio.transaction.quarantine import refusal
 from hiveio.transaction.reads import read
 from hiveio.transaction.record import CommandId, aggregate
 from hiveio.transaction.recovery import NOT_KNOWN_YET, Recovery
+from hiveio.transaction.rule import IdRecord
 from hiveio.transaction.scope import Scope
 from hiveio.transaction.scopes import Scopes
 from hiveio.transaction.tasks import Tasks
@@ -80,11 +82,16 @@ class Engine:
         self.pipelines = Pipelines(access, self._retries, self.work, metrics)
         self.recovery = Recovery(scopes, cache, reader, self.pipelines, self.tasks, self._timeout_s)
         self._performer = Performer(settings, self._actors, cache, lock, self.work, metrics, self.tasks, self._settled)
-        self.pipelines.serve(self._performer.perform, self.recovery.give_up)
+        self.pipelines.serve(self._perform, self.recovery.give_up)
+        self._forwarding: Forwarding | None = None
         self._lags_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self.resting = False  # the next sweep is that of an instance without work
         self._drained = False
+
+    def forward_by(self, forwarding: Forwarding) -> None:
+        """Forward commands from now on, where another instance should execute them."""
+        self._forwarding = forwarding
 
     def start(self, appender: Appender) -> None:
         self._scopes.on_open(lambda scope: scope.journal.start(appender))
@@ -92,12 +99,14 @@ class Engine:
 
     # -- a command
 
-    def submit(self, contract: Contract, envelope: Envelope, input: Input | None = None) -> InFlight:
+    def submit(
+        self, contract: Contract, envelope: Envelope, input: Input | None = None, shared: Shared | None = None
+    ) -> InFlight:
         """Take a command, or the input of a process. Its future ends with its outcome or a Problem, after
         REQUEST_TIMEOUT at the latest.
 
         An input has no Idempotency-Key: its process knows for ever whether it has taken it. So whatever was answered,
-        it may be given again, and then has its effect once.
+        it may be given again, and then has its effect once. ``shared`` belongs to the command of another instance.
         """
         scope = self._used(contract, envelope.id)
         if reason := self._cache.away(scope.partition):
@@ -109,11 +118,11 @@ class Engine:
         if (open := self.pipelines.get(name)) is not None and len(open.queue) >= QUEUE:
             raise Unavailable(f"{QUEUE} commands wait for {shown(name)}. Try again later.")
         passed = self._passed.of(envelope.headers) if self._passed else ()
-        id = CommandId.of(name, key or scope.journal.fresh(), envelope.identity)
+        id = CommandId.of(name, shared.key if shared else key or scope.journal.fresh(), envelope.identity)
         if key is not None and id.text in self.keys_in_work:
             raise Conflict(f"A command with Idempotency-Key {key!r} is in work.", headers={"Retry-After": "1"})
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        command = InFlight(contract, envelope, scope, id, deadline, self._over, passed, input)
+        command = InFlight(contract, envelope, scope, id, deadline, self._over, passed, input, shared)
         self.work.take(command)
         if self.resting:
             self._sweep_in(SWEEP_S)
@@ -169,9 +178,15 @@ class Engine:
             self._enter(command)
 
     def _enter(self, command: InFlight) -> None:
+        """Give the command to the instance that executes it: another one, or this one."""
+        if self._forwarding is None or not self._forwarding.takes(command):
+            self.execute(command)
+
+    def execute(self, command: InFlight) -> None:
         """Give the command to the pipeline of its aggregate."""
         pipeline = self.pipelines.of(command.scope, command.target)
-        if not command.keyed:
+        # The id of one that is shared and has no key was fresh, so the view has all that there is to know of it.
+        if not (command.keyed or (command.shared and command.scope.view.ids_from > command.started_at.offset)):
             pipeline.push(command)
             return
         pipeline.expect(soon=True)  # so the aggregate is locked and read in the same round trip
@@ -192,6 +207,18 @@ class Engine:
             pipeline.arrived(command)
             return
         pipeline.arrived(None)
+
+    def _perform(self, pipeline: Pipeline, command: InFlight) -> None:
+        """Perform a command on the tip of its pipeline, unless it is shared and another instance was faster."""
+        if command.shared:
+            view = command.scope.view
+            if (found := view.id_record(command.id.text)) is not None:
+                self.recovery.repeat(command, found)
+                return
+            if not view.remembers(command.started_at, IdRecord(view.next, view.time, command.keyed)):
+                command.fail(Unavailable("The command has waited for too long. Try again."))
+                return
+        self._performer.perform(pipeline, command)
 
     def _settled(self, command: InFlight, pending: Pending, verdict: bool | None, offset: int) -> None:
         """The record of a command is read back: accepted, void, or (None) nobody can say."""
@@ -215,7 +242,7 @@ class Engine:
         elif command.attempts > self._retries.count:
             text = f"{shown(command.target)} was changed by others {command.attempts} times. Try again later."
             self.recovery.give_up(command, Conflict(text))
-        else:
+        elif self._forwarding is None or not self._forwarding.takes(command):
             self.pipelines.of(command.scope, command.target).perform_again(command)
 
     def _over(self, command: InFlight, outcome: str) -> None:
@@ -298,6 +325,8 @@ class Engine:
             self.expire(command)
         for scope in self._scopes:
             scope.journal.check_lateness()
+        if self._forwarding is not None:
+            self._forwarding.look(self._scopes)
         self._metrics.flush(len(self.work.open), self._performer.abandoned)
         if now >= self._lags_at:
             self._lags_at = now + LAGS_S

@@ -49,6 +49,7 @@ class Leader:
     def __init__(self, scope: Scope, cache: Cache, holder: str, duties: Sequence[Duty]) -> None:
         """``holder`` names this instance."""
         self._scope, self._cache, self._holder, self._duties = scope, cache, holder, duties
+        self.name = ""  # who leads the scope, as this instance has learned last
         self._renewed_at = 0.0  # 0 while it does not lead
         self._refused_at = float("-inf")  # when it last learned that another instance has the lease
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +142,8 @@ class Leader:
         if self._renewed_at and now - self._renewed_at < RENEW_S:
             return True
         mirror, before = self._scope.mirror, self._scope.mirror.watermark
-        watermark, has_lease = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
+        watermark, self.name = await self._cache.lease(self._scope.partition, self._holder, LEASE_MS)
+        has_lease = self.name == self._holder
         if mirror.watermark.generation == before.generation:
             # In this way an instance without other work notices that the cache is lost.
             mirror.observe_watermark(watermark, before.offset)

@@ -58,6 +58,11 @@ class Leadership:
         self._scopes[scope] = _Of(leader, publishers, duties)
         leader.start()
 
+    def leader(self, scope: Scope) -> str:
+        """The name of the instance that leads a scope, as this one has learned last; "" where it does not know."""
+        each = self._scopes.get(scope)
+        return each.leader.name if each is not None else ""
+
     async def leave(self, scope: Scope) -> bool:
         """Lead a scope no more, and note that it is at rest if this instance led it. Returns False, and goes on, where
         there is work left."""

@@ -274,7 +274,7 @@ class Performer:
             chained = chained or entry.head in pending or entry.at > following
         for emitted in raw.values():
             has_events = has_events or bool(emitted)
-        if not (has_events or step or cause or command.keyed or chained) and command.attempts < UNRECORDED:
+        if not (has_events or step or cause or command.repeatable or chained) and command.attempts < UNRECORDED:
             command.decided(refusal)
             pipeline, heads = tx.pipelines[target], {name: entry.head for name, entry in tx.entries.items()}
             pipeline.expect()

@@ -83,7 +83,7 @@ class Presence:
             pass  # it is forgotten later
 
     async def _run(self) -> None:
-        s, started, tidied = self._settings, time.time(), 0.0
+        s, started, tidied = self._settings, time.time(), float("-inf")
         host = await blocking(_address) if ip_address(s.bind).is_unspecified else s.bind
         while True:
             try:

@@ -66,7 +66,8 @@ class Rebuild:
 
     async def _renew(self) -> Watermark | None:
         self._renewed_at = asyncio.get_running_loop().time()
-        watermark, self.folds = await self._cache.lease_fold(self._partition, self._all.holder, LEASE_MS)
+        watermark, name = await self._cache.lease_fold(self._partition, self._all.holder, LEASE_MS)
+        self.folds = name == self._all.holder
         return watermark
 
     def over(self) -> None:

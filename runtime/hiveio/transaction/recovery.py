@@ -14,12 +14,13 @@ from typing import Any
 
 from msgspec import Raw
 
-from hiveio.errors import Conflict, KeyReused, Problem, Rejected, Unavailable, Unknown, backend_away
+from hiveio.errors import Conflict, KeyReused, Problem, Unavailable, Unknown, backend_away
 from hiveio.kafka.log_reader import LogReader
 from hiveio.outages import EVERY_S
 from hiveio.transaction import record as records
 from hiveio.transaction.cache import Cache
-from hiveio.transaction.command import InFlight, answer_body, shown
+from hiveio.transaction.command import MAY_BE_EXECUTED, InFlight, answer_body, shown
+from hiveio.transaction.decision import problem_of
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.pipelines import Pipelines
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record
@@ -65,7 +66,7 @@ class Recovery:
 
     def give_up(self, command: InFlight, problem: Problem) -> None:
         """The command is out of retries and has no record in flight: it was not executed, and it will not be."""
-        if isinstance(problem, Conflict) and command.keyed:
+        if isinstance(problem, Conflict) and command.repeatable:
             self._tasks.spawn(self._answer(command, self._close(command, problem)))
         else:
             command.fail(problem)
@@ -78,10 +79,8 @@ class Recovery:
         problem: Problem
         within = "before this instance ended" if drained else f"within {self._timeout_s:.0f} s"
         name = shown(command.target)
-        if command.maybe_recorded:
-            text = (
-                f"There was no verdict {within}, so the command may be executed. Ask GET /transactions/<transaction>."
-            )
+        if command.maybe_recorded or command.elsewhere:
+            text = f"There was no verdict {within}, {MAY_BE_EXECUTED}"
             problem = Unknown(text, transaction=command.token)
         elif command.scope.opening:
             problem = command.scope.unavailable()
@@ -118,7 +117,7 @@ class Recovery:
             raise Conflict("This Idempotency-Key is closed: its command was not executed and never will be.")
         if record.hash != command.hash:
             raise KeyReused(f"Idempotency-Key {command.id.given!r} was used before with another body.")
-        refusal = _refusal(dict(record.refusal), record.headers) if record.refusal else None
+        refusal = problem_of(dict(record.refusal), record.headers) if record.refusal else None
         write = record.writes[0]
         has_events = any(each.events for each in record.writes)
         command.decided(refusal, write.events, write.version + len(write.events), has_events)
@@ -267,11 +266,3 @@ class Recovery:
                 before = pending.target == name and pending.entries[name].at <= offset
                 if before and scope.journal.take(pending.tx):
                     pending.settled(pending, False, -1)
-
-
-def _refusal(problem: dict[str, Any], headers: dict[str, str]) -> Problem:
-    """The problem that a record holds."""
-    refusal = Rejected(problem.pop("detail", ""))
-    refusal.urn, refusal.title, refusal.status = problem.pop("type"), problem.pop("title"), problem.pop("status")
-    refusal.members, refusal.headers = problem, headers
-    return refusal

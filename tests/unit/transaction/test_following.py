@@ -209,12 +209,11 @@ class Leases:
         self.notes: dict[int, tuple[int, ...]] = {}
         self.away = False
 
-    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
+    async def lease(self, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
         await asyncio.sleep(0)
-        if self.holder not in ("", holder):
-            return (await self.service.cache.watermark(partition)).watermark, False
-        self.holder = "" if ttl_ms == 0 else holder
-        return (await self.service.cache.watermark(partition)).watermark, True
+        if self.holder in ("", holder):
+            self.holder = "" if ttl_ms == 0 else holder
+        return (await self.service.cache.watermark(partition)).watermark, self.holder
 
     async def note_rest(self, partition: int, log_end: int, ends: Sequence[int]) -> None:
         if self.away:
