@@ -294,10 +294,9 @@ def test_lock_nodes_a_minority_of_which_is_away(processor: Make, count: int) -> 
 def test_a_start_that_would_be_unsafe_ends_with_one_line(
     processor: Make, environ: dict[str, str], code: int, line: str
 ) -> None:
-    topic = {"EVENT_STORE_TOPIC": "test-started"}
-    with processor(**topic):
+    with processor():
         pass
-    with processor(**topic | environ, wait=False) as role:
+    with processor(**environ, wait=False) as role:
         assert role.ended(30) == code, role.text()
     assert line in role.text()
     assert len(role.errors) == 1, role.text()

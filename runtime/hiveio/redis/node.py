@@ -28,7 +28,7 @@ from hiveio.redis.client import AWAY, TIMEOUT_S, Redis, Refusal
 from hiveio.redis.script import Argument, Batch, Key, Parse, Queue, Script, fail
 
 logger = logging.getLogger("hiveio.redis")
-CONNECTIONS = 4
+CONNECTIONS = 5  # one for the scripts, and one waits for a mailbox as a rule
 AWAY_S = 1.0
 FORGET_S = 10.0  # without a call after which nobody knows whether a server is still away
 REPORT_S = 30.0  # between two log lines that say the same about what Redis refuses

@@ -139,8 +139,9 @@ class Forwarding:
 
     def _answered(self, peer: _Peer, answer: Answer) -> None:
         if answer.outcome not in (ACCEPTED, REFUSED):
-            peer.avoided_until = asyncio.get_running_loop().time() + AVOIDED_S
-            self._come_back(peer, answer.number, answer.outcome == DECLINED)
+            if declined := answer.outcome == DECLINED:
+                peer.avoided_until = asyncio.get_running_loop().time() + AVOIDED_S
+            self._come_back(peer, answer.number, declined)
         elif (command := peer.waiting.pop(answer.number, None)) is not None and not command.over:
             # One that came back is executed here, and answered by that.
             if answer.outcome == REFUSED:
