@@ -87,6 +87,7 @@ class TransactionLog:
         self.engine: Engine
         self.scopes = Scopes()
         self._outlets: list[Outlet] = []
+        self._forwarding: Forwarding | None = None
         self._has_processes = any(contract.process for contract in contracts)
         self._needs_format = PROCESSES if self._has_processes or settings.command_topics else FIRST_FORMAT
         self._nodes: list[Redis] = []
@@ -152,10 +153,12 @@ class TransactionLog:
         drive = (self.engine.fire, self.engine.resume) if self._has_processes else (None, None)
         self._leadership = Leadership(self._outlets, self._cache, instance, self._end_offsets, *drive)
         self.scopes.on_open(self._leadership.begin)
-        self._forwarding = Forwarding(
-            self._cache, instance, by_name, self._leadership.leader, self.engine.submit, self.engine.execute
-        )
-        self.engine.forward_by(self._forwarding)
+        if not s.auth_jwks_url:  # else whoever may write to Redis could send commands in the name of anybody
+            engine = self.engine
+            self._forwarding = Forwarding(
+                self._cache, instance, by_name, self._leadership.leader, engine.submit, engine.execute
+            )
+            engine.forward_by(self._forwarding)
         published = [outlet.topic for outlet in self._outlets]
         self._following = Following(
             *(self.scopes, self._leadership, self._cache, self._end_offsets, s.log_topic, published),
@@ -212,9 +215,11 @@ class TransactionLog:
         """Answer the commands, publish the accepted events and release the locks, each within its share of the time."""
         share = self.settings.drain_timeout_ms / 1000 / 5
         if self._started:
-            await self._forwarding.take_no_commands()
+            if self._forwarding is not None:
+                await self._forwarding.take_no_commands()
             await self.engine.drain(2 * share)
-            await self._forwarding.stop()
+            if self._forwarding is not None:
+                await self._forwarding.stop()
         await self._brokers.stop()
         if self._started:
             await self._following.stop()

@@ -6,8 +6,8 @@ sends a command again to another instance: the command id keeps it from being ex
 or late. Modelled in Forward.tla.
 
 The instance executes the command itself, under the lock, where the leader takes none, declines or is silent. What the
-leader has of it may still be executed then, so the command is *shared*: see InFlight. What is secret stays here: a
-command of a caller that was authenticated, or whose actor may look at its credentials, is not forwarded.
+leader has of it may still be executed then, so the command is *shared*: see InFlight. A command whose actor may look
+at credentials is not forwarded.
 """
 
 import asyncio
@@ -247,14 +247,15 @@ def _may_leave(command: InFlight) -> bool:
         command.shared
         or command.input is not None
         or envelope.conditions is not None
-        or envelope.identity is not None
         or len(envelope.body) > BODY_BYTES
         or ((contract.wants_context or command.passed) and not SECRET.isdisjoint(envelope.headers))
     )
 
 
 def _headers(command: InFlight) -> tuple[tuple[str, bytes], ...]:
-    return tuple([(name, value) for name, value in command.envelope.headers.pairs if value and name not in SECRET])
+    return tuple(
+        [(name, value) for name, value in command.envelope.headers.pairs if value is not None and name not in SECRET]
+    )
 
 
 def _answer(number: int, future: "asyncio.Future[Outcome]") -> Answer:
