@@ -270,6 +270,11 @@ class Cache:
         """Note that an instance takes commands of others for so long."""
         await self.redis.execute("SET", f"{self.mailbox(instance)}:open", self._meaning, "PX", for_ms)
 
+    async def takes_commands(self, instance: str) -> bool:
+        """Whether an instance takes commands of others that have the same models."""
+        found = await self.redis.execute("GET", f"{self.mailbox(instance)}:open")
+        return bool(found == self._meaning.encode())
+
     async def take_no_commands(self, instance: str) -> None:
         await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")
 

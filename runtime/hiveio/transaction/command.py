@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, Unavailable, Unknown, contained
+from hiveio.errors import Problem, SeveralScopes, TooLarge, Unavailable, Unknown, contained
 from hiveio.headers import trace_context
 from hiveio.transaction import faults
 from hiveio.transaction.process import Input
@@ -204,7 +204,7 @@ class InFlight:
 
     def fail(self, error: BaseException) -> None:
         error = contained(error)  # a future does not take a StopIteration
-        if self.elsewhere and isinstance(error, Unavailable):  # which says that nothing has happened
+        if self.elsewhere and isinstance(error, Unavailable | TooLarge | SeveralScopes):  # nothing has happened
             error = Unknown(f"Another instance has not answered, {MAY_BE_EXECUTED}", transaction=self.token)
         self._over(error.title if isinstance(error, Problem) else "fault")
         if not self.future.done():

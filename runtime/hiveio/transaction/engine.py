@@ -81,8 +81,10 @@ class Engine:
         access = Access(cache, lock, self._timeout_s)
         self.pipelines = Pipelines(access, self._retries, self.work, metrics)
         self.recovery = Recovery(scopes, cache, reader, self.pipelines, self.tasks, self._timeout_s)
-        self._performer = Performer(settings, self._actors, cache, lock, self.work, metrics, self.tasks, self._settled)
-        self.pipelines.serve(self._perform, self.recovery.give_up)
+        self._performer = Performer(
+            settings, self._actors, cache, lock, self.work, metrics, self.tasks, self._settled, self._may_perform
+        )
+        self.pipelines.serve(self._performer.perform, self.recovery.give_up)
         self._forwarding: Forwarding | None = None
         self._lags_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -208,17 +210,33 @@ class Engine:
             return
         pipeline.arrived(None)
 
-    def _perform(self, pipeline: Pipeline, command: InFlight) -> None:
-        """Perform a command on the tip of its pipeline, unless it is shared and another instance was faster."""
-        if command.shared:
-            view = command.scope.view
-            if (found := view.id_record(command.id.text)) is not None:
-                self.recovery.repeat(command, found)
-                return
-            if not view.remembers(command.started_at, IdRecord(view.next, view.time, command.keyed)):
-                command.fail(Unavailable("The command has waited for too long. Try again."))
-                return
-        self._performer.perform(pipeline, command)
+    # -- a shared command
+
+    def _may_perform(self, pipeline: Pipeline, command: InFlight) -> bool:
+        """Whether a shared command may be performed on the tip of its pipeline: no record before the state that the tip
+        has can be one of this command. Each line that looks odd closes a hole that TLC found: see Forward.tla."""
+        view, tip = command.scope.view, pipeline.latest()
+        if (found := view.id_record(command.id.text)) is not None:
+            self.recovery.repeat(command, found)
+        elif not view.remembers(command.started_at, IdRecord(view.next, view.time, command.keyed)):
+            command.fail(Unavailable("The command has waited for too long. Try again."))
+        elif view.ids_from > command.id_absent_from or (tip is not None and tip.at > view.next):
+            pipeline.expect()
+            self.tasks.spawn(self._look_up_again(pipeline, command, tip.at if tip is not None else view.next))
+        else:
+            return True
+        return False
+
+    async def _look_up_again(self, pipeline: Pipeline, command: InFlight, offset: int) -> None:
+        """Look its id up in all records below an offset, once they are judged."""
+        try:
+            await command.scope.reach(offset)
+        except Exception as error:  # whatever it is, the pipeline must not go on waiting for this command
+            command.fail(error)
+            pipeline.arrived(None)
+        else:
+            reply = self._cache.read(command.scope.partition, "", command.id.text)
+            reply.add_done_callback(partial(self._looked_up, pipeline, command))
 
     def _settled(self, command: InFlight, pending: Pending, verdict: bool | None, offset: int) -> None:
         """The record of a command is read back: accepted, void, or (None) nobody can say."""

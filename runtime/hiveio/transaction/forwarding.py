@@ -37,12 +37,15 @@ logger = logging.getLogger("hiveio.forwarding")
 BODY_BYTES = 65_536  # of a command; larger ones are not forwarded
 SECRET = frozenset({"authorization", "proxy-authorization", "cookie"})  # headers
 OPEN_S = 20.0  # for which the mailbox is looked into after several instances were seen at work
-LOOK_S = 0.1  # between two looks at who is silent
-WORKING_S = 0.3  # without an answer, after which an instance says that it is at work
-SILENT_S = 1.0  # without a word, after which the commands given to an instance are executed here
+LOOK_S = 0.1  # between two looks at what has no answer
+WORKING_S = 0.3  # after which an instance says that it is at work on a command, and again after as long
+SILENT_S = 1.0  # without a word of a command, after which it is executed here
+TAKES_S = 1.0  # for which an instance is known to take commands, since it has said so or was heard of
+CLOSED_S = 0.3  # until one that takes none is asked again
 AVOIDED_S = 2.0  # for which nothing is forwarded to an instance that was silent or declined
+PEERS = 1_000  # instances that are remembered
 
-ACCEPTED, REFUSED, DECLINED, UNKNOWN = "accepted", "refused", "declined", "unknown"
+ACCEPTED, REFUSED, DECLINED, UNKNOWN, WORKING = "accepted", "refused", "declined", "unknown", "working"
 
 _document = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -53,15 +56,25 @@ class Submit(Protocol):
     def __call__(self, contract: Contract, envelope: Envelope, *, shared: Shared) -> InFlight: ...
 
 
+class _At:
+    """A command that is executed for another instance, or by it. ``told_at``: when that instance was told of it, or
+    has told."""
+
+    __slots__ = ("command", "told_at")
+
+    def __init__(self, command: InFlight, told_at: float) -> None:
+        self.command, self.told_at = command, told_at
+
+
 class _Peer:
     """Another instance, as far as commands go to it or come from it."""
 
-    def __init__(self, now: float) -> None:
-        self.waiting: dict[int, InFlight] = {}  # forwarded to it, by their numbers
-        self.heard_at = now  # when it was heard of, or when the first of these was sent
-        self.avoided_until = 0.0
-        self.given: dict[int, InFlight] = {}  # that it has forwarded to this instance
-        self.told_at = now  # when it was told something
+    def __init__(self) -> None:
+        self.waiting: dict[int, _At] = {}  # forwarded to it, by their numbers
+        self.takes_until = self.avoided_until = 0.0
+        self.asked: asyncio.Task[None] | None = None  # whether it takes commands
+        self.given: dict[int, _At] = {}  # that it has forwarded to this instance
+        self.latest = 0  # the highest number among these: a packet may come twice, and a command is taken once
 
 
 class Forwarding:
@@ -78,7 +91,8 @@ class Forwarding:
     ) -> None:
         """``leader`` names the instance that leads a scope, as far as is known. ``submit`` takes a command of another
         instance; ``execute`` executes one here that was forwarded or should have been."""
-        self._contracts, self._leader, self._submit, self._execute = contracts, leader, submit, execute
+        self._cache, self._contracts, self._leader = cache, contracts, leader
+        self._submit, self._execute = submit, execute
         self._mailbox = Mailbox(cache, instance, OPEN_S, self._taken)
         self._peers: dict[str, _Peer] = {}
         self._count = 0
@@ -102,6 +116,10 @@ class Forwarding:
     async def stop(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
+        asked = [peer.asked for peer in self._peers.values() if peer.asked is not None]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
         await self._mailbox.stop()
 
     # -- to another instance
@@ -114,14 +132,15 @@ class Forwarding:
         leader = self._leader(command.scope)
         if not leader or leader == self._mailbox.instance:
             return False
-        now = asyncio.get_running_loop().time()
-        peer = self._peer(leader, now)
+        now, peer = asyncio.get_running_loop().time(), self._peer(leader)
         if now < peer.avoided_until:
             return False
-        if not peer.waiting:
-            peer.heard_at = now
+        if now >= peer.takes_until:
+            if peer.asked is None:
+                peer.asked = asyncio.ensure_future(self._ask(leader, peer))
+            return False
         self._count += 1
-        peer.waiting[self._count] = command
+        peer.waiting[self._count] = _At(command, now)
         command.share()
         packed = Forwarded(
             self._count, command.contract.name, command.envelope.id, command.id.key, command.keyed,
@@ -132,41 +151,63 @@ class Forwarding:
         self._look_later()
         return True
 
-    def _not_sent(self, peer: _Peer, number: int, certain: bool) -> None:
-        """The command could not be put into the mailbox of that instance, or nobody knows whether it was."""
-        peer.avoided_until = asyncio.get_running_loop().time() + AVOIDED_S
-        self._come_back(peer, number, certain)
+    async def _ask(self, name: str, peer: _Peer) -> None:
+        """Ask whether that instance takes commands."""
+        takes = False
+        try:
+            takes = await self._cache.takes_commands(name)
+        except Unavailable:
+            pass
+        finally:
+            peer.asked = None
+        now = asyncio.get_running_loop().time()
+        peer.takes_until, peer.avoided_until = (now + TAKES_S, 0.0) if takes else (0.0, now + CLOSED_S)
 
-    def _answered(self, peer: _Peer, answer: Answer) -> None:
-        if answer.outcome not in (ACCEPTED, REFUSED):
-            if declined := answer.outcome == DECLINED:
-                peer.avoided_until = asyncio.get_running_loop().time() + AVOIDED_S
-            self._come_back(peer, answer.number, declined)
-        elif (command := peer.waiting.pop(answer.number, None)) is not None and not command.over:
-            # One that came back is executed here, and answered by that.
+    def _not_sent(self, peer: _Peer, number: int) -> None:
+        """The command was not put into the mailbox of that instance, or nobody knows whether it was."""
+        self._avoid(peer)
+        self._come_back(peer, number)
+
+    @staticmethod
+    def _avoid(peer: _Peer) -> None:
+        peer.takes_until, peer.avoided_until = 0.0, asyncio.get_running_loop().time() + AVOIDED_S
+
+    def _answered(self, peer: _Peer, answer: Answer, now: float) -> None:
+        waiting = peer.waiting.get(answer.number)
+        if waiting is None or waiting.command.over:  # one that came back is executed here, and answered by that
+            peer.waiting.pop(answer.number, None)
+        elif answer.outcome == WORKING:
+            waiting.told_at = now
+        elif answer.outcome == DECLINED:
+            self._avoid(peer)
+            waiting.command.unshare()
+            self._come_back(peer, answer.number)
+        elif answer.outcome == UNKNOWN:
+            self._come_back(peer, answer.number)
+        else:
+            del peer.waiting[answer.number]
             if answer.outcome == REFUSED:
-                command.pass_on(problem_of(_document(answer.body), answer.headers))
+                waiting.command.pass_on(problem_of(_document(answer.body), answer.headers))
             else:
-                command.pass_on(Outcome(encoded=answer.body, headers=answer.headers))
+                waiting.command.pass_on(Outcome(encoded=answer.body, headers=answer.headers))
 
-    def _come_back(self, peer: _Peer, number: int, certain: bool) -> None:
-        """The command is executed here. If it is ``certain``, nobody else has executed it or will."""
-        command = peer.waiting.pop(number, None)
-        if command is None or command.over:
-            return
-        if certain:
-            command.unshare()
-        self._execute(command)
+    def _come_back(self, peer: _Peer, number: int) -> None:
+        """The command is executed here, by the other instance too perhaps."""
+        waiting = peer.waiting.pop(number, None)
+        if waiting is not None and not waiting.command.over:
+            self._execute(waiting.command)
 
     # -- from another instance
 
     def _taken(self, packet: Packet) -> None:
-        peer = self._peer(packet.sender, now := asyncio.get_running_loop().time())
-        peer.heard_at = now
+        now, peer = asyncio.get_running_loop().time(), self._peer(packet.sender)
+        if packet.answers:
+            peer.takes_until = now + TAKES_S
         for answer in packet.answers:
-            self._answered(peer, answer)
+            self._answered(peer, answer, now)
         for command in packet.commands:
-            if command.number not in peer.given:  # a packet may come twice
+            if command.number > peer.latest:
+                peer.latest = command.number
                 self._begin(packet.sender, peer, command)
         if peer.given:
             self._look_later()
@@ -195,20 +236,21 @@ class Forwarding:
             return
         finally:
             request_id.reset(token)
-        peer.given[given.number] = command
+        peer.given[given.number] = _At(command, asyncio.get_running_loop().time())
         command.future.add_done_callback(partial(self._done, sender, peer, given.number))
 
     def _done(self, sender: str, peer: _Peer, number: int, future: "asyncio.Future[Outcome]") -> None:
         del peer.given[number]
-        peer.told_at = asyncio.get_running_loop().time()
         self._mailbox.answer(sender, _answer(number, future))
 
     # -- time
 
-    def _peer(self, name: str, now: float) -> _Peer:
+    def _peer(self, name: str) -> _Peer:
         peer = self._peers.get(name)
         if peer is None:
-            peer = self._peers[name] = _Peer(now)
+            if len(self._peers) >= PEERS:
+                self._peers = {known: each for known, each in self._peers.items() if each.waiting or each.given}
+            peer = self._peers[name] = _Peer()
         return peer
 
     def _look_later(self) -> None:
@@ -216,20 +258,19 @@ class Forwarding:
             self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Execute here what was given to instances that are silent, and tell the others that this one is at work."""
+        """Execute here what others are silent about, and tell them what this instance is at work on."""
         self._looking = None
         now = asyncio.get_running_loop().time()
-        for name, peer in list(self._peers.items()):
-            if peer.given and now - peer.told_at > WORKING_S:
-                peer.told_at = now
-                self._mailbox.answer(name)
-            if peer.waiting and now - peer.heard_at > SILENT_S:
+        for name, peer in self._peers.items():
+            for number, given in peer.given.items():
+                if now - given.told_at > WORKING_S:
+                    given.told_at = now
+                    self._mailbox.answer(name, Answer(number, WORKING))
+            if silent := [number for number, each in peer.waiting.items() if now - each.told_at > SILENT_S]:
                 self._log_silence(name, now)
-                peer.avoided_until = now + AVOIDED_S
-                for number in list(peer.waiting):
-                    self._come_back(peer, number, certain=False)
-            if not (peer.waiting or peer.given) and now > peer.avoided_until + OPEN_S:
-                del self._peers[name]
+                self._avoid(peer)
+                for number in silent:
+                    self._come_back(peer, number)
         if any(peer.waiting or peer.given for peer in self._peers.values()):
             self._mailbox.open()
             self._look_later()

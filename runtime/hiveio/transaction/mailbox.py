@@ -55,7 +55,7 @@ class Answer(Struct, frozen=True, array_like=True):
 
 
 class Packet(Struct, frozen=True, array_like=True):
-    """What one instance sends another at once. One without content says that the sender is at work."""
+    """What one instance sends another at once."""
 
     sender: str
     commands: tuple[Forwarded, ...] = ()
@@ -63,7 +63,7 @@ class Packet(Struct, frozen=True, array_like=True):
 
 
 T = TypeVar("T")
-Failed = Callable[[bool], None]  # called with whether what was to be sent is certainly not in the mailbox
+Failed = Callable[[], None]  # called where a command was not put into the mailbox, or perhaps not
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Packet).decode
 
@@ -109,9 +109,9 @@ class Mailbox:
         self._commands.setdefault(to, []).append((command, failed))
         self._flush_soon()
 
-    def answer(self, to: str, *answers: Answer) -> None:
-        """The same for answers; without any it says that this instance is at work."""
-        self._answers.setdefault(to, []).extend(answers)
+    def answer(self, to: str, answer: Answer) -> None:
+        """The same for answers."""
+        self._answers.setdefault(to, []).append(answer)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -135,11 +135,9 @@ class Mailbox:
 
     @staticmethod
     def _sent(failed: Sequence[Failed], sent: "asyncio.Future[bool]") -> None:
-        if sent.exception() is None and sent.result():
-            return
-        certain = sent.exception() is None  # else the script may have run
-        for each in failed:
-            each(certain)
+        if sent.exception() is not None or not sent.result():
+            for each in failed:
+                each()
 
     # -- what comes
 
@@ -192,4 +190,4 @@ def _parts(items: Sequence[T], size: Callable[[T], int]) -> list[list[T]]:
             room = PACKET_BYTES
         parts[-1].append(item)
         room -= size(item)
-    return parts or [[]]
+    return parts

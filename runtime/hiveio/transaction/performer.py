@@ -68,8 +68,10 @@ class Performer:
         metrics: CommandMetrics,
         tasks: Tasks,
         settled: Settled,
+        may_perform: Callable[[Pipeline, InFlight], bool],
     ) -> None:
-        """``settled`` is called with the verdict of each record."""
+        """``settled`` is called with the verdict of each record. ``may_perform`` says whether a shared command may be
+        performed on the tip; otherwise it takes care of the command."""
         self._retry_count, self._lock_ttl_ms, self._token = (
             settings.lock_retry_count,
             settings.lock_ttl_ms,
@@ -77,10 +79,13 @@ class Performer:
         )
         self._actors, self._cache, self._work = actors, cache, work
         self._metrics, self._tasks, self._settled = metrics, tasks, settled
+        self._may_perform = may_perform
         self._abandoned: set[asyncio.Task[None]] = set()  # they are cancelled and have not ended
 
     def perform(self, pipeline: Pipeline, command: InFlight) -> None:
         """Run the actor on the tip of its aggregate, and append its decision."""
+        if command.shared and not self._may_perform(pipeline, command):
+            return
         self._metrics.begin.observe(command.next_phase())
         if command.contract.is_async:
             self._wait(pipeline, command)
@@ -145,6 +150,8 @@ class Performer:
             for _ in range(REPEATS):
                 error: Exception | None = None
                 first_run = perform.tx is None
+                if first_run and command.shared and not self._may_perform(pipeline, command):
+                    return
                 if first_run and pipeline.contended:
                     raise LockBusy(f"other instances work on {pipeline.aggregate}")
                 tx = perform.tx or self._begin(pipeline, command)
