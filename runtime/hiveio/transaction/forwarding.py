@@ -142,6 +142,7 @@ class Forwarding:
         self._count += 1
         peer.waiting[self._count] = _At(command, now)
         command.share()
+        command.scope.contention.forward(command.id.text)
         packed = Forwarded(
             self._count, command.contract.name, command.envelope.id, command.id.key, command.keyed,
             command.started_at.offset, command.started_at.time, request_id.get(), command.envelope.body,

@@ -35,7 +35,7 @@ from hiveio.transaction.predecessors import Predecessors
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
-from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Record, written
+from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Record
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdWindow, Writer
 from hiveio.transaction.view import View
@@ -368,7 +368,7 @@ class Scope:
     def _settle(self, message: LogRecord, record: Record, pending: Pending | None, effects: Effects) -> None:
         verdict = effects.verdict
         if self._live and (pending is None or verdict is False):
-            self.contention.note(written(record))
+            self.contention.met(record)
         if pending is not None:
             if faults.armed and isinstance(record, Commit):
                 faults.hit("judged", record.command.target)

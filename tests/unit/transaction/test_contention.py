@@ -12,6 +12,7 @@ from hiveio.errors import Conflict, Rejected
 from hiveio.transaction import applier, predecessors, view
 from hiveio.transaction.contention import MOST, REMEMBERED_S, Contention
 from hiveio.transaction.entry import CacheReply
+from hiveio.transaction.record import Barrier, CommandId, Commit, Write
 from tests.faults.actors import AccountActor, Deposit, Think, Transfer, Withdraw, Witness
 from tests.unit.transaction.test_engine import cluster, hold, until
 
@@ -36,6 +37,23 @@ def test_an_aggregate_is_forgotten_after_its_time_and_many_at_once_are_bounded()
     assert str(5 * MOST - 1) in contention
     now = 5 * REMEMBERED_S
     assert str(5 * MOST - 1) not in contention
+
+
+def test_what_another_instance_does_for_this_one_is_no_contention() -> None:
+    now = 0.0
+    contention = Contention(lambda: now)
+    ours, others = (Commit(CommandId("A/a", key), (Write("A/a", "", 0),)) for key in ("1", "2"))
+    contention.forward(ours.command.text)
+    contention.met(ours)
+    assert not contention
+    contention.met(others)
+    assert "A/a" in contention
+    contention.met(Barrier(("A/b",)))
+    assert "A/b" in contention
+    now = 3 * REMEMBERED_S
+    for n in range(5 * MOST):
+        contention.forward(str(n))
+    assert sum(map(len, contention._forwarded)) <= 2 * MOST
 
 
 class Calls:
