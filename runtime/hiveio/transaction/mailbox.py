@@ -124,7 +124,7 @@ class Mailbox:
         commands, self._commands = self._commands, {}
         answers, self._answers = self._answers, {}
         for to, each in commands.items():
-            for part in _parts(each, lambda pair: len(pair[0].body)):
+            for part in _parts(each, lambda pair: _size(pair[0])):
                 packet = Packet(self.instance, commands=tuple([command for command, _ in part]))
                 sent = self._cache.send(to, _encode(packet), commands=True)
                 sent.add_done_callback(partial(self._sent, [failed for _, failed in part]))
@@ -178,6 +178,10 @@ class Mailbox:
             logger.error("the mailbox of this instance has a packet that cannot be read; it is dropped")
             return
         self._taken(packet)
+
+
+def _size(command: Forwarded) -> int:
+    return len(command.body) + sum([len(value) for _, value in command.headers])
 
 
 def _parts(items: Sequence[T], size: Callable[[T], int]) -> list[list[T]]:
