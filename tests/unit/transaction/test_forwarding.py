@@ -6,7 +6,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,9 +22,9 @@ from hiveio.transaction import forwarding, mailbox
 from hiveio.transaction.contention import Contention
 from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.mailbox import Packet
-from hiveio.transaction.record import Commit
+from hiveio.transaction.record import Barrier, Commit
 from tests.faults.actors import AccountActor, Add, Deposit, Deposited, TallyActor, Think, Withdraw
-from tests.unit.transaction.test_engine import hold, until
+from tests.unit.transaction.test_engine import hold, token, until
 from tests.unit.transaction.test_mailbox import Mail
 
 LEADER, OTHER = "leader", "other"
@@ -78,6 +78,7 @@ class Pair:
     def __init__(self, leader: testing.Service, other: testing.Service, leads: str) -> None:
         self.leader, self.other, self.mail = leader, other, Mail()
         self.leads = leads
+        self._before = 0  # commits that were there before the test has begun
         self.forwardings: dict[str, Forwarding] = {}
         for name, service in ((LEADER, leader), (OTHER, other)):
             engine, contracts = service.transactions.engine, {each.name: each for each in service.contracts}
@@ -100,6 +101,7 @@ class Pair:
         """Something is in the account a, and both work on it."""
         await self.leader.submit(AccountActor, "a", Deposit(amount, "first"))
         await until(lambda: self.other.transactions.scopes[0].view.next == 2)
+        self._before = 1
         await self.work_on("Account/a", known=known)
 
     async def taken(self) -> None:
@@ -122,29 +124,22 @@ class Pair:
 
     def commits(self) -> list[Commit]:
         """The commits that were accepted, without that of ``deposit``."""
-        found = [logged.record for logged in self.leader.records() if logged.verdict]
-        return [
-            record for record in found if isinstance(record, Commit) and b'"first"' not in b"".join(_events(record))
-        ]
+        return [commit for _, commit in self._commits()]
 
     def by(self) -> list[str]:
         """Who has executed these."""
-        own = writer(self.leader.transactions.scopes[0].journal.fresh())
-        return [
-            LEADER if writer(logged.key) == own else OTHER
-            for logged, judged in zip(self.leader.log.partitions[0], self.leader.records(), strict=True)
-            if judged.verdict
-            and isinstance(judged.record, Commit)
-            and b'"first"' not in b"".join(_events(judged.record))
-        ]
+        own = _writer(self.leader.transactions.scopes[0].journal.fresh())
+        return [LEADER if _writer(transaction) == own else OTHER for transaction, _ in self._commits()]
+
+    def _commits(self) -> list[tuple[str, Commit]]:
+        log, judged = self.leader.log.partitions[0], self.leader.records()
+        found = [(message.key, each.record) for message, each in zip(log, judged, strict=True) if each.verdict]
+        commits = [(transaction, record) for transaction, record in found if isinstance(record, Commit)]
+        return commits[self._before :]
 
 
-def writer(transaction: str) -> str:
+def _writer(transaction: str) -> str:
     return transaction.rpartition("-")[0]
-
-
-def _events(record: Commit) -> Sequence[bytes]:
-    return [bytes(event) for write in record.writes for event in write.events]
 
 
 @asynccontextmanager
@@ -248,10 +243,10 @@ async def test_the_headers_and_the_request_id_reach_the_actor_at_the_leader(monk
     monkeypatch.setattr(DoorActor, "performed", Counter(), raising=False)
     async with pair(DoorActor) as both:
         await both.work_on("Door/a")
-        token = request_id.set("the request")
+        before = request_id.set("the request")
         headers = {"x-CuStOm": "välue", "x-empty": ""}
         answer = await both.other.submit(DoorActor, "a", Open("one"), headers=headers)
-        request_id.reset(token)
+        request_id.reset(before)
         assert (both.forwarded, both.by()) == (1, [LEADER])
         (opened,) = answer.events
         assert isinstance(opened, Opened)
@@ -411,6 +406,7 @@ async def test_one_that_takes_none_is_asked_again_after_a_while(monkeypatch: pyt
         assert len(both.mail.questions) == 2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_leader_that_has_closed_its_mailbox_is_avoided_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair() as both:
         await both.deposit()
@@ -434,7 +430,8 @@ async def test_a_command_that_the_leader_cannot_execute_is_executed_here_and_not
             await both.other.submit(AccountActor, "a", Withdraw(500, "too much"))
         assert both.outcomes == ["declined"]
         assert not both.commits()
-        assert both.forwarded == 1
+        await both.other.submit(AccountActor, "a", Deposit(5, "five"))
+        assert (both.forwarded, both.by()) == (1, [OTHER]), "the leader is avoided for a while"
 
 
 async def test_a_declined_command_that_comes_again_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,6 +528,7 @@ async def test_a_refusal_of_a_command_that_came_back_holds_for_the_leader_whatev
         assert both.by() == [OTHER, LEADER]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_command_of_which_nobody_knows_whether_it_was_sent_is_executed_here_and_shared() -> None:
     async with pair() as both:
         await both.deposit()
@@ -674,11 +672,11 @@ async def test_without_an_answer_at_the_deadline_the_outcome_is_unknown_and_defi
         both.mail.hold(LEADER)
         with pytest.raises(Unknown, match="There was no verdict") as unknown:
             await both.other.submit(AccountActor, "a", Deposit(5, "five"))
-        token = unknown.value.members["transaction"]
-        assert (await both.other.outcome(token))["outcome"] == "closed"
+        asked_for = unknown.value.members["transaction"]
+        assert (await both.other.outcome(asked_for))["outcome"] == "closed"
         both.mail.release(LEADER)
         await both.answered()
-        assert (await both.leader.outcome(token))["outcome"] == "closed"
+        assert (await both.leader.outcome(asked_for))["outcome"] == "closed"
         assert not both.commits(), "it was closed before the leader had it"
 
 
@@ -728,18 +726,23 @@ async def test_a_command_that_came_back_too_late_for_its_id_is_unknown(monkeypat
 
 
 async def test_a_command_that_was_void_too_often_is_closed_before_it_is_refused() -> None:
-    """Whether it is the leader that gives up or the instance of the client: none executes it later."""
+    """So that nobody executes it later."""
     async with pair(settings=Settings(lock_retry_count=0)) as both:
         await both.deposit()
         release = hold(both.leader)
+        both.leader.transactions.scopes[0].contention = Contention()
+        await both.other.outcome(token("a", "never sent"))  # a barrier, after which what the leader decides is void
         sent = task(both.other, Deposit(5, "five"))
-        await until(lambda: len(both.leader.log.partitions[0]) == 3)
-        both.leader.transactions.engine.append_failed(
-            both.leader.log.partitions[0][2].key, "the request timed out", definite=False
-        )
+        await until(lambda: len(both.leader.log.partitions[0]) == 4)
         release()
-        assert (await sent).version == 2
-        assert both.by() == [LEADER]
+        with pytest.raises(Rejected, match="was changed by others 1 times") as refused:
+            await sent
+        assert (refused.value.status, both.outcomes) == (409, ["refused"])
+        (command,) = both.mail.commands(LEADER)
+        last = both.leader.records()[-1].record
+        assert isinstance(last, Barrier)
+        assert last.command is not None
+        assert last.command.key == command.key
 
 
 # -- the end of an instance
