@@ -15,7 +15,7 @@ import pytest
 
 from hiveio import Actor, Command, Context, Event, Model, Rejected, testing
 from hiveio.config import Settings
-from hiveio.errors import AWAY, Conflict, KeyReused, TooLarge, Unavailable, Unknown
+from hiveio.errors import AWAY, KeyReused, TooLarge, Unavailable, Unknown
 from hiveio.logs import request_id
 from hiveio.testing.service import Answer
 from hiveio.transaction import forwarding, mailbox
@@ -23,7 +23,7 @@ from hiveio.transaction.contention import Contention
 from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.mailbox import Packet
 from hiveio.transaction.record import Barrier, Commit
-from tests.faults.actors import AccountActor, Add, Deposit, Deposited, TallyActor, Think, Withdraw
+from tests.faults.actors import AccountActor, Add, Deposit, Deposited, TallyActor, Think, Transfer, Withdraw
 from tests.unit.transaction.test_engine import hold, token, until
 from tests.unit.transaction.test_mailbox import Mail
 
@@ -108,6 +108,12 @@ class Pair:
         """The leader has taken and executed all that was put into its mailbox."""
         await until(lambda: not self.mail.boxes[LEADER])
         await until(lambda: not self.leader.transactions.engine.work.open)
+
+    async def rests(self) -> None:
+        """Nothing is left of what was at work."""
+        engines = [service.transactions.engine for service in (self.leader, self.other)]
+        await until(lambda: not any(each.work.open or each.pipelines or each.keys_in_work for each in engines))
+        await until(lambda: not self.leader.cache.locks)
 
     async def answered(self, count: int = 1) -> None:
         """The leader has answered so many commands."""
@@ -237,6 +243,7 @@ async def test_a_command_whose_record_is_void_goes_to_the_leader() -> None:
         release()
         assert (await sent).version == 3
         assert (both.forwarded, both.by()) == (1, [LEADER, LEADER])
+        await both.rests()
 
 
 async def test_the_headers_and_the_request_id_reach_the_actor_at_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -816,27 +823,30 @@ async def test_whatever_the_mail_does_each_command_has_its_effect_once(monkeypat
     monkeypatch.setattr(forwarding, "AVOIDED_S", 0.02)
     async with pair() as both:
         await both.deposit()
-        copies = [1, 2, 1, 0, 1, 1, 3, 1]
+        copies, had = [1, 2, 1, 0, 1, 1, 3, 1], {"a": 100, "b": 0}
         both.mail.copies = lambda to, packet: copies[len(both.mail.sent) % len(copies)]
-        balance = 100
 
         async def client(service: testing.Service, name: str) -> None:
-            nonlocal balance
-            for number in range(15):
-                if number % 3 == 2:
-                    try:
-                        await service.submit(AccountActor, "a", Withdraw(40, f"{name}-{number}"))
-                        balance -= 40
-                    except (Rejected, Conflict):
-                        pass
-                else:
-                    await service.submit(AccountActor, "a", Deposit(7, f"{name}-{number}"))
-                    balance += 7
+            for number in range(12):
+                key = f"{name}-{number}" if number % 2 else None
+                try:
+                    if number % 4 == 3:
+                        await service.submit(AccountActor, "a", Transfer("b", 20, f"{name}-{number}"), key=key)
+                        had["a"] -= 20
+                        had["b"] += 20
+                    elif number % 3 == 2:
+                        await service.submit(AccountActor, "a", Withdraw(40, f"{name}-{number}"), key=key)
+                        had["a"] -= 40
+                    else:
+                        await service.submit(AccountActor, "a", Deposit(7, f"{name}-{number}"), key=key)
+                        had["a"] += 7
+                except Rejected:
+                    pass
 
         async with asyncio.timeout(60):
-            await asyncio.gather(
-                *[client(service, f"{n}-{k}") for n, service in enumerate((both.leader, both.other)) for k in range(4)]
-            )
-        assert (await both.leader.read(AccountActor, "a"))[0].balance == balance
+            services = (("one", both.leader), ("two", both.other))
+            await asyncio.gather(*[client(service, f"{name}-{k}") for name, service in services for k in range(4)])
+        assert {id: (await both.leader.read(AccountActor, id))[0].balance for id in had} == had
         assert both.forwarded
         assert OTHER in both.by()
+        await both.rests()
