@@ -14,7 +14,8 @@ PARTS = {
     "<keyed>": "[01]",
     "<n>": r"\d+",
     "<log topic>": "[^{}]+",
-    "<topic id>": "[^{}]+",
+    "<topic id>": "[^{}/]+",
+    "<instance>": "[0-9a-f]{12}",
 }
 
 

@@ -26,10 +26,13 @@ from hiveio.roles.stream_processor import stream_processor
 from hiveio.server.process import serve
 from hiveio.transaction import cache, following, rebuild, rule, view
 from hiveio.transaction.command import InFlight
+from hiveio.transaction.engine import Engine
 from hiveio.transaction.following import Following
+from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Locked, Redlock
 from hiveio.transaction.performer import Performer
+from hiveio.transaction.pipeline import Pipeline
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.publisher import Publisher
 from hiveio.transaction.record import Commit, Record
@@ -46,7 +49,7 @@ FAR = 20  # records
 
 
 def lockless() -> None:
-    """Every lock is given to everybody."""
+    """Every lock is given to everybody, and no command is given to another instance: they meet at the log."""
 
     def acquire(
         self: Redlock, scope: str, aggregates: Sequence[str], done: Callable[[Locked], None], waited_s: float = 0.0
@@ -58,6 +61,7 @@ def lockless() -> None:
 
     setattr(Redlock, "acquire", acquire)  # noqa: B010 - a method is not assigned to elsewhere
     setattr(Redlock, "release", release)  # noqa: B010
+    setattr(Forwarding, "takes", lambda self, command: False)  # noqa: B010
 
 
 def acknowledges_on_report() -> None:
@@ -211,7 +215,31 @@ def hasty() -> None:
     setattr(Following, "__init__", init)  # noqa: B010
 
 
+def forgetful() -> None:
+    """Before a shared command is performed, nobody looks whether it was executed or its id may be forgotten."""
+
+    def perform(self: Engine, pipeline: Pipeline, command: InFlight) -> None:
+        self._performer.perform(pipeline, command)
+
+    assert hasattr(Engine, "_perform")
+    setattr(Engine, "_perform", perform)  # noqa: B010
+
+
+def unrecorded() -> None:
+    """Whoever takes back a command that it has forwarded keeps no record of its refusal."""
+    share = InFlight.share
+
+    def share_only(self: InFlight) -> None:
+        repeatable = self.repeatable
+        share(self)
+        self.repeatable = repeatable
+
+    setattr(InFlight, "share", share_only)  # noqa: B010
+
+
 WAYS = {
+    "forgetful": forgetful,
+    "unrecorded": unrecorded,
     "poison": stops_at_poison,
     "lockless": lockless,
     "report": acknowledges_on_report,

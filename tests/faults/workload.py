@@ -15,6 +15,12 @@ ALLOWED = {200, 404, 409, 412, 422, 429, 503, 504}
 LEVELS = {"Tally": "linearizable"}  # of reads, and of refusals without a key: others are current
 PATHS = {"Account": "/accounts/", "Tally": "/tallies/", "Pair": "/pairs/"}
 HOT = ("Account/h0", "Account/h1", "Account/h2", "Tally/t0", "Tally/t1", "Pair/p-a", "Pair/p-b")
+OUTCOMES = {
+    "accepted": Result.ACCEPTED,
+    "refused": Result.REFUSED,
+    "closed": Result.CONFLICT,
+    "unknown": Result.UNKNOWN,  # its id is not remembered any more
+}
 REPEATS = 4  # of a request with a key, at other instances
 
 
@@ -212,7 +218,7 @@ class Client:
         )  # fmt: skip
         if answer.status == 200:
             outcome = answer.value["outcome"]
-            asked.result = {"accepted": Result.ACCEPTED, "refused": Result.REFUSED, "closed": Result.CONFLICT}[outcome]
+            asked.result = OUTCOMES[outcome]
             if outcome == "accepted":
                 asked.version, asked.answer = answer.value["version"], answer.value["value"]
                 asked.position = int(answer.value["position"].rpartition("/")[2])
