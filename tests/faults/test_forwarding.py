@@ -1,0 +1,358 @@
+"""Faults 99 to 105: commands that an instance has given to the leader of their scope, whatever becomes of that one and
+of the packets between them."""
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+import urllib.request
+from collections import Counter
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis as AsyncRedis
+
+from tests.faults.chaos import Instance
+from tests.faults.checker import Result
+from tests.faults.evidence import log_of
+from tests.faults.fold import Fold
+from tests.faults.stage import REQUEST_TIMEOUT_S, WELL_S, Broker, Stage, until
+from tests.faults.test_redis_cluster import PASSWORD, ClusterStage
+from tests.faults.workload import Workload
+from tests.services import HOST, RedisCluster
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+
+POINTS = ("prepared", "appended", "judged", "answering")
+FEW = 50  # command ids that are remembered
+WINDOW = {"IDEMPOTENCY_COUNT": str(FEW)}
+
+
+def forwarded(instance: Instance) -> int:
+    """How many commands it has answered with what another one has decided."""
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{instance.port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return 0
+    counts = [line for line in lines if line.startswith("hiveio_commands_total{") and 'outcome="forwarded"' in line]
+    return sum(int(float(line.rpartition(" ")[2])) for line in counts)
+
+
+def in_all(stage: Stage) -> int:
+    return sum(forwarded(instance) for instance in stage.instances if instance.is_awake())
+
+
+async def goes_on(stage: Stage) -> None:
+    """More commands are forwarded, and answered."""
+    before = await asyncio.to_thread(in_all, stage)
+    await until(lambda: in_all(stage) > before, "forwarded", to_thread=True)
+
+
+def holder(stage: Stage) -> str:
+    """The name of the instance that has the lease."""
+    with contextlib.closing(stage.redis_client()) as client:
+        names = [client.get(key) for key in client.scan_iter(match="hive:{*:publisher", count=1000)]
+    return next((name.decode() for name in names if name), "")
+
+
+def leader(stage: Stage) -> tuple[Instance, str] | None:
+    """The instance that has the lease, and its mailbox."""
+    name = holder(stage)
+    with contextlib.closing(stage.redis_client()) as client:
+        for key in client.scan_iter(match="hive:instances:*", count=1000):
+            if said := client.hget(key, name):
+                port, log = json.loads(said)["port"], key.decode().partition("{")[2].rstrip("}")
+                for instance in stage.instances:
+                    if instance.port == port and instance.is_awake():
+                        return instance, f"hive:mail:{{{log}/{name}}}"
+    return None
+
+
+async def paused(stage: Stage) -> Instance:
+    """Pause the leader with commands of others in its mailbox."""
+    await goes_on(stage)
+    while True:
+        instance, mailbox = await until(lambda: leader(stage), "led", to_thread=True)
+        await asyncio.to_thread(instance.pause)
+        with contextlib.closing(stage.redis_client()) as client:
+            for _ in range(50):
+                if client.llen(mailbox):
+                    return instance  # type: ignore[no-any-return]
+                await asyncio.sleep(0.02)
+        instance.resume()  # another one was faster with the lease
+        await asyncio.sleep(0.2)
+
+
+async def victim_leads(stage: Stage) -> str:
+    """Let the victim have the lease, and return its mailbox."""
+    for _ in range(20):
+        for number in range(2):
+            await stage.accepted("Deposit", f"Account/by{number}", at=number, amount=1)  # so they follow the scope
+        found = await asyncio.to_thread(leader, stage)
+        if found is not None and found[0] is stage.victim:
+            await asyncio.sleep(1.0)  # so that the other one knows
+            return found[1]
+        stage.instances[1].pause()
+        with contextlib.closing(stage.redis_client()) as client:
+            for key in client.scan_iter(match="hive:{*:publisher", count=1000):
+                client.delete(key)
+        await asyncio.sleep(1.0)
+        stage.instances[1].resume()
+    raise AssertionError("the victim does not lead")
+
+
+async def taking(stage: Stage) -> str:
+    """The victim leads, and takes commands of the other one. Returns its mailbox."""
+    mailbox = await victim_leads(stage)
+    before, end = forwarded(stage.instances[1]), time.monotonic() + WELL_S
+    await stage.accepted("Deposit", "Account/both", amount=1)
+    while forwarded(stage.instances[1]) == before:
+        await stage.accepted("Deposit", "Account/both", at=1, amount=1)
+        assert time.monotonic() < end
+        await asyncio.sleep(0.2)
+    assert await asyncio.to_thread(leader, stage) == (stage.victim, mailbox)
+    return mailbox
+
+
+async def one_outcome(stage: Stage, load: Workload) -> None:
+    """Each command that was answered 504 has one outcome, which all instances know and the log has."""
+    await stage.ready()
+    unknown = [call for call in load.history if call.status == 504 and isinstance(call.answer, dict) and call.command]
+    unknown = [call for call in unknown if "transaction" in call.answer]
+    found = {}
+    for call in unknown:
+        found[call.marker] = {await stage.outcome(call, at) for at in range(len(stage.instances))} - {"unknown"}
+    fold = Fold()
+    for record in log_of(stage.direct.brokers, stage.log_topic):
+        fold.take(record)
+    accepted = {marker for commit in fold.commits.values() for marker in commit.markers}
+    for marker, outcomes in found.items():
+        assert len(outcomes) < 2, (marker, outcomes)
+        assert not outcomes or ("accepted" in outcomes) == (marker in accepted), (marker, outcomes)
+
+
+async def well(stage: Stage) -> None:
+    assert await asyncio.to_thread(in_all, stage), "nothing was forwarded"
+    await stage.well("Account/h0", "Tally/t0")
+
+
+@pytest.mark.fault(99)
+async def test_99_the_leader_is_killed_while_it_has_commands_of_others(broker: Broker) -> None:
+    with Stage(broker, 3) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            for _ in range(4):
+                gone = await paused(stage)
+                answered = len(load.history)
+                await asyncio.to_thread(gone.kill)
+                await until(lambda n=answered: any(c.result is Result.ACCEPTED for c in load.history[n:]), "goes on")  # type: ignore[misc]
+                await asyncio.to_thread(gone.start, 90.0)
+            await goes_on(stage)
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+@pytest.mark.fault(99)
+async def test_99_the_leader_is_killed_at_a_step_of_a_command_of_another_instance(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        for point in POINTS:
+            await stage.start({point: f"KILL:Account/{point}"})
+            await stage.accepted("Deposit", f"Account/{point}-from", amount=10)
+            await taking(stage)
+            # So the other one knows that the victim works on it, and forwards; the victim has not met its fault.
+            await stage.accepted("Transfer", f"Account/{point}-from", to=point, amount=5)
+            await stage.read(f"Account/{point}", at=1)
+            call = await stage.send("Withdraw", f"Account/{point}", at=1, amount=5)
+            assert not stage.victim.is_awake(), "it had the command"
+            assert call.result is Result.ACCEPTED, call
+            assert stage.verdicts(call).count(True) == 1
+        await stage.start()
+        await stage.well(*(f"Account/{point}" for point in POINTS))
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("seconds", [3.0, REQUEST_TIMEOUT_S + 2])
+async def test_100_the_leader_is_paused_with_commands_of_others(broker: Broker, seconds: float) -> None:
+    with Stage(broker) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            for _ in range(2):
+                late = await paused(stage)
+                await asyncio.sleep(seconds)
+                late.resume()
+                await goes_on(stage)
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+class Thief:
+    """Takes packets out of the mailboxes before their owners do. They are lost, or come late, or twice."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._url, self._dice, self.done = stage.cache_url, random.Random(101), Counter[str]()
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        async with AsyncRedis.from_url(self._url) as client:
+            while True:
+                boxes = {key.removesuffix(b":open") async for key in client.scan_iter("hive:mail:*", count=1000)}
+                found: Any = await client.blpop(list(boxes), 0.5) if boxes else await asyncio.sleep(0.05)
+                if found:
+                    how = self._dice.choice(("lost", "late", "late", "twice", "twice", "as it was"))
+                    self.done[how] += 1
+                    if how in ("twice", "as it was"):
+                        await client.rpush(*found)
+                    if how in ("late", "twice"):
+                        task = asyncio.create_task(self._put_back(client, *found))
+                        self._late.add(task)
+                        task.add_done_callback(self._late.discard)
+                await asyncio.sleep(0.01)  # the owners get their turn
+
+    async def _put_back(self, client: Any, mailbox: bytes, packet: bytes) -> None:
+        await asyncio.sleep(self._dice.choice((0.05, 0.5, 2.0, REQUEST_TIMEOUT_S)))
+        await client.rpush(mailbox, packet)
+
+    async def __aenter__(self) -> "Thief":
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._late, return_exceptions=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.mark.fault(101)
+async def test_101_packets_are_lost_or_come_late_or_twice(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            await goes_on(stage)
+            async with Thief(stage) as thief:
+                for _ in range(10):
+                    await asyncio.sleep(1)
+                    assert not thief._task.done()
+            await goes_on(stage)
+        assert min(thief.done[how] for how in ("lost", "late", "twice")) > 10, thief.done
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+async def overdue(stage: Stage) -> None:
+    """The victim gets a command late that the other one has executed since, and whose id is forgotten."""
+    mailbox = await taking(stage)
+    await stage.accepted("Deposit", "Account/a", amount=10)
+    await stage.read("Account/a", at=1)
+    stage.victim.pause()
+    first = stage.sending("Deposit", "Account/a", at=1, amount=1)  # in the hands of the victim
+    await asyncio.sleep(0.1)
+    call = await stage.send("Deposit", "Account/a", at=1, amount=1)
+    assert (await first).result is call.result is Result.ACCEPTED, call
+    with contextlib.closing(stage.redis_client()) as client:
+        assert client.persist(mailbox), "it is there"
+        for _ in range(FEW + 10):
+            await stage.accepted("Deposit", "Account/b", at=1, amount=1)
+        stage.victim.resume()
+        await until(lambda: not client.llen(mailbox), "taken")
+    await stage.accepted("Deposit", "Account/a", amount=1)
+
+
+async def refused(stage: Stage) -> None:
+    """The victim gets a command late that the other one has refused since, and would not refuse any more."""
+    mailbox = await taking(stage)
+    await stage.accepted("Deposit", "Account/a", amount=10)
+    await stage.read("Account/a", at=1)
+    stage.victim.pause()
+    first = stage.sending("Deposit", "Account/both", at=1, amount=1)  # in the hands of the victim
+    await asyncio.sleep(0.1)
+    call = await stage.send("Withdraw", "Account/a", at=1, amount=50)
+    assert (await first).result is Result.ACCEPTED
+    assert call.result is Result.REFUSED, call
+    with contextlib.closing(stage.redis_client()) as client:
+        assert client.persist(mailbox), "it is there"
+        await stage.accepted("Deposit", "Account/a", at=1, amount=100)
+        stage.victim.resume()
+        await until(lambda: not client.llen(mailbox), "taken")
+    await stage.accepted("Deposit", "Account/a", amount=1)
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("play", [overdue, refused])
+async def test_102_a_command_comes_late_to_the_leader(broker: Broker, play: Any) -> None:
+    with Stage(broker, environ=WINDOW) as stage:
+        await play(stage)
+        await stage.well("Account/a")
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize(("way", "play"), [("forgetful", overdue), ("unrecorded", refused)])
+async def test_102_an_engine_without_its_protection_is_found(broker: Broker, way: str, play: Any) -> None:
+    with Stage(broker, broken=(way, way), environ=WINDOW) as stage:
+        await play(stage)
+        findings = await asyncio.to_thread(stage.findings)
+        print("\n".join(map(str, findings[:5])))
+        assert 1 in {finding.point for finding in findings}
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("seconds", [3.0, REQUEST_TIMEOUT_S + 2])
+async def test_102_the_leader_is_paused_and_few_ids_are_remembered(broker: Broker, seconds: float) -> None:
+    with Stage(broker, environ=WINDOW) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            for _ in range(2):
+                late = await paused(stage)
+                await asyncio.sleep(seconds)
+                late.resume()
+                await goes_on(stage)
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+@pytest.mark.fault(103)
+async def test_103_the_lease_goes_back_and_forth(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            await goes_on(stage)
+            holders = [holder(stage)]
+            async with asyncio.timeout(60):
+                while len(holders) < 8:
+                    with contextlib.closing(stage.redis_client()) as client:
+                        for key in client.scan_iter(match="hive:{*:publisher", count=1000):
+                            client.delete(key)
+                    await asyncio.sleep(0.7)
+                    if (now := holder(stage)) and now != holders[-1]:
+                        holders.append(now)
+            await goes_on(stage)
+        assert len(set(holders)) == 2
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+@pytest.mark.fault(104)
+async def test_104_flushed_while_commands_are_forwarded(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        async with stage.load(24, hot=1.0) as load:
+            for _ in range(5):
+                await goes_on(stage)
+                stage.redis_client().flushall()
+            await goes_on(stage)
+        await one_outcome(stage, load)
+        await well(stage)
+
+
+@pytest.mark.fault(105)
+async def test_105_masters_of_a_cluster_fail_over_while_commands_are_forwarded(broker: Broker) -> None:
+    with RedisCluster(password=PASSWORD) as cluster, ClusterStage(broker, cluster) as stage:
+        await stage.accepted("Deposit", "Account/h0", amount=10)
+        slot = stage.slot
+        async with stage.load(24, hot=1.0) as load:
+            for old in cluster.servers[:3]:  # the masters, one of which has the scope, and another one a mailbox
+                await goes_on(stage)
+                before, new = stage.watermark_of(cluster.master(slot)), cluster.replica(old)
+                old.kill()
+                await until(lambda new=new: cluster.id(new) in cluster.masters_by(new), "promoted", to_thread=True)  # type: ignore[misc]
+                await stage.reached(before + 1)
+                old.start()
+                await asyncio.to_thread(cluster.until, cluster.is_well, "well")
+            await goes_on(stage)
+        await one_outcome(stage, load)
+        await well(stage)
