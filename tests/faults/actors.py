@@ -6,7 +6,9 @@ state that lost, doubled or swapped an event shows it.
 """
 
 import asyncio
+import os
 import zlib
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -42,6 +44,14 @@ class Think(Command):
     marker: str
     of: str = ""
     stubborn: bool = False
+
+
+class Await(Command):
+    """A deposit that waits for a file, which has the port of its instance in its name."""
+
+    file: str
+    amount: Amount
+    marker: str
 
 
 class Witness(Command):
@@ -103,6 +113,12 @@ async def _think(command: Think) -> None:
         await _think(command)
 
 
+async def _await(file: Path) -> None:
+    file.with_name(f"{file.name}.begun").touch()
+    while not os.path.exists(file):  # noqa: ASYNC240 - it is asked in no time
+        await asyncio.sleep(0.01)
+
+
 class AccountActor(Actor):
     path = "/accounts/{id}"
     name = "Account"
@@ -110,7 +126,7 @@ class AccountActor(Actor):
     async def perform(
         self,
         account: Account | None,
-        command: Deposit | Withdraw | Transfer | Think | Witness | Note,
+        command: Deposit | Withdraw | Transfer | Think | Await | Witness | Note,
         tx: Transaction,
         context: object,
     ) -> Deposited | Withdrawn | Sent | Witnessed | Noted:
@@ -118,7 +134,9 @@ class AccountActor(Actor):
             if command.of:
                 await tx.get(AccountActor, command.of)
             await _think(command)
-        if isinstance(command, Deposit | Think):
+        if isinstance(command, Await):
+            await _await(Path(f"{command.file}-{os.environ['PORT']}"))
+        if isinstance(command, Deposit | Think | Await):
             return Deposited(command.amount, command.marker)
         if isinstance(command, Note):
             return Noted(command.marker)

@@ -1,7 +1,7 @@
 """Serves as images/stream-processor does, built wrong on purpose: ``HIVEIO_BROKEN`` lists how.
 
-``lockless`` breaks nothing that may count: safety does not depend on locks. ``older`` is no fault but an older version,
-and ``narrow`` and ``hasty`` are ones with smaller bounds.
+``lockless`` and ``alone`` break nothing that may count: safety does not depend on locks, nor on who executes a command.
+``older`` is no fault but an older version, and ``narrow`` and ``hasty`` are ones with smaller bounds.
 """
 
 import asyncio
@@ -61,6 +61,11 @@ def lockless() -> None:
 
     setattr(Redlock, "acquire", acquire)  # noqa: B010 - a method is not assigned to elsewhere
     setattr(Redlock, "release", release)  # noqa: B010
+    alone()
+
+
+def alone() -> None:
+    """No command is given to another instance."""
     setattr(Forwarding, "takes", lambda self, command: False)  # noqa: B010
 
 
@@ -242,6 +247,7 @@ WAYS = {
     "unrecorded": unrecorded,
     "poison": stops_at_poison,
     "lockless": lockless,
+    "alone": alone,
     "report": acknowledges_on_report,
     "rule": accepts_everything,
     "trust": trusts_the_lock,

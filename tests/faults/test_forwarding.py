@@ -8,15 +8,18 @@ import random
 import time
 import urllib.request
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
 
+from hiveio.transaction.journal import LATE_S
 from tests.faults.chaos import Instance
 from tests.faults.checker import Result
 from tests.faults.evidence import log_of
 from tests.faults.fold import Fold
+from tests.faults.proxy import FETCH, kafka
 from tests.faults.stage import REQUEST_TIMEOUT_S, WELL_S, Broker, Stage, until
 from tests.faults.test_redis_cluster import PASSWORD, ClusterStage
 from tests.faults.workload import Workload
@@ -190,36 +193,35 @@ class Thief:
 
     def __init__(self, stage: Stage) -> None:
         self._url, self._dice, self.done = stage.cache_url, random.Random(101), Counter[str]()
-        self._late: set[asyncio.Task[None]] = set()
+        self._over = asyncio.Event()
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
+        late: list[asyncio.Task[None]] = []
         async with AsyncRedis.from_url(self._url) as client:
-            while True:
-                boxes = {key.removesuffix(b":open") async for key in client.scan_iter("hive:mail:*", count=1000)}
-                found: Any = await client.blpop(list(boxes), 0.5) if boxes else await asyncio.sleep(0.05)
+            while not self._over.is_set():
+                boxes = [key.removesuffix(b":open") for key in await client.keys("hive:mail:*:open")]
+                found: Any = await client.blpop(boxes, 0.5) if boxes else None
                 if found:
                     how = self._dice.choice(("lost", "late", "late", "twice", "twice", "as it was"))
                     self.done[how] += 1
                     if how in ("twice", "as it was"):
                         await client.rpush(*found)
                     if how in ("late", "twice"):
-                        task = asyncio.create_task(self._put_back(client, *found))
-                        self._late.add(task)
-                        task.add_done_callback(self._late.discard)
+                        late.append(asyncio.create_task(self._put_back(client, *found)))
                 await asyncio.sleep(0.01)  # the owners get their turn
+            await asyncio.gather(*late)
 
     async def _put_back(self, client: Any, mailbox: bytes, packet: bytes) -> None:
         await asyncio.sleep(self._dice.choice((0.05, 0.5, 2.0, REQUEST_TIMEOUT_S)))
         await client.rpush(mailbox, packet)
 
     async def __aenter__(self) -> "Thief":
-        self._task = asyncio.create_task(self.run())
+        self._task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*self._late, return_exceptions=True)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._over.set()
+        await self._task
 
 
 @pytest.mark.fault(101)
@@ -228,9 +230,7 @@ async def test_101_packets_are_lost_or_come_late_or_twice(broker: Broker) -> Non
         async with stage.load(24, hot=1.0) as load:
             await goes_on(stage)
             async with Thief(stage) as thief:
-                for _ in range(10):
-                    await asyncio.sleep(1)
-                    assert not thief._task.done()
+                await asyncio.sleep(10)
             await goes_on(stage)
         assert min(thief.done[how] for how in ("lost", "late", "twice")) > 10, thief.done
         await one_outcome(stage, load)
@@ -305,6 +305,61 @@ async def test_102_the_leader_is_paused_and_few_ids_are_remembered(broker: Broke
                 await goes_on(stage)
         await one_outcome(stage, load)
         await well(stage)
+
+
+async def performed_meanwhile(stage: Stage, folder: Path) -> None:
+    """The victim performs a command for so long that the other one executes it too, and its id is forgotten."""
+    await taking(stage)
+    await stage.accepted("Deposit", "Account/a", at=1, amount=10)
+    await stage.accepted("Deposit", "Account/a", amount=10)  # each has seen the other one, so they lock it
+    await stage.read("Account/a", at=1)
+    go = [folder / f"go-{instance.port}" for instance in stage.instances]
+    sent = stage.sending("Await", "Account/a", at=1, amount=1, file=str(folder / "go"))
+    await until((folder / f"go-{stage.victim.port}.begun").exists, "performed by the victim")
+    stage.redis_proxy.up.hold()  # so the other one does not hear that it is at work
+    stage.redis_proxy.down.hold()
+    go[1].touch()
+    assert (await sent).result is Result.ACCEPTED, sent
+    await asyncio.gather(*[stage.send("Deposit", "Account/b", at=1, amount=1) for _ in range(FEW + 10)])
+    stage.redis_proxy.open()
+    await asyncio.sleep(0.2)
+    go[0].touch()
+    await asyncio.sleep(2.0)
+
+
+@pytest.mark.fault(102)
+async def test_102_a_perform_goes_on_until_its_command_is_forgotten(broker: Broker, tmp_path: Path) -> None:
+    with Stage(broker, environ=WINDOW) as stage:
+        await performed_meanwhile(stage, tmp_path)
+        await stage.well("Account/a")
+
+
+@pytest.mark.fault(101)
+async def test_101_a_command_comes_again_after_it_was_declined(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        mailbox = await taking(stage)
+        await stage.accepted("Deposit", "Account/a", amount=10)
+        await stage.read("Account/a", at=1)
+        stage.kafka_proxy.down.hold(kafka(FETCH))
+        late = stage.sending("Deposit", "Account/c", amount=1)
+        await asyncio.sleep(LATE_S + 0.3)  # from now on the victim takes no further command
+        stage.victim.pause()
+        first = stage.sending("Deposit", "Account/both", at=1, amount=1)  # in the hands of the victim
+        await asyncio.sleep(0.1)
+        sent = stage.sending("Withdraw", "Account/a", at=1, amount=50)
+        with contextlib.closing(stage.redis_client()) as client:
+            await until(lambda: client.llen(mailbox), "forwarded")
+            packets = client.lrange(mailbox, 0, -1)
+            stage.victim.resume()
+            assert (await sent).result is Result.REFUSED, sent
+            await first
+            await stage.accepted("Deposit", "Account/a", at=1, amount=100)
+            stage.kafka_proxy.open()
+            await late
+            await stage.accepted("Deposit", "Account/c", amount=1)
+            client.rpush(mailbox, *packets)
+            await until(lambda: not client.llen(mailbox), "taken")
+        await stage.well("Account/a")
 
 
 @pytest.mark.fault(103)
