@@ -199,7 +199,8 @@ class Thief:
         late: list[asyncio.Task[None]] = []
         async with AsyncRedis.from_url(self._url) as client:
             while not self._over.is_set():
-                boxes = [key.removesuffix(b":open") for key in await client.keys("hive:mail:*:open")]
+                opened: Any = await client.keys("hive:mail:*:open")
+                boxes = [key.decode().removesuffix(":open") for key in opened]
                 found: Any = await client.blpop(boxes, 0.5) if boxes else None
                 if found:
                     how = self._dice.choice(("lost", "late", "late", "twice", "twice", "as it was"))

@@ -8,6 +8,7 @@ from tests.faults.checker import Result
 from tests.faults.stage import LOCK_TTL_S, Broker, Stage, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(240, func_only=True)]
+ALONE = ("alone", "alone")  # so that the victim takes the lock, and gives no command to the other one
 STEPS = ("opened", "prepared", "appended", "judged", "answering", "applying", "applied")
 
 
@@ -31,7 +32,7 @@ async def contended(stage: Stage) -> None:
 
 @pytest.mark.fault(1)
 async def test_01_killed_after_the_lock(broker: Broker) -> None:
-    with Stage(broker, points=at("opened")) as stage:
+    with Stage(broker, points=at("opened"), broken=ALONE) as stage:
         await contended(stage)
         call = await (await stage.meet("Deposit", "Account/a", amount=1))
         assert call.result is Result.UNKNOWN
@@ -44,7 +45,7 @@ async def test_01_killed_after_the_lock(broker: Broker) -> None:
 
 @pytest.mark.fault(2)
 async def test_02_killed_after_prepare(broker: Broker) -> None:
-    with Stage(broker, points=at("prepared")) as stage:
+    with Stage(broker, points=at("prepared"), broken=ALONE) as stage:
         await contended(stage)
         # The lock runs out while the actor works, so the cache votes and an intent is left.
         slow = LOCK_TTL_S * 1.3
