@@ -31,6 +31,7 @@ from hiveio.transaction.following import Following
 from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.leader import Leader
 from hiveio.transaction.lock import Locked, Redlock
+from hiveio.transaction.mailbox import Packet
 from hiveio.transaction.performer import Performer
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.publisher import Publisher
@@ -237,7 +238,19 @@ def unrecorded() -> None:
     setattr(InFlight, "share", share_only)  # noqa: B010
 
 
+def gullible() -> None:
+    """A packet that comes again is taken for a new one."""
+    taken = Forwarding._taken
+
+    def take(self: Forwarding, packet: Packet) -> None:
+        self._peer(packet.sender).latest = 0
+        taken(self, packet)
+
+    setattr(Forwarding, "_taken", take)  # noqa: B010
+
+
 WAYS = {
+    "gullible": gullible,
     "forgetful": forgetful,
     "unrecorded": unrecorded,
     "poison": stops_at_poison,

@@ -8,7 +8,6 @@ import random
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +118,13 @@ async def taking(stage: Stage) -> str:
     return mailbox
 
 
+async def asked(stage: Stage) -> None:
+    """The other one knows, for a second, that the victim takes commands."""
+    for _ in range(2):
+        await stage.accepted("Deposit", "Account/both", at=1, amount=1)
+        await asyncio.sleep(0.1)
+
+
 async def one_outcome(stage: Stage, load: Workload) -> None:
     """Each command that was answered 504 has one outcome, which all instances know and the log has."""
     await stage.ready()
@@ -166,6 +172,7 @@ async def test_99_the_leader_is_killed_at_a_step_of_a_command_of_another_instanc
             # So the other one knows that the victim works on it, and forwards; the victim has not met its fault.
             await stage.accepted("Transfer", f"Account/{point}-from", to=point, amount=5)
             await stage.read(f"Account/{point}", at=1)
+            await asked(stage)
             call = await stage.send("Withdraw", f"Account/{point}", at=1, amount=5)
             assert not stage.victim.is_awake(), "it had the command"
             assert call.result is Result.ACCEPTED, call
@@ -238,11 +245,49 @@ async def test_101_packets_are_lost_or_come_late_or_twice(broker: Broker) -> Non
         await well(stage)
 
 
+async def declined(stage: Stage) -> None:
+    """The victim gets a command again that it has declined, and that the other one has refused since."""
+    mailbox = await taking(stage)
+    await stage.accepted("Deposit", "Account/a", amount=10)
+    await stage.read("Account/a", at=1)
+    stage.kafka_proxy.down.hold(kafka(FETCH))
+    late = [stage.sending("Deposit", "Account/c", amount=1)]
+    await asyncio.sleep(LATE_S / 2)
+    for _ in range(2):  # the other one asks whether the victim takes commands, and then hears that it is at work
+        late.append(stage.sending("Deposit", "Account/both", at=1, amount=1))
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(LATE_S / 2)  # from now on the victim takes no further command
+    stage.victim.pause()
+    late.append(stage.sending("Deposit", "Account/both", at=1, amount=1))  # in the hands of the victim
+    await asyncio.sleep(0.1)
+    sent = stage.sending("Withdraw", "Account/a", at=1, amount=50)
+    with contextlib.closing(stage.redis_client()) as client:
+        await until(lambda: client.llen(mailbox), "forwarded")
+        packets = client.lrange(mailbox, 0, -1)
+        stage.victim.resume()
+        assert (await sent).result is Result.REFUSED, sent
+        await stage.accepted("Deposit", "Account/a", at=1, amount=100)
+        stage.kafka_proxy.open()
+        await asyncio.gather(*late)
+        await stage.accepted("Deposit", "Account/c", amount=1)
+        client.rpush(mailbox, *packets)
+        await until(lambda: not client.llen(mailbox), "taken")
+    await stage.accepted("Deposit", "Account/a", amount=1)
+
+
+@pytest.mark.fault(101)
+async def test_101_a_command_comes_again_after_it_was_declined(broker: Broker) -> None:
+    with Stage(broker) as stage:
+        await declined(stage)
+        await stage.well("Account/a")
+
+
 async def overdue(stage: Stage) -> None:
     """The victim gets a command late that the other one has executed since, and whose id is forgotten."""
     mailbox = await taking(stage)
     await stage.accepted("Deposit", "Account/a", amount=10)
     await stage.read("Account/a", at=1)
+    await asked(stage)
     stage.victim.pause()
     first = stage.sending("Deposit", "Account/a", at=1, amount=1)  # in the hands of the victim
     await asyncio.sleep(0.1)
@@ -262,6 +307,7 @@ async def refused(stage: Stage) -> None:
     mailbox = await taking(stage)
     await stage.accepted("Deposit", "Account/a", amount=10)
     await stage.read("Account/a", at=1)
+    await asked(stage)
     stage.victim.pause()
     first = stage.sending("Deposit", "Account/both", at=1, amount=1)  # in the hands of the victim
     await asyncio.sleep(0.1)
@@ -276,16 +322,46 @@ async def refused(stage: Stage) -> None:
     await stage.accepted("Deposit", "Account/a", amount=1)
 
 
+async def performed_meanwhile(stage: Stage) -> None:
+    """The victim performs a command for so long that the other one executes it too, and its id is forgotten."""
+    await taking(stage)
+    await stage.accepted("Deposit", "Account/a", at=1, amount=10)
+    await stage.accepted("Deposit", "Account/a", amount=10)  # each has seen the other one, so they lock it
+    await stage.read("Account/a", at=1)
+    await asked(stage)
+    file = stage.redis.folder / "go"
+    go = [file.with_name(f"go-{instance.port}") for instance in stage.instances]
+    sent = stage.sending("Await", "Account/a", at=1, amount=1, file=str(file))
+    await until(file.with_name(f"{go[0].name}.begun").exists, "performed by the victim")
+    stage.redis_proxy.up.hold()  # so the other one does not hear that it is at work
+    stage.redis_proxy.down.hold()
+    go[1].touch()
+    assert (await sent).result is Result.ACCEPTED, sent
+    await asyncio.gather(*[stage.send("Deposit", "Account/b", at=1, amount=1) for _ in range(FEW + 10)])
+    stage.redis_proxy.open()
+    await until(stage.victim.is_ready, "back", to_thread=True)
+    go[0].touch()
+    await stage.accepted("Deposit", "Account/a", amount=1)
+
+
 @pytest.mark.fault(102)
-@pytest.mark.parametrize("play", [overdue, refused])
-async def test_102_a_command_comes_late_to_the_leader(broker: Broker, play: Any) -> None:
+@pytest.mark.parametrize("play", [overdue, refused, performed_meanwhile])
+async def test_102_the_leader_comes_late_with_a_command(broker: Broker, play: Any) -> None:
     with Stage(broker, environ=WINDOW) as stage:
         await play(stage)
         await stage.well("Account/a")
 
 
 @pytest.mark.fault(102)
-@pytest.mark.parametrize(("way", "play"), [("forgetful", overdue), ("unrecorded", refused)])
+@pytest.mark.parametrize(
+    ("way", "play"),
+    [
+        ("forgetful", overdue),
+        ("forgetful", performed_meanwhile),
+        ("unrecorded", refused),
+        ("gullible", declined),
+    ],
+)
 async def test_102_an_engine_without_its_protection_is_found(broker: Broker, way: str, play: Any) -> None:
     with Stage(broker, broken=(way, way), environ=WINDOW) as stage:
         await play(stage)
@@ -306,61 +382,6 @@ async def test_102_the_leader_is_paused_and_few_ids_are_remembered(broker: Broke
                 await goes_on(stage)
         await one_outcome(stage, load)
         await well(stage)
-
-
-async def performed_meanwhile(stage: Stage, folder: Path) -> None:
-    """The victim performs a command for so long that the other one executes it too, and its id is forgotten."""
-    await taking(stage)
-    await stage.accepted("Deposit", "Account/a", at=1, amount=10)
-    await stage.accepted("Deposit", "Account/a", amount=10)  # each has seen the other one, so they lock it
-    await stage.read("Account/a", at=1)
-    go = [folder / f"go-{instance.port}" for instance in stage.instances]
-    sent = stage.sending("Await", "Account/a", at=1, amount=1, file=str(folder / "go"))
-    await until((folder / f"go-{stage.victim.port}.begun").exists, "performed by the victim")
-    stage.redis_proxy.up.hold()  # so the other one does not hear that it is at work
-    stage.redis_proxy.down.hold()
-    go[1].touch()
-    assert (await sent).result is Result.ACCEPTED, sent
-    await asyncio.gather(*[stage.send("Deposit", "Account/b", at=1, amount=1) for _ in range(FEW + 10)])
-    stage.redis_proxy.open()
-    await asyncio.sleep(0.2)
-    go[0].touch()
-    await asyncio.sleep(2.0)
-
-
-@pytest.mark.fault(102)
-async def test_102_a_perform_goes_on_until_its_command_is_forgotten(broker: Broker, tmp_path: Path) -> None:
-    with Stage(broker, environ=WINDOW) as stage:
-        await performed_meanwhile(stage, tmp_path)
-        await stage.well("Account/a")
-
-
-@pytest.mark.fault(101)
-async def test_101_a_command_comes_again_after_it_was_declined(broker: Broker) -> None:
-    with Stage(broker) as stage:
-        mailbox = await taking(stage)
-        await stage.accepted("Deposit", "Account/a", amount=10)
-        await stage.read("Account/a", at=1)
-        stage.kafka_proxy.down.hold(kafka(FETCH))
-        late = stage.sending("Deposit", "Account/c", amount=1)
-        await asyncio.sleep(LATE_S + 0.3)  # from now on the victim takes no further command
-        stage.victim.pause()
-        first = stage.sending("Deposit", "Account/both", at=1, amount=1)  # in the hands of the victim
-        await asyncio.sleep(0.1)
-        sent = stage.sending("Withdraw", "Account/a", at=1, amount=50)
-        with contextlib.closing(stage.redis_client()) as client:
-            await until(lambda: client.llen(mailbox), "forwarded")
-            packets = client.lrange(mailbox, 0, -1)
-            stage.victim.resume()
-            assert (await sent).result is Result.REFUSED, sent
-            await first
-            await stage.accepted("Deposit", "Account/a", at=1, amount=100)
-            stage.kafka_proxy.open()
-            await late
-            await stage.accepted("Deposit", "Account/c", amount=1)
-            client.rpush(mailbox, *packets)
-            await until(lambda: not client.llen(mailbox), "taken")
-        await stage.well("Account/a")
 
 
 @pytest.mark.fault(103)
