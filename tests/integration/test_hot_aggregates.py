@@ -102,9 +102,8 @@ async def test_one_instance_alone_has_no_void_record(kafka: Kafka, redis: Redis,
     environ = {"EVENT_STORE_BROKERS": kafka.brokers, "CACHE_URL": redis.url, "EVENT_STORE_TOPIC": topic}
     dice = random.Random(20)
     statuses = Counter[int]()
-    until = asyncio.get_running_loop().time() + 4
 
-    async def client(number: int, http: httpx.AsyncClient) -> None:
+    async def client(number: int, http: httpx.AsyncClient, until: float) -> None:
         for n in itertools.count():
             if asyncio.get_running_loop().time() > until:
                 return
@@ -116,7 +115,8 @@ async def test_one_instance_alone_has_no_void_record(kafka: Kafka, redis: Redis,
     with Role("stream-processor", environ, actor_path=ROOT / "tests" / "actors", module="purses") as role:
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(base_url=role.url, timeout=30, limits=limits) as http:
-            await asyncio.gather(*[client(number, http) for number in range(64)])
+            until = asyncio.get_running_loop().time() + 4
+            await asyncio.gather(*[client(number, http, until) for number in range(64)])
             sums = [await http.get(f"/purses/{number}") for number in range(20)]
             numbers = (await http.get("/metrics")).text
     assert sum(a.json()["payload"]["balance"] if a.status_code == 200 else FULL for a in sums) == 20 * FULL
