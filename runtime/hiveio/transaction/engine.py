@@ -216,7 +216,7 @@ class Engine:
         """Whether a shared command may be performed on the tip of its pipeline: no record before the state that the tip
         has can be one of this command. Each line that looks odd closes a hole that TLC found: see Forward.tla."""
         view, tip = command.scope.view, pipeline.latest()
-        if (found := view.id_record(command.id.text)) is not None:
+        if (found := self._on_record(command)) is not None:
             self.recovery.repeat(command, found)
         elif not view.remembers(command.started_at, IdRecord(view.next, view.time, command.keyed)):
             command.fail(Unavailable("The command has waited for too long. Try again."))
@@ -246,16 +246,24 @@ class Engine:
             self._metrics.verdict.observe(command.next_phase())
             command.answer(offset)
         elif verdict is False:
-            self._void(command, pending)
+            self._void(command)
         self.pipelines.settled(pending, verdict)
 
-    def _void(self, command: InFlight, pending: Pending) -> None:
+    @staticmethod
+    def _on_record(command: InFlight) -> IdRecord | None:
+        """Where the command is on record, as far as the view knows. An Idempotency-Key that was forgotten before the
+        command came is a new one."""
+        view = command.scope.view
+        found = view.id_record(command.id.text)
+        return found if found is not None and view.remembers(found, command.started_at) else None
+
+    def _void(self, command: InFlight) -> None:
         """Another record landed first, so perform the command again on the state after that."""
         self._metrics.void()
         command.retried()
         if command.over:
             return
-        if (found := command.scope.view.id_record(pending.text)) is not None:
+        if (found := self._on_record(command)) is not None:
             self.recovery.repeat(command, found)
         elif command.attempts > self._retries.count:
             text = f"{shown(command.target)} was changed by others {command.attempts} times. Try again later."

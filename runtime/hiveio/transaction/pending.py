@@ -19,7 +19,7 @@ class Pending:
     ``refused`` is called before that if Kafka has certainly refused the record.
     """
 
-    __slots__ = ("entries", "id_absent_from", "record", "refused", "settled", "size", "started_at", "text", "tx")
+    __slots__ = ("entries", "id_absent_from", "record", "refused", "settled", "size", "started_at", "tx")
 
     def __init__(
         self,
@@ -36,7 +36,6 @@ class Pending:
         self.size = 0
         for entry in self.entries.values():
             self.size += entry.size
-        self.text = record.command.text if record.command else ""
 
     @property
     def target(self) -> str:

@@ -23,6 +23,7 @@ from hiveio.transaction.command import Token
 from hiveio.transaction.lock import Locked
 from hiveio.transaction.pipeline_state import PAUSED
 from hiveio.transaction.record import Commit
+from hiveio.transaction.rule import IdRecord
 from tests.actors.purses import FULL, Purses, Send
 from tests.faults.actors import Account, AccountActor, Deposit, Deposited, Think, Transfer, Withdraw, Witness
 
@@ -321,3 +322,24 @@ async def test_a_client_is_not_told_where_a_backend_is(
                 await engine.read(service.contracts[0], "a", "cached")
             assert raised.value.detail == AWAY
         monkeypatch.undo()
+
+
+async def test_a_key_that_is_forgotten_is_a_new_one_also_where_its_record_was_void() -> None:
+    async with cluster(Settings(idempotency_count=2, idempotency_time_s=0)) as (one, two):
+        await one.submit(AccountActor, "a", Deposit(5, "five"), key="k")
+        view = two.transactions.scopes[0].view
+        used = IdRecord(1, one.transactions.scopes[0].view.time, True)
+        while view.remembers(used, IdRecord(view.next, view.time, True)):
+            await asyncio.sleep(0.001)  # the log's clock goes on with the timestamps of records
+            await two.submit(AccountActor, "b", Deposit(1, "other"))
+        await one.submit(AccountActor, "b", Deposit(1, "and two knows of all of them"))
+        await until(lambda: view.next == len(one.log.partitions[0]))
+        release = hold(two)
+        await one.submit(AccountActor, "a", Deposit(7, "seven"))
+        before = len(one.log.partitions[0])
+        sent = asyncio.create_task(two.submit(AccountActor, "a", Deposit(5, "five"), key="k"))
+        await until(lambda: len(one.log.partitions[0]) == before + 1)
+        release()
+        answer = await sent
+        assert not one.records()[before].verdict
+        assert answer.version == 3
