@@ -21,7 +21,7 @@ import msgspec
 from hiveio import outages
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, Unavailable, Unknown
+from hiveio.errors import Problem, Unavailable
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.logs import request_id
@@ -145,8 +145,8 @@ class Forwarding:
         command.scope.contention.forward(command.id.text)
         packed = Forwarded(
             self._count, command.contract.name, command.envelope.id, command.id.key, command.keyed,
-            command.started_at.offset, command.started_at.time, request_id.get(), command.envelope.body,
-            _headers(command),
+            command.started_at.offset, command.started_at.time, command.context.run(request_id.get),
+            command.envelope.body, _headers(command),
         )  # fmt: skip
         self._mailbox.forward(leader, packed, partial(self._not_sent, peer, self._count))
         self._look_later()
@@ -231,9 +231,13 @@ class Forwarding:
             )
             started_at = IdRecord(given.offset, given.time, given.keyed)
             command = self._submit(contract, envelope, shared=Shared(given.key, started_at))
-        except Exception as error:  # whatever it is, nothing was executed, and the other instance tells the client
-            logger.debug("a command of another instance is declined: %s", error)
+        except Problem as problem:  # it was not taken, and the other instance tells the client
+            logger.debug("a command of another instance is declined: %s", problem)
             self._mailbox.answer(sender, Answer(given.number, DECLINED))
+            return
+        except Exception:  # whatever it is, it may have come after the command was taken
+            logger.exception("a command of another instance could not be taken for an unexpected reason")
+            self._mailbox.answer(sender, Answer(given.number, UNKNOWN))
             return
         finally:
             request_id.reset(token)
@@ -308,5 +312,4 @@ def _answer(number: int, future: "asyncio.Future[Outcome]") -> Answer:
     if isinstance(error, Problem) and error.status < 500:
         return Answer(number, REFUSED, encode_problem(error), error.headers)
     # The other instance tells the client of a fault of the actor, after it has met it as well.
-    certain = isinstance(error, Unavailable) and not isinstance(error, Unknown)
-    return Answer(number, DECLINED if certain else UNKNOWN)
+    return Answer(number, DECLINED if isinstance(error, Unavailable) else UNKNOWN)

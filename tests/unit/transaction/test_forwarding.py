@@ -19,10 +19,12 @@ from hiveio.errors import AWAY, KeyReused, TooLarge, Unavailable, Unknown
 from hiveio.logs import request_id
 from hiveio.testing.service import Answer
 from hiveio.transaction import forwarding, mailbox
+from hiveio.transaction.command import InFlight
 from hiveio.transaction.contention import Contention
 from hiveio.transaction.forwarding import Forwarding
 from hiveio.transaction.mailbox import Packet
 from hiveio.transaction.record import Barrier, Commit
+from hiveio.transaction.rule import IdRecord
 from tests.faults.actors import AccountActor, Add, Deposit, Deposited, TallyActor, Think, Transfer, Withdraw
 from tests.unit.transaction.test_engine import hold, token, until
 from tests.unit.transaction.test_mailbox import Mail
@@ -246,6 +248,27 @@ async def test_a_command_whose_record_is_void_goes_to_the_leader() -> None:
         await both.rests()
 
 
+async def test_the_request_id_is_that_of_the_command_whoever_forwards_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command whose record is void is forwarded when that is read back, and not in the context of its request."""
+    monkeypatch.setattr(DoorActor, "performed", Counter(), raising=False)
+    async with pair(DoorActor) as both:
+        await both.leader.submit(DoorActor, "a", Open("first"))
+        await until(lambda: both.other.transactions.scopes[0].view.next == 2)
+        await both.work_on("Door/a")
+        both.other.transactions.scopes[0].contention = Contention()
+        release = hold(both.other)
+        await both.leader.submit(DoorActor, "a", Open("before it"))
+        before = request_id.set("the request")
+        sent = asyncio.create_task(both.other.submit(DoorActor, "a", Open("one")))
+        request_id.reset(before)
+        await until(lambda: len(both.leader.log.partitions[0]) == 4)
+        release()
+        (opened,) = (await sent).events
+        assert both.forwarded == 1
+        assert isinstance(opened, Opened)
+        assert opened.request == "the request"
+
+
 async def test_the_headers_and_the_request_id_reach_the_actor_at_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DoorActor, "performed", Counter(), raising=False)
     async with pair(DoorActor) as both:
@@ -305,6 +328,26 @@ async def test_a_keyed_command_and_its_repeat_have_one_answer_and_another_body_i
             await both.other.submit(AccountActor, "a", Deposit(6, "five"), key="k")
         assert (reused.value.status, reused.value.title) == (KeyReused.status, KeyReused.title)
         assert (both.forwarded, both.by()) == (3, [LEADER])
+
+
+async def test_a_key_that_is_forgotten_is_a_new_one_for_the_leader_too() -> None:
+    async with pair(settings=Settings(idempotency_count=3, idempotency_time_s=0)) as both:
+        await both.deposit()
+        await both.leader.submit(AccountActor, "a", Deposit(5, "five"), key="k")
+        scope = both.leader.transactions.scopes[0]
+        (recorded,) = [id for text, id in scope.view.recent.items() if text.endswith("/k")]
+        await until_forgotten(both, recorded)
+        answer = await both.other.submit(AccountActor, "a", Deposit(6, "six"), key="k")
+        assert both.forwarded == 1
+        assert answer.events == [Deposited(6, "six")]
+
+
+async def until_forgotten(both: Pair, id: IdRecord) -> None:
+    """Other records come until the window does not hold the command id any more, anywhere."""
+    views = [service.transactions.scopes[0].view for service in (both.leader, both.other)]
+    while any(view.remembers(id, IdRecord(view.next, view.time, True)) for view in views):
+        await asyncio.sleep(0.001)  # the log's clock goes on with the timestamps of records
+        await both.leader.submit(AccountActor, "b", Deposit(1, "other"))
 
 
 async def test_a_key_that_is_in_work_at_the_leader_is_executed_once() -> None:
@@ -458,6 +501,22 @@ async def test_a_declined_command_that_comes_again_is_not_executed(monkeypatch: 
         both.mail.put(LEADER, packed(again))
         await both.taken()
         assert (await both.leader.read(AccountActor, "a"))[0].balance == 1_100
+
+
+async def test_an_unexpected_error_says_nothing_of_what_was_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is no decline: after one, a refusal would be answered without a record."""
+    async with pair() as both:
+        await both.deposit()
+        engine = both.leader.transactions.engine
+        execute = engine.execute
+
+        def broken(command: InFlight) -> None:
+            execute(command)
+            raise AssertionError("a pipeline never goes from here to there")
+
+        monkeypatch.setattr(engine, "execute", broken)
+        answer = await both.other.submit(AccountActor, "a", Withdraw(60, "once"))
+        assert (answer.version, both.by()) == (2, [LEADER])
 
 
 def _full() -> None:
