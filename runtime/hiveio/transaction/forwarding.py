@@ -130,7 +130,7 @@ class Forwarding:
             return False
         self._mailbox.open()
         leader = self._leader(command.scope)
-        if not leader or leader == self._mailbox.instance:
+        if not leader or leader == self._mailbox.instance or not self._mailbox.works:
             return False
         now, peer = asyncio.get_running_loop().time(), self._peer(leader)
         if now < peer.avoided_until:

@@ -6,6 +6,7 @@ A packet may be lost, come twice or come late. Nothing that is promised rests on
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
@@ -80,6 +81,8 @@ class Mailbox:
         self._flushing = False
         self._open_until, self._opened = 0.0, asyncio.Event()
         self._takes, self._said_at = True, 0.0  # commands of others, and when it has said so
+        self.works = True  # the latest look into it has not failed
+        self._context = copy_context()  # not that of the request that happens to open it
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -87,7 +90,7 @@ class Mailbox:
         self._open_until = asyncio.get_running_loop().time() + self._open_s
         self._opened.set()
         if self._task is None:
-            self._task = asyncio.ensure_future(self._run())
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=self._context)
 
     async def take_no_commands(self) -> None:
         """Say that this instance takes no commands of others any more."""
@@ -150,15 +153,17 @@ class Mailbox:
                     self._said_at = 0.0
                     await self._cache.take_no_commands(self.instance)
                     await self._opened.wait()
-                if loop.time() > self._said_at + SAY_S:
+                if self.works and loop.time() > self._said_at + SAY_S:
                     await self._say()
                 packets = await self._cache.receive(self.instance, 0 if packets else WAIT_S)
+                self.works = True
                 for packed in packets:
                     self._take(packed)
                 if packets:
                     await asyncio.sleep(GATHER_S)
             except HiveError as error:
                 logger.debug("the mailbox of this instance could not be read: %s", error)
+                self.works = False
                 await asyncio.sleep(AGAIN_S)
             except Exception:
                 logger.exception("the mailbox of this instance could not be read for an unexpected reason")

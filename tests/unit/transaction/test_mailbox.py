@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from hiveio.errors import HiveError, Unavailable
+from hiveio.logs import request_id
 from hiveio.transaction import mailbox
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.mailbox import TAKES_MS, Answer, Forwarded, Mailbox, Packet
@@ -243,6 +244,44 @@ async def test_it_is_looked_into_again_after_a_failure(
         mail.put("A", packet())
         await until(lambda: taken)
     assert len(caplog.records) == isinstance(error, RuntimeError), "an outage of Redis is reported elsewhere"
+
+
+async def test_who_cannot_read_its_mailbox_does_not_say_that_it_takes_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its user may have no right to BLPOP, and have all that it takes to say so."""
+    for name, value in (("WAIT_S", 0.005), ("SAY_S", 0.0), ("AGAIN_S", 0.001)):
+        monkeypatch.setattr(mailbox, name, value)
+    mail = Mail()
+    receive = mail.receive
+
+    async def refused(instance: str, wait_s: float) -> list[bytes]:
+        mail.looks += 1
+        raise Unavailable("Redis refuses BLPOP: this user has no permissions to run it")
+
+    monkeypatch.setattr(mail, "receive", refused)
+    async with mailbox_of(mail) as (box, _):
+        box.open()
+        await until(lambda: mail.looks > 5)
+        assert len(mail.said) <= 1
+        assert not box.works
+        monkeypatch.setattr(mail, "receive", receive)
+        await until(lambda: len(mail.said) > 1)
+        assert box.works
+
+
+async def test_packets_are_not_taken_in_the_context_of_the_request_that_has_opened_it() -> None:
+    """The actor of another instance's command would see what belongs to that request, such as its span."""
+    mail = Mail()
+    taken: list[str] = []
+    box = Mailbox(mail, "A", 10.0, lambda packet: taken.append(request_id.get()))
+    before = request_id.set("the request that has opened it")
+    box.open()
+    request_id.reset(before)
+    mail.put("A", packet())
+    await until(lambda: taken)
+    await box.stop()
+    assert taken == [""]
 
 
 async def test_what_waits_is_sent_before_the_end() -> None:
