@@ -70,11 +70,22 @@ def fingerprint(contracts: Iterable[Contract]) -> str:
     return f"{zlib.crc32(msgspec.json.encode((LAYOUT, meaning), order='deterministic')):08x}"
 
 
+def taken(contracts: Iterable[Contract]) -> str:
+    """A text that names the commands that the actors take. Who knows other fields of a command would leave out some."""
+    commands = [
+        (c.name, [(name, msgspec.json.schema(kind)) for name, kind in sorted(c.commands.items())])
+        for c in sorted(contracts, key=lambda contract: contract.name)
+    ]
+    return f"{zlib.crc32(msgspec.json.encode(commands, order='deterministic')):08x}"
+
+
 class Cache:
     """The calls to the cache. Each is one script, and calls to one script in the same tick are sent together."""
 
-    def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str) -> None:
+    def __init__(self, redis: Redis, topic: str, topic_id: str, meaning: str, taken: str = "") -> None:
+        """``meaning`` is the fingerprint of the models. ``taken`` names the commands, where any are forwarded."""
         self.redis, self._topic, self.topic_id, self._meaning = redis, topic, topic_id, meaning
+        self._forwards = f"{meaning}:{taken}"  # an instance forwards to those of which this is the same
 
     def away(self, partition: int | None = None) -> str:
         """Why the cache of a scope, or of any scope, does not answer, or "" while it does. Publishers ask all the time,
@@ -262,18 +273,18 @@ class Cache:
 
     def send(self, instance: str, packet: bytes, *, commands: bool) -> "asyncio.Future[bool]":
         """Put a packet into the mailbox of an instance. False if it was not put there: because the mailbox is full,
-        or, where it has ``commands``, because the instance takes none from instances with these models."""
-        common = (self._meaning if commands else "", MAILBOX_PACKETS, MAILBOX_MS)
+        or, where it has ``commands``, because the instance takes none from instances with these models and commands."""
+        common = (self._forwards if commands else "", MAILBOX_PACKETS, MAILBOX_MS)
         return self.redis.call(_SEND, self.mailbox(instance), common, (packet,), lambda batch, put: bool(put))
 
     async def take_commands(self, instance: str, for_ms: int) -> None:
         """Note that an instance takes commands of others for so long."""
-        await self.redis.execute("SET", f"{self.mailbox(instance)}:open", self._meaning, "PX", for_ms)
+        await self.redis.execute("SET", f"{self.mailbox(instance)}:open", self._forwards, "PX", for_ms)
 
     async def takes_commands(self, instance: str) -> bool:
-        """Whether an instance takes commands of others that have the same models."""
+        """Whether an instance takes commands of others that have the same models and commands."""
         found = await self.redis.execute("GET", f"{self.mailbox(instance)}:open")
-        return bool(found == self._meaning.encode())
+        return bool(found == self._forwards.encode())
 
     async def take_no_commands(self, instance: str) -> None:
         await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")

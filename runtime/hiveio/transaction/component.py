@@ -22,7 +22,7 @@ from hiveio.kafka.topics import FOREVER, Topic, ensure_topic
 from hiveio.redis import Redis, connect
 from hiveio.transaction import metrics
 from hiveio.transaction.bounds import Bounds
-from hiveio.transaction.cache import Cache, fingerprint
+from hiveio.transaction.cache import Cache, fingerprint, taken
 from hiveio.transaction.engine import Engine
 from hiveio.transaction.following import Following
 from hiveio.transaction.forwarding import Forwarding
@@ -110,7 +110,7 @@ class TransactionLog:
         topic, events = await _retrying(lambda: self._backends(cache_node))
         meaning = fingerprint(self.contracts)
         metrics.models(meaning)
-        self._cache = Cache(cache_node, s.log_topic, topic.id, meaning)
+        self._cache = Cache(cache_node, s.log_topic, topic.id, meaning, taken(self.contracts))
         await self._log_others()
         self._brokers.start()
         await self._brokers.settled(LEADERS_S)

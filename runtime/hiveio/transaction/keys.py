@@ -39,7 +39,7 @@ KEYS = {
     "hive:logs:{<log topic>}": "set: the topic ids of all logs of this name that were here",
     "hive:mail:{<log topic>/<topic id>/<instance>}": "list: the mailbox of an instance, with packets of commands that "
     "others forward to it and of answers to its own; dropped 5 s after the last packet",
-    "hive:mail:{<log topic>/<topic id>/<instance>}:open": "the fingerprint of an instance, while it takes "
-    "commands of others",
+    "hive:mail:{<log topic>/<topic id>/<instance>}:open": "the fingerprints of the models and of the commands of an "
+    "instance, while it takes commands of others",
     "hive:instances:{<log topic>/<topic id>}": "hash: instance → JSON: where it listens, its version, its fingerprint",
 }

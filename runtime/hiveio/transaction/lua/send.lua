@@ -1,10 +1,10 @@
 -- Puts packets into the mailbox of an instance. They may be lost with Redis, or be there twice.
 -- KEYS[1]  the mailbox
--- ARGV     the models of which the instance has to take commands ('': the packets have none), the most packets that may
+-- ARGV     the models and commands that the instance has to have ('': the packets have none), the most packets that may
 --          wait, after how long (ms) they are dropped, then each packet
 -- returns  {'', then for each packet 1 (it was put there) or 0}
-local models, most, replies = ARGV[1], tonumber(ARGV[2]), {''}
-local open = models == '' or redis.call('GET', KEYS[1] .. ':open') == models
+local same, most, replies = ARGV[1], tonumber(ARGV[2]), {''}
+local open = same == '' or redis.call('GET', KEYS[1] .. ':open') == same
 local before = redis.call('LLEN', KEYS[1])
 local length = before
 for i = 4, #ARGV do
