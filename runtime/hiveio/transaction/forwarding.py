@@ -21,7 +21,7 @@ import msgspec
 from hiveio import outages
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, Unavailable
+from hiveio.errors import Problem, Quarantined, Unavailable
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.logs import request_id
@@ -42,10 +42,11 @@ WORKING_S = 0.3  # after which an instance says that it is at work on a command,
 SILENT_S = 1.0  # without a word of a command, after which it is executed here
 TAKES_S = 1.0  # for which an instance is known to take commands, since it has said so or was heard of
 CLOSED_S = 0.3  # until one that takes none is asked again
-AVOIDED_S = 2.0  # for which nothing is forwarded to an instance that was silent or declined
+AVOIDED_S = 2.0  # for which nothing is forwarded to an instance that was silent or took none
 PEERS = 1_000  # instances that are remembered
 
-ACCEPTED, REFUSED, DECLINED, UNKNOWN, WORKING = "accepted", "refused", "declined", "unknown", "working"
+# "busy": it was declined, as others would be now; "declined": that is about this command alone.
+ACCEPTED, REFUSED, BUSY, DECLINED, UNKNOWN, WORKING = "accepted", "refused", "busy", "declined", "unknown", "working"
 
 _document = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -179,8 +180,9 @@ class Forwarding:
             peer.waiting.pop(answer.number, None)
         elif answer.outcome == WORKING:
             waiting.told_at = now
-        elif answer.outcome == DECLINED:
-            self._avoid(peer)
+        elif answer.outcome in (BUSY, DECLINED):
+            if answer.outcome == BUSY:
+                self._avoid(peer)
             waiting.command.unshare()
             self._come_back(peer, answer.number)
         elif answer.outcome == UNKNOWN:
@@ -233,7 +235,8 @@ class Forwarding:
             command = self._submit(contract, envelope, shared=Shared(given.key, started_at))
         except Problem as problem:  # it was not taken, and the other instance tells the client
             logger.debug("a command of another instance is declined: %s", problem)
-            self._mailbox.answer(sender, Answer(given.number, DECLINED))
+            busy = isinstance(problem, Unavailable) and not isinstance(problem, Quarantined)
+            self._mailbox.answer(sender, Answer(given.number, BUSY if busy else DECLINED))
             return
         except Exception:  # whatever it is, it may have come after the command was taken
             logger.exception("a command of another instance could not be taken for an unexpected reason")

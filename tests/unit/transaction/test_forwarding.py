@@ -44,6 +44,10 @@ class Break(Command):
     marker: str
 
 
+class Wait(Command):
+    marker: str
+
+
 class Opened(Event):
     marker: str
     request: str
@@ -62,12 +66,14 @@ class DoorActor(Actor):
     name = "Door"
     performed: Counter[str]
 
-    def perform(self, door: Door | None, command: Open | Refuse | Break, context: Context) -> Opened:
+    def perform(self, door: Door | None, command: Open | Refuse | Break | Wait, context: Context) -> Opened:
         self.performed[command.marker] += 1
         if isinstance(command, Refuse):
             raise Rejected("locked", headers={"Retry-After": "7"}, opened=door.opened if door else 0, by={"who": "ä"})
         if isinstance(command, Break):
             raise RuntimeError("broken")
+        if isinstance(command, Wait):
+            raise Unavailable("closed for lunch")
         return Opened(command.marker, request_id.get(), [(name, context.headers.get(name)) for name in ASKED])
 
     def replay(self, door: Door | None, event: Opened) -> Door:
@@ -317,6 +323,17 @@ async def test_a_fault_of_the_actor_reaches_the_client_and_the_log_is_left_to_th
         assert both.by() == [LEADER], "a fault is no reason to avoid the leader"
 
 
+async def test_an_actor_that_is_unavailable_is_no_reason_to_avoid_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DoorActor, "performed", Counter(), raising=False)
+    async with pair(DoorActor) as both:
+        await both.work_on("Door/a")
+        with pytest.raises(Unavailable, match="closed for lunch"):
+            await both.other.submit(DoorActor, "a", Wait("waits"))
+        assert both.outcomes == ["declined"]
+        await both.other.submit(DoorActor, "a", Open("next"))
+        assert (both.forwarded, both.by()) == (2, [LEADER])
+
+
 async def test_a_keyed_command_and_its_repeat_have_one_answer_and_another_body_is_refused() -> None:
     async with pair() as both:
         await both.deposit()
@@ -362,6 +379,8 @@ async def test_a_key_that_is_in_work_at_the_leader_is_executed_once() -> None:
         release()
         assert await first == await second
         assert both.by() == [LEADER]
+        await both.other.submit(AccountActor, "a", Deposit(6, "six"))
+        assert both.forwarded == 2, "that is no reason to avoid the leader"
 
 
 # -- what is not forwarded
@@ -478,7 +497,7 @@ async def test_a_command_that_the_leader_cannot_execute_is_executed_here_and_not
         without.look(both.leader.transactions.scopes)
         with pytest.raises(Rejected, match="overdrawn"):
             await both.other.submit(AccountActor, "a", Withdraw(500, "too much"))
-        assert both.outcomes == ["declined"]
+        assert both.outcomes == ["busy"]
         assert not both.commits()
         await both.other.submit(AccountActor, "a", Deposit(5, "five"))
         assert (both.forwarded, both.by()) == (1, [OTHER]), "the leader is avoided for a while"
@@ -493,7 +512,7 @@ async def test_a_declined_command_that_comes_again_is_not_executed(monkeypatch: 
         monkeypatch.setattr(engine.work, "check", _full)
         with pytest.raises(Rejected, match="overdrawn"):
             await both.other.submit(AccountActor, "a", Withdraw(500, "too much"))
-        assert both.outcomes == ["declined"]
+        assert both.outcomes == ["busy"]
         assert not both.commits()
         monkeypatch.undo()
         await both.leader.submit(AccountActor, "a", Deposit(1_000, "more"))
