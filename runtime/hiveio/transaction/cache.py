@@ -28,6 +28,7 @@ SAMPLE = 20_000  # keys that are looked at when an instance starts
 READ_BYTES = 1_000_000  # the most of one answer to calls that read one aggregate each
 LOAD_BYTES = 4_000_000  # the most of one answer to a call that loads many
 MAILBOX_PACKETS = 100  # that wait in a mailbox; further ones are not put there
+TAKEN_PACKETS = 16  # of them in one answer: they may be large, and an answer that is not whole in time is lost
 MAILBOX_MS = 5_000  # after the last packet, a mailbox that nobody empties is dropped
 
 _READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE, _LISTED = (
@@ -290,10 +291,10 @@ class Cache:
         await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")
 
     async def receive(self, instance: str, wait_s: float) -> list[bytes]:
-        """Packets from the mailbox of an instance: those that are there, or with a time the first that comes in it."""
+        """Packets from the mailbox of an instance: the first that are there, or with a time the one that comes in it."""
         mailbox = self.mailbox(instance)
         if not wait_s:
-            return list(await self.redis.call(_TAKE, mailbox, (), (MAILBOX_PACKETS,), lambda batch, found: found))
+            return list(await self.redis.call(_TAKE, mailbox, (), (TAKEN_PACKETS,), lambda batch, found: found))
         found = await self.redis.execute("BLPOP", mailbox, str(wait_s))
         return [found[1]] if found else []
 

@@ -1,10 +1,12 @@
-"""Who forwards commands to whom, by what instances say in Redis."""
+"""Who forwards commands to whom, by what instances say in Redis, and how much they take at once."""
 
+import asyncio
 from typing import Any
 
 from hiveio import Actor, Command, Event, Model
 from hiveio.actor import contracts
-from hiveio.transaction.cache import Cache, fingerprint, taken
+from hiveio.transaction.cache import LOAD_BYTES, Cache, fingerprint, taken
+from hiveio.transaction.mailbox import PACKET_BYTES
 
 
 class Pay(Command):
@@ -49,11 +51,18 @@ class Keys:
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
+        self.asked: list[int] = []
 
     async def execute(self, *command: Any) -> Any:
         if command[0] == "SET":
             self.values[command[1]] = command[2].encode()
         return self.values.get(command[1])
+
+    def call(self, script: Any, key: str, common: Any, own: tuple[int], parse: Any) -> "asyncio.Future[Any]":
+        self.asked.append(*own)
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answered.set_result([])
+        return answered
 
 
 async def test_nothing_is_forwarded_to_a_version_that_knows_other_fields_of_a_command() -> None:
@@ -73,3 +82,10 @@ def test_the_order_of_actors_does_not_matter() -> None:
         name = "Other"
 
     assert taken(contracts([PurseActor, Other])) == taken(contracts([Other, PurseActor]))
+
+
+async def test_full_packets_come_in_answers_that_are_not_larger_than_others() -> None:
+    """The bound of a call holds for all of its answer, and what was taken with it is lost."""
+    redis: Any = Keys()
+    assert await Cache(redis, "topic", "id", "meaning").receive("A", 0.0) == []
+    assert all(count * PACKET_BYTES <= LOAD_BYTES for count in redis.asked)
