@@ -291,7 +291,7 @@ class Cache:
         await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")
 
     async def receive(self, instance: str, wait_s: float) -> list[bytes]:
-        """Packets from the mailbox of an instance: the first that are there, or with a time the one that comes in it."""
+        """Packets from the mailbox of an instance: the first that are there, or with a time the one that comes."""
         mailbox = self.mailbox(instance)
         if not wait_s:
             return list(await self.redis.call(_TAKE, mailbox, (), (TAKEN_PACKETS,), lambda batch, found: found))
