@@ -66,7 +66,7 @@ def lockless() -> None:
 
 def alone() -> None:
     """No command is given to another instance."""
-    setattr(Forwarding, "takes", lambda self, command: False)  # noqa: B010
+    setattr(Forwarding, "forwards", lambda self, command: False)  # noqa: B010
 
 
 def acknowledges_on_report() -> None:

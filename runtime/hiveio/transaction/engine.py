@@ -181,7 +181,7 @@ class Engine:
 
     def _enter(self, command: InFlight) -> None:
         """Give the command to the instance that executes it: another one, or this one."""
-        if self._forwarding is None or not self._forwarding.takes(command):
+        if self._forwarding is None or not self._forwarding.forwards(command):
             self.execute(command)
 
     def execute(self, command: InFlight) -> None:
@@ -268,7 +268,7 @@ class Engine:
         elif command.attempts > self._retries.count:
             text = f"{shown(command.target)} was changed by others {command.attempts} times. Try again later."
             self.recovery.give_up(command, Conflict(text))
-        elif self._forwarding is None or not self._forwarding.takes(command):
+        elif self._forwarding is None or not self._forwarding.forwards(command):
             self.pipelines.of(command.scope, command.target).perform_again(command)
 
     def _over(self, command: InFlight, outcome: str) -> None:
@@ -352,7 +352,7 @@ class Engine:
         for scope in self._scopes:
             scope.journal.check_lateness()
         if self._forwarding is not None:
-            self._forwarding.look(self._scopes)
+            self._forwarding.open_for(self._scopes)
         self._metrics.flush(len(self.work.open), self._performer.abandoned)
         if now >= self._lags_at:
             self._lags_at = now + LAGS_S

@@ -97,10 +97,11 @@ class Forwarding:
         self._mailbox = Mailbox(cache, instance, OPEN_S, self._taken)
         self._peers: dict[str, _Peer] = {}
         self._count = 0
+        self._ends = False  # no command of another instance is taken any more
         self._looking: asyncio.TimerHandle | None = None
         self._logged_at = -outages.EVERY_S
 
-    def look(self, scopes: Iterable[Scope]) -> None:
+    def open_for(self, scopes: Iterable[Scope]) -> None:
         """Take commands of others from now on, if several instances work on the same aggregates of these scopes."""
         for scope in scopes:
             if scope.contention:
@@ -109,6 +110,7 @@ class Forwarding:
 
     async def take_no_commands(self) -> None:
         """This instance is about to end: others keep their commands."""
+        self._ends = True
         try:
             await self._mailbox.take_no_commands()
         except Unavailable:
@@ -125,7 +127,7 @@ class Forwarding:
 
     # -- to another instance
 
-    def takes(self, command: InFlight) -> bool:
+    def forwards(self, command: InFlight) -> bool:
         """Forward a command, if another instance should execute it. Returns whether it does."""
         if command.scope.contention.isdisjoint(command.needs) or not _may_leave(command):
             return False
@@ -188,11 +190,11 @@ class Forwarding:
         elif answer.outcome == UNKNOWN:
             self._come_back(peer, answer.number)
         else:
-            del peer.waiting[answer.number]
+            given: Outcome | Problem = Outcome(encoded=answer.body, headers=answer.headers)
             if answer.outcome == REFUSED:
-                waiting.command.pass_on(problem_of(_document(answer.body), answer.headers))
-            else:
-                waiting.command.pass_on(Outcome(encoded=answer.body, headers=answer.headers))
+                given = problem_of(_document(answer.body), answer.headers)
+            del peer.waiting[answer.number]
+            waiting.command.pass_on(given)
 
     def _come_back(self, peer: _Peer, number: int) -> None:
         """The command is executed here, by the other instance too perhaps."""
@@ -203,6 +205,7 @@ class Forwarding:
     # -- from another instance
 
     def _taken(self, packet: Packet) -> None:
+        self._mailbox.open()
         now, peer = asyncio.get_running_loop().time(), self._peer(packet.sender)
         if packet.answers:
             peer.takes_until = now + TAKES_S
@@ -220,8 +223,8 @@ class Forwarding:
         contract = self._contracts.get(given.actor)
         token = request_id.set(given.request)
         try:
-            if contract is None:
-                raise Unavailable("This actor is not here.")
+            if self._ends or contract is None:
+                raise Unavailable("This instance is about to end, or has no such actor.")
             message, meta = contract.command_codec.decode(given.body)
             envelope = Envelope(
                 message=message,

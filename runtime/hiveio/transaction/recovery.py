@@ -114,7 +114,7 @@ class Recovery:
         Conflict."""
         record = await self._record(command.scope, found.offset)
         if not isinstance(record, Commit):
-            raise Conflict("This Idempotency-Key is closed: its command was not executed and never will be.")
+            raise Conflict("This command is closed: it was not executed and never will be.")
         if record.hash != command.hash:
             raise KeyReused(f"Idempotency-Key {command.id.given!r} was used before with another body.")
         refusal = problem_of(dict(record.refusal), record.headers) if record.refusal else None
