@@ -2,6 +2,7 @@
 
 import base64
 import json
+import uuid
 from typing import Any
 
 import httpx
@@ -107,7 +108,7 @@ def test_what_is_none_is_refused(
 
 @pytest.fixture(scope="module")
 def one(kafka: Kafka) -> Any:
-    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": "test-cloudevents-refused"}
+    environ = {"EVENT_STORE_BROKERS": kafka.brokers, "EVENT_STORE_TOPIC": f"test-{uuid.uuid4().hex[:12]}"}
     with Role("producer", environ, actor=ACTOR) as role:
         yield role
 

@@ -160,8 +160,8 @@ async def test_sessions_that_overlap_repeat_and_never_leave_a_gap(
     """Everybody holds the lease, and sessions end when they like: whatever interleaving comes of it."""
     dice = random.Random(topic)
 
-    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, bool]:
-        return (await self.read(partition)).watermark, dice.random() < 0.9
+    async def lease(self: Cache, partition: int, holder: str, ttl_ms: int) -> tuple[Watermark | None, str]:
+        return (await self.read(partition)).watermark, holder if dice.random() < 0.9 else "another"
 
     monkeypatch.setattr(Cache, "lease", lease)
     monkeypatch.setattr("hiveio.transaction.leader.RENEW_S", 0.02)
