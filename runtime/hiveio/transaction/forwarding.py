@@ -97,7 +97,6 @@ class Forwarding:
         self._mailbox = Mailbox(cache, instance, OPEN_S, self._taken)
         self._peers: dict[str, _Peer] = {}
         self._count = 0
-        self._ends = False  # no command of another instance is taken any more
         self._looking: asyncio.TimerHandle | None = None
         self._logged_at = -outages.EVERY_S
 
@@ -110,7 +109,6 @@ class Forwarding:
 
     async def take_no_commands(self) -> None:
         """This instance is about to end: others keep their commands."""
-        self._ends = True
         try:
             await self._mailbox.take_no_commands()
         except Unavailable:
@@ -223,7 +221,7 @@ class Forwarding:
         contract = self._contracts.get(given.actor)
         token = request_id.set(given.request)
         try:
-            if self._ends or contract is None:
+            if contract is None or not self._mailbox.takes:
                 raise Unavailable("This instance is about to end, or has no such actor.")
             message, meta = contract.command_codec.decode(given.body)
             envelope = Envelope(

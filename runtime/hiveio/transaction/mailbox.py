@@ -80,7 +80,7 @@ class Mailbox:
         self._answers: dict[str, list[Answer]] = {}
         self._flushing = False
         self._open_until, self._opened = 0.0, asyncio.Event()
-        self._takes, self._said_at = True, 0.0  # commands of others, and when it has said so
+        self.takes, self._said_at = True, 0.0  # commands of others, and when it has said so
         self.works = True  # the latest look into it has not failed
         self._context = copy_context()  # not that of the request that happens to open it
         self._task: asyncio.Task[None] | None = None
@@ -94,7 +94,7 @@ class Mailbox:
 
     async def take_no_commands(self) -> None:
         """Say that this instance takes no commands of others any more."""
-        self._takes = False
+        self.takes = False
         if self._task is not None:
             await self._say()
 
@@ -171,7 +171,7 @@ class Mailbox:
 
     async def _say(self) -> None:
         self._said_at = asyncio.get_running_loop().time()
-        if self._takes:
+        if self.takes:
             await self._cache.take_commands(self.instance, TAKES_MS)
         else:
             await self._cache.take_no_commands(self.instance)
