@@ -155,9 +155,13 @@ class Stage(System):
         return call
 
     def watermark(self) -> int:
+        return max((int(mark.partition(b"|")[0]) for mark in self.watermarks()), default=0)
+
+    def watermarks(self) -> list[bytes]:
+        """The watermark of each scope, as it is in Redis."""
         client = self.redis_client()
         marks = [client.get(key) for key in client.scan_iter(match="hive:{*") if key.count(b":") == 2]
-        return max((int(mark.partition(b"|")[0]) for mark in marks if mark and mark.count(b"|") >= 4), default=0)
+        return [mark for mark in marks if mark and mark.count(b"|") >= 4]
 
     async def start(self, points: Mapping[str, str] | None = None, instance: int = 0) -> None:
         """Start a killed one, with other fault points or without."""
