@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
 
@@ -68,62 +69,80 @@ def purses(bench: Bench) -> None:
 
     Of one instance alone no record may be void.
     """
-    topic, clients = bench.topic(), max(bench.clients)
-    with (
-        bench.role("stream-processor", "tally:Tallies") as distinct,
-        bench.role("stream-processor", "purses", EVENT_STORE_TOPIC=topic) as role,
-    ):
+    clients = max(bench.clients)
+    with contextlib.ExitStack() as stack:
+        distinct = stack.enter_context(bench.role("stream-processor", "tally:Tallies"))
+        alone, two = (_fleet(bench, stack, count, "purses") for count in (1, 2))
         measures = {
             "distinct aggregates": bench.http(distinct, DISTINCT, clients),
-            f"transfers over {PURSES} aggregates": bench.http(role, SEND, clients),
+            f"transfers over {PURSES} aggregates": bench.http(alone.roles[0], SEND, clients),
         }
         bench.compare("purses", clients, measures, "distinct aggregates")
         bench.show("purses")
-        numbers = httpx.get(f"{role.url}/metrics", timeout=30).text
+        numbers = httpx.get(f"{alone.roles[0].url}/metrics", timeout=30).text
         void = next(float(line.split()[1]) for line in numbers.splitlines() if line.startswith("hiveio_void_records"))
         if void:
             raise Lost(f"purses: {void:.0f} records of the only instance are void")
-        with bench.role("stream-processor", "purses", EVENT_STORE_TOPIC=topic) as other:
-            roles = [role, other]
-            together(bench, roles, clients, SEND)  # warm
-            shared_measures: dict[str, Measure] = {
-                f"{count} instance{'s' * (count > 1)}": partial(together, bench, roles[:count], clients, SEND)
-                for count in (1, 2)
-            }
-            title = f"transfers over {PURSES} aggregates"
-            bench.compare(title, clients, shared_measures, "1 instance")
-            bench.show(title)
-            role.acknowledged += other.acknowledged
-            role.refused += other.refused
-        sums = [httpx.get(f"{role.url}/purses/{number}", timeout=30) for number in range(PURSES)]
-        found = sum(answer.json()["payload"]["balance"] if answer.status_code == 200 else FULL for answer in sums)
-        if found != PURSES * FULL:
-            raise Lost(f"purses: {PURSES * FULL} were in them and {found} are")
-        bench.note(f"purses: {role.refused / max(1, role.refused + role.acknowledged):.0%} were refused")
-    bench.check("purses: events", bench.stored(topic), 2 * role.acknowledged)
+        title = f"transfers over {PURSES} aggregates"
+        _compare(bench, title, (alone, two), clients, SEND)
+        for fleet in (alone, two):
+            url = fleet.roles[0].url
+            sums = [httpx.get(f"{url}/purses/{number}", timeout=30) for number in range(PURSES)]
+            found = sum(answer.json()["payload"]["balance"] if answer.status_code == 200 else FULL for answer in sums)
+            if found != PURSES * FULL:
+                raise Lost(f"purses: {PURSES * FULL} were in them and {found} are")
+            refused = sum(role.refused for role in fleet.roles)
+            bench.note(f"purses, {fleet}: {refused / max(1, refused + fleet.acknowledged):.0%} were refused")
+            bench.check(f"purses, {fleet}: events", bench.stored(fleet.topic), 2 * fleet.acknowledged)
 
 
 def shared(bench: Bench) -> None:
-    """One hot aggregate: one instance, then two, then three at once, with the same number of clients in all."""
-    topic, clients = bench.topic(), max(bench.clients)
-    environ = {"EVENT_STORE_TOPIC": topic}
+    """One hot aggregate: of one instance, of two and of three at once, with the same number of clients in all."""
+    clients = max(bench.clients)
     with contextlib.ExitStack() as stack:
-        roles = [stack.enter_context(bench.role("stream-processor", "tally:Tallies", **environ)) for _ in range(3)]
-        measures: dict[str, Measure] = {
-            f"{count} instance{'s' * (count > 1)} on one aggregate": partial(together, bench, roles[:count], clients)
-            for count in (1, 2, 3)
-        }
-        together(bench, roles, clients)  # warm
-        rows = bench.compare("shared aggregate", clients, measures, next(iter(measures)))
-        bench.show("shared aggregate")
+        fleets = [_fleet(bench, stack, count, "tally:Tallies") for count in (1, 2, 3)]
+        rows = _compare(bench, "shared aggregate", fleets, clients, HOT)
         shares = [mean(sample.parts[f"share {number}"] for sample in rows[-1].samples) for number in (1, 2, 3)]
         bench.note("share of each of the three: " + ", ".join(f"{share:.0%}" for share in shares))
-        acknowledged = sum(role.acknowledged for role in roles)
-        state = httpx.get(f"{roles[0].url}/tallies/hot", timeout=30).json()["payload"]
-        bench.check("shared aggregate: commands", state["count"], acknowledged)
+        for fleet in fleets:
+            state = httpx.get(f"{fleet.roles[0].url}/tallies/hot", timeout=30).json()["payload"]
+            bench.check(f"shared aggregate, {fleet}: commands", state["count"], fleet.acknowledged)
 
 
-def together(bench: Bench, roles: Sequence[Served], clients: int, request: Request = HOT) -> Sample:
+@dataclass(frozen=True)
+class _Fleet:
+    """Instances of one service, on a log of their own: what one alone does must not depend on what others did there."""
+
+    roles: Sequence[Served]
+    topic: str
+
+    def __str__(self) -> str:
+        return f"{len(self.roles)} instance{'s' * (len(self.roles) > 1)}"
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(role.acknowledged for role in self.roles)
+
+
+def _fleet(bench: Bench, stack: contextlib.ExitStack, count: int, module: str) -> _Fleet:
+    topic = bench.topic()
+    roles = [bench.role("stream-processor", module, EVENT_STORE_TOPIC=topic) for _ in range(count)]
+    return _Fleet([stack.enter_context(role) for role in roles], topic)
+
+
+def _compare(bench: Bench, title: str, fleets: Sequence[_Fleet], clients: int, request: Request) -> list[Row]:
+    """The same load on each fleet, against that on the first."""
+    measures: dict[str, Measure] = {
+        str(fleet): partial(together, bench, fleet.roles, clients, request) for fleet in fleets
+    }
+    for warm in measures.values():
+        warm()
+    rows = bench.compare(title, clients, measures, str(fleets[0]))
+    bench.show(title)
+    return rows
+
+
+def together(bench: Bench, roles: Sequence[Served], clients: int, request: Request) -> Sample:
     """Load on several instances at once."""
     usages = [Usage(role.process.pid) for role in roles]
     processes = [
