@@ -361,9 +361,14 @@ def _outcome_unknown() -> Unknown:
 
 
 def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Exception:
-    """The error, where it is an answer; else a 500 for a fault of the actor or of ours, which it writes to the log."""
+    """The error, where it is an answer; else a 500 for a fault of the actor or of ours. A fault is written to the log,
+    also where the answer is that another instance may have carried the request out."""
     fault = contained(error) if isinstance(error, Problem) else error
+    answer: Exception = Problem()
     if fault is error and isinstance(error, Problem | ClientDisconnected):
-        return error
+        cause = error.__cause__ if isinstance(error, Unknown) else None
+        if cause is None or isinstance(cause, Problem):
+            return error
+        answer, fault = error, cause
     log_fault(logger, fault, route.contract, envelope, method=route.method, path=route.path)
-    return Problem()
+    return answer

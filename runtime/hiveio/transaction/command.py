@@ -204,8 +204,12 @@ class InFlight:
 
     def fail(self, error: BaseException) -> None:
         error = contained(error)  # a future does not take a StopIteration
-        if self.elsewhere and isinstance(error, Unavailable | TooLarge | SeveralScopes):  # nothing has happened
-            error = Unknown(f"Another instance has not answered, {MAY_BE_EXECUTED}", transaction=self.token)
+        if self.elsewhere and (
+            not isinstance(error, Problem) or isinstance(error, Unavailable | TooLarge | SeveralScopes)
+        ):
+            unknown = Unknown(f"Another instance has not answered, {MAY_BE_EXECUTED}", transaction=self.token)
+            unknown.__cause__ = error  # a fault of the actor has its line in the log all the same
+            error = unknown
         self._over(error.title if isinstance(error, Problem) else "fault")
         if not self.future.done():
             self.future.set_exception(error)

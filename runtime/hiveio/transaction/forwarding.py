@@ -21,7 +21,7 @@ import msgspec
 from hiveio import outages
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, Quarantined, Unavailable
+from hiveio.errors import Problem, Quarantined, Unavailable, Unknown
 from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.logs import request_id
@@ -248,9 +248,9 @@ class Forwarding:
         peer.given[given.number] = _At(command, asyncio.get_running_loop().time())
         command.future.add_done_callback(partial(self._done, sender, peer, given.number))
 
-    def _done(self, sender: str, peer: _Peer, number: int, future: "asyncio.Future[Outcome]") -> None:
-        del peer.given[number]
-        self._mailbox.answer(sender, _answer(number, future))
+    def _done(self, sender: str, peer: _Peer, number: int, _: "asyncio.Future[Outcome]") -> None:
+        given = peer.given.pop(number)
+        self._mailbox.answer(sender, _answer(number, given.command))
 
     # -- time
 
@@ -308,12 +308,13 @@ def _headers(command: InFlight) -> tuple[tuple[str, bytes], ...]:
     )
 
 
-def _answer(number: int, future: "asyncio.Future[Outcome]") -> Answer:
-    error = future.exception()
+def _answer(number: int, command: InFlight) -> Answer:
+    error = command.future.exception()
     if error is None:
-        outcome = future.result()
+        outcome = command.future.result()
         return Answer(number, ACCEPTED, outcome.encoded or b"null", outcome.headers)
     if isinstance(error, Problem) and error.status < 500:
         return Answer(number, REFUSED, encode_problem(error), error.headers)
-    # The other instance tells the client of a fault of the actor, after it has met it as well.
-    return Answer(number, DECLINED if isinstance(error, Unavailable) else UNKNOWN)
+    # The other instance tells the client what is wrong, after it has met it as well. Of a fault of the actor nothing is
+    # left, unless there may be a record all the same.
+    return Answer(number, UNKNOWN if command.maybe_recorded or isinstance(error, Unknown) else DECLINED)

@@ -380,6 +380,21 @@ async def test_a_handler_may_say_itself_what_is_unknown() -> None:
     assert (answer.status, answer.json["transaction"]) == (504, "t1")
 
 
+async def test_a_fault_whose_outcome_is_unknown_has_its_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Another instance may execute the command all the same."""
+
+    async def handle(envelope: Envelope) -> Outcome:
+        raise Unknown("ask again", transaction="t1") from KeyError("a secret")
+
+    made = service()
+    with caplog.at_level(logging.ERROR):
+        answer = await call(Edge(made, routes(made.contracts[0], handle)), "POST", "/accounts/1", deposit(1))
+    assert (answer.status, answer.json["transaction"]) == (504, "t1")
+    assert "secret" not in answer.body.decode()
+    (record,) = caplog.records
+    assert record.message == "Account failed at Deposit: KeyError: 'a secret'"
+
+
 async def test_a_cancellation_from_outside_goes_on(edge: Edge) -> None:
     task = asyncio.create_task(call(edge, "POST", "/accounts/1", deposit(-1)))
     await asyncio.sleep(0)

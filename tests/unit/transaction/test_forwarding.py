@@ -316,7 +316,7 @@ async def test_a_fault_of_the_actor_reaches_the_client_and_the_log_is_left_to_th
         with pytest.raises(RuntimeError, match="broken"):
             await both.other.submit(DoorActor, "a", Break("broken"))
         assert both.forwarded == 1
-        assert both.outcomes == ["unknown"]
+        assert both.outcomes == ["declined"]
         assert DoorActor.performed["broken"] == 2
         assert not caplog.records
         assert (await both.other.submit(DoorActor, "a", Open("next"))).version == 1
@@ -663,6 +663,21 @@ async def test_a_command_that_came_back_is_looked_up_where_the_view_has_forgotte
         monkeypatch.setattr(forwarding, "SILENT_S", 0.0)
         assert (await sent).version == 2
         assert (both.by(), len(both.leader.records())) == ([LEADER], 3)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_command_that_came_back_and_fails_here_may_still_be_executed_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leader may have another version of the actor, or another state."""
+    monkeypatch.setattr(DoorActor, "performed", Counter(), raising=False)
+    async with pair(DoorActor) as both:
+        await both.work_on("Door/a")
+        both.mail.hold(LEADER)
+        with pytest.raises(Unknown, match="may be executed") as unknown:
+            await both.other.submit(DoorActor, "a", Break("broken"))
+        assert isinstance(unknown.value.__cause__, RuntimeError), "the edge writes it to the log"
+        assert (await both.other.outcome(unknown.value.members["transaction"]))["outcome"] == "closed"
 
 
 @pytest.mark.usefixtures("impatient")
