@@ -17,6 +17,7 @@ from hiveio.envelope import Codec, Context, Envelope, Handler, Outcome, Pairs, e
 from hiveio.errors import ConfigError, Conflict, HiveError, Invalid, Quarantined, Unavailable, Unknown
 from hiveio.headers import Headers
 from hiveio.messages import CommandAccepted, CommandRefused
+from hiveio.transaction.command import InFlight
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.process import Input
 
@@ -105,11 +106,17 @@ async def give(log: TransactionLog, contract: Contract, id: str, envelope: Envel
     event, meta, headers, record = envelope.message, envelope.meta, envelope.headers, envelope.record
     body = encode_message(event, meta)
     given = Envelope(message=event, id=id, meta=meta, body=body, headers=headers, record=record)
+    await settled(log.engine.submit(contract, given, input))
+
+
+async def settled(command: InFlight) -> Outcome:
+    """The outcome of a command that a consumer has handed over. Raises Unavailable where that has to be done again,
+    HiveError for an aggregate that takes no commands, and what the actor raises."""
     try:
-        await log.engine.submit(contract, given, input).future
-    except Quarantined as error:  # it concerns this process alone, so the others must not wait for it
+        return await command.future
+    except Quarantined as error:  # it concerns this aggregate alone, so the others must not wait for it
         raise HiveError(str(error)) from None
-    except (Conflict, Unknown) as error:  # the process knows whether it has taken the input
+    except (Conflict, Unknown) as error:  # the aggregate knows whether it has taken the command
         raise Unavailable(str(error)) from None
 
 

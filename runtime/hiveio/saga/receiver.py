@@ -15,21 +15,10 @@ from hiveio.actor import Actor, Contract
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.envelope import ID_LIMIT, Codec, Envelope, Handler, Outcome, Pairs
-from hiveio.errors import (
-    ConfigError,
-    Conflict,
-    HiveError,
-    Invalid,
-    Malformed,
-    NotFound,
-    Quarantined,
-    Refused,
-    Rejected,
-    Unavailable,
-    Unknown,
-)
+from hiveio.errors import ConfigError, Invalid, Malformed, NotFound, Refused, Rejected
 from hiveio.http.problem import problem_document
 from hiveio.messages import Event
+from hiveio.saga.inbox import settled
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.process import Input
 from hiveio.transaction.record import Cause
@@ -138,11 +127,7 @@ def receiving(contracts: Sequence[Contract], log: TransactionLog, service: str) 
             input = Input(cause=cause, refusal=None if refusal is None else recorded(refusal))
             command = log.engine.submit(contract, given, input)
             try:
-                return await command.future
-            except Quarantined as error:  # it concerns this aggregate alone, so the others must not wait for it
-                raise HiveError(str(error)) from None
-            except (Conflict, Unknown) as error:  # the aggregate knows whether it has taken the command
-                raise Unavailable(str(error)) from None
+                return await settled(command)
             except Refused as error:
                 if command.refusal is error:
                     return Outcome()
