@@ -8,6 +8,7 @@ import random
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from hiveio.transaction.journal import LATE_S
 from tests.faults.chaos import Instance
-from tests.faults.checker import Result
+from tests.faults.checker import Call, Result
 from tests.faults.evidence import log_of
 from tests.faults.fold import Fold
 from tests.faults.proxy import FETCH, kafka
@@ -107,15 +108,18 @@ async def victim_leads(stage: Stage) -> str:
 
 async def taking(stage: Stage) -> str:
     """The victim leads, and takes commands of the other one. Returns its mailbox."""
-    mailbox = await victim_leads(stage)
-    before, end = forwarded(stage.instances[1]), time.monotonic() + WELL_S
-    await stage.accepted("Deposit", "Account/both", amount=1)
-    while forwarded(stage.instances[1]) == before:
-        await stage.accepted("Deposit", "Account/both", at=1, amount=1)
-        assert time.monotonic() < end
-        await asyncio.sleep(0.2)
-    assert await asyncio.to_thread(leader, stage) == (stage.victim, mailbox)
-    return mailbox
+    end = time.monotonic() + WELL_S
+    while time.monotonic() < end:
+        mailbox = await victim_leads(stage)
+        before = forwarded(stage.instances[1])
+        await stage.accepted("Deposit", "Account/both", amount=1)
+        for _ in range(20):  # the victim may give the lease back meanwhile
+            await stage.accepted("Deposit", "Account/both", at=1, amount=1)
+            leads = await asyncio.to_thread(leader, stage)
+            if forwarded(stage.instances[1]) > before and leads == (stage.victim, mailbox):
+                return mailbox
+            await asyncio.sleep(0.2)
+    raise AssertionError("the victim takes no commands")
 
 
 async def asked(stage: Stage) -> None:
@@ -294,44 +298,40 @@ async def test_101_a_command_comes_again_after_it_was_declined(broker: Broker) -
         await stage.well("Account/a")
 
 
-async def overdue(stage: Stage) -> None:
-    """The victim gets a command late that the other one has executed since, and whose id is forgotten."""
+@contextlib.asynccontextmanager
+async def late(stage: Stage, held: str, kind: str, amount: int) -> AsyncIterator[Call]:
+    """The victim gets a command late that the other one has executed since, and which the block is given. It is behind
+    one at the aggregate ``held``, which is in the hands of the victim when that is paused."""
     mailbox = await taking(stage)
     await stage.accepted("Deposit", "Account/a", amount=10)
     await stage.read("Account/a", at=1)
     await asked(stage)
     stage.victim.pause()
-    first = stage.sending("Deposit", "Account/a", at=1, amount=1)  # in the hands of the victim
+    first = stage.sending("Deposit", held, at=1, amount=1)
     await asyncio.sleep(0.1)
-    call = await stage.send("Deposit", "Account/a", at=1, amount=1)
-    assert (await first).result is call.result is Result.ACCEPTED, call
+    call = await stage.send(kind, "Account/a", at=1, amount=amount)
+    assert (await first).result is Result.ACCEPTED
     with contextlib.closing(stage.redis_client()) as client:
         assert client.persist(mailbox), "it is there"
-        for _ in range(FEW + 10):
-            await stage.accepted("Deposit", "Account/b", at=1, amount=1)
+        yield call
         stage.victim.resume()
         await until(lambda: not client.llen(mailbox), "taken")
     await stage.accepted("Deposit", "Account/a", amount=1)
+
+
+async def overdue(stage: Stage) -> None:
+    """By then the id of the late command is forgotten."""
+    async with late(stage, "Account/a", "Deposit", 1) as call:
+        assert call.result is Result.ACCEPTED, call
+        for _ in range(FEW + 10):
+            await stage.accepted("Deposit", "Account/b", at=1, amount=1)
 
 
 async def refused(stage: Stage) -> None:
-    """The victim gets a command late that the other one has refused since, and would not refuse any more."""
-    mailbox = await taking(stage)
-    await stage.accepted("Deposit", "Account/a", amount=10)
-    await stage.read("Account/a", at=1)
-    await asked(stage)
-    stage.victim.pause()
-    first = stage.sending("Deposit", "Account/both", at=1, amount=1)  # in the hands of the victim
-    await asyncio.sleep(0.1)
-    call = await stage.send("Withdraw", "Account/a", at=1, amount=50)
-    assert (await first).result is Result.ACCEPTED
-    assert call.result is Result.REFUSED, call
-    with contextlib.closing(stage.redis_client()) as client:
-        assert client.persist(mailbox), "it is there"
+    """The other one has refused the late command, and would not refuse it any more."""
+    async with late(stage, "Account/both", "Withdraw", 50) as call:
+        assert call.result is Result.REFUSED, call
         await stage.accepted("Deposit", "Account/a", at=1, amount=100)
-        stage.victim.resume()
-        await until(lambda: not client.llen(mailbox), "taken")
-    await stage.accepted("Deposit", "Account/a", amount=1)
 
 
 async def performed_meanwhile(stage: Stage) -> None:
