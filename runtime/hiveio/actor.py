@@ -370,9 +370,9 @@ def performing(contract: Contract) -> Handler:
             if is_async or (result is not None and hasattr(result, "__await__")):
                 result = await result
         except BaseException as error:
-            if is_cancelled(error) or (fault := contained(error)) is error:
+            if is_cancelled(error) or contained(error) is error:
                 raise
-            raise fault from error
+            raise contained(error) from error
         if events_only and type(result) not in events:
             contract.checked_events(result)
         return Outcome(result)

@@ -149,6 +149,7 @@ class Edge:
                 response = await self._respond(request, raw, scope, headers, receive)
         except Problem as problem:
             response = Response.of_problem(problem)
+            problem.__traceback__ = None  # where one of its frames holds it, only the collector would free them
         except ClientDisconnected:
             return
         except AlreadyAnswered as late:
@@ -371,4 +372,5 @@ def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Exc
             return error
         answer, fault = error, cause
     log_fault(logger, fault, route.contract, envelope, method=route.method, path=route.path)
+    fault.__traceback__ = None  # see Edge.__call__
     return answer

@@ -161,6 +161,8 @@ class InFlight:
         """Set the answer: a refusal, or the events of its target and the version after them. ``has_events`` says that
         its record has events, of any aggregate."""
         self.refusal = refusal
+        if refusal is not None:
+            refusal.__traceback__ = None  # its frames have this command, so only the collector could free them all
         self._body, self._version, self._has_events = answer_body(events), version, has_events
 
     def recorded(self) -> None:

@@ -1,0 +1,81 @@
+"""A request leaves nothing behind that only Python's collector could free: under load that is many MB, and pauses.
+
+An error is the usual way to do so: its traceback has the frames that it has passed, and one of these may have it.
+"""
+
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from hiveio import testing
+from hiveio.errors import NotFound, Rejected
+from hiveio.http.edge import Edge
+from tests.actors.purses import FULL, Purses, Send
+from tests.faults.actors import AccountActor, Deposit, Transfer, Withdraw
+from tests.unit.http.test_edge import call, deposit, routes, service
+
+TIMES = 100
+
+
+@contextmanager
+def nothing_to_collect() -> Iterator[None]:
+    """What the block leaves is less than an object for each request."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        assert gc.collect() < TIMES
+    finally:
+        gc.enable()
+
+
+async def accepted(served: testing.Service, number: int) -> None:
+    await served.submit(AccountActor, f"a{number}", Deposit(1, "accepted"))
+
+
+async def repeated(served: testing.Service, number: int) -> None:
+    await served.submit(AccountActor, "r", Deposit(1, "repeated"), key="k")
+
+
+async def refused(served: testing.Service, number: int) -> None:
+    with suppress(Rejected):
+        await served.submit(AccountActor, f"b{number}", Withdraw(1, "refused"))
+
+
+async def refused_at_once(served: testing.Service, number: int) -> None:
+    with suppress(Rejected):
+        await served.submit(Purses, f"p{number}", Send("other", FULL + 1))
+
+
+async def refused_transfer(served: testing.Service, number: int) -> None:
+    with suppress(Rejected):
+        await served.submit(AccountActor, f"c{number}", Transfer("other", 1, "refused"))
+
+
+async def not_found(served: testing.Service, number: int) -> None:
+    with suppress(NotFound):
+        await served.read(AccountActor, f"n{number}")
+
+
+@pytest.mark.parametrize("request_of", [accepted, repeated, refused, refused_at_once, refused_transfer, not_found])
+async def test_a_command_or_a_read(request_of: Callable[[testing.Service, int], Awaitable[None]]) -> None:
+    actor = Purses if request_of is refused_at_once else AccountActor
+    async with testing.Service(actor) as served:
+        for number in range(TIMES):
+            await request_of(served, number)
+        with nothing_to_collect():
+            for number in range(TIMES, 2 * TIMES):
+                await request_of(served, number)
+
+
+@pytest.mark.parametrize(("amount", "status"), [(1, 200), (13, 422), (500, 500)], ids=["accepted", "refused", "fault"])
+async def test_a_request_at_the_edge(amount: int, status: int) -> None:
+    made = service()
+    edge = Edge(made, routes(made.contracts[0]))
+    for _ in range(TIMES):
+        assert (await call(edge, "POST", "/accounts/1", deposit(amount))).status == status
+    with nothing_to_collect():
+        for _ in range(TIMES):
+            await call(edge, "POST", "/accounts/1", deposit(amount))
