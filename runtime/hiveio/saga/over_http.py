@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import http.client
 import re
+import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,7 @@ def sending(
     """
     by_name = {contract.name: contract for contract in contracts if contract.process}
     threads = ThreadPoolExecutor(CONCURRENCY, "command")
+    context = ssl.create_default_context() if template.startswith("https:") else None
 
     async def handle(envelope: Envelope) -> Outcome:
         body, record, headers = envelope.message.body, envelope.record, envelope.headers
@@ -99,10 +101,14 @@ def sending(
             )
         url = template.replace("{id}", quote(envelope.id, safe=""))
         sent = {"content-type": "application/json", "idempotency-key": key_of(cause), **trace_context(headers)}
+        post = _Post(url, body, sent, timeout_s, context)
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(threads, _post, url, body, sent, timeout_s)
-        except (OSError, http.client.HTTPException) as error:
+            async with asyncio.timeout(timeout_s):  # the wait for a thread included
+                answer = await asyncio.get_running_loop().run_in_executor(threads, post.answer)
+        except (OSError, http.client.HTTPException) as error:  # TimeoutError is an OSError
             raise Unavailable(f"{service} at {url} did not answer: {error!r}") from None
+        finally:
+            post.end()
         inputs, position = _inputs(contract, cause, service, envelope.id, answer), f"{cause.offset}:{cause.index}"
         for number, given in enumerate(inputs):
             message, meta = contract.input_codec.decode(given)
@@ -121,21 +127,47 @@ def key_of(cause: Cause) -> str:
     return blake2b(cause.text.encode(), digest_size=16).hexdigest()
 
 
-def _post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
-    """Raises OSError, HTTPException."""
-    parts = urlsplit(url)
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout_s, context=context)
-    else:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
-    try:
-        connection.request("POST", parts.path + (f"?{parts.query}" if parts.query else ""), body, dict(headers))
-        response = connection.getresponse()
-        return Answer(response.status, response.headers.get("retry-after"), response.read(MOST_BYTES))
-    finally:
-        connection.close()
+class _Post:
+    """One request. It may be ended from another thread: a server may send a byte now and then, for ever."""
+
+    def __init__(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float, context: ssl.SSLContext | None
+    ) -> None:
+        self._parts, self._body, self._headers = urlsplit(url), body, headers
+        self._timeout_s, self._context = timeout_s, context
+        self._socket: socket.socket | None = None
+        self._ended = False
+
+    def answer(self) -> Answer:
+        """Raises OSError, HTTPException."""
+        parts, timeout_s = self._parts, self._timeout_s
+        connection: http.client.HTTPConnection
+        if self._context is not None:
+            connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout_s, context=self._context)
+        else:
+            connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
+        try:
+            connection.connect()
+            self._socket = connection.sock
+            if self._ended:
+                self.end()
+            path = parts.path + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", path, self._body, dict(self._headers))
+            response = connection.getresponse()
+            body = response.read(MOST_BYTES + 1)
+            if response.length and len(body) <= MOST_BYTES:  # a bounded read that ends early raises nothing itself
+                raise http.client.IncompleteRead(body, response.length)
+            return Answer(response.status, response.headers.get("retry-after"), body)
+        finally:
+            connection.close()
+
+    def end(self) -> None:
+        self._ended = True
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended already
 
 
 def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Answer) -> list[bytes]:
@@ -149,6 +181,11 @@ def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Ans
         return [encode_message(CommandRefused(service, id, cause.command, _problem(answer)))]
     if not 200 <= status <= 299:
         raise HiveError(f"{service} answered the command {cause.command} for {id} with {status}; correct COMMAND_URLS")
+    if len(answer.body) > MOST_BYTES:
+        raise Invalid(
+            f"{service} has executed the command {cause.command} for {id}, and its answer has more than {MOST_BYTES} "
+            "bytes, so no process is given its events"
+        )
     return [bytes(event) for event in _events(answer.body) if type_of(event) in contract.subscribes]
 
 

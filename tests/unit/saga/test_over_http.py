@@ -1,5 +1,7 @@
 """Commands for services that speak HTTP only: sent with a key until there is a definite answer for the process."""
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from hiveio.config import Settings
 from hiveio.envelope import Context, Envelope, encode_message
 from hiveio.errors import ConfigError, HiveError, Invalid, Unavailable
 from hiveio.headers import Headers
-from hiveio.saga.over_http import sending
+from hiveio.saga.over_http import CONCURRENCY, MOST_BYTES, sending
 from hiveio.saga.receiver import ReceivedCommand
 from hiveio.testing import Service
 from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress, ReservePayment
@@ -26,12 +28,16 @@ class Receiver:
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
+        self.trickles = False
         self.seen: list[tuple[str, bytes, dict[str, str]]] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
+                while receiver.trickles:
+                    self.wfile.write(b"H")
+                    time.sleep(0.1)
                 receiver.seen.append((self.path, body, {name.lower(): text for name, text in self.headers.items()}))
                 status, answer, headers = receiver.replies.pop(0)
                 self.send_response(status)
@@ -39,6 +45,10 @@ class Receiver:
                     self.send_header(name, text)
                 self.end_headers()
                 self.wfile.write(answer)
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    super().handle()
 
             def log_message(self, format: str, *arguments: Any) -> None: ...
 
@@ -49,7 +59,7 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    thread = threading.Thread(target=made.server.serve_forever)
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
     thread.start()
     yield made
     made.server.shutdown()
@@ -116,6 +126,40 @@ async def test_what_is_not_definite_is_sent_again(receiver: Receiver, status: in
         receiver.replies = [(status, b"", {"Retry-After": "1"})]
         with pytest.raises(Unavailable, match=f"payments answered the command ReservePayment for ada/1 with {status}"):
             await sending(service.contracts, service.transactions, receiver.url, 60, 5)(command())
+
+
+RESERVED = b'{"type":"PaymentReserved","payload":{"order":"o1"}}'
+
+
+async def test_the_events_of_an_answer_that_does_not_come_whole_are_not_lost(receiver: Receiver) -> None:
+    async with Service(Fulfilment) as service:
+        await service.deliver(Fulfilment, OrderPlaced("o1", 5), source="a")
+        handle = sending(service.contracts, service.transactions, receiver.url, 60, 5)
+        receiver.replies = [(200, RESERVED[:20], {"Content-Length": str(len(RESERVED))}), (200, RESERVED, {})]
+        with pytest.raises(Unavailable, match="did not answer: IncompleteRead"):
+            await handle(command())
+        await handle(command())
+        assert (await service.read(Fulfilment, "o1"))[0] == Progress("o1", "paid")
+
+
+async def test_an_answer_that_is_too_large_is_a_dead_letter(receiver: Receiver) -> None:
+    async with Service(Fulfilment) as service:
+        handle = sending(service.contracts, service.transactions, receiver.url, 60, 5)
+        receiver.replies = [(200, b"[%b]" % b",".join([RESERVED] * (1 + MOST_BYTES // len(RESERVED))), {})]
+        with pytest.raises(Invalid, match=r"has executed the command .* its answer has more than 1048576 bytes"):
+            await handle(command())
+
+
+async def test_a_service_that_answers_byte_by_byte_holds_up_no_thread(receiver: Receiver) -> None:
+    async with Service(Fulfilment) as service:
+        handle = sending(service.contracts, service.transactions, receiver.url, 60, 1)
+        receiver.trickles, began = True, time.monotonic()
+        calls = [handle(command(number=number)) for number in range(CONCURRENCY)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in found} == {Unavailable}
+        assert time.monotonic() - began < 5
+        receiver.trickles, receiver.replies = False, [(200, b"null", {})]
+        await handle(command())
 
 
 async def test_what_is_older_than_the_window_is_not_sent(receiver: Receiver) -> None:
