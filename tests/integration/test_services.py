@@ -329,8 +329,8 @@ def test_what_cannot_be_is_named_before_anything_starts(capsys: pytest.CaptureFi
     for words, said in [
         (["--brokers", "6"], "--brokers 6 is wrong: it takes a number from 1 to 5"),
         (["--brokers", "3", "--kafka-port", "65535"], "--kafka-port 65535 is wrong: it takes a number from 1 to 65530"),
-        (["--host", "127.0.0.1"], "HOST=127.0.0.1 is wrong"),
-        (["--host", "localhost"], "HOST=localhost is wrong"),
+        (["--host", "127.0.0.1"], "--host 127.0.0.1 is wrong"),
+        (["--host", "localhost"], "--host localhost is wrong"),
     ]:
         assert main(["services", *words]) == 2
         assert said in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """``hiveio services``: Kafka and Valkey in the foreground, without services of ours."""
 
 import argparse
-import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ HOST_ABOUT = (
 )
 
 DESKTOP = "host.docker.internal"
+LOOK_S = 0.2  # a process that ends is seen so soon
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def _say(services: "Services") -> None:
         if services.host == DESKTOP:
             console.print(f"[dim]On Linux, docker run needs --add-host {DESKTOP}:host-gateway for that name.[/]")
     else:
-        console.print("[dim]For containers: HOST=172.17.0.1 (Docker on Linux) or HOST=host.docker.internal.[/]")
+        console.print("[dim]For containers: --host 172.17.0.1 (Docker on Linux) or --host host.docker.internal.[/]")
     if len(services.brokers) > 1:
         processes = " or ".join(str(broker.process.pid) for broker in services.brokers if broker.process)
         console.print(f"[dim]To see what the loss of a broker does, kill its process: {processes}.[/]")
@@ -89,7 +90,7 @@ def _run(services: "Services") -> int:
     from hiveio.dev.services import console
 
     while True:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        time.sleep(LOOK_S)  # and no `os.waitid`, which Python on macOS has since 3.13 only
         ended = services.ended(
             lambda service: console.print(f"[red]✗[/] {service.name} on port {service.port} ended by itself")
         )

@@ -6,7 +6,6 @@ line.
 """
 
 import ast
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.dev.process import spawn
+from hiveio.dev.process import signal_group, spawn
 from hiveio.errors import ConfigError, LoadError, NoActor
 from hiveio.loader import load
 from hiveio.roles import ROLES
@@ -73,8 +72,7 @@ class Look:
 
     def cancel(self) -> None:
         """It is not needed any more."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        signal_group(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

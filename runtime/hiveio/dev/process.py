@@ -123,6 +123,13 @@ def end_forks_with_us() -> None:
     os.register_at_fork(after_in_child=forked)
 
 
+def signal_group(leader: int, number: signal.Signals) -> None:
+    """To all processes of the group of a child that `spawn` has started. That none of them is left is no error."""
+    # macOS says EPERM where those that are left have ended and nobody has waited for them.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
+
+
 def free_port() -> int:
     """A TCP port that no one listens on, and that no other call has returned to a process that still runs.
 
@@ -249,8 +256,7 @@ class Service:
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+            signal_group(self.process.pid, number)
 
     def _await_state(self, state: int) -> None:
         if self.process is not None:

@@ -29,7 +29,7 @@ def test_a_name_or_a_translated_address_may_lead_to_any(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0", "::1", "fd00::1", "a:9092", "a,b", " "])
 def test_where_no_container_gets_to_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match=f"^HOST={host} is wrong: .*172.17.0.1"):
+    with pytest.raises(ConfigError, match=f"^--host {host} is wrong: .*172.17.0.1"):
         bound(host)
 
 
