@@ -94,6 +94,14 @@ def pending(log: MemoryLog) -> list[PendingDeadline]:
     return sorted(found)
 
 
+def fires_next(log: MemoryLog) -> PendingDeadline | None:
+    """The first pending deadline that can fire: those of a process that is stuck wait with its inputs."""
+    aggregates = log.folds[0].aggregates
+    return next(
+        (each for each in pending(log) if not Process.of(aggregates[f"{each.actor}/{each.id}"].process).stuck), None
+    )
+
+
 def process_of(log: MemoryLog, contract: Contract, id: str) -> Process:
     """What is kept of a process."""
     fold = log.folds[0].aggregates.get(f"{contract.name}/{id}")

@@ -29,7 +29,7 @@ from hiveio.messages import CommandRefused, Deadline, Event, Query
 from hiveio.service import awaited
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MEMORY
-from hiveio.testing.processes import pending, scheduled, sent
+from hiveio.testing.processes import fires_next, scheduled, sent
 from hiveio.testing.results import Results
 from hiveio.testing.service import Answer, Service, Version, admit, asking
 from hiveio.transaction import record as records
@@ -151,7 +151,8 @@ class Scenario(Results):
 
     def after(self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0) -> Self:
         """Let so much time go by. The deadlines that become due come to their processes, one after the other in the
-        order in which they are due; ``then`` and the others see what all of them have led to."""
+        order in which they are due; ``then`` and the others see what all of them have led to. Those of a process that
+        is stuck stay pending."""
         contract = self._contract(self._actor)
         passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         self._begin(f"{contract.name}/{self._id} after {passed}")
@@ -160,7 +161,7 @@ class Scenario(Results):
 
     async def _pass(self, contract: Contract, until: int) -> None:
         before, fired = len(self._log.partitions[0]), 0
-        while self.problem is None and (due := next(iter(pending(self._log)), None)) and due.due <= until:
+        while self.problem is None and (due := fires_next(self._log)) and due.due <= until:
             if fired == FIRED:
                 raise AssertionError(f"{self._message}: {FIRED} deadlines fire, and more are due")
             self._clock.move(self._log, due.due)

@@ -80,6 +80,13 @@ def test_a_process_that_cannot_go_on_is_stuck_and_others_go_on() -> None:
         scenario.then_stuck("negative")
 
 
+def test_the_deadlines_of_a_process_that_is_stuck_stay_pending_and_those_of_others_fire() -> None:
+    scenario = given(Fulfilment).when(PLACED).when(OrderPlaced("o2", 7))
+    scenario.when(CommandRefused("payments", "o1", "ReservePayment", {}), id="o1").then_stuck("detail").after(days=1)
+    scenario.then_stuck("detail").then_pending(PaymentOverdue("o1")).then_state(Progress("o1"))
+    scenario.then_state(Progress("o2", "overdue"), id="o2")
+
+
 def test_a_scenario_says_what_it_cannot_send() -> None:
     with pytest.raises(AssertionError, match="`after` lets go by"):
         given(Fulfilment).when(PaymentOverdue("o1"))
