@@ -133,6 +133,13 @@ def test_kafka_keeps_what_it_acknowledged(kafka: Kafka, topic: str) -> None:
     assert not folder.exists()
 
 
+def test_kafka_keeps_its_data_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    with Kafka(folder=tmp_path / "José Жук \\ 100%") as own:
+        assert (own.data / "meta.properties").exists()
+    with pytest.raises(ServiceUnavailable, match="no folder with a comma"):
+        Kafka(folder=tmp_path / "a,b").start()
+
+
 def test_a_paused_kafka_is_silent_and_goes_on(topic: str) -> None:
     with Kafka() as own:
         make_topic(own.brokers, topic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -159,8 +160,13 @@ class Kafka(Service):
         }
 
     def _configure(self) -> Path:
+        if "," in str(self.data):
+            raise ServiceUnavailable(
+                f"Kafka takes no folder with a comma in its path, as in {self.folder}: use another one"
+            )
         path = self.folder / "server.properties"
-        path.write_text("".join(f"{key}={value}\n" for key, value in self._server().items()))
+        # Java reads it as Latin-1, with the escapes of JSON.
+        path.write_text("".join(f"{key}={json.dumps(str(value))[1:-1]}\n" for key, value in self._server().items()))
         return path
 
     def _probe(self) -> Callable[[], bool]:
