@@ -28,6 +28,11 @@ def test_the_actor_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(sys.modules, "accounts")
 
 
+def test_it_does_not_deny_what_there_is() -> None:
+    assert "ProcessManager" in TEXT
+    assert not re.search(r"no sagas|no timers|sagas today", TEXT)
+
+
 def test_it_begins_with_a_project_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lines are played in tests/integration: test_dist.py installs, test_dev.py runs what is written."""
     first = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)[0]

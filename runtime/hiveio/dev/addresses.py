@@ -44,6 +44,6 @@ def preferred(port: int) -> int:
 
 def _wrong(host: str) -> ConfigError:
     return ConfigError(
-        f"--host {host} is wrong: it takes a name or an address of IPv4 under which containers reach this machine, such "
-        "as 172.17.0.1 (Docker on Linux) or host.docker.internal (Docker Desktop)"
+        f"--host {host} is wrong: it takes a name or an address of IPv4 under which containers reach this machine, "
+        "such as 172.17.0.1 (Docker on Linux) or host.docker.internal (Docker Desktop)"
     )

@@ -8,7 +8,9 @@ from hiveio.config import Settings
 from hiveio.dev.actors import Found
 from hiveio.dev.project import environment, ordered, project_name, topics_of
 from hiveio.dev.services import Addresses
+from tests.process import ROOT
 
+TEMPLATE = "runtime/hiveio/cli/template"
 ITEMS = Found("shop.items", "stream-processor", {"Created": "", "Renamed": ""})
 REPORTS = Found("reports", "producer", {"Reported": "", "Alarmed": "alarms"})
 BOARD = Found("board", "consumer", takes=["Renamed", "Alarmed"])
@@ -31,6 +33,12 @@ def test_a_consumer_reads_the_topics_with_the_events_that_it_takes() -> None:
         "board": ["alarms", "shop.items"],
         "alone": ["shop.events"],
     }
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", *(f"{TEMPLATE}/{name}.py.in" for name in ("board", "latest"))])
+def test_the_consumers_that_we_show_take_the_file_that_they_are_given(page: str) -> None:
+    """Else one would go on with rows and positions of events of another Kafka."""
+    assert 'os.environ.get("DATABASE", ' in (ROOT / page).read_text("utf-8")
 
 
 def test_who_writes_comes_before_who_reads() -> None:
