@@ -28,16 +28,16 @@ class Receiver:
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
-        self.trickles = False
+        self.trickles, self.busy = False, 0
         self.seen: list[tuple[str, bytes, dict[str, str]]] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                while receiver.trickles:
+                while receiver.trickles:  # until the client has gone
                     self.wfile.write(b"H")
-                    time.sleep(0.1)
+                    time.sleep(0.05)
                 receiver.seen.append((self.path, body, {name.lower(): text for name, text in self.headers.items()}))
                 status, answer, headers = receiver.replies.pop(0)
                 self.send_response(status)
@@ -47,8 +47,10 @@ class Receiver:
                 self.wfile.write(answer)
 
             def handle(self) -> None:
+                receiver.busy += 1
                 with contextlib.suppress(ConnectionError):
                     super().handle()
+                receiver.busy -= 1
 
             def log_message(self, format: str, *arguments: Any) -> None: ...
 
@@ -158,6 +160,9 @@ async def test_a_service_that_answers_byte_by_byte_holds_up_no_thread(receiver: 
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in found} == {Unavailable}
         assert time.monotonic() - began < 5
+        async with asyncio.timeout(5):
+            while receiver.busy:
+                await asyncio.sleep(0.01)
         receiver.trickles, receiver.replies = False, [(200, b"null", {})]
         await handle(command())
 
