@@ -33,7 +33,7 @@ LEAST_S = 0.01  # between two looks
 TICK_S = 1.0  # within which a record that makes the log's time go on is read back
 ASK_S = 1.0  # between two looks at what was asked for, and two counts
 PAGE = 500  # processes that one call to the cache gives
-AT_ONCE = 100  # deadlines that are being fired
+AT_ONCE = 100  # processes that are at work on a deadline, or on what was asked for
 AGAIN_S = (0.5, 60.0)  # the first and the longest pause after a deadline of a process could not be fired
 
 Fire = Callable[[str, str, Due], Awaitable[Any]]
@@ -49,7 +49,7 @@ class Deadlines:
         self._scope, self._cache, self._fire, self._resume = scope, cache, fire, resume
         self.name = f"firing the deadlines of {scope.where}"
         self._gauges = metrics.ProcessGauges(scope.partition)
-        self._firing: dict[str, asyncio.Task[None]] = {}  # by process
+        self._at_work: dict[str, asyncio.Task[None]] = {}  # what fires or is resumed, by process
         self._failing: dict[str, tuple[float, float]] = {}  # process → when it is tried again, and the pause after that
         self._seen = (-1, 0.0)  # the log's time, and when this instance had not seen it yet
         self._looked_at = time.monotonic()
@@ -82,9 +82,9 @@ class Deadlines:
                     async with asyncio.timeout(pause):
                         await self._ended.wait()
         finally:
-            for task in self._firing.values():
+            for task in self._at_work.values():
                 task.cancel()
-            await asyncio.gather(*self._firing.values(), return_exceptions=True)
+            await asyncio.gather(*self._at_work.values(), return_exceptions=True)
             self._gauges.clear()
 
     async def _turn(self) -> float:
@@ -99,10 +99,10 @@ class Deadlines:
         self._gauges.due(len(due), len(self._failing))
         now = time.monotonic()
         for name in due:
-            if len(self._firing) >= AT_ONCE:
+            if len(self._at_work) >= AT_ONCE:
                 break
-            if name not in self._firing and (name not in self._failing or self._failing[name][0] <= now):
-                self._firing[name] = asyncio.ensure_future(self._fire_of(name))
+            if name not in self._at_work and (name not in self._failing or self._failing[name][0] <= now):
+                self._at_work[name] = asyncio.ensure_future(self._fire_of(name))
         if upcoming is None:
             self._idle_ms()
             return TURN_S
@@ -139,19 +139,28 @@ class Deadlines:
         self._gauges.listed(running, stuck, max(0.0, unanswered_ms / 1000))
 
     async def _answer(self) -> None:
-        """Do what ``hiveio saga`` asks for."""
-        partition = self._scope.partition
-        for name, what in (await self._cache.asked(partition)).items():
-            action, _, input = what.partition(" ")
-            entry = await self._entry(name)
-            waiting = Process.of(entry.process).waiting if entry is not None else ()
+        """Begin to do what ``hiveio saga`` asks for."""
+        for name, what in (await self._cache.asked(self._scope.partition)).items():
+            if len(self._at_work) < AT_ONCE and name not in self._at_work:
+                self._at_work[name] = asyncio.ensure_future(self._answer_for(name, what))
+
+    async def _answer_for(self, name: str, what: str) -> None:
+        action, _, input = what.partition(" ")
+        try:
+            if (entry := await self._entry(name)) is None:
+                return  # it is asked for still
+            waiting = Process.of(entry.process).waiting
             try:
                 if waiting and (action == "retry" or waiting[0].name == input):
                     await self._resume(name, waiting[0], action == "skip")
             except Exception as error:
                 logger.info("%s could not be done with %s: %r", action, name, error)
-            if entry is not None:
-                await self._cache.answered(partition, name)
+            await self._cache.answered(self._scope.partition, name)
+        except Unavailable as error:
+            logger.info("%s of %s waits: %r", action, name, error)
+        finally:
+            self._at_work.pop(name, None)
+            self._ended.set()
 
     async def _keep_time(self, due: int) -> float:
         """Append a record if the log's time should have come to ``due`` by now, or has not moved for so long that the
@@ -196,7 +205,7 @@ class Deadlines:
             level = logging.INFO if isinstance(error, Unavailable | Unknown) else logging.ERROR
             logger.log(level, "a deadline of %s could not be fired, and is tried again: %r", name, error)
         finally:
-            self._firing.pop(name, None)
+            self._at_work.pop(name, None)
             self._ended.set()
 
     async def _entry(self, name: str) -> Entry | None:

@@ -11,7 +11,7 @@ import pytest
 from hiveio import Command, Deadline, Event, Model, ProcessManager, Rejected, Stuck, Transaction
 from hiveio.errors import Unavailable
 from hiveio.testing import Service
-from hiveio.transaction import stuck
+from hiveio.transaction import deadlines, stuck
 from hiveio.transaction.deadlines import Deadlines
 from hiveio.transaction.process import STUCK, Process, Waiting
 from tests.unit.transaction.test_engine import until
@@ -178,6 +178,44 @@ async def test_what_waits_may_cancel_a_deadline_that_has_become_due_meanwhile(mo
         await until(lambda: not kept(service).waiting)
         await asyncio.sleep(0.05)
         assert await numbers(service) == [1, 2, CANCELS]
+
+
+class SlowSteps(Steps):
+    """Once it has been stuck, its input takes as long as a test likes."""
+
+    name = "Steps"
+    over: ClassVar[asyncio.Event]
+
+    async def perform(  # type: ignore[override]
+        self, state: Sum | None, message: Came | Late | Mend, tx: Transaction
+    ) -> Added | None:
+        if self.error is None and isinstance(message, Came) and message.number == 2:
+            await self.over.wait()
+        return super().perform(state, message, tx)
+
+
+async def test_a_retry_that_hangs_delays_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "error", Stuck("no"))
+    monkeypatch.setattr(deadlines, "ASK_S", 0.01)
+    SlowSteps.over = asyncio.Event()
+    async with Service(SlowSteps) as service, led(service):
+        for id in ("p", "q"):
+            await service.deliver(SlowSteps, Came(id, 2), source=f"{id}2")
+        monkeypatch.setattr(Steps, "error", None)
+        await service.cache.ask(0, NAME, "retry")
+        await asyncio.sleep(0.1)
+        await service.deliver(SlowSteps, Came("other", 1), source="o1")
+        await service.cache.ask(0, "Steps/q", "skip q2")
+
+        async def others_have_gone_on() -> bool:
+            state, _ = await service.read(SlowSteps, "other")
+            return state == Sum([1, 0]) and set(service.cache.questions) == {(0, NAME)}
+
+        async with asyncio.timeout(5):
+            while not await others_have_gone_on():
+                await asyncio.sleep(0.01)
+        SlowSteps.over.set()
+        await until(lambda: not service.cache.questions)
 
 
 async def test_a_process_that_is_stuck_is_led_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
-        self.trickles, self.busy = False, 0
+        self.trickles, self.busy = False, set[Any]()
         self.seen: list[tuple[str, bytes, dict[str, str]]] = []
         receiver = self
 
@@ -47,10 +47,10 @@ class Receiver:
                 self.wfile.write(answer)
 
             def handle(self) -> None:
-                receiver.busy += 1
+                receiver.busy.add(self)
                 with contextlib.suppress(ConnectionError):
                     super().handle()
-                receiver.busy -= 1
+                receiver.busy.discard(self)
 
             def log_message(self, format: str, *arguments: Any) -> None: ...
 
