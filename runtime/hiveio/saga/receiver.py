@@ -103,12 +103,13 @@ def receiver_group(settings: Settings) -> str:
 
 
 def receiving(contracts: Sequence[Contract], log: TransactionLog, service: str) -> Handler:
-    """The handler that performs commands from topics. It returns after a definite verdict.
+    """The handler that performs commands from topics. It returns after a definite verdict. Raises ConfigError.
 
     Raises Unavailable where the command has to be handed over again: nothing has happened, or nobody knows yet. Raises
     Invalid for a record that no process has sent, and what the actor raises, but for its refusals: these are on record.
+    Raises a refusal that not even the log takes.
     """
-    by_type = {name: contract for contract in contracts for name in contract.commands}
+    by_type = _by_type(contracts)
 
     async def handle(envelope: Envelope) -> Outcome:
         body = envelope.message.body
@@ -131,9 +132,24 @@ def receiving(contracts: Sequence[Contract], log: TransactionLog, service: str) 
             except Refused as error:
                 if command.refusal is error:
                     return Outcome()
+                if input.refusal is not None:
+                    raise
                 refusal = error
 
     return handle
+
+
+def _by_type(contracts: Sequence[Contract]) -> dict[str, Contract]:
+    """Who takes a command. Raises ConfigError."""
+    found: dict[str, Contract] = {}
+    for contract in contracts:
+        for name in contract.commands:
+            if (other := found.setdefault(name, contract)) is not contract:
+                raise ConfigError(
+                    f"COMMAND_TOPICS: {other.name} and {contract.name} both take {name}, and a command from a topic "
+                    "names no actor; give one of them a command with another name"
+                )
+    return found
 
 
 def cause_of(envelope: Envelope, command: str) -> Cause:

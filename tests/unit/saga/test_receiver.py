@@ -9,12 +9,13 @@ import pytest
 from hiveio import Rejected
 from hiveio.config import Settings
 from hiveio.envelope import Context, Envelope, encode_message
-from hiveio.errors import ConfigError, Invalid, Malformed
+from hiveio.errors import ConfigError, Invalid, Malformed, TooLarge
 from hiveio.headers import Headers
 from hiveio.kafka.tail import LogRecord
 from hiveio.messages import CommandRefused
 from hiveio.saga.receiver import CommandCodec, Commands, ReceivedCommand, check_command_topics, receiving
 from hiveio.testing import Service
+from hiveio.transaction import journal
 from hiveio.transaction.process import Process
 from hiveio.transaction.publisher import COMMANDS, EVENTS, Origin
 from hiveio.transaction.record import Cause, Commit
@@ -176,6 +177,32 @@ async def test_a_refusal_that_the_engine_gives_without_a_record_is_recorded_too(
         await receiving(service.contracts, service.transactions, SELF)(received(add(5)))
         found = [record for partition in range(64) for record in refusals(service, partition)]
         assert [refusal["title"] for refusal in found] == ["Several Scopes"]
+
+
+async def test_a_refusal_that_the_log_does_not_take_either_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Service(Capped) as service:
+        submit, times = service.transactions.engine.submit, 0
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal times
+            times += 1
+            assert times < 5, "it does not try for ever"
+            return submit(*arguments)
+
+        monkeypatch.setattr(service.transactions.engine, "submit", counted)
+        monkeypatch.setattr(journal, "SNAPSHOTS_BYTES", 1)
+        with pytest.raises(TooLarge):
+            await receiving(service.contracts, service.transactions, SELF)(received(add(1)))
+        assert not commits(service)
+
+
+def test_two_actors_that_take_one_command_stop_the_start() -> None:
+    class Second(Tallies):
+        name = "Second"
+
+    service = Service(Tallies, Second)
+    with pytest.raises(ConfigError, match="Tally and Second both take Add"):
+        receiving(service.contracts, service.transactions, SELF)
 
 
 def refusals(service: Service, partition: int) -> Sequence[dict[str, Any]]:
