@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -110,10 +111,10 @@ def sending(
         finally:
             post.end()
         inputs, position = _inputs(contract, cause, service, envelope.id, answer), f"{cause.offset}:{cause.index}"
-        for number, given in enumerate(inputs):
+        for name, given in inputs:
             message, meta = contract.input_codec.decode(given)
             answered = Envelope(message=message, meta=meta, headers=headers, record=Context(id=id, headers=headers))
-            await give(log, contract, id, answered, Input(f"http/{cause.text}/{number}", answers=position))
+            await give(log, contract, id, answered, Input(f"http/{cause.text}/{name}", answers=position))
         if not inputs:
             accepted = Envelope(message=CommandAccepted(service, id, cause.command), headers=headers)
             await give(log, contract, id, accepted, Input(answers=position))
@@ -170,15 +171,16 @@ class _Post:
                 pass  # it has ended already
 
 
-def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Answer) -> list[bytes]:
-    """What the process is given, as envelopes. Raises Unavailable where the answer is not definite."""
+def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Answer) -> list[tuple[str, bytes]]:
+    """What the process is given, as envelopes with their names in the answer. Raises Unavailable where the answer is
+    not definite."""
     status = answer.status
     if status in AGAIN or status >= 500 or (status == 409 and answer.retry_after is not None):
         raise Unavailable(f"{service} answered the command {cause.command} for {id} with {status}")
     if status >= 400:
         if "CommandRefused" not in contract.inputs:
             return []
-        return [encode_message(CommandRefused(service, id, cause.command, _problem(answer)))]
+        return [("CommandRefused/0", encode_message(CommandRefused(service, id, cause.command, _problem(answer))))]
     if not 200 <= status <= 299:
         raise HiveError(f"{service} answered the command {cause.command} for {id} with {status}; correct COMMAND_URLS")
     if len(answer.body) > MOST_BYTES:
@@ -186,7 +188,13 @@ def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Ans
             f"{service} has executed the command {cause.command} for {id}, and its answer has more than {MOST_BYTES} "
             "bytes, so no process is given its events"
         )
-    return [bytes(event) for event in _events(answer.body) if type_of(event) in contract.subscribes]
+    found: list[tuple[str, bytes]] = []
+    seen = Counter[str]()  # of each type, so that a name is the same for a version that takes other types
+    for event in _events(answer.body):
+        if (kind := type_of(event)) in contract.subscribes:
+            found.append((f"{kind}/{seen[kind]}", bytes(event)))
+            seen[kind] += 1
+    return found
 
 
 _split = msgspec.json.Decoder(list[Raw]).decode

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hiveio import Transaction
 from hiveio.config import Settings
 from hiveio.envelope import Context, Envelope, encode_message
 from hiveio.errors import ConfigError, HiveError, Invalid, Unavailable
@@ -17,7 +18,8 @@ from hiveio.headers import Headers
 from hiveio.saga.over_http import CONCURRENCY, MOST_BYTES, sending
 from hiveio.saga.receiver import ReceivedCommand
 from hiveio.testing import Service
-from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress, ReservePayment
+from hiveio.transaction.process import Process
+from tests.actors.fulfilment import Fulfilment, OrderPlaced, PaymentReserved, Progress, ReservePayment, Started
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 Reply = tuple[int, bytes, dict[str, str]]
@@ -142,6 +144,30 @@ async def test_the_events_of_an_answer_that_does_not_come_whole_are_not_lost(rec
             await handle(command())
         await handle(command())
         assert (await service.read(Fulfilment, "o1"))[0] == Progress("o1", "paid")
+
+
+class Narrow(Fulfilment):
+    """A version that did not take all that the service answers."""
+
+    name = "Fulfilment"
+    correlates = {OrderPlaced: "order", PaymentReserved: "order"}  # noqa: RUF012
+
+    def perform(  # type: ignore[override]
+        self, state: Progress | None, message: OrderPlaced | PaymentReserved, tx: Transaction
+    ) -> Started:
+        return Started("o1")
+
+
+async def test_a_version_that_takes_more_knows_what_the_one_before_has_taken(receiver: Receiver) -> None:
+    receiver.replies = [(200, b'[{"type":"CustomerLeft"},%b]' % RESERVED, {})] * 2
+    async with Service(Narrow) as service:
+        await service.deliver(Narrow, OrderPlaced("o1", 5), source="a")
+        await sending(service.contracts, service.transactions, receiver.url, 60, 5)(command())
+    async with Service(Fulfilment, log=service.log) as later:
+        await sending(later.contracts, later.transactions, receiver.url, 60, 5)(command())
+        kept = Process.of(later.log.folds[0].aggregates["Fulfilment/o1"].process)
+        names = [source.rpartition("/7:0/")[2] for source in kept.sources]
+        assert names == ["a", "PaymentReserved/0", "CustomerLeft/0"]
 
 
 async def test_an_answer_that_is_too_large_is_a_dead_letter(receiver: Receiver) -> None:
