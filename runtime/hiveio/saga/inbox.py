@@ -33,7 +33,9 @@ def check_topics(settings: Settings) -> None:
             "writes: name the topics of the services whose events they take. If they are to take those of this "
             f"service too, name {own} as well"
         )
-    if matching := [name for name in named if name.startswith("^") and re.fullmatch(name, own)]:
+    # With the classic protocol the client matches the beginning of a name; with the other one a broker matches all of it.
+    matches = re.match if settings.kafka.get("group.protocol", "").lower() == "classic" else re.fullmatch
+    if matching := [name for name in named if name.startswith("^") and matches(name, own)]:
         raise ConfigError(
             f"EVENT_STORE_CONSUMER_TOPIC={matching[0]} matches {own}, to which this service writes: use an expression "
             "that does not, or name the topics"

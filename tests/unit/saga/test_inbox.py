@@ -142,6 +142,11 @@ async def test_an_answer_that_was_lost_is_found_in_the_state() -> None:
     [
         ({"topic": "orders"}, "EVENT_STORE_CONSUMER_TOPIC is not set, so process managers would read orders"),
         ({"producer_topic": "orders", "consumer_topic": ("^ord.*",)}, r"\^ord.* matches orders"),
+        (
+            {"topic": "orders", "consumer_topic": ("^ord",), "kafka": {"group.protocol": "classic"}},
+            r"\^ord matches orders",
+        ),
+        ({"topic": "orders", "consumer_topic": ("^ord",)}, ""),
         ({"topic": "orders", "producer_topic": "own"}, ""),
         ({"topic": "own", "consumer_topic": ("orders", "payments")}, ""),
         ({"topic": "own", "consumer_topic": ("orders", "own")}, ""),
