@@ -33,7 +33,7 @@ def check_topics(settings: Settings) -> None:
             "writes: name the topics of the services whose events they take. If they are to take those of this "
             f"service too, name {own} as well"
         )
-    # With the classic protocol the client matches the beginning of a name; with the other one a broker matches all of it.
+    # With the classic protocol the client matches the beginning of a name, with the other one a broker the whole.
     matches = re.match if settings.kafka.get("group.protocol", "").lower() == "classic" else re.fullmatch
     if matching := [name for name in named if name.startswith("^") and matches(name, own)]:
         raise ConfigError(

@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Struct
 
 from hiveio.transaction.bounds import ENTRY_BYTES
-from hiveio.transaction.process import Process
 from hiveio.transaction.record import FIRST_FORMAT, FORMAT
 from hiveio.transaction.rule import IdRecord, IdWindow, LogState, Writer
 
@@ -90,11 +89,6 @@ class Entry(Struct, gc=False):
     def size(self) -> int:
         """About the bytes of memory that it takes, without its state."""
         return self.folded_size + len(self.unfolded) + ENTRY_BYTES
-
-    @property
-    def due(self) -> int | None:
-        """When the first of its deadlines is due, by the log's clock."""
-        return Process.of(self.process).due
 
     @property
     def text(self) -> bytes:
