@@ -67,7 +67,7 @@ class Applier:
         self._cache, self._window, self._most = cache, window, most
         self._ended = False  # the scope has failed
         self._times = metrics.phase("apply")
-        self._published: dict[str, int] = {}  # what is published → the offset up to which that is done, as known here
+        self._published: dict[str, int] = {}  # what is published → the offset at which that resumes, as known here
         self.judged: deque[Unapplied] = deque()  # and not applied yet
         self.size = 0  # bytes of the aggregates that these touch, or more: one may be counted several times
         self._when: deque[tuple[int, Callable[[], None]]] = deque()
@@ -94,8 +94,8 @@ class Applier:
         self._work.set()
 
     def publishing(self, name: str) -> Callable[[int], None]:
-        """A publisher of ``name`` works on this scope from now on. It calls the result with the offset below which it
-        has published everything: verdicts are kept from the lowest of these offsets on."""
+        """A publisher of ``name`` works on this scope from now on. It calls the result with the offset from which on it
+        may need verdicts again: they are kept from the lowest of these offsets on."""
         self._published[name] = 0
 
         def note(offset: int) -> None:

@@ -154,7 +154,7 @@ class Publisher:
                 elif not self._scope.mirror.lost:
                     await self._resuming.note_again()
                 self._stored = self._read
-                self._note(self._stored)
+                self._note(self._resumes_at)
                 await self._check()
                 if group and (pause := began + GATHER_S - loop.time()) > 0:
                     await asyncio.sleep(pause)
@@ -163,6 +163,12 @@ class Publisher:
             self._end_live()
             self._unfollow()
             self._show(0)  # the next leader shows it
+
+    @property
+    def _resumes_at(self) -> int:
+        """The record at which the next session resumes: the last one that has something on the topic, however far below
+        the end that is. It asks for the verdicts from there on."""
+        return int(self._previous.split(":")[1]) if self._previous else 0
 
     def renew(self) -> None:
         """End the session. The next one begins with a new client, which asks who leads the partitions of the topic."""

@@ -92,6 +92,31 @@ async def test_verdicts_are_kept_from_the_slower_publisher_on() -> None:
         assert (kept[0], kept[-1]) == (0, 4)
 
 
+async def test_verdicts_are_kept_from_the_last_record_on_that_has_something_on_the_topic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next session resumes there, although everything is published: further records had nothing for the topic."""
+    monkeypatch.setattr(publisher, "Resume", Resuming)
+    async with Service(Fulfilment, Tallies) as service:
+        below = list[int]()
+        (scope,) = service.transactions.scopes
+        monkeypatch.setattr(scope.applier, "publishing", lambda name: below.append)
+        clients, nothing = Clients(), SimpleNamespace(topic_id="")
+        clients.stored.set()
+        given: Any = (scope, nothing, MemoryTail(service.log), nothing, clients)
+        duty = Publisher(COMMANDS, "t.commands", *given)
+        running = asyncio.create_task(duty.run(leads))
+        await service.submit(Tallies, "a", Add(1))
+        await service.deliver(Fulfilment, OrderPlaced("o1", 5), source="a")
+        for _ in range(3):
+            await service.submit(Tallies, "a", Add(1))
+        await until(lambda: duty.done)
+        assert clients.sent
+        assert sorted(set(below)) in ([2], [0, 2])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 class Resuming:
     """An event topic without events."""
 

@@ -1,7 +1,7 @@
 -- Phase two: moves snapshots, command ids, verdicts and the watermark together, if the watermark is the expected one.
 -- KEYS[1]  the watermark
 -- ARGV     [1] the expected watermark, [2] the next one, [3] the first offset judged, [4] verdicts as '0' and '1',
---          [5] window: records, [6] window: ms for keyed ids, [7] offset up to which events are published,
+--          [5] window: records, [6] window: ms for keyed ids, [7] offset below which publishers need no verdict,
 --          [8] MessagePack: a list of aggregate, entry, aggregate, entry, …
 --          [9] MessagePack: a list of command id, id entry, …
 --          [10] MessagePack: a list of those of the aggregates whose entry has events that are not folded
