@@ -20,7 +20,7 @@ import pytest
 from hiveio.cli import main
 from hiveio.roles import ROLES
 from tests.conftest import require
-from tests.process import wait_until
+from tests.process import ROOT, wait_until
 from tests.services import HOST, Kafka
 from tests.tutorial import Played, blocks
 
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.redis
 class Dev:
     """The process and what it has said. Nothing is a terminal here, so what it says has no colours."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, **environ: str) -> None:
         self.folder, self.lines = folder, list[str]()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hiveio.cli", "dev", *words],
             cwd=folder,
-            env={**os.environ, "COLUMNS": "200"},
+            env={**os.environ, "COLUMNS": "200", **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -86,8 +86,8 @@ class Dev:
 
 
 @contextmanager
-def running(folder: Path, *words: str) -> Iterator[Dev]:
-    dev = Dev(folder, *words)
+def running(folder: Path, *words: str, **environ: str) -> Iterator[Dev]:
+    dev = Dev(folder, *words, **environ)
     try:
         dev.says(READY, within_s=STARTED_S)
         yield dev
@@ -276,6 +276,29 @@ def a_new_module_is_a_new_service(dev: Dev) -> None:
     before = len(dev.lines)
     (dev.folder / "calls.py").unlink()
     wait_until(lambda: not listens(dev.urls()["calls"]), 15, "the end of a service whose module is gone")
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_a_process_manager_leads_the_services_of_its_folder(tmp_path: Path, kafka: Kafka) -> None:
+    """Payments refuses its command, and orders takes the one that cancels the order."""
+    package = tmp_path / "shop" / "orders"
+    shutil.copytree(ROOT / "examples" / "orders", package, ignore=shutil.ignore_patterns("*.Dockerfile", "__pycache__"))
+    modules = ("orders", "payments", "fulfilment")
+    with running(package.parent, *(f"orders.{name}" for name in modules), EVENT_STORE_PARTITIONS="2") as dev:
+        urls = dev.urls()
+        order = {"customer": "ada", "sku": "tea", "quantity": 1, "amount": 5}
+        placed = httpx.post(f"{urls['orders']}/orders/1", json={"type": "Place", "payload": order}, timeout=20)
+        assert placed.status_code == 200, placed.text
+        wait_until(lambda: httpx.get(f"{urls['orders']}/orders/1").json()["payload"]["status"] == "cancelled", 30)
+        reason = httpx.get(f"{urls['orders']}/orders/1").json()["payload"]["reason"]
+        assert reason == "payments: this customer has no wallet"
+        before, module = len(dev.lines), package / "fulfilment.py"
+        right = module.read_text()
+        module.write_text("half written")
+        dev.says("orders.fulfilment │", before)
+        module.write_text(right)
+        dev.says("fulfilment │ restarted in", before)
+        assert not [line for line in dev.lines[before:] if line.startswith("orders ")]  # it is what it was meanwhile
 
 
 def test_a_folder_without_an_actor_is_named(tmp_path: Path, kafka: Kafka) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,18 +30,34 @@ _NO_FOLDERS = {"tests", "test", "node_modules", "venv", "build", "dist"}
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A module of a folder, `name` as in ACTOR_MODULE. With a `fault` nothing else is known of it."""
+    """A module of a folder, `name` as in ACTOR_MODULE. With a `fault` nothing else is known of it.
+
+    `gives` are the events that it writes, each with the topic that its actor names, and `takes` those that it reads.
+    `sends` are the services to which it sends commands, where it is a `process` manager.
+    """
 
     name: str
     role: str = ""
     gives: dict[str, str] = {}
     takes: list[str] = []
+    sends: list[str] = []
+    process: bool = False
     fault: str = ""
+    label: str = ""
 
     @property
     def short(self) -> str:
-        """What it is called in the terminal."""
-        return self.name.partition(":")[0].rpartition(".")[2]
+        """What it is called in the terminal, and what its topics and files are named after."""
+        return self.label or self.name.partition(":")[0].rpartition(".")[2]
+
+
+def distinct(found: Sequence[Found]) -> list[Found]:
+    """Those that would be called the same are called by the whole of their names."""
+    count = Counter(each.short for each in found)
+    return [
+        msgspec.structs.replace(each, label=each.name.replace(":", ".")) if count[each.short] > 1 else each
+        for each in found
+    ]
 
 
 class Look:
@@ -125,10 +142,21 @@ def found(folder: Path, word: str, *, named: bool) -> Found | None:
             f"own, or name one: hiveio dev {name}:CLASS",
         )
     role = role or next(iter(roles.values()))
+    writes = role in ("producer", "stream-processor")
     gives = {
-        event: each.topic for each in contracts for event in each.events if role in ("producer", "stream-processor")
+        event: each.topic if role == "producer" else ""  # a stream processor has one topic for all of its actors
+        for each in contracts
+        for event in each.events
+        if writes
     }
-    return Found(name, role, gives, [event for each in contracts for event in each.subscribes])
+    return Found(
+        name,
+        role,
+        gives,
+        takes=[event for each in contracts for event in each.subscribes],
+        sends=sorted({service for each in contracts for service in each.sends}),
+        process=any(each.process for each in contracts),
+    )
 
 
 def role_of(contract: Contract) -> str:

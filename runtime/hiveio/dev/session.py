@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from rich.markup import escape
 from watchfiles import PythonFilter, watch
 
 from hiveio.config import Settings
-from hiveio.dev.actors import Found, Look
+from hiveio.dev.actors import Found, Look, distinct
 from hiveio.dev.addresses import preferred
 from hiveio.dev.output import Output
 from hiveio.dev.process import Service
@@ -21,7 +22,7 @@ from hiveio.dev.project import FIRST_PORT, environment, ordered, project_name, t
 from hiveio.dev.running import Running, RunningConsole
 from hiveio.dev.services import Services, console, step
 from hiveio.dev.spares import Spares
-from hiveio.errors import ConfigError
+from hiveio.errors import ConfigError, HiveError
 from hiveio.kafka import ensure_topic
 
 KEPT = ".hiveio"
@@ -101,19 +102,22 @@ class Session:
 
     def _adopt(self, found: list[Found]) -> None:
         """Start what is new, stop what is gone, and start again what has another environment now."""
+        found = distinct(found)
         self._say_faults(found)
         good = ordered([each for each in found if not each.fault])
         failed = {each.name for each in found if each.fault}
-        topics = topics_of(self.project, good)
-        asyncio.run(self._make_topics({topic for names in topics.values() for topic in names}))
+        # One that cannot be loaded now is what it was, or others would be given other topics while it is half written.
+        kept = [each.found for name, each in self.running.items() if name in failed]
+        topics = topics_of(self.project, [*good, *kept])
+        asyncio.run(self._make_topics({topic for each in topics.values() for topic in each.all}))
         for name in self.running.keys() - {each.name for each in good} - failed:
             self.running.pop(name).stop()
         self.output.know([each.short for each in good])
         for each in good:
             before = self.running.get(each.name)
             port = before.port if before else self._free_port()
-            own = topics.get(each.name, [])
-            environ = environment(each, self.project, self.folder, self.kept / "data", port, self.services.here, own)
+            data, here = self.kept / "data", self.services.here
+            environ = environment(each, self.project, self.folder, data, port, here, topics[each.name])
             if before is not None and (before.found.role, before.environ) == (each.role, environ):
                 continue
             if before is not None:
@@ -152,8 +156,15 @@ class Session:
 
     async def _make_topics(self, names: set[str]) -> None:
         """Ahead, so that no consumer waits for the start of who writes."""
-        settings = Settings(brokers=self.services.here.brokers)
-        await asyncio.gather(*(ensure_topic(settings, name) for name in sorted(names)))
+        # The number of partitions is that of the services, which do not start with fewer.
+        given = {name: value for name, value in os.environ.items() if name.startswith("EVENT_STORE_PARTITIONS")}
+        settings = Settings.read({**given, "EVENT_STORE_BROKERS": self.services.here.brokers})
+        made = await asyncio.gather(*(ensure_topic(settings, name) for name in sorted(names)), return_exceptions=True)
+        for error in made:
+            if isinstance(error, HiveError):
+                self.output.say("dev", str(error), "red")
+            elif isinstance(error, BaseException):
+                raise error
 
     def _wait(self, started: Sequence[Running]) -> None:
         if not started:

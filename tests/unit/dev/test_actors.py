@@ -6,6 +6,7 @@ import pytest
 
 from hiveio.dev.actors import Found, Look, candidates
 from hiveio.errors import ConfigError
+from tests.process import ROOT
 
 MESSAGES = """
 from hiveio import Actor, Command, Event, Model, Query, Tombstone
@@ -85,6 +86,12 @@ def test_each_module_is_found_in_the_role_that_its_actors_are_written_for(
     assert "both has actors of several roles: Writes (producer), Reads (consumer)" in found["both"].fault
     assert "SyntaxError" in found["broken"].fault
     assert "imported" in capsys.readouterr().err  # what a module prints is shown, and is no part of what was found
+
+
+def test_a_process_manager_is_found_with_the_services_to_which_it_sends() -> None:
+    (found,) = Look(ROOT / "examples", ["orders.fulfilment"]).result()
+    assert (found.role, found.process, found.sends) == ("stream-processor", True, ["orders", "payments", "stock"])
+    assert found.takes == ["OrderPlaced", "PaymentReserved", "GoodsPicked"]
 
 
 def test_words_name_a_module_a_class_and_a_role(tmp_path: Path) -> None:
