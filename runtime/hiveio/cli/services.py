@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C, SIGTERM or SIGHUP, or until one of them ends by itself, which is exit code 1."""
     with needing_dev("hiveio services"):
         from hiveio.dev import jars
-        from hiveio.dev.addresses import bound
+        from hiveio.dev.addresses import bound, is_free
         from hiveio.dev.process import ServiceFailed, ServiceUnavailable
         from hiveio.dev.services import ENDINGS, MOST_BROKERS, Services, console, end
     from rich.markup import escape
@@ -47,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     redis_port = _number("--redis-port", arguments.redis_port, 65535)
     if arguments.host:
         bound(arguments.host)
+    asked = [("--kafka-port", kafka_port + node) for node in range(count)] if kafka_port else []
+    for name, port in [*asked, *([("--redis-port", redis_port)] if redis_port else [])]:
+        if not is_free(port):  # who listens there would answer for ours, so that would seem to have started
+            raise ConfigError(f"{name}: port {port} is not free; end what listens there, or name another port")
     for number in ENDINGS:
         signal.signal(number, end)
     services = Services(

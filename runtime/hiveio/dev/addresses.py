@@ -33,13 +33,18 @@ def bound(host: str) -> str:
 
 def preferred(port: int) -> int:
     """This port, or another one where somebody listens on it."""
+    return port if is_free(port) else free_port()
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            return free_port()
-    return port
+            return False
+    return True
 
 
 def _wrong(host: str) -> ConfigError:

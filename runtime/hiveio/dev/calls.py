@@ -46,12 +46,19 @@ def _line(method: str, address: str, body: Any) -> str:
 def _target(path: str, operation: Schema, document: Schema) -> str:
     query = {}
     for parameter in operation.get("parameters", []):
-        value = "7" if parameter["schema"].get("type") == "string" else example(parameter["schema"], document)
+        schema = _resolved(parameter["schema"], document)
+        value = "7" if _takes_any_text(schema) else example(schema, document)
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", quote(str(value), safe=""))
         elif parameter["in"] == "query" and parameter.get("required"):
             query[parameter["name"]] = value
-    return path + (f"?{urlencode(query)}" if query else "")
+    return path + (f"?{urlencode(query, True)}" if query else "")
+
+
+def _takes_any_text(schema: Schema) -> bool:
+    return (
+        schema.get("type") == "string" and not schema.keys() & {"format", "pattern"} and schema.get("minLength", 0) < 2
+    )
 
 
 def _bodies(operation: Schema, document: Schema) -> Iterator[Any]:

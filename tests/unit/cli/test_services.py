@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -50,6 +51,16 @@ class Both:
         service = Ends()
         said(service)
         return service
+
+
+@pytest.mark.parametrize("option", ["--kafka-port", "--redis-port"])
+def test_a_port_that_somebody_else_has_is_named_before_anything_starts(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert main(["services", option, str(port)]) == 2
+    assert f"{option}: port {port} is not free" in capsys.readouterr().err
 
 
 def test_the_foreground_ends_when_a_child_dies_also_where_python_has_no_waitid(

@@ -61,10 +61,20 @@ class Search(Query):
     limit: int = 10
 
 
+class Find(Query):
+    path = "/found/{reference}/{code}"
+    reference: UUID
+    code: Annotated[str, Meta(pattern="^[A-Z]+$")]
+    day: date
+    text: Annotated[str, Meta(min_length=5)]
+    numbers: list[int]
+    open: bool
+
+
 class OrdersActor(Actor):
     path = "/orders/{id}"
 
-    def perform(self, message: Order | Cancel | Search) -> Ordered:
+    def perform(self, message: Order | Cancel | Search | Find) -> Ordered:
         return Ordered()
 
 
@@ -72,7 +82,7 @@ def test_each_message_and_query_has_a_line_that_the_service_takes() -> None:
     contract = Contract(OrdersActor)
     routes = [*messages(contract, performing(contract)), *queries(contract, performing(contract))]
     described = document(routes)
-    order, cancel, search = [shlex.split(line) for line in calls(described, "localhost:3001")]
+    order, cancel, search, find = [shlex.split(line) for line in calls(described, "localhost:3001")]
     assert order[:5] == ["curl", "-s", "localhost:3001/orders/7", "-H", "content-type: application/json"]
     for line, kind in ((order, Order), (cancel, Cancel)):
         assert line[5] == "-d"
@@ -81,3 +91,8 @@ def test_each_message_and_query_has_a_line_that_the_service_takes() -> None:
     payload = msgspec.convert(json.loads(order[6])["payload"], Order, strict=True)
     assert (payload.kind, payload.code, payload.share, payload.maybe) == ("gift", "te", 10, None)
     assert search == ["curl", "-s", "localhost:3001/search/7?text=7"]
+    path, _, query = find[2].partition("?")
+    *_, reference, code = path.split("/")
+    route = next(route for route in routes if Find in route.takes)
+    message, _ = route.decode(b"", "", {"reference": reference, "code": code}, query.encode())
+    assert isinstance(message, Find)
