@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 from hiveio.actor import Actor, Contract, contracts
 from hiveio.errors import Invalid, Problem, Rejected
@@ -19,6 +19,16 @@ WINDOW_S = 10 * 365 * 86_400  # the log's clock goes on by a sixtieth of it in o
 P = TypeVar("P", bound=Problem)
 
 
+class Received(NamedTuple):
+    """An event of a topic that an actor without aggregates has received."""
+
+    actor: type[Actor]
+    id: str
+    event: Event
+    headers: HeaderView
+    meta: Mapping[str, Any] | None = None
+
+
 class Results:
     """The actors, the log and the last message of a test. A check that fails raises an AssertionError."""
 
@@ -28,7 +38,7 @@ class Results:
         self._clock = Clock()
         self._log = MemoryLog(dataclasses.replace(memory_settings(None), idempotency_time_s=WINDOW_S), self._clock)
         self._inputs = 0  # events that were given to processes
-        self._received: list[tuple[type[Actor], str, Event, HeaderView]] = []
+        self._received: list[Received] = []
         self._faults: list[str] = []  # of the actor, as sentences
         self._message = ""
         self.reply: Any = None

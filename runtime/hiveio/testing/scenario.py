@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 
 from hiveio.actor import Actor, Contract, performing
 from hiveio.conditions import Conditions
+from hiveio.consumer.envelopes import as_batch
 from hiveio.consumer.position import position_of
 from hiveio.envelope import Codec, Context, Envelope, Handler, encode_json, encode_message, encode_value
 from hiveio.errors import Problem, VersionMismatch
@@ -25,12 +26,12 @@ from hiveio.headers import HeaderView
 from hiveio.http.problem import encode_problem
 from hiveio.http.routes import queries
 from hiveio.identity import Identity
-from hiveio.messages import CommandRefused, Deadline, Event, Query
+from hiveio.messages import CommandRefused, Deadline, Event, Query, Tombstone
 from hiveio.service import awaited
 from hiveio.testing.checked import checked
 from hiveio.testing.memory import MEMORY
 from hiveio.testing.processes import fires_next, scheduled, sent
-from hiveio.testing.results import Results
+from hiveio.testing.results import Received, Results
 from hiveio.testing.service import Answer, Service, Version, admit, asking
 from hiveio.transaction import record as records
 from hiveio.transaction.record import CommandId, Commit, Write, aggregate
@@ -62,7 +63,7 @@ class Scenario(Results):
         name = aggregate(contract.name, id)
         for event in events:
             if contract.model is None:
-                self._received.append((actor, id, _round_trip(contract.subscribed_codec, event), HeaderView.of({})))
+                self._received.append(Received(actor, id, _recorded(contract, event), HeaderView.of({})))
                 continue
             contract.check_event(event)
             _round_trip(contract.event_codec, event)
@@ -102,7 +103,8 @@ class Scenario(Results):
         body = encode_message(message, None if meta is None else Raw(encode_json(meta)))
         if contract.model is None:
             asked = asking(if_match, if_none_match)
-            asyncio.run(self._ask(contract, target, message, body, key, asked, HeaderView.of(headers or {}), identity))
+            view = HeaderView.of(headers or {})
+            asyncio.run(self._ask(contract, target, message, body, key, asked, view, identity, meta))
         else:
 
             async def submit(service: Service) -> Answer:
@@ -228,19 +230,20 @@ class Scenario(Results):
         asked: Conditions | None,
         headers: HeaderView,
         identity: Identity | None,
+        meta: Mapping[str, Any] | None,
     ) -> None:
         """Send a message to an actor without aggregates, which is started again and first given the events before."""
         self._kinds = {kind: checked(Contract(kind), self._faults) for kind in self._kinds}
         contract = self._kinds[contract.kind]
         handlers = {other.name: performing(other) for other in self._kinds.values() if other.model is None}
         async with _opened(self._kinds.values()):
-            for offset, (of, at, event, sent) in enumerate(self._received):
-                listener = self._kinds[of]
+            for offset, received in enumerate(self._received):
+                listener = self._kinds[received.actor]
                 position = await position_of(listener, TOPIC, 0)
                 if position is None or offset >= position[0]:
-                    await handlers[listener.name](self._event(offset, at, event, sent))
+                    await handlers[listener.name](self._record(offset))
             if asked is None or (isinstance(message, Query) and asked.match is None):
-                await self._answer(contract, handlers[contract.name], id, message, body, key, headers, identity)
+                await self._answer(contract, handlers[contract.name], id, message, body, key, headers, identity, meta)
             else:
                 self._answered_with(VersionMismatch("An actor without aggregates has no versions."))
 
@@ -254,21 +257,24 @@ class Scenario(Results):
         key: str | None,
         headers: HeaderView,
         identity: Identity | None,
+        meta: Mapping[str, Any] | None,
     ) -> None:
+        read = isinstance(message, Event) and (
+            contract.tombstones if isinstance(message, Tombstone) else type(message).__name__ in contract.subscribes
+        )
         try:
-            if not (isinstance(message, Event) and type(message).__name__ in contract.subscribes):
+            if not read:
                 admit(contract, identity)
             if isinstance(message, Query):
                 envelope = _query(contract, handler, id, message)
                 envelope.headers, envelope.identity = headers, identity
-            elif isinstance(message, Event) and type(message).__name__ in contract.subscribes:
-                event = _round_trip(contract.subscribed_codec, message)
-                self._received.append((contract.kind, id, event, headers))
-                envelope = self._event(len(self._received) - 1, id, event, headers)
+            elif isinstance(message, Event) and read:
+                self._received.append(Received(contract.kind, id, _recorded(contract, message), headers, meta))
+                envelope = self._record(len(self._received) - 1)
             else:
-                decoded, meta = contract.command_codec.decode(body)
+                decoded, raw = contract.command_codec.decode(body)
                 envelope = Envelope(
-                    message=decoded, id=id, meta=meta, key=key, body=body, headers=headers, identity=identity
+                    message=decoded, id=id, meta=raw, key=key, body=body, headers=headers, identity=identity
                 )
             outcome = await handler(envelope)
             self.reply, self.headers = outcome.value, HeaderView.of(outcome.headers)
@@ -283,19 +289,23 @@ class Scenario(Results):
         encode_problem(problem)
         self.problem, self.headers = problem, HeaderView.of(problem.headers)
 
-    def _event(self, offset: int, id: str, event: Event, headers: HeaderView) -> Envelope:
-        version = sum(at == id for _, at, _, _ in self._received[: offset + 1])
+    def _record(self, offset: int) -> Envelope:
+        """An event of the topic, as the consumer gives it to its actor."""
+        actor, id, event, headers, meta = self._received[offset]
         context = Context(
             id=id,
             topic=TOPIC,
+            key=id.encode("utf-8", "surrogateescape"),
             partition=0,
             offset=offset,
             position=(0, offset + 1, 0),
-            version=version,
+            version=sum(other.id == id for other in self._received[: offset + 1]),
             time=0.0,
             headers=headers,
+            meta=meta,
         )
-        return Envelope(message=event, id=id, record=context)
+        envelope = Envelope(message=event, id=id, record=context)
+        return as_batch(envelope) if self._contract(actor).batch else envelope
 
 
 @asynccontextmanager
@@ -307,6 +317,14 @@ async def _opened(contracts: Iterable[Contract]) -> AsyncIterator[None]:
     finally:
         for contract in contracts:
             await awaited(contract.actor.stop())
+
+
+def _recorded(contract: Contract, event: Event) -> Event:
+    """The event as it is read from its record; a tombstone is one without a value."""
+    if isinstance(event, Tombstone) and contract.tombstones:
+        return event
+    found: Event = _round_trip(contract.subscribed_codec, event)
+    return found
 
 
 def _round_trip(codec: Codec, message: Any) -> Any:
