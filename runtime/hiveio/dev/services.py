@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn, Self
 from rich.console import Console
 from rich.status import Status
 
+from hiveio.dev.addresses import preferred
 from hiveio.dev.kafka import Kafka, kafka_home, running_cluster
 from hiveio.dev.process import Service, free_port
 from hiveio.dev.redis import Redis
@@ -51,8 +52,8 @@ class Services:
     """A Kafka of `count` brokers, and Valkey. A context manager that starts and ends them.
 
     The first broker listens on `kafka_port`, and each further one on the next port. With `host` containers reach them
-    too, on the ports behind those. Data are kept in `folder`, if there is one; those of a cluster of another size are
-    left alone. Starting raises ServiceUnavailable and ServiceFailed.
+    too, on the ports behind those, or on free ones. Data are kept in `folder`, if there is one; those of a cluster of
+    another size are left alone. Starting raises ServiceUnavailable and ServiceFailed.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Services:
                 kafka_port and kafka_port + node - 1,
                 folder and folder / folders[node],
                 host=host,
-                host_port=kafka_port and kafka_port + count + node - 1,
+                host_port=preferred(kafka_port + count + node - 1) if kafka_port and host else None,
                 node=node,
                 voters=voters,
             )

@@ -1,6 +1,7 @@
 """What a terminal shows while Kafka and Valkey are started."""
 
 import io
+import socket
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,17 @@ from hiveio.dev.jars import Progress
 from hiveio.dev.process import ServiceUnavailable
 from hiveio.dev.services import Services
 from tests.process import wait_until
+
+
+def test_the_port_for_containers_is_another_one_where_somebody_has_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        both = Services(kafka_port=taken - 1, host="machine")
+    try:
+        assert both.brokers[0].host_port != taken
+    finally:
+        for each in (*both.brokers, both.redis):
+            each.close()  # of folders too
 
 
 def test_the_first_start_shows_how_far_the_download_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
