@@ -25,6 +25,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
+NOWHERE = "http://127.0.0.1:9"  # as a proxy: whoever asks it for what is on this machine gets nothing
 STARTED_S = 30.0
 
 

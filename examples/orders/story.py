@@ -34,7 +34,7 @@ class Shop:
 
     def __init__(self, display: Display, composed: bool, environ: Mapping[str, str] = os.environ) -> None:
         self.display, self._stack = display, ExitStack()
-        self.client = self._stack.enter_context(httpx.Client(timeout=20))
+        self.client = self._stack.enter_context(httpx.Client(timeout=20, trust_env=False))
         self.wrong: list[str] = []
         self.backends: list[Service] = []
         self.services: dict[str, Role | Container] = {}

@@ -20,7 +20,7 @@ import pytest
 from hiveio.cli import main
 from hiveio.roles import ROLES
 from tests.conftest import require
-from tests.process import ROOT, wait_until
+from tests.process import NOWHERE, ROOT, wait_until
 from tests.services import HOST, Kafka
 from tests.tutorial import Played, blocks
 
@@ -38,7 +38,7 @@ class Dev:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hiveio.cli", "dev", *words],
             cwd=folder,
-            env={**os.environ, "COLUMNS": "200", **environ},
+            env={**os.environ, "COLUMNS": "200", "http_proxy": NOWHERE, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

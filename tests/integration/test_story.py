@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from examples.bank.story import STEPS
 from tests.conftest import required
-from tests.process import ROOT, wait_until
+from tests.process import NOWHERE, ROOT, wait_until
 from tests.services import kafka_home
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(180, func_only=True)]
@@ -58,7 +58,7 @@ def story(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(folder)},
+        env=os.environ | {"TMPDIR": str(folder), "http_proxy": NOWHERE},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

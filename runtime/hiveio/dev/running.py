@@ -25,6 +25,7 @@ from hiveio.dev.spares import Spares
 
 STOPPED_S = 8.0  # the longest drain; then it is killed
 LOOK_S = 0.03
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the user does not know our services
 
 
 class Running:
@@ -88,7 +89,7 @@ class Running:
         """Whether it has become ready; False at once if it ends, or is stopped."""
         until, process = time.monotonic() + timeout_s, self._process
         while time.monotonic() < until and process is not None and process.poll() is None:
-            with contextlib.suppress(OSError, urllib.error.URLError):
+            with contextlib.suppress(OSError):
                 if self._ask(self.ready).status == 200:
                     return True
             time.sleep(LOOK_S)
@@ -112,7 +113,7 @@ class Running:
                 console.print(f"  {escape(line)}")
 
     def _ask(self, path: str) -> Any:
-        return urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5)
+        return _direct.open(f"http://{HOST}:{self.port}{path}", timeout=5)
 
 
 class RunningConsole(Running):
