@@ -15,6 +15,9 @@ FIRST_PORT = 3001
 # In this order they are given ports and are shown: who writes comes before who reads.
 ORDER = ("stream-processor", "producer", "consumer", "base")
 
+# They would name one port for all services, one topic, or a Redis that is not ours.
+WITHOUT_EFFECT = ("ADMIN_PORT", "EVENT_STORE_PRODUCER_TOPIC", "LOCK_URLS")
+
 # A service that drains waits for requests that may still come, in proportion to this: here nobody is patient.
 DRAIN_MS = 1_000
 
@@ -78,6 +81,7 @@ def environment(
         "BIND": HOST,
         "PORT": str(port),
         "CLUSTER_SIZE": "1",
+        **dict.fromkeys(WITHOUT_EFFECT, ""),
         **PYTHON,
     }
     if each.role != "base":

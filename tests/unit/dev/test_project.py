@@ -95,7 +95,13 @@ def test_who_writes_comes_before_who_reads() -> None:
 
 def test_the_environment_of_a_service_has_the_settings_of_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENT_STORE_PARTITIONS", "4")
-    monkeypatch.setenv("PORT", "1")
+    for name, value in {
+        "PORT": "1",
+        "ADMIN_PORT": "2",
+        "EVENT_STORE_PRODUCER_TOPIC": "elsewhere",
+        "LOCK_URLS": "redis://elsewhere",
+    }.items():  # as in the environment of a service that runs elsewhere
+        monkeypatch.setenv(name, value)
 
     topics = topics_of("shop", [ITEMS, REPORTS, BOARD, SHOUTS])
 
@@ -105,6 +111,7 @@ def test_the_environment_of_a_service_has_the_settings_of_its_role(monkeypatch: 
     items, database = read(ITEMS)
     assert (items.actor_path, items.actor_module, items.port, items.bind) == ("/shop", "shop.items", 3001, "127.0.0.1")
     assert (items.written_topic, items.cache_url, items.partitions, database) == ("shop.items", ADDRESSES.cache, 4, "")
+    assert (items.probes_port, items.lock_nodes) == (3001, (ADDRESSES.cache,))
     board, database = read(BOARD)
     assert (board.read_topics, board.group_id, board.from_start) == (("alarms", "shop.items"), "shop.board", True)
     assert database == "/shop/.hiveio/data/board.sqlite"
