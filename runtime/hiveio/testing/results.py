@@ -102,7 +102,8 @@ class Results:
         return self
 
     def then_state(self, state: Any, actor: type[Actor] | None = None, id: str | None = None) -> Self:
-        """The aggregate has this state now, whatever the answer was. None: it has never existed."""
+        """The aggregate of ``given``, the process that the last event went to, or what is named here has this state
+        now, whatever the answer was. None: it has never existed."""
         name = aggregate(self._contract(actor or self._actor).name, self._id if id is None else id)
         return self._same(f"state of {name}", state, self.states.get(name, (None, 0))[0])
 
