@@ -298,7 +298,8 @@ def test_a_process_manager_leads_the_services_of_its_folder(tmp_path: Path, kafk
         dev.says("orders.fulfilment │", before)
         module.write_text(right)
         dev.says("fulfilment │ restarted in", before)
-        assert not [line for line in dev.lines[before:] if line.startswith("orders ")]  # it is what it was meanwhile
+        # It is what it was meanwhile.
+        assert not [line for line in dev.lines[before:] if line.startswith("orders ") and "draining" in line]
 
 
 def test_a_folder_without_an_actor_is_named(tmp_path: Path, kafka: Kafka) -> None:
