@@ -2,7 +2,6 @@
 
 import hmac
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, quote
 
 from hiveio.types import App, Message, Receive, Scope, Send
@@ -73,11 +72,9 @@ def _here(path: str) -> bytes:
 
 
 def _cookie(text: str) -> str:
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
+    """The token in the cookies of a host. Those of other services on its other ports are among them, in any form."""
+    pairs = (pair.strip().partition("=") for pair in text.split(";"))
+    return next((value for name, _, value in pairs if name == COOKIE), "")
 
 
 async def _answer(send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]]) -> None:

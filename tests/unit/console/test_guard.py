@@ -65,6 +65,13 @@ async def test_with_a_token_nobody_else_sees_it() -> None:
     assert (await answer(TOKEN, host="10.0.0.7:3030", cookie=f"a=b; {COOKIE}={TOKEN}"))[0] == 200
 
 
+@pytest.mark.parametrize("other", ['seen={"a": 1}', "flag", "a[b]=1", "name=\xfc", "=", "a b=c"])
+async def test_cookies_of_other_services_on_the_host_do_not_hide_the_token(other: str) -> None:
+    for cookies in (f"{other}; {COOKIE}={TOKEN}", f"{COOKIE}={TOKEN}; {other}"):
+        assert (await answer(TOKEN, host="10.0.0.7:3030", cookie=cookies))[0] == 200
+    assert (await answer(TOKEN, host="10.0.0.7:3030", cookie=other))[0] == 401
+
+
 async def test_the_token_of_the_url_becomes_a_cookie_and_leaves_the_url() -> None:
     status, headers, _ = await answer(TOKEN, path="/log/0", query=f"token={TOKEN}")
     assert (status, headers["location"]) == (303, "/log/0")
