@@ -1,13 +1,13 @@
 """``hiveio console``: what is going on, as pages in a browser. It only reads, unless it is started with --write."""
 
 import argparse
-import ipaddress
 import secrets
 import sys
 from pathlib import Path
 
 from hiveio.config import Settings
 from hiveio.console.app import Console
+from hiveio.console.guard import is_loopback
 from hiveio.errors import ConfigError
 from hiveio.loader import load
 from hiveio.server.address import listening
@@ -17,6 +17,7 @@ from hiveio.transaction.cache import fingerprint
 from hiveio.types import App
 
 PORT = 3030
+HERE = {"127.0.0.1", "::1", "0.0.0.0", "::"}  # what listens there is found by the name localhost
 SHORTEST = 16  # characters of a token
 
 
@@ -45,10 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     contracts = load(settings) if settings.actor_module else []
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
     listener = listening(host, arguments.port, "--port")
-    shown = "localhost" if is_of_this_machine(host) else f"[{host}]" if ":" in host else host
-    query = f"?token={token}" if token else ""
-    note = "" if arguments.write else " (it only reads; --write lets it retry and drop)"
-    print(f"hiveio console: http://{shown}:{listener.getsockname()[1]}/{query}{note}", file=sys.stderr, flush=True)
+    url = url_of(host, listener.getsockname()[1])
+    hints = [] if arguments.write else ["it only reads; --write lets it retry and drop"]
+    if arguments.token_file:  # its token is a secret of somebody else, and this line may be kept
+        hints.insert(0, f"open it with ?token= and the token of {arguments.token_file}")
+    elif token:
+        url += f"?token={token}"
+    hint = f" ({'; '.join(hints)})" if hints else ""
+    print(f"hiveio console: {url}{hint}", file=sys.stderr, flush=True)
 
     def make() -> App:
         collector = Collector(settings, arguments.instance, [fingerprint(contracts)] if contracts else [])
@@ -62,7 +67,7 @@ def token_of(host: str, file: Path | None) -> str:
     if file is None:
         return "" if is_loopback(host) else secrets.token_urlsafe(24)
     try:
-        token = file.read_text("utf-8").strip()
+        token = file.read_bytes().decode("utf-8", "replace").strip()
     except OSError as error:
         raise ConfigError(f"--token-file {file} cannot be read: {error.strerror}") from None
     if len(token) < SHORTEST or not all(c.isascii() and (c.isalnum() or c in "-._~") for c in token):
@@ -72,13 +77,6 @@ def token_of(host: str, file: Path | None) -> str:
     return token
 
 
-def is_of_this_machine(host: str) -> bool:
-    """Whether a browser on this machine reaches it by the name localhost: loopback, or every address."""
-    return is_loopback(host) or host in ("0.0.0.0", "::")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def url_of(host: str, port: int) -> str:
+    """Where a browser on this machine, or for an address of the network on another one, opens it."""
+    return f"http://{'localhost' if host in HERE else f'[{host}]' if ':' in host else host}:{port}/"

@@ -1,13 +1,12 @@
 """Who may see the console: whoever reaches it on loopback, or has its token. No other site may act for a browser."""
 
 import hmac
-from collections.abc import Collection
+import ipaddress
 from urllib.parse import parse_qs, quote
 
 from hiveio.types import App, Message, Receive, Scope, Send
 
 COOKIE = "hiveio-console"
-LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 HEADERS = [
     (b"content-security-policy", b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
      b"img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"),
@@ -25,8 +24,8 @@ class Guard:
     ``Authorization: Bearer``, in the cookie, or once as ``?token=``, which sets the cookie. A POST has to come from a
     page of the console."""
 
-    def __init__(self, app: App, token: str, hosts: Collection[str] = LOOPBACK) -> None:
-        self._app, self._token, self._hosts = app, token, hosts
+    def __init__(self, app: App, token: str) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +45,7 @@ class Guard:
         host = headers.get(b"host", "")
         if not self._token:
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-            if name.lower() not in self._hosts:
+            if not is_loopback(name.removeprefix("[").removesuffix("]")):
                 return 421, "The console is served on loopback only: open it as http://localhost.", []
         else:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
@@ -64,6 +63,14 @@ class Guard:
 
     def _is_token(self, given: str) -> bool:
         return bool(given) and hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is localhost or an address of loopback. No other name is: whoever owns it says where it leads."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _here(path: str) -> bytes:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hiveio.cli.console import SHORTEST, is_loopback, token_of
+from hiveio.cli.console import SHORTEST, token_of, url_of
+from hiveio.console.guard import is_loopback
 from hiveio.errors import ConfigError
 
 
@@ -33,3 +34,17 @@ def test_a_token_that_is_weak_or_cannot_be_in_a_url_is_refused(text: str, tmp_pa
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="--token-file /nowhere cannot be read: No such file"):
         token_of("::", Path("/nowhere"))
+
+
+def test_a_file_of_other_bytes_holds_no_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff" * SHORTEST)
+    with pytest.raises(ConfigError, match=f"a token has at least {SHORTEST} characters"):
+        token_of("::", tmp_path / "token")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("127.0.0.1", "localhost"), ("::", "localhost"), ("127.0.0.2", "127.0.0.2"), ("fd00::7", "[fd00::7]")],
+)
+def test_the_url_is_where_it_listens(host: str, name: str) -> None:
+    assert url_of(host, 3030) == f"http://{name}:3030/"

@@ -34,7 +34,19 @@ async def answer(
     return sent[0]["status"], found, sent[1]["body"]
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:3030", "127.0.0.1:3030", "[::1]:3030", "[::1]", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:3030",
+        "127.0.0.1:3030",
+        "127.0.0.2:3030",
+        "127.9.9.9",
+        "[::1]:3030",
+        "[::1]",
+        "LOCALHOST",
+    ],
+)
 async def test_on_loopback_it_is_open(host: str) -> None:
     status, headers, body = await answer("", host=host)
     assert (status, body) == (200, b"page")
@@ -42,7 +54,9 @@ async def test_on_loopback_it_is_open(host: str) -> None:
     assert headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:3030", "localhost.evil.example", "", "127.0.0.1.evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:3030", "localhost.evil.example", "", "127.0.0.1.evil", "10.0.0.7"]
+)
 async def test_a_name_that_leads_to_this_machine_is_refused(host: str) -> None:
     status, headers, body = await answer("", host=host)
     assert status == 421
