@@ -2,6 +2,8 @@
 
 import argparse
 
+from hiveio.errors import ConfigError
+
 
 class Command(argparse.ArgumentParser):
     """The arguments of one command. Where it ``mixes``, several names may stand before and after options: ``hiveio dead
@@ -17,3 +19,11 @@ class Command(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self.mixes = True
+
+
+def in_range(name: str, value: int | None, lowest: int, highest: int | None = None) -> int | None:
+    """The value of an option that takes a whole number, if it was given. Raises ConfigError."""
+    if value is not None and not lowest <= value <= (value if highest is None else highest):
+        among = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise ConfigError(f"{name} {value} is wrong: it takes a number {among}")
+    return value

@@ -5,6 +5,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from hiveio.cli.arguments import in_range
 from hiveio.config import Settings
 from hiveio.console.app import Console
 from hiveio.console.guard import is_loopback
@@ -42,10 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     settings.need(brokers="the console reads from Kafka")
     if not settings.written_topic:
         settings.need(read_topics="the console shows its events")
+    in_range("--port", arguments.port, 0, 65535)
     token = token_of(arguments.host, arguments.token_file)
     contracts = load(settings) if settings.actor_module else []
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
-    listener = listening(host, arguments.port, "--port")
+    listener = listening(host, arguments.port, "--port", "--host")
     url = url_of(host, listener.getsockname()[1])
     hints = [] if arguments.write else ["it only reads; --write lets it retry and drop"]
     if arguments.token_file:  # its token is a secret of somebody else, and this line may be kept

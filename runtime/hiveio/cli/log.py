@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from hiveio.cli.arguments import in_range
 from hiveio.cli.judging import JudgedRecord, count_scopes, home_of, judged, searched
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0, or 1 if there is no such record."""
+    in_range("--last", arguments.last, 1)
     settings = Settings.read()
     settings.need(brokers="the log is in Kafka", written_topic="the log is <topic>.transactions")
     if arguments.aggregate is not None and "/" not in arguments.aggregate:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hiveio.cli.arguments import in_range
 from hiveio.cli.packages import needing_dev
 from hiveio.errors import ConfigError
 
@@ -42,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.lock:
         jars.write_lock()
         return 0
-    count = _number("--brokers", arguments.brokers, MOST_BROKERS) or 1
-    kafka_port = _number("--kafka-port", arguments.kafka_port, 65536 - 2 * count)
-    redis_port = _number("--redis-port", arguments.redis_port, 65535)
+    count = in_range("--brokers", arguments.brokers, 1, MOST_BROKERS) or 1
+    kafka_port = in_range("--kafka-port", arguments.kafka_port, 1, 65536 - 2 * count)
+    redis_port = in_range("--redis-port", arguments.redis_port, 1, 65535)
     if arguments.host:
         bound(arguments.host)
     asked = [("--kafka-port", kafka_port + node) for node in range(count)] if kafka_port else []
@@ -63,12 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
     except (ServiceUnavailable, ServiceFailed) as error:
         console.print(f"[red]✗[/] {escape(str(error))}")
         return 1
-
-
-def _number(name: str, value: int | None, highest: int) -> int | None:
-    if value is not None and not 0 < value <= highest:
-        raise ConfigError(f"{name} {value} is wrong: it takes a number from 1 to {highest}")
-    return value
 
 
 def _say(services: "Services") -> None:

@@ -11,9 +11,9 @@ ANY, ANY_IPV4 = "::", "0.0.0.0"
 _LOCAL = {ANY: ("127.0.0.1", "::1"), ANY_IPV4: ("127.0.0.1",)}
 
 
-def listening(host: str, port: int, setting: str = "PORT") -> socket.socket:
+def listening(host: str, port: int, setting: str = "PORT", host_setting: str = "BIND") -> socket.socket:
     """A socket that is bound to this address; ``::`` is all of IPv6 and of IPv4, whichever the machine has. ``setting``
-    is where the port comes from.
+    is where the port comes from, and ``host_setting`` where the host does.
 
     Raises ConfigError. Bound here and not by gunicorn, which tries for five seconds and exits with many lines.
     """
@@ -22,11 +22,11 @@ def listening(host: str, port: int, setting: str = "PORT") -> socket.socket:
     except OSError as error:
         # A port that another process has under IPv6 is no reason to listen on IPv4 only.
         if host == ANY and error.errno != errno.EADDRINUSE:
-            return listening(ANY_IPV4, port, setting)
+            return listening(ANY_IPV4, port, setting, host_setting)
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise ConfigError(f"{setting}={port} cannot be bound: {error.strerror}") from None
         remedy = f"It takes an address of this machine, or {ANY} for all"
-        raise ConfigError(f"BIND={host} cannot be bound: {error.strerror}. {remedy}") from None
+        raise ConfigError(f"{host_setting}={host} cannot be bound: {error.strerror}. {remedy}") from None
 
 
 def _bound(host: str, port: int) -> socket.socket:

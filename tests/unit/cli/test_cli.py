@@ -70,6 +70,12 @@ def test_what_others_wrote_moves_no_cursor_and_forges_no_line(text: str | bytes,
     assert shown_lines("a\x1b\nb") == "a\\x1b\nb"
 
 
+@pytest.mark.parametrize("last", ["0", "-1"])
+def test_the_last_records_are_at_least_one(last: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", "--last", last]) != 0
+    assert f"--last {last} is wrong: it takes a number of at least 1" in capsys.readouterr().err
+
+
 def test_log_shows_the_step_of_a_process() -> None:
     reserve, late = Raw(b'{"type":"Reserve","payload":{"amount":5}}'), Raw(b'{"type":"Late","payload":{}}')
     step = ProcessStep(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hiveio.cli import main
 from hiveio.cli.console import SHORTEST, token_of, url_of
 from hiveio.console.guard import is_loopback
 from hiveio.errors import ConfigError
@@ -48,3 +49,23 @@ def test_a_file_of_other_bytes_holds_no_token(tmp_path: Path) -> None:
 )
 def test_the_url_is_where_it_listens(host: str, name: str) -> None:
     assert url_of(host, 3030) == f"http://{name}:3030/"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "99999"], "--port 99999 is wrong: it takes a number from 0 to 65535"),
+        (["--port", "-1"], "--port -1 is wrong"),
+        (["--host", "192.0.2.1"], "--host=192.0.2.1 cannot be bound: "),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_named_by_its_option(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"EVENT_STORE_BROKERS": "127.0.0.1:1", "EVENT_STORE_TOPIC": "bank", "ACTOR_MODULE": ""}.items():
+        monkeypatch.setenv(name, value)
+    served: list[object] = []
+    monkeypatch.setattr("hiveio.cli.console.serve_application", lambda *given: served.append(given))
+    assert main(["console", *words]) != 0
+    assert said in capsys.readouterr().err
+    assert served == []
