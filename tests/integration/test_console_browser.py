@@ -181,6 +181,11 @@ def test_in_a_browser(
         first = page.locator("tbody tr a").first
         wait_until(lambda: first.inner_text() != last, 15, "the page has renewed itself")
 
+        page.route("**/log/0", lambda route: route.fulfill(body="a token is needed", content_type="text/plain"))
+        page.wait_for_selector("text=The console does not answer; the page is as it was.")
+        page.unroute("**/log/0")
+        page.wait_for_selector("text=The console does not answer", state="detached")
+
         bank.cure()
         page = tab.open(f"/dead/{bank.group}")
         picture(page, pictures, "dead-letters")

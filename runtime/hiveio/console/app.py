@@ -17,21 +17,20 @@ from starlette.routing import Route
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.console import states, steps, trace
-from hiveio.console.dead import DeadLetters, by_key
+from hiveio.console.dead import DeadLetters, by_key, of_key
 from hiveio.console.guard import Guard
 from hiveio.console.history import EVERY_S, History
 from hiveio.console.html import Child, h
-from hiveio.console.layout import ROWS, badge, code, facts, frame, link, process_path, section, table
+from hiveio.console.layout import ROWS, code, frame, link, process_path, section
 from hiveio.console.pages import aggregates as aggregate_pages
 from hiveio.console.pages import dead as dead_pages
 from hiveio.console.pages import log as log_pages
 from hiveio.console.pages import overview as overview_pages
 from hiveio.console.pages import processes as process_pages
 from hiveio.console.records import Books, ScopeRecords
-from hiveio.consumer.dead_letters.opened import DeadLetter
 from hiveio.errors import HiveError, NotFound
 from hiveio.kafka.threads import blocking
-from hiveio.status import Collector, Status
+from hiveio.status import Collector
 from hiveio.status.processes import Kept, kept, listed
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.process import RUNNING, STUCK
@@ -155,19 +154,22 @@ class Console:
         )
 
     async def aggregates(self, request: Request) -> Response:
-        scopes = await self._scopes()
+        scopes, count = await self._scopes()
         begins, after = (request.query_params.get(name, "") for name in ("begins", "after"))
         content = await blocking(aggregate_pages.aggregates, scopes, begins, after)
-        return self._page(request, "Aggregates", [_progress(scopes), content], live_s=_until_judged(scopes))
+        return self._page(
+            request, "Aggregates", [log_pages.progress_of(scopes, count), content], live_s=_until_judged(scopes)
+        )
 
     async def aggregate(self, request: Request) -> Response:
         name = request.query_params.get("name", "")
-        scopes = await self._scopes()
+        scopes, count = await self._scopes()
         scope = next((scope for scope in scopes if name in scope.touched), None)
         if scope is None:
             if live_s := _until_judged(scopes):
-                return self._page(request, name, [_progress(scopes)], live_s=live_s, query=name)
-            raise NotFound(f"No accepted record of {name or 'an aggregate without a name'} is in the log.")
+                return self._page(request, name, [log_pages.progress_of(scopes, count)], live_s=live_s, query=name)
+            what = name or "an aggregate without a name"
+            raise NotFound(f"No accepted record of {what} is {log_pages.searched(scopes, count)}.")
         touched = list(scope.touched[name])
         if len(touched) > states.FOLDED:
             text = f"It has {len(touched):,} records; states are shown of aggregates with up to {states.FOLDED:,}. "
@@ -181,36 +183,27 @@ class Console:
 
     async def transaction(self, request: Request) -> Response:
         id = request.query_params.get("id", "")
-        scopes = await self._scopes()
+        scopes, count = await self._scopes()
         found = await blocking(trace.find, self.settings, scopes, id)
         if found is None:
             if live_s := _until_judged(scopes):
-                return self._page(request, "Transaction", [_progress(scopes)], live_s=live_s, query=id)
-            raise NotFound(f"No record of the transaction {id[:200] or 'without an id'} is in the log.")
-        status = await self.history.now()
-        return self._page(request, "Transaction", await self._traced(found, status), live_s=EVERY_S, query=id)
+                return self._page(
+                    request, "Transaction", [log_pages.progress_of(scopes, count)], live_s=live_s, query=id
+                )
+            what = id[:200] or "without an id"
+            raise NotFound(f"No record of the transaction {what} is {log_pages.searched(scopes, count)}.")
+        content = log_pages.transaction(found, self.settings.written_topic, await self._handlers(found))
+        return self._page(request, "Transaction", content, live_s=EVERY_S, query=id)
 
-    async def _traced(self, found: trace.Trace, status: Status) -> list[Child]:
-        accepted, partition, topic = found.accepted, found.scope.partition, self.settings.written_topic
-        outcome: Child = badge("not on record", "warn") if accepted is None else log_pages.verdict(accepted)
-        rows = []
-        for group in status.groups if found.events else ():
-            dead = set[str]()
-            if group.dead.count:
-                dead = {each.origin for each in (await blocking(self.dead.look, group.name)).listed}
-            said = trace.handled(group, topic, partition, found.events, dead)
-            kind = "good" if said == "handled" else "quiet" if said.startswith("does") else "warn"
-            rows.append((link(f"/groups/{quote(group.name, safe='')}", group.name), badge(said, kind)))
-        where = f"{topic}/{partition}, offsets {found.events[0]:,} to {found.events[-1]:,}" if found.events else "none"
-        return [
-            facts(
-                ("outcome", outcome),
-                ("attempts", f"{len(found.rows):,}"),
-                ("events", where),
-            ),
-            section("In the log", log_pages.attempts(found.scope, found.rows)),
-            section("At the consumers", table(("group", "its events"), rows, "It has no events on the topic.")),
-        ]
+    async def _handlers(self, found: trace.Trace) -> list[tuple[str, str]]:
+        """Each group that reads the service's topics, and what it has done about the events."""
+        groups = (await self.history.now()).groups if found.events else []
+        said = []
+        for group in groups:
+            listed = (await blocking(self.dead.look, group.name)).listed if group.dead.count else []
+            at = self.settings.written_topic, found.scope.partition
+            said.append((group.name, trace.handled(group, *at, found.events, {each.origin for each in listed})))
+        return said
 
     async def find(self, request: Request) -> Response:
         text = request.query_params.get("q", "").strip()[:1000]
@@ -234,7 +227,7 @@ class Console:
         found = steps.moments(each.name, each.partition, rows)
         asked = (await cache.asked(each.partition)).get(each.name, "").partition(" ")[0]
         content = process_pages.one(each, scope, found, _whole(request, "last"), asked, write=self.write)
-        return self._page(request, each.name, [_progress([scope]), content], live_s=LIVE_S, query=each.name)
+        return self._page(request, each.name, [log_pages.progress(scope), content], live_s=LIVE_S, query=each.name)
 
     async def ask(self, request: Request) -> Response:
         """Ask for a confirmation, and with it ask the leader."""
@@ -278,7 +271,7 @@ class Console:
         if dead is None:
             raise NotFound(f"{place} is no open dead letter: it was handled or dropped.")
         original = await blocking(self.dead.original, name, dead)
-        behind = len(_of_key(found.listed, dead)) - 1
+        behind = len(of_key(found.listed, dead)) - 1
         again = found.failed.get(dead.origin, "")
         content = dead_pages.one(name, dead, original, behind, again, write=self.write)
         return self._page(request, f"Dead letter {dead.origin}", content)
@@ -291,7 +284,7 @@ class Console:
         chosen = found.listed
         if which != "all":
             dead = next((each for each in found.listed if dead_pages.place(each) == which), None)
-            chosen = _of_key(found.listed, dead) if dead is not None else []
+            chosen = of_key(found.listed, dead) if dead is not None else []
         if not chosen:
             raise NotFound("It is no open dead letter any more: it was handled or dropped.")
         if not confirmed:
@@ -338,9 +331,10 @@ class Console:
             raise NotFound(f"There is no scope {partition}: the log has 0 to {count - 1}.")
         return await self.books.scope(partition, count), count
 
-    async def _scopes(self) -> list[ScopeRecords]:
+    async def _scopes(self) -> tuple[list[ScopeRecords], int]:
+        """Those that are searched, and how many there are."""
         count = await self._count()
-        return [await self.books.scope(partition, count) for partition in range(min(count, SEARCHED))]
+        return await self.books.first(min(count, SEARCHED), count), count
 
     def _page(
         self,
@@ -361,20 +355,14 @@ class Console:
             status, text = error.status_code, str(error.detail)
         else:
             status, text = (404 if isinstance(error, NotFound) else 503), str(error)
-        return self._page(request, {404: "Not found", 503: "Not reachable"}.get(status, "Not possible"),
-                          [h("p", text)], status=status)  # fmt: skip
+        title = {404: "Not found", 503: "Not reachable"}.get(status, "Not possible")
+        # What was to be seen may come (back). What was to be done is not asked for again, and its answer stays.
+        live_s = EVERY_S if request.method == "GET" else 0.0
+        return self._page(request, title, [h("p", text)], live_s=live_s, status=status)
 
     async def _fault(self, request: Request, error: Exception) -> Response:
         content = [h("p", "This is a fault of the console. Its log has the traceback."), code(type(error).__name__)]
         return self._page(request, "Fault", content, status=500)
-
-
-def _of_key(listed: Sequence[DeadLetter], dead: DeadLetter) -> list[DeadLetter]:
-    return [e for e in listed if (e.topic, e.partition, e.key) == (dead.topic, dead.partition, dead.key)]
-
-
-def _progress(scopes: Sequence[ScopeRecords]) -> Child:
-    return next((found for scope in scopes if (found := log_pages.progress(scope)) is not None), None)
 
 
 def _until_judged(scopes: Sequence[ScopeRecords]) -> float:

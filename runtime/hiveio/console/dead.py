@@ -85,3 +85,7 @@ def by_key(listed: Sequence[DeadLetter]) -> list[list[DeadLetter]]:
     for each in listed:
         found.setdefault((each.topic, each.partition, each.key), []).append(each)
     return list(found.values())
+
+
+def of_key(listed: Sequence[DeadLetter], dead: DeadLetter) -> list[DeadLetter]:
+    return [e for e in listed if (e.topic, e.partition, e.key) == (dead.topic, dead.partition, dead.key)]

@@ -20,6 +20,7 @@ from hiveio.transaction.record import Commit, Record, Transactional, named
 from hiveio.transaction.rule import ReferenceFold, writer_of
 
 RECORDS = 500_000  # of all scopes together that are judged, at about 500 bytes each
+AT_ONCE = 8  # scopes that are judged at once, each on a thread of those for calls to Kafka
 FOLLOW_S = 1.0  # for which a page waits for what is new to be judged
 NEAR = 500  # offsets, across which reading on is quicker than reading anew
 FORGET = 20_000  # records after which command ids outside the window are forgotten
@@ -153,6 +154,8 @@ class Books:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._scopes: dict[int, ScopeRecords] = {}
+        self._judging: dict[int, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
     def close(self) -> None:
         for scope in self._scopes.values():
@@ -166,11 +169,18 @@ class Books:
             scope = self._scopes.setdefault(partition, made)
             if scope is not made:
                 await blocking(made.close)
-        await asyncio.wait([asyncio.ensure_future(blocking(scope.follow))], timeout=FOLLOW_S)
+        if (judging := self._judging.get(partition)) is None or judging.done():
+            judging = self._judging[partition] = asyncio.ensure_future(self._judge(scope))
+        await asyncio.wait([judging], timeout=FOLLOW_S)
         return scope
 
-    async def all(self, count: int) -> list[ScopeRecords]:
-        return list(await asyncio.gather(*(self.scope(partition, count) for partition in range(count))))
+    async def first(self, number: int, count: int) -> list[ScopeRecords]:
+        """The first scopes, so many of ``count``, together in the time of one."""
+        return list(await asyncio.gather(*(self.scope(partition, count) for partition in range(number))))
+
+    async def _judge(self, scope: ScopeRecords) -> None:
+        async with self._slots:
+            await blocking(scope.follow)
 
 
 def stretches(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:

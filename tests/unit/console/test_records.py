@@ -1,6 +1,8 @@
 """Verdicts with their reasons: every void record has one, whatever the log is."""
 
+import threading
 import tracemalloc
+from time import monotonic
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,7 @@ from msgspec import Raw
 
 from hiveio.config import Settings
 from hiveio.console import records as judged
-from hiveio.console.records import NEAR, judge, stretches
+from hiveio.console.records import AT_ONCE, NEAR, Books, judge, stretches
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction import record as records
 from hiveio.transaction.record import Barrier, CommandId, Commit, Foreign, Format, Read, Record, Upgrade, Write
@@ -69,6 +71,33 @@ def test_a_repeat_a_copy_and_bytes_of_others_have_reasons_of_their_own() -> None
         "",
         "the log has format 2 already",
     ]
+
+
+async def test_many_scopes_are_opened_in_the_time_of_one_and_judged_a_few_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away, judging = threading.Event(), list[int]()
+
+    class Away:
+        """A scope of a Kafka that does not answer."""
+
+        def __init__(self, settings: Settings, partition: int, most: int) -> None:
+            self.partition = partition
+
+        def follow(self) -> None:
+            judging.append(self.partition)
+            away.wait(30)
+
+    monkeypatch.setattr(judged, "ScopeRecords", Away)
+    monkeypatch.setattr(judged, "FOLLOW_S", 0.5)
+    books, begun = Books(Settings(topic="bank")), monotonic()
+    try:
+        for _ in range(2):  # a page and its renewal
+            assert [scope.partition for scope in await books.first(20, 40)] == list(range(20))
+        assert monotonic() - begun < 8  # one after the other they would take 20 s
+        assert sorted(judging) == list(range(AT_ONCE))
+    finally:
+        away.set()
 
 
 def test_what_lies_together_is_read_together_and_nothing_else_is() -> None:

@@ -1,11 +1,13 @@
 """The log of a scope, newest first; one record; and a transaction from its command to who has handled its events."""
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from hiveio.console.html import Child, Markup, h
 from hiveio.console.layout import ago, badge, code, facts, line, link, moment, pages, pretty, section, table
 from hiveio.console.records import Row, ScopeRecords
 from hiveio.console.steps import type_of
+from hiveio.console.trace import Trace
 from hiveio.status.text import about
 from hiveio.transaction.record import Barrier, Commit, Read, Write
 
@@ -34,6 +36,24 @@ def progress(scope: ScopeRecords) -> Child:
         text = f" The log has {scope.end:,} records, and the first {scope.judged:,} are judged here. "
         return h("p", badge("long log", "warn"), text, h("code", "hiveio log"), " judges all of them.")
     return None
+
+
+def progress_of(scopes: Sequence[ScopeRecords], count: int) -> Child:
+    """The same for the first one of these scopes that it is to be said of; and whether there are more of them."""
+    found = next((found for scope in scopes if (found := progress(scope)) is not None), None)
+    if found is None and len(scopes) < count:
+        return h("p", badge("many scopes", "warn"), f" The first {len(scopes)} of {count} scopes are searched here.")
+    return found
+
+
+def searched(scopes: Sequence[ScopeRecords], count: int) -> str:
+    """Where a search in these scopes, of ``count``, has looked."""
+    parts = []
+    if len(scopes) < count:
+        parts.append(f"in the first {len(scopes)} of {count} scopes")
+    if any(scope.beyond for scope in scopes):
+        parts.append("among the first records of a long log")
+    return f"{' and '.join(parts)}, which are searched here; `hiveio log` searches all" if parts else "in the log"
 
 
 def scope_log(scope: ScopeRecords, rows: Sequence[Row], count: int, below: int | None, *, void: bool) -> list[Child]:
@@ -139,7 +159,27 @@ def record_page(scope: ScopeRecords, row: Row) -> list[Child]:
     ]
 
 
-def attempts(scope: ScopeRecords, rows: Sequence[Row]) -> Markup:
+def transaction(found: Trace, topic: str, handlers: Sequence[tuple[str, str]]) -> list[Child]:
+    """``topic`` is that of the events; ``handlers`` are groups, each with what it has done about them."""
+    accepted, events = found.accepted, found.events
+    where = f"{topic}/{found.scope.partition}, offsets {events[0]:,} to {events[-1]:,}" if events else "none"
+    rows = [(link(f"/groups/{quote(group, safe='')}", group), _handled(said)) for group, said in handlers]
+    return [
+        facts(
+            ("outcome", badge("not on record", "warn") if accepted is None else verdict(accepted)),
+            ("attempts", f"{len(found.rows):,}"),
+            ("events", where),
+        ),
+        section("In the log", _attempts(found.scope, found.rows)),
+        section("At the consumers", table(("group", "its events"), rows, "It has no events on the topic.")),
+    ]
+
+
+def _handled(said: str) -> Markup:
+    return badge(said, "good" if said == "handled" else "quiet" if said.startswith("does") else "warn")
+
+
+def _attempts(scope: ScopeRecords, rows: Sequence[Row]) -> Markup:
     """All records of one command, oldest first."""
     return table(
         ("offset", "stored", "verdict", "record", "aggregates and events"),

@@ -16,7 +16,8 @@ async function renew() {
       const answer = await fetch(asked, { headers: { accept: "text/html" }, signal: AbortSignal.timeout(20000) });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("content");
-      if (fresh && asked === location.href && !busy()) {
+      if (!fresh) throw new Error("It is no page of the console: the token is another one, or a proxy answers.");
+      if (asked === location.href && !busy()) {
         const focused = document.activeElement && document.activeElement.getAttribute("href");
         const scrolled = [...content().querySelectorAll(".wide")].map((each) => each.scrollLeft);
         content().replaceWith(document.adoptNode(fresh));

@@ -6,8 +6,9 @@ from msgspec import Raw
 from hiveio.config import Settings
 from hiveio.console import records
 from hiveio.console.html import joined
-from hiveio.console.pages.log import PAGE, record_page, scope_log
+from hiveio.console.pages.log import PAGE, progress_of, record_page, scope_log, searched, transaction
 from hiveio.console.records import Row, ScopeRecords
+from hiveio.console.trace import Trace
 from hiveio.kafka.tail import LogRecord
 from hiveio.transaction.record import Barrier, CommandId, Commit, Record, Write
 
@@ -58,3 +59,21 @@ def test_a_record_of_a_newer_version_is_shown_and_stops_the_scope(scope: ScopeRe
     assert "this version does not know it" in page
     assert "a newer version may have written it" in page
     assert "not judged" in page
+
+
+def test_a_search_says_where_it_has_looked(scope: ScopeRecords) -> None:
+    assert searched([scope], 1) == "in the log"
+    assert progress_of([scope], 1) is None
+    assert searched([scope], 128) == "in the first 1 of 128 scopes, which are searched here; `hiveio log` searches all"
+    assert "The first 1 of 128 scopes are searched here." in joined(progress_of([scope], 128))
+    scope.end = scope.most + 1
+    assert searched([scope], 1).startswith("among the first records of a long log, which are searched here")
+
+
+def test_a_transaction_shows_who_has_handled_its_events(scope: ScopeRecords) -> None:
+    found = Trace(scope, [row(large())], [3, 4])
+    page = joined(transaction(found, "bank", [("a", "handled"), ("<b>", "waits: it is at 3, and the events end at 4")]))
+    assert "bank/0, offsets 3 to 4" in page
+    assert '<span class="badge good">handled</span>' in page
+    assert '<a href="/groups/%3Cb%3E">&lt;b&gt;</a>' in page
+    assert "It has no events on the topic." in joined(transaction(Trace(scope, [], []), "bank", []))
