@@ -21,7 +21,6 @@ from hiveio.status.scopes import ScopeWatch
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.presence import Announcement
 
-MOST_URLS = 100
 FOLDING = "hiveio_fold_lag_records"
 LAG, LAG_S = "hiveio_publisher_lag_records", "hiveio_publisher_lag_seconds"
 T = TypeVar("T")
@@ -39,7 +38,7 @@ class Collector:
         settings.need(brokers="the status is that of topics and groups in Kafka")
         if not settings.written_topic and not settings.read_topics:
             settings.need(written_topic="it names the events, and with .transactions the log")
-        self.settings, self._urls, self._fingerprints = settings, list(urls)[:MOST_URLS], tuple(fingerprints)
+        self.settings, self._urls, self._fingerprints = settings, list(urls), tuple(fingerprints)
         self._redis: Redis | None = connect(settings.cache_url) if settings.cache_url else None
         self._reader = Reader(settings)
         self._groups = GroupWatch(settings)
@@ -77,7 +76,7 @@ class Collector:
             scopes = await self._tried(status, looked) or []
             status.partitions = self._scopes.count
         urls = [url_of(each) for each in announced] + self._urls
-        groups, answers = await asyncio.gather(self._grouped(status, topics), ask_all(urls))
+        groups, answers = await asyncio.gather(self._grouped(status, topics), ask_all(urls, status.problems.append))
         status.scopes, status.groups = scopes, groups
         leads: dict[str, list[int]] = {}
         for scope in scopes:

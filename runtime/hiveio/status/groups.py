@@ -112,11 +112,6 @@ class GroupWatch:
             dead=found_dead,
         )
 
-    def opened(self, name: str, topics: Sequence[str]) -> OpenDeadLetters | None:
-        """The open dead letters of a group, whose dead-letter topics are among these; None if it has none."""
-        found = dead_topics(sources(self._settings, topics), topics).get(name)
-        return self._watched(name, found) if found else None
-
     def _watched(self, name: str, dead: tuple[str, ...]) -> OpenDeadLetters:
         if name not in self._dead or self._dead[name][0] != dead:
             if name in self._dead:

@@ -1,9 +1,10 @@
 """The instances: as they announce themselves in Redis, and what they answer to whoever asks them."""
 
 import asyncio
+import math
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -21,11 +22,23 @@ MOST_ASKED = 100  # services, in one look
 AT_ONCE = 20
 
 
+class _Part(msgspec.Struct):
+    """A part of a service in its answer to /readyz?verbose."""
+
+    name: str
+    reason: str | None = None
+    quarantined: list[dict[str, object]] = []
+
+
+class _Readiness(msgspec.Struct):
+    checks: list[_Part] = []
+
+
 class Answers(NamedTuple):
     """What a service has answered: its /readyz?verbose, and the numbers of its /metrics by name and labels."""
 
     ready: bool | None
-    checks: list[dict[str, object]]
+    checks: list[_Part]
     numbers: Mapping[str, list[tuple[dict[str, str], float]]]
     unreachable: str
 
@@ -78,11 +91,9 @@ def _with_answers(instance: Instance, answers: Answers | None) -> Instance:
         return instance
     instance.ready, instance.unreachable = answers.ready, answers.unreachable
     for check in answers.checks:
-        if check.get("reason"):
-            instance.not_ready.append(Check(str(check["name"]), str(check["reason"])))
-        quarantined = check.get("quarantined")
-        if isinstance(quarantined, list):
-            instance.quarantined += quarantined
+        if check.reason:
+            instance.not_ready.append(Check(check.name, check.reason))
+        instance.quarantined += check.quarantined
     if (in_flight := answers.total("hiveio_commands_in_flight")) is not None:
         instance.commands_in_flight = int(in_flight)
     if (follows := answers.total("hiveio_followed_scopes")) is not None:
@@ -90,7 +101,7 @@ def _with_answers(instance: Instance, answers: Answers | None) -> Instance:
     return instance
 
 
-async def ask_all(urls: Iterable[str]) -> dict[str, Answers]:
+async def ask_all(urls: Iterable[str], problem: Callable[[str], None]) -> dict[str, Answers]:
     """Ask the services at these URLs, several at a time; each has MOST_S."""
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -101,21 +112,28 @@ async def ask_all(urls: Iterable[str]) -> dict[str, Answers]:
             except TimeoutError:
                 return Answers(None, [], {}, f"{url} did not answer within {MOST_S:g} s")
 
-    chosen = list(dict.fromkeys(urls))[:MOST_ASKED]
+    every = list(dict.fromkeys(urls))
+    if len(every) > MOST_ASKED:
+        problem(f"Only {MOST_ASKED} of {len(every)} instances are asked.")
+    chosen = every[:MOST_ASKED]
     return dict(zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True))
 
 
 def ask(url: str) -> Answers:
-    """What a service answers. Blocking."""
+    """What a service answers. Blocking; after MOST_S it gives up what is still being sent."""
+    until = time.monotonic() + MOST_S
     try:
-        status, body = _get(url, "/readyz?verbose")
-        checks = msgspec.json.decode(body, type=dict[str, object]).get("checks") if body[:1] == b"{" else None
-        _, metrics = _get(url, "/metrics")
-        return Answers(
-            status == 200, checks if isinstance(checks, list) else [], gauges(metrics.decode("utf-8", "replace")), ""
-        )
-    except (OSError, HTTPException, ValueError, KeyError) as error:  # msgspec's errors are ValueErrors
+        status, body = _get(url, "/readyz?verbose", until)
+        checks = msgspec.json.decode(body, type=_Readiness).checks if body[:1] == b"{" else []
+        _, metrics = _get(url, "/metrics", until)
+        numbers = {name: _finite(found) for name, found in gauges(metrics.decode("utf-8", "replace")).items()}
+        return Answers(status == 200, checks, numbers, "")
+    except (OSError, HTTPException, ValueError) as error:  # msgspec's errors are ValueErrors
         return Answers(None, [], {}, f"{url} does not answer: {str(error) or type(error).__name__}")
+
+
+def _finite(found: list[tuple[dict[str, str], float]]) -> list[tuple[dict[str, str], float]]:
+    return [(labels, value) for labels, value in found if math.isfinite(value)]
 
 
 def _unverified() -> ssl.SSLContext:
@@ -125,7 +143,7 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-def _get(url: str, path: str) -> tuple[int, bytes]:
+def _get(url: str, path: str, until: float) -> tuple[int, bytes]:
     parts = urlsplit(url)
     if not parts.hostname or parts.scheme not in ("http", "https"):
         raise ValueError("it takes http://HOST:PORT")
@@ -137,9 +155,13 @@ def _get(url: str, path: str) -> tuple[int, bytes]:
     try:
         connection.request("GET", path, headers={"Accept": "application/json"})
         answer = connection.getresponse()
-        body = answer.read(MOST_BYTES + 1)
-        if len(body) > MOST_BYTES:
-            raise ValueError(f"its answer is larger than {MOST_BYTES} bytes")
-        return answer.status, body
+        body = bytearray()
+        while part := answer.read1(MOST_BYTES):
+            body += part
+            if len(body) > MOST_BYTES:
+                raise ValueError(f"its answer is larger than {MOST_BYTES} bytes")
+            if time.monotonic() > until:
+                raise ValueError(f"its answer has not ended within {MOST_S:g} s")
+        return answer.status, bytes(body)
     finally:
         connection.close()

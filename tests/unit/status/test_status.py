@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import msgspec
@@ -10,9 +11,10 @@ import pytest
 
 from hiveio.cli.status import screen
 from hiveio.config import Settings
+from hiveio.status import instances
 from hiveio.status.collector import add_numbers
 from hiveio.status.groups import dead_topics, sources
-from hiveio.status.instances import Answers, ask, listed, url_of
+from hiveio.status.instances import Answers, ask, ask_all, listed, url_of
 from hiveio.status.model import (
     Check,
     DeadLetters,
@@ -65,16 +67,20 @@ def group(**given: object) -> Group:
     return Group(**settings)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def service() -> Iterator[str]:
-    """A service that answers READY and METRICS."""
+@contextmanager
+def answering(ready: bytes, metrics: bytes, *, endless: bool = False) -> Iterator[str]:
+    """The URL of a service that answers this, and with ``endless`` goes on with a byte now and then."""
+    over = threading.Event()
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            ready = self.path.startswith("/readyz")
-            self.send_response(503 if ready else 200)
+            asked = self.path.startswith("/readyz")
+            self.send_response(503 if asked else 200)
             self.end_headers()
-            self.wfile.write(READY if ready else METRICS)
+            self.wfile.write(ready if asked else metrics)
+            with suppress(OSError):
+                while endless and not over.wait(0.1):
+                    self.wfile.write(b" ")
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -82,9 +88,19 @@ def service() -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """A service that answers READY and METRICS."""
+    with answering(READY, METRICS) as url:
+        yield url
 
 
 def test_the_sources_are_what_is_written_and_what_is_read() -> None:
@@ -136,6 +152,39 @@ def test_what_does_not_answer_is_said(url: str) -> None:
     answers = ask(url)
     assert answers.ready is None
     assert answers.unreachable.startswith(f"{url} does not answer: ")
+
+
+@pytest.mark.parametrize("ready", [b'{"checks": [1]}', b'{"checks": [{"reason": "x"}]}', b'{"checks": {}}', b"{"])
+def test_another_service_at_the_address_of_an_instance_is_said_and_no_fault(ready: bytes) -> None:
+    with answering(ready, METRICS) as url:
+        answers = {url: ask(url)}
+    (instance,) = listed([], [url], {}, answers)
+    assert instance.unreachable.startswith(f"{url} does not answer: ")
+    assert instance.ready is None
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"+Inf"])
+def test_a_number_that_is_none_is_not_known(value: bytes) -> None:
+    with answering(READY, METRICS.replace(b"3.0", value).replace(b"2.0", value)) as url:
+        answers = {url: ask(url)}
+    (instance,) = listed([], [url], {}, answers)
+    assert (instance.commands_in_flight, instance.follows) == (None, 4)
+    scope = Scope(partition=0, end=9)
+    add_numbers([scope], answers.values(), {})
+    assert scope.judged is None
+
+
+def test_an_answer_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "MOST_S", 0.5)
+    with answering(READY, METRICS, endless=True) as url:
+        assert "its answer has not ended within 0.5 s" in ask(url).unreachable
+
+
+async def test_more_instances_than_are_asked_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "ask", lambda url: Answers(True, [], {}, ""))
+    problems: list[str] = []
+    assert len(await ask_all([f"http://h:{at}" for at in range(120)] * 2, problems.append)) == 100
+    assert problems == ["Only 100 of 120 instances are asked."]
 
 
 def test_what_needs_attention_comes_first() -> None:
