@@ -14,10 +14,11 @@ import msgspec
 from hiveio.cli.arguments import Command
 from hiveio.cli.shown import shown, shown_lines
 from hiveio.config import Settings
-from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, TIME, Key, mark
+from hiveio.consumer.dead_letters.format import ACTORS, ATTEMPTS, EXCEPTION, PREFIX, REASON, Key, mark, time_of
 from hiveio.consumer.dead_letters.opened import DeadLetter, OpenDeadLetters
 from hiveio.errors import HiveError
 from hiveio.kafka.reader import Reader
+from hiveio.status.text import clock
 
 WAIT_S = 60.0  # the time without any progress after which the command ends
 
@@ -89,7 +90,7 @@ def _list(found: list[DeadLetter], void: int) -> int:
             key = shown(dead_letter.key) if isinstance(dead_letter.key, bytes) else "-"
             more = behind.pop(_of(dead_letter), 1) - 1
             parked = f"  and {more} behind it" if more else ""
-            why = f"{reason} {_text(dead_letter, EXCEPTION)}".strip().splitlines()[0]
+            why = f"{reason} {_text(dead_letter, EXCEPTION)}".strip().partition("\n")[0]
             print(f"{shown(dead_letter.origin)}  key {key}  {shown(why)}{parked}")
     print(f"{_count(len(found), 'dead letter')} of {_count(len({_of(dead_letter) for dead_letter in found}), 'key')}")
     if void:
@@ -106,7 +107,7 @@ def _of(dead_letter: DeadLetter) -> tuple[str, int, Key]:
 
 def _show(chosen: list[DeadLetter]) -> int:
     for dead_letter in chosen:
-        written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(_text(dead_letter, TIME) or 0) / 1000))
+        written = clock(time_of(dead_letter.headers))
         print(
             f"{dead_letter.origin}  written {written}  "
             f"lies in {dead_letter.topic}/{dead_letter.partition}/{dead_letter.message.offset()}"
@@ -121,7 +122,7 @@ def _show(chosen: list[DeadLetter]) -> int:
         value = dead_letter.message.value() or b""
         try:
             print(shown_lines(msgspec.json.format(value, indent=2)))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             print(repr(value))
     return 0
 

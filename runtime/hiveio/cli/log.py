@@ -4,7 +4,6 @@ import argparse
 import json
 from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from hiveio.cli.judging import JudgedRecord, count_scopes, home_of, judged, sear
 from hiveio.cli.shown import shown
 from hiveio.config import Settings
 from hiveio.errors import ConfigError, NotFound
-from hiveio.status.text import about
+from hiveio.status.text import about, clock
 from hiveio.transaction.record import Commit, ProcessStep, named
 
 
@@ -117,7 +116,3 @@ def parts(step: ProcessStep) -> Iterator[str]:
         yield f"sends to {send.service}/{send.id}  {command['type']} {json.dumps(command['payload'])}"
     for schedule in step.schedules:
         yield f"schedules the deadline {schedule.name}  {schedule.after_ms} ms later"
-
-
-def clock(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -20,6 +20,7 @@ from hiveio.errors import HiveError
 from hiveio.kafka.reader import Reader
 from hiveio.loader import load
 from hiveio.redis import connect
+from hiveio.status.text import clock
 from hiveio.transaction.cache import Cache, fingerprint
 from hiveio.transaction.entry import Entry
 from hiveio.transaction.process import STUCK, Process, Waiting
@@ -120,9 +121,9 @@ def _show(found: _Found) -> int:
     for each in process.waiting:
         print(shown(f"  waits  {each.name}  {_event(each)}"))
     for name, due in process.deadlines.items():
-        print(shown(f"  deadline  {name}, due at {due.at} by the log's clock"))
+        print(shown(f"  deadline  {name}, due at {clock(due.at)} by the log's clock"))
     for position, sent in process.sent.items():
-        print(f"  command  {found.scope}:{position}, sent at {sent} by the log's clock, is not answered")
+        print(f"  command  {found.scope}:{position}, sent at {clock(sent)} by the log's clock, is not answered")
     print(f"  {len(process.sources)} inputs taken")
     return 0
 

@@ -10,7 +10,7 @@ import msgspec
 
 from hiveio.console.history import Sample
 from hiveio.console.html import Child, Markup, h
-from hiveio.status.text import number, ranges, share, span
+from hiveio.status.text import END_MS, clock, number, ranges, share, span
 
 __all__ = ["number", "ranges", "share", "span"]
 
@@ -24,6 +24,7 @@ NAVIGATION = (
     ("/instances", "Instances"),
 )
 MOST_TEXT = 20_000  # characters of one value on a page
+FORMATTED = 50_000  # bytes of JSON. What is nested deeply becomes a thousand times as long by its line breaks
 MOST_LINE = 300  # characters of what is said in a table
 ROWS = 100  # of a table
 T = TypeVar("T")
@@ -142,8 +143,8 @@ def pages(older: Markup | None, newer: Markup | None, between: str) -> Markup | 
 
 def moment(time_ms: int) -> Markup:
     """A time, in UTC, to the millisecond."""
-    if time_ms <= 0:
-        return h("span", "-")
+    if not 0 < time_ms < END_MS:
+        return h("span", "-" if time_ms <= 0 else clock(time_ms))
     at = datetime.fromtimestamp(time_ms / 1000, UTC)
     return h("time", at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03}", datetime=at.isoformat())
 
@@ -153,9 +154,9 @@ def ago(time_ms: int) -> str:
 
 
 def pretty(value: bytes, most: int = MOST_TEXT) -> str:
-    """JSON with line breaks; other bytes as they are shown in Python. Long ones are cut."""
+    """JSON with line breaks, unless it is large; other bytes as they are shown in Python. Long ones are cut."""
     try:
-        text = msgspec.json.format(value, indent=2).decode()
+        text = (msgspec.json.format(value, indent=2) if len(value) <= FORMATTED else value).decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = repr(value[:most])
     return text if len(text) <= most else f"{text[:most]}\n… {len(text) - most:,} more characters"

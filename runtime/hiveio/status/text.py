@@ -1,9 +1,19 @@
 """How numbers, times and records are written, in a terminal and on a page."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from hiveio.status.model import Instance, Scope
 from hiveio.transaction.record import Barrier, Commit, Foreign, Record, Upgrade
+
+END_MS = 253_402_300_800_000  # of the year 9999: a producer may write any time, and Python knows no later one
+
+
+def clock(time_ms: int) -> str:
+    """A time in UTC, to the millisecond."""
+    if not 0 <= time_ms < END_MS:
+        return f"{time_ms} ms"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def about(record: Record) -> str:
