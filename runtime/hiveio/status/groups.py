@@ -1,6 +1,5 @@
 """The consumer groups that read the topics of a service: members, lag, and open dead letters."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +11,7 @@ from hiveio.kafka.assigned import Partition as At
 from hiveio.kafka.end_offsets import EndOffsets, age_s
 from hiveio.kafka.groups import Committed, Groups
 from hiveio.kafka.groups import Group as Described
+from hiveio.kafka.lookup import Expression
 from hiveio.kafka.reader import Reader
 from hiveio.status.model import DeadLetters, Group, Partition
 
@@ -132,13 +132,9 @@ class GroupWatch:
 
 def sources(settings: Settings, topics: Sequence[str]) -> list[str]:
     """The event topics of a service that exist: the one that it writes, and those that it reads."""
-    found = dict.fromkeys([settings.written_topic] if settings.written_topic in topics else [])
-    for name in settings.read_topics:
-        if name.startswith("^"):
-            found |= dict.fromkeys(t for t in topics if re.match(name, t) and not t.endswith(DEAD))
-        elif name in topics:
-            found[name] = None
-    return list(found)
+    read = Expression(settings.read_topics)
+    written = [settings.written_topic] if settings.written_topic in topics else []
+    return list(dict.fromkeys([*written, *filter(read.matches, topics)]))
 
 
 def dead_topics(read: Sequence[str], topics: Sequence[str]) -> dict[str, tuple[str, ...]]:

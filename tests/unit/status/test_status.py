@@ -106,8 +106,10 @@ def service() -> Iterator[str]:
 def test_the_sources_are_what_is_written_and_what_is_read() -> None:
     assert sources(Settings(topic="bank"), TOPICS) == ["bank"]
     assert sources(Settings(topic="gone", consumer_topic=("bank.eu",)), TOPICS) == ["bank.eu"]
-    by_expression = Settings(producer_topic="bank", consumer_topic=("^bank",))
-    assert sources(by_expression, TOPICS) == ["bank", "bank.eu", "bank.transactions"]
+    by_expression = Settings(producer_topic="bank", consumer_topic=("^bank.*",))
+    assert sources(by_expression, TOPICS) == ["bank", "bank.eu"]
+    whole_names = Settings(producer_topic="other", consumer_topic=("^bank",))
+    assert sources(whole_names, TOPICS) == ["bank"]
 
 
 def test_a_dead_letter_topic_belongs_to_the_longest_source_and_the_rest_is_the_group() -> None:
