@@ -6,6 +6,7 @@ Each command is a module of this package with ``configure(parser)``, which decla
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,8 +52,8 @@ COMMANDS: dict[str, About] = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command. The exit code is 0 when it is done, 1 when it found something wrong, 2 for wrong usage, or that
-    of a Stop."""
+    """Run one command. The exit code is 0 when it is done, 1 when it found something wrong, 2 for wrong usage, that of
+    a Stop, or as a shell has it for a signal: 130 for Ctrl-C, and 141 where nobody reads any more."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="hiveio", description="The command-line tool of hiveio.")
     parser.add_argument("--version", action="version", version=f"hiveio {__version__}")
@@ -66,7 +67,12 @@ def main(words: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(words)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        return 141
     except HiveError as error:
         print(shown_lines(f"hiveio {arguments.command}: {error}"), file=sys.stderr)
         return error.exit_code if isinstance(error, Stop) else 1

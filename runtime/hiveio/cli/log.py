@@ -92,15 +92,17 @@ def as_text(scope: int, found: JudgedRecord) -> str:
         lines.append(f"    {write.aggregate}  {version}  {events or '(no events)'}")
     lines += [f"    {read.aggregate}  read" for read in (record.reads if isinstance(record, Commit) else ())]
     if isinstance(record, Commit) and record.process is not None:
-        lines += [f"    {part}" for part in parts(record.process)]
+        lines += [f"    {part}" for part in parts(scope, record.process)]
     if isinstance(record, Commit) and record.cause is not None:
         lines.append(f"    is the command {record.cause.command} of {record.cause.process}, {record.cause.text}")
     return "\n".join(map(shown, lines))
 
 
-def parts(step: ProcessStep) -> Iterator[str]:
+def parts(scope: int, step: ProcessStep) -> Iterator[str]:
     if step.source:
         yield f"takes {step.source}"
+    if step.answers:
+        yield f"has the answer to the command {scope}:{step.answers}"
     if step.fires:
         yield f"fires the deadline {step.fires}, due at {clock(step.due)} by the log's clock"
     if step.parks:
@@ -116,3 +118,5 @@ def parts(step: ProcessStep) -> Iterator[str]:
         yield f"sends to {send.service}/{send.id}  {command['type']} {json.dumps(command['payload'])}"
     for schedule in step.schedules:
         yield f"schedules the deadline {schedule.name}  {schedule.after_ms} ms later"
+    if step.ends:
+        yield "ends the process"

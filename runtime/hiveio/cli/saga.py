@@ -139,9 +139,9 @@ async def _ask(processes: _Processes, found: _Found, action: str) -> int:
         print(shown(f"{found.name}: nothing waits"))
         return 1
     first, head = found.process.waiting[0], found.entry.head
-    until, asked_at = time.monotonic() + WAIT_S, 0.0
+    until, asked_at, after, done = time.monotonic() + WAIT_S, float("-inf"), found, False
     while (now := time.monotonic()) < until:
-        if now - asked_at > AGAIN_S:
+        if now - asked_at > AGAIN_S and not done:
             what = "retry" if action == "retry" else f"skip {first.name}"
             await processes.cache.ask(found.scope, found.name, what)
             asked_at = now
@@ -152,6 +152,8 @@ async def _ask(processes: _Processes, found: _Found, action: str) -> int:
             continue  # it goes on with those behind it
         if done or (action == "retry" and after.entry.head != head):
             return _report(after)
+    if done:
+        return _report(after)
     print(shown(f"{found.name}: no instance has done it within {WAIT_S:.0f} s: is the service running?"))
     return 1
 
@@ -160,5 +162,6 @@ def _report(after: _Found) -> int:
     if after.process.stuck:
         print(shown(f"{after.name} is stuck: {after.process.stuck}"))
         return 1
-    print(shown(f"{after.name} goes on"))
+    waiting = f"; {len(after.process.waiting):,} more inputs wait for their turn" if after.process.waiting else ""
+    print(shown(f"{after.name} goes on{waiting}"))
     return 0

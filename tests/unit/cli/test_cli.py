@@ -1,7 +1,10 @@
 """The command-line tool: what it says of itself, and how it shows what others wrote."""
 
 import argparse
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,17 @@ def test_what_others_wrote_moves_no_cursor_and_forges_no_line(text: str | bytes,
     assert shown_lines("a\x1b\nb") == "a\\x1b\nb"
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_is_no_fault(lines: int) -> None:
+    run = f"health.run = lambda _: [print('line') for _ in range({lines})] and 0"
+    tool = f"import sys; from hiveio.cli import health, main; {run}; sys.exit(main(['health']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", tool], stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("last", ["0", "-1"])
 def test_the_last_records_are_at_least_one(last: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["log", "--last", last]) != 0
@@ -79,13 +93,22 @@ def test_the_last_records_are_at_least_one(last: str, capsys: pytest.CaptureFixt
 def test_log_shows_the_step_of_a_process() -> None:
     reserve, late = Raw(b'{"type":"Reserve","payload":{"amount":5}}'), Raw(b'{"type":"Late","payload":{}}')
     step = ProcessStep(
-        "orders/id/0/7", (Send("payments", "o1", reserve),), (Schedule("Late", 900_000, late),), ("Early",), "Third", 0
+        "orders/id/0/7",
+        (Send("payments", "o1", reserve),),
+        (Schedule("Late", 900_000, late),),
+        ("Early",),
+        "Third",
+        0,
+        answers="4:1",
+        ends=True,
     )
     record = Commit(CommandId("Fulfilment/o1", "k"), (Write("Fulfilment/o1", "", 0),), process=step)
     assert as_text(2, JudgedRecord(LogRecord(9, "w-1", b"", 0), record, accepted=True)).splitlines()[2:] == [
         "    takes orders/id/0/7",
+        "    has the answer to the command 2:4:1",
         "    fires the deadline Third, due at 1970-01-01T00:00:00.000Z by the log's clock",
         "    cancels the deadline Early",
         '    sends to payments/o1  Reserve {"amount": 5}',
         "    schedules the deadline Late  900000 ms later",
+        "    ends the process",
     ]
