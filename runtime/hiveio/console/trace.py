@@ -5,12 +5,14 @@ from typing import NamedTuple
 from hiveio.config import Settings
 from hiveio.console.records import Row, ScopeRecords
 from hiveio.kafka.reader import Reader
+from hiveio.kafka.session import MAX_GROUP
 from hiveio.status.model import Group
 from hiveio.transaction.command import Token
 from hiveio.transaction.record import Commit, Transactional
 from hiveio.transaction.resume import published
 
 AHEAD = 200  # records of the event topic beside its events that are looked through for the events of one record
+BACK = 2 * MAX_GROUP  # records before what the search has found: an overtaken session repeats a group, or few of them
 STEP = 16  # records that one look of the search reads
 
 
@@ -71,7 +73,8 @@ def _of_same_command(scope: ScopeRecords, offset: int) -> list[int]:
 
 def _events(settings: Settings, partition: int, offset: int, count: int) -> list[int]:
     """Where the ``count`` events of the log's record at this offset are on the event topic, which has them in the order
-    of the log. Repeats come later than what they repeat, so what is found first is what consumers take."""
+    of the log. A search by halves may come upon repeats, which lie behind what they repeat. Consumers take what comes
+    first, so that is looked for before them."""
     topic = settings.written_topic
     with Reader(settings) as reader:
         low, end = reader.bounds(topic, partition)
@@ -83,14 +86,14 @@ def _events(settings: Settings, partition: int, offset: int, count: int) -> list
                 high = middle
             else:
                 first = middle + 1
-        found: list[int] = []
-        for message in reader.read(topic, partition, first, min(end, first + count + AHEAD)):
+        found: dict[int, int] = {}
+        for message in reader.read(topic, partition, max(low, first - BACK), min(end, first + count + AHEAD)):
             event = published(message, partition)
-            if len(found) == count or (event is not None and event.offset > offset):
-                break
             if event is not None and event.offset == offset:
-                found.append(event.at)
-        return found
+                found.setdefault(event.event_index, event.at)
+            if len(found) == count or (event is not None and event.at >= first and event.offset > offset):
+                break
+        return sorted(found.values())
 
 
 def _position(reader: Reader, topic: str, partition: int, first: int, end: int) -> int | None:
