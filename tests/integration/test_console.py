@@ -82,7 +82,7 @@ def test_it_shows_what_is_going_on_and_changes_nothing(bank: Bank, kafka: Kafka,
         assert "poison" in letter
         assert "1 more of this key" in letter
         assert "only reads" in letter
-        form = {"action": "dropped", "which": "all", "confirmed": "yes"}
+        form = {"action": "dropped", "which": "all", "confirmed": "2"}
         same = {"origin": console.url}
         assert httpx.post(f"{console.url}/dead/{bank.group}", data=form, headers=same).status_code == 403
 
@@ -112,7 +112,9 @@ def test_a_poisoned_event_is_found_and_redriven(bank: Bank, tmp_path: Path) -> N
             assert "2 dead letters of the group" in text(asked.text)
             assert "no such owner" in client.get(at).text
             bank.cure()
-            done = client.post(at, data=form | {"confirmed": "yes"}, headers=same)
+            fewer = client.post(at, data=form | {"confirmed": "1"}, headers=same)
+            assert "2 dead letters of the group" in text(fewer.text)
+            done = client.post(at, data=form | {"confirmed": "2"}, headers=same)
             assert (done.status_code, done.headers["location"]) == (303, at)
             wait_until(lambda: "There are no open dead letters." in client.get(at).text, 60)
 

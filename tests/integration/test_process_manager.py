@@ -61,13 +61,13 @@ def see(role: Role, kafka: Kafka, orders: str, stuck: str) -> None:
         asked = httpx.post(console.url + at, data=form, headers=same)
         assert f"{stuck} will be given OrderPlaced" in text(asked.text)
         assert httpx.post(console.url + at, data=form | {"which": "x"}, headers=same).status_code == 404
-        done = httpx.post(console.url + at, data=form | {"confirmed": "yes"}, headers=same)
+        done = httpx.post(console.url + at, data=form | {"confirmed": "1"}, headers=same)
         assert (done.status_code, done.headers["location"]) == (303, at)
         wait_until(lambda: "tried again what waits" in console.page(at), 30, "it was tried again")
         console.page("/processes/Fulfilment/nobody", 404)
     with Console(role.environ) as console:
         assert "only reads" in console.page(at)
-        done = httpx.post(console.url + at, data=form | {"confirmed": "yes"}, headers={"origin": console.url})
+        done = httpx.post(console.url + at, data=form | {"confirmed": "1"}, headers={"origin": console.url})
         assert done.status_code == 403
 
 

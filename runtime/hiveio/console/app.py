@@ -287,7 +287,7 @@ class Console:
             chosen = of_key(found.listed, dead) if dead is not None else []
         if not chosen:
             raise NotFound("It is no open dead letter any more: it was handled or dropped.")
-        if not confirmed:
+        if len(chosen) > confirmed:  # some may have come since it was confirmed, which nobody has seen
             content = dead_pages.confirmation(name, kind, which, len(chosen))
             return self._page(request, dead_pages.ACTIONS[kind], content)
         marked = [together[0] for together in by_key(chosen)] if kind == "retry" else chosen
@@ -297,15 +297,15 @@ class Console:
 
     # -- what pages share
 
-    async def _asked(self, request: Request, actions: Collection[str]) -> tuple[str, str, bool]:
-        """What a form asks for, with what, and whether it is confirmed."""
+    async def _asked(self, request: Request, actions: Collection[str]) -> tuple[str, str, int]:
+        """What a form asks for, with what, and for how many things that is confirmed."""
         if not self.write:
             raise HTTPException(403, "The console only reads: it was started without --write.")
         form = parse_qs((await _body(request)).decode("utf-8", "replace"))
-        kind, which = (form.get(field, [""])[-1] for field in ("action", "which"))
+        kind, which, confirmed = (form.get(field, [""])[-1] for field in ("action", "which", "confirmed"))
         if kind not in actions:
             raise HTTPException(400, f"The action must be {' or '.join(actions)}.")
-        return kind, which, form.get("confirmed") == ["yes"]
+        return kind, which, _number(confirmed) or 0
 
     async def file(self, request: Request) -> Response:
         name = request.url.path.lstrip("/")
@@ -370,7 +370,10 @@ def _until_judged(scopes: Sequence[ScopeRecords]) -> float:
 
 
 def _whole(request: Request, name: str) -> int | None:
-    text = request.query_params.get(name, "")
+    return _number(request.query_params.get(name, ""))
+
+
+def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 

@@ -172,13 +172,13 @@ def code(text: str) -> Markup:
     return h("pre", h("code", text), tabindex="0")
 
 
-def action(at: str, kind: str, which: str, label: str, *, confirmed: bool, danger: bool) -> Markup:
-    """A button that asks for something to be done with what ``which`` names, or confirms it."""
+def action(at: str, kind: str, which: str, label: str, *, confirmed: int, danger: bool) -> Markup:
+    """A button that asks for something to be done with what ``which`` names, or confirms it for so many things."""
     return h(
         "form",
         h("input", type="hidden", name="action", value=kind),
         h("input", type="hidden", name="which", value=which),
-        h("input", type="hidden", name="confirmed", value="yes") if confirmed else None,
+        h("input", type="hidden", name="confirmed", value=str(confirmed)) if confirmed else None,
         h("button", label, class_="danger" if danger else None),
         method="post", action=at, class_="inline",
     )  # fmt: skip

@@ -113,11 +113,11 @@ def _forms(at: str, which: str, *, write: bool, label: str) -> Markup:
     if not write:
         text = "The console only reads. With --write it can try again and drop; "
         return h("p", text, h("code", "hiveio dead"), " can in any case.", class_="note")
-    return h("p", [[_form(at, kind, which, f"{verb}{label}", confirmed=False), " "] for kind, verb in ACTIONS.items()],
+    return h("p", [[_form(at, kind, which, f"{verb}{label}", confirmed=0), " "] for kind, verb in ACTIONS.items()],
              class_="choices")  # fmt: skip
 
 
-def _form(at: str, kind: str, which: str, label: str, *, confirmed: bool) -> Markup:
+def _form(at: str, kind: str, which: str, label: str, *, confirmed: int) -> Markup:
     return action(at, kind, which, label, confirmed=confirmed, danger=kind == "dropped")
 
 
@@ -130,5 +130,5 @@ def confirmation(name: str, kind: str, which: str, count: int) -> list[Child]:
     }[kind]
     return [
         h("p", said),
-        h("p", _form(at, kind, which, ACTIONS[kind], confirmed=True), " ", link(at, "Cancel"), class_="choices"),
+        h("p", _form(at, kind, which, ACTIONS[kind], confirmed=count), " ", link(at, "Cancel"), class_="choices"),
     ]

@@ -137,7 +137,7 @@ def _waiting(each: Kept, at: str, *, write: bool) -> Markup:
     ]
     more = h("p", f"and {len(waiting) - len(rows):,} more") if len(waiting) > len(rows) else None
     if write:
-        forms: Child = [[_form(at, kind, waiting[0].name, confirmed=False), " "] for kind in ACTIONS]
+        forms: Child = [[_form(at, kind, waiting[0].name, confirmed=0), " "] for kind in ACTIONS]
         what: Markup = h("p", forms, class_="choices")
     else:
         text = "The console only reads. With --write it can try again and skip; "
@@ -147,7 +147,7 @@ def _waiting(each: Kept, at: str, *, write: bool) -> Markup:
     )
 
 
-def _form(at: str, kind: str, which: str, *, confirmed: bool) -> Markup:
+def _form(at: str, kind: str, which: str, *, confirmed: int) -> Markup:
     return action(at, kind, which, ACTIONS[kind], confirmed=confirmed, danger=kind == "skip")
 
 
@@ -161,7 +161,7 @@ def confirmation(each: Kept, kind: str) -> list[Child]:
     }[kind]
     return [
         h("p", said),
-        h("p", _form(at, kind, first.name, confirmed=True), " ", link(at, "Cancel"), class_="choices"),
+        h("p", _form(at, kind, first.name, confirmed=1), " ", link(at, "Cancel"), class_="choices"),
     ]
 
 

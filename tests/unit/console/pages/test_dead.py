@@ -24,4 +24,4 @@ def test_only_a_console_that_writes_has_buttons_and_each_asks_first() -> None:
     page = joined(confirmation("a/b", "dropped", "all", 3))
     assert "3 dead letters of the group a/b will be dropped" in page
     assert 'action="/dead/a%2Fb"' in page
-    assert 'name="confirmed" value="yes"' in page
+    assert 'name="confirmed" value="3"' in page

@@ -100,5 +100,5 @@ def test_what_is_asked_for_is_confirmed() -> None:
     page = joined(confirmation(kept(STUCK), "skip"))
     assert "OrderPlaced (orders/0/2)" in page
     assert "cannot be undone" in page
-    assert 'name="confirmed" value="yes"' in page
+    assert 'name="confirmed" value="1"' in page
     assert EVIL not in page
