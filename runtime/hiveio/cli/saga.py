@@ -8,7 +8,6 @@ leader of the process' scope does both, so an instance of the service has to run
 import argparse
 import asyncio
 import time
-from typing import NamedTuple
 
 import msgspec
 
@@ -20,10 +19,10 @@ from hiveio.errors import HiveError
 from hiveio.kafka.reader import Reader
 from hiveio.loader import load
 from hiveio.redis import connect
+from hiveio.status.processes import Kept, kept
 from hiveio.status.text import clock
 from hiveio.transaction.cache import Cache, fingerprint
-from hiveio.transaction.entry import Entry
-from hiveio.transaction.process import STUCK, Process, Waiting
+from hiveio.transaction.process import STUCK, Waiting
 from hiveio.transaction.rule import scope_of
 
 MOST = 10_000  # processes of a scope that are listed
@@ -31,13 +30,6 @@ WAIT_S = 30.0  # for the leader to do what is asked
 LOOK_S = 0.2
 AGAIN_S = 2.0  # until it is asked again
 LONGEST = 200  # characters of an event in a line
-
-
-class _Found(NamedTuple):
-    name: str
-    scope: int
-    entry: Entry
-    process: Process
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,26 +73,22 @@ class _Processes:
         self.cache, self._scopes = cache, scopes
         self._contracts = {contract.name: contract for contract in contracts if contract.process}
 
-    async def stuck(self) -> list[_Found]:
-        found: list[_Found] = []
+    async def stuck(self) -> list[Kept]:
+        found: list[Kept] = []
         for scope in range(self._scopes):
             _, names = await self.cache.processes(scope, STUCK, 0, MOST)
-            found += [await self._found(name, scope) for name, _ in names]
+            found += await kept(self.cache, scope, [name for name, _ in names])
         return found
 
-    async def one(self, name: str) -> _Found:
+    async def one(self, name: str) -> Kept:
         """Raises HiveError where there is no such process."""
         actor, _, id = name.partition("/")
         if (contract := self._contracts.get(actor)) is None:
             raise HiveError(f"there is no process manager {actor!r} here; there are: {', '.join(self._contracts)}")
-        found = await self._found(name, scope_of(contract.actor.scope(id), self._scopes))
-        if not found.entry.head:
+        found = await kept(self.cache, scope_of(contract.actor.scope(id), self._scopes), [name])
+        if not found or not found[0].entry.head:
             raise HiveError(f"there is no process {name}")
-        return found
-
-    async def _found(self, name: str, scope: int) -> _Found:
-        entry = (await self.cache.read(scope, name)).entry or Entry()
-        return _Found(name, scope, entry, Process.of(entry.process))
+        return found[0]
 
 
 async def _list(processes: _Processes) -> int:
@@ -111,7 +99,7 @@ async def _list(processes: _Processes) -> int:
     return 0
 
 
-def _show(found: _Found) -> int:
+def _show(found: Kept) -> int:
     process, state = found.process, bytes(found.entry.snapshot).decode("utf-8", "replace")
     if process.ended:
         print(shown(f"{found.name}  version {found.entry.version}\nit has ended"))
@@ -123,7 +111,7 @@ def _show(found: _Found) -> int:
     for name, due in process.deadlines.items():
         print(shown(f"  deadline  {name}, due at {clock(due.at)} by the log's clock"))
     for position, sent in process.sent.items():
-        print(f"  command  {found.scope}:{position}, sent at {clock(sent)} by the log's clock, is not answered")
+        print(f"  command  {found.partition}:{position}, sent at {clock(sent)} by the log's clock, is not answered")
     print(f"  {len(process.sources)} inputs taken")
     return 0
 
@@ -133,7 +121,7 @@ def _event(waiting: Waiting) -> str:
     return f"{event['type']} {bytes(msgspec.json.encode(event.get('payload'))).decode()}"[:LONGEST]
 
 
-async def _ask(processes: _Processes, found: _Found, action: str) -> int:
+async def _ask(processes: _Processes, found: Kept, action: str) -> int:
     """Ask the leader, and wait until it has done it."""
     if not found.process.waiting:
         print(shown(f"{found.name}: nothing waits"))
@@ -143,7 +131,7 @@ async def _ask(processes: _Processes, found: _Found, action: str) -> int:
     while (now := time.monotonic()) < until:
         if now - asked_at > AGAIN_S and not done:
             what = "retry" if action == "retry" else f"skip {first.name}"
-            await processes.cache.ask(found.scope, found.name, what)
+            await processes.cache.ask(found.partition, found.name, what)
             asked_at = now
         await asyncio.sleep(LOOK_S)
         after = await processes.one(found.name)
@@ -158,7 +146,7 @@ async def _ask(processes: _Processes, found: _Found, action: str) -> int:
     return 1
 
 
-def _report(after: _Found) -> int:
+def _report(after: Kept) -> int:
     if after.process.stuck:
         print(shown(f"{after.name} is stuck: {after.process.stuck}"))
         return 1

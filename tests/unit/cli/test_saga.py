@@ -8,7 +8,7 @@ import pytest
 from msgspec import Raw
 
 from hiveio.cli import main, saga
-from hiveio.transaction.entry import Entry
+from hiveio.transaction.entry import Entry, Watermark
 from hiveio.transaction.process import Process, Waiting
 
 
@@ -33,14 +33,15 @@ class Leader:
     def __init__(self, *_: object) -> None:
         self._looks = 0
 
-    async def read(self, scope: int, name: str) -> SimpleNamespace:
+    async def load(self, scope: int, pairs: list[tuple[str, str]]) -> list[SimpleNamespace]:
         self._looks += 1
         stuck = "no such address" if self._looks == 1 else ""
         first = min(self._looks, 2) - 1  # the first one is handled at the second look, and the others take long
         process = Process(
             waiting=tuple(Waiting(f"orders/id/0/{at}", Raw(b"{}")) for at in range(first, 3)), stuck=stuck
         )
-        return SimpleNamespace(entry=Entry(head=str(self._looks), process=msgspec.json.encode(process)))
+        entry = Entry(head=str(self._looks), process=msgspec.json.encode(process))
+        return [SimpleNamespace(entry=entry, watermark=Watermark(9, 0, "", ""))]
 
     async def ask(self, scope: int, name: str, what: str) -> None:
         self.asked.append(what)
