@@ -109,7 +109,7 @@ def _show(chosen: list[DeadLetter]) -> int:
     for dead_letter in chosen:
         written = clock(time_of(dead_letter.headers))
         print(
-            f"{dead_letter.origin}  written {written}  "
+            f"{shown(dead_letter.origin)}  written {written}  "
             f"lies in {dead_letter.topic}/{dead_letter.partition}/{dead_letter.message.offset()}"
         )
         print(f"  key        {dead_letter.message.key()!r}")

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 
 from hiveio.actor import Contract
+from hiveio.cli.arguments import in_range
 from hiveio.cli.comparing import CacheCheck, Differences, Events, Fold
 from hiveio.cli.judging import count_scopes
 from hiveio.cli.shown import shown
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     count = count_scopes(settings)
     with Reader(settings) as reader:
         log_id = reader.topic_id(settings.log_topic)
+    in_range("--scope", arguments.scope, 0, count - 1)
     scopes = range(count) if arguments.scope is None else [arguments.scope]
     return asyncio.run(_verify(settings, contracts, log_id, list(scopes)))
 
@@ -63,7 +65,8 @@ async def _compare(settings: Settings, contracts: Mapping[str, Contract], cache:
         events.rest(check.offset)
     finally:
         for name, entry in fold.quarantine.entries.items():
-            print(f"{name} is quarantined: {fold.log.where}/{entry.offset} cannot be folded: {entry.reason}")
+            text = f"{name} is quarantined: {fold.log.where}/{entry.offset} cannot be folded: {entry.reason}"
+            print(shown(text))
         for line in found.lines:
             print(shown(line))
         if found.count > len(found.lines):

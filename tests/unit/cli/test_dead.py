@@ -33,7 +33,7 @@ class Opened:
 
     def open(self) -> Iterator[DeadLetter]:
         record: Any = Record()
-        yield DeadLetter("bank.g.dead", 0, b"ada", "bank/0/3", record, self._headers)
+        yield DeadLetter("bank.g.dead", 0, b"ada", "b\x1b[2J/0/3", record, self._headers)
 
 
 class NoReader:
@@ -63,8 +63,8 @@ def test_a_dead_letter_is_shown_whatever_is_in_it(
     monkeypatch.setattr(dead, "Reader", NoReader)
     monkeypatch.setattr(dead, "OpenDeadLetters", lambda *_: Opened(headers))
     assert main(["dead", "list", "--group", "g"]) == 0
-    assert "bank/0/3  key ada" in capsys.readouterr().out
+    assert r"b\x1b[2J/0/3  key ada" in capsys.readouterr().out
     assert main(["dead", "show", "--all", "--group", "g"]) == 0
     shown = capsys.readouterr().out
-    assert f"bank/0/3  written {written}  lies in bank.g.dead/0/7" in shown
+    assert rf"b\x1b[2J/0/3  written {written}  lies in bank.g.dead/0/7" in shown
     assert "[[[[" in shown

@@ -50,8 +50,7 @@ def aggregates(scopes: Sequence[ScopeRecords], begins: str, after: str) -> list[
 
 
 def aggregate(name: str, scope: ScopeRecords, found: Sequence[Step], total: int, last: int | None) -> list[Child]:
-    """``found`` are all steps, or none where there are more than can be folded; ``last`` is the version at which the
-    page ends."""
+    """``found`` are all steps; ``last`` is the version at which the page ends."""
     end = len(found) if last is None else max(0, min(last, len(found)))
     begin = max(0, end - STEPS)
     items = []
