@@ -36,6 +36,7 @@ class Http1Connection(asyncio.Protocol):
     __slots__ = (
         "_chunks",
         "_exchange",
+        "_giving_up",
         "_head",
         "_lost",
         "_parser",
@@ -63,7 +64,8 @@ class Http1Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the request that is served, and its answer
         self._chunks: Chunks | None = None  # of the body that is read
         self._waiter: asyncio.Future[None] | None = None  # for a request
-        self._parser = H1CProtocol(
+        self._giving_up: asyncio.TimerHandle | None = None  # a request whose client is gone
+        self._parser: Any = H1CProtocol(
             on_headers_complete=self._on_headers_complete,
             on_body=self._on_body,
             on_message_complete=self._on_message_complete,
@@ -85,12 +87,21 @@ class Http1Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
         self.closed = self._lost = True
-        if self._exchange is not None:
+        if self._serving.done():
+            self._let_go()
+        elif self._exchange is not None:
             self._exchange.leave()
             # What the client sent is carried out, for as long as a request may take.
-            self.worker.loop.call_later(self.worker.cfg.asgi_disconnect_grace_period, self._serving.cancel)
+            within_s = self.worker.cfg.asgi_disconnect_grace_period
+            self._giving_up = self.worker.loop.call_later(within_s, self._serving.cancel)
         self.resume_writing()
         self._wake()
+
+    def _let_go(self) -> None:
+        """Refer to nothing that refers back here, once all is over: then no collector is needed to free this."""
+        self._exchange = self._parser = None
+        if self._giving_up is not None:
+            self._giving_up.cancel()  # it would keep all of this for as long as a request may take
 
     @property
     def busy(self) -> bool:
@@ -217,6 +228,8 @@ class Http1Connection(asyncio.Protocol):
             log.exception("a connection failed")
         finally:
             self.close()
+            if self._lost:
+                self._let_go()
 
     def _next(self) -> None:
         """Begin with the next request, which may have come early."""

@@ -1,6 +1,7 @@
 """What goes out over HTTP/1, byte by byte, for applications that say their length, do not, or fail."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -179,3 +180,42 @@ async def test_the_task_of_an_idle_connection_ends_with_it() -> None:
         await writer.wait_closed()
         while asyncio.all_tasks() != before:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [ONCE, TWICE, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET  / HTTP/1.1\r\n\r\n", b"GE"],
+    ids=["said close", "said close then", "kept", "refused", "half a request"],
+)
+@pytest.mark.parametrize("takes_s", [0.0, 0.02], ids=["answered", "gone before its answer"])
+async def test_a_connection_that_has_ended_is_freed_at_once_and_not_by_the_collector(
+    sent: bytes, takes_s: float
+) -> None:
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await asyncio.sleep(takes_s)
+        await answering(b"hello", headers=LENGTH)(scope, receive, send)
+
+    loop, worker, made = asyncio.get_running_loop(), worker_of(application), 0
+    worker.cfg.set("asgi_disconnect_grace_period", 60)  # as long as a request may take
+
+    def greet() -> Http1Connection:
+        nonlocal made
+        made += 1
+        return Http1Connection(worker)
+
+    server = await loop.create_server(greet, sock=listening("::", 0))
+    gc.collect()
+    gc.disable()
+    try:
+        async with server, asyncio.timeout(10):
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+                writer.write(sent)
+                if not takes_s and b"close" in sent:
+                    await reader.read()
+                writer.close()
+                await writer.wait_closed()
+            while made < 10 or any(isinstance(each, Http1Connection) for each in gc.get_objects()):
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
