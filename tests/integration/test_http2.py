@@ -276,6 +276,17 @@ def test_what_runs_is_carried_out_though_its_client_gives_up(base: Role) -> None
         wait_until(lambda: [line for line in base.logs("slow ends") if line["seconds"] == 0.55])
 
 
+def test_what_has_arrived_is_carried_out_though_its_client_gives_up_at_once(base: Role) -> None:
+    with Client(base.port) as client:
+        number = client.state.get_next_available_stream_id()
+        client.state.send_headers(number, head(("content-type", "application/json"), method="POST"))
+        client.state.send_data(number, message(78), end_stream=True)
+        client.state.reset_stream(number)
+        client.flush()  # in one packet
+        assert client.answers(client.request("/accounts/1", message(1))) == [200]
+    wait_until(lambda: [line for line in base.logs("deposit") if line["amount"] == 78])
+
+
 def test_a_client_that_says_goodbye_gets_what_it_asked_for(base: Role) -> None:
     with Client(base.port) as client:
         number = client.request("/accounts/1", slow(0.3))

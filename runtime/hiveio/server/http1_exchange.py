@@ -150,7 +150,7 @@ class Exchange:
         while not (self._parts or self.gone or (self.arrived and not self._end_delivered)):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self.gone:
+        if self.gone and (self._end_delivered or not self.arrived):  # what has arrived in full is carried out
             return {"type": "http.disconnect"}
         part = self._parts.pop(0) if self._parts else b""
         if self._connection.paused and len(self._parts) < MAX_PARTS // 2:

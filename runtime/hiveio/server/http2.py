@@ -242,7 +242,7 @@ class Stream:
         """Whether the body is as long as was declared: h2 checks this only where it ends with data."""
         if self._to_come:
             return False
-        self._ended = True
+        self._ended = not self._gone  # what was broken off does not end
         self.wake()
         return True
 
@@ -287,7 +287,7 @@ class Stream:
     async def _receive(self) -> MutableMapping[str, Any]:
         while not (self._body or self._gone or (self._ended and not self._end_delivered)):
             await self._change()
-        if self._gone:
+        if self._gone and (self._end_delivered or not self._ended):  # what has arrived in full is carried out
             return {"type": "http.disconnect"}
         data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()

@@ -161,6 +161,30 @@ async def test_a_part_that_comes_as_its_request_is_cancelled_does_not_keep_it_al
         await waiting
 
 
+async def test_a_request_that_has_arrived_in_full_is_carried_out_though_its_client_is_gone() -> None:
+    received: list[dict[str, Any]] = []
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.2)  # for the keys of an issuer, say
+        while not received or received[-1]["type"] == "http.request":
+            received.append(await receive())
+
+    loop, worker = asyncio.get_running_loop(), worker_of(application)
+    server = await loop.create_server(lambda: Http1Connection(worker), sock=listening("::", 0))
+    async with server, asyncio.timeout(10):
+        for body in (b"abc", b"ab"):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n" + body)
+            writer.close()
+            await writer.wait_closed()
+            while not received or received[-1]["type"] != "http.disconnect":
+                await asyncio.sleep(0.01)
+            if body == b"abc":
+                assert received.pop(0) == {"type": "http.request", "body": b"abc", "more_body": False}
+            assert received == [{"type": "http.disconnect"}]
+            received.clear()
+
+
 async def test_what_is_no_http_is_answered_after_an_answer_too() -> None:
     answers = await talk(answering(b"hello", headers=LENGTH), TWICE.replace(b"GET /b", b"GET  /b"))
     assert answers.startswith(b"HTTP/1.1 200 ")
