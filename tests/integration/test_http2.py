@@ -611,3 +611,20 @@ def test_a_drain_loses_no_stream() -> None:
             client.socket.close()
         assert role.ended() == 0
         assert not role.complaints()
+
+
+def test_a_drain_waits_for_a_client_that_fetches_its_answer_slowly() -> None:
+    size = 4_000_000  # bytes, more than the system keeps for a client
+    actor = ACTOR.replace('return {"id": id}', f'return {{"text": "x" * {size}}}')
+    environ = {"HTTP_VERSION": "2", "DRAIN_TIMEOUT": "10000"}
+    with Role("base", environ, actor=actor) as role, Client(role.port, window=2 * size) as client:
+        client.state.increment_flow_control_window(2 * size)
+        number = client.request("/accounts/1")
+        client.read(lambda: number in client.status)
+        role.terminate()
+        time.sleep(2)
+        assert client.answers(number) == [200]
+        assert len(client.body[number]) > size
+        client.socket.close()
+        assert role.ended() == 0
+        assert not role.complaints()

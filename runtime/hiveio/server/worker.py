@@ -341,7 +341,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
     async def _answered(self, within_s: float) -> None:
         until = self.loop.time() + within_s
         # Looked at again and again: an event would cost every request something.
-        while self.loop.time() < until and any(c.busy for c in self.connections):
+        while self.loop.time() < until and any(map(_owes, self.connections)):
             await asyncio.sleep(0.01)
             await self._turned()
 
@@ -351,6 +351,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                 await service.stop()
         except TimeoutError:
             logger.error("components did not stop within DRAIN_TIMEOUT", extra={"components": service.unfinished})
+
+
+def _owes(connection: Connection) -> bool:
+    """Whether its client waits for an answer, or has not fetched all of one: what is left of it goes with the loop."""
+    return connection.busy or connection.transport.get_write_buffer_size() > 0
 
 
 def settle_memory() -> None:
