@@ -1,5 +1,6 @@
 """ADMIN_PORT: probes, metrics and documents on a port of their own, with each HTTP that the service speaks."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from tests.integration.test_base import ACTOR, deposit
+from tests.integration.test_hostile import connect, few_files
 from tests.process import Role, wait_until
 
 HIVEIO = str(Path(sys.executable).parent / "hiveio")
@@ -44,3 +46,20 @@ def test_the_two_ports_differ() -> None:
     with Role("base", {"PORT": "3000", "ADMIN_PORT": "3000"}, actor=ACTOR, wait=False) as role:
         assert role.ended() == 2
     assert role.errors == ["ADMIN_PORT=3000 is wrong: it is PORT too; it takes another port"]
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_probes_are_answered_though_clients_have_all_connections(version: str) -> None:
+    with contextlib.ExitStack() as stack:
+        with few_files(256):
+            environ = {"ADMIN_PORT": "0", "HTTP_VERSION": version}
+            role = stack.enter_context(Role("base", environ, actor=ACTOR, wait=False))
+        own = admin(role)
+        wait_until(lambda: role.logs("worker serves"))
+        for _ in range(130):
+            stack.enter_context(connect(role))
+        wait_until(lambda: httpx.get(f"{role.url}/ping").status_code == 503)
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert httpx.get(own + path).status_code == 200
+        kept = [stack.enter_context(httpx.Client(base_url=own)) for _ in range(33)]
+        assert [client.get("/livez").status_code for client in kept] == [200] * 32 + [503]

@@ -11,7 +11,7 @@ from hiveio.http.body import MAX_DISCARDED, NotHttp
 from hiveio.server.date import http_date
 from hiveio.types import Fields
 
-MAX_PARTS = 16  # of a body, each up to 256 KiB, that wait to be taken
+MAX_PARTS = 16  # of a body, each up to 64 KiB, that wait to be taken
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}

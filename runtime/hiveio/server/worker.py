@@ -43,7 +43,8 @@ EAGER_S = 0.1  # between two looks at whether this worker is ready, until it is
 KEEPALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 BACKLOG = 2_048  # connections that wait to be taken; with 100, a thousand clients that come at once wait a second
 MAX_CONNECTIONS = 4_096  # of one worker; or what the limit of open files leaves
-RESERVED_FILES = 128  # for Kafka, Redis and the actor, when files are few
+RESERVED_FILES = 128  # for Kafka, Redis, the actor and ADMIN_PORT, when files are few
+ADMIN_CONNECTIONS = 32  # of ADMIN_PORT, however many others there are
 FETCH_S = 15  # for a client to fetch the next bytes of its answer
 
 logger = logging.getLogger("hiveio")
@@ -52,6 +53,7 @@ logger = logging.getLogger("hiveio")
 class Connection(Protocol):
     """A client's connection, of whichever HTTP."""
 
+    worker: Any  # or the AdminSide
     transport: asyncio.Transport
 
     @property
@@ -74,6 +76,11 @@ class AdminSide:
 
     def __init__(self, worker: "Worker", asgi: App) -> None:
         self._worker, self.asgi = worker, asgi
+
+    def admit(self, connection: Connection) -> bool:
+        """As that of the worker. Whoever takes all connections of PORT does not make the probes fail."""
+        own = sum(each.worker is self for each in self._worker.connections)
+        return self._worker.admit(connection) or own < ADMIN_CONNECTIONS
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
@@ -102,7 +109,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def handle_exit_signal(self) -> None:
         """SIGTERM. A second one changes nothing."""
-        # Not alive = False: gunicorn would close connections whose answers do not say so yet, under the next request.
+        # Not alive = False: connections whose answers do not say so yet would be closed, under the next request.
         self._end.set()
 
     def handle_quit_signal(self) -> None:
