@@ -22,7 +22,8 @@ from hiveio.http.body import NotHttp, discard
 from hiveio.http.problem import CONTENT_TYPE, status_problem
 from hiveio.server.address import host_and_port
 from hiveio.server.date import http_date
-from hiveio.server.http2_state import Fields, State, is_trailer, length, split
+from hiveio.server.http2_state import State, is_trailer, length, split
+from hiveio.types import Fields
 
 MAX_STREAMS = 100  # requests of one connection at once, with those that the client gave up and that still run
 MAX_ABUSE = 1_000  # useless frames a second; beyond it the connection ends with ENHANCE_YOUR_CALM

@@ -9,11 +9,10 @@ from h2.exceptions import InvalidBodyLengthError, ProtocolError
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
 
 from hiveio.http.body import ONLY_IN_HEAD, NotHttp
+from hiveio.types import Fields
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PATH = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*")
-
-Fields = list[tuple[bytes, bytes]]
 
 
 class State(H2Connection):
