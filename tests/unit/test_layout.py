@@ -10,7 +10,7 @@ from tests.process import ROOT
 UNIT = ROOT / "tests" / "unit"
 PACKAGE = ROOT / "runtime" / "hiveio"
 OF_THE_REPOSITORY = {
-    "ahead", "deploy", "deploy_alerts", "documents", "imports", "layout", "locks", "readme", "release",
+    "ahead", "deploy", "deploy_alerts", "documents", "garbage", "imports", "layout", "locks", "readme", "release",
 }  # fmt: skip
 FILES = sorted(path.relative_to(UNIT).as_posix() for path in UNIT.rglob("*.py"))
 
