@@ -83,14 +83,16 @@ class Played:
 
 
 class Tutorial(Played):
-    """docs/tutorial.md on these servers: its ports and its topic are replaced by free ones."""
+    """docs/tutorial.md on these servers: its ports, its topic and its volume are replaced by free ones."""
 
     def __init__(self, folder: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
+        self.volume = f"tickets-{topic}"
         self._ports = {"3001": str(free_port()), "3002": str(free_port())}
         replaced = {
             "localhost:9092": kafka.brokers,
             "redis://localhost:6379": redis.url,
             "EVENT_STORE_TOPIC=tickets": f"EVENT_STORE_TOPIC={topic}",
+            "tickets-sales": self.volume,
             **self._ports,
         }
         super().__init__(folder, replaced)

@@ -5,6 +5,7 @@ Its Kafka and Valkey are the public images, or stand-ins for them: see `servers`
 
 import json
 import sys
+import uuid
 from collections.abc import Iterator
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from tests.images.container import call
 from tests.services import free_port
 
+PROJECT = f"bank-test-{uuid.uuid4().hex[:8]}"  # what a run that was killed has left is not this one's
 PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES", "ORDERS", "PAYMENTS", "STOCK", "FULFILMENT")
 
 
@@ -20,7 +22,7 @@ PORTS = ("KAFKA", "REDIS", "ACCOUNTS", "STATEMENTS", "VISITS", "QUOTES", "ORDERS
 def composed(images: str, servers: None) -> Iterator[dict[str, str]]:
     """All of compose.yaml, up; the environment that tells its ports."""
     environ = {f"{name}_PORT": str(free_port()) for name in PORTS}
-    project = [images, "compose", "--project-name", "bank-test", "--profile", "orders"]
+    project = [images, "compose", "--project-name", PROJECT, "--profile", "orders"]
     try:
         try:
             call(*project, "up", "--wait", "--pull", "never", within_s=150, environ=environ)
@@ -40,7 +42,7 @@ def test_the_story_comes_out_right_from_outside(composed: dict[str, str]) -> Non
     assert "All 5 steps came out right" in output
     assert "✗" not in output
     # They hold nothing: made anew, they go on where they were.
-    docker = ("docker", "compose", "--project-name", "bank-test")
+    docker = ("docker", "compose", "--project-name", PROJECT)
     services = ("accounts", "statements", "visits", "quotes")
     made_anew = ("--force-recreate", "--no-deps", *services)
     call(*docker, "up", "--wait", "--pull", "never", *made_anew, within_s=150, environ=composed)

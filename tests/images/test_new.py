@@ -1,6 +1,7 @@
 """The project that `hiveio new` writes, in containers: its README line by line, and a restart."""
 
 import re
+import uuid
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from tests.services import free_port
 from tests.tutorial import Played, blocks
 
 STARTED_S = 200.0
-PROJECT = "shop-test"
+PROJECT = f"shop-test-{uuid.uuid4().hex[:8]}"  # what a run that was killed has left is not this one's
 
 
 def test_a_new_project_runs_in_containers_and_survives_a_restart(images: str, servers: None, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from tests.tutorial import Tutorial, play
 def test_the_images_of_the_tutorial(images: str, tmp_path: Path, kafka: Kafka, redis: Redis, topic: str) -> None:
     if shutil.which("curl") is None:
         require("curl", "no curl in PATH")
+    tutorial = Tutorial(tmp_path, kafka, redis, topic)
     try:
-        play(Tutorial(tmp_path, kafka, redis, topic), images=True)
+        play(tutorial, images=True)
     finally:
         call(images, "rmi", "--force", "tickets/concerts", "tickets/sales", check=False)
-        call(images, "volume", "rm", "--force", "tickets-sales", check=False)
+        call(images, "volume", "rm", "--force", tutorial.volume, check=False)
