@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors", "types", "peers", "parsers", "messages"},
     {"environment"},
-    {"config", "headers", "conditions", "outages", "metrics", "group_commit", "identity"},
+    {"config", "headers", "conditions", "outages", "metrics", "group_commit", "identity", "abortable"},
     {"envelope", "annotations", "immutable", "logs"},
     {"correlation"},
     {"actor", "cloudevents"},

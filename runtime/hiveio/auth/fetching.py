@@ -5,12 +5,13 @@ the export of telemetry.
 """
 
 import asyncio
-import socket
 import threading
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+from hiveio.abortable import Abortable
 
 FETCH_S = 5.0  # for the whole of it
 LIMIT = 1 << 20  # bytes
@@ -70,13 +71,10 @@ class Fetcher:
             attempt.abort()
 
 
-class _Attempt:
-    """One request, which may be aborted from another thread: a server may send a byte now and then, for ever."""
-
+class _Attempt(Abortable):
     def __init__(self, url: str) -> None:
+        super().__init__()
         self._url = url
-        self._socket: socket.socket | None = None
-        self._aborted = False
 
     def get(self) -> bytes:
         opener = build_opener(_Http(self), _Https(self), _NoRedirects)
@@ -89,19 +87,6 @@ class _Attempt:
             if response.length:  # http.client raises no error where a bounded read ends early
                 raise FetchFailed(f"the answer ended {response.length} bytes too early")
         return body
-
-    def opened(self, connection: socket.socket) -> None:
-        self._socket = connection
-        if self._aborted:
-            self.abort()
-
-    def abort(self) -> None:
-        self._aborted = True
-        if self._socket is not None:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has ended already
 
 
 class _Http(HTTPHandler):

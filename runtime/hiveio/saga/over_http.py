@@ -11,7 +11,6 @@ import asyncio
 import dataclasses
 import http.client
 import re
-import socket
 import ssl
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from msgspec import Raw
 
+from hiveio.abortable import Abortable
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
@@ -109,7 +109,7 @@ def sending(
         except (OSError, http.client.HTTPException) as error:  # TimeoutError is an OSError
             raise Unavailable(f"{service} at {url} did not answer: {error!r}") from None
         finally:
-            post.end()
+            post.abort()
         inputs, position = _inputs(contract, cause, service, envelope.id, answer), f"{cause.offset}:{cause.index}"
         for name, given in inputs:
             message, meta = contract.input_codec.decode(given)
@@ -128,16 +128,13 @@ def key_of(cause: Cause) -> str:
     return blake2b(cause.text.encode(), digest_size=16).hexdigest()
 
 
-class _Post:
-    """One request. It may be ended from another thread: a server may send a byte now and then, for ever."""
-
+class _Post(Abortable):
     def __init__(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float, context: ssl.SSLContext | None
     ) -> None:
+        super().__init__()
         self._parts, self._body, self._headers = urlsplit(url), body, headers
         self._timeout_s, self._context = timeout_s, context
-        self._socket: socket.socket | None = None
-        self._ended = False
 
     def answer(self) -> Answer:
         """Raises OSError, HTTPException."""
@@ -149,9 +146,7 @@ class _Post:
             connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
         try:
             connection.connect()
-            self._socket = connection.sock
-            if self._ended:
-                self.end()
+            self.opened(connection.sock)
             path = parts.path + (f"?{parts.query}" if parts.query else "")
             connection.request("POST", path, self._body, dict(self._headers))
             response = connection.getresponse()
@@ -161,14 +156,6 @@ class _Post:
             return Answer(response.status, response.headers.get("retry-after"), body)
         finally:
             connection.close()
-
-    def end(self) -> None:
-        self._ended = True
-        if self._socket is not None:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has ended already
 
 
 def _inputs(contract: Contract, cause: Cause, service: str, id: str, answer: Answer) -> list[tuple[str, bytes]]:
