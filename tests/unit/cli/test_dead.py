@@ -8,6 +8,7 @@ import pytest
 from hiveio.cli import dead, main
 from hiveio.consumer.dead_letters.format import REASON, TIME
 from hiveio.consumer.dead_letters.opened import DeadLetter
+from tests.stand_in import Backend
 
 
 class Record:
@@ -36,17 +37,6 @@ class Opened:
         yield DeadLetter("bank.g.dead", 0, b"ada", "b\x1b[2J/0/3", record, self._headers)
 
 
-class NoReader:
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __enter__(self) -> "NoReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("headers", "written"),
     [
@@ -60,7 +50,7 @@ def test_a_dead_letter_is_shown_whatever_is_in_it(
     headers: dict[str, bytes], written: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EVENT_STORE_BROKERS", "127.0.0.1:1")
-    monkeypatch.setattr(dead, "Reader", NoReader)
+    monkeypatch.setattr(dead, "Reader", Backend)
     monkeypatch.setattr(dead, "OpenDeadLetters", lambda *_: Opened(headers))
     assert main(["dead", "list", "--group", "g"]) == 0
     assert r"b\x1b[2J/0/3  key ada" in capsys.readouterr().out

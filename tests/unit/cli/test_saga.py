@@ -10,6 +10,7 @@ from msgspec import Raw
 from hiveio.cli import main, saga
 from hiveio.transaction.entry import Entry, Watermark
 from hiveio.transaction.process import Process, Waiting
+from tests.stand_in import Backend
 
 
 @pytest.mark.parametrize("words", [["list", "Fulfilment/1"], ["show"], ["skip"], ["skip", "--all"], ["retry"]])
@@ -50,28 +51,10 @@ class Leader:
 def test_a_process_that_goes_on_with_much_that_waits_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Here:
-        """Kafka and Redis."""
-
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def __enter__(self) -> "Here":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def topic_id(self, topic: str) -> str:
-            return "id"
-
-        async def stop(self) -> None:
-            pass
-
     actor = SimpleNamespace(scope=lambda id: id)
     for name, value in {
-        "Reader": Here,
-        "connect": Here,
+        "Reader": Backend,
+        "connect": Backend,
         "Cache": Leader,
         "load": lambda settings: [SimpleNamespace(name="Fulfilment", process=True, actor=actor)],
         "count_scopes": lambda settings: 1,

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from hiveio.cli import main, verify
+from tests.stand_in import Backend
 
 
-class Backend:
+class Alike(Backend):
     """Kafka and Redis, a scope of them, and its cache: nothing differs, and one aggregate is quarantined."""
 
     offset = 3
@@ -20,30 +21,21 @@ class Backend:
         self.view = SimpleNamespace(entries={})
         self.log = SimpleNamespace(where="bank.transactions/0", close=lambda: None)
 
-    def __enter__(self) -> "Backend":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def topic_id(self, topic: str) -> str:
-        return "id"
-
     def rest(self, offset: int) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    async def stop(self) -> None:
+    async def start(self) -> None:
         pass
 
-    start = entries = ids = processes = writers = verdicts = unknown_entries = stop
+    entries = ids = processes = writers = verdicts = unknown_entries = start
 
 
 @pytest.fixture(autouse=True)
 def backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: dict[str, Any] = dict.fromkeys(("Reader", "connect", "Cache", "Fold", "Events", "CacheCheck"), Backend)
+    made: dict[str, Any] = dict.fromkeys(("Reader", "connect", "Cache", "Fold", "Events", "CacheCheck"), Alike)
     made |= {"load": lambda settings: [], "count_scopes": lambda settings: 2, "fingerprint": lambda contracts: "f"}
     for name, value in made.items():
         monkeypatch.setattr(verify, name, value)
