@@ -74,6 +74,7 @@ class InFlight:
         self.attempts = 0
         self.begin()
         self.over = False  # it is answered, so nothing is started for it any more
+        self._answer: Outcome | BaseException | None = None
         self.maybe_recorded = False  # a record of it is in the log, or may be and is not read back
         self._performed = False
         self._cancel: Callable[[], None] | None = None  # ends its perform, if that waits
@@ -179,30 +180,21 @@ class InFlight:
         """Give the answer that was decided. ``offset`` is that of its record, or -1 if it needed none."""
         if faults.armed:
             faults.hit("answering", self.target)
-        self._over("accepted" if self.refusal is None else "refused")
-        if self.future.done():
-            return
         if self.refusal is not None:
-            self.future.set_exception(self.refusal)
+            self._complete("refused", self.refusal)
         elif offset < 0:
-            self.future.set_result(Outcome(encoded=b"null"))
+            self._complete("accepted", Outcome(encoded=b"null"))
         else:
             headers = {"ETag": f'"{self._version}"'}
             if (
                 self._has_events
             ):  # without events the position never appears on the event topic, and a client would wait for it
                 headers["Hive-Position"] = f"{self.scope.where}/{offset}"
-            self.future.set_result(Outcome(encoded=self._body, headers=headers))
+            self._complete("accepted", Outcome(encoded=self._body, headers=headers))
 
     def pass_on(self, answer: Outcome | Problem) -> None:
         """Give the answer that another instance has given."""
-        self._over("forwarded")
-        if self.future.done():
-            return
-        if isinstance(answer, Problem):
-            self.future.set_exception(answer)
-        else:
-            self.future.set_result(answer)
+        self._complete("forwarded", answer)
 
     def fail(self, error: BaseException) -> None:
         error = contained(error)  # a future does not take a StopIteration
@@ -212,15 +204,28 @@ class InFlight:
             unknown = Unknown(f"Another instance has not answered, {MAY_BE_EXECUTED}", transaction=self.token)
             unknown.__cause__ = error  # a fault of the actor has its line in the log all the same
             error = unknown
-        self._over(error.title if isinstance(error, Problem) else "fault")
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # if the client has gone, the loop must not report it
+        self._complete(error.title if isinstance(error, Problem) else "fault", error)
 
-    def _over(self, outcome: str) -> None:
-        if not self.over:
-            self.over = True
-            self._on_over(self, outcome)
+    def outcome(self) -> Outcome:
+        """The answer of a command that is over, whatever has become of its future. Raises it, where it is an error."""
+        answer = self._answer
+        assert answer is not None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _complete(self, outcome: str, answer: Outcome | BaseException) -> None:
+        if self.over:
+            return
+        self.over, self._answer = True, answer
+        self._on_over(self, outcome)
+        if self.future.done():  # it was cancelled, at the deadline of its request
+            return
+        if isinstance(answer, Outcome):
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(answer)
+            self.future.exception()  # if the client has gone, the loop must not report it
 
 
 class Token(NamedTuple):

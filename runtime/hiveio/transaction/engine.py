@@ -24,7 +24,7 @@ from msgspec import Raw
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Conflict, NotFound, Problem, Unavailable, Unknown, backend_away
+from hiveio.errors import Conflict, NotFound, Unavailable, Unknown, backend_away
 from hiveio.headers import PassedHeaders
 from hiveio.identity import Identity, check_scopes
 from hiveio.kafka.appender import Appender
@@ -278,9 +278,11 @@ class Engine:
         kind = type(command.envelope.message).__name__
         self._metrics.over(command.contract.name, kind, outcome, command.age_s, command.attempts)
 
-    def expire(self, command: InFlight) -> Problem:
-        """Answer a command now, as at its deadline, and return the answer."""
-        return self.recovery.expire(command, drained=self._drained)
+    def expire(self, command: InFlight) -> Outcome:
+        """Answer a command now, as at its deadline, unless it has its answer. Returns or raises that."""
+        if not command.over:
+            self.recovery.expire(command, drained=self._drained)
+        return command.outcome()
 
     def append_failed(self, tx: str, reason: str, definite: bool) -> None:
         """See Recovery."""
@@ -348,7 +350,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         now = loop.time()
         while (command := self.work.due(now)) is not None:
-            self.expire(command)
+            self.recovery.expire(command, drained=self._drained)
         for scope in self._scopes:
             scope.journal.check_lateness()
         if self._forwarding is not None:
@@ -391,5 +393,5 @@ class Engine:
                 self._sweeper.cancel()
             # Commands in the queues come first, or they would be performed when the ones before them are answered.
             for command in reversed(list(self.work.open)):
-                self.expire(command)
+                self.recovery.expire(command, drained=True)
         self.pipelines.release_all()

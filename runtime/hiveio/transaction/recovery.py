@@ -71,7 +71,7 @@ class Recovery:
         else:
             command.fail(problem)
 
-    def expire(self, command: InFlight, *, drained: bool = False) -> Problem:
+    def expire(self, command: InFlight, *, drained: bool = False) -> None:
         """Answer a command at its deadline. Nothing was changed, unless a record of it may be in the log.
 
         Its perform, if that waits, is cancelled and has no effect any more. ``drained`` says that the instance ends.
@@ -94,7 +94,6 @@ class Recovery:
         command.cancel_perform()
         if command.maybe_recorded:
             self.append_barrier(command.scope, command.target)
-        return problem
 
     async def _answer(self, command: InFlight, outcome: Coroutine[Any, Any, IdRecord]) -> None:
         """Answer with the outcome on record. If it cannot be read in time, the outcome is unknown."""
