@@ -13,10 +13,11 @@ import redis as redis_client
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
-from hiveio.transaction import applier, following, rebuild
+from hiveio.transaction import applier, following, pace, rebuild
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.entry import Watermark
+from hiveio.transaction.proof import Consistency
 from hiveio.transaction.rule import scope_of
 from tests.actors.tally import Add, Tallies, Tally
 from tests.integration.conftest import Make
@@ -30,6 +31,7 @@ ACTOR = (ROOT / "tests" / "actors" / "tally.py").read_text()
 MADE = contracts([Tallies])
 PARTITIONS = 4
 SWEEP_S = 0.2
+PROVED: tuple[Consistency, ...] = ("current", "linearizable")
 LEASE_MS = 1_500
 
 
@@ -102,7 +104,8 @@ async def looked(*logs: TransactionLog) -> None:
 
 async def add(log: TransactionLog, id: str) -> str:
     """The version after the command."""
-    outcome: Outcome = await log.engine.submit(MADE[0], Envelope(message=Add(1), id=id)).future
+    envelope = Envelope(message=Add(1), id=id, body=b'{"type":"Add","payload":{"amount":1}}')
+    outcome: Outcome = await log.engine.submit(MADE[0], envelope).future
     return outcome.headers["ETag"]
 
 
@@ -115,6 +118,40 @@ def test_hundreds_of_partitions_cost_no_threads(processor: Make) -> None:
         (worker,) = role.workers()
         assert worker.num_threads() < 70
         assert httpx.get(f"{role.url}/readyz").status_code == 200
+
+
+async def test_an_instance_that_forwards_all_commands_reads_the_log_with_pauses_unless_it_needs_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "NEEDED_S", 0.1)
+    monkeypatch.setattr(pace, "PAUSE_S", 600.0)  # so nothing but a need ends it
+    partition = scope_of("hot", PARTITIONS)
+    async with contextlib.AsyncExitStack() as stack:
+        started = [await stack.enter_async_context(contextlib.AsyncExitStack()) for _ in range(2)]
+        logs = [await each.enter_async_context(cluster.instance()) for each in started]
+        await looked(*logs)
+
+        async def paused() -> TransactionLog:
+            """Both work on the aggregate until one of them pauses."""
+            async with asyncio.timeout(30):
+                while not (found := [log for log in logs if log.tail.suspended]):
+                    await asyncio.gather(*[add(log, "hot") for log in logs])
+            return found[0]
+
+        for consistency in PROVED:  # it pauses again some time after it was needed
+            other = await paused()
+            leader = logs[1 - logs.index(other)]
+            for _ in range(20):
+                await add(leader, "hot")
+            version = int((await add(other, "hot")).strip('"'))
+            assert other.tail.suspended == {partition}, "forwarded commands need nothing"
+            assert other.scopes[partition].view.next < leader.scopes[partition].view.next - 15
+            tally, read = await other.engine.read(MADE[0], "hot", consistency)
+            assert (tally.count, read) == (version, version)
+            assert not other.tail.suspended
+        other = await paused()
+        await started[1 - logs.index(other)].aclose()
+        await until(lambda: not other.tail.suspended)  # it leads, and has to publish what comes
 
 
 def record(id: str, number: int) -> Written:

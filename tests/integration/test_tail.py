@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from unittest.mock import Mock
@@ -101,6 +102,32 @@ async def test_a_partition_that_is_not_taken_stops_no_other_and_goes_on_where_it
     lazy.greedy = True
     lazy.take()
     await all_of_it(lazy)
+
+
+async def test_a_paused_partition_is_read_on_after_the_pause_or_when_that_is_ended(tail: Tail) -> None:
+    taker, other = Taker(tail, 0, greedy=True), Taker(tail, 1, greedy=True)
+    await until(lambda: bool(taker.seen))
+    tail.pause(0, 60)
+    await until(lambda: tail.suspended == {0})
+    await all_of_it(other)
+    seen = len(taker.seen)
+    assert seen < RECORDS
+    tail.resume(0)
+    await until(lambda: len(taker.seen) > seen)
+    tail.pause(0, 0.2)
+    began = time.monotonic()
+    await until(lambda: tail.suspended == {0} or len(taker.seen) == RECORDS)
+    await all_of_it(taker)
+    assert time.monotonic() - began < 10
+
+
+async def test_a_partition_that_is_followed_anew_is_not_paused(tail: Tail) -> None:
+    taker = Taker(tail, 0, greedy=True)
+    await until(lambda: bool(taker.seen))
+    tail.pause(0, 60)
+    await until(lambda: tail.suspended == {0})
+    taker.follow(10)
+    await all_of_it(taker, offset=10)
 
 
 async def test_a_seek_makes_room_and_a_client_that_is_made_anew_keeps_to_the_bound(

@@ -81,8 +81,9 @@ class Tail:
 
     Records of a partition arrive in order, in groups, each record once from the offset given to ``follow``. A partition
     whose records are not consumed is suspended at its bound, and resumed once half of them are consumed; the others are
-    read on. Whoever consumes records calls ``consumed``. ``make`` converts each message, on the thread that reads. With
-    ``gap`` no offset is left out, nor the last ones before the end: it makes an item for each offset without a record.
+    read on. Whoever consumes records calls ``consumed``. A partition that is paused is suspended too. ``make`` converts
+    each message, on the thread that reads. With ``gap`` no offset is left out, nor the last ones before the end: it
+    makes an item for each offset without a record.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class Tail:
         self._denied = False  # a missing right was logged
         self._lock = threading.Lock()
         self._unconsumed = Unconsumed()
-        self._suspended: set[int] = set()  # not read, because too many records are not consumed
+        self._pauses: dict[int, float] = {}  # by partition, until when it is paused
+        self._suspended: set[int] = set()  # not read: it is paused, or too many records are not consumed
         self.refused: dict[int, float] = {}  # by partition, when a broker first did not know its next offset
         self._retry_at = 0.0  # when another client asks for it
         self._ended = False
@@ -133,6 +135,17 @@ class Tail:
             self._moves[partition] = None
         self._moved.set()
 
+    def pause(self, partition: int, pause_s: float) -> None:
+        """Read this partition no further for this time, or until ``resume``. Until its next records are handed over,
+        the call has no effect: a partition without records costs nothing."""
+        with self._lock:
+            self._pauses[partition] = time.monotonic() + pause_s
+
+    def resume(self, partition: int) -> None:
+        """End its pause. It is read within ROOM_S."""
+        with self._lock:
+            self._pauses.pop(partition, None)
+
     def consumed(self, partition: int, count: int) -> None:
         """This number of records of the partition has been consumed."""
         self._unconsumed.consume(partition, count)
@@ -143,7 +156,7 @@ class Tail:
 
     @property
     def suspended(self) -> frozenset[int]:
-        """The partitions that are not read for now, because too many of their records are not consumed."""
+        """The partitions that are not read for now: they are paused, or too many of their records are not consumed."""
         return frozenset(self._suspended)
 
     def renew(self) -> None:
@@ -199,6 +212,7 @@ class Tail:
     def _move(self) -> None:
         with self._lock:
             moves, self._moves = self._moves, {}
+            self._pauses = {p: until for p, until in self._pauses.items() if p not in moves}
             self._moved.clear()
             self._unconsumed.begin(moves)
         if not moves:
@@ -216,17 +230,25 @@ class Tail:
         self._assign({p for p, move in moves.items() if move is not None})
 
     def _suspend(self) -> None:
-        """Stop reading the partitions whose records are not consumed. No pause(): the client keeps that over seeks and
-        assignments, and hands over nothing of what it has fetched meanwhile."""
-        if full := self._unconsumed.full(self._following) - self._suspended:
-            self._suspended |= full
-            self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in full])
+        """Stop reading the partitions that are paused, or whose records are not consumed. The client's own pause()
+        would be kept over seeks and assignments, and hand over nothing of what it has fetched meanwhile."""
+        if stopped := (self._unconsumed.full(self._following) | self._paused()) - self._suspended:
+            self._suspended |= stopped
+            self._consumer.incremental_unassign([TopicPartition(self._topic, p) for p in stopped])
 
     def _resume(self) -> None:
-        """Go on with the partitions that have room again."""
-        if self._suspended and (roomy := self._unconsumed.roomy(self._following) & self._suspended):
-            self._suspended -= roomy
-            self._assign(roomy)
+        """Go on with the partitions that have room again and are not paused."""
+        if self._suspended and (free := (self._unconsumed.roomy(self._following) & self._suspended) - self._paused()):
+            self._suspended -= free
+            self._assign(free)
+
+    def _paused(self) -> set[int]:
+        if not self._pauses:
+            return set()
+        now = time.monotonic()
+        with self._lock:
+            self._pauses = {p: until for p, until in self._pauses.items() if until > now}
+            return self._pauses.keys() & self._following.keys()
 
     def _assign(self, partitions: Iterable[int]) -> None:
         self._consumer.incremental_assign([TopicPartition(self._topic, p, self._next[p]) for p in partitions])

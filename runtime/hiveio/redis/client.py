@@ -53,8 +53,8 @@ class Redis(ABC):
         """
 
     @abstractmethod
-    async def execute(self, *command: Argument) -> Any:
-        """One command whose first argument is a key. Raises Unavailable."""
+    async def execute(self, *command: Argument, key: str | None = None) -> Any:
+        """One command. ``key`` is its key, where that is not its first argument. Raises Unavailable."""
 
     @abstractmethod
     def away(self, key: str = "") -> str:

@@ -93,9 +93,9 @@ class Cluster(Redis):
             waiting = self._wait(slot)
         return waiting.queue.add(script, key, common, own, parse)
 
-    async def execute(self, *command: Argument) -> Any:
-        key = command[1]
-        slot = key_slot(key if isinstance(key, bytes) else str(key).encode())
+    async def execute(self, *command: Argument, key: str | None = None) -> Any:
+        given = command[1] if key is None else key
+        slot = key_slot(given if isinstance(given, bytes) else str(given).encode())
         until, pause = time.monotonic() + self._timeout_s, PAUSES_S[0]
         while True:
             reason = self._unknown or "it has no master"

@@ -190,7 +190,7 @@ class Node(Redis):
 
     # -- commands
 
-    async def execute(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument, key: str | None = None) -> Any:
         """One command. Raises Unavailable; from a node of a cluster also what it answers where the key is elsewhere."""
         try:
             async with asyncio.timeout(self._timeout_s), self._commands:

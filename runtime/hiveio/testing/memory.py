@@ -67,7 +67,7 @@ class MemoryTail(Tail):
     def __init__(self, log: MemoryLog) -> None:
         self._log, self._loop = log, asyncio.get_running_loop()
         self._at: dict[int, tuple[int, OnRecords]] = {}
-        self._woken = self._paused = False
+        self._woken = self._holds = False
         log.readers.append(self)
 
     def start(self) -> None:
@@ -94,17 +94,23 @@ class MemoryTail(Tail):
             self._woken = True
             self._loop.call_soon(self._pass_on)
 
-    def pause(self) -> None:
-        """Pass no records on, until ``resume`` is called: the instance does not read back what it appends."""
-        self._paused = True
+    def pause(self, partition: int, pause_s: float) -> None:
+        pass
 
-    def resume(self) -> None:
-        self._paused = False
+    def resume(self, partition: int) -> None:
+        pass
+
+    def hold(self) -> None:
+        """Pass no records on, until ``release`` is called: the instance does not read back what it appends."""
+        self._holds = True
+
+    def release(self) -> None:
+        self._holds = False
         self.wake()
 
     def _pass_on(self) -> None:
         self._woken = False
-        if self._paused:
+        if self._holds:
             return
         for partition, (offset, on_records) in list(self._at.items()):
             if found := self._log.partitions[partition][offset:]:

@@ -35,7 +35,7 @@ _READ, _PREPARE, _APPLY, _VERDICTS, _RESET, _LEASE, _WATERMARK, _LOOK, _DUE, _LI
     Script(name)
     for name in ("read", "prepare", "apply", "verdicts", "reset", "lease", "watermark", "look", "due", "listed")
 )
-_SEND, _TAKE = Script("send"), Script("take")
+_SEND = Script("send")
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -291,12 +291,11 @@ class Cache:
         await self.redis.execute("DEL", f"{self.mailbox(instance)}:open")
 
     async def receive(self, instance: str, wait_s: float) -> list[bytes]:
-        """Packets from the mailbox of an instance: the first that are there, or with a time the one that comes."""
+        """The first packets of the mailbox of an instance, or after so long none."""
         mailbox = self.mailbox(instance)
-        if not wait_s:
-            return list(await self.redis.call(_TAKE, mailbox, (), (TAKEN_PACKETS,), lambda batch, found: found))
-        found = await self.redis.execute("BLPOP", mailbox, str(wait_s))
-        return [found[1]] if found else []
+        pop = ("BLMPOP", str(wait_s), 1, mailbox, "LEFT", "COUNT", TAKEN_PACKETS)
+        found = await self.redis.execute(*pop, key=mailbox)
+        return list(found[1]) if found else []
 
     async def forget(self, partition: int, generation: str) -> None:
         """Remove all keys of a generation."""

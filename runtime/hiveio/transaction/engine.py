@@ -186,6 +186,7 @@ class Engine:
 
     def execute(self, command: InFlight) -> None:
         """Give the command to the pipeline of its aggregate."""
+        command.scope.pace.need()
         pipeline = self.pipelines.of(command.scope, command.target)
         # The id of one that is shared and has no key was fresh, so the view has all that there is to know of it.
         if not (command.keyed or (command.shared and command.scope.view.ids_from > command.started_at.offset)):
@@ -338,9 +339,11 @@ class Engine:
 
     def works_on(self, scope: Scope) -> bool:
         """Whether commands, reads or records of this scope are in work, or one of its aggregates is open."""
-        if scope.journal.pending or len(scope.waiting) or self.pipelines.work_on(scope):
-            return True
-        return any(command.scope is scope for command in self.work.open)
+        return self._needs_log(scope) or any(command.scope is scope for command in self.work.open)
+
+    def _needs_log(self, scope: Scope) -> bool:
+        """The same for what waits for records of the scope, which commands that were forwarded do not."""
+        return bool(scope.journal.pending or len(scope.waiting) or self.pipelines.work_on(scope))
 
     # -- time
 
@@ -354,7 +357,7 @@ class Engine:
         for scope in self._scopes:
             scope.journal.check_lateness()
         if self._forwarding is not None:
-            self._forwarding.open_for(self._scopes)
+            self._forwarding.look_at(self._scopes, self._needs_log)
         self._metrics.flush(len(self.work.open), self._performer.abandoned)
         if now >= self._lags_at:
             self._lags_at = now + LAGS_S

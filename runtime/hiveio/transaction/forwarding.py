@@ -100,12 +100,19 @@ class Forwarding:
         self._looking: asyncio.TimerHandle | None = None
         self._logged_at = -outages.EVERY_S
 
-    def open_for(self, scopes: Iterable[Scope]) -> None:
-        """Take commands of others from now on, if several instances work on the same aggregates of these scopes."""
+    def look_at(self, scopes: Iterable[Scope], needs_log: Callable[[Scope], bool]) -> None:
+        """Take commands of others from now on, if several instances work on the same aggregates of these scopes. Where
+        all commands are forwarded, read the log with pauses. ``needs_log`` says whether something waits for it."""
         for scope in scopes:
             if scope.contention:
                 self._mailbox.open()
-                break
+                scope.pace.look(partial(self._may_pause, scope, needs_log))
+
+    def _may_pause(self, scope: Scope, needs_log: Callable[[Scope], bool]) -> bool:
+        """Whether another instance leads the scope, nothing waits for the log here, and it is read as far as the leader
+        has applied it."""
+        follows = self._leader(scope) not in ("", self._mailbox.instance)
+        return follows and scope.ready and scope.view.next >= scope.mirror.watermark.offset and not needs_log(scope)
 
     async def take_no_commands(self) -> None:
         """This instance is about to end: others keep their commands."""
@@ -144,6 +151,7 @@ class Forwarding:
         peer.waiting[self._count] = _At(command, now)
         command.share()
         command.scope.contention.forward(command.id.text)
+        command.scope.pace.forwarded()
         packed = Forwarded(
             self._count, command.contract.name, command.envelope.id, command.id.key, command.keyed,
             command.started_at.offset, command.started_at.time, command.context.run(request_id.get),

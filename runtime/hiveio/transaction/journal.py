@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hiveio.envelope import nesting
 from hiveio.errors import TooLarge, Unavailable
@@ -35,8 +35,9 @@ def _forget(pending: Pending, verdict: bool | None, offset: int) -> None:
 class Journal:
     """``pending`` are the records that were appended and are not read back, in the order of their appends."""
 
-    def __init__(self, partition: int, view: View, ids: Iterator[str]) -> None:
-        self._partition, self._view, self._ids = partition, view, ids
+    def __init__(self, partition: int, view: View, ids: Iterator[str], on_append: Callable[[], None]) -> None:
+        """``on_append`` is called with each append, since its record is to be read back."""
+        self._partition, self._view, self._ids, self._on_append = partition, view, ids, on_append
         self._appender: Appender
         self._ended = False
         self._barriers: dict[str, str] = {}  # for each aggregate the barrier in flight
@@ -69,6 +70,7 @@ class Journal:
         self._appender.append(self._partition, pending.tx, value, in_flight=len(self.pending))
         pending.encoded(size)
         self.pending[pending.tx] = pending
+        self._on_append()
         self.proofs.appended(pending.tx)
 
     def append_barrier(

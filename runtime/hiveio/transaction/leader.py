@@ -120,6 +120,7 @@ class Leader:
 
     async def _lead(self) -> None:
         """Run the duties until one ends because another instance has the lease, or fails."""
+        self._scope.pace.need()
         running = [asyncio.ensure_future(duty.run(self._is_leading)) for duty in self._duties]
         try:
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

@@ -18,10 +18,9 @@ from hiveio.transaction.cache import Cache
 
 logger = logging.getLogger("hiveio.forwarding")
 
-WAIT_S = 1.0  # for the first packet, in one call to Redis
+WAIT_S = 1.0  # for packets, in one call to Redis
 TAKES_MS = 3_000  # for which an instance says that it takes commands
 SAY_S = 1.0  # after which it says so again
-GATHER_S = 0.001  # for which packets gather, where one came
 AGAIN_S = 0.5  # after a call that failed
 PACKET_BYTES = 250_000  # of the commands or answers in a packet, about
 
@@ -145,7 +144,7 @@ class Mailbox:
     # -- what comes
 
     async def _run(self) -> None:
-        loop, packets = asyncio.get_running_loop(), list[bytes]()
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 if loop.time() > self._open_until:
@@ -155,12 +154,10 @@ class Mailbox:
                     await self._opened.wait()
                 if self.works and loop.time() > self._said_at + SAY_S:
                     await self._say()
-                packets = await self._cache.receive(self.instance, 0 if packets else WAIT_S)
+                packets = await self._cache.receive(self.instance, WAIT_S)
                 self.works = True
                 for packed in packets:
                     self._take(packed)
-                if packets:
-                    await asyncio.sleep(GATHER_S)
             except HiveError as error:
                 logger.debug("the mailbox of this instance could not be read: %s", error)
                 self.works = False

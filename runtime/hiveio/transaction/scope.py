@@ -18,7 +18,6 @@ from hiveio.errors import Corrupt, Unavailable
 from hiveio.kafka.log_reader import LogReader
 from hiveio.kafka.tail import LogRecord, OnError, Tail
 from hiveio.transaction import faults, metrics, rebuild
-from hiveio.transaction import record as records
 from hiveio.transaction.anchor import Anchor
 from hiveio.transaction.applier import PAUSE_S, Applier
 from hiveio.transaction.backlog import Backlog
@@ -29,13 +28,14 @@ from hiveio.transaction.entry import CacheReply, Entry, Watermark
 from hiveio.transaction.journal import STOPPED, Journal
 from hiveio.transaction.loading import Loader
 from hiveio.transaction.mirror import Mirror
+from hiveio.transaction.pace import Pace
 from hiveio.transaction.pending import Pending
 from hiveio.transaction.placement import Placement
 from hiveio.transaction.predecessors import Predecessors
 from hiveio.transaction.proof import Consistency
 from hiveio.transaction.quarantine import Quarantine
 from hiveio.transaction.rebuild import Rebuild, Rebuilds
-from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Record
+from hiveio.transaction.record import FIRST_FORMAT, Barrier, Commit, Foreign, Record, decode, too_old
 from hiveio.transaction.review import Review
 from hiveio.transaction.rule import Effects, IdWindow, Writer
 from hiveio.transaction.view import View
@@ -78,13 +78,13 @@ class Scope:
         self.bounds = bounds or Bounds()
         self.view = View(contracts, self.quarantine, window, self.bounds)
         self._placement, self._needs_format = placement, needs_format
-        self.journal = Journal(partition, self.view, ids)
+        self.pace = Pace(tail, partition)
+        self.journal = Journal(partition, self.view, ids, self.pace.need)
         self.contention, self.predecessors = Contention(), Predecessors(self.view)
         self.mirror = mirror = Mirror(self.where, topic_id)
         self._news = asyncio.Event()
         mirror.subscribe(on_loss=self._news.set)
-        applier = Applier(partition, self.view, mirror, cache, window, self.bounds.unapplied, self.fail)
-        self.applier = applier
+        self.applier = applier = Applier(partition, self.view, mirror, cache, window, self.bounds.unapplied, self.fail)
         self._loader = Loader(partition, self.view, mirror, cache, applier, window, self.journal.pending, self.decoded)
         self._review = Review(partition, self.view, mirror, cache, applier, self.reconcile, lambda: self.ready)
         self._anchor = Anchor(cache, reader, partition, self.where, topic_id)
@@ -96,7 +96,7 @@ class Scope:
         self.backlog, self._lags = Backlog(), metrics.LagGauges(partition)
         self._foreign = metrics.ForeignRecords(self.where, "no record of hiveio, so it is void for every reader")
         self._goal: int | None = None  # the offset at which it has caught up
-        self._inbox, self.waiting = deque[LogRecord](), Waiting()
+        self._inbox, self.waiting = deque[LogRecord](), Waiting(self.pace.need)
         self.opened_at = self.used_at = asyncio.get_running_loop().time()  # used: by a command or a read
         self._live = False  # what is judged was appended just now, and is no history
         self._judging = False  # meanwhile the view keeps what was loaded for it
@@ -315,7 +315,7 @@ class Scope:
     def _progressed(self, before: int) -> None:
         following, goal, format = self.view.next, self._goal or 0, self.view.state.format
         if format < self._needs_format and self.ready:
-            self.fail(records.too_old(self.where, format, self._needs_format))
+            self.fail(too_old(self.where, format, self._needs_format))
         if before < goal and following // PROGRESS > before // PROGRESS:
             logger.info("%s: %s of %s records are folded", self.where, following, goal)
         if before < goal <= following:
@@ -332,7 +332,7 @@ class Scope:
         if (pending := self.journal.pending) and (mine := pending.get(message.key)) is not None:
             return mine.record
         try:
-            record = records.decode(message.value)
+            record = decode(message.value)
         except Corrupt as error:
             raise Corrupt(f"{self.where}/{message.offset}: {error}") from None
         if isinstance(record, Foreign):

@@ -7,7 +7,9 @@ from collections.abc import Callable
 class Waiting:
     """All that wait for one scope."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        """``on_wait`` is called where somebody begins to wait for an offset."""
+        self._on_wait = on_wait
         self._offsets: dict[asyncio.Future[None], int] = {}  # the offset that each one waits for
         self._on_open: list[Callable[[], None]] = []
         self.opening = True  # the scope has not been ready yet, and may still be
@@ -20,6 +22,7 @@ class Waiting:
         """Wait until every record below ``offset`` is judged. Raises what ``end`` is given."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._offsets[future] = offset
+        self._on_wait()
         try:
             await future
         finally:  # the caller may have come to its deadline

@@ -41,8 +41,8 @@ def hold(service: testing.Service) -> Callable[[], None]:
     """The instance reads nothing of the log any more, until what is returned is called."""
     tail = service.transactions.tail
     assert isinstance(tail, MemoryTail)
-    tail.pause()
-    return tail.resume
+    tail.hold()
+    return tail.release
 
 
 async def until(condition: Callable[[], Any]) -> None:

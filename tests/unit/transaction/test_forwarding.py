@@ -99,7 +99,7 @@ class Pair:
         that is ``known``."""
         for name, service in ((LEADER, self.leader), (OTHER, self.other)):
             service.transactions.scopes[0].contention.note(aggregates)
-            self.forwardings[name].open_for(service.transactions.scopes)
+            self.forwardings[name].look_at(service.transactions.scopes, lambda scope: True)
         await until(lambda: self.mail.takers == {LEADER, OTHER})
         if known:
             self.mail.put(OTHER, packed(Packet(LEADER, answers=(mailbox.Answer(0, "working"),))))
@@ -494,7 +494,7 @@ async def test_a_command_that_the_leader_cannot_execute_is_executed_here_and_not
         without = Forwarding(both.mail, LEADER, {}, lambda scope: LEADER, engine.submit, engine.execute)
         await both.forwardings[LEADER].stop()
         both.forwardings[LEADER] = without
-        without.open_for(both.leader.transactions.scopes)
+        without.look_at(both.leader.transactions.scopes, lambda scope: True)
         with pytest.raises(Rejected, match="overdrawn"):
             await both.other.submit(AccountActor, "a", Withdraw(500, "too much"))
         assert both.outcomes == ["busy"]

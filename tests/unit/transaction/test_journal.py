@@ -3,6 +3,7 @@
 import itertools
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,9 +13,15 @@ from hiveio.transaction.pending import Pending
 
 
 @pytest.fixture
-async def journal() -> Journal:
+def appended() -> Mock:
+    """Called with each append."""
+    return Mock()
+
+
+@pytest.fixture
+async def journal(appended: Mock) -> Journal:
     view: Any = SimpleNamespace(next=5)
-    made = Journal(0, view, fresh_ids())
+    made = Journal(0, view, fresh_ids(), appended)
     appender: Any = SimpleNamespace(append=lambda *record, in_flight: None, read_back=lambda partition, in_flight: None)
     made.start(appender)
     return made
@@ -25,6 +32,11 @@ async def test_the_numbers_of_a_writer_rise_in_all_its_scopes() -> None:
     writer, number = first.split("-")
     assert second == f"{writer}-{int(number, 16) + 1:x}"
     assert other.split("-")[0] != writer
+
+
+async def test_whoever_reads_the_log_is_told_of_an_append(journal: Journal, appended: Mock) -> None:
+    journal.append_barrier("Account/a")
+    appended.assert_called_once()
 
 
 async def test_the_barrier_under_way_of_an_aggregate_is_known(journal: Journal) -> None:

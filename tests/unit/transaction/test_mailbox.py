@@ -91,7 +91,7 @@ class Mail(Cache):
         if (error := self.receive_error) is not None:
             self.receive_error = None
             raise error
-        if not self.boxes[instance] and wait_s:
+        if not self.boxes[instance]:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._came[instance].wait()
@@ -249,7 +249,7 @@ async def test_it_is_looked_into_again_after_a_failure(
 async def test_who_cannot_read_its_mailbox_does_not_say_that_it_takes_commands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its user may have no right to BLPOP, and have all that it takes to say so."""
+    """Its user may have no right to BLMPOP, and have all that it takes to say so."""
     for name, value in (("WAIT_S", 0.005), ("SAY_S", 0.0), ("AGAIN_S", 0.001)):
         monkeypatch.setattr(mailbox, name, value)
     mail = Mail()
@@ -257,7 +257,7 @@ async def test_who_cannot_read_its_mailbox_does_not_say_that_it_takes_commands(
 
     async def refused(instance: str, wait_s: float) -> list[bytes]:
         mail.looks += 1
-        raise Unavailable("Redis refuses BLPOP: this user has no permissions to run it")
+        raise Unavailable("Redis refuses BLMPOP: this user has no permissions to run it")
 
     monkeypatch.setattr(mail, "receive", refused)
     async with mailbox_of(mail) as (box, _):
