@@ -61,7 +61,8 @@ class Played:
         steps = [step.partition("\n") for step in block.text.removeprefix("$ ").split("\n$ ")]
         script = "".join(f"{command}\nprintf '\\0'\n" for command, _, _ in steps)
         printed = self._call(script).split("\0")[:-1]
-        assert [text.strip() for text in printed] == [shown.strip() for _, _, shown in steps]
+        found, shown = [text.strip() for text in printed], [shown.strip() for _, _, shown in steps]
+        assert found == shown, f"{found} instead of {shown}"
 
     def _call(self, script: str, within_s: float = WITHIN_S) -> str:
         done = subprocess.run(
