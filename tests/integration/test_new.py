@@ -79,7 +79,9 @@ def test_the_services_of_a_new_project_have_what_their_roles_need(roles: list[st
         copied = lines[1].removeprefix("COPY ").removesuffix(" /actor/").split()
         assert copied == [*(["events.py"] if role != "base" else []), f"{name}.py"]
         assert set(services[name]["environment"]) == {"CLUSTER_SIZE", *ROLES[role].settings}
-        assert set(services[name].get("depends_on", {})) <= backends
+        writers = {"stream-processor": {"items"}, "producer": {"reports"}}
+        written = next((writers[each] for each in writers if each in roles), set()) if role == "consumer" else set()
+        assert set(services[name].get("depends_on", {})) - backends == written, "its topic is there before it starts"
         kept = {volume.partition(":")[0] for volume in services[name].get("volumes", [])}
         assert ("DATABASE=/data/" in lines[2], bool(kept)) == (role == "consumer", role == "consumer")
         assert kept <= (composed.get("volumes") or {}).keys()

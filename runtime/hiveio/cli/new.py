@@ -205,13 +205,15 @@ def _compose(name: str, parts: list[Part]) -> str:
     text = _template("compose.yaml", name=name)
     for port, (part, own) in enumerate(zip(parts, settings, strict=True), FIRST_PORT):
         needs = [backend for backend, setting in zip(("kafka", "valkey"), _BACKENDS, strict=True) if setting in own]
+        if part.role == "consumer":  # a read that asks for a position is refused until it has found the topic
+            needs += [writer.module for writer in parts if writer is not part and writer.writes == part.writes]
         service = _template(
             "compose_service.yaml",
             name=name,
             module=part.module,
             MODULE=part.module.upper(),
             port=str(port),
-            needs=", ".join(f"{backend}: {{ condition: service_healthy }}" for backend in needs),
+            needs=", ".join(f"{needed}: {{ condition: service_healthy }}" for needed in needs),
             settings=_lines(own),
         )
         # Only a consumer keeps something, and only the base role needs nobody.
