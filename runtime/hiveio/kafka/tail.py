@@ -212,7 +212,8 @@ class Tail:
     def _move(self) -> None:
         with self._lock:
             moves, self._moves = self._moves, {}
-            self._pauses = {p: until for p, until in self._pauses.items() if p not in moves}
+            for partition in moves:
+                self._pauses.pop(partition, None)
             self._moved.clear()
             self._unconsumed.begin(moves)
         if not moves:
