@@ -4,10 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from tests.bench.before import before
 from tests.bench.bench import Bench, Lost, services
 from tests.bench.fleet import scale_out
 from tests.bench.idle import idle, partitions
@@ -18,6 +20,7 @@ from tests.bench.report import ceiling, machine
 from tests.bench.roles import base, consumer, consumer_memory, producer, projections
 from tests.bench.sagas import sagas
 from tests.bench.stream import purses, scale, shared, stream
+from tests.process import ROOT
 from tests.services import ServiceFailed, ServiceUnavailable
 
 BENCHES: dict[str, Callable[[Bench], None]] = {
@@ -36,6 +39,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "partitions": partitions,
     "sagas": sagas,
     "peers": peers,
+    "before": before,
 }
 
 
@@ -58,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--aggregates", type=numbers, default=[1_000, 100_000, 1_000_000], help="of scale and of fold")
     made.add_argument("--instances", type=numbers, default=[1, 2, 4, 8], help="of scale-out (1,2,4,8)")
     made.add_argument("--partitions", type=numbers, default=[1, 16], help="of scale-out (1,16)")
+    made.add_argument("--before", type=Path, metavar="DIR", help="a checkout of another version, for before")
     made.add_argument("--generator", choices=("wrk", "own"), default="", help="wrk where it is installed, else our own")
     made.add_argument("--json", metavar="FILE", help="write the results there too")
     return made
@@ -68,6 +73,10 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 150
+    names = options.names or [name for name in BENCHES if name != "before" or options.before]
+    if "before" in names and not (options.before and (options.before / ".venv").is_dir()):
+        console.print("[red]✗[/] before needs --before DIR, a checkout in which `make setup` has run")
+        return 2
     if unknown := set(options.names) - set(BENCHES):
         console.print(f"[red]✗[/] no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
         return 2
@@ -77,11 +86,11 @@ def main(arguments: list[str]) -> int:
             console.print(f"load by {generator.name}; Kafka, Valkey, load and service share the machine", style="dim")
             bench = Bench(
                 kafka, redis, generator, console, options.seconds, options.rounds, options.clients, options.records,
-                options.aggregates, options.instances, options.partitions,
+                options.aggregates, options.instances, options.partitions, before=options.before or ROOT,
             )  # fmt: skip
             about = machine()
             console.print(", ".join(f"{name} {value}" for name, value in about.items()), style="dim")
-            for name in options.names or BENCHES:
+            for name in names:
                 BENCHES[name](bench)
     except (ValueError, ServiceUnavailable, ServiceFailed, Lost) as error:
         console.print(f"[red]✗[/] {escape(str(error))}")
@@ -93,7 +102,7 @@ def main(arguments: list[str]) -> int:
         found = {
             "machine": about,
             "generator": {"name": generator.name, "ceiling": top},
-            "options": vars(options),
+            "options": vars(options) | {"before": str(options.before or "")},
             "rows": [row.plain() for row in bench.rows],
             "notes": bench.notes,
         }

@@ -39,9 +39,16 @@ class Lost(Exception):
 class Served(Role):
     """A role under load. ``acknowledged`` counts answers of success, ``refused`` what its domain refused."""
 
-    def __init__(self, name: str, module: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, module: str, environ: Mapping[str, str] | None = None, checkout: Path = ROOT) -> None:
         super().__init__(name, environ, module=module, actor_path=ROOT / "tests" / "actors")
+        self.checkout = checkout
         self.acknowledged = self.refused = 0
+
+    def command(self) -> list[str]:
+        if self.checkout == ROOT:
+            return super().command()
+        entrypoint = self.checkout / "images" / self.name / "entrypoint.py"
+        return [str(self.checkout / ".venv" / "bin" / "python"), str(entrypoint)]
 
 
 @dataclass
@@ -57,6 +64,8 @@ class Bench:
     aggregates: Sequence[int] = (1_000, 100_000, 1_000_000)
     instances: Sequence[int] = (1, 2, 4, 8)
     partitions: Sequence[int] = (1, 16)
+    before: Path = ROOT  # the checkout of another version
+    checkout: Path = ROOT  # whose roles are served
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ceilings: list[float] = field(default_factory=list)
@@ -70,7 +79,16 @@ class Bench:
             "EVENT_STORE_TOPIC": self.topic(),
             "CACHE_URL": self.redis.url,
         }
-        return Served(name, module, {} if name == "base" else settings | environ)
+        return Served(name, module, {} if name == "base" else settings | environ, self.checkout)
+
+    @contextmanager
+    def serving(self, checkout: Path) -> Iterator[None]:
+        """The roles made here are those of this checkout."""
+        own, self.checkout = self.checkout, checkout
+        try:
+            yield
+        finally:
+            self.checkout = own
 
     def bare(self, worker: str = "ours") -> Served:
         role = Served("bare", "", {"BARE_WORKER": worker})

@@ -72,7 +72,7 @@ def purses(bench: Bench) -> None:
     clients = max(bench.clients)
     with contextlib.ExitStack() as stack:
         distinct = stack.enter_context(bench.role("stream-processor", "tally:Tallies"))
-        alone, two = (_fleet(bench, stack, count, "purses") for count in (1, 2))
+        alone, two = (fleet_of(bench, stack, count, "purses") for count in (1, 2))
         measures = {
             "distinct aggregates": bench.http(distinct, DISTINCT, clients),
             f"transfers over {PURSES} aggregates": bench.http(alone.roles[0], SEND, clients),
@@ -100,7 +100,7 @@ def shared(bench: Bench) -> None:
     """One hot aggregate: of one instance, of two and of three at once, with the same number of clients in all."""
     clients = max(bench.clients)
     with contextlib.ExitStack() as stack:
-        fleets = [_fleet(bench, stack, count, "tally:Tallies") for count in (1, 2, 3)]
+        fleets = [fleet_of(bench, stack, count, "tally:Tallies") for count in (1, 2, 3)]
         rows = _compare(bench, "shared aggregate", fleets, clients, HOT)
         shares = [mean(sample.parts[f"share {number}"] for sample in rows[-1].samples) for number in (1, 2, 3)]
         bench.note("share of each of the three: " + ", ".join(f"{share:.0%}" for share in shares))
@@ -110,7 +110,7 @@ def shared(bench: Bench) -> None:
 
 
 @dataclass(frozen=True)
-class _Fleet:
+class Fleet:
     """Instances of one service, on a log of their own: what one alone does must not depend on what others did there."""
 
     roles: Sequence[Served]
@@ -124,13 +124,13 @@ class _Fleet:
         return sum(role.acknowledged for role in self.roles)
 
 
-def _fleet(bench: Bench, stack: contextlib.ExitStack, count: int, module: str) -> _Fleet:
+def fleet_of(bench: Bench, stack: contextlib.ExitStack, count: int, module: str) -> Fleet:
     topic = bench.topic()
     roles = [bench.role("stream-processor", module, EVENT_STORE_TOPIC=topic) for _ in range(count)]
-    return _Fleet([stack.enter_context(role) for role in roles], topic)
+    return Fleet([stack.enter_context(role) for role in roles], topic)
 
 
-def _compare(bench: Bench, title: str, fleets: Sequence[_Fleet], clients: int, request: Request) -> list[Row]:
+def _compare(bench: Bench, title: str, fleets: Sequence[Fleet], clients: int, request: Request) -> list[Row]:
     """The same load on each fleet, against that on the first."""
     measures: dict[str, Measure] = {
         str(fleet): partial(together, bench, fleet.roles, clients, request) for fleet in fleets

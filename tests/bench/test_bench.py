@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -138,3 +139,9 @@ def test_no_part_of_the_cpu_is_negative_where_the_worker_comes_later() -> None:
 def test_an_unknown_name_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steam"]) == 2
     assert "no benchmark is named steam" in capsys.readouterr().out
+
+
+def test_another_version_needs_a_checkout_that_is_set_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments in (["before"], ["before", "--before", str(tmp_path)]):
+        assert main(arguments) == 2
+        assert "before needs --before DIR" in capsys.readouterr().out
