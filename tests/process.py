@@ -73,6 +73,7 @@ class Role:
         wait: bool = True,
     ) -> None:
         self.name = name
+        self.python = Path(sys.executable)
         self.entrypoint = ROOT / "images" / name / "entrypoint.py"
         self.wait = wait
         if actor:
@@ -97,7 +98,7 @@ class Role:
     # -- life
 
     def command(self) -> list[str]:
-        return [sys.executable, str(self.entrypoint)]
+        return [str(self.python), str(self.entrypoint)]
 
     def start(self) -> Self:
         self.process = subprocess.Popen(

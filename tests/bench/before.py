@@ -3,21 +3,20 @@
 import contextlib
 import itertools
 import tempfile
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tests.bench.bench import Bench
 from tests.bench.measure import Measure, Sample
 from tests.bench.roles import consumed, fill
-from tests.bench.stream import DISTINCT, HOT, SEND, Fleet, fleet_of, together
-from tests.process import ROOT
+from tests.bench.stream import DISTINCT, HOT, SEND, fleet_of, together
 
 BEFORE = ", before"
 
 
 def before(bench: Bench) -> None:
     """Commands, transfers and a projection: those of the checkout --before, where `make setup` has run, and ours."""
-    versions, most = {BEFORE: bench.before, "": ROOT}, max(bench.clients)
+    versions, most = {BEFORE: replace(bench, checkout=bench.before), "": bench}, max(bench.clients)
     cases = [
         *[("distinct aggregates", "tally:Tallies", DISTINCT, 1, clients) for clients in bench.clients],
         ("one aggregate", "tally:Tallies", HOT, 1, most),
@@ -27,10 +26,7 @@ def before(bench: Bench) -> None:
     ]
     for name, module, request, instances, clients in cases:
         with contextlib.ExitStack() as stack:
-            fleets: dict[str, Fleet] = {}
-            for which, checkout in versions.items():
-                with bench.serving(checkout):
-                    fleets[name + which] = fleet_of(bench, stack, instances, module)
+            fleets = {name + which: fleet_of(version, stack, instances, module) for which, version in versions.items()}
             commands: dict[str, Measure] = {
                 title: partial(together, bench, fleet.roles, clients, request) for title, fleet in fleets.items()
             }
@@ -44,13 +40,12 @@ def before(bench: Bench) -> None:
     fill(bench, topic, records)
     with tempfile.TemporaryDirectory(prefix="hiveio-bench-") as folder:
 
-        def projection(checkout: Path) -> Sample:
-            with bench.serving(checkout):
-                return consumed(bench, topic, "stored:Sqlite", records, BENCH_DATABASE=f"{folder}/{next(numbers)}")
+        def projection(version: Bench) -> Sample:
+            return consumed(version, topic, "stored:Sqlite", records, BENCH_DATABASE=f"{folder}/{next(numbers)}")
 
         name = "SqliteProjection, one event at a time"
         projections: dict[str, Measure] = {
-            name + which: partial(projection, checkout) for which, checkout in versions.items()
+            name + which: partial(projection, version) for which, version in versions.items()
         }
         bench.compare("before", 0, projections, name + BEFORE)
     bench.show("before", "before")

@@ -41,14 +41,10 @@ class Served(Role):
 
     def __init__(self, name: str, module: str, environ: Mapping[str, str] | None = None, checkout: Path = ROOT) -> None:
         super().__init__(name, environ, module=module, actor_path=ROOT / "tests" / "actors")
-        self.checkout = checkout
+        if checkout != ROOT:
+            self.python = checkout / ".venv" / "bin" / "python"
+            self.entrypoint = checkout / self.entrypoint.relative_to(ROOT)
         self.acknowledged = self.refused = 0
-
-    def command(self) -> list[str]:
-        if self.checkout == ROOT:
-            return super().command()
-        entrypoint = self.checkout / "images" / self.name / "entrypoint.py"
-        return [str(self.checkout / ".venv" / "bin" / "python"), str(entrypoint)]
 
 
 @dataclass
@@ -80,15 +76,6 @@ class Bench:
             "CACHE_URL": self.redis.url,
         }
         return Served(name, module, {} if name == "base" else settings | environ, self.checkout)
-
-    @contextmanager
-    def serving(self, checkout: Path) -> Iterator[None]:
-        """The roles made here are those of this checkout."""
-        own, self.checkout = self.checkout, checkout
-        try:
-            yield
-        finally:
-            self.checkout = own
 
     def bare(self, worker: str = "ours") -> Served:
         role = Served("bare", "", {"BARE_WORKER": worker})

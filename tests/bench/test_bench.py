@@ -18,6 +18,7 @@ from tests.bench.measure import Row, Sample, Usage, alternate, total
 from tests.bench.peers.environment import environment
 from tests.bench.roles import QUOTE
 from tests.conftest import required
+from tests.process import ROOT
 from tests.services import Kafka, Redis
 
 
@@ -59,8 +60,13 @@ NEEDS = {"peers": "peers", "projections": "postgres"}  # beyond Kafka and Redis
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=AHEAD.get(name, [])) for name in BENCHES])
-def test_runs_and_every_request_succeeds(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_every_request_succeeds(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(idle, "PARTITIONS", (2,))
+    bench.before = tmp_path  # another checkout of this version
+    for part in (".venv", "images"):
+        (tmp_path / part).symlink_to(ROOT / part)
     with required(NEEDS.get(name, "kafka")):
         BENCHES[name](bench)  # raises Lost when an acknowledged event or command is not there
     assert bench.rows

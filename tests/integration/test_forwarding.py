@@ -61,14 +61,16 @@ def test_the_leader_executes_the_commands_of_both(kafka: Kafka, topic: str, url:
                     assert answer.headers["hive-position"].startswith(f"{topic}.transactions/0/")
                     versions.append(int(answer.headers["etag"].strip('"')))
 
-        def deposits() -> float:
-            """How many commands were forwarded so far, after all clients have made theirs."""
+        def share() -> float:
+            """Of the commands that all clients make once more: how many were forwarded."""
+            before = forwarded(one) + forwarded(other)
             with ThreadPoolExecutor(2 * CLIENTS) as pool:
                 list(pool.map(deposit, range(2 * CLIENTS)))
-            return forwarded(one) + forwarded(other)
+            return (forwarded(one) + forwarded(other) - before) / (2 * CLIENTS * EACH)
 
-        # At first one of them may be through with its share before the other has opened the scope.
-        wait_until(lambda: deposits() > CLIENTS * EACH / 5, 60, "a fifth of a round was forwarded")
+        # At first one of them may be through with its commands before the other has opened the scope. And each counts
+        # its commands a moment later.
+        wait_until(lambda: share() > 0.1, 60, "a tenth of the commands of a round was forwarded")
         total = len(versions)
         assert sorted(versions) == list(range(1, total + 1))  # each command was executed once
         for role in (one, other):
