@@ -169,7 +169,8 @@ class Service:
         return [Logged(*judged) for judged in self.log.judged(partition)]
 
     def lose_cache(self) -> None:
-        """Lose the cache, as after FLUSHALL. It is rebuilt from the log."""
+        """Lose the cache, as after FLUSHALL. It is rebuilt from the log: until then, commands and reads may raise
+        Unavailable."""
         self.cache.forget_all()
 
 

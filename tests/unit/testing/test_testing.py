@@ -28,6 +28,7 @@ from hiveio.errors import Conflict, SeveralScopes
 from hiveio.testing import Service, given
 from hiveio.transaction.record import Commit, Format
 from hiveio.transaction.rule import scope_of
+from tests.unit.transaction.test_engine import patiently
 
 
 class Add(Command):
@@ -381,8 +382,7 @@ async def test_a_lost_cache_and_a_new_instance_fold_the_log() -> None:
     async with Service(Counter) as service:
         await service.submit(Counter, "a", Add(3), key="k")
         service.lose_cache()
-        await asyncio.sleep(0.05)
-        assert await service.read(Counter, "a") == (Sum(3, [3]), 1)
+        assert await patiently(lambda: service.read(Counter, "a")) == (Sum(3, [3]), 1)
     async with Service(Counter, log=service.log) as fresh:
         assert await fresh.read(Counter, "a") == (Sum(3, [3]), 1)
         again = await fresh.submit(Counter, "a", Add(3), key="k")

@@ -6,7 +6,7 @@ Two instances are one cluster. ``hold`` keeps what comes from the log from one o
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -49,6 +49,15 @@ async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
+
+
+async def patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """A 503 says that nothing happened and to try again: so does this one, for a while."""
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(Unavailable):
+                return await ask()
+            await asyncio.sleep(0.001)
 
 
 def token(id: str, key: str) -> str:
