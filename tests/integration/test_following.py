@@ -53,7 +53,7 @@ class Cluster:
             topic=self.topic,
             cache_url=redis.url,
             partitions=PARTITIONS,
-            request_timeout_ms=1_000,
+            request_timeout_ms=2_000,
         )
 
     @contextlib.asynccontextmanager

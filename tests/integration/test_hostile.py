@@ -19,7 +19,7 @@ HEAD = b"POST /accounts/1 HTTP/1.1\r\nHost: a\r\n"
 POST = HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 GET = b"GET /accounts/%d HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b'{"type":"Slow","payload":{"seconds":0.5}}'
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 
 
 @pytest.fixture(scope="module")
