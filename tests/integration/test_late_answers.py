@@ -27,7 +27,7 @@ def keep(kind, config):
 
 
 lookup.make = topics.make = reader.make = keep
-lookup.CALL_S = reader.TIMEOUT_S = 0.2
+lookup.CALL_S = reader.TIMEOUT_S = 1.0
 settings = Settings(brokers=sys.argv[1], topic="late", group_id="late")
 looks = [lookup.Lookup(settings, client_config(settings) | {"group.id": "late"}) for _ in range(2)]
 read = reader.Reader(settings, "late")

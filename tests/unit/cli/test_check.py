@@ -252,6 +252,7 @@ def test_what_one_service_writes_and_another_reads(read: object) -> None:
     assert [*across(orders, read(stranger))] == []
 
 
+@pytest.mark.timeout(300)  # some fifteen processes, one after the other
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "orders.py").write_text(SOURCE)
     (tmp_path / "listener.py").write_text(LISTENER)
