@@ -116,6 +116,7 @@ def by_envoy(roles: list[Role], tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": role.port}}}}
         for role in roles
     ]
+    cluster["type"] = "STATIC"  # of several names, Envoy begins once it has resolved the first
     cluster["health_checks"][0]["timeout"] = "30s"  # a busy machine is no reason to take an instance out
     with envoy(folder, port, yaml.safe_dump({"static_resources": resources})):
         yield f"http://127.0.0.1:{port}"

@@ -257,7 +257,7 @@ def login(
 
 def is_slowness(message: str) -> bool:
     """Whether a log line says that a backend has been slow, as it may be on a machine under load."""
-    return re.search(r" at \S+ is away: .*(in time|timed out|TimeoutError)", message) is not None
+    return re.search(r" at \S+ is away: .*(in time|no answer within|timed out|TimeoutError)", message) is not None
 
 
 def test_every_role_works_and_says_no_secret(
