@@ -33,18 +33,22 @@ def server() -> Iterator[Redis]:
 
 def _wrong_type(admin: Admin) -> None:
     """What stays is kept aside, what has a time to live is not."""
-    for name in admin.keys("hive:*"):
-        with admin.pipeline() as together:
+    with admin.pipeline() as together:
+        for name in admin.keys("hive:*"):
             if admin.type(name) != b"list":
-                together.copy(name, b"kept:" + name).delete(name).lpush(name, "by hand").execute()
+                together.copy(name, b"kept:" + name).delete(name).lpush(name, "by hand")
+        together.execute()
 
 
 def _right_type(admin: Admin) -> None:
-    for name in admin.keys("hive:*"):
-        if admin.type(name) == b"list" and admin.lindex(name, 0) == b"by hand":
-            admin.delete(name)
-    for name in admin.keys("kept:*"):
-        admin.rename(name, name.removeprefix(b"kept:"))
+    """All at once: a role that saw some of it would take its cache for lost."""
+    with admin.pipeline() as together:
+        for name in admin.keys("hive:*"):
+            if admin.type(name) == b"list" and admin.lindex(name, 0) == b"by hand":
+                together.delete(name)
+        for name in admin.keys("kept:*"):
+            together.rename(name, name.removeprefix(b"kept:"))
+        together.execute()
 
 
 def _password(admin: Admin, password: str) -> None:
