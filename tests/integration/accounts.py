@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.process import Role
+from tests.process import Role, settled
 
 HEAD = """
 from typing import Annotated
@@ -89,6 +89,6 @@ def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, 
 
 
 def balance(role: Role, id: str) -> int:
-    answer = httpx.get(f"{role.url}/accounts/{id}", timeout=30)
+    answer = settled(lambda: httpx.get(f"{role.url}/accounts/{id}", timeout=30))
     assert answer.status_code == 200, answer.text
     return int(answer.json()["payload"]["balance"])
