@@ -135,6 +135,15 @@ class Role:
         wait_until(self._is_ready, within_s, f"{self.name} ready; it said: {self.text()}")
         return self
 
+    def rebuilt(self, losses: int) -> None:
+        """Wait until it has noticed that it lost its cache, so many times so far, and is ready again."""
+
+        def noticed() -> bool:
+            return sum("fell back" in line["message"] for line in self.complaints()) >= losses
+
+        wait_until(noticed, what=f"loss {losses} of the cache is noticed")
+        self.ready()
+
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}: {self.text()}"
         if not self.port:

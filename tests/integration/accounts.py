@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.process import Role, settled
+from tests.process import Role
 
 HEAD = """
 from typing import Annotated
@@ -89,6 +89,6 @@ def send(role: Role, id: str, type: str, headers: dict[str, str] | None = None, 
 
 
 def balance(role: Role, id: str) -> int:
-    answer = settled(lambda: httpx.get(f"{role.url}/accounts/{id}", timeout=30))
+    answer = httpx.get(f"{role.url}/accounts/{id}", timeout=30)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["payload"]["balance"])

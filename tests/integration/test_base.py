@@ -355,7 +355,7 @@ async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_s
         await asyncio.to_thread(wait_until, lambda: role.logs("slow begins"))
         began = time.monotonic()
         assert await asyncio.to_thread(role.stop) == 0
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 2.5
         assert role.logs("actor stopped")
         assert [line["message"] for line in role.complaints()] == [
             "requests were still running when their share of DRAIN_TIMEOUT ended"
@@ -369,7 +369,7 @@ def test_an_idle_service_stops_at_once_without_a_warning() -> None:
         client.get("/ping")  # and keeps the connection
         began = time.monotonic()
         assert role.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 2
         assert not role.complaints()
         assert not role.errors
         assert role.logs("listening")

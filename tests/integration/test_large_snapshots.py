@@ -181,7 +181,7 @@ async def test_a_scope_whose_cache_takes_nothing_does_not_hold_up_the_others(
         await asyncio.to_thread(write, kafka.brokers, f"{topic}.transactions", records)
         await until(lambda: scope.applier.large and one.log.tail.suspended == {0})
         for page in well[:20]:
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(2):
                 await one.log.engine.submit(MADE[0], Envelope(message=Fill(10), id=f"{page}")).future
         assert scope.applier.large
         assert scope.view.next < 1 + len(records)

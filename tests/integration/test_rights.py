@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from tests.conftest import required
 from tests.integration.consumers import wire
-from tests.integration.test_security import AUTHORIZER, is_slowness
+from tests.integration.test_security import AUTHORIZER, complaints_but_slowness
 from tests.integration.topics import make_topic, read_all, write
 from tests.process import ROOT, Role, wait_until
 from tests.services import Kafka, Redis, Security
@@ -169,14 +169,14 @@ def test_every_role(
         role("producer", producing, "AccountActor") as service,
     ):
         assert httpx.post(service.url + "/accounts/1", json={"amount": 1}, timeout=30).status_code == 200
-        assert [line for line in service.complaints() if not is_slowness(line["message"])] == []
+        assert complaints_but_slowness(service) == []
     with (
         rights(guarded, security.user, "stream processor", names[1], create=create),
         role("stream-processor", streaming | {"CACHE_URL": redis.url}, "AccountActor") as service,
     ):
         assert httpx.post(service.url + "/accounts/1", json={"amount": 1}, timeout=30).status_code == 200
         wait_until(lambda: read_all(guarded.brokers, names[1]), 30, "the event is published")
-        assert [line for line in service.complaints() if not is_slowness(line["message"])] == []
+        assert complaints_but_slowness(service) == []
     consuming["EVENT_STORE_GROUP_ID"] = f"{names[3]}-group"
     write(guarded.brokers, names[3], events(1, -2, 3))
     with (
@@ -184,8 +184,7 @@ def test_every_role(
         role("consumer", consuming, "Lines") as service,
     ):
         handled(service, [1, 3])
-        others = [text for line in service.complaints() if not is_slowness(text := line["message"])]
-        assert [text for text in others if "less than nothing" not in text] == []
+        assert [text for text in complaints_but_slowness(service) if "less than nothing" not in text] == []
     assert len(read_all(guarded.brokers, names[4])) == 1
 
 

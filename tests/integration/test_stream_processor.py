@@ -149,16 +149,16 @@ def test_the_event_topic_has_every_accepted_event_in_order(role: Role, kafka: Ka
 def test_the_cache_is_emptied_at_work_and_nothing_is_lost(role: Role, redis: Redis) -> None:
     send(role, "ada", "Open", owner="Ada")
     keyed = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
-    for _ in range(5):
+    for losses in range(1, 6):
         with redis_client.Redis.from_url(redis.url) as client:
             client.flushall()
         answers = [send(role, "ada", "Deposit", amount=1) for _ in range(3)]
         accepted = sum(answer.status_code == 200 for answer in answers)
         assert {answer.status_code for answer in answers} <= {200, 503}
-        role.ready()
+        role.rebuilt(losses)
         before = balance(role, "ada")
         assert before >= 5 + accepted
-    again = settled(lambda: send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5))
+    again = send(role, "ada", "Deposit", {"Idempotency-Key": "k"}, amount=5)
     assert (again.status_code, again.text, again.headers["etag"]) == (200, keyed.text, keyed.headers["etag"])
     assert balance(role, "ada") == before
 

@@ -190,7 +190,7 @@ async def test_a_request_is_answered_before_its_own_time_is_over(again_s: Callab
     await asyncio.sleep(0.01)
     again_s(0.0)
     source.released.clear()
-    async with asyncio.timeout(1.9):
+    async with asyncio.timeout(1.8):
         assert await answer(made, NEW.token()) == 503
     await made.stop()
 

@@ -37,7 +37,7 @@ async def test_a_scope_that_fails_lets_go_of_all_that_waits_in_it() -> None:
         proved = asyncio.create_task(scope.caught_up("linearizable"))
         await until(lambda: len(scope.journal.pending) == 7)  # and that of the proof
         scope.fail("never mind")
-        async with asyncio.timeout(1.9):
+        async with asyncio.timeout(1.8):
             for each in (asked, proved):
                 with pytest.raises(Unavailable):
                     await each
