@@ -179,7 +179,8 @@ class Performer:
                 perform.tx = None
             text = f"What the command reads was changed {REPEATS} times while it was performed. Try again later."
             pipeline.give_up(command, Conflict(text))
-        except LockBusy:
+        except LockBusy as busy:
+            busy.__traceback__ = None  # its frames have it, so only the collector could free them all
             command.retried()
             if command.over:
                 return

@@ -129,8 +129,8 @@ class Pipeline:
         return self.tip
 
     def _opened(self, opening: Opening, locked: Locked, reply: CacheReply | BaseException) -> None:
-        full = self._registry.work.full and not self._weight
-        entry = opening.entry(locked, reply, full=full)
+        self._opening = None  # each has the other, which only Python's collector could free
+        entry = opening.entry(locked, reply, full=self._registry.work.full and not self._weight)
         if not locked.until:
             self._registry.metrics.lock_busy()
         if opening.shared and (opening.unlocked or (isinstance(entry, Problem) and not locked.until)):

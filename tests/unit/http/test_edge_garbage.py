@@ -3,6 +3,7 @@
 An error is the usual way to do so: its traceback has the frames that it has passed, and one of these may have it.
 """
 
+import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -59,7 +60,51 @@ async def not_found(served: testing.Service, number: int) -> None:
         await served.read(AccountActor, f"n{number}")
 
 
-@pytest.mark.parametrize("request_of", [accepted, repeated, refused, refused_at_once, refused_transfer, not_found])
+def contend(served: testing.Service, *ids: str) -> None:
+    """Another instance has worked on these accounts, so a command on them takes their locks."""
+    served.transactions.scopes[0].contention.note([f"Account/{id}" for id in ids])
+
+
+async def locked(served: testing.Service, number: int) -> None:
+    contend(served, f"d{number}")
+    await served.submit(AccountActor, f"d{number}", Deposit(1, "locked"))
+
+
+async def locked_by_another(served: testing.Service, number: int) -> None:
+    contend(served, f"e{number}")
+    lock = served.cache.scope(0), f"Account/e{number}"
+    served.cache.locks[lock] = "another instance"
+    command = asyncio.create_task(served.submit(AccountActor, f"e{number}", Deposit(1, "waits")))
+    async with asyncio.timeout(30):
+        while not served.cache.waiting.get(lock):
+            await asyncio.sleep(0)
+    del served.cache.locks[lock]
+    await command
+
+
+async def crossed(served: testing.Service, number: int) -> None:
+    """Each has the lock that the other one needs."""
+    a, b = f"f{number}", f"g{number}"
+    contend(served, a, b)
+    await asyncio.gather(*[served.submit(AccountActor, id, Deposit(1, "crossed")) for id in (a, b)])
+    transfers = [(a, Transfer(b, 1, "there")), (b, Transfer(a, 1, "back"))]
+    await asyncio.gather(*[served.submit(AccountActor, id, transfer) for id, transfer in transfers])
+
+
+REQUESTS = [
+    accepted,
+    repeated,
+    refused,
+    refused_at_once,
+    refused_transfer,
+    not_found,
+    locked,
+    locked_by_another,
+    crossed,
+]
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
 async def test_a_command_or_a_read(request_of: Callable[[testing.Service, int], Awaitable[None]]) -> None:
     actor = Purses if request_of is refused_at_once else AccountActor
     async with testing.Service(actor) as served:
