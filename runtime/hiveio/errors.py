@@ -10,7 +10,7 @@ Anything else that leaves an actor or the runtime is a fault of that code, and t
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -333,6 +333,19 @@ class Unknown(Problem):
 class Stuck(HiveError):
     """Raised by a process manager that cannot go on: its inputs wait until ``hiveio saga retry`` or ``skip``. The text
     says why. Any other error of its ``perform`` at an event has the same effect."""
+
+
+# -- errors as values
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def detached(error: E) -> E:
+    """The error without its traceback and what it was raised from, for who keeps it or has answered it. The frames that
+    it has passed may have it too, and then only Python's collector could free them."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 # -- what an actor raises that is none of these

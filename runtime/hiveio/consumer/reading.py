@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from hiveio import cloudevents
 from hiveio.envelope import Codec
-from hiveio.errors import Invalid, Malformed, Problem, text_of
+from hiveio.errors import Invalid, Malformed, Problem, detached, text_of
 from hiveio.headers import Headers
 from hiveio.kafka.headers import UNREADABLE, Pairs
 from hiveio.messages import Tombstone
@@ -47,7 +47,7 @@ def read(headers: Pairs, value: bytes | None, codec: Codec) -> Reading:
             return codec.decode(value, headers)
         return codec.decode(action)
     except Problem as error:
-        return error
+        return detached(error)
     except UnicodeDecodeError as error:
         return Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}")
     except BaseException as error:
@@ -64,7 +64,7 @@ def event_of(reading: Reading) -> tuple[Any, Raw | None]:
 def undecoded(error: BaseException) -> Problem:
     """Why a record cannot be decoded. An actor's types may have a ``__post_init__``, which raises any error."""
     if isinstance(error, Problem):
-        return error
+        return detached(error)
     return Invalid(f"it cannot be decoded: {type(error).__name__}: {text_of(error)}")
 
 

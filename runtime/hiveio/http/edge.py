@@ -23,6 +23,7 @@ from hiveio.errors import (
     Unknown,
     VersionMismatch,
     contained,
+    detached,
 )
 from hiveio.fault import log_fault
 from hiveio.headers import HeaderView, encoded
@@ -148,8 +149,7 @@ class Edge:
                 request = Request(started, route, method, reference, send)
                 response = await self._respond(request, raw, scope, headers, receive)
         except Problem as problem:
-            response = Response.of_problem(problem)
-            problem.__traceback__ = None  # where one of its frames holds it, only the collector would free them
+            response = Response.of_problem(detached(problem))
         except ClientDisconnected:
             return
         except AlreadyAnswered as late:
@@ -372,5 +372,5 @@ def _fault(error: BaseException, route: Route, envelope: Envelope | None) -> Exc
             return error
         answer, fault = error, cause
     log_fault(logger, fault, route.contract, envelope, method=route.method, path=route.path)
-    fault.__traceback__ = None  # see Edge.__call__
+    detached(fault)
     return answer

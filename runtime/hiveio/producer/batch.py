@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hiveio import cloudevents
 from hiveio.envelope import Codec, Envelope, Outcome
-from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable
+from hiveio.errors import Problem, RequestTimeout, TooLarge, Unavailable, detached
 from hiveio.fault import log_fault
 from hiveio.http.body import discard
 from hiveio.http.intake import ClientDisconnected, Form
@@ -182,11 +182,12 @@ class Intake:
                     raise claim
                 submitted.append(await self._publishing.submit(envelope, claim, gather=True))
             except Problem as problem:
-                submitted.append(encode_problem(problem))
+                submitted.append(encode_problem(detached(problem)))
             except Exception as error:
                 index = received + len(submitted)
                 of = None if isinstance(envelope, Problem) else envelope
                 log_fault(logger, error, self._publishing.contract, of, record=index)
+                detached(error)
                 submitted.append(_FAULT)
         return submitted
 
@@ -199,7 +200,7 @@ class Intake:
             body = item if layout.envelope is None else layout.envelope(item, headers)
             message, meta = self._codec.decode(body)
         except Problem as problem:
-            return problem
+            return detached(problem)
         key = None if common.key is None else f"{common.key}/{index}"
         return Envelope(
             message=message,

@@ -14,7 +14,7 @@ from hiveio import cloudevents
 from hiveio.actor import Contract
 from hiveio.config import Settings
 from hiveio.envelope import ID_LIMIT, Envelope, Handler, Outcome, encode_message, untouched
-from hiveio.errors import ConfigError, Invalid, Problem, Unknown
+from hiveio.errors import ConfigError, Invalid, Problem, Unknown, detached
 from hiveio.headers import PassedHeaders, trace_context
 from hiveio.kafka import Sender
 from hiveio.kafka.delivery import Headers, Late
@@ -217,7 +217,7 @@ async def _outcomes(stored: list[DeliveryFuture], *, late: bool = False) -> list
                     raise
                 outcomes.append(await error.fate or Unknown("Kafka did not confirm the record."))
         except Problem as problem:
-            outcomes.append(problem)
+            outcomes.append(detached(problem))
     return outcomes
 
 

@@ -15,7 +15,7 @@ from hiveio.actor import Actor, Contract
 from hiveio.config import Settings
 from hiveio.consumer import Consumer
 from hiveio.envelope import ID_LIMIT, Codec, Envelope, Handler, Outcome, Pairs
-from hiveio.errors import ConfigError, Invalid, Malformed, NotFound, Refused, Rejected
+from hiveio.errors import ConfigError, Invalid, Malformed, NotFound, Refused, Rejected, detached
 from hiveio.http.problem import problem_document
 from hiveio.messages import Event
 from hiveio.saga.inbox import settled
@@ -123,18 +123,18 @@ def receiving(contracts: Sequence[Contract], log: TransactionLog, service: str) 
             try:
                 given.message, given.meta = contract.command_codec.decode(body)
             except Refused as error:
-                refusal = error
+                refusal = detached(error)
         while True:
             input = Input(cause=cause, refusal=None if refusal is None else recorded(refusal))
             command = log.engine.submit(contract, given, input)
             try:
                 return await settled(command)
             except Refused as error:
-                if command.refusal is error:
-                    return Outcome()
-                if input.refusal is not None:
+                if command.refusal is not error and input.refusal is not None:
                     raise
-                refusal = error
+                refusal = detached(error)
+                if command.refusal is refusal:
+                    return Outcome()
 
     return handle
 

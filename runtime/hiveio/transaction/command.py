@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from hiveio.actor import Contract
 from hiveio.envelope import Envelope, Outcome
-from hiveio.errors import Problem, SeveralScopes, TooLarge, Unavailable, Unknown, contained
+from hiveio.errors import Problem, SeveralScopes, TooLarge, Unavailable, Unknown, contained, detached
 from hiveio.headers import trace_context
 from hiveio.transaction import faults
 from hiveio.transaction.process import Input
@@ -161,9 +161,7 @@ class InFlight:
     ) -> None:
         """Set the answer: a refusal, or the events of its target and the version after them. ``has_events`` says that
         its record has events, of any aggregate."""
-        self.refusal = refusal
-        if refusal is not None:
-            refusal.__traceback__ = None  # its frames have this command, so only the collector could free them all
+        self.refusal = None if refusal is None else detached(refusal)
         self._body, self._version, self._has_events = answer_body(events), version, has_events
 
     def recorded(self) -> None:

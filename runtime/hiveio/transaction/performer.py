@@ -179,8 +179,7 @@ class Performer:
                 perform.tx = None
             text = f"What the command reads was changed {REPEATS} times while it was performed. Try again later."
             pipeline.give_up(command, Conflict(text))
-        except LockBusy as busy:
-            busy.__traceback__ = None  # its frames have it, so only the collector could free them all
+        except LockBusy:
             command.retried()
             if command.over:
                 return
@@ -193,6 +192,7 @@ class Performer:
         except BaseException as fault:
             command.fail(fault)
         finally:
+            error = None  # its traceback has this frame, so only Python's collector could free the two
             command.performed()
             self._free(perform)
 

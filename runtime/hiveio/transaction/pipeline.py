@@ -153,7 +153,7 @@ class Pipeline:
             if name != self.aggregate:
                 self.another(name).open_shared(locked)
         if self._waiters:
-            self._wake_waiters(None)
+            self._wake_waiters()
         if faults.armed:
             faults.hit("opened", self.aggregate)
         self.pump()
@@ -172,18 +172,18 @@ class Pipeline:
         elif self.state in (OPEN, BROKEN) and not self._turn.holds:
             self._turn.begin(locked, self._registry.access.turn_s)
 
-    def _wake_waiters(self, error: LockBusy | None) -> None:
+    def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for future in waiters:
             if not future.done():
-                future.set_exception(error) if error else future.set_result(None)
+                future.set_result(None)
 
     def _retry_open(self, problem: Problem, waiters_ahead: int) -> None:
         """Another instance has the lock: try again later. The attempts count for the first command, and for less while
         others are ahead of it. If a backend is away, the pauses become longer, and at the end all commands fail."""
         self._go(PAUSED)
         self.tip, self.trouble = None, problem.detail
-        self._wake_waiters(LockBusy(problem.detail))
+        self._wake_waiters()
         away, retries = isinstance(problem, Unavailable), self._registry.retries.count
         pause = 1 if away or waiters_ahead else NEXT  # the lock is free until the next instance asks for it
         self._attempts += pause / (1 + waiters_ahead)
@@ -365,7 +365,7 @@ class Pipeline:
         if several:
             self._release((self.aggregate,))
         if several and self.queue[0].attempts > 1:
-            self._wake_waiters(LockBusy(f"{self.aggregate} is {self.state.value}"))
+            self._wake_waiters()
             self._pause(1)
         else:
             self.open()

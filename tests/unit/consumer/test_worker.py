@@ -10,6 +10,7 @@ import pytest
 
 from hiveio import Actor, Context, Event, Rejected, Unavailable
 from hiveio.consumer.dead_letters.format import dead_letter, headers_of
+from tests.garbage import TIMES, nothing_to_collect
 from tests.integration.consumers import wire
 from tests.unit.consumer.consumer_memory import Member, Partition, Record
 
@@ -276,3 +277,19 @@ async def test_the_outcome_of_a_command_is_no_event_and_leaves_no_gap() -> None:
         await member.until(lambda: len(member.actor.amounts) == 2)
         assert member.actor.amounts == [1, 3]
         assert (member.consumer.counts.skipped, member.consumer.counts.dead) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [b"nonsense", wire(1, "Unheard"), wire(1)], ids=["undecodable", "unknown", "bad"])
+async def test_what_it_puts_away_leaves_nothing_to_the_collector(value: bytes) -> None:
+    partition = Partition()
+    async with partition.member(Recorder, consumer_attempts=1) as member:
+        member.actors[0].bad = {1}
+
+        async def put_away(count: int) -> None:
+            for _ in range(count):
+                partition.write((b"a", value, []))
+                await member.until(lambda: len(partition.kept()) == len(partition.messages))
+
+        await put_away(TIMES)
+        with nothing_to_collect():
+            await put_away(TIMES)

@@ -4,32 +4,22 @@ An error is the usual way to do so: its traceback has the frames that it has pas
 """
 
 import asyncio
-import gc
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from hiveio import testing
+from hiveio.auth.authenticator import Authenticator
+from hiveio.config import Settings
 from hiveio.errors import NotFound, Rejected
 from hiveio.http.edge import Edge
 from tests.actors.purses import FULL, Purses, Send
 from tests.faults.actors import AccountActor, Deposit, Transfer, Withdraw
+from tests.garbage import TIMES, nothing_to_collect
+from tests.issuer import AUDIENCE, ISSUER, Key, document
 from tests.unit.http.test_edge import call, deposit, routes, service
-
-TIMES = 100
-
-
-@contextmanager
-def nothing_to_collect() -> Iterator[None]:
-    """What the block leaves is less than an object for each request."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        assert gc.collect() < TIMES
-    finally:
-        gc.enable()
 
 
 async def accepted(served: testing.Service, number: int) -> None:
@@ -115,8 +105,12 @@ async def test_a_command_or_a_read(request_of: Callable[[testing.Service, int], 
                 await request_of(served, number)
 
 
-@pytest.mark.parametrize(("amount", "status"), [(1, 200), (13, 422), (500, 500)], ids=["accepted", "refused", "fault"])
-async def test_a_request_at_the_edge(amount: int, status: int) -> None:
+@pytest.mark.parametrize(
+    ("amount", "status"),
+    [(1, 200), (13, 422), (500, 500), (-2, 500), ("x", 422)],
+    ids=["accepted", "refused", "fault", "bad reply", "invalid"],
+)
+async def test_a_request_at_the_edge(amount: Any, status: int) -> None:
     made = service()
     edge = Edge(made, routes(made.contracts[0]))
     for _ in range(TIMES):
@@ -124,3 +118,25 @@ async def test_a_request_at_the_edge(amount: int, status: int) -> None:
     with nothing_to_collect():
         for _ in range(TIMES):
             await call(edge, "POST", "/accounts/1", deposit(amount))
+
+
+async def test_a_request_with_a_token_of_an_unknown_key() -> None:
+    async def source() -> bytes:
+        return document(Key("known"))
+
+    made = service()
+    settings = Settings(auth_jwks_url="http://localhost/keys", auth_issuer=ISSUER, auth_audience=AUDIENCE)
+    made.authenticator = authenticator = Authenticator(settings, source)
+    edge = Edge(made, routes(made.contracts[0]))
+    headers = {"authorization": f"Bearer {Key('unknown').token()}"}
+    await authenticator.start()
+    try:
+        while await authenticator.ready() is not None:
+            await asyncio.sleep(0)
+        for _ in range(TIMES):
+            assert (await call(edge, "POST", "/accounts/1", deposit(1), headers)).status == 401
+        with nothing_to_collect():
+            for _ in range(TIMES):
+                await call(edge, "POST", "/accounts/1", deposit(1), headers)
+    finally:
+        await authenticator.stop()

@@ -21,6 +21,7 @@ from hiveio.transaction.publisher import COMMANDS, EVENTS, Origin
 from hiveio.transaction.record import Cause, Commit
 from tests.actors.fulfilment import Fulfilment, OrderPlaced, Progress
 from tests.actors.tally import Add, Added, Tallies, Tally
+from tests.garbage import TIMES, nothing_to_collect
 from tests.unit.consumer.consumer_memory import Partition, Record
 from tests.unit.saga.test_inbox import inboxed
 
@@ -98,6 +99,17 @@ async def test_a_group_that_is_reset_gives_all_commands_again_and_none_is_execut
             "t/log/0/4:0",
         ]
         assert {headers["hive-process"] for _, _, headers in answers(service)} == {"Fulfilment/o1"}
+
+
+@pytest.mark.parametrize("body", [add(1), add(101), b"nonsense"], ids=["accepted", "refused", "undecodable"])
+async def test_a_command_leaves_nothing_to_the_collector(body: bytes) -> None:
+    records = [sent(number, f"a{number}", body) for number in range(1, 2 * TIMES + 1)]
+    partition = Partition(records[:TIMES])
+    async with Service(Capped) as service, member(partition, service) as reading:
+        await reading.until(lambda: reading.consumer.counts.handled == TIMES)
+        with nothing_to_collect():
+            partition.write(*records[TIMES:])
+            await reading.until(lambda: reading.consumer.counts.handled == 2 * TIMES)
 
 
 async def test_what_cannot_be_done_is_refused_on_record_and_answered() -> None:
