@@ -137,6 +137,8 @@ def test_each_event_has_its_effect_once_whatever_becomes_of_the_instance_and_of_
             wait_until(lambda: {name: metric(role, name) for name in running} == running, 10, "they are counted")
             assert metric(role, "hiveio_command_oldest_unanswered_seconds") > 0
             client.zadd(listed, {"Fulfilment/o5": 7})
+        assert httpx.post(f"{role.url}/fulfilments/o3", json={"type": "Abandon"}).json()["type"] == "GivenUp"
+        wait_until(lambda: metric(role, "hiveio_processes_due") == 1, 10, "by the cache, that one is due")
         found = verify()
         assert found.returncode != 0
         assert "the list of processes has Fulfilment/o5 at 7 in the cache, and at " in found.stdout

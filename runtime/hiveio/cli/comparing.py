@@ -221,7 +221,7 @@ class CacheCheck:
 
     async def processes(self) -> None:
         """Compare the list of processes, with the deadlines that are due first: all, where there are not very many."""
-        watermark, found = await self._cache.due(self._partition, 0, LISTED)
+        watermark, _, found = await self._cache.due(self._partition, 0, LISTED, 0)
         self._fold_to(watermark)
         entries = self._fold.view.entries.items()
         mine = [pair for name, entry in entries if entry.process for pair in listed(name, entry.process)]

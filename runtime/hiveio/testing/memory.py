@@ -290,11 +290,13 @@ class MemoryCache(Cache):
 
         return await self._call(script)
 
-    async def due(self, partition: int, first: int, count: int) -> tuple[Watermark | None, list[tuple[str, int]]]:
-        def script() -> tuple[Watermark | None, list[tuple[str, int]]]:
+    async def due(
+        self, partition: int, first: int, count: int, by: int
+    ) -> tuple[Watermark | None, int, list[tuple[str, int]]]:
+        def script() -> tuple[Watermark | None, int, list[tuple[str, int]]]:
             scope = self.scopes.get(partition)
             found = sorted(scope.processes.items(), key=lambda each: (each[1], each[0])) if scope else []
-            return self._watermark(partition), found[first : first + count]
+            return self._watermark(partition), sum(at <= by for _, at in found), found[first : first + count]
 
         return await self._call(script)
 

@@ -162,12 +162,14 @@ class Cache:
         text, verdicts = await self.redis.call(_VERDICTS, self.mark(partition), (), (first, end))
         return Watermark.parse(text), verdicts.decode()
 
-    async def due(self, partition: int, first: int, count: int) -> tuple[Watermark | None, list[tuple[str, int]]]:
-        """The watermark, and ``count`` processes with deadlines and when the first deadline of each is due, from number
-        ``first`` on in the order of that."""
-        text, found = await self.redis.call(_DUE, self.mark(partition), (), (first, count))
+    async def due(
+        self, partition: int, first: int, count: int, by: int
+    ) -> tuple[Watermark | None, int, list[tuple[str, int]]]:
+        """The watermark; how many processes have a deadline that is due ``by`` this time; and ``count`` processes with
+        deadlines and when the first deadline of each is due, from number ``first`` on in the order of that."""
+        text, (number, *found) = await self.redis.call(_DUE, self.mark(partition), (), (first, count, by))
         pairs = zip(found[::2], found[1::2], strict=True)
-        return Watermark.parse(text), [(name.decode(), int(at)) for name, at in pairs]
+        return Watermark.parse(text), number, [(name.decode(), int(at)) for name, at in pairs]
 
     async def processes(self, partition: int, part: int, first: int, count: int) -> tuple[int, list[tuple[str, int]]]:
         """Of the processes that run (RUNNING), are stuck (STUCK) or wait for an answer (WAITS), how many there are, and

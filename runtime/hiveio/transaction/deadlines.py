@@ -93,42 +93,46 @@ class Deadlines:
             await self._answer()
             await self._count()
             self._ask_at = time.monotonic() + ASK_S
-        due, upcoming = await self._look()
-        waiting = set(due)
-        self._failing = {name: again for name, again in self._failing.items() if name in waiting}
-        self._gauges.due(len(due), len(self._failing))
-        now = time.monotonic()
-        for name in due:
-            if len(self._at_work) >= AT_ONCE:
-                break
-            if name not in self._at_work and (name not in self._failing or self._failing[name][0] <= now):
-                self._at_work[name] = asyncio.ensure_future(self._fire_of(name))
+        due, startable, upcoming = await self._look()
+        self._gauges.due(due, len(self._failing))
+        for name in startable:
+            self._at_work[name] = asyncio.ensure_future(self._fire_of(name))
         if upcoming is None:
             self._idle_ms()
             return TURN_S
         return min(TURN_S, await self._keep_time(upcoming))
 
-    async def _look(self) -> tuple[list[str], int | None]:
-        """The processes with a deadline that is due, and when the next one is. Raises Unavailable."""
-        scope, due, first = self._scope, list[str](), 0
+    async def _look(self) -> tuple[int, list[str], int | None]:
+        """How many processes have a deadline that is due; the first of these that can be fired now, as many as may be
+        at work; and when the next deadline is due, if it was looked at. Raises Unavailable."""
+        scope, first, seen, startable = self._scope, 0, set[str](), list[str]()
         at, upcoming = self._found
         if at >= scope.view.next and (upcoming is None or upcoming > scope.view.time):
-            return due, upcoming  # no record has come
+            return 0, startable, upcoming  # no record has come
         while True:
-            asked = scope.mirror.watermark.offset
-            watermark, found = await self._cache.due(scope.partition, first, PAGE)
+            asked, now = scope.mirror.watermark.offset, scope.view.time
+            watermark, due, found = await self._cache.due(scope.partition, first, PAGE, now)
             if watermark is None or not scope.mirror.observe_watermark(watermark, asked):
                 raise scope.unavailable()
-            upcoming = next((at for _, at in found if at > scope.view.time), None)
-            due += [name for name, at in found if at <= scope.view.time]
+            upcoming = next((at for _, at in found if at > now), None)
+            names = [name for name, at in found if at <= now and name not in seen]
+            startable += filter(self._can_start, names)
+            seen.update(names)
             if upcoming is not None or len(found) < PAGE:
+                self._failing = {name: again for name, again in self._failing.items() if name in seen}
                 break
+            if len(startable) >= AT_ONCE - len(self._at_work):
+                break  # each turn would read all the others again
             first += PAGE
-        if not (due or found):
+        if not due and not found:
             self._none_at = watermark.offset
         upcoming = upcoming if upcoming is not None and upcoming < WAITS else None
         self._found = (-1 if due else watermark.offset, upcoming)
-        return due, upcoming
+        return due, startable[: AT_ONCE - len(self._at_work)], upcoming
+
+    def _can_start(self, name: str) -> bool:
+        """Whether the deadline of a process may be fired now."""
+        return name not in self._at_work and (name not in self._failing or self._failing[name][0] <= time.monotonic())
 
     async def _count(self) -> None:
         partition, processes = self._scope.partition, self._cache.processes

@@ -169,6 +169,26 @@ async def test_a_process_whose_deadline_fails_delays_no_other_one(
     assert len(texts) == 7
 
 
+async def test_however_many_are_due_a_turn_reads_no_more_than_it_can_fire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "AT_ONCE", 5)
+    monkeypatch.setattr(deadlines, "PAGE", 40)
+    ids = [f"a{number}" for number in range(100)]
+    async with Service(Waiting) as service:
+        await asyncio.gather(*[service.submit(Waiting, id, Begin(0)) for id in ids])
+        looks: list[tuple[int, int]] = []  # how many were passed over, and how many are due
+        ask = service.cache.due
+
+        async def due(partition: int, first: int, count: int, by: int) -> Any:
+            found = await ask(partition, first, count, by)
+            looks.append((first, found[1]))
+            return found
+
+        monkeypatch.setattr(service.cache, "due", due)
+        async with leading(service):
+            await eventually(lambda: has_ended(service, *ids))
+    assert {first for first, number in looks if number >= 40} == {0}
+
+
 async def test_what_is_due_when_an_instance_starts_fires_then() -> None:
     async with Service(Waiting) as service:
         await asyncio.gather(*[service.submit(Waiting, f"p{number}", Begin(1)) for number in range(5)])
