@@ -33,9 +33,9 @@ def before(bench: Bench) -> None:
             for warm in commands.values():
                 warm()
             bench.compare("before", clients, commands, name + BEFORE)
-            for title, fleet in fleets.items():
-                events = fleet.acknowledged * (2 if request is SEND else 1)
-                bench.check(f"{title}: events", bench.stored(fleet.topic), events)
+        for title, fleet in fleets.items():  # they have ended: events are published after their commands are answered
+            events = fleet.acknowledged * (2 if request is SEND else 1)
+            bench.check(f"{title}: events", bench.stored(fleet.topic), events)
     records, topic, numbers = max(1_000, bench.records // 20), bench.make_topic(), itertools.count()
     fill(bench, topic, records)
     with tempfile.TemporaryDirectory(prefix="hiveio-bench-") as folder:

@@ -218,7 +218,7 @@ def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> 
                 1,
                 "outcome: not on record: nothing has happened so far",
             )
-        event = read_all(kafka.brokers, topic)[0]
+        event = wait_until(lambda: read_all(kafka.brokers, topic), 30, "an event is published")[0]
         id = dict(event.headers() or [])["hive-id"]
         by_event = ask(id.decode() if isinstance(id, bytes) else str(id))
         assert by_event.stdout.splitlines()[-1] == f"outcome: accepted at {topic}.transactions/0/1"
