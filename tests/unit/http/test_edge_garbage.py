@@ -72,13 +72,17 @@ async def locked_by_another(served: testing.Service, number: int) -> None:
     await command
 
 
-async def crossed(served: testing.Service, number: int) -> None:
-    """Each has the lock that the other one needs."""
-    a, b = f"f{number}", f"g{number}"
-    contend(served, a, b)
-    await asyncio.gather(*[served.submit(AccountActor, id, Deposit(1, "crossed")) for id in (a, b)])
-    transfers = [(a, Transfer(b, 1, "there")), (b, Transfer(a, 1, "back"))]
-    await asyncio.gather(*[served.submit(AccountActor, id, transfer) for id, transfer in transfers])
+async def transfer_to_a_locked_one(served: testing.Service, number: int) -> None:
+    await served.submit(AccountActor, f"f{number}", Deposit(1, "there"))
+    contend(served, f"g{number}")
+    lock = served.cache.scope(0), f"Account/g{number}"
+    served.cache.locks[lock] = "another instance"
+    command = asyncio.create_task(served.submit(AccountActor, f"f{number}", Transfer(f"g{number}", 1, "waits")))
+    async with asyncio.timeout(30):
+        while not served.cache.waiting.get(lock):
+            await asyncio.sleep(0)
+    del served.cache.locks[lock]
+    await command
 
 
 REQUESTS = [
@@ -90,7 +94,7 @@ REQUESTS = [
     not_found,
     locked,
     locked_by_another,
-    crossed,
+    transfer_to_a_locked_one,
 ]
 
 
@@ -103,6 +107,27 @@ async def test_a_command_or_a_read(request_of: Callable[[testing.Service, int], 
         with nothing_to_collect():
             for number in range(TIMES, 2 * TIMES):
                 await request_of(served, number)
+
+
+async def test_transfers_of_which_each_has_the_lock_that_the_other_needs() -> None:
+    async with testing.Service(AccountActor) as one, testing.Service(AccountActor, log=one.log, cache=one.cache) as two:
+        both = one, two
+        await asyncio.gather(*[served.submit(AccountActor, "z", Deposit(1, "ready")) for served in both])
+
+        async def cross(numbers: range) -> None:
+            for number in numbers:
+                a, b = f"a{number}", f"b{number}"
+                for served in both:
+                    contend(served, a, b)
+                await asyncio.gather(*[one.submit(AccountActor, id, Deposit(5, "crossed")) for id in (a, b)])
+                transfers = [(a, Transfer(b, 1, "there")), (b, Transfer(a, 1, "back"))]
+                await asyncio.gather(
+                    *[served.submit(AccountActor, id, transfer) for served in both for id, transfer in transfers]
+                )
+
+        await cross(range(TIMES))
+        with nothing_to_collect():
+            await cross(range(TIMES, 2 * TIMES))
 
 
 @pytest.mark.parametrize(
