@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from hiveio import testing
-from hiveio.auth.authenticator import Authenticator
-from hiveio.config import Settings
+from hiveio import Command, testing
 from hiveio.errors import NotFound, Rejected
 from hiveio.http.edge import Edge
 from tests.actors.purses import FULL, Purses, Send
 from tests.faults.actors import AccountActor, Deposit, Transfer, Withdraw
 from tests.garbage import TIMES, nothing_to_collect
-from tests.issuer import AUDIENCE, ISSUER, Key, document
+from tests.unit.auth.test_authenticator import NEW, OLD, Source, started
 from tests.unit.http.test_edge import call, deposit, routes, service
+from tests.unit.transaction.test_engine import cluster, until
 
 
 async def accepted(served: testing.Service, number: int) -> None:
@@ -60,29 +59,24 @@ async def locked(served: testing.Service, number: int) -> None:
     await served.submit(AccountActor, f"d{number}", Deposit(1, "locked"))
 
 
-async def locked_by_another(served: testing.Service, number: int) -> None:
-    contend(served, f"e{number}")
-    lock = served.cache.scope(0), f"Account/e{number}"
+async def while_another_locks(id: str, served: testing.Service, target: str, message: Command) -> None:
+    """Send a command to ``target`` that needs ``id``, and release that once the command waits for it."""
+    contend(served, id)
+    lock = served.cache.scope(0), f"Account/{id}"
     served.cache.locks[lock] = "another instance"
-    command = asyncio.create_task(served.submit(AccountActor, f"e{number}", Deposit(1, "waits")))
-    async with asyncio.timeout(30):
-        while not served.cache.waiting.get(lock):
-            await asyncio.sleep(0)
+    command = asyncio.create_task(served.submit(AccountActor, target, message))
+    await until(lambda: served.cache.waiting.get(lock))
     del served.cache.locks[lock]
     await command
+
+
+async def locked_by_another(served: testing.Service, number: int) -> None:
+    await while_another_locks(f"e{number}", served, f"e{number}", Deposit(1, "waits"))
 
 
 async def transfer_to_a_locked_one(served: testing.Service, number: int) -> None:
     await served.submit(AccountActor, f"f{number}", Deposit(1, "there"))
-    contend(served, f"g{number}")
-    lock = served.cache.scope(0), f"Account/g{number}"
-    served.cache.locks[lock] = "another instance"
-    command = asyncio.create_task(served.submit(AccountActor, f"f{number}", Transfer(f"g{number}", 1, "waits")))
-    async with asyncio.timeout(30):
-        while not served.cache.waiting.get(lock):
-            await asyncio.sleep(0)
-    del served.cache.locks[lock]
-    await command
+    await while_another_locks(f"g{number}", served, f"f{number}", Transfer(f"g{number}", 1, "waits"))
 
 
 REQUESTS = [
@@ -110,9 +104,8 @@ async def test_a_command_or_a_read(request_of: Callable[[testing.Service, int], 
 
 
 async def test_transfers_of_which_each_has_the_lock_that_the_other_needs() -> None:
-    async with testing.Service(AccountActor) as one, testing.Service(AccountActor, log=one.log, cache=one.cache) as two:
-        both = one, two
-        await asyncio.gather(*[served.submit(AccountActor, "z", Deposit(1, "ready")) for served in both])
+    async with cluster() as both:
+        one, _ = both
 
         async def cross(numbers: range) -> None:
             for number in numbers:
@@ -125,6 +118,7 @@ async def test_transfers_of_which_each_has_the_lock_that_the_other_needs() -> No
                     *[served.submit(AccountActor, id, transfer) for served in both for id, transfer in transfers]
                 )
 
+        await asyncio.gather(*[served.submit(AccountActor, "z", Deposit(1, "ready")) for served in both])
         await cross(range(TIMES))
         with nothing_to_collect():
             await cross(range(TIMES, 2 * TIMES))
@@ -146,22 +140,14 @@ async def test_a_request_at_the_edge(amount: Any, status: int) -> None:
 
 
 async def test_a_request_with_a_token_of_an_unknown_key() -> None:
-    async def source() -> bytes:
-        return document(Key("known"))
-
     made = service()
-    settings = Settings(auth_jwks_url="http://localhost/keys", auth_issuer=ISSUER, auth_audience=AUDIENCE)
-    made.authenticator = authenticator = Authenticator(settings, source)
-    edge = Edge(made, routes(made.contracts[0]))
-    headers = {"authorization": f"Bearer {Key('unknown').token()}"}
-    await authenticator.start()
-    try:
-        while await authenticator.ready() is not None:
+    async with started(Source(OLD)) as made.authenticator:
+        while await made.authenticator.ready() is not None:
             await asyncio.sleep(0)
+        edge = Edge(made, routes(made.contracts[0]))
+        headers = {"authorization": f"Bearer {NEW.token()}"}
         for _ in range(TIMES):
             assert (await call(edge, "POST", "/accounts/1", deposit(1), headers)).status == 401
         with nothing_to_collect():
             for _ in range(TIMES):
                 await call(edge, "POST", "/accounts/1", deposit(1), headers)
-    finally:
-        await authenticator.stop()
