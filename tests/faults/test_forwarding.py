@@ -34,12 +34,17 @@ WINDOW = {"IDEMPOTENCY_COUNT": str(FEW)}
 
 def forwarded(instance: Instance) -> int:
     """How many commands it has answered with what another one has decided."""
+    return commands(instance, 'outcome="forwarded"')
+
+
+def commands(instance: Instance, label: str) -> int:
+    """How many commands with this label are over in it."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{instance.port}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
     except OSError:
         return 0
-    counts = [line for line in lines if line.startswith("hiveio_commands_total{") and 'outcome="forwarded"' in line]
+    counts = [line for line in lines if line.startswith("hiveio_commands_total{") and label in line]
     return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
 
@@ -358,6 +363,7 @@ async def performed_meanwhile(stage: Stage) -> None:
     stage.redis_proxy.open()
     await until(stage.victim.is_ready, "back", to_thread=True)
     go[0].touch()
+    await until(lambda: commands(stage.victim, 'command="Await"'), "over in the victim", to_thread=True)
     await stage.accepted("Deposit", "Account/a", amount=1)
 
 
