@@ -7,6 +7,7 @@ with Role("base", {"REQUEST_TIMEOUT": "500"}, actor=ACTOR) as role:
 
 import json
 import os
+import select
 import shutil
 import signal
 import ssl
@@ -19,7 +20,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -52,6 +53,50 @@ def settled(ask: Callable[[], httpx.Response], within_s: float = 30.0) -> httpx.
 
     found: httpx.Response = wait_until(answer, within_s, "an answer that is none of 409, 503 and 504")
     return found
+
+
+class Output:
+    """The lines that a process writes to a pipe. A thread takes them as they come, so that the pipe is never full."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        os.set_blocking(pipe.fileno(), False)
+        self._lines: list[str] = []
+        self._begun = b""  # of a line whose end has not come
+        self._ended = False
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def lines(self) -> list[str]:
+        """All lines that were written before the call, also those that the thread has not had the time to take."""
+        self._take()
+        return list(self._lines)
+
+    def close(self, within_s: float = 10.0) -> None:
+        """Wait until nobody can write any more, and close the pipe."""
+        self._reader.join(within_s)
+        with self._lock:
+            self._ended = True
+            self._pipe.close()
+
+    def _read(self) -> None:
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        while not self._ended:
+            poll.poll(1000)
+            self._take()
+
+    def _take(self) -> None:
+        with self._lock:
+            while not self._ended:
+                try:
+                    chunk = os.read(self._pipe.fileno(), 65536)
+                except BlockingIOError:
+                    return
+                self._ended = not chunk
+                *whole, self._begun = (self._begun + (chunk or b"\n" * bool(self._begun))).split(b"\n")
+                self._lines += [line.decode() for line in whole]
 
 
 class Role:
@@ -92,8 +137,6 @@ class Role:
         }
         self.secure = self.environ.get("SECURE") == "true"
         self.trust: ssl.SSLContext | bool = True  # what a client of ours checks the certificate against
-        self.lines: list[str] = []  # of stdout
-        self.errors: list[str] = []  # of stderr
 
     # -- life
 
@@ -106,14 +149,10 @@ class Role:
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
-        self._readers = [
-            threading.Thread(target=_collect, args=(stream, lines), daemon=True)
-            for stream, lines in ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
-        ]
-        for reader in self._readers:
-            reader.start()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._stdout, self._stderr = Output(self.process.stdout), Output(self.process.stderr)
         return self
 
     def __enter__(self) -> Self:
@@ -187,13 +226,20 @@ class Role:
             process.resume()
 
     def _join(self) -> None:
-        for reader in self._readers:
-            reader.join(10)
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream:
-                stream.close()
+        self._stdout.close()
+        self._stderr.close()
 
     # -- what it shows
+
+    @property
+    def lines(self) -> list[str]:
+        """Of stdout: all that was written before the call, so those that it logged before it gave an answer."""
+        return self._stdout.lines()
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr."""
+        return self._stderr.lines()
 
     def workers(self) -> list[Any]:
         try:
@@ -211,7 +257,7 @@ class Role:
 
     def logs(self, message: str | None = None) -> list[dict[str, Any]]:
         """The log lines so far, decoded; only those with this message. Raises if one is not JSON."""
-        found = [json.loads(line) for line in list(self.lines)]
+        found = [json.loads(line) for line in self.lines]
         return [line for line in found if message is None or line["message"] == message]
 
     def complaints(self) -> list[dict[str, Any]]:
@@ -220,7 +266,3 @@ class Role:
 
     def text(self) -> str:
         return "\n".join(["", *self.lines, *self.errors])
-
-
-def _collect(stream: Any, lines: list[str]) -> None:
-    lines.extend(line.rstrip("\n") for line in stream)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ import pytest
 from hiveio.cli import main
 from hiveio.roles import ROLES
 from tests.conftest import require
-from tests.process import NOWHERE, ROOT, wait_until
+from tests.process import NOWHERE, ROOT, Output, wait_until
 from tests.services import HOST, Kafka
 from tests.tutorial import Played, blocks
 
@@ -34,22 +33,20 @@ class Dev:
     """The process and what it has said. Nothing is a terminal here, so what it says has no colours."""
 
     def __init__(self, folder: Path, *words: str, **environ: str) -> None:
-        self.folder, self.lines = folder, list[str]()
+        self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hiveio.cli", "dev", *words],
             cwd=folder,
             env={**os.environ, "COLUMNS": "200", "http_proxy": NOWHERE, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as output:
-            self.lines.extend(line.rstrip("\n") for line in output)
+        self._output = Output(self.process.stdout)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._output.lines()
 
     def text(self) -> str:
         return "\n".join(self.lines)
@@ -59,7 +56,7 @@ class Dev:
 
         def found() -> int | None:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text()}"
-            return next((at + 1 for at, line in enumerate(list(self.lines)) if at >= after and text in line), None)
+            return next((at + 1 for at, line in enumerate(self.lines) if at >= after and text in line), None)
 
         try:
             return int(wait_until(found, within_s, text))
@@ -81,7 +78,7 @@ class Dev:
     def ended(self, within_s: float) -> int:
         """Its exit code, once it has ended and all that it said is read."""
         code = self.process.wait(within_s)
-        self._reader.join(10)
+        self._output.close()
         return code
 
 
