@@ -6,6 +6,7 @@ import pytest
 
 from hiveio.dev.addresses import EVERYWHERE, bound, preferred
 from hiveio.errors import ConfigError
+from tests.services import free_port
 
 
 def own_address() -> str:
@@ -34,7 +35,7 @@ def test_where_no_container_gets_to_is_refused(host: str) -> None:
 
 
 def test_a_port_is_kept_unless_somebody_has_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = server.getsockname()[1]
+    taken = free_port()
+    with socket.create_server(("127.0.0.1", taken)):
         assert preferred(taken) != taken
     assert preferred(taken) == taken

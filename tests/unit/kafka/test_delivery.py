@@ -44,6 +44,7 @@ async def until_ended(threads: set[str]) -> None:
     async with asyncio.timeout(10):
         while client_threads() & threads:
             await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # what they reported before their end arrives
 
 
 async def test_the_clients_that_an_appender_replaces_end(no_collection: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,12 @@ async def numbers(service: Service) -> list[int]:
     return list(state.numbers) if state else []
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine under load takes its time to read a record back."""
+    monkeypatch.setattr(deadlines, "TICK_S", 30.0)
+
+
 @asynccontextmanager
 async def led(service: Service) -> AsyncIterator[Deadlines]:
     engine, (scope,) = service.transactions.engine, service.transactions.scopes

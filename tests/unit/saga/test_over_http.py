@@ -180,7 +180,7 @@ async def test_an_answer_that_is_too_large_is_a_dead_letter(receiver: Receiver) 
 
 async def test_a_service_that_answers_byte_by_byte_holds_up_no_thread(receiver: Receiver) -> None:
     async with Service(Fulfilment) as service:
-        handle = sending(service.contracts, service.transactions, receiver.url, 60, 1)
+        handle = sending(service.contracts, service.transactions, receiver.url, 60, 2)
         receiver.trickles, began = True, time.monotonic()
         calls = [handle(command(number=number)) for number in range(CONCURRENCY)]
         found = await asyncio.gather(*calls, return_exceptions=True)

@@ -178,6 +178,7 @@ def test_a_number_that_is_none_is_not_known(value: bytes) -> None:
 
 def test_an_answer_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "MOST_S", 0.5)
+    monkeypatch.setattr(instances, "ASK_S", 10.0)  # for which a byte may be late
     with answering(READY, METRICS, endless=True) as url:
         assert "its answer has not ended within 0.5 s" in ask(url).unreachable
 
