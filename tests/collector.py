@@ -102,7 +102,7 @@ class Collector:
         return span
 
     def points_of(self, name: str) -> list[Point]:
-        return [point for (metric, _, _), point in self.points.items() if metric == name]
+        return [point for (metric, _, _), point in list(self.points.items()) if metric == name]
 
     def take(self, path: str, body: bytes) -> None:
         if path == "/v1/traces":

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from tests.process import ROOT
+from tests.services import free_port
 
 ISSUER, AUDIENCE = "https://issuer.example/", "accounts"
 PATH = "/keys"
@@ -169,7 +170,8 @@ class Issuer:
         return self
 
     def start(self, port: int = 0) -> None:
-        command = [sys.executable, "-m", "tests.issuer", str(port), *([str(self._pem)] if self._pem else ())]
+        place = [str(port or free_port()), *([str(self._pem)] if self._pem else ())]
+        command = [sys.executable, "-m", "tests.issuer", *place]
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.url = f"http{'s' if self._pem else ''}://127.0.0.1:{int(self._process.stdout.readline())}"

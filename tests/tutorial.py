@@ -78,9 +78,9 @@ class Played:
         return done.stdout
 
     def _here(self, text: str) -> str:
-        for shown, own in self._replaced.items():
-            text = text.replace(shown, own)
-        return text
+        # In one pass: a port that is put in may have the digits of one that is shown.
+        shown = sorted(map(re.escape, self._replaced), key=len, reverse=True)
+        return re.sub("|".join(shown), lambda found: self._replaced[found[0]], text)
 
 
 class Tutorial(Played):

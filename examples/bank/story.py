@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -237,7 +238,8 @@ def run(display: Display, world: World, steps: Sequence[Step], *, once: bool) ->
             invite(world, display)
             try:
                 display.say("\n  Everything keeps running. Ctrl-C ends it.", "dim")
-                signal.pause()
+                while True:
+                    time.sleep(1)  # a pause without an end would not notice a signal that came just before it
             except KeyboardInterrupt:
                 display.say("\n  Ending …", "dim")
     return 1 if wrong else 0

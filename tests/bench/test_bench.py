@@ -122,7 +122,10 @@ def test_rounds_alternate() -> None:
 
 def test_no_part_of_the_cpu_is_negative_where_the_worker_comes_later() -> None:
     """The benchmark of the fold showed -5,300 µs: the master had counted as its own worker."""
-    worker = "import sys, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True)"
+    worker = (
+        "import threading, time; sum(range(5_000_000)); threading.Thread(target=time.sleep, args=(60,)).start();"
+        "print(flush=True); time.sleep(60)"
+    )
     master = (
         "import subprocess, sys, time; sum(range(10_000_000)); print(flush=True); input();"
         f"subprocess.run([sys.executable, '-c', {worker!r}])"

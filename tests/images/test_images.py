@@ -198,7 +198,7 @@ def test_without_kafka_it_is_alive_and_not_ready(
         assert health(running, "--ready") == 1
         own.start()
         running.ready()
-        assert health(running, "--ready") == 0
+        wait_until(lambda: health(running, "--ready") == 0, 60, "ready by its health check too")
         assert works(role, running.url)
 
 
@@ -210,7 +210,7 @@ def test_without_redis_it_is_alive_and_not_ready(container: Callable[..., Contai
         wait_until(lambda: httpx.get(running.url + "/readyz").status_code == 503, 60, "not ready")
         assert httpx.get(running.url + "/livez").status_code == 200
         own.restart(empty=True)
-        running.ready()
+        running.rebuilt(1)
         assert works(role, running.url, 2)
 
 
@@ -242,7 +242,7 @@ def test_status_and_console_are_in_the_image_and_probes_may_have_a_port_of_their
         wait_until(lambda: running.logs("worker serves"), 120, "serving")
         running.healthy()
         wait_until(lambda: health(running, "--ready") == 0, 60, "ready")
-        assert httpx.get(f"http://127.0.0.1:{own}/readyz").status_code == 200
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{own}/readyz").status_code == 200, 60, "ready on its own port")
         assert httpx.get(running.url + "/readyz").status_code == 404
         assert works(role, running.url, 1)
         inside = [running.docker, "exec", running.container, "hiveio"]
@@ -262,8 +262,13 @@ def test_status_and_console_are_in_the_image_and_probes_may_have_a_port_of_their
 
             wait_until(served, 60, "the console")
             assert httpx.get(f"{url}/console.js").status_code == 200
-            states = httpx.get(f"{url}/aggregate?name=AccountActor/1", timeout=30).text
-            assert "&quot;owner&quot;: &quot;Ada&quot;" in states  # folded by the actor of the image
+
+            def folded() -> bool:
+                """By the actor of the image. The page shows how far it is where the log takes longer than a second."""
+                states = httpx.get(f"{url}/aggregate?name=AccountActor/1", timeout=30).text
+                return "&quot;owner&quot;: &quot;Ada&quot;" in states
+
+            wait_until(folded, 60, "the states of the account")
             running.stop()  # and what was started in it
 
 

@@ -10,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from hiveio.cli import main
 from hiveio.roles import ROLES
 from tests.images.container import call
+from tests.process import wait_until
 from tests.services import free_port
 from tests.tutorial import Played, blocks
 
@@ -51,7 +52,8 @@ def the_console_is_where_its_log_says(docker: str, shop: Path, environ: dict[str
     url = f"http://localhost:{environ['CONSOLE_PORT']}"
     with httpx.Client(base_url=url, follow_redirects=True, timeout=30) as browser:
         assert browser.get("/").status_code == 401
-        page = browser.get(path).text
-        assert "Overview" in page
-        assert "not answer" not in page  # each service is asked
-        assert "&quot;title&quot;: &quot;Book&quot;" in browser.get("/aggregate?name=ItemsActor/7").text
+        assert "Overview" in browser.get(path).text
+        # Each service is asked, again and again: the first time it may not have listened yet.
+        wait_until(lambda: "not answer" not in browser.get("/").text, 60, "each service answers")
+        shown = "&quot;title&quot;: &quot;Book&quot;"
+        wait_until(lambda: shown in browser.get("/aggregate?name=ItemsActor/7").text, 60, "the states of the item")

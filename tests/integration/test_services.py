@@ -309,9 +309,10 @@ def test_three_brokers_in_the_foreground_are_one_cluster_that_may_lose_one(
     with process, process.stdout:
         servers = addresses["EVENT_STORE_BROKERS"]
         admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-        found = admin.list_topics(timeout=10).brokers.values()
-        assert {broker.port for broker in found} == {int(server.rpartition(":")[2]) for server in servers.split(",")}
-        assert len(found) == 3
+        ports = sorted(int(server.rpartition(":")[2]) for server in servers.split(","))
+        assert len(ports) == 3
+        # The one that is asked may not have heard of all others yet.
+        eventually(lambda: sorted(broker.port for broker in admin.list_topics(timeout=10).brokers.values()) == ports)
         new = NewTopic(topic, 1, 3, config={"min.insync.replicas": "2"})
         admin.create_topics([new])[topic].result(10)
         append(servers, topic, b"one")

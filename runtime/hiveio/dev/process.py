@@ -97,7 +97,18 @@ def spawn(
         threading.Thread(target=_spawner, name="service-spawner", daemon=True).start()
     result: Future[subprocess.Popen[bytes]] = Future()
     _spawns.put((command, console, environ, stdin, result))
-    return result.result()
+    try:
+        return result.result()
+    except BaseException:  # a signal, say: nobody gets the process
+        result.add_done_callback(_discard)
+        raise
+
+
+def _discard(result: Future[subprocess.Popen[bytes]]) -> None:
+    """End a process that has started after all."""
+    if result.exception() is None:
+        signal_group(result.result().pid, signal.SIGKILL)
+        result.result().wait()
 
 
 def end_forks_with_us() -> None:
