@@ -1,9 +1,11 @@
 """The consumer loop on a real Kafka: every event handled, in order, the offset last."""
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from hiveio import Context
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
+from hiveio.kafka.poller import Poller
+from hiveio.kafka.topics import group_members
 from tests.integration.consumers import Ledger, Member, Recorder, member, plain, positioned, settings, wire
 from tests.integration.topics import Written, committed, make_topic, write
 from tests.process import Role, wait_until
@@ -52,6 +56,34 @@ async def test_a_member_without_a_partition_is_ready(
     async with member(tuned) as first, member(tuned) as second:
         await asyncio.gather(first.ready(), second.ready())
         assert len([*first.partitions(), *second.partitions()]) == 1
+
+
+async def test_a_member_is_ready_when_it_knows_of_its_partitions_and_not_when_kafka_has_assigned_them(
+    kafka: Kafka, topic: str, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Or it would not read what is written from then on, where it begins at the end."""
+    make_topic(kafka.brokers, topic)
+    tuned = settings(kafka={"group.protocol": protocol}, from_start=False)
+    come, go_on, on_assign = threading.Event(), threading.Event(), Poller._on_assign
+
+    def late(*arguments: Any) -> None:
+        come.set()
+        go_on.wait(30)
+        on_assign(*arguments)
+
+    monkeypatch.setattr(Poller, "_on_assign", late)
+    async with member(tuned) as one:
+        try:
+            await one.until(come.is_set)
+            members, stable = await asyncio.to_thread(group_members, tuned, tuned.group_id)
+            assert stable
+            assert [*members.values()] == [1]
+            for _ in range(5):
+                assert await one.consumer.ready() is not None
+        finally:
+            go_on.set()
+        await one.ready()
+        assert one.partitions() == {0}
 
 
 async def test_the_context(kafka: Kafka, topic: str, settings: Callable[..., Settings]) -> None:

@@ -35,7 +35,8 @@ class Assignment:
     """The partitions that this member has, and the lanes of those that are open.
 
     ``waiting`` says of each partition that cannot be looked up or opened why; it is tried again until it is revoked.
-    ``missing`` says which topics do not exist, and ``joining`` why the group is not joined yet.
+    ``missing`` says which topics do not exist, and ``joining`` why the group is not joined yet. ``joined`` comes with
+    the partitions, on the loop: who sees it sees those in ``waiting`` too.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Assignment:
         self.lanes: dict[Partition, Lane] = {}
         self.waiting: dict[Partition, str] = {}
         self.missing: str | None = None
+        self.joined = False
         self.joining: str | None = f"the group {settings.group_id} is not joined yet"
         self._owner_ids: dict[Partition, str] = {}  # of each partition; a new one at each assignment
         self._wake = asyncio.Event()
@@ -72,8 +74,11 @@ class Assignment:
         for task in self._tasks:
             task.cancel()
 
-    def take(self, keys: Iterable[Partition]) -> None:
-        """Open these."""
+    def take(self, keys: Sequence[Partition]) -> None:
+        """The group has given it these, or none: open them."""
+        self.joined = True
+        if not keys:
+            return
         for key in keys:
             self.waiting[key], self._owner_ids[key] = (
                 "the offset to begin with is being looked up",

@@ -83,7 +83,6 @@ class Poller:
         self._fatal: str | None = None
         self._commit_at = 0.0
         self._member: str | None = None  # its id
-        self.joined = False
         self.trouble: str | None = None
 
     # -- on the loop
@@ -122,11 +121,12 @@ class Poller:
         found = self.assignment
         if unready := self.trouble or found.missing or self._leaders.doubt:
             return unready
-        # No callback comes where a group has no partition left for this member (KIP-848).
-        if not self.joined and (member := self._member):
-            members, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
-            self.joined = self.joined or (stable and member in members)
-        if not self.joined:
+        # No callback comes where a group has no partition left for this member (KIP-848). Where there is one, the group
+        # is stable as soon as Kafka has said so, which may be before the callback.
+        if not found.joined and (member := self._member):
+            assigned, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
+            found.joined = found.joined or (stable and assigned.get(member) == 0)
+        if not found.joined:
             return found.joining
         if found.waiting:
             (topic, at), reason = min(found.waiting.items())
@@ -141,7 +141,7 @@ class Poller:
 
     async def _renew(self, topics: set[str]) -> None:
         """Join the group again, with a new client that looks up the leaders."""
-        self.joined, self._member, self._stale = False, None, True
+        self.assignment.joined, self._member, self._stale = False, None, True
         self._progress.set()
         await blocking(self._lookup.close)
         self._owner.renew()
@@ -198,7 +198,7 @@ class Poller:
 
     def _session(self) -> None:
         """The life of one client. Raises RuntimeError with the reason if it failed."""
-        self._fatal, self._subscribed, self.joined, self._stale = None, [], False, False
+        self._fatal, self._subscribed, self.assignment.joined, self._stale = None, [], False, False
         config = self._config | {"bootstrap.servers": first_brokers(self._settings)}
         consumer, self._first_client = self._first_client or make(Consumer, config), None
         failure = tried(lambda: self._turns(consumer))
@@ -322,10 +322,9 @@ class Poller:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # The partitions are the member's from now on; each is read once its lane is open.
         self._guarded(lambda: consumer.incremental_assign([]))
-        self.joined = True
         self.trouble = None
-        keys = [(found.topic, found.partition) for found in partitions]
-        if keys and not self._stopping:
+        if not self._stopping:
+            keys = [(found.topic, found.partition) for found in partitions]
             self._owned.update(keys)
             self._guarded(lambda: self._loop.call_soon_threadsafe(self.assignment.take, keys))
 

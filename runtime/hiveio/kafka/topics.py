@@ -64,8 +64,9 @@ def admin(settings: Settings, **own: Any) -> AdminClient:
     return make(AdminClient, client_config(settings, **own))
 
 
-def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) -> tuple[set[str], bool]:
-    """The member ids of a group, and whether all have what they are assigned. Blocking.
+def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) -> tuple[dict[str, int], bool]:
+    """How many partitions each member of a group is assigned, by its id, and whether Kafka has told all of them so.
+    Blocking.
 
     Nobody if there is no such group, or Kafka does not answer.
     """
@@ -74,9 +75,10 @@ def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) 
         asked = client.describe_consumer_groups([group], request_timeout=COORDINATOR_TIMEOUT_S)
         found = answered(asked[group], timeout_s)
     except KafkaException:
-        return set(), False
-    members = set() if found.state == ConsumerGroupState.DEAD else {member.member_id for member in found.members}
-    return members, found.state == ConsumerGroupState.STABLE
+        return {}, False
+    members = [] if found.state == ConsumerGroupState.DEAD else found.members
+    assigned = {member.member_id: len(member.assignment.topic_partitions) for member in members}
+    return assigned, found.state == ConsumerGroupState.STABLE
 
 
 async def ensure_topic(settings: Settings, name: str, config: Mapping[str, str] = FOREVER) -> Topic:

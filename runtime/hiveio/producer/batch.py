@@ -156,7 +156,9 @@ class Intake:
                 progressed()
                 async with asyncio.timeout(self._timeout_s * 0.9):
                     message = await receive()
-        except TimeoutError:  # the chunk is empty: it was yielded before more was awaited
+        # The chunk is empty: it was yielded before more was awaited. A loop that had no CPU for long finds that the
+        # time of the request itself is over in the same turn.
+        except (TimeoutError, asyncio.CancelledError):
             raise RequestTimeout("The rest of the batch did not arrive in time.") from None
         except Problem:
             if chunk:

@@ -122,14 +122,7 @@ class Publishing:
         outcome, stored, id, claim, _ = submission
         if stored and not self._queued:
             try:
-                if claim is not None:  # its outcome is needed, also if nobody waits for the answer any more
-                    metadata = _combined(await _outcomes([asyncio.shield(each) for each in stored]))
-                else:
-                    metadata = await stored[0] if len(stored) == 1 else _combined(await _outcomes(stored))
-            except asyncio.CancelledError:  # the request's deadline passed before that of its record
-                if self._keys is not None and claim is not None:
-                    self._keys.later(self._settled_late(submission))
-                raise
+                metadata = await _confirmed(stored, keep=claim is not None)
             except Unknown as error:
                 if self._keys is not None and claim is not None:
                     self._keys.later(self._settled_late(submission))
@@ -203,6 +196,20 @@ class Publishing:
         if self._passed:
             shared += self._passed.of(given)
         return shared
+
+
+async def _confirmed(stored: list[DeliveryFuture], *, keep: bool) -> RecordMetadata:
+    """The position of the last of a request's events; with ``keep`` their outcome is known also later. Raises Unknown,
+    also where the request's own deadline comes first: an event loop that had no CPU for long finds that both are over.
+    """
+    try:
+        if keep:
+            return _combined(await _outcomes([asyncio.shield(each) for each in stored]))
+        return await stored[0] if len(stored) == 1 else _combined(await _outcomes(stored))
+    except asyncio.CancelledError:
+        if all(each.done() and not each.cancelled() for each in stored):
+            return _combined(await _outcomes(stored))
+        raise Unknown("Kafka did not confirm the record in time. It may be stored all the same.") from None
 
 
 async def _outcomes(stored: list[DeliveryFuture], *, late: bool = False) -> list[RecordMetadata | Problem]:

@@ -1,6 +1,8 @@
-"""The records of a batch that are refused."""
+"""The records of a batch that are refused, and those that do not come."""
 
-from typing import cast
+import asyncio
+import time
+from typing import Any, cast
 
 from hiveio.actor import performing
 from hiveio.config import Settings
@@ -14,12 +16,29 @@ from tests.unit.http.test_edge import call, deposit, service
 from tests.unit.producer.test_publishing import Late
 
 
-async def test_a_batch_with_refused_records_leaves_nothing_to_the_collector() -> None:
-    made = service()
+def taking_batches(**environ: str) -> Edge:
+    made = service(**environ)
     contract, unused = made.contracts[0], cast("Sender", Late())
     publishing = Publishing(performing(contract), contract, unused, Settings(topic="t"), None)
     intake = Intake(made, contract.command_codec, publishing)
-    edge = Edge(made, messages(contract, publishing, success=200, intake=intake))
+    return Edge(made, messages(contract, publishing, success=200, intake=intake))
+
+
+async def test_where_all_its_times_are_over_at_once_the_answers_are_given() -> None:
+    """Those for the next bytes and for the whole request end in one turn of a loop that had no CPU for long."""
+    edge = taking_batches(REQUEST_TIMEOUT="300")
+    edge.watch()
+    sent: list[Any] = []
+    answer = asyncio.create_task(call(edge, "POST", "/accounts/1", [b"[%b," % deposit(13)], hang=True, sent=sent))
+    await asyncio.sleep(0.05)  # it waits for more
+    time.sleep(0.5)  # noqa: ASYNC251
+    first, rest = (await answer).json
+    assert (first["status"], rest["status"], rest["rest"]) == (422, 408, True)
+    edge.unwatch()
+
+
+async def test_a_batch_with_refused_records_leaves_nothing_to_the_collector() -> None:
+    edge = taking_batches()
     body = b"[%b]" % b",".join([b"1", b'{"type":"Unheard"}', deposit(13)])
     for _ in range(TIMES):
         answer = await call(edge, "POST", "/accounts/1", body)

@@ -10,7 +10,7 @@ from hiveio import Actor, Command, Event
 from hiveio.actor import Contract, performing
 from hiveio.config import Settings
 from hiveio.envelope import Envelope
-from hiveio.errors import Unavailable
+from hiveio.errors import Unavailable, Unknown
 from hiveio.producer.keys import Claim, Keys
 from hiveio.producer.publishing import Publishing
 from hiveio.redis.node import Node
@@ -102,13 +102,33 @@ async def test_while_its_records_are_on_their_way_it_is_answered_by_what_becomes
     publishing: Publishing, keys: RecordedKeys, sender: Late
 ) -> None:
     submission = await publishing.submit(envelope(wait=False), CLAIM)
-    await over(asyncio.create_task(publishing.settled(submission)))
+    task = asyncio.create_task(publishing.settled(submission))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(Unknown) as unknown:
+        await task
+    assert unknown.value.members["id"] == "token", "its records can be found"
     assert not keys.entries
     for offset, stored in enumerate(sender.stored):
         stored.set_result(RecordMetadata(0, offset))
     name, entry = await keys.until_stored()
     assert (name, entry[:2]) == (b"name", b"D\n")
     assert b'"Hive-Position":"t/0/1"' in entry
+
+
+@pytest.mark.parametrize("claim", [None, CLAIM])
+async def test_an_answer_that_came_in_the_same_turn_is_given(
+    publishing: Publishing, keys: RecordedKeys, sender: Late, claim: Claim | None
+) -> None:
+    """As where the event loop had no CPU between the confirmation and the end of the request's time."""
+    submission = await publishing.submit(envelope(wait=False), claim)
+    task = asyncio.create_task(publishing.settled(submission))
+    await asyncio.sleep(0)
+    for offset, stored in enumerate(sender.stored):
+        stored.set_result(RecordMetadata(0, offset))
+    task.cancel()
+    assert (await task).headers["Hive-Position"] == "t/0/1"
+    assert [name for name, _ in keys.entries] == ([b"name"] if claim else [])
 
 
 @pytest.mark.parametrize("ends", [None, Unavailable("away")])
