@@ -5,15 +5,15 @@ import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from hiveio import Context
 from hiveio.config import Settings
 from hiveio.errors import ConfigError
-from hiveio.kafka.poller import Poller
+from hiveio.kafka import poller
 from hiveio.kafka.topics import group_members
 from tests.integration.consumers import Ledger, Member, Recorder, member, plain, positioned, settings, wire
 from tests.integration.topics import Written, committed, make_topic, write
@@ -64,14 +64,16 @@ async def test_a_member_is_ready_when_it_knows_of_its_partitions_and_not_when_ka
     """Or it would not read what is written from then on, where it begins at the end."""
     make_topic(kafka.brokers, topic)
     tuned = settings(kafka={"group.protocol": protocol}, from_start=False)
-    come, go_on, on_assign = threading.Event(), threading.Event(), Poller._on_assign
+    come, go_on = threading.Event(), threading.Event()
 
-    def late(*arguments: Any) -> None:
-        come.set()
-        go_on.wait(30)
-        on_assign(*arguments)
+    class Late(Consumer):
+        def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+            if not partitions:  # so the callback begins
+                come.set()
+                go_on.wait(30)
+            super().incremental_assign(partitions)
 
-    monkeypatch.setattr(Poller, "_on_assign", late)
+    monkeypatch.setattr(poller, "Consumer", Late)
     async with member(tuned) as one:
         try:
             await one.until(come.is_set)

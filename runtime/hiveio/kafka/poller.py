@@ -122,7 +122,7 @@ class Poller:
         if unready := self.trouble or found.missing or self._leaders.doubt:
             return unready
         # No callback comes where a group has no partition left for this member (KIP-848). Where there is one, the group
-        # is stable as soon as Kafka has said so, which may be before the callback.
+        # is stable as soon as it has been sent, which may be before the callback.
         if not found.joined and (member := self._member):
             assigned, stable = await blocking(group_members, self._settings, self._settings.group_id, 1.0)
             found.joined = found.joined or (stable and assigned.get(member) == 0)
