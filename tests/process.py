@@ -207,8 +207,9 @@ class Role:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to the process and its workers."""
-        for process in (*self.workers(), self.process):
+        """SIGKILL to the process and its workers; first to the one that would start others in their place."""
+        workers = self.workers()
+        for process in (self.process, *workers):
             try:
                 process.kill()
             except (psutil.NoSuchProcess, ProcessLookupError):

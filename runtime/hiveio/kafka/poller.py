@@ -117,10 +117,10 @@ class Poller:
         return thread is None or self._stopping or (thread.is_alive() and time.monotonic() - self._turned < STUCK_S)
 
     async def ready(self) -> str | None:
-        """None when it is a member, everything that it was assigned is read, and Kafka answers; else the reason."""
+        """None when it is a member, everything that it was assigned is read, and Kafka answers; else the reasons."""
         found = self.assignment
-        if unready := self.trouble or found.missing or self._leaders.doubt:
-            return unready
+        if reasons := [each for each in (found.missing, self.trouble, self._leaders.doubt) if each]:
+            return "; ".join(reasons)
         # No callback comes where a group has no partition left for this member (KIP-848). Where there is one, the group
         # is stable as soon as it has been sent, which may be before the callback.
         if not found.joined and (member := self._member):
