@@ -80,8 +80,10 @@ class Instance(Service):
             return str(error)
 
     def faults(self) -> list[str]:
-        """Lines of its log that report a fault of ours: a traceback or a critical line."""
-        return self.lines('"traceback"', '"critical"', "Traceback")
+        """Lines of its log that report a fault of ours: a traceback or a critical line. The one that shows where a late
+        event loop is has level info, and is none."""
+        found = self.lines('"traceback"', '"critical"', "Traceback")
+        return [line for line in found if '"level":"info"' not in line]
 
     def lines(self, *texts: str) -> list[str]:
         """Lines of its log that contain one of these."""

@@ -45,6 +45,7 @@ LATE_S = 1.5
 LEAK = 10_000  # bytes
 FEW = 1_000
 HASTY_S = 0.3
+REPORTED_S = 5.0  # for which a record waits for its report, at most
 FAR = 20  # records
 
 
@@ -71,10 +72,20 @@ def alone() -> None:
 
 def acknowledges_on_report() -> None:
     """A command counts as accepted when Kafka has stored its record."""
-    original, read = Appender._report, Tail._hand_over
+    append, original, read = Appender.append, Appender._report, Tail._hand_over
+    unreported = set[str]()  # keys of records of this process
+
+    def append_and_note(self: Appender, partition: int, key: str, value: bytes, *, in_flight: int = 0) -> None:
+        unreported.add(key)
+        append(self, partition, key, value, in_flight=in_flight)
+
+    def key_of(message: Message) -> str:
+        return (message.key() or b"").decode()
 
     def read_late(self: Tail, messages: list[Message]) -> None:
-        time.sleep(0.2)  # on the tail's thread: the report comes first, every time
+        end = time.monotonic() + REPORTED_S
+        while not unreported.isdisjoint(map(key_of, messages)) and time.monotonic() < end:
+            time.sleep(0.01)  # on the tail's thread: the report comes first, every time
         read(self, messages)
 
     def producer(config: dict[str, Any]) -> Producer:
@@ -90,10 +101,12 @@ def acknowledges_on_report() -> None:
 
     def report(self: Appender, client: Client, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self.loop.call_soon_threadsafe(stored, self, (message.key() or b"").decode(), message.offset() or 0)
+            self.loop.call_soon_threadsafe(stored, self, key_of(message), message.offset() or 0)
+        unreported.discard(key_of(message))
         original(self, client, error, message)
 
     setattr(hiveio.kafka.delivery, "Producer", producer)  # noqa: B010
+    setattr(Appender, "append", append_and_note)  # noqa: B010
     setattr(Appender, "_report", report)  # noqa: B010
     setattr(Tail, "_hand_over", read_late)  # noqa: B010
 

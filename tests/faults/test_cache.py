@@ -88,9 +88,9 @@ async def test_66_a_cache_that_is_lost_is_noticed_without_work(broker: Broker) -
         await until(lambda: stage.watermark() == end, "applied")
 
         async def noticed(count: int) -> None:
-            await until(lambda: stage.watermark() == end, "folded", 2)
+            await until(lambda: stage.watermark() == end, "folded", 5)
             for number, instance in enumerate(stage.instances):
-                await until(lambda i=instance: len(i.lines("fell back")) >= count, f"noticed by {number}", 2)  # type: ignore[misc]
+                await until(lambda i=instance: len(i.lines("fell back")) >= count, f"noticed by {number}", 5)  # type: ignore[misc]
 
         with contextlib.closing(stage.redis_client()) as client:
             await until(lambda: client.keys("hive:*:published"), "noted")

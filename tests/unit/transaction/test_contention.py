@@ -212,6 +212,7 @@ async def test_a_lock_that_comes_back_for_a_set_is_used_and_released(monkeypatch
         await until(lambda: one.cache.locks)
         ((key, _),) = one.cache.locks.items()
         one.cache.waiting[key] = {"another"}
+        await until(lambda: len(one.log.partitions[0]) == 3)  # so its turn has begun
         await asyncio.sleep(0.06)
         commands.append(asyncio.create_task(one.submit(AccountActor, "b", Deposit(1, "ends the turn"))))
         await until(lambda: not one.cache.locks)

@@ -79,6 +79,12 @@ def duty(service: Service) -> Deadlines:
     )
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine under load takes its time to read a record back."""
+    monkeypatch.setattr(deadlines, "TICK_S", 60.0)
+
+
 @asynccontextmanager
 async def leading(service: Service) -> AsyncIterator[Leading]:
     lease = Leading()
@@ -133,10 +139,10 @@ async def test_what_has_become_due_while_nobody_led_fires_at_once() -> None:
     async with Service(Waiting, log=MemoryLog(memory_settings(None), lambda: now)) as service:
         await service.submit(Waiting, "a", Begin(60_000))
         now += 60_001
-        began = time.monotonic()
         async with leading(service):
+            began = time.monotonic()
             await eventually(lambda: has_ended(service, "a"))
-        assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5
 
 
 async def test_two_leaders_at_once_fire_a_deadline_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ async def test_a_scope_is_left_although_the_note_cannot_be_written(led: Led) -> 
 
 async def test_an_instance_that_stops_notes_what_is_at_rest(led: Led) -> None:
     Duty.latest.done = True
-    await led.leadership.stop(1.0)
+    await led.leadership.stop(60.0)
     assert led.leases.notes == {0: (2, 5)}
     led.leases.notes.clear()
     Duty.latest.done = False

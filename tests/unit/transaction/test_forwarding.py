@@ -173,25 +173,26 @@ async def pair(*actors: type[Actor], settings: Settings | None = None, leads: st
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of an instance stays known in a slow run."""
+    """What is known of an instance stays known in a slow run, and none is silent for too long."""
     monkeypatch.setattr(forwarding, "TAKES_S", 1_000.0)
+    monkeypatch.setattr(forwarding, "SILENT_S", 1_000.0)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance is silent after a moment."""
-    monkeypatch.setattr(forwarding, "SILENT_S", 0.05)
-    monkeypatch.setattr(forwarding, "LOOK_S", 0.01)
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No instance is ever silent for too long."""
-    monkeypatch.setattr(forwarding, "SILENT_S", 1_000.0)
+    """An instance is silent after a moment, and does not say that it is at work."""
+    for name, value in (("SILENT_S", 0.05), ("LOOK_S", 0.01), ("WORKING_S", 1_000.0)):
+        monkeypatch.setattr(forwarding, name, value)
 
 
 def task(service: testing.Service, command: Command, id: str = "a", **more: Any) -> "asyncio.Task[Answer]":
     return asyncio.create_task(service.submit(AccountActor, id, command, **more))
+
+
+def expire(service: testing.Service) -> None:
+    """The deadline of the only command that this instance has taken and not answered has come."""
+    (command,) = service.transactions.engine.work.open
+    command.deadline = 0.0
 
 
 # -- the leader executes it
@@ -444,7 +445,7 @@ async def test_the_leader_is_asked_whether_it_takes_commands_before_it_is_given_
 async def test_where_the_leader_takes_none_a_command_is_executed_here_and_not_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with pair(settings=Settings(request_timeout_ms=300)) as both:
+    async with pair() as both:
         await both.deposit(known=False)
         await both.forwardings[LEADER].take_no_commands()
         with pytest.raises(Rejected, match="overdrawn"):
@@ -454,8 +455,11 @@ async def test_where_the_leader_takes_none_a_command_is_executed_here_and_not_sh
         with pytest.raises(Rejected, match="overdrawn"):
             await both.other.submit(AccountActor, "a", Withdraw(500, "too much"))
         assert not both.commits(), "a refusal leaves no record where the command is not shared"
+        sent, pipelines = task(both.other, Think(1_000, 1, "too long")), both.other.transactions.engine.pipelines
+        await until(lambda: (a := pipelines.get("Account/a")) and a.performing)
+        expire(both.other)
         with pytest.raises(Unavailable, match="The actor did not decide") as late:
-            await both.other.submit(AccountActor, "a", Think(10, 1, "too long"))
+            await sent
         assert late.value.status == 503
         assert (await both.other.submit(AccountActor, "a", Deposit(5, "five"))).version == 2
         assert (both.forwarded, both.by()) == (0, [OTHER])
@@ -465,6 +469,7 @@ async def test_one_that_takes_none_is_asked_again_after_a_while(monkeypatch: pyt
     monkeypatch.setattr(forwarding, "CLOSED_S", 0.02)
     async with pair() as both:
         await both.deposit(known=False)
+        monkeypatch.setattr(mailbox, "SAY_S", 1_000.0)  # so the leader does not say that it takes commands
         both.mail.takers.clear()
         await both.other.submit(AccountActor, "a", Deposit(5, "five"))
         await until(lambda: len(both.mail.questions) == 1)
@@ -475,10 +480,10 @@ async def test_one_that_takes_none_is_asked_again_after_a_while(monkeypatch: pyt
         assert len(both.mail.questions) == 2
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_leader_that_has_closed_its_mailbox_is_avoided_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair() as both:
         await both.deposit()
+        monkeypatch.setattr(mailbox, "SAY_S", 1_000.0)  # so the leader does not say that it takes commands
         both.mail.takers.clear()
         await both.other.submit(AccountActor, "a", Deposit(5, "five"))
         both.mail.takers.add(LEADER)
@@ -488,7 +493,7 @@ async def test_a_leader_that_has_closed_its_mailbox_is_avoided_for_a_while(monke
 
 async def test_a_command_that_the_leader_cannot_execute_is_executed_here_and_not_shared() -> None:
     """Of a newer version, say, whose actors the leader does not have."""
-    async with pair(AccountActor, DoorActor, settings=Settings(request_timeout_ms=300)) as both:
+    async with pair(AccountActor, DoorActor) as both:
         await both.deposit()
         engine = both.leader.transactions.engine
         without = Forwarding(both.mail, LEADER, {}, lambda scope: LEADER, engine.submit, engine.execute)
@@ -585,15 +590,18 @@ async def test_a_late_leader_that_is_behind_the_log_appends_a_void_record() -> N
         assert (await both.leader.read(AccountActor, "a"))[0].balance == 105
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_the_answer_that_was_lost_is_repeated_here() -> None:
+async def test_the_answer_that_was_lost_is_repeated_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "LOOK_S", 0.01)
     async with pair() as both:
         await both.deposit()
         both.mail.copies = lambda to, packet: 0 if packet.answers else 1
-        answer = await both.other.submit(AccountActor, "a", Deposit(5, "five"))
-        ((lost, *_), records) = both.mail.answers(OTHER), both.leader.records()
+        sent = task(both.other, Deposit(5, "five"))
+        await both.answered()
+        monkeypatch.setattr(forwarding, "SILENT_S", 0.0)
+        answer = await sent
+        (lost,) = [each for each in both.mail.answers(OTHER) if each.outcome == "accepted"]
         assert (answer.body, answer.headers) == (lost.body, lost.headers)
-        assert (len(records), both.by()) == (3, [LEADER])
+        assert (len(both.leader.records()), both.by()) == (3, [LEADER])
 
 
 @pytest.mark.usefixtures("impatient")
@@ -613,7 +621,6 @@ async def test_a_refusal_of_a_command_that_came_back_holds_for_the_leader_whatev
         assert both.by() == [OTHER, LEADER]
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_command_of_which_nobody_knows_whether_it_was_sent_is_executed_here_and_shared() -> None:
     async with pair() as both:
         await both.deposit()
@@ -628,9 +635,11 @@ async def test_a_command_of_which_nobody_knows_whether_it_was_sent_is_executed_h
         assert (await both.leader.read(AccountActor, "a"))[0].balance == 1_100
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_command_that_came_back_waits_until_the_state_that_it_has_read_is_judged() -> None:
+async def test_a_command_that_came_back_waits_until_the_state_that_it_has_read_is_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The leader has executed it already, and its record is one of those on which that state rests."""
+    monkeypatch.setattr(forwarding, "LOOK_S", 0.01)
     async with pair() as both:
         await both.deposit()
         engine, scope = both.other.transactions.engine, both.leader.transactions.scopes[0]
@@ -638,6 +647,7 @@ async def test_a_command_that_came_back_waits_until_the_state_that_it_has_read_i
         both.mail.copies = lambda to, packet: 0 if packet.answers else 1
         sent = task(both.other, Withdraw(60, "once"))
         await until(lambda: scope.mirror.watermark.offset == 3)
+        monkeypatch.setattr(forwarding, "SILENT_S", 0.0)
         await until(lambda: len(engine.tasks))
         for _ in range(20):
             await asyncio.sleep(0)
@@ -646,7 +656,6 @@ async def test_a_command_that_came_back_waits_until_the_state_that_it_has_read_i
         assert (both.by(), len(both.leader.records())) == ([LEADER], 3)
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_command_that_came_back_is_looked_up_where_the_view_has_forgotten_ids(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -704,11 +713,11 @@ async def test_that_a_command_is_too_large_is_passed_on() -> None:
 async def test_a_leader_at_work_keeps_the_command_of_a_slow_actor(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name, value in (("SILENT_S", 0.3), ("WORKING_S", 0.02), ("LOOK_S", 0.01)):
+    for name, value in (("SILENT_S", 1.5), ("WORKING_S", 0.02), ("LOOK_S", 0.01)):
         monkeypatch.setattr(forwarding, name, value)
     async with pair() as both:
         await both.deposit()
-        answer = await both.other.submit(AccountActor, "a", Think(1.0, 5, "slow"))
+        answer = await both.other.submit(AccountActor, "a", Think(2.5, 5, "slow"))
         assert (answer.version, both.by(), len(both.leader.records())) == (2, [LEADER], 3)
         assert not caplog.records
         assert any(answer.outcome == "working" for answer in both.mail.answers(OTHER))
@@ -765,13 +774,15 @@ async def test_many_commands_are_split_into_packets_and_keep_their_order(monkeyp
 # -- at the deadline, and when ids are forgotten
 
 
-@pytest.mark.usefixtures("patient")
 async def test_without_an_answer_at_the_deadline_the_outcome_is_unknown_and_definite_when_asked_for() -> None:
-    async with pair(settings=Settings(request_timeout_ms=300)) as both:
+    async with pair() as both:
         await both.deposit()
         both.mail.hold(LEADER)
+        sent = task(both.other, Deposit(5, "five"))
+        await until(lambda: both.forwarded)
+        expire(both.other)
         with pytest.raises(Unknown, match="There was no verdict") as unknown:
-            await both.other.submit(AccountActor, "a", Deposit(5, "five"))
+            await sent
         asked_for = unknown.value.members["transaction"]
         assert (await both.other.outcome(asked_for))["outcome"] == "closed"
         both.mail.release(LEADER)
@@ -780,19 +791,20 @@ async def test_without_an_answer_at_the_deadline_the_outcome_is_unknown_and_defi
         assert not both.commits(), "it was closed before the leader had it"
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_command_whose_answer_never_comes_is_found_on_record_when_asked_for() -> None:
-    async with pair(settings=Settings(request_timeout_ms=300)) as both:
+    async with pair() as both:
         await both.deposit()
         both.mail.copies = lambda to, packet: 0 if packet.answers else 1
+        sent = task(both.other, Deposit(5, "five"))
+        await both.answered()
+        expire(both.other)
         with pytest.raises(Unknown) as unknown:
-            await both.other.submit(AccountActor, "a", Deposit(5, "five"))
+            await sent
         found = await both.other.outcome(unknown.value.members["transaction"])
         assert (found["outcome"], found["version"]) == ("accepted", 2)
         assert both.by() == [LEADER]
 
 
-@pytest.mark.usefixtures("patient")
 async def test_the_leader_declines_a_command_whose_id_may_be_forgotten() -> None:
     async with pair(settings=Settings(idempotency_count=5)) as both:
         await both.deposit()
@@ -808,7 +820,6 @@ async def test_the_leader_declines_a_command_whose_id_may_be_forgotten() -> None
 
 
 async def test_a_command_that_came_back_too_late_for_its_id_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "SILENT_S", 1_000.0)
     monkeypatch.setattr(forwarding, "LOOK_S", 0.01)
     async with pair(settings=Settings(idempotency_count=5)) as both:
         await both.deposit()

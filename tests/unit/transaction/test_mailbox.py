@@ -185,7 +185,7 @@ async def test_it_is_not_looked_into_before_it_is_open_nor_after_nobody_has_need
 ) -> None:
     monkeypatch.setattr(mailbox, "WAIT_S", 0.01)
     mail = Mail()
-    async with mailbox_of(mail, open_s=0.05) as (box, taken):
+    async with mailbox_of(mail, open_s=1.0) as (box, taken):
         await asyncio.sleep(0.02)
         assert (mail.looks, mail.said) == (0, [])
         box.open()

@@ -178,7 +178,7 @@ async def test_whoever_can_fold_it_goes_on_from_where_it_stopped(caplog: pytest.
     async with instance(first, Old, cache=cache) as old:
         await refused(old, Old, "x")
         scope = cache.scopes[0]
-        await until(lambda: scope.unfolded == {"Counter/x"})
+        await until(lambda: scope.watermark.offset == 4 and scope.unfolded == {"Counter/x"})
     entry = Entry.parse(scope.entries["Counter/x"], 0)
     assert (entry.version, entry.snapshot, entry.unfolded_from) == (3, b'{"sum":5}', 2)
     assert entry.text == scope.entries["Counter/x"]

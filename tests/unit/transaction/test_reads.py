@@ -1,7 +1,7 @@
 """How new a read is, and a refusal: where Kafka names an old end of the log, and which record proves that it is not."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ class StrictActor(AccountActor):
 
 
 @asynccontextmanager
-async def behind(kind: type[AccountActor]) -> AsyncIterator[testing.Service]:
-    """An instance whose Kafka names an old end, and gives nothing after it; a deposit was acknowledged since. Its cache
-    does not have that either: it is another instance's Redis that has."""
+async def behind(kind: type[AccountActor]) -> AsyncIterator[tuple[testing.Service, Callable[[], None]]]:
+    """An instance whose Kafka names an old end, and gives nothing after it until what is returned with it is called; a
+    deposit was acknowledged since. Its cache does not have that either: it is another instance's Redis that has."""
     async with testing.Service(kind) as late, testing.Service(kind, log=late.log) as other:
         await other.submit(kind, "a", Deposit(10, "seen"))
         assert (await late.read(kind, "a"))[1] == 1
@@ -35,24 +35,28 @@ async def behind(kind: type[AccountActor]) -> AsyncIterator[testing.Service]:
         reader.end = end
         release = hold(late)
         await other.submit(kind, "a", Deposit(10, "not seen"))
-        asyncio.get_running_loop().call_later(0.05, release)
-        yield late
+        yield late, release
 
 
 async def test_a_current_read_trusts_the_end_that_kafka_names_and_a_linearizable_one_does_not() -> None:
-    async with behind(AccountActor) as late:
+    async with behind(AccountActor) as (late, _):
         assert (await late.read(AccountActor, "a"))[1] == 1, "the stated exception of current reads"
-    async with behind(StrictActor) as late:
-        assert (await late.read(StrictActor, "a"))[1] == 2
+    async with behind(StrictActor) as (late, release):
+        reading = asyncio.ensure_future(late.read(StrictActor, "a"))
+        await until(lambda: late.transactions.scopes[0].journal.pending)
+        release()
+        assert (await reading)[1] == 2
 
 
 async def test_so_it_is_with_a_refusal_that_no_record_bears() -> None:
-    async with behind(AccountActor) as late:
+    async with behind(AccountActor) as (late, _):
         with pytest.raises(Rejected):
             await late.submit(AccountActor, "a", Withdraw(20, "both"))
-    async with behind(StrictActor) as late:
-        answer = await late.submit(StrictActor, "a", Withdraw(20, "both"))
-        assert answer.version == 3
+    async with behind(StrictActor) as (late, release):
+        withdrawn = asyncio.ensure_future(late.submit(StrictActor, "a", Withdraw(20, "both")))
+        await until(lambda: late.transactions.scopes[0].journal.pending)
+        release()
+        assert (await withdrawn).version == 3
 
 
 async def test_reads_that_wait_share_a_record_and_need_none_beside_a_command() -> None:

@@ -22,7 +22,7 @@ from tests.unit.transaction.test_engine import until
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
     """One that follows nothing, and whose aggregate "a" has 1."""
-    async with testing.Service(Tallies, settings=Settings(request_timeout_ms=400)) as made:
+    async with testing.Service(Tallies) as made:
         await made.submit(Tallies, "a", Add(1))
         await close(made)
         yield made
@@ -68,22 +68,24 @@ async def test_a_transaction_that_was_asked_for_opens_its_scope(service: Service
 
 
 async def test_what_waits_for_a_scope_that_does_not_open_is_answered_at_its_deadline(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def never(self: Anchor) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Anchor, "find", never)
-    waiting = [service.submit(Tallies, "a", Add(2), key="k"), service.read(Tallies, "a")]
-    for problem in await asyncio.gather(*waiting, return_exceptions=True):
-        assert isinstance(problem, Unavailable)
-        assert "catching up" in problem.detail
-    engine = service.transactions.engine
-    assert not engine.work.open
-    (scope,) = service.transactions.scopes
-    scope.fail("never mind")
-    with pytest.raises(Unavailable, match="stopped"):
-        await service.submit(Tallies, "a", Add(2), key="k")
+    async with testing.Service(Tallies, settings=Settings(request_timeout_ms=400)) as service:
+        await close(service)
+        monkeypatch.setattr(Anchor, "find", never)
+        waiting = [service.submit(Tallies, "a", Add(2), key="k"), service.read(Tallies, "a")]
+        for problem in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(problem, Unavailable)
+            assert "catching up" in problem.detail
+        engine = service.transactions.engine
+        assert not engine.work.open
+        (scope,) = service.transactions.scopes
+        scope.fail("never mind")
+        with pytest.raises(Unavailable, match="stopped"):
+            await service.submit(Tallies, "a", Add(2), key="k")
 
 
 async def test_what_waits_for_a_scope_that_fails_is_answered_at_once(
