@@ -81,7 +81,9 @@ class Client:
     def send(self, *frames: Frame) -> None:
         self.socket.sendall(b"".join(frame.serialize() for frame in frames))
 
-    def request(self, path: str, body: bytes | None = None, *more: tuple[str, str], end: bool = True) -> int:
+    def request(
+        self, path: str, body: bytes | None = None, *more: tuple[str, str], end: bool = True, flush: bool = True
+    ) -> int:
         number = self.state.get_next_available_stream_id()
         method = "GET" if body is None else "POST"
         head = [(":method", method), (":scheme", "http"), (":authority", "a"), (":path", path), *more]
@@ -90,7 +92,8 @@ class Client:
         self.state.send_headers(number, head, end_stream=end and not body)
         if body:
             self.state.send_data(number, body, end_stream=end)
-        self.flush()
+        if flush:
+            self.flush()
         return number
 
     def read(self, until: Callable[[], bool], within_s: float = 20) -> None:
@@ -296,7 +299,8 @@ def test_a_client_that_says_goodbye_gets_what_it_asked_for(base: Role) -> None:
 def test_streams_beyond_the_limit_are_refused_one_by_one(base: Role) -> None:
     """Sent before our settings arrive: refused without effect, so the client may send them again; the others go on."""
     with Client(base.port) as client:
-        numbers = [client.request("/accounts/1", slow(1.0)) for _ in range(120)]
+        numbers = [client.request("/accounts/1", slow(1.0), flush=False) for _ in range(120)]
+        client.flush()  # at once, so that none has ended when the last one comes
         client.read(lambda: len(client.done) + len(client.refused) == 120)
         assert len(client.done) == 100
         assert set(client.refused.values()) == {ErrorCodes.REFUSED_STREAM}
@@ -594,10 +598,10 @@ def test_a_client_that_gives_up_at_the_limit_takes_nobody_along(base: Role) -> N
 
 def test_a_drain_loses_no_stream() -> None:
     """GOAWAY first, then the answers to all that was on its way, then the end."""
-    environ = {"HTTP_VERSION": "2", "DRAIN_TIMEOUT": "10000"}
+    environ = {"HTTP_VERSION": "2", "DRAIN_TIMEOUT": "20000"}
     with Role("base", environ, actor=ENDING) as role:
         clients = [Client(role.port) for _ in range(4)]
-        numbers = {client: [client.request("/accounts/1", slow(2.0)) for _ in range(50)] for client in clients}
+        numbers = {client: [client.request("/accounts/1", slow(4.0)) for _ in range(50)] for client in clients}
         wait_until(lambda: len(role.logs("slow begins")) == 200)
         role.terminate()
         for client in clients:

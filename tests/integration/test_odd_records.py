@@ -163,6 +163,7 @@ async def test_a_letter_that_its_topic_does_not_take_leaves_the_record_at_its_or
     async with member(made) as one:
         one.actor.on_event = choosy
         await one.until(lambda: one.consumer.counts.dead == 1 and one.actor.amounts() == [3])
+        await one.until(lambda: committed(kafka.brokers, made.group_id, topic)[0] == 3)
         first, second = read_all(kafka.brokers, dead)
         assert (first.key(), first.value(), headers_of(first)["hive-dead-omitted"]) == (b"a", None, b"%d" % len(large))
         assert (second.key(), second.value()) == (b"a", wire(2))

@@ -75,7 +75,7 @@ async def test_commands_are_published_once_and_deadlines_fire_over_restarts(
         twice = [give(log, order, f"orders/id/0/{order.amount}") for order in orders for log in (a, b)]
         assert sum(b"Started" in answer for answer in await asyncio.gather(*twice)) == 20
         assert len(await eventually(kafka, topic, 20)) == 20
-    monkeypatch.setattr(fulfilment, "WAIT", timedelta(milliseconds=1_500))
+    monkeypatch.setattr(fulfilment, "WAIT", timedelta(seconds=4))
     async with instances(kafka, redis, topic, 1) as (c,):
         assert await give(c, orders[3], "orders/id/0/3") == b"null", "it was taken before the restart"
         began = time.monotonic()
@@ -83,7 +83,7 @@ async def test_commands_are_published_once_and_deadlines_fire_over_restarts(
         await give(c, OrderPlaced("paid", 5), "orders/id/0/21")
         await give(c, PaymentReserved("paid"), "payments/id/0/0")
         found = await eventually(kafka, topic, 24)
-        assert 1.4 < time.monotonic() - began < 8
+        assert 3.9 < time.monotonic() - began < 10.5
         await asyncio.sleep(1)
         assert found == await asyncio.to_thread(commands, kafka, topic), "the deadline of the paid order was cancelled"
     assert [(key, text) for key, text, _ in found[20:]] == [

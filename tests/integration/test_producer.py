@@ -96,10 +96,8 @@ def test_a_record_too_large_is_413_and_nothing_is_written(kafka: Kafka, topic: s
     assert amounts(kafka.brokers, topic) == Counter([2])
 
 
-async def load(role: Role, clients: int, until: asyncio.Event) -> tuple[Counter[int], Counter[int]]:
-    """Posts until the event; the statuses (0: no answer), and the amounts answered as stored."""
-    statuses: Counter[int] = Counter()
-    stored: Counter[int] = Counter()
+async def load(role: Role, clients: int, until: asyncio.Event, statuses: Counter[int], stored: Counter[int]) -> None:
+    """Posts until the event, and counts the statuses (0: no answer), and the amounts answered as stored."""
     numbers = iter(range(10**9))
 
     async def client(http: httpx.AsyncClient) -> None:
@@ -117,7 +115,6 @@ async def load(role: Role, clients: int, until: asyncio.Event) -> tuple[Counter[
     async with httpx.AsyncClient(timeout=20) as http, asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(client(http))
-    return statuses, stored
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -126,14 +123,19 @@ async def test_an_end_under_load_loses_nothing_answered(
 ) -> None:
     role = await asyncio.to_thread(producer(CLUSTER_SIZE="2", EVENT_STORE_PARTITIONS="3").__enter__)
     until = asyncio.Event()
-    running = asyncio.create_task(load(role, 32, until))
+    statuses: Counter[int] = Counter()
+    stored: Counter[int] = Counter()
+    running = asyncio.create_task(load(role, 32, until, statuses, stored))
     await asyncio.sleep(1.0)  # load
+    async with asyncio.timeout(30):
+        while not stored:
+            await asyncio.sleep(0.01)
     if end is signal.SIGTERM:
         assert await asyncio.to_thread(role.stop) == 0
     else:
         await asyncio.to_thread(role.kill)
     until.set()
-    statuses, stored = await running
+    await running
     assert stored, statuses
     assert set(statuses) <= {0, 200, 503}, statuses
     found = amounts(kafka.brokers, topic)

@@ -125,6 +125,11 @@ async def test_a_rule_that_changes_meanwhile_refuses_what_it_concerns(
         await asyncio.sleep(0.01)
     await asyncio.to_thread(configure, kafka.brokers, topic, config)
     await running
+    first = 0
+    while status not in load.statuses(odd=True):  # the rule may come into force when all have their answers
+        first += CLIENTS * EACH
+        assert first < 10 * CLIENTS * EACH, "the rule comes into force"
+        await load.run(first)
     assert load.statuses(odd=False) == {200}, "neighbours are stored"
     assert load.statuses(odd=True) == {200, status}
     load.check(kafka, topic)
