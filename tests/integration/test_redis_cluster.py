@@ -122,7 +122,7 @@ async def test_while_a_slot_is_moved_a_script_runs_on_all_of_its_keys_or_not_at_
 async def test_a_slot_that_is_moved_for_long_is_unavailable_and_its_neighbours_are_not(
     cluster: RedisCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    redis = connect(cluster.url, timeout_s=1.0)
+    redis = connect(cluster.url, timeout_s=4.0)
     tag, other = TAGS[3], TAGS[4]
     slot = cluster.slot(tag)
     await asyncio.gather(begin(redis, tag), begin(redis, other))
@@ -133,7 +133,7 @@ async def test_a_slot_that_is_moved_for_long_is_unavailable_and_its_neighbours_a
     cluster.ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", cluster.id(target))
     for _ in range(3):
         with pytest.raises(Unavailable, match=f"Slot {slot} of Redis Cluster at .* does not answer: it is being moved"):
-            await asyncio.wait_for(read(redis, tag), 5)
+            await asyncio.wait_for(read(redis, tag), 20)
         assert await read(redis, other, "Account/none") is None
     assert "it is being moved to another node" in redis.away(tag)
     assert redis.away(other) == ""

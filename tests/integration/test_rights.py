@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from tests.conftest import required
 from tests.integration.consumers import wire
-from tests.integration.test_security import AUTHORIZER, complaints_but_slowness
+from tests.integration.test_security import AUTHORIZER, complaints_but_slowness, rights_in_force
 from tests.integration.topics import make_topic, read_all, write
 from tests.process import ROOT, Role, wait_until
 from tests.services import Kafka, Redis, Security
@@ -107,6 +107,7 @@ def rights(
             )
     for made in admin.create_acls(acls).values():
         made.result(30)
+    wait_until(lambda: rights_in_force(admin).issuperset(acls), 20, "the rights in force")
     try:
         yield
     finally:
@@ -119,6 +120,8 @@ def rights(
         ]  # fmt: skip
         for deleted in admin.delete_acls(given).values():
             deleted.result(30)
+        # Else those that are given next might be seen in force before these are gone.
+        wait_until(lambda: rights_in_force(admin).isdisjoint(acls), 20, "the rights gone")
 
 
 @pytest.fixture

@@ -87,17 +87,15 @@ def allow(kafka: Kafka, user: str, prefix: str = "test-", topic_rights: Sequence
     ]
     for made in admin.create_acls(acls).values():
         made.result(30)
+    wait_until(lambda: rights_in_force(admin).issuperset(acls), 20, "the rights in force")
 
-    def are_in_force() -> bool:
-        """The controller confirms them, and the broker comes to know them a moment later."""
-        everybody: Any = None  # which the client takes, and its types do not
-        rights = AclOperation.ANY, AclPermissionType.ANY
-        prefixed = AclBindingFilter(
-            ResourceType.ANY, prefix, ResourcePatternType.PREFIXED, everybody, everybody, *rights
-        )
-        return len(admin.describe_acls(prefixed, request_timeout=10).result(20)) >= len(acls)
 
-    wait_until(are_in_force, 20, "the rights in force")
+def rights_in_force(admin: AdminClient) -> set[AclBinding]:
+    """The controller confirms a change of them, and the broker comes to know it a moment later."""
+    every: Any = None  # which the client takes, and its types do not
+    rights = AclOperation.ANY, AclPermissionType.ANY
+    of_all = AclBindingFilter(ResourceType.ANY, every, ResourcePatternType.ANY, every, every, *rights)
+    return set(admin.describe_acls(of_all, request_timeout=10).result(20))
 
 
 @pytest.fixture(scope="module")

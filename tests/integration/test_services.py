@@ -20,6 +20,7 @@ from redis import Redis as Client
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hiveio.cli import main
+from tests.process import wait_until
 from tests.services import HOST, Kafka, Redis, ServiceFailed, ServiceUnavailable, free_port, kafka_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,17 @@ def append(brokers: str, topic: str, value: bytes) -> None:
     producer = Producer({"bootstrap.servers": brokers, "acks": "all", "log_level": 0})
     producer.produce(topic, value)
     assert producer.flush(15) == 0
+
+
+def leader_of(admin: AdminClient, topic: str) -> int:
+    """The node that leads its partition. The one that is asked may not have heard of the topic yet."""
+
+    def known() -> int:
+        partitions = admin.list_topics(topic, timeout=5).topics[topic].partitions
+        return max(partitions[0].leader, 0) if 0 in partitions else 0
+
+    leader: int = wait_until(known, what="the leader is known")
+    return leader
 
 
 def values(brokers: str, topic: str, count: int) -> list[bytes | None]:
@@ -164,8 +176,8 @@ def test_a_cluster_survives_one_of_its_brokers(topic: str) -> None:
         admin = AdminClient({"bootstrap.servers": ",".join(broker.brokers for broker in brokers), "log_level": 0})
         new = NewTopic(topic, 1, 3, config={"min.insync.replicas": "2"})
         admin.create_topics([new])[topic].result(10)
-        append(brokers[0].brokers, topic, b"one")  # by now its leader is known
-        leader = admin.list_topics(topic, timeout=5).topics[topic].partitions[0].leader
+        append(brokers[0].brokers, topic, b"one")
+        leader = leader_of(admin, topic)
         brokers[leader - 1].kill()
         other = brokers[leader % 3]
         append(other.brokers, topic, b"two")
@@ -319,7 +331,7 @@ def test_three_brokers_in_the_foreground_are_one_cluster_that_may_lose_one(
         words = iter(process.stdout.readline, "")
         said = next(line for line in words if "kill its process" in line)
         pids = [int(word) for word in said.replace(".", " ").split() if word.isdigit()]
-        leader = admin.list_topics(topic, timeout=5).topics[topic].partitions[0].leader
+        leader = leader_of(admin, topic)
         os.kill(pids[leader - 1], signal.SIGKILL)
         assert next(line for line in words if "ended by itself" in line).startswith("✗ kafka on port")
         append(servers, topic, b"two")

@@ -217,7 +217,9 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(processor: Make, kaf
 
 
 def test_an_outcome_unknown_at_the_deadline_becomes_definite_when_asked(processor: Make) -> None:
-    with Kafka() as kafka, processor(kafka.brokers, REQUEST_TIMEOUT="1500") as role:
+    # The pause ends no session of the broker, which would have to begin anew.
+    properties = {"broker.session.timeout.ms": 30_000}
+    with Kafka(properties=properties) as kafka, processor(kafka.brokers, REQUEST_TIMEOUT="4000") as role:
         assert settled(lambda: send(role, "ada", "Open", {"Idempotency-Key": "open"}, owner="Ada")).status_code == 200
         kafka.pause()
         try:

@@ -12,6 +12,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from confluent_kafka.cimpl import NewTopic
 
+from tests.process import wait_until
+
 Written = tuple[int, str | bytes | None, bytes | None, Mapping[str, str]]  # partition, key, value, headers
 
 
@@ -68,11 +70,19 @@ def committed(brokers: str, group: str, topic: str, partition: int = 0) -> tuple
 
 
 def configure(brokers: str, topic: str, config: Mapping[str, str]) -> None:
-    """Set these properties of a topic, and leave the others as they are."""
+    """Set these properties of a topic, leave the others as they are, and return when the broker knows them."""
     entries = [ConfigEntry(name, text, incremental_operation=AlterConfigOpType.SET) for name, text in config.items()]
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     admin = AdminClient({"bootstrap.servers": brokers})  # named: its results end with it
     admin.incremental_alter_configs([resource])[resource].result(30)
+    asked = ConfigResource(ResourceType.TOPIC, topic)
+
+    def are_known() -> bool:
+        """The controller confirms them, and the broker comes to know them a moment later."""
+        found = admin.describe_configs([asked])[asked].result(30)
+        return all(found[name].value == text for name, text in config.items())
+
+    wait_until(are_known, 20, f"{dict(config)} of {topic}")
 
 
 def largest_record(brokers: str, topic: str, size: int) -> None:

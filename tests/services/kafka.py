@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -16,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from hiveio.dev import kafka
 from hiveio.dev.kafka import QUICK, Listener, running_cluster
 from hiveio.dev.process import HOST, free_port
+from tests.process import wait_until
 from tests.services.security import Security
 
 
@@ -61,10 +63,19 @@ class Kafka(kafka.Kafka):
     def _make_user(self, security: Security) -> None:
         """SCRAM's users are kept by the cluster: made over the plain listener, the same at every start."""
         admin = AdminClient({"bootstrap.servers": self.brokers, **QUICK})
-        for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
+        mechanisms = ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512
+        for mechanism in mechanisms:
             credential = ScramCredentialInfo(mechanism, 4096)
             made = UserScramCredentialUpsertion(security.user, credential, security.password.encode())
             admin.alter_user_scram_credentials([made])[security.user].result(30)
+
+        def is_known() -> bool:
+            """The controller confirms it, and the broker comes to know it a moment later."""
+            asked: Any = admin.describe_user_scram_credentials()  # all users: one who is not there is no failure
+            user = asked.result(30).get(security.user)
+            return user is not None and len(user.scram_credential_infos) == len(mechanisms)
+
+        wait_until(is_known, 20, "the user")
 
     def _options(self) -> list[str]:
         return self.security.java() if self.security else []

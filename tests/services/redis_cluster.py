@@ -19,7 +19,7 @@ SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
 FORMED_S = 30.0
 SERVICE = "mymaster"
-WATCHING = (("down-after-milliseconds", "1000"), ("failover-timeout", "5000"))
+WATCHING = (("down-after-milliseconds", "3000"), ("failover-timeout", "5000"))
 
 
 class RedisCluster:
