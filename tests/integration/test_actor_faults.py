@@ -67,7 +67,7 @@ def raises(how):
         case "other":
             raise Other("one of the usual ones")
         case "block":
-            time.sleep(1.6)
+            time.sleep(3)
 
 async def raises_async(how):
     if how == "cancels itself":
@@ -148,10 +148,10 @@ def blocked(role: Role, method: str) -> dict[str, Any]:
     """The log lines about an actor that blocked the loop, at the end of it."""
     text = f"{method} blocked the event loop for "
     line: dict[str, Any]
-    (line,) = wait_until(lambda: [line for line in role.complaints() if line["message"].startswith(text)], 5, text)
-    assert 1.4 < line["blocked_s"] < 5
+    (line,) = wait_until(lambda: [line for line in role.complaints() if line["message"].startswith(text)], 10, text)
+    assert 1.7 < line["blocked_s"] < 8  # it counts from a look at the loop, which may be late
     assert f"{method} has blocked the event loop" in role.text()
-    assert "time.sleep(1.6)" in line["traceback"]
+    assert "time.sleep(3)" in line["traceback"]
     assert "hiveio/" not in line["traceback"]
     return line
 
@@ -505,7 +505,7 @@ def test_an_event_that_raises_anything_is_a_dead_letter(
         wait_until(lambda: len(read_all(kafka.brokers, f"{topic}.{group}.dead")) == len(bad), 30, "the others are kept")
         for how in HOW:
             assert (how, client.get("/asks", params={"how": how}).status_code) == (how, 500)
-        assert client.get("/readyz").status_code == 200
+        role.ready()
         lives(role, pid)
         logged = [line for line in faults(role) if "attempts" in line]
         assert len(logged) == len(bad)

@@ -286,10 +286,12 @@ async def test_a_signal_under_load_drains(sent: signal.Signals) -> None:
         answers: list[tuple[int, int]] = []
         unanswered: list[str] = []
         load = asyncio.create_task(_load(f"{role.url}/accounts/1", 32, answers, unanswered))
-        long = asyncio.create_task(asyncio.to_thread(_slow, role.url, 1.0))
         # A client that is not served yet cannot learn that it should go.
         busy = lambda: len(answers) >= 200 and len({number for number, _ in answers}) == 32  # noqa: E731
         await asyncio.to_thread(wait_until, busy, 60)
+        long = asyncio.create_task(asyncio.to_thread(_slow, role.url, 3.0, "long"))
+        begun = lambda: any(line["request_id"] == "long" for line in role.logs("slow begins"))  # noqa: E731
+        await asyncio.to_thread(wait_until, begun, 20)
         role.terminate(sent)
         await asyncio.to_thread(wait_until, lambda: role.logs("draining"))
         role.terminate(sent)  # a second one changes nothing
@@ -306,21 +308,37 @@ async def test_a_signal_under_load_drains(sent: signal.Signals) -> None:
         assert not role.errors
 
 
-def _slow(url: str, seconds: float) -> httpx.Response:
-    return httpx.post(f"{url}/accounts/1", json={"type": "Slow", "payload": {"seconds": seconds}}, timeout=30)
+def _slow(url: str, seconds: float, request_id: str = "slow") -> httpx.Response:
+    message = {"type": "Slow", "payload": {"seconds": seconds}}
+    return httpx.post(f"{url}/accounts/1", json=message, headers={"X-Request-Id": request_id}, timeout=30)
+
+
+STOPS_ITSELF = """
+import os, signal, threading
+
+def stops(record):
+    if record.getMessage() == "draining":  # a thread stops it while the loop waits: then timers come first
+        threading.Timer(0.07, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+    return True
+
+logging.getLogger("hiveio").addFilter(stops)
+"""
 
 
 def test_what_came_while_a_draining_service_had_no_cpu_is_answered() -> None:
-    """On an open connection, and on a new one: timers that are due then must not close them under the requests."""
-    with Role("base", actor=ACTOR) as role:
+    """On an open connection, and on a new one: timers that are due then must not close them under the requests.
+
+    The worker stops itself: a signal from here might come when it no longer waits for new requests.
+    """
+    with Role("base", actor=ACTOR + STOPS_ITSELF) as role:
+        (worker,) = role.workers()
         request = b"GET /accounts/1 HTTP/1.1\r\nHost: a\r\n\r\n"
         with socket.create_connection(("127.0.0.1", role.port)) as known:
             known.settimeout(10)
             known.sendall(request)
             assert known.recv(4096).startswith(b"HTTP/1.1 200 ")
             role.terminate()
-            wait_until(lambda: role.logs("draining"))
-            role.pause()
+            wait_until(lambda: worker.status() == psutil.STATUS_STOPPED, what="the worker has stopped itself")
             known.sendall(request)
             with socket.create_connection(("127.0.0.1", role.port)) as new:
                 new.settimeout(10)
@@ -345,23 +363,23 @@ def test_a_start_that_catches_its_cancellation_does_not_keep_a_process_from_endi
         "            except asyncio.CancelledError:\n"
         "                pass\n"
     )
-    with Role("base", {"DRAIN_TIMEOUT": "2000"}, actor=actor, wait=False) as role:
+    with Role("base", {"DRAIN_TIMEOUT": "5000"}, actor=actor, wait=False) as role:
         wait_until(lambda: role.logs("start begins"))
         assert role.stop() == 0
         assert role.logs("actor stopped")
         assert [line["message"] for line in role.complaints()] == [
-            "the start did not end within 1.2 s after its cancellation"
+            "the start did not end within 3 s after its cancellation"
         ]
         assert not role.errors
 
 
 async def test_a_request_that_outlives_the_drain_does_not_keep_components_from_stopping() -> None:
-    with Role("base", {"DRAIN_TIMEOUT": "1500"}, actor=ACTOR) as role:
+    with Role("base", {"DRAIN_TIMEOUT": "5000"}, actor=ACTOR) as role:
         request = asyncio.create_task(asyncio.to_thread(_slow, role.url, 8.0))
         await asyncio.to_thread(wait_until, lambda: role.logs("slow begins"))
         began = time.monotonic()
         assert await asyncio.to_thread(role.stop) == 0
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 7
         assert role.logs("actor stopped")
         assert [line["message"] for line in role.complaints()] == [
             "requests were still running when their share of DRAIN_TIMEOUT ended"
@@ -375,7 +393,7 @@ def test_an_idle_service_stops_at_once_without_a_warning() -> None:
         client.get("/ping")  # and keeps the connection
         began = time.monotonic()
         assert role.stop() == 0
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5  # of 20, the default of DRAIN_TIMEOUT
         assert not role.complaints()
         assert not role.errors
         assert role.logs("listening")
@@ -383,11 +401,11 @@ def test_an_idle_service_stops_at_once_without_a_warning() -> None:
 
 
 def test_a_slow_actor_is_504() -> None:
-    environ = {"REQUEST_TIMEOUT": "300", "HTTP_VERSION": "2", "DRAIN_TIMEOUT": "2000"}
+    environ = {"REQUEST_TIMEOUT": "1500", "HTTP_VERSION": "2", "DRAIN_TIMEOUT": "2000"}
     with Role("base", environ, actor=ACTOR) as role, ThreadPoolExecutor() as pool:
 
         def query(http2: bool) -> httpx.Response:
-            with httpx.Client(http1=not http2, http2=http2, timeout=10) as client:
+            with httpx.Client(http1=not http2, http2=http2, timeout=20) as client:
                 return client.get(f"{role.url}/accounts/stubborn")
 
         stubborn = [pool.submit(query, http2) for http2 in (False, True)]
@@ -443,12 +461,18 @@ class Hesitant(Actor):
 def test_it_is_ready_when_all_its_workers_are(tmp_path: Path) -> None:
     with Role("base", {"CLUSTER_SIZE": "2"}, actor=HESITANT.replace("FOLDER", str(tmp_path)), wait=False) as role:
         wait_until(lambda: len(role.logs("worker serves")) == 2)
-        answers = [httpx.get(f"{role.url}/readyz?verbose") for _ in range(30)]
-        assert {answer.status_code for answer in answers} == {503}
-        reasons = [check["reason"] for answer in answers for check in answer.json()["checks"] if check["reason"]]
-        assert set(reasons) == {"not ready", "1 of the other 1 are not ready; the log says why"}, (
-            "of the one, of the other"
-        )
+        own, other = "not ready", "1 of the other 1 are not ready; the log says why"
+        answers: set[tuple[str, ...]] = set()  # the reasons of each
+
+        def from_both() -> bool:
+            """Which of the two takes a connection is up to the kernel."""
+            answer = httpx.get(f"{role.url}/readyz?verbose")
+            assert answer.status_code == 503
+            answers.add(tuple(check["reason"] for check in answer.json()["checks"] if check["reason"]))
+            return {(own,), (other,)} <= answers
+
+        wait_until(from_both, 30, "an answer of each worker")
+        assert {reason for reasons in answers for reason in reasons} == {own, other}
         assert httpx.get(f"{role.url}/livez").status_code == 200
         (tmp_path / "go").touch()
         role.ready()

@@ -194,7 +194,7 @@ def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> 
             assert send(role, "ada", "Open", owner="Ada").status_code == 200
             kafka.pause()
             try:
-                unknown = send(role, "ada", "Deposit", amount=5)
+                unknown = send(role, "ada", "Deposit", amount=1_000)
             finally:
                 kafka.resume()
             for _ in range(10):  # so many that the service remembers it no more
@@ -211,7 +211,7 @@ def test_transaction_tells_what_became_of_a_504(processor: Make, topic: str) -> 
 
         assert outcome == "unknown"
         found = ask(transaction)
-        if balance == 15:
+        if balance >= 1_000:  # each of the others may count twice, as it is sent again after a 504
             assert (found.returncode, f"outcome: accepted at {topic}.transactions/0/" in found.stdout) == (0, True)
         else:
             assert (found.returncode, found.stdout.splitlines()[-1]) == (

@@ -69,6 +69,7 @@ async def test_list_show_retry_and_drop(kafka: Kafka, topic: str, settings: Made
         code, text = await asyncio.to_thread(call, "drop", f"{topic}/0/2", *group)
         assert (code, text) == (0, "dropped 1 dead letter\n")
         assert await asyncio.to_thread(call, "list", *group) == (0, "0 dead letters of 0 keys\n")
+        await one.until(lambda: not one.consumer.workers[topic, 0].store.fold.entries)  # it has read the mark
         write(kafka.brokers, topic, keyed(("b", 4)))
         await one.until(lambda: one.actor.amounts() == [3, 0, 1, 4])
 

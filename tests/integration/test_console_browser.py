@@ -129,7 +129,7 @@ def retry_a_stuck_process(kafka: Kafka, redis: Redis, browser: Any, pictures: Pa
         page.wait_for_selector("text=will be given OrderPlaced")
         page.get_by_role("button", name="Try again").click()
         page.wait_for_selector("text=handled or skipped what waited: PaymentReserved", timeout=30_000)
-        assert "runs" in page.locator("dl").first.inner_text()
+        wait_until(lambda: "runs" in page.locator("dl").first.inner_text(), 15, "the page shows that it runs")
         page.set_viewport_size(PHONE)
         for path in ("/processes", "/processes/Fulfilment/o7"):
             wide, window = tab.open(path).evaluate("[document.documentElement.scrollWidth, innerWidth]")

@@ -55,6 +55,7 @@ async def test_a_member_without_a_partition_is_ready(
     tuned = settings(kafka={"group.protocol": protocol})
     async with member(tuned) as first, member(tuned) as second:
         await asyncio.gather(first.ready(), second.ready())
+        await first.until(lambda: first.partitions() or second.partitions())
         assert len([*first.partitions(), *second.partitions()]) == 1
 
 

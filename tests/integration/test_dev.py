@@ -211,8 +211,8 @@ def each_line_of_curl(dev: Dev) -> None:
 def the_console_shows_what_is_there(dev: Dev) -> str:
     """Its URL."""
     url = the_console(dev)
-    page = httpx.get(f"{url}/aggregate?name=ItemsActor/7", timeout=30)
-    assert "&quot;title&quot;: &quot;text&quot;" in page.text  # folded by the actor of this folder
+    title = "&quot;title&quot;: &quot;text&quot;"  # folded by the actor of this folder
+    wait_until(lambda: title in httpx.get(f"{url}/aggregate?name=ItemsActor/7", timeout=30).text, 30, "the title")
     assert "not answer" not in httpx.get(url, timeout=30).text  # the others are asked
     return url
 
@@ -221,7 +221,7 @@ def the_console(dev: Dev) -> str:
     """Its URL, which is printed when it answers."""
     found = re.search(r"^items console  (http://localhost:\d+)$", dev.text(), re.M)
     assert found is not None
-    assert httpx.get(f"{found[1]}/console.css", timeout=1).status_code == 200
+    assert httpx.get(f"{found[1]}/console.css", timeout=30).status_code == 200
     return found[1]
 
 

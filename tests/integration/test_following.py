@@ -13,7 +13,7 @@ import redis as redis_client
 from hiveio.actor import contracts
 from hiveio.config import Settings
 from hiveio.envelope import Envelope, Outcome
-from hiveio.transaction import applier, following, pace, rebuild
+from hiveio.transaction import applier, following, forwarding, pace, rebuild
 from hiveio.transaction.cache import Cache
 from hiveio.transaction.component import TransactionLog
 from hiveio.transaction.entry import Watermark
@@ -125,6 +125,8 @@ async def test_an_instance_that_forwards_all_commands_reads_the_log_with_pauses_
 ) -> None:
     monkeypatch.setattr(pace, "NEEDED_S", 0.1)
     monkeypatch.setattr(pace, "PAUSE_S", 600.0)  # so nothing but a need ends it
+    for name in ("TAKES_S", "SILENT_S"):  # and no command goes another way than the mailbox because one is late
+        monkeypatch.setattr(forwarding, name, 60.0)
     partition = scope_of("hot", PARTITIONS)
     async with contextlib.AsyncExitStack() as stack:
         started = [await stack.enter_async_context(contextlib.AsyncExitStack()) for _ in range(2)]
@@ -162,25 +164,50 @@ def record(id: str, number: int) -> Written:
 
 
 async def test_an_instance_beside_others_follows_nothing_until_it_is_used(cluster: Cluster) -> None:
-    async with cluster.instance() as one, cluster.instance() as two:
-        await looked(one, two)
-        assert not opened(one) + opened(two), "there is nothing but format records"
-        for number in range(30):
-            await add(one, "a")
-            assert not opened(two), number
+    enough = asyncio.Event()
+
+    async def adding(log: TransactionLog) -> int:
+        """How often it has added to the aggregate until that was enough."""
+        count = 0
+        while not enough.is_set():
+            await add(log, "a")
+            count += 1
+        return count
+
+    async def follows_nothing(log: TransactionLog) -> None:
+        """Over several sweeps in a row: it opens a scope for a moment whose leader is late for two looks."""
+        sweeps = 0
+        async with asyncio.timeout(30):
+            while sweeps < 5:
+                await asyncio.sleep(SWEEP_S * 1.5)
+                sweeps = 0 if opened(log) else sweeps + 1
+
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(cluster.instance())
+        async with cluster.instance() as two:
+            await looked(one, two)
+            assert not opened(one) + opened(two), "there is nothing but format records"
+        async with asyncio.TaskGroup() as group:
+            added = group.create_task(adding(one))
+            await until(lambda: cluster.keys(":publisher"))  # before another instance looks whether there is a leader
+            two = await stack.enter_async_context(cluster.instance())
+            await looked(two)
+            await follows_nothing(two)
+            enough.set()
+        count = added.result() + 1
         assert opened(one) == [scope_of("a", PARTITIONS)]
-        assert await add(two, "a") == '"31"'
-        assert await one.engine.read(MADE[0], "a", "current") == (Tally(31, 31), 31)
+        assert await add(two, "a") == f'"{count}"'
+        assert await one.engine.read(MADE[0], "a", "current") == (Tally(count, count), count)
         assert opened(two) == opened(one)
         assert await two.ready() is None
 
         # nobody uses it any more: both leave it, and everything is published
         await until(lambda: not opened(one) + opened(two))
-        assert await cluster.events() == 31
+        assert await cluster.events() == count
         assert len(cluster.keys(":rest")) == 1
         assert not cluster.keys(":publisher"), "the lease is given back"
         assert await one.ready() is None
-        assert await add(two, "a") == '"32"'
+        assert await add(two, "a") == f'"{count + 1}"'
 
 
 async def test_scopes_at_rest_need_nobody_after_a_restart(cluster: Cluster) -> None:
@@ -196,6 +223,7 @@ async def test_scopes_at_rest_need_nobody_after_a_restart(cluster: Cluster) -> N
         for _ in range(5):
             await asyncio.sleep(SWEEP_S)
             assert not opened(two)
+        await until(lambda: two.scopes.use(scope_of("a", PARTITIONS)).ready)  # a read waits less long for it
         assert await two.engine.read(MADE[0], "a", "cached") == (Tally(1, 1), 1)
 
 

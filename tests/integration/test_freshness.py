@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from confluent_kafka import Producer
 
 from hiveio.consumer.dead_letters.format import mark
 from tests.integration.consumers import plain, positioned, wire
@@ -86,7 +87,15 @@ def test_a_position_in_the_transaction_log_is_understood(kafka: Kafka, topic: st
         (0, "a", wire(i), {"hive-position": f"0:4:{i}", "hive-previous": f"0:4:{i - 1}" if i else "0:2:0"})
         for i in range(3)
     ]
-    later = threading.Timer(0.3, write, (kafka.brokers, topic, several))
+
+    def publish() -> None:
+        """In one batch, as a publisher does: a flush, or the third one, sends them."""
+        producer = Producer({"bootstrap.servers": kafka.brokers, "linger.ms": 60_000, "batch.num.messages": 3})
+        for partition, key, value, headers in several:
+            producer.produce(topic, value, key, partition, headers=list(headers.items()))
+        assert producer.flush(30) == 0
+
+    later = threading.Timer(0.3, publish)
     later.start()
     assert ask(role, f"{topic}.transactions/0/4").json() == [0, 1, 2, 0, 1, 2]
     later.join()
@@ -186,6 +195,7 @@ def test_a_query_about_a_key_that_is_parked_says_so(kafka: Kafka, topic: str) ->
         described = httpx.get(role.url + "/openapi.json").json()["paths"]["/totals/{id}"]["get"]["responses"]["200"]
         assert "Hive-Parked" in described["headers"]
         dead_letters = f"{topic}.{topic}.dead"
+        wait_until(lambda: len(read_all(kafka.brokers, dead_letters)) == 2, what="both are dead letters")
         dropped = [mark("dropped", dead_letter) for dead_letter in read_all(kafka.brokers, dead_letters)]
         marks = [
             (0, made.key, None, {n: t.decode() if isinstance(t, bytes) else str(t) for n, t in made.headers})
