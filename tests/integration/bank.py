@@ -68,10 +68,14 @@ def look(role: Role, *words: str) -> Status:
 
 
 class Console:
-    """The tool as a process, with these settings, on a free port."""
+    """The tool as a process, with these settings, on a free port; it looks at the services every ``every_s``, or as it
+    does by itself."""
 
-    def __init__(self, environ: Mapping[str, str], *words: str) -> None:
-        self._environ, self._command = dict(environ), [HIVEIO, "console", "--port", "0", *words]
+    def __init__(self, environ: Mapping[str, str], *words: str, every_s: float | None = None) -> None:
+        start = f"from hiveio.console import history; history.EVERY_S = {every_s}\n" if every_s is not None else ""
+        main = [sys.executable, "-c", f"{start}import sys; from hiveio.cli import main; sys.exit(main(sys.argv[1:]))"]
+        self._environ = dict(environ)
+        self._command = [*(main if start else [str(HIVEIO)]), "console", "--port", "0", *words]
 
     @classmethod
     def of(cls, bank: Bank, *words: str) -> "Console":
