@@ -72,10 +72,11 @@ class Console:
     does by itself."""
 
     def __init__(self, environ: Mapping[str, str], *words: str, every_s: float | None = None) -> None:
-        start = f"from hiveio.console import history; history.EVERY_S = {every_s}\n" if every_s is not None else ""
-        main = [sys.executable, "-c", f"{start}import sys; from hiveio.cli import main; sys.exit(main(sys.argv[1:]))"]
-        self._environ = dict(environ)
-        self._command = [*(main if start else [str(HIVEIO)]), "console", "--port", "0", *words]
+        tool = [HIVEIO]
+        if every_s is not None:
+            often = f"from hiveio.console import history; history.EVERY_S = {every_s}"
+            tool = [sys.executable, "-c", f"{often}; from hiveio.cli import main; raise SystemExit(main())"]
+        self._environ, self._command = dict(environ), [*tool, "console", "--port", "0", *words]
 
     @classmethod
     def of(cls, bank: Bank, *words: str) -> "Console":

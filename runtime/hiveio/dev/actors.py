@@ -7,7 +7,6 @@ line.
 
 import ast
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +17,7 @@ import msgspec
 
 from hiveio.actor import Contract
 from hiveio.config import Settings
-from hiveio.dev.process import signal_group, spawn
+from hiveio.dev.process import kill_group, spawn
 from hiveio.errors import ConfigError, LoadError, NoActor
 from hiveio.loader import load
 from hiveio.roles import ROLES
@@ -89,8 +88,7 @@ class Look:
 
     def cancel(self) -> None:
         """It is not needed any more."""
-        signal_group(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        kill_group(self._process)
 
 
 def _word(word: str) -> tuple[str, str]:

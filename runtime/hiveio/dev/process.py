@@ -107,8 +107,7 @@ def spawn(
 def _discard(result: Future[subprocess.Popen[bytes]]) -> None:
     """End a process that has started after all."""
     if result.exception() is None:
-        signal_group(result.result().pid, signal.SIGKILL)
-        result.result().wait()
+        kill_group(result.result())
 
 
 def end_forks_with_us() -> None:
@@ -132,6 +131,12 @@ def end_forks_with_us() -> None:
             os._exit(1)
 
     os.register_at_fork(after_in_child=forked)
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a child that `spawn` has started and to what it has started; the child is awaited."""
+    signal_group(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def signal_group(leader: int, number: signal.Signals) -> None:

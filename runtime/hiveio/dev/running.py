@@ -19,7 +19,7 @@ from hiveio.dev.actors import Found
 from hiveio.dev.calls import calls
 from hiveio.dev.changes import files_of
 from hiveio.dev.output import Output
-from hiveio.dev.process import HOST, signal_group, spawn
+from hiveio.dev.process import HOST, kill_group, spawn
 from hiveio.dev.services import console
 from hiveio.dev.spares import Spares
 
@@ -80,8 +80,7 @@ class Running:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOPPED_S)
-        signal_group(process.pid, signal.SIGKILL)  # its workers too
-        process.wait()
+        kill_group(process)  # its workers too
         if self._reader is not None:
             self._reader.join(1)
 

@@ -65,8 +65,7 @@ def admin(settings: Settings, **own: Any) -> AdminClient:
 
 
 def group_members(settings: Settings, group: str, timeout_s: float = TIMEOUT_S) -> tuple[dict[str, int], bool]:
-    """How many partitions each member of a group is assigned, by its id, and whether Kafka has sent each of them these.
-    Blocking.
+    """How many partitions each member of a group has, by its id, and whether each has been sent its own. Blocking.
 
     Nobody if there is no such group, or Kafka does not answer.
     """
